@@ -1,0 +1,189 @@
+//! Backends: what turns a volume and its key into a plaintext device.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use uuid::Uuid;
+
+use crate::{key::VolumeKey, volume::Volume};
+
+pub mod userspace;
+//pub mod dm_crypt;
+
+/// Makes and removes mappings.
+pub trait Backend {
+    /// Makes the volume's plaintext available as a device.
+    ///
+    /// Attaching a volume again under the same name finds the mapping there and succeeds ([`Mapping::already_active`]);
+    /// a mapping of that name that belongs to something else is refused.
+    fn activate(&self, volume: &Volume, key: &VolumeKey, options: &Activate) -> Result<Mapping, BackendError>;
+    /// Removes a mapping; all its data is on the volume before this returns.
+    fn deactivate(&self, name: &MappingName, deferred: Deferred) -> Result<(), BackendError>;
+    /// What is known of the mapping of that name; `None` if this backend has none.
+    fn status(&self, name: &MappingName) -> Result<Option<MappingStatus>, BackendError>;
+    /// The names of all this backend's mappings.
+    fn list(&self) -> Result<Vec<MappingName>, BackendError>;
+}
+
+/// Which backend made a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendKind {
+    /// The kernel's dm-crypt.
+    DmCrypt,
+    /// AES-XTS in a worker process, exported as a loop device over FUSE.
+    Userspace,
+}
+
+/// How to attach.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Activate {
+    /// The mapping's name.
+    pub name: MappingName,
+    /// No writes.
+    pub read_only: bool,
+    /// Pass discards (TRIM) to the device; they show which sectors are in use.
+    pub allow_discards: bool,
+    /// dm-crypt: encrypt reads without a work queue (kernel 5.9+).
+    pub no_read_workqueue: bool,
+    /// dm-crypt: encrypt writes without a work queue (kernel 5.9+).
+    pub no_write_workqueue: bool,
+}
+
+/// Whether a busy mapping is removed later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deferred {
+    /// A busy mapping is an error.
+    No,
+    /// A busy mapping is removed when its last user closes it.
+    Yes,
+}
+
+/// The name of a mapping: 1 to 127 characters of `A-Z a-z 0-9 # + - . : = @ _`, not starting with `-` or `.`.
+///
+/// That is udev's set of characters that device-mapper does not mangle, without `/`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MappingName(String);
+
+/// A text that is no mapping name.
+#[derive(Debug, thiserror::Error)]
+#[error("'{0}' is not a mapping name (1 to 127 of A-Z a-z 0-9 # + - . : = @ _, not starting with '-' or '.')")]
+pub struct ParseMappingNameError(String);
+
+impl MappingName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for MappingName {
+    type Err = ParseMappingNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // 127: DM_NAME_LEN is 128 with its NUL (linux/dm-ioctl.h).
+        let fits = (1..=127).contains(&text.len())
+            && !text.starts_with(['-', '.'])
+            && text != "control"
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"#+-.:=@_".contains(&b));
+        if fits { Ok(Self(text.to_owned())) } else { Err(ParseMappingNameError(text.to_owned())) }
+    }
+}
+
+impl fmt::Display for MappingName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+crate::key::serde_as_str!(MappingName);
+
+/// An active plaintext device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// Its name.
+    pub name: MappingName,
+    /// The plaintext device's path, for users: `/dev/mapper/NAME` or `/dev/disk/by-cryptattach/NAME`.
+    pub device: PathBuf,
+    /// What made it.
+    pub backend: BackendKind,
+    /// It was there before this call.
+    pub already_active: bool,
+}
+
+/// What is known of an active mapping.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct MappingStatus {
+    /// Its name.
+    pub name: MappingName,
+    /// What made it.
+    pub backend: BackendKind,
+    /// The plaintext device's path.
+    pub device: PathBuf,
+    /// The encrypted device (or file) below.
+    pub source: PathBuf,
+    /// UUID of the volume; plain dm-crypt has none.
+    pub volume: Option<Uuid>,
+    /// Cipher, in dm-crypt's notation.
+    pub cipher: String,
+    /// Size of the volume key in bits.
+    pub key_size_bits: u32,
+    /// Encryption sector size in bytes.
+    pub sector_size_bytes: u32,
+    /// Size of the plaintext device in bytes.
+    pub size_bytes: u64,
+    /// No writes.
+    pub read_only: bool,
+    /// A fault that the user should know: the worker has died, the removal is pending, ...
+    pub trouble: Option<String>,
+    /// Who has the plaintext device open.
+    pub holders: Vec<String>,
+}
+
+/// A mapping could not be made, removed or read.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// There is nothing here to make mappings with.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Another device is attached under that name.
+    #[error("the name '{name}' is taken: {by}")]
+    Foreign {
+        /// The name.
+        name: MappingName,
+        /// What has it.
+        by: String,
+    },
+    /// There is no mapping of that name.
+    #[error("nothing is attached as '{0}'")]
+    NotActive(MappingName),
+    /// The mapping is in use.
+    #[error("'{name}' is in use by {}", .holders.join(", "))]
+    Busy {
+        /// The name.
+        name: MappingName,
+        /// Who uses it, in words.
+        holders: Vec<String>,
+    },
+    /// The key does not belong to the volume.
+    #[error("the volume key does not match the volume's digest")]
+    WrongKey,
+    /// A step failed; `action` says which ("cannot ...").
+    #[error("{action}")]
+    Failed {
+        /// "cannot ..." and on what.
+        action: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl BackendError {
+    /// A closure that wraps an error as [`BackendError::Failed`].
+    pub fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+        action: impl Into<String>,
+    ) -> impl FnOnce(E) -> Self {
+        let action = action.into();
+        move |source| Self::Failed { action, source: source.into() }
+    }
+}

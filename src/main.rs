@@ -1,0 +1,2 @@
+//! The command: parse, run, print the error, exit code.
+fn main() {}

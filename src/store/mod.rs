@@ -1,0 +1,67 @@
+//! Key stores: dictionaries from key id to sealed key.
+//!
+//! A store is not trusted: it keeps only sealed keys, and what it answers is checked against what was asked.
+
+use std::path::PathBuf;
+
+use crate::key::{KeyId, MalformedSealedKey, Place, SealedKey};
+
+/// A dictionary from key id to sealed key.
+///
+/// A key id names one volume key for ever. Re-sealing replaces a sealed key by one of the same volume key for other
+/// recipients; a new volume key gets a new id. So no store needs compare-and-swap.
+pub trait KeyStore {
+    /// The sealed key with this id.
+    fn get(&self, id: &KeyId) -> Result<SealedKey, StoreError>;
+    /// Stores a new key durably; never overwrites.
+    fn create(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError>;
+    /// Replaces an existing key by its re-sealed form: same volume key, other recipients.
+    fn reseal(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError>;
+    /// Deletes a key: its volume's data can never be read again (crypto-shred).
+    fn delete(&self, id: &KeyId) -> Result<(), StoreError>;
+    /// The ids of all keys, in order.
+    fn list(&self) -> Result<Vec<KeyId>, StoreError>;
+    /// Where the bytes of a key rest, or would rest.
+    fn places(&self, id: &KeyId) -> Result<Vec<Place>, StoreError>;
+}
+
+/// A store could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// There is no key of that id.
+    #[error("there is no key {id} in {at}")]
+    NotFound {
+        /// The key.
+        id: KeyId,
+        /// The store, in words.
+        at: String,
+    },
+    /// There is a key of that id already.
+    #[error("{at} already has a key {id}")]
+    Exists {
+        /// The key.
+        id: KeyId,
+        /// The store, in words.
+        at: String,
+    },
+    /// What was found under that id is no sealed key.
+    #[error("{} is no sealed key", .path.display())]
+    Malformed {
+        /// The file or object.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: MalformedSealedKey,
+    },
+    /// The store cannot be reached, read or written.
+    #[error("cannot {action} {}", .path.display())]
+    Io {
+        /// "read", "write", ...
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
