@@ -1,5 +1,7 @@
 //! placeholder
+pub mod audit;
 pub mod backend;
+pub mod config;
 pub mod device;
 pub mod holders;
 pub mod key;

@@ -4,10 +4,10 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 use uuid::Uuid;
 
-use crate::{key::VolumeKey, volume::Volume};
+use crate::{device::DeviceError, key::VolumeKey, volume::Volume};
 
+pub mod dm_crypt;
 pub mod userspace;
-//pub mod dm_crypt;
 
 /// Makes and removes mappings.
 pub trait Backend {
@@ -142,6 +142,9 @@ pub struct MappingStatus {
 /// A mapping could not be made, removed or read.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
+    /// The encrypted device cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// There is nothing here to make mappings with.
     #[error("{0}")]
     Unavailable(String),

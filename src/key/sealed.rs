@@ -81,6 +81,9 @@ pub enum MalformedSealedKey {
     /// The protected header is not base64url of a JSON object.
     #[error("its protected header is not base64url JSON")]
     Protected,
+    /// It names another key id than the one it is kept under.
+    #[error("it is the key {0}")]
+    OtherKey(KeyId),
     /// The protected header has no `cryptattach` member of the form we know.
     #[error("its protected header does not say what the key is for: {0}")]
     Context(String),

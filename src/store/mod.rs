@@ -4,6 +4,10 @@
 
 use std::path::PathBuf;
 
+mod directory;
+
+pub use directory::Directory;
+
 use crate::key::{KeyId, MalformedSealedKey, Place, SealedKey};
 
 /// A dictionary from key id to sealed key.
@@ -44,8 +48,16 @@ pub enum StoreError {
         /// The store, in words.
         at: String,
     },
+    /// The store has a newer generation than the one given to replace it.
+    #[error("key {id} has been re-sealed meanwhile (generation {generation})")]
+    Outdated {
+        /// The key.
+        id: KeyId,
+        /// The generation in the store.
+        generation: u64,
+    },
     /// What was found under that id is no sealed key.
-    #[error("{} is no sealed key", .path.display())]
+    #[error("{} is not the sealed key that was asked for", .path.display())]
     Malformed {
         /// The file or object.
         path: PathBuf,

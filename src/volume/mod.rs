@@ -1,12 +1,28 @@
 //! Volumes: what is encrypted, and how. Headers are untrusted until the allow-list has passed them.
 
-use std::{fmt, path::PathBuf};
+mod allow_list;
+mod header_image;
+pub mod library;
+mod luks;
+mod metadata;
+pub mod signatures;
+mod token;
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use uuid::Uuid;
 
+pub use allow_list::Refusal;
+pub use header_image::HeaderImage;
+pub use library::LibraryError;
+pub use luks::{HEADER_BYTES, NewHeader};
+
 use crate::{
-    device::Device,
-    key::{KeyReference, KeySize},
+    device::{Device, DeviceError},
+    key::{KeyReference, KeySize, SecretBytes, SecretMemoryError, VolumeKey},
 };
 
 /// Format of a volume's header.
@@ -48,8 +64,6 @@ impl SectorSize {
 /// How a volume's sectors are encrypted and where they lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    /// Size of the volume key.
-    pub key_size: KeySize,
     /// Encryption sector size.
     pub sector_size: SectorSize,
     /// Where the data begins on the data device.
@@ -68,18 +82,192 @@ pub struct Geometry {
 pub struct Volume {
     /// The device (or file) with the data.
     pub device: Device,
-    /// A detached header's path.
-    pub header: Option<PathBuf>,
-    /// Format of the header.
-    pub format: Format,
-    /// UUID in the LUKS header.
-    pub uuid: Option<Uuid>,
+    /// Where the header is, and the bytes that were checked.
+    pub header: Header,
     /// How and where the sectors are.
     pub geometry: Geometry,
-    /// The header's digest of the volume key, as the header spells it.
-    pub digest: Option<String>,
+    /// Size of the volume key, where the header tells: a strict LUKS2 header does not.
+    pub key_size: Option<KeySize>,
+}
+
+/// What stands before the data, or says what does.
+#[derive(Clone, Debug)]
+pub enum Header {
+    /// LUKS, version 1 or 2.
+    Luks(LuksHeader),
+    /// None: plain dm-crypt.
+    Plain,
+}
+
+/// A checked LUKS header.
+#[derive(Clone, Debug)]
+pub struct LuksHeader {
+    /// 1 or 2.
+    pub format: Format,
+    /// The volume's UUID.
+    pub uuid: Uuid,
+    /// The digest of the volume key, as the header spells it.
+    pub digest: String,
     /// Where the key is, from the LUKS2 token.
     pub reference: Option<KeyReference>,
+    /// The path of a detached header.
+    pub detached: Option<PathBuf>,
+    /// The bytes that were checked, and no others, are what is activated.
+    pub image: HeaderImage,
+}
+
+/// What the user says of a volume that has no header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlainParameters {
+    /// Size of the volume key.
+    pub key_size: KeySize,
+    /// Encryption sector size.
+    pub sector_size: SectorSize,
+    /// Where the data begins, in units of 512 bytes (`cryptsetup --offset`).
+    pub offset_sectors: u64,
+    /// Added to the sector number for the tweak, in units of 512 bytes (`cryptsetup --skip`).
+    pub skip_sectors: u64,
+}
+
+/// Reads the header of a device, or a detached one, and checks it against the allow-list.
+///
+/// Nothing is written, not even to repair a header.
+pub fn probe(device: &Path, detached: Option<&Path>) -> Result<Volume, VolumeError> {
+    luks::UntrustedHeader::read(device, detached)?.check()
+}
+
+/// Checks a header that is in memory and not (or not yet) on the device, as [`probe`] does.
+pub fn probe_image(device: &Device, detached: Option<&Path>, image: &HeaderImage) -> Result<Volume, VolumeError> {
+    luks::UntrustedHeader::parse(device.clone(), detached.map(Path::to_owned), image.clone())?.check()
+}
+
+/// A volume without a header, as the user describes it.
+pub fn plain(device: &Path, parameters: &PlainParameters) -> Result<Volume, VolumeError> {
+    let device = Device::look(device)?;
+    let refused = |refusal| VolumeError::Refused { path: device.path.clone(), refusal };
+    let offset = parameters.offset_sectors.saturating_mul(512);
+    let geometry = allow_list::geometry(parameters.sector_size, offset, None, device.size_bytes).map_err(refused)?;
+    let geometry = Geometry { iv_offset_sectors: parameters.skip_sectors, ..geometry };
+    Ok(Volume { device, header: Header::Plain, geometry, key_size: Some(parameters.key_size) })
+}
+
+impl Volume {
+    /// Format of the header.
+    pub fn format(&self) -> Format {
+        match &self.header {
+            Header::Luks(header) => header.format,
+            Header::Plain => Format::Plain,
+        }
+    }
+
+    /// The LUKS header, if there is one.
+    pub fn luks(&self) -> Option<&LuksHeader> {
+        match &self.header {
+            Header::Luks(header) => Some(header),
+            Header::Plain => None,
+        }
+    }
+
+    /// The volume's UUID, if it has a header.
+    pub fn uuid(&self) -> Option<Uuid> {
+        self.luks().map(|header| header.uuid)
+    }
+
+    /// Checks the key against the header's digest. Without a header nothing can tell a wrong key but its size.
+    pub fn verify_key(&self, key: &VolumeKey) -> Result<(), VolumeError> {
+        let right = match &self.header {
+            Header::Luks(header) => header.verify_key(key)?,
+            Header::Plain => self.key_size == Some(key.size()),
+        };
+        if right { Ok(()) } else { Err(VolumeError::WrongKey { path: self.device.path.clone() }) }
+    }
+
+    /// The volume key out of a keyslot.
+    pub fn open_keyslot(&self, passphrase: &SecretBytes) -> Result<VolumeKey, VolumeError> {
+        let (Header::Luks(header), Some(size)) = (&self.header, self.key_size) else {
+            return Err(VolumeError::NoKeyslot { path: self.device.path.clone() });
+        };
+        header.open_keyslot(self, passphrase, size)
+    }
+}
+
+/// A volume cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The device cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// There is no LUKS header.
+    #[error("{} has no LUKS header{}", .path.display(), found_instead(.found.as_deref()))]
+    NoHeader {
+        /// The device or header file.
+        path: PathBuf,
+        /// What libblkid finds there.
+        found: Option<String>,
+    },
+    /// There is a LUKS header, but it is damaged or truncated.
+    #[error("the LUKS header of {} is damaged", .path.display())]
+    Damaged {
+        /// The device or header file.
+        path: PathBuf,
+        /// What libcryptsetup says.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The header says something that is not on the allow-list.
+    #[error("the header of {} is refused", .path.display())]
+    Refused {
+        /// The device or header file.
+        path: PathBuf,
+        /// What.
+        #[source]
+        refusal: Refusal,
+    },
+    /// The key does not belong to the volume.
+    #[error("the volume key does not match the digest in the header of {}", .path.display())]
+    WrongKey {
+        /// The device.
+        path: PathBuf,
+    },
+    /// A passphrase opens nothing here.
+    #[error("{} has no keyslot", .path.display())]
+    NoKeyslot {
+        /// The device.
+        path: PathBuf,
+    },
+    /// The passphrase opens no keyslot.
+    #[error("the passphrase opens no keyslot of {}", .path.display())]
+    WrongPassphrase {
+        /// The device.
+        path: PathBuf,
+    },
+    /// libcryptsetup failed.
+    #[error("cannot {action} {}", .path.display())]
+    Library {
+        /// "make a header for", ...
+        action: &'static str,
+        /// The device.
+        path: PathBuf,
+        /// What it says.
+        #[source]
+        source: LibraryError,
+    },
+    /// libblkid failed.
+    #[error("cannot look for signatures on {}", .path.display())]
+    Signatures {
+        /// The device.
+        path: PathBuf,
+        /// What it says.
+        #[source]
+        source: libblkid_rs::BlkidErr,
+    },
+    /// No memory for a secret.
+    #[error(transparent)]
+    Memory(#[from] SecretMemoryError),
+}
+
+fn found_instead(found: Option<&str>) -> String {
+    found.map(|found| format!(" (found: {found})")).unwrap_or_default()
 }
 
 impl fmt::Display for SectorSize {

@@ -1,0 +1,263 @@
+//! The configuration: which stores there are, who seals and opens, how strict the separation check is.
+
+use std::{
+    collections::BTreeMap,
+    env, fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::key::{Place, StoreName};
+
+/// Where the configuration is unless `--config` or `CRYPTATTACH_CONFIG` says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/cryptattach/cryptattach.toml";
+
+/// The configuration file.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The store for new keys when the command names none.
+    pub default_store: Option<StoreName>,
+    /// The separation check.
+    #[serde(default)]
+    pub separation: Separation,
+    /// The audit record.
+    #[serde(default)]
+    pub audit: Audit,
+    /// The stores by name.
+    #[serde(default)]
+    pub stores: BTreeMap<StoreName, StoreConfig>,
+    /// The file itself: it is a place, too.
+    #[serde(skip)]
+    pub path: PathBuf,
+}
+
+/// What happens when the separation of key and data is not proven.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum SeparationPolicy {
+    /// Warn and go on.
+    #[default]
+    Warn,
+    /// Refuse.
+    Strict,
+}
+
+/// `[separation]`
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Separation {
+    /// What *unproven* leads to.
+    #[serde(default)]
+    pub policy: SeparationPolicy,
+}
+
+/// `[audit]`
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Audit {
+    /// One JSON object per line and event.
+    pub file: PathBuf,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { file: "/var/log/cryptattach.jsonl".into() }
+    }
+}
+
+/// `[stores.NAME]`
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreConfig {
+    /// What kind of store it is, and where.
+    #[serde(rename = "type")]
+    pub kind: StoreKind,
+    /// The directory of a directory store.
+    pub path: PathBuf,
+    /// Public key or certificate (PEM) of the owner: new keys are sealed to it.
+    pub owner: PathBuf,
+    /// Public key or certificate (PEM) for recovery, whose private key is kept offline.
+    pub escrow: Option<PathBuf>,
+    /// Go without escrow: a lost owner key is then lost data.
+    #[serde(default)]
+    pub no_escrow: bool,
+    /// Private keys (PEM) that open keys on this host; `credential:NAME` is systemd's credential of that name.
+    #[serde(default)]
+    pub identities: Vec<PathBuf>,
+}
+
+/// Kinds of stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StoreKind {
+    /// One file per key in a directory.
+    Directory,
+}
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// There is no such file.
+    #[error("there is no configuration {}", .0.display())]
+    Missing(PathBuf),
+    /// It cannot be read or written.
+    #[error("cannot {action} {}", .path.display())]
+    Io {
+        /// "read" or "write".
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is no TOML of the expected form.
+    #[error("{} is not a configuration", .path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A store is not configured.
+    #[error("the configuration {} has no store '{name}' (it has: {})", .path.display(), list(.known))]
+    UnknownStore {
+        /// The store.
+        name: StoreName,
+        /// The file.
+        path: PathBuf,
+        /// The stores that there are.
+        known: Vec<StoreName>,
+    },
+    /// No store was named and there is no default.
+    #[error("no store was named, and the configuration {} has no default_store", .0.display())]
+    NoDefaultStore(PathBuf),
+    /// A store has neither escrow nor an explicit refusal of it, or both.
+    #[error("store '{name}' in {} must have either escrow = \"FILE\" or no_escrow = true", .path.display())]
+    Escrow {
+        /// The store.
+        name: StoreName,
+        /// The file.
+        path: PathBuf,
+    },
+    /// `credential:NAME` outside a unit with credentials.
+    #[error("{} names a credential, but CREDENTIALS_DIRECTORY is not set", .0.display())]
+    NoCredentials(PathBuf),
+}
+
+fn list(names: &[StoreName]) -> String {
+    match names {
+        [] => "none".to_owned(),
+        names => names.iter().map(StoreName::as_str).collect::<Vec<_>>().join(", "),
+    }
+}
+
+impl Config {
+    /// Reads a configuration; relative paths in it are relative to its own directory.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => ConfigError::Missing(path.to_owned()),
+            _ => ConfigError::Io { action: "read", path: path.to_owned(), source },
+        })?;
+        let mut config: Self = toml::from_str(&text)
+            .map_err(|source| ConfigError::Malformed { path: path.to_owned(), source: Box::new(source) })?;
+        config.path = path.to_owned();
+        let folder = path.parent().unwrap_or(Path::new("."));
+        for (name, store) in &mut config.stores {
+            if store.escrow.is_some() == store.no_escrow {
+                return Err(ConfigError::Escrow { name: name.clone(), path: path.to_owned() });
+            }
+            store.path = folder.join(&store.path);
+            store.owner = folder.join(&store.owner);
+            store.escrow = store.escrow.take().map(|escrow| folder.join(escrow));
+            for identity in &mut store.identities {
+                *identity = resolve(folder, identity)?;
+            }
+        }
+        Ok(config)
+    }
+
+    /// The store of that name.
+    pub fn store(&self, name: &StoreName) -> Result<&StoreConfig, ConfigError> {
+        self.stores.get(name).ok_or_else(|| ConfigError::UnknownStore {
+            name: name.clone(),
+            path: self.path.clone(),
+            known: self.stores.keys().cloned().collect(),
+        })
+    }
+
+    /// The named store, or else the default one, or else the only one.
+    pub fn store_or_default(&self, name: Option<&StoreName>) -> Result<StoreName, ConfigError> {
+        let only = || self.stores.keys().next().filter(|_| self.stores.len() == 1);
+        let name = name.or(self.default_store.as_ref()).or_else(only);
+        let name = name.ok_or_else(|| ConfigError::NoDefaultStore(self.path.clone()))?;
+        self.store(name).map(|_| name.clone())
+    }
+}
+
+impl StoreConfig {
+    /// Where this host keeps what opens the store's keys. An owner's key on the volume's own disk is as bad as the
+    /// volume key there.
+    pub fn places(&self, config: &Path) -> Vec<Place> {
+        let identities =
+            self.identities.iter().map(|path| Place { what: "private key".to_owned(), path: path.clone() });
+        let config = Place { what: "configuration".to_owned(), path: config.to_owned() };
+        identities.chain([config]).collect()
+    }
+}
+
+fn resolve(folder: &Path, identity: &Path) -> Result<PathBuf, ConfigError> {
+    match identity.to_str().and_then(|text| text.strip_prefix("credential:")) {
+        Some(name) => env::var_os("CREDENTIALS_DIRECTORY")
+            .map(|directory| Path::new(&directory).join(name))
+            .ok_or_else(|| ConfigError::NoCredentials(identity.to_owned())),
+        None => Ok(folder.join(identity)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        fs::write(&path, text).unwrap();
+        Config::read(&path)
+    }
+
+    #[test]
+    fn resolves_paths_beside_itself() {
+        let config = read(
+            "[stores.cinder]\ntype = 'directory'\npath = '/srv/keys'\nowner = 'owner.pem'\nescrow = 'e.pem'\n\
+             identities = ['owner.key']\n",
+        )
+        .unwrap();
+        let name = config.store_or_default(None).unwrap();
+        let store = config.store(&name).unwrap();
+        assert_eq!(store.path, Path::new("/srv/keys"));
+        assert_eq!(store.owner, config.path.with_file_name("owner.pem"));
+        assert_eq!(store.identities, [config.path.with_file_name("owner.key")]);
+    }
+
+    #[test]
+    fn insists_on_escrow_or_its_refusal() {
+        let store = "[stores.cinder]\ntype = 'directory'\npath = 'k'\nowner = 'o.pem'\n";
+        assert!(matches!(read(store), Err(ConfigError::Escrow { .. })));
+        assert!(read(&format!("{store}no_escrow = true\n")).is_ok());
+        assert!(matches!(read(&format!("{store}no_escrow = true\nescrow = 'e'\n")), Err(ConfigError::Escrow { .. })));
+    }
+
+    #[test]
+    fn says_what_it_does_not_know() {
+        let unknown = read("[separation]\npolicie = 'strict'\n").unwrap_err();
+        assert!(matches!(&unknown, ConfigError::Malformed { source, .. } if source.to_string().contains("policie")));
+        let config = read("").unwrap();
+        assert!(matches!(config.store_or_default(None), Err(ConfigError::NoDefaultStore(_))));
+        let name = "glance".parse().unwrap();
+        assert!(matches!(config.store_or_default(Some(&name)), Err(ConfigError::UnknownStore { .. })));
+    }
+}

@@ -1,0 +1,103 @@
+//! A header in memory: read once, then checked and used, or made and then written.
+//!
+//! Storage may be hostile and answer a second read with other bytes than the first, so what was checked must be what is
+//! activated; and a header that is being made must be whole before any of it is on the device.
+
+use std::{
+    fs::File,
+    io,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+/// The first bytes of LUKS headers, version 1 and 2 (LUKS2 On-Disk Format section 2.1).
+pub const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
+
+/// The bytes of a header, in an anonymous sparse file as long as the device that they stand at the start of.
+#[derive(Clone, Debug)]
+pub struct HeaderImage(Arc<File>);
+
+impl HeaderImage {
+    /// An empty image for a device of `len` bytes.
+    pub fn empty(len: u64) -> io::Result<Self> {
+        let file = File::from(memfd_create(c"cryptattach header", MFdFlags::MFD_CLOEXEC)?);
+        file.set_len(len)?;
+        Ok(Self(Arc::new(file)))
+    }
+
+    /// The first `wanted` bytes of `device`, which is `len` bytes long.
+    pub fn read(device: &File, len: u64, wanted: u64) -> io::Result<Self> {
+        let image = Self::empty(len)?;
+        image.copy(device, &image.0, 0, wanted.min(len))?;
+        Ok(image)
+    }
+
+    /// Its first block.
+    pub fn first_block(&self) -> io::Result<[u8; 4096]> {
+        first_block(&self.0)
+    }
+
+    /// A path by which libcryptsetup opens the image.
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
+    }
+
+    /// Writes the first `len` bytes to `device`, the first block last: until all else is on stable storage the device
+    /// carries no LUKS magic, so that a half-written header is never taken for a whole one.
+    pub fn write_to(&self, device: &File, len: u64) -> io::Result<()> {
+        const FIRST_BLOCK: u64 = 4096;
+        device.write_all_at(&[0; FIRST_BLOCK as usize], 0)?;
+        device.sync_all()?;
+        self.copy(&self.0, device, FIRST_BLOCK, len)?;
+        device.sync_all()?;
+        self.copy(&self.0, device, 0, FIRST_BLOCK)?;
+        device.sync_all()
+    }
+
+    fn copy(&self, from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
+        const CHUNK: u64 = 1 << 20;
+        let mut buffer = vec![0; CHUNK as usize];
+        let mut at = start;
+        while at < end {
+            let chunk = &mut buffer[..(end - at).min(CHUNK) as usize];
+            from.read_exact_at(chunk, at)?;
+            to.write_all_at(chunk, at)?;
+            at += chunk.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+/// The first block of a device; a shorter one is filled up with zeroes.
+pub fn first_block(device: &File) -> io::Result<[u8; 4096]> {
+    let (mut block, mut filled) = ([0; 4096], 0);
+    while filled < block.len() {
+        match device.read_at(&mut block[filled..], filled as u64)? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    Ok(block)
+}
+
+/// How far the metadata of a LUKS header reaches, as its first block says; `None` if it is no LUKS header.
+///
+/// The answer is bounded whatever the header says: LUKS2 metadata has at most 4 MiB (twice), and a LUKS1 header's 592
+/// bytes fit the first block.
+pub fn metadata_len(first_block: &[u8; 4096]) -> Option<u64> {
+    const LARGEST_LUKS2_METADATA: u64 = 4 << 20;
+    if first_block[..6] != MAGIC {
+        return None;
+    }
+    match u16::from_be_bytes([first_block[6], first_block[7]]) {
+        // Binary header and JSON area, and their second copy behind them.
+        2 => {
+            let hdr_size = u64::from_be_bytes(first_block[8..16].try_into().ok()?);
+            Some(hdr_size.clamp(4096, LARGEST_LUKS2_METADATA) * 2)
+        }
+        _ => Some(4096),
+    }
+}

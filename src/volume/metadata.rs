@@ -1,0 +1,81 @@
+//! LUKS2 metadata as JSON (LUKS2 On-Disk Format section 3), typed as far as we judge it.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The JSON area.
+#[derive(Debug, Deserialize)]
+pub struct Metadata {
+    pub keyslots: BTreeMap<String, Keyslot>,
+    pub tokens: BTreeMap<String, Value>,
+    pub segments: BTreeMap<String, Segment>,
+    pub digests: BTreeMap<String, Digest>,
+    pub config: Config,
+}
+
+/// One encrypted copy of the volume key.
+#[derive(Debug, Deserialize)]
+pub struct Keyslot {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub key_size: u32,
+    pub area: Area,
+    #[serde(default)]
+    pub kdf: Option<Kdf>,
+}
+
+/// Where and how a keyslot's key material is encrypted.
+#[derive(Debug, Deserialize)]
+pub struct Area {
+    #[serde(default)]
+    pub encryption: Option<String>,
+}
+
+/// How a passphrase becomes a key.
+#[derive(Debug, Deserialize)]
+pub struct Kdf {
+    #[serde(rename = "type")]
+    pub kind: String,
+}
+
+/// A stretch of the data device.
+#[derive(Debug, Deserialize)]
+pub struct Segment {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub offset: String,
+    pub size: String,
+    pub iv_tweak: Option<String>,
+    pub encryption: Option<String>,
+    pub sector_size: Option<u32>,
+    pub integrity: Option<Value>,
+    #[serde(default)]
+    pub flags: Vec<String>,
+}
+
+/// What a volume key is checked against.
+#[derive(Debug, Deserialize)]
+pub struct Digest {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub segments: Vec<String>,
+    pub hash: String,
+    pub iterations: u64,
+    pub salt: String,
+    pub digest: String,
+}
+
+/// Of the whole header.
+#[derive(Debug, Deserialize)]
+pub struct Config {
+    pub requirements: Option<Requirements>,
+}
+
+/// What a program must know to touch the volume.
+#[derive(Debug, Deserialize)]
+pub struct Requirements {
+    #[serde(default)]
+    pub mandatory: Vec<String>,
+}
