@@ -151,6 +151,15 @@ impl Device {
         })
     }
 
+    /// Whether it is a file, or a loop device, which stands for one.
+    pub fn is_loop_or_file(&self) -> bool {
+        const LOOP_MAJOR: u64 = 7; // Documentation/admin-guide/devices.txt
+        match self.kind {
+            DeviceKind::File => true,
+            DeviceKind::Block(number) => libc::major(number) as u64 == LOOP_MAJOR,
+        }
+    }
+
     /// Opens it for writing; a block device exclusively (`O_EXCL`), so that a mounted one is busy.
     pub fn open_exclusive(&self) -> Result<File, DeviceError> {
         if self.read_only {

@@ -1,9 +1,34 @@
-//! placeholder
+//! cryptattach sets up dm-crypt/LUKS when a block device is attached: it fetches or unseals the volume key, proves that
+//! key and data rest on different devices, and maps the volume, in the kernel or, where that has no device-mapper, in
+//! userspace.
+//!
+//! # The map
+//!
+//! A verb is one straight line: [`attach`], [`detach`], [`format`], [`import`]. Each noun on that line is one module:
+//!
+//! | module | noun |
+//! |---|---|
+//! | [`key`] | the volume key, its id and reference, its sealed form, secret memory |
+//! | [`seal`] | recipients seal, identities open |
+//! | [`store`] | dictionaries from key id to sealed key |
+//! | [`volume`] | headers, checked against an allow-list |
+//! | [`separation`] | lineage of devices and places of keys; the verdict |
+//! | [`backend`] | mappings, by dm-crypt or in userspace |
+//!
+//! Dependencies point one way: `cli -> attach/format/... -> {store, seal, volume, separation, backend} -> key`.
+
+pub mod attach;
 pub mod audit;
 pub mod backend;
+pub mod cli;
 pub mod config;
+pub mod detach;
 pub mod device;
+pub mod error;
+pub mod format;
 pub mod holders;
+pub mod import;
+pub mod keep;
 pub mod key;
 pub mod seal;
 pub mod separation;

@@ -1,2 +1,7 @@
-//! The command: parse, run, print the error, exit code.
-fn main() {}
+//! The command: parse, run, print the error, exit with its code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cryptattach::cli::main()
+}

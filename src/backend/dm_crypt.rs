@@ -91,19 +91,15 @@ impl DmCrypt {
 }
 
 impl Backend for DmCrypt {
-    fn activate(&self, volume: &Volume, key: &VolumeKey, options: &Activate) -> Result<Mapping, BackendError> {
-        let mapping = |already_active| Mapping {
-            name: options.name.clone(),
-            device: device_path(&options.name),
-            backend: BackendKind::DmCrypt,
-            already_active,
-        };
-        if let Some(found) = self.find(&options.name)? {
-            return match self.is_mapping_of(&found, volume, &options.name)? {
-                true => Ok(mapping(true)),
-                false => Err(self.foreign(&options.name, &found)),
-            };
+    fn active(&self, volume: &Volume, name: &MappingName) -> Result<Option<Mapping>, BackendError> {
+        match self.find(name)? {
+            None => Ok(None),
+            Some(found) if self.is_mapping_of(&found, volume, name)? => Ok(Some(mapping(name, true))),
+            Some(found) => Err(self.foreign(name, &found)),
         }
+    }
+
+    fn activate(&self, volume: &Volume, key: &VolumeKey, options: &Activate) -> Result<Mapping, BackendError> {
         let device = &volume.device.path;
         let failed = |source: library::LibraryError| match source.errno() {
             Some(libc::EPERM) => BackendError::WrongKey,
@@ -128,7 +124,7 @@ impl Backend for DmCrypt {
             )
         })
         .map_err(failed)?;
-        Ok(mapping(false))
+        Ok(mapping(&options.name, false))
     }
 
     fn deactivate(&self, name: &MappingName, deferred: Deferred) -> Result<(), BackendError> {
@@ -247,6 +243,10 @@ fn table(name: &MappingName) -> Result<Table, LibcryptErr> {
         size_bytes: active.size * 512,
         sector_size_bytes: u32::try_from(get_sector_size(Some(&mut context))).unwrap_or(512),
     })
+}
+
+fn mapping(name: &MappingName, already_active: bool) -> Mapping {
+    Mapping { name: name.clone(), device: device_path(name), backend: BackendKind::DmCrypt, already_active }
 }
 
 fn device_path(name: &MappingName) -> PathBuf {

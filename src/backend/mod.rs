@@ -4,17 +4,21 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 use uuid::Uuid;
 
-use crate::{device::DeviceError, key::VolumeKey, volume::Volume};
+use self::{dm_crypt::DmCrypt, userspace::Userspace};
+use crate::{
+    device::{Device, DeviceError},
+    key::VolumeKey,
+    volume::Volume,
+};
 
 pub mod dm_crypt;
 pub mod userspace;
 
 /// Makes and removes mappings.
 pub trait Backend {
-    /// Makes the volume's plaintext available as a device.
-    ///
-    /// Attaching a volume again under the same name finds the mapping there and succeeds ([`Mapping::already_active`]);
-    /// a mapping of that name that belongs to something else is refused.
+    /// The mapping of that name, if it is this volume's; refused if it is something else's.
+    fn active(&self, volume: &Volume, name: &MappingName) -> Result<Option<Mapping>, BackendError>;
+    /// Makes the volume's plaintext available as a device, under a name that [`Backend::active`] found free.
     fn activate(&self, volume: &Volume, key: &VolumeKey, options: &Activate) -> Result<Mapping, BackendError>;
     /// Removes a mapping; all its data is on the volume before this returns.
     fn deactivate(&self, name: &MappingName, deferred: Deferred) -> Result<(), BackendError>;
@@ -22,6 +26,30 @@ pub trait Backend {
     fn status(&self, name: &MappingName) -> Result<Option<MappingStatus>, BackendError>;
     /// The names of all this backend's mappings.
     fn list(&self) -> Result<Vec<MappingName>, BackendError>;
+}
+
+/// The backend that is asked for, or the best for the device.
+///
+/// Without a device-mapper only a loop device or a file is mapped in userspace unasked: for those it is a way to try
+/// everything out. For a real disk it is a choice that someone should make.
+pub fn choose(asked: Option<BackendKind>, device: &Device) -> Result<Box<dyn Backend>, BackendError> {
+    let unavailable = match (asked, DmCrypt::open()) {
+        (Some(BackendKind::Userspace), _) => return Ok(Box::new(Userspace::new())),
+        (_, Ok(dm_crypt)) => return Ok(Box::new(dm_crypt)),
+        (Some(BackendKind::DmCrypt), Err(unavailable)) => return Err(unavailable),
+        (None, Err(unavailable)) => unavailable,
+    };
+    if !device.is_loop_or_file() {
+        return Err(unavailable);
+    }
+    tracing::warn!("{unavailable}; mapping {} in userspace", device.path.display());
+    Ok(Box::new(Userspace::new()))
+}
+
+/// All backends that can have mappings here.
+pub fn available() -> Vec<(BackendKind, Box<dyn Backend>)> {
+    let dm_crypt = DmCrypt::open().ok().map(|backend| (BackendKind::DmCrypt, Box::new(backend) as Box<dyn Backend>));
+    dm_crypt.into_iter().chain([(BackendKind::Userspace, Box::new(Userspace::new()) as Box<dyn Backend>)]).collect()
 }
 
 /// Which backend made a mapping.
@@ -32,6 +60,15 @@ pub enum BackendKind {
     DmCrypt,
     /// AES-XTS in a worker process, exported as a loop device over FUSE.
     Userspace,
+}
+
+impl fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::DmCrypt => "dm-crypt",
+            Self::Userspace => "userspace",
+        })
+    }
 }
 
 /// How to attach.

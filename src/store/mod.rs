@@ -8,7 +8,10 @@ mod directory;
 
 pub use directory::Directory;
 
-use crate::key::{KeyId, MalformedSealedKey, Place, SealedKey};
+use crate::{
+    config::{StoreConfig, StoreKind},
+    key::{KeyId, MalformedSealedKey, Place, SealedKey},
+};
 
 /// A dictionary from key id to sealed key.
 ///
@@ -27,6 +30,13 @@ pub trait KeyStore {
     fn list(&self) -> Result<Vec<KeyId>, StoreError>;
     /// Where the bytes of a key rest, or would rest.
     fn places(&self, id: &KeyId) -> Result<Vec<Place>, StoreError>;
+}
+
+/// The store that a part of the configuration describes.
+pub fn open(config: &StoreConfig) -> Result<Box<dyn KeyStore>, StoreError> {
+    Ok(match config.kind {
+        StoreKind::Directory => Box::new(Directory::open(&config.path)?),
+    })
 }
 
 /// A store could not do what was asked.

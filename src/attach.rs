@@ -1,0 +1,207 @@
+//! Attach: find the volume's key, prove that it rests elsewhere, open it, map the volume.
+
+use std::path::Path;
+
+use crate::{
+    audit::{self, Event},
+    backend::{self, Activate, Backend, BackendKind, Mapping, MappingName},
+    config::{Config, SeparationPolicy, StoreConfig},
+    error::Error,
+    key::{KeyId, KeyReference, Place},
+    seal::{Expected, Keyring, Opened},
+    separation::{self, Report},
+    store::{self, KeyStore},
+    volume::{self, CIPHER, PlainParameters, Volume},
+};
+
+/// What to attach, and how.
+pub struct Request<'a> {
+    /// The encrypted device or file.
+    pub device: &'a Path,
+    /// The mapping's name; `luks-UUID` unless given.
+    pub name: Option<MappingName>,
+    /// The key; what the LUKS2 token says unless given.
+    pub key: Option<KeyReference>,
+    /// A detached LUKS header.
+    pub header: Option<&'a Path>,
+    /// The volume is plain dm-crypt and looks like this.
+    pub plain: Option<PlainParameters>,
+    /// The backend; the best that there is unless given.
+    pub backend: Option<BackendKind>,
+    /// How to map.
+    pub options: Options,
+    /// How strict to be about separation.
+    pub separation: Strictness,
+}
+
+/// Options of the mapping; see [`Activate`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// No writes.
+    pub read_only: bool,
+    /// Pass discards on.
+    pub allow_discards: bool,
+    /// No work queue for reads.
+    pub no_read_workqueue: bool,
+    /// No work queue for writes.
+    pub no_write_workqueue: bool,
+}
+
+/// What the separation check may let through.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Strictness {
+    /// Overrides the configuration's policy.
+    pub policy: Option<SeparationPolicy>,
+    /// Go on although key and data share a device; recorded.
+    pub allow_shared: bool,
+}
+
+/// Attaches a volume.
+pub fn attach(config: &Config, request: Request<'_>) -> Result<Mapping, Error> {
+    let volume = probe(&request)?;
+    let options = activation(&request, &volume)?;
+    let backend = backend::choose(request.backend, &volume.device)?;
+    if let Some(mapping) = backend.active(&volume, &options.name)? {
+        return Ok(mapping);
+    }
+    let reference = reference(&request, &volume)?;
+    let store_config = config.store(&reference.store)?;
+    let store = store::open(store_config)?;
+    let report = separate(config, store_config, &*store, &reference, &volume, request.separation)?;
+    let opened = open(&reference, store_config, &*store, &volume)?;
+    let mapping = backend.activate(&volume, &opened.payload.volume_key, &options)?;
+    record("attach", config, &reference, &volume, Some(&options.name), &report);
+    Ok(mapping)
+}
+
+fn probe(request: &Request<'_>) -> Result<Volume, Error> {
+    Ok(match &request.plain {
+        Some(parameters) => volume::plain(request.device, parameters)?,
+        None => volume::probe(request.device, request.header)?,
+    })
+}
+
+fn reference(request: &Request<'_>, volume: &Volume) -> Result<KeyReference, Error> {
+    let in_token = || volume.luks().and_then(|header| header.reference.clone());
+    request.key.clone().or_else(in_token).ok_or_else(|| Error::NoReference(volume.device.path.clone()))
+}
+
+fn activation(request: &Request<'_>, volume: &Volume) -> Result<Activate, Error> {
+    let name = match (&request.name, volume.uuid()) {
+        (Some(name), _) => name.clone(),
+        // The name that udisks and dracut give to a LUKS volume.
+        (None, Some(uuid)) => format!("luks-{uuid}").parse()?,
+        (None, None) => return Err(Error::NoName(volume.device.path.clone())),
+    };
+    let Options { read_only, allow_discards, no_read_workqueue, no_write_workqueue } = request.options;
+    let read_only = read_only || volume.device.read_only;
+    Ok(Activate { name, read_only, allow_discards, no_read_workqueue, no_write_workqueue })
+}
+
+/// Checks that nothing which opens the volume rests on the volume's device, and judges by the policy.
+pub fn separate(
+    config: &Config,
+    store_config: &StoreConfig,
+    store: &dyn KeyStore,
+    reference: &KeyReference,
+    volume: &Volume,
+    strictness: Strictness,
+) -> Result<Report, Error> {
+    let report = separation::check(&volume.device.path, &places(config, store_config, store, &reference.key)?)?;
+    match report.judge(strictness.policy.unwrap_or(config.separation.policy)) {
+        Err(refusal) if refusal.is_shared() && strictness.allow_shared => {
+            tracing::warn!("{refusal}; going on, as --allow-shared demands");
+            let event = Event {
+                action: "override",
+                device: Some(&volume.device.path),
+                key: Some(reference.to_string()),
+                name: None,
+                separation: serde_json::to_value(&report).ok(),
+                overridden: Some("--allow-shared"),
+            };
+            audit::record(&config.audit.file, &event)?;
+        }
+        judged => judged?,
+    }
+    Ok(report)
+}
+
+/// All places that must not be on the volume's device: the sealed key, what opens it, the configuration.
+pub fn places(
+    config: &Config,
+    store_config: &StoreConfig,
+    store: &dyn KeyStore,
+    key: &KeyId,
+) -> Result<Vec<Place>, Error> {
+    let mut places = store.places(key)?;
+    places.extend(store_config.places(&config.path));
+    Ok(places)
+}
+
+/// Fetches the sealed key, opens it, and checks it against the volume.
+pub fn open(
+    reference: &KeyReference,
+    store_config: &StoreConfig,
+    store: &dyn KeyStore,
+    volume: &Volume,
+) -> Result<Opened, Error> {
+    let sealed = store.get(&reference.key)?;
+    let expected = Expected { key_id: reference.key, container: reference.store.clone(), volume: Some(volume.uuid()) };
+    let refused = |source| Error::KeyRefused { reference: reference.clone(), source };
+    let opened = Keyring::read(&store_config.identities)?.open(&sealed, &expected).map_err(refused)?;
+    fits(&opened, volume).map_err(|what| Error::Mismatch {
+        reference: reference.clone(),
+        device: volume.device.path.clone(),
+        what,
+    })?;
+    volume.verify_key(&opened.payload.volume_key)?;
+    Ok(opened)
+}
+
+/// Whether the header says what was sealed: neither is believed alone.
+fn fits(opened: &Opened, volume: &Volume) -> Result<(), String> {
+    let (sealed, geometry) = (&opened.payload, &volume.geometry);
+    let differ = |what: &str, sealed: String, header: String| {
+        if sealed == header {
+            Ok(())
+        } else {
+            Err(format!("{what} {header} in the header, {sealed} in the sealed key"))
+        }
+    };
+    let digest = volume.luks().map(|header| header.digest.as_str());
+    differ("cipher", sealed.cipher.clone(), CIPHER.to_owned())?;
+    differ("sector size", sealed.sector_size_bytes.to_string(), geometry.sector_size.to_string())?;
+    differ("IV offset", sealed.iv_offset_sectors.to_string(), geometry.iv_offset_sectors.to_string())?;
+    differ("data offset", sealed.data_offset_bytes.to_string(), geometry.data_offset_bytes.to_string())?;
+    if let Some(size) = volume.key_size {
+        differ("key size", sealed.volume_key.size().bits().to_string(), size.bits().to_string())?;
+    }
+    if sealed.digest.as_deref() != digest {
+        return Err(
+            "the digest of the volume key differs (was the volume re-encrypted or its header exchanged?)".into()
+        );
+    }
+    Ok(())
+}
+
+/// Writes the audit record of what was done. It is done: a record that cannot be written is a warning.
+pub fn record(
+    action: &str,
+    config: &Config,
+    reference: &KeyReference,
+    volume: &Volume,
+    name: Option<&MappingName>,
+    report: &Report,
+) {
+    let event = Event {
+        action,
+        device: Some(&volume.device.path),
+        key: Some(reference.to_string()),
+        name: name.map(ToString::to_string),
+        separation: serde_json::to_value(report).ok(),
+        overridden: None,
+    };
+    if let Err(error) = audit::record(&config.audit.file, &event) {
+        tracing::warn!("{}", crate::cli::chain(&error));
+    }
+}

@@ -1,0 +1,133 @@
+//! `cryptattach attach`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Global, SeparationOptions, output};
+use crate::{
+    attach::{self, Options, Request},
+    backend::{BackendKind, MappingName},
+    error::Error,
+    key::{KeyReference, KeySize},
+    volume::{CIPHER, PlainParameters, SectorSize},
+};
+
+/// Attach a volume: fetch its key, open it, map the volume
+///
+/// Prints the path of the plaintext device. Attaching a volume that is attached already under the same name says so
+/// and succeeds. Nothing on the device is changed.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  cryptattach attach /dev/vdb                     map it as luks-UUID, key as the LUKS2 token says
+  cryptattach attach /dev/vdb data --read-only
+  cryptattach attach /dev/vdb data --key cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de
+  cryptattach attach /dev/vdb data --header /boot/data.header
+  cryptattach attach volume.img data --backend userspace
+  cryptattach attach /dev/vdc old --plain --key-size 512 --key cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de")]
+pub struct Attach {
+    /// The encrypted block device or file
+    device: PathBuf,
+    /// The mapping's name [default: luks-UUID]
+    name: Option<MappingName>,
+    /// Where the key is (STORE/KEY-ID) [default: as the LUKS2 token says]
+    #[arg(long, value_name = "REFERENCE")]
+    key: Option<KeyReference>,
+    /// A detached LUKS header
+    #[arg(long, value_name = "FILE")]
+    header: Option<PathBuf>,
+    #[command(flatten)]
+    plain: Plain,
+    /// What to map with [default: dm-crypt; userspace for a loop device or file where there is no device-mapper]
+    #[arg(long, value_enum)]
+    backend: Option<BackendKind>,
+    /// Allow no writes
+    #[arg(long)]
+    read_only: bool,
+    /// Pass discards (TRIM) to the device; shows which sectors are in use
+    #[arg(long)]
+    allow_discards: bool,
+    /// dm-crypt: decrypt without a work queue
+    #[arg(long)]
+    no_read_workqueue: bool,
+    /// dm-crypt: encrypt without a work queue
+    #[arg(long)]
+    no_write_workqueue: bool,
+    #[command(flatten)]
+    separation: SeparationOptions,
+}
+
+/// How a volume without a header looks; shared with `key import`.
+#[derive(Args)]
+pub struct Plain {
+    /// The volume is plain dm-crypt: no header tells how it is encrypted
+    #[arg(long, conflicts_with = "header")]
+    plain: bool,
+    /// Plain: the cipher
+    #[arg(long, requires = "plain", default_value = CIPHER, value_parser = [CIPHER])]
+    cipher: String,
+    /// Plain: size of the volume key in bits (256 or 512)
+    #[arg(long, requires = "plain", default_value = "512", value_parser = key_size, value_name = "BITS")]
+    key_size: KeySize,
+    /// Plain: encryption sector size in bytes (512, 1024, 2048 or 4096)
+    #[arg(long, requires = "plain", default_value = "512", value_parser = sector_size, value_name = "BYTES")]
+    sector_size: SectorSize,
+    /// Plain: where the data begins, in units of 512 bytes
+    #[arg(long, requires = "plain", default_value_t = 0, value_name = "SECTORS")]
+    offset: u64,
+    /// Plain: added to the sector number for the IV, in units of 512 bytes
+    #[arg(long, requires = "plain", default_value_t = 0, value_name = "SECTORS")]
+    skip: u64,
+}
+
+impl Plain {
+    pub fn parameters(&self) -> Option<PlainParameters> {
+        self.plain.then_some(PlainParameters {
+            key_size: self.key_size,
+            sector_size: self.sector_size,
+            offset_sectors: self.offset,
+            skip_sectors: self.skip,
+        })
+    }
+}
+
+pub fn key_size(text: &str) -> Result<KeySize, String> {
+    text.parse().ok().and_then(KeySize::from_bits).ok_or_else(|| "256 or 512 bits".to_owned())
+}
+
+pub fn sector_size(text: &str) -> Result<SectorSize, String> {
+    text.parse().ok().and_then(SectorSize::from_bytes).ok_or_else(|| "512, 1024, 2048 or 4096 bytes".to_owned())
+}
+
+impl Attach {
+    pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
+        let config = global.config()?;
+        let request = Request {
+            device: &self.device,
+            name: self.name.clone(),
+            key: self.key.clone(),
+            header: self.header.as_deref(),
+            plain: self.plain.parameters(),
+            backend: self.backend,
+            options: Options {
+                read_only: self.read_only,
+                allow_discards: self.allow_discards,
+                no_read_workqueue: self.no_read_workqueue,
+                no_write_workqueue: self.no_write_workqueue,
+            },
+            separation: self.separation.strictness(),
+        };
+        let mapping = attach::attach(&config, request)?;
+        if mapping.already_active {
+            eprintln!("{} is attached already as '{}'", self.device.display(), mapping.name);
+        }
+        let json = json!({
+            "name": mapping.name,
+            "device": mapping.device,
+            "backend": mapping.backend,
+            "already_attached": mapping.already_active,
+        });
+        output::print(global.json, &json, || mapping.device.display().to_string())
+    }
+}

@@ -1,0 +1,217 @@
+//! Failures as the user sees them: what failed, why, what to do next, and an exit code.
+
+use std::error::Error as StdError;
+
+use serde_json::json;
+
+use crate::{
+    backend::BackendError, config::ConfigError, device::DeviceError, error::Error, seal::SealError, store::StoreError,
+    volume::VolumeError,
+};
+
+/// The words on the command line make no sense.
+pub const USAGE: u8 = 64;
+
+/// The table of exit codes, as `--help` and the man page show it. The numbers follow sysexits(3) where it has a meaning
+/// for them.
+pub const EXIT_CODES: &str = "Exit codes:
+   0  done (also: it was done already)
+  64  the command line is wrong
+  65  the volume's header is damaged, or says what is not allowed, or does not fit the key
+  66  there is no such device, file or mapping
+  67  the store has no such key
+  68  the sealed key does not open here, or is for something else
+  69  the key store cannot be reached or read
+  70  an error in cryptattach itself
+  71  the system refuses: no device-mapper, no FUSE, no locked memory, a worker that died
+  72  key and data are on the same device, or (strict) nothing proves that they are not
+  73  something is in the way: a device that is not blank, a name that is taken, a file that exists
+  74  reading or writing a device failed
+  75  the device or mapping is in use
+  76  the store's answer is no sealed key
+  77  permission denied
+  78  the configuration is missing or wrong
+
+Files:
+  /etc/cryptattach/cryptattach.toml   configuration (--config, CRYPTATTACH_CONFIG)
+  /var/log/cryptattach.jsonl          audit record
+  /run/cryptattach/                   userspace mappings";
+
+/// The exit code for an error.
+pub fn exit_code(error: &Error) -> u8 {
+    if permission_denied(error) {
+        return 77;
+    }
+    match error {
+        Error::Usage(_) | Error::Name(_) | Error::NoName(_) | Error::NoReference(_) => USAGE,
+        Error::Config(_) => 78,
+        Error::Device(error) | Error::Backend(BackendError::Device(error)) => device(error),
+        Error::Volume(error) => volume(error),
+        Error::Store(error) => store(error),
+        Error::Mismatch { .. } | Error::Backend(BackendError::WrongKey) => 65,
+        Error::Seal(SealError::Memory(_)) | Error::Memory(_) => 71,
+        Error::Seal(error) if error.is_configuration() => 78,
+        Error::KeyRefused { .. } | Error::Seal(_) | Error::NoPassphrase(_) => 68,
+        Error::ReadBack(_) => 76,
+        Error::Separation(_) => 66,
+        Error::NotSeparate(_) => 72,
+        Error::Backend(BackendError::NotActive(_)) | Error::NotAttached(_) => 66,
+        Error::Backend(BackendError::Foreign { .. }) => 73,
+        Error::Backend(BackendError::Busy { .. }) => 75,
+        Error::Backend(_) => 71,
+        Error::Audit(_) | Error::Io { .. } => 74,
+        Error::NotBlank { .. } | Error::Exists(_) | Error::StoreExists(_) => 73,
+        Error::HalfFormatted { source, .. } => exit_code(source),
+    }
+}
+
+fn device(error: &DeviceError) -> u8 {
+    match error {
+        DeviceError::Missing(_) => 66,
+        DeviceError::WrongKind(_) | DeviceError::TooSmall { .. } => 65,
+        DeviceError::ReadOnly(_) | DeviceError::Io { .. } => 74,
+        DeviceError::Busy { .. } => 75,
+    }
+}
+
+fn volume(error: &VolumeError) -> u8 {
+    match error {
+        VolumeError::Device(error) => device(error),
+        VolumeError::Memory(_) => 71,
+        VolumeError::WrongPassphrase { .. } => 68,
+        VolumeError::Signatures { .. } => 74,
+        VolumeError::NoHeader { .. }
+        | VolumeError::Damaged { .. }
+        | VolumeError::Refused { .. }
+        | VolumeError::WrongKey { .. }
+        | VolumeError::NoKeyslot { .. }
+        | VolumeError::Library { .. } => 65,
+    }
+}
+
+fn store(error: &StoreError) -> u8 {
+    match error {
+        StoreError::NotFound { .. } => 67,
+        StoreError::Exists { .. } | StoreError::Outdated { .. } => 73,
+        StoreError::Malformed { .. } => 76,
+        StoreError::Io { .. } => 69,
+    }
+}
+
+fn permission_denied(error: &Error) -> bool {
+    causes(error).any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        io == Some(std::io::ErrorKind::PermissionDenied)
+    })
+}
+
+/// What the user can do about it.
+fn next_step(error: &Error) -> Option<String> {
+    if permission_denied(error) && !nix::unistd::geteuid().is_root() {
+        return Some("run it as root".to_owned());
+    }
+    Some(match error {
+        Error::Config(ConfigError::Missing(_)) => {
+            "'cryptattach init' makes one; --config or CRYPTATTACH_CONFIG names another".to_owned()
+        }
+        Error::NoReference(_) => "name the key with --key STORE/KEY-ID ('cryptattach key list' shows them)".to_owned(),
+        Error::NoName(_) => "give the mapping a name: cryptattach attach DEVICE NAME".to_owned(),
+        Error::NotBlank { .. } => "check that this is the right device; --force overwrites what is there".to_owned(),
+        Error::Device(error) | Error::Backend(BackendError::Device(error)) => device_next_step(error)?,
+        Error::Volume(error) => volume_next_step(error)?,
+        Error::Mismatch { .. } => {
+            "do not use this volume until it is clear who changed its header; a backup of the header helps".to_owned()
+        }
+        Error::Store(StoreError::NotFound { .. }) => {
+            "check the store in the configuration; an escrow copy of the key may exist in a backup".to_owned()
+        }
+        Error::Store(StoreError::Malformed { .. }) => {
+            "restore this file from a replica or backup of the key store".to_owned()
+        }
+        Error::Store(StoreError::Io { .. }) => "check that the key store's device is there and mounted".to_owned(),
+        Error::KeyRefused { source, .. } => source.next_step()?,
+        Error::Seal(error) => error.next_step()?,
+        Error::NotSeparate(refusal) => refusal.next_step(),
+        Error::HalfFormatted { device, reference, .. } => format!(
+            "nothing was on {} before; format it again, and remove the unused key: cryptattach key delete {reference} --yes",
+            device.display()
+        ),
+        Error::Backend(BackendError::Busy { name, .. }) => {
+            format!("end that use, or: cryptattach detach {name} --deferred")
+        }
+        Error::Backend(BackendError::Foreign { .. }) => "choose another name".to_owned(),
+        Error::Backend(BackendError::Unavailable(_)) => {
+            "--backend userspace maps the volume without the kernel's help".to_owned()
+        }
+        Error::NotAttached(_) | Error::Backend(BackendError::NotActive(_)) => {
+            "'cryptattach list' shows what is".to_owned()
+        }
+        _ => return None,
+    })
+}
+
+fn device_next_step(error: &DeviceError) -> Option<String> {
+    Some(match error {
+        DeviceError::Missing(_) => "check the path ('lsblk' shows the block devices)".to_owned(),
+        DeviceError::Busy { .. } => "unmount or detach it first".to_owned(),
+        DeviceError::ReadOnly(_) => "it can be attached with --read-only, but not formatted".to_owned(),
+        DeviceError::WrongKind(_) | DeviceError::TooSmall { .. } | DeviceError::Io { .. } => return None,
+    })
+}
+
+fn volume_next_step(error: &VolumeError) -> Option<String> {
+    Some(match error {
+        VolumeError::Device(error) => return device_next_step(error),
+        VolumeError::NoHeader { .. } => {
+            "'cryptattach format' makes a volume; --header names a detached header, --plain says that there is none"
+                .into()
+        }
+        VolumeError::Damaged { .. } => {
+            "'cryptsetup repair' may help if one copy of the header is whole; else restore a backup of it".to_owned()
+        }
+        VolumeError::Refused { .. } => {
+            "do not use this volume unless you know why its header says so; 'cryptsetup luksDump' shows it".to_owned()
+        }
+        VolumeError::WrongKey { .. } => "check that this is the right volume for the key".to_owned(),
+        _ => return None,
+    })
+}
+
+/// Prints an error: what failed, its causes, the next step.
+pub fn print(error: &Error, json: bool) {
+    let causes: Vec<String> = causes(error).skip(1).map(ToString::to_string).collect();
+    let next = next_step(error);
+    if json {
+        let value = json!({
+            "error": error.to_string(),
+            "causes": distinct(error.to_string(), causes),
+            "next": next,
+            "exit_code": exit_code(error),
+        });
+        eprintln!("{value}");
+        return;
+    }
+    eprintln!("cryptattach: {error}");
+    for cause in distinct(error.to_string(), causes) {
+        eprintln!("  because {cause}");
+    }
+    if let Some(next) = next {
+        eprintln!("  next: {next}");
+    }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &(dyn StdError + 'static)) -> String {
+    let texts = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string);
+    texts.collect::<Vec<_>>().join(": ")
+}
+
+fn causes(error: &Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
+    std::iter::successors(Some(error as &(dyn StdError + 'static)), |error| error.source())
+}
+
+/// Transparent variants repeat their cause's text.
+fn distinct(first: String, causes: Vec<String>) -> Vec<String> {
+    let mut last = first;
+    causes.into_iter().filter(|cause| std::mem::replace(&mut last, cause.clone()) != *cause).collect()
+}

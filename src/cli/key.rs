@@ -1,0 +1,232 @@
+//! `cryptattach key ...`
+
+use std::{
+    fs::File,
+    io::{self, IsTerminal, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::{Global, SeparationOptions, attach::Plain, output};
+use crate::{
+    audit::{self, Event},
+    config::Config,
+    error::Error,
+    import::{self, Request},
+    key::{KeyReference, SecretBytes, StoreName},
+    seal::{Expected, Keyring},
+    store,
+};
+
+/// Look after the keys in a store
+#[derive(Subcommand)]
+pub enum Key {
+    List(List),
+    Show(Show),
+    Delete(Delete),
+    Import(Import),
+    Passphrase(Passphrase),
+}
+
+/// List the keys of a store
+#[derive(Args)]
+pub struct List {
+    /// The store [default: default_store of the configuration, or its only store]
+    #[arg(long)]
+    store: Option<StoreName>,
+}
+
+/// Show what a sealed key says of itself: its volume, its age, its recipients; nothing is opened
+#[derive(Args)]
+pub struct Show {
+    /// The key (STORE/KEY-ID)
+    key: KeyReference,
+}
+
+/// Delete a key for ever: nobody can read its volume's data again
+#[derive(Args)]
+pub struct Delete {
+    /// The key (STORE/KEY-ID)
+    key: KeyReference,
+    /// Do it
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Keep the key of a volume that another program made; the volume is not changed
+///
+/// Prints where the key is (STORE/KEY-ID), for attach --key.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  cryptattach key import /dev/vdb --key-file passphrase.txt
+  printf %s \"$PASSPHRASE\" | cryptattach key import /dev/vdb --key-file -
+  cryptattach key import /dev/vdc --plain --key-size 256 --key-file volume.key")]
+pub struct Import {
+    /// The encrypted block device or file
+    device: PathBuf,
+    /// LUKS: file with the passphrase of a keyslot, to the last byte; plain: with the volume key; '-' is standard input
+    #[arg(long, value_name = "FILE")]
+    key_file: PathBuf,
+    /// The store for the key [default: default_store of the configuration, or its only store]
+    #[arg(long)]
+    store: Option<StoreName>,
+    /// A detached LUKS header
+    #[arg(long, value_name = "FILE")]
+    header: Option<PathBuf>,
+    #[command(flatten)]
+    plain: Plain,
+    #[command(flatten)]
+    separation: SeparationOptions,
+}
+
+/// Write the passphrase of a volume formatted with --keyslot to a pipe or file
+///
+/// 64 hexadecimal digits without a newline, as cryptsetup's --key-file=- wants it.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  cryptattach key passphrase cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de | cryptsetup open --key-file=- /dev/vdb data")]
+pub struct Passphrase {
+    /// The key (STORE/KEY-ID)
+    key: KeyReference,
+}
+
+impl Key {
+    pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
+        let config = global.config()?;
+        match self {
+            Self::List(list) => list.run(&config, global.json),
+            Self::Show(show) => show.run(&config, global.json),
+            Self::Delete(delete) => delete.run(&config),
+            Self::Import(import) => import.run(&config, global.json),
+            Self::Passphrase(passphrase) => passphrase.run(&config),
+        }
+    }
+}
+
+impl List {
+    fn run(&self, config: &Config, json: bool) -> Result<(), Error> {
+        let name = config.store_or_default(self.store.as_ref())?;
+        let keys = store::open(config.store(&name)?)?.list()?;
+        let references: Vec<_> =
+            keys.into_iter().map(|key| KeyReference { store: name.clone(), key }.to_string()).collect();
+        if references.is_empty() && !json {
+            return Ok(());
+        }
+        output::print(json, &references, || references.join("\n"))
+    }
+}
+
+impl Show {
+    fn run(&self, config: &Config, json: bool) -> Result<(), Error> {
+        let sealed = store::open(config.store(&self.key.store)?)?.get(&self.key.key)?;
+        let context = sealed
+            .claimed_context()
+            .map_err(|source| Error::KeyRefused { reference: self.key.clone(), source: source.into() })?;
+        let recipients: Vec<Value> = sealed
+            .recipients
+            .iter()
+            .map(|recipient| json!({"alg": recipient.header.get("alg"), "kid": recipient.header.get("kid")}))
+            .collect();
+        let value = json!({"key": self.key, "claims": context, "recipients": recipients});
+        output::print(json, &value, || {
+            let volume = context.volume.map_or_else(|| "plain dm-crypt".to_owned(), |uuid| format!("LUKS {uuid}"));
+            let mut lines = vec![
+                self.key.to_string(),
+                format!("  volume       {volume}"),
+                format!("  container    {}", context.container),
+                format!("  created      {} (seconds since 1970)", context.created),
+                format!("  generation   {}", context.generation),
+            ];
+            let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+            lines.extend(recipients.iter().map(|r| format!("  recipient    {} {}", text(&r["kid"]), text(&r["alg"]))));
+            lines.join("\n")
+        })
+    }
+}
+
+impl Delete {
+    fn run(&self, config: &Config) -> Result<(), Error> {
+        let store = store::open(config.store(&self.key.store)?)?;
+        if !self.yes {
+            store.get(&self.key.key)?;
+            return Err(Error::Usage(format!(
+                "deleting {} makes its volume unreadable for ever; say so with --yes",
+                self.key
+            )));
+        }
+        store.delete(&self.key.key)?;
+        let event = Event {
+            action: "key delete",
+            device: None,
+            key: Some(self.key.to_string()),
+            name: None,
+            separation: None,
+            overridden: None,
+        };
+        Ok(audit::record(&config.audit.file, &event)?)
+    }
+}
+
+impl Import {
+    fn run(&self, config: &Config, json: bool) -> Result<(), Error> {
+        let request = Request {
+            device: &self.device,
+            store: self.store.clone(),
+            header: self.header.as_deref(),
+            plain: self.plain.parameters(),
+            secret: read_secret(&self.key_file)?,
+            separation: self.separation.strictness(),
+        };
+        let reference = import::import(config, request)?;
+        output::print(json, &json!({"key": reference}), || reference.to_string())
+    }
+}
+
+impl Passphrase {
+    fn run(&self, config: &Config) -> Result<(), Error> {
+        let mut out = io::stdout().lock();
+        if out.is_terminal() {
+            return Err(Error::Usage("a passphrase is not written to a terminal; use a pipe".to_owned()));
+        }
+        let store_config = config.store(&self.key.store)?;
+        let sealed = store::open(store_config)?.get(&self.key.key)?;
+        let expected = Expected { key_id: self.key.key, container: self.key.store.clone(), volume: None };
+        let opened = Keyring::read(&store_config.identities)?
+            .open(&sealed, &expected)
+            .map_err(|source| Error::KeyRefused { reference: self.key.clone(), source })?;
+        let passphrase = opened.payload.passphrase.ok_or_else(|| Error::NoPassphrase(self.key.clone()))?;
+        // Past the buffer of `Stdout`, which would keep a copy.
+        let mut out = File::from(nix::unistd::dup(&out).map_err(|e| Error::io("write to standard output")(e.into()))?);
+        out.write_all(passphrase.expose()).map_err(Error::io("write to standard output"))
+    }
+}
+
+/// The file's bytes, at most 8 MiB as cryptsetup allows, straight into secret memory.
+fn read_secret(path: &Path) -> Result<SecretBytes, Error> {
+    const MOST: usize = 8 << 20;
+    let action = || format!("read the key file {}", path.display());
+    let mut file = if path == Path::new("-") {
+        File::from(nix::unistd::dup(io::stdin()).map_err(|e| Error::io(action())(e.into()))?)
+    } else {
+        File::open(path).map_err(Error::io(action()))?
+    };
+    let (mut secret, mut len) = (SecretBytes::zeroed(4096)?, 0);
+    loop {
+        match file.read(&mut secret.expose_mut()[len..]).map_err(Error::io(action()))? {
+            0 if len < secret.len() => break,
+            read => len += read,
+        }
+        if len == secret.len() {
+            if len >= MOST {
+                return Err(Error::Usage(format!("the key file {} has more than {MOST} bytes", path.display())));
+            }
+            let mut larger = SecretBytes::zeroed(len * 2)?;
+            larger.expose_mut()[..len].copy_from_slice(secret.expose());
+            secret = larger;
+        }
+    }
+    secret.truncate(len);
+    Ok(secret)
+}

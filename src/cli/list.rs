@@ -1,0 +1,35 @@
+//! `cryptattach list`
+
+use clap::Args;
+
+use super::{Global, output};
+use crate::{detach, error::Error};
+
+/// List attached volumes
+///
+/// Shows all dm-crypt mappings, whichever program made them, and all userspace mappings.
+#[derive(Args)]
+pub struct List {}
+
+impl List {
+    pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
+        let mappings = detach::list()?;
+        if mappings.is_empty() && !global.json {
+            return Ok(());
+        }
+        output::print(global.json, &mappings, || {
+            let lines = mappings.iter().map(|mapping| {
+                let mark = if mapping.trouble.is_some() { " (trouble, see status)" } else { "" };
+                format!(
+                    "{}\t{}\t{}\t{}\t{}{mark}",
+                    mapping.name,
+                    mapping.device.display(),
+                    mapping.source.display(),
+                    mapping.backend,
+                    output::size(mapping.size_bytes),
+                )
+            });
+            lines.collect::<Vec<_>>().join("\n")
+        })
+    }
+}

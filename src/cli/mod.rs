@@ -1,0 +1,151 @@
+//! The command line: one small file per verb.
+
+mod attach;
+mod detach;
+mod failure;
+mod format;
+mod init;
+mod key;
+mod list;
+mod man;
+mod output;
+mod separation;
+mod status;
+
+use std::{io, path::PathBuf, process::ExitCode};
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use nix::sys::resource::{Resource, setrlimit};
+
+pub use failure::chain;
+
+use crate::{
+    backend::userspace,
+    config::{self, Config, ConfigError, SeparationPolicy},
+    error::Error,
+};
+
+/// Attach encrypted block devices, with the key on another device.
+#[derive(Parser)]
+#[command(name = "cryptattach", version, max_term_width = 100, after_help = failure::EXIT_CODES, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Options of all verbs.
+#[derive(Args)]
+struct Global {
+    /// The configuration file
+    #[arg(long, global = true, env = "CRYPTATTACH_CONFIG", default_value = config::DEFAULT_PATH, value_name = "FILE", hide_env_values = true)]
+    config: PathBuf,
+    /// Print JSON, for machines
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say more (-v: what is done, -vv: what the libraries say)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Init(init::Init),
+    Format(format::Format),
+    Attach(attach::Attach),
+    Detach(detach::Detach),
+    Status(status::Status),
+    List(list::List),
+    Separation(separation::Separation),
+    #[command(subcommand)]
+    Key(key::Key),
+    #[command(hide = true)]
+    Man(man::Man),
+    /// The process that holds a userspace mapping; started by attach
+    #[command(name = userspace::WORKER_VERB, hide = true)]
+    UserspaceWorker,
+}
+
+/// What separation may let through; shared by format and attach.
+#[derive(Args)]
+struct SeparationOptions {
+    /// Whether a separation of key and data that is not proven is let through [default: as configured]
+    #[arg(long, value_name = "POLICY")]
+    separation: Option<SeparationPolicy>,
+    /// Go on although key and data are on the same device; recorded in the audit record
+    #[arg(long)]
+    allow_shared: bool,
+}
+
+impl SeparationOptions {
+    fn strictness(&self) -> crate::attach::Strictness {
+        crate::attach::Strictness { policy: self.separation, allow_shared: self.allow_shared }
+    }
+}
+
+impl Global {
+    fn config(&self) -> Result<Config, ConfigError> {
+        Config::read(&self.config)
+    }
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    keep_out_of_core_dumps();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { failure::USAGE } else { 0 });
+        }
+    };
+    log(cli.global.verbose);
+    if let Verb::UserspaceWorker = cli.verb {
+        return userspace::worker_main();
+    }
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            failure::print(&error, cli.global.json);
+            ExitCode::from(failure::exit_code(&error))
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), Error> {
+    let global = &cli.global;
+    match &cli.verb {
+        Verb::Init(init) => init.run(global),
+        Verb::Format(format) => format.run(global),
+        Verb::Attach(attach) => attach.run(global),
+        Verb::Detach(detach) => detach.run(global),
+        Verb::Status(status) => status.run(global),
+        Verb::List(list) => list.run(global),
+        Verb::Separation(separation) => separation.run(global),
+        Verb::Key(key) => key.run(global),
+        Verb::Man(man) => man.run(),
+        Verb::UserspaceWorker => Ok(()),
+    }
+}
+
+/// No core dump and no ptrace(2) by other processes of the same user: what passes through registers and libraries is
+/// beyond the reach of locked memory.
+fn keep_out_of_core_dumps() {
+    let _ = nix::sys::prctl::set_dumpable(false);
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+}
+
+fn log(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "info,cryptattach=debug",
+        _ => "debug,cryptattach=trace",
+    };
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(level)
+        .with_writer(io::stderr)
+        .without_time()
+        .with_target(false)
+        .try_init();
+}

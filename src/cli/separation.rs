@@ -1,0 +1,62 @@
+//! `cryptattach separation`
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{Global, output};
+use crate::{
+    attach::places,
+    config::SeparationPolicy,
+    error::Error,
+    key::{KeyId, KeyReference},
+    separation, store,
+    volume::{self, VolumeError},
+};
+
+/// Show where a volume and its key rest, and whether they are apart
+///
+/// The exit code says the verdict as attach would judge it: 0 if attach would go on, 72 if it would refuse.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  cryptattach separation /dev/vdb
+  cryptattach separation /dev/vdb --json
+  cryptattach separation /dev/vdb --key cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de")]
+pub struct Separation {
+    /// The encrypted block device or file
+    device: PathBuf,
+    /// The key [default: as the LUKS2 token says; a device without token is checked against the default store]
+    #[arg(long, value_name = "REFERENCE")]
+    key: Option<KeyReference>,
+    /// A detached LUKS header
+    #[arg(long, value_name = "FILE")]
+    header: Option<PathBuf>,
+    /// Whether unproven counts as a refusal [default: as configured]
+    #[arg(long = "separation", value_name = "POLICY")]
+    policy: Option<SeparationPolicy>,
+}
+
+impl Separation {
+    pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
+        let config = global.config()?;
+        let in_token = || match volume::probe(&self.device, self.header.as_deref()) {
+            Ok(volume) => Ok(volume.luks().and_then(|header| header.reference.clone())),
+            // The question is a fair one before format, too.
+            Err(VolumeError::NoHeader { .. }) => Ok(None),
+            Err(error) => Err(error),
+        };
+        let reference = match &self.key {
+            Some(reference) => Some(reference.clone()),
+            None => in_token()?,
+        };
+        let store_name = config.store_or_default(reference.as_ref().map(|reference| &reference.store))?;
+        let store_config = config.store(&store_name)?;
+        let store = store::open(store_config)?;
+        // Without a key yet: where a new one would rest.
+        let key = reference.map_or_else(KeyId::random, |reference| reference.key);
+        let places = places(&config, store_config, &*store, &key)?;
+        let report = separation::check(&self.device, &places)?;
+        output::print(global.json, &report, || report.to_string())?;
+        Ok(report.judge(self.policy.unwrap_or(config.separation.policy))?)
+    }
+}

@@ -1,0 +1,132 @@
+//! What can go wrong in a verb. Each variant keeps its cause; [`crate::cli`] adds the next step and the exit code.
+
+use std::path::PathBuf;
+
+use crate::{
+    audit::AuditError,
+    backend::{BackendError, MappingName, ParseMappingNameError},
+    config::ConfigError,
+    device::DeviceError,
+    key::{KeyReference, SecretMemoryError, StoreName},
+    seal::SealError,
+    separation::{Refusal, SeparationError},
+    store::StoreError,
+    volume::VolumeError,
+};
+
+/// A verb failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The header, or the key that does not fit it.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The key store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Sealing a key.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// A sealed key does not open, or is not for this volume.
+    #[error("the sealed key {reference} is refused")]
+    KeyRefused {
+        /// The key.
+        reference: KeyReference,
+        /// Why.
+        #[source]
+        source: SealError,
+    },
+    /// The sealed key and the header disagree about the volume.
+    #[error("the sealed key {reference} does not fit the header of {}: {what}", .device.display())]
+    Mismatch {
+        /// The key.
+        reference: KeyReference,
+        /// The device.
+        device: PathBuf,
+        /// What differs.
+        what: String,
+    },
+    /// What the store gave back is not what was stored.
+    #[error("the store gave back another volume key than was stored as {0}")]
+    ReadBack(KeyReference),
+    /// The separation check could not be made.
+    #[error(transparent)]
+    Separation(#[from] SeparationError),
+    /// Key and data are on the same device, or nothing proves that they are not.
+    #[error(transparent)]
+    NotSeparate(#[from] Refusal),
+    /// The backend.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// A secret could not be kept safely.
+    #[error(transparent)]
+    Memory(#[from] SecretMemoryError),
+    /// An override that cannot be recorded is not granted.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// The header does not say where the key is, and neither did the user.
+    #[error("{} does not say where its key is (it has no token of type 'cryptattach')", .0.display())]
+    NoReference(PathBuf),
+    /// The volume has no UUID to name the mapping after.
+    #[error("{} has no header to name the mapping after", .0.display())]
+    NoName(PathBuf),
+    /// That is no name.
+    #[error(transparent)]
+    Name(#[from] ParseMappingNameError),
+    /// `format` found something.
+    #[error("{} is not blank: it holds {found}", .path.display())]
+    NotBlank {
+        /// The device or header file.
+        path: PathBuf,
+        /// What libblkid found.
+        found: String,
+    },
+    /// The key is stored, but the header could not be written or does not read back.
+    #[error("the header of {} could not be completed; its key {reference} is stored", .device.display())]
+    HalfFormatted {
+        /// The device.
+        device: PathBuf,
+        /// The key.
+        reference: KeyReference,
+        /// Why.
+        #[source]
+        source: Box<Error>,
+    },
+    /// The key has no passphrase with it.
+    #[error("the key {0} has no passphrase: its volume was formatted without --keyslot")]
+    NoPassphrase(KeyReference),
+    /// Nothing is attached by that name.
+    #[error("nothing is attached as '{0}'")]
+    NotAttached(MappingName),
+    /// Something that exists already is in the way.
+    #[error("{} exists already", .0.display())]
+    Exists(PathBuf),
+    /// `init` for a store that is configured.
+    #[error("the configuration has a store '{0}' already")]
+    StoreExists(StoreName),
+    /// The user must agree or choose first.
+    #[error("{0}")]
+    Usage(String),
+    /// Reading or writing a file or stream.
+    #[error("cannot {action}")]
+    Io {
+        /// What, and on which file.
+        action: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// A closure that wraps an I/O error with what was tried.
+    pub fn io(action: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let action = action.into();
+        move |source| Self::Io { action, source }
+    }
+}

@@ -1,0 +1,171 @@
+//! Format: make a new volume. Its key is sealed, stored, read back and opened before its header is written.
+
+use std::{
+    fs::{File, OpenOptions},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::Path,
+};
+
+use uuid::Uuid;
+
+use crate::{
+    attach::{self, Strictness},
+    config::Config,
+    device::{Device, DeviceError, DeviceKind},
+    error::Error,
+    keep,
+    key::{KeyId, KeyReference, KeySize, SecretBytes, StoreName, VolumeKey},
+    store,
+    volume::{self, HEADER_BYTES, NewHeader, SectorSize, Volume, VolumeError, signatures},
+};
+
+/// What to format, and how.
+pub struct Request<'a> {
+    /// The device or file.
+    pub device: &'a Path,
+    /// The store for the key; the configuration's default unless given.
+    pub store: Option<StoreName>,
+    /// Make one keyslot, so that programs that know passphrases only can open the volume.
+    pub keyslot: bool,
+    /// Put the header into this file.
+    pub header: Option<&'a Path>,
+    /// Size of the volume key.
+    pub key_size: KeySize,
+    /// Encryption sector size; 4096 bytes where the device's size allows, unless given.
+    pub sector_size: Option<SectorSize>,
+    /// Overwrite what is there.
+    pub force: bool,
+    /// How strict to be about separation.
+    pub separation: Strictness,
+}
+
+/// A new volume.
+#[derive(Debug)]
+pub struct Formatted {
+    /// The volume, as read back from the device.
+    pub volume: Volume,
+    /// Its key.
+    pub reference: KeyReference,
+}
+
+/// Makes a new volume.
+pub fn format(config: &Config, request: &Request<'_>) -> Result<Formatted, Error> {
+    let ground = Ground::claim(request)?;
+    let store_name = config.store_or_default(request.store.as_ref())?;
+    let store_config = config.store(&store_name)?;
+    let store = store::open(store_config)?;
+    let reference = KeyReference { store: store_name, key: KeyId::random() };
+
+    let key = VolumeKey::random(request.key_size)?;
+    let passphrase = request.keyslot.then(keep::random_passphrase).transpose()?;
+    let volume = plan(request, &ground.device, &reference, &key, passphrase.as_ref())?;
+    let report = attach::separate(config, store_config, &*store, &reference, &volume, request.separation)?;
+
+    keep::keep(&reference, store_config, &*store, &volume, key, passphrase)?;
+    let written = ground.write(&volume).and_then(|()| {
+        let volume = volume::probe(request.device, request.header)?;
+        // From the store once more: what opens the volume is what the store has, not what this process remembers.
+        attach::open(&reference, store_config, &*store, &volume)?;
+        Ok(volume)
+    });
+    let volume = written.map_err(|source| Error::HalfFormatted {
+        device: request.device.to_owned(),
+        reference: reference.clone(),
+        source: Box::new(source),
+    })?;
+    attach::record("format", config, &reference, &volume, None, &report);
+    Ok(Formatted { volume, reference })
+}
+
+/// The header in memory, judged as if a stranger had made it.
+fn plan(
+    request: &Request<'_>,
+    device: &Device,
+    reference: &KeyReference,
+    key: &VolumeKey,
+    passphrase: Option<&SecretBytes>,
+) -> Result<Volume, Error> {
+    let fits_4096 = device.size_bytes.is_multiple_of(4096);
+    let sector_size = request.sector_size.unwrap_or(if fits_4096 { SectorSize::B4096 } else { SectorSize::B512 });
+    let header = NewHeader {
+        uuid: Uuid::new_v4(),
+        key,
+        sector_size,
+        reference,
+        keyslot: passphrase,
+        detached: request.header.is_some(),
+    };
+    let image = header.make(device)?;
+    Ok(volume::probe_image(device, request.header, &image)?)
+}
+
+/// A device that was found blank (or is to be overwritten), held exclusively so that it stays so.
+struct Ground {
+    device: Device,
+    data: File,
+    header: Option<File>,
+    force: bool,
+}
+
+impl Ground {
+    fn claim(request: &Request<'_>) -> Result<Self, Error> {
+        let device = Device::look(request.device)?;
+        let needed_bytes =
+            u64::from(SectorSize::B4096.bytes()) + if request.header.is_some() { 0 } else { HEADER_BYTES };
+        if device.size_bytes < needed_bytes {
+            let (path, size_bytes) = (device.path, device.size_bytes);
+            return Err(DeviceError::TooSmall { path, size_bytes, needed_bytes }.into());
+        }
+        let data = device.open_exclusive()?;
+        let header = request.header.map(open_header_file).transpose()?;
+        if !request.force {
+            blank(request.device)?;
+            request.header.map_or(Ok(()), blank)?;
+        }
+        Ok(Self { device, data, header, force: request.force })
+    }
+
+    fn write(&self, volume: &Volume) -> Result<(), Error> {
+        if self.force {
+            self.erase_signatures().map_err(DeviceError::io("erase old signatures on", &self.device.path))?;
+        }
+        let Some(luks) = volume.luks() else { return Ok(()) };
+        let (target, path) = match (&self.header, &luks.detached) {
+            (Some(header), Some(path)) => (header, path),
+            _ => (&self.data, &self.device.path),
+        };
+        Ok(luks.image.write_to(target, HEADER_BYTES).map_err(DeviceError::io("write the header of", path))?)
+    }
+
+    /// Old signatures that the header does not cover: file systems' and GPT's at the start, and at the end GPT's
+    /// second copy, RAID members', ZFS labels.
+    fn erase_signatures(&self) -> std::io::Result<()> {
+        const REACH: u64 = 1 << 20;
+        let zeroes = vec![0; REACH.min(self.device.size_bytes) as usize];
+        self.data.write_all_at(&zeroes, 0)?;
+        self.data.write_all_at(&zeroes, self.device.size_bytes - zeroes.len() as u64)?;
+        self.data.sync_all()
+    }
+}
+
+fn blank(path: &Path) -> Result<(), Error> {
+    match signatures::find(path)? {
+        None => Ok(()),
+        Some(found) => Err(Error::NotBlank { path: path.to_owned(), found }),
+    }
+}
+
+fn open_header_file(path: &Path) -> Result<File, VolumeError> {
+    let open = || {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let shorter = file.metadata()?.is_file() && file.metadata()?.len() < HEADER_BYTES;
+        if shorter {
+            file.set_len(HEADER_BYTES)?;
+        }
+        Ok(file)
+    };
+    match Device::look(path) {
+        Ok(device) if matches!(device.kind, DeviceKind::Block(_)) => Ok(device.open_exclusive()?),
+        _ => Ok(open().map_err(DeviceError::io("open", path))?),
+    }
+}

@@ -1,0 +1,56 @@
+//! Import: keep the key of a volume that another program made. The volume itself is not changed.
+
+use std::path::Path;
+
+use crate::{
+    attach::{self, Strictness},
+    config::Config,
+    error::Error,
+    keep,
+    key::{KeyId, KeyReference, SecretBytes, StoreName, VolumeKey},
+    store,
+    volume::{self, PlainParameters, Volume, VolumeError},
+};
+
+/// Which volume, and what opens it now.
+pub struct Request<'a> {
+    /// The device or file.
+    pub device: &'a Path,
+    /// The store for the key; the configuration's default unless given.
+    pub store: Option<StoreName>,
+    /// A detached LUKS header.
+    pub header: Option<&'a Path>,
+    /// The volume is plain dm-crypt and looks like this.
+    pub plain: Option<PlainParameters>,
+    /// LUKS: a keyslot's passphrase. Plain: the volume key itself.
+    pub secret: SecretBytes,
+    /// How strict to be about separation.
+    pub separation: Strictness,
+}
+
+/// Seals and stores the volume's key; `attach --key` opens the volume with it from then on.
+pub fn import(config: &Config, request: Request<'_>) -> Result<KeyReference, Error> {
+    let volume = match &request.plain {
+        Some(parameters) => volume::plain(request.device, parameters)?,
+        None => volume::probe(request.device, request.header)?,
+    };
+    let store_name = config.store_or_default(request.store.as_ref())?;
+    let store_config = config.store(&store_name)?;
+    let store = store::open(store_config)?;
+    let reference = KeyReference { store: store_name, key: KeyId::random() };
+    let report = attach::separate(config, store_config, &*store, &reference, &volume, request.separation)?;
+    let key = volume_key(&volume, request.secret)?;
+    volume.verify_key(&key)?;
+    keep::keep(&reference, store_config, &*store, &volume, key, None)?;
+    attach::record("import", config, &reference, &volume, None, &report);
+    Ok(reference)
+}
+
+fn volume_key(volume: &Volume, secret: SecretBytes) -> Result<VolumeKey, VolumeError> {
+    match volume.luks() {
+        Some(_) => volume.open_keyslot(&secret),
+        None => {
+            VolumeKey::from_secret(secret).ok_or_else(|| VolumeError::WrongKey { path: volume.device.path.clone() })
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Headers as an attacker, a bad disk or another program writes them. Needs no root: headers are read from files.
+
+#[path = "common/luks2.rs"]
+mod luks2;
+
+use std::{
+    error::Error,
+    fs::{File, OpenOptions},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use cryptattach::{
+    device::Device,
+    key::{KeyReference, KeySize, SecretBytes, VolumeKey},
+    volume::{self, Format, HEADER_BYTES, NewHeader, SectorSize, VolumeError},
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+const SIZE: u64 = HEADER_BYTES + (1 << 20);
+
+struct Fixture {
+    folder: TempDir,
+    key: VolumeKey,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), key: VolumeKey::random(KeySize::Bits512).unwrap() }
+    }
+
+    /// A volume of ours in a file.
+    fn volume(&self, keyslot: Option<&SecretBytes>) -> PathBuf {
+        let path = self.folder.path().join("volume.img");
+        File::create(&path).unwrap().set_len(SIZE).unwrap();
+        let header = NewHeader {
+            uuid: Uuid::new_v4(),
+            key: &self.key,
+            sector_size: SectorSize::B4096,
+            reference: &reference(),
+            keyslot,
+            detached: false,
+        };
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        header.make(&Device::look(&path).unwrap()).unwrap().write_to(&file, HEADER_BYTES).unwrap();
+        path
+    }
+}
+
+fn reference() -> KeyReference {
+    "cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de".parse().unwrap()
+}
+
+fn chain(error: &dyn Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+fn cryptsetup(arguments: &[&str], key: &[u8], path: &Path) {
+    let key_file = path.with_extension("pass");
+    std::fs::write(&key_file, key).unwrap();
+    let output = std::process::Command::new("cryptsetup")
+        .args(arguments)
+        .arg("--key-file")
+        .args([&key_file, path])
+        .output()
+        .expect("cryptsetup must be installed (scripts/prerequisites unit)");
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn what_we_make_passes() {
+    let fixture = Fixture::new();
+    let path = fixture.volume(None);
+    let volume = volume::probe(&path, None).unwrap();
+    let luks = volume.luks().unwrap();
+    assert_eq!((luks.format, luks.reference.as_ref()), (Format::Luks2, Some(&reference())));
+    assert_eq!(volume.geometry.sector_size, SectorSize::B4096);
+    assert_eq!((volume.geometry.data_offset_bytes, volume.geometry.size_bytes), (HEADER_BYTES, 1 << 20));
+    assert_eq!(volume.key_size, None, "a strict header has no keyslot that would tell");
+    volume.verify_key(&fixture.key).unwrap();
+    let other = VolumeKey::random(KeySize::Bits512).unwrap();
+    assert!(matches!(volume.verify_key(&other), Err(VolumeError::WrongKey { .. })));
+    let short = VolumeKey::random(KeySize::Bits256).unwrap();
+    assert!(matches!(volume.verify_key(&short), Err(VolumeError::WrongKey { .. })));
+}
+
+#[test]
+fn a_keyslot_opens_by_its_passphrase_only() {
+    let fixture = Fixture::new();
+    let passphrase = SecretBytes::copy_of(b"0123456789abcdef0123456789abcdef").unwrap();
+    let volume = volume::probe(&fixture.volume(Some(&passphrase)), None).unwrap();
+    assert!(volume.open_keyslot(&passphrase).unwrap() == fixture.key);
+    let wrong = SecretBytes::copy_of(b"wrong").unwrap();
+    assert!(matches!(volume.open_keyslot(&wrong), Err(VolumeError::WrongPassphrase { .. })));
+}
+
+#[test]
+fn hostile_metadata_is_refused_by_name() {
+    type Change = fn(&mut Value);
+    let cases: [(&str, Change, &str); 14] = [
+        ("null cipher", |h| h["segments"]["0"]["encryption"] = json!("cipher_null-ecb"), "cipher_null-ecb"),
+        ("weak cipher", |h| h["segments"]["0"]["encryption"] = json!("aes-ecb"), "aes-ecb"),
+        ("sector size", |h| h["segments"]["0"]["sector_size"] = json!(1024 * 1024), "sector_size"),
+        ("linear segment", |h| h["segments"]["0"]["type"] = json!("linear"), "linear"),
+        ("shifted IV", |h| h["segments"]["0"]["iv_tweak"] = json!("8"), "IV 8"),
+        ("oversize", |h| h["segments"]["0"]["size"] = json!("1099511627776"), "1099511627776"),
+        ("beyond the end", |h| h["segments"]["0"]["offset"] = json!("1099511627776"), "1099511627776"),
+        (
+            "second segment",
+            |h| {
+                let mut second = h["segments"]["0"].clone();
+                h["segments"]["0"]["size"] = json!("524288");
+                second["offset"] = json!((16 << 20 | 524288).to_string());
+                h["segments"]["1"] = second;
+                h["digests"]["0"]["segments"] = json!(["0", "1"]);
+            },
+            "segments",
+        ),
+        ("re-encryption", |h| h["config"]["requirements"] = json!({"mandatory": ["online-reencrypt-v2"]}), "reencrypt"),
+        ("unknown requirement", |h| h["config"]["requirements"] = json!({"mandatory": ["x-secret"]}), "x-secret"),
+        ("endless digest", |h| h["digests"]["0"]["iterations"] = json!(4_000_000_000_u32), "4000000000"),
+        ("odd digest hash", |h| h["digests"]["0"]["hash"] = json!("crc32"), "crc32"),
+        ("malformed token", |h| h["tokens"]["0"]["key"] = json!("../../etc/passwd"), "token"),
+        ("two tokens", |h| h["tokens"]["1"] = h["tokens"]["0"].clone(), "more than one token"),
+    ];
+    for (case, change, told) in cases {
+        let path = Fixture::new().volume_kept(change);
+        let error = volume::probe(path.path(), None).expect_err(case);
+        let text = chain(&error);
+        println!("{case}: {text}");
+        assert!(matches!(error, VolumeError::Refused { .. } | VolumeError::Damaged { .. }), "{case}: {text}");
+        // libcryptsetup itself finds some of them and does not say more than that the header is no LUKS header.
+        if let VolumeError::Refused { .. } = error {
+            assert!(text.contains(told), "{case}: {text}");
+        }
+        assert!(text.contains("volume.img"), "{case} must name the device: {text}");
+    }
+}
+
+/// A path that keeps its folder alive.
+struct Kept(TempDir);
+
+impl Kept {
+    fn path(&self) -> &Path {
+        Box::leak(self.0.path().join("volume.img").into_boxed_path())
+    }
+}
+
+impl Fixture {
+    fn volume_kept(self, change: fn(&mut Value)) -> Kept {
+        luks2::change(&self.volume(None), change);
+        Kept(self.folder)
+    }
+}
+
+#[test]
+fn a_null_cipher_for_the_keyslot_is_refused() {
+    let fixture = Fixture::new();
+    let passphrase = SecretBytes::copy_of(b"0123456789abcdef0123456789abcdef").unwrap();
+    let path = fixture.volume(Some(&passphrase));
+    luks2::change(&path, |h| h["keyslots"]["0"]["area"]["encryption"] = json!("cipher_null-ecb"));
+    let error = volume::probe(&path, None).unwrap_err();
+    assert!(chain(&error).contains("keyslot 0's cipher is 'cipher_null-ecb'"), "{}", chain(&error));
+}
+
+#[test]
+fn damaged_headers_are_damaged_and_stay_so() {
+    let damage: [(&str, fn(&File)); 4] = [
+        ("truncated to the first block", |file| file.set_len(4096).unwrap()),
+        ("truncated in the keyslots", |file| file.set_len(1 << 20).unwrap()),
+        ("both checksums", |file| {
+            for copy in [0, luks2::header_size(file) as u64] {
+                file.write_all_at(b"garbage", copy + 5000).unwrap();
+            }
+        }),
+        ("absurd header size", |file| file.write_all_at(&u64::MAX.to_be_bytes(), 8).unwrap()),
+    ];
+    for (case, damage) in damage {
+        let fixture = Fixture::new();
+        let path = fixture.volume(None);
+        damage(&OpenOptions::new().read(true).write(true).open(&path).unwrap());
+        let before = std::fs::read(&path).unwrap();
+        match volume::probe(&path, None) {
+            // One copy of the header is whole: the volume can be used, but its header is not repaired behind the user.
+            Ok(volume) => {
+                assert_eq!(case, "absurd header size");
+                volume.verify_key(&fixture.key).unwrap();
+            }
+            Err(error) => assert!(
+                matches!(error, VolumeError::Damaged { .. } | VolumeError::Refused { .. }),
+                "{case}: {}",
+                chain(&error)
+            ),
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), before, "{case}: probing writes nothing");
+    }
+}
+
+#[test]
+fn says_what_is_there_instead_of_a_header() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("volume.img");
+    File::create(&path).unwrap().set_len(SIZE).unwrap();
+    assert!(matches!(volume::probe(&path, None), Err(VolumeError::NoHeader { found: None, .. })));
+    std::fs::write(folder.path().join("swap"), swap_signature()).unwrap();
+    let error = volume::probe(&folder.path().join("swap"), None).unwrap_err();
+    assert!(matches!(&error, VolumeError::NoHeader { found: Some(found), .. } if found == "swap"), "{error:?}");
+}
+
+fn swap_signature() -> Vec<u8> {
+    let mut page = vec![0; 1 << 20];
+    page[1024] = 1; // version
+    page[1028..1032].copy_from_slice(&255_u32.to_le_bytes()); // last page
+    page[4086..4096].copy_from_slice(b"SWAPSPACE2");
+    page
+}
+
+#[test]
+fn reads_what_cryptsetup_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let pbkdf2 = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"];
+    let luks1 = ["luksFormat", "-q", "--type", "luks1", "--key-size", "256", "--pbkdf-force-iterations", "1000"];
+    let luks2 = ["luksFormat", "-q", "--type", "luks2", "--sector-size", "512"];
+    let cases: [(&str, Vec<&str>, Format, KeySize); 2] = [
+        ("luks1", luks1.to_vec(), Format::Luks1, KeySize::Bits256),
+        ("luks2", [&luks2[..], &pbkdf2[..]].concat(), Format::Luks2, KeySize::Bits512),
+    ];
+    for (name, arguments, format, key_size) in cases {
+        let path = folder.path().join(name);
+        File::create(&path).unwrap().set_len(SIZE).unwrap();
+        cryptsetup(&arguments, b"secret", &path);
+        let volume = volume::probe(&path, None).unwrap();
+        assert_eq!((volume.format(), volume.key_size), (format, Some(key_size)));
+        assert_eq!(volume.geometry.sector_size, SectorSize::B512);
+        let key = volume.open_keyslot(&SecretBytes::copy_of(b"secret").unwrap()).unwrap();
+        volume.verify_key(&key).unwrap();
+        let digest = volume.luks().unwrap().digest.clone();
+        assert!(digest.starts_with("sha256:1000:") || format == Format::Luks1, "{digest}");
+    }
+}
+
+#[test]
+fn a_null_cipher_that_cryptsetup_itself_makes_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("null");
+    File::create(&path).unwrap().set_len(SIZE).unwrap();
+    // LUKS1 takes the cipher for its keyslot, too, and allows no passphrase then.
+    let luks1 = ["luksFormat", "-q", "--type", "luks1", "--cipher", "null", "--key-size", "256"];
+    cryptsetup(&luks1, b"", &path);
+    let error = volume::probe(&path, None).unwrap_err();
+    assert!(matches!(error, VolumeError::Refused { .. }) && chain(&error).contains("cipher_null"), "{}", chain(&error));
+}
