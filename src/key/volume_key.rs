@@ -74,6 +74,11 @@ impl VolumeKey {
         self.size
     }
 
+    /// The secret memory that it is in.
+    pub fn secret(&self) -> &SecretBytes {
+        &self.bytes
+    }
+
     /// The raw key, for the one call that needs it.
     pub fn expose(&self) -> &[u8] {
         self.bytes.expose()

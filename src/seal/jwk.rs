@@ -1,0 +1,102 @@
+//! JSON Web Keys (RFC 7517), as far as `epk` and thumbprints need them.
+
+use base64ct::{Base64UrlUnpadded, Encoding};
+use openssl::{
+    bn::{BigNum, BigNumContext, BigNumRef},
+    ec::{EcGroup, EcKey, EcKeyRef},
+    error::ErrorStack,
+    nid::Nid,
+    pkey::{HasPublic, PKey, Public},
+    rsa::RsaRef,
+    sha::sha256,
+};
+use serde_json::{Map, Value, json};
+
+const COORDINATE_BYTES: i32 = 32;
+
+/// The public key as JWK members (RFC 7518 section 6.2.1).
+pub fn of_p256<T: HasPublic>(key: &EcKeyRef<T>) -> Result<Value, ErrorStack> {
+    let (mut x, mut y) = (BigNum::new()?, BigNum::new()?);
+    let mut context = BigNumContext::new()?;
+    key.public_key().affine_coordinates(key.group(), &mut x, &mut y, &mut context)?;
+    let coordinate = |number: &BigNumRef| {
+        number.to_vec_padded(COORDINATE_BYTES).map(|bytes| Base64UrlUnpadded::encode_string(&bytes))
+    };
+    Ok(json!({"crv": "P-256", "kty": "EC", "x": coordinate(&x)?, "y": coordinate(&y)?}))
+}
+
+/// The public key as JWK members (RFC 7518 section 6.3.1).
+pub fn of_rsa<T: HasPublic>(key: &RsaRef<T>) -> Value {
+    let number = |number: &BigNumRef| Base64UrlUnpadded::encode_string(&number.to_vec());
+    json!({"e": number(key.e()), "kty": "RSA", "n": number(key.n())})
+}
+
+/// The key's thumbprint (RFC 7638): SHA-256 over the required members, ordered by name, without white space. That is how
+/// serde_json prints a map.
+pub fn thumbprint(jwk: &Value) -> String {
+    Base64UrlUnpadded::encode_string(&sha256(jwk.to_string().as_bytes()))
+}
+
+/// A public key on P-256; the point is checked to be on the curve. The error says what is wrong with it.
+pub fn p256(jwk: &Map<String, Value>) -> Result<PKey<Public>, String> {
+    let text = |name: &str| jwk.get(name).and_then(Value::as_str).unwrap_or("none");
+    if (text("kty"), text("crv")) != ("EC", "P-256") {
+        return Err(format!("is a key of type {} on the curve {}, not on P-256", text("kty"), text("crv")));
+    }
+    let coordinate = |name: &str| {
+        Base64UrlUnpadded::decode_vec(text(name))
+            .ok()
+            .filter(|bytes| bytes.len() == COORDINATE_BYTES as usize)
+            .ok_or_else(|| format!("has no '{name}' of 32 bytes"))
+    };
+    let (x, y) = (coordinate("x")?, coordinate("y")?);
+    let key = || {
+        let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1)?;
+        let (x, y) = (BigNum::from_slice(&x)?, BigNum::from_slice(&y)?);
+        // EC_KEY_set_public_key_affine_coordinates checks that the point is on the curve.
+        let key = EcKey::from_public_key_affine_coordinates(&group, &x, &y)?;
+        key.check_key()?;
+        PKey::from_ec_key(key)
+    };
+    key().map_err(|_: ErrorStack| "is no point on P-256".to_owned())
+}
+
+#[cfg(test)]
+pub mod tests {
+    use openssl::pkey::Private;
+
+    use super::*;
+
+    pub fn public(x: &str, y: &str) -> PKey<Public> {
+        p256(json!({"kty": "EC", "crv": "P-256", "x": x, "y": y}).as_object().unwrap()).unwrap()
+    }
+
+    pub fn private(x: &str, y: &str, d: &str) -> PKey<Private> {
+        let d = BigNum::from_slice(&Base64UrlUnpadded::decode_vec(d).unwrap()).unwrap();
+        let public = public(x, y).ec_key().unwrap();
+        let key = EcKey::from_private_components(public.group(), &d, public.public_key()).unwrap();
+        key.check_key().unwrap();
+        PKey::from_ec_key(key).unwrap()
+    }
+
+    #[test]
+    fn thumbprint_as_in_rfc_7638_section_3_1() {
+        let n = "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n\
+                 3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgd\
+                 AZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur\
+                 -kEgU8awapJzKnqDKgw";
+        let jwk = json!({"kty": "RSA", "n": n, "e": "AQAB"});
+        assert_eq!(thumbprint(&jwk), "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs");
+    }
+
+    #[test]
+    fn other_curves_and_points_are_refused() {
+        let x = "weNJy2HscCSM6AEDTDg04biOvhFhyyWvOHQfeF_PxMQ";
+        let off_curve = json!({"kty": "EC", "crv": "P-256", "x": x, "y": x});
+        assert!(p256(off_curve.as_object().unwrap()).unwrap_err().contains("no point"));
+        let other = json!({"kty": "EC", "crv": "P-384", "x": x, "y": x});
+        assert!(p256(other.as_object().unwrap()).unwrap_err().contains("P-384"));
+        let short = json!({"kty": "EC", "crv": "P-256", "x": "AA", "y": x});
+        assert!(p256(short.as_object().unwrap()).unwrap_err().contains("'x'"));
+    }
+}

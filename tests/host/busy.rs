@@ -1,0 +1,125 @@
+//! Mappings in use, workers that die, clients that die.
+
+use std::{fs, path::Path, process::Command, time::Duration};
+
+use crate::site::{Site, sh};
+
+#[test]
+fn detach_says_who_uses_the_mapping() {
+    let site = Site::new();
+    let (volume, _) = site.volume("busy", &[]);
+    let name = site.name("busy");
+    let device = site.attach(&volume, &name, &[]);
+    sh(&format!("mkfs.ext4 -q {}", device.display()));
+    {
+        let files = site.mount(&device);
+        let refused = site.fails(75, &["detach", &name]);
+        assert!(refused.contains(&format!("mounted on {}", files.path().display())), "{refused}");
+        assert!(refused.contains("--deferred"), "{refused}");
+        fs::write(files.path().join("still"), "works").unwrap();
+    }
+    let mut reader = Command::new("sleep").arg("60").stdin(fs::File::open(&device).unwrap()).spawn().unwrap();
+    let refused = site.fails(75, &["detach", &name]);
+    assert!(refused.contains("sleep") && refused.contains(&reader.id().to_string()), "{refused}");
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+    site.ok(&["detach", &name]);
+}
+
+#[test]
+fn a_deferred_detach_waits_for_the_last_user() {
+    let site = Site::new();
+    let (volume, _) = site.volume("deferred", &[]);
+    let name = site.name("deferred");
+    let device = site.attach(&volume, &name, &[]);
+    sh(&format!("mkfs.ext4 -q {}", device.display()));
+    let files = site.mount(&device);
+    site.ok(&["detach", &name, "--deferred"]);
+    fs::write(files.path().join("late"), "written after the detach").unwrap();
+    let status = site.json(&["status", &name]);
+    assert!(status["trouble"].as_str().unwrap().contains("last user"), "{status}");
+    drop(files);
+    wait_until("the mapping is gone", || !site.run(&["status", &name]).status.success());
+
+    let device = site.attach(&volume, &name, &["--read-only"]);
+    let files = site.mount(&device);
+    assert_eq!(fs::read_to_string(files.path().join("late")).unwrap(), "written after the detach");
+    drop(files);
+    site.ok(&["detach", &name]);
+}
+
+#[test]
+fn the_same_volume_is_attached_once() {
+    let site = Site::new();
+    let (volume, _) = site.volume("once", &[]);
+    let (first, second) = (site.name("first"), site.name("second"));
+    site.attach(&volume, &first, &[]);
+    let refused = site.fails(75, &["attach", &volume, &second, "--backend", "userspace"]);
+    assert!(refused.contains("in use"), "{refused}");
+    site.fails(66, &["status", &second]);
+    site.ok(&["detach", &first]);
+}
+
+#[test]
+fn a_killed_worker_is_reported_and_cleaned_up() {
+    let site = Site::new();
+    let (volume, _) = site.volume("killed", &[]);
+    let name = site.name("killed");
+    let device = site.attach(&volume, &name, &[]);
+    sh(&format!("mkfs.ext4 -q {}", device.display()));
+    {
+        let files = site.mount(&device);
+        fs::write(files.path().join("kept"), "synced").unwrap();
+        sh(&format!("sync -f {}", files.path().display()));
+        sh(&format!("kill -9 {}", worker(&name)));
+        wait_until("the worker's death shows", || !site.json(&["status", &name])["trouble"].is_null());
+    }
+    let status = site.ok(&["status", &name]);
+    assert!(status.contains("trouble"), "{status}");
+    site.ok(&["detach", &name]);
+    assert!(!device.exists() && !Path::new("/run/cryptattach").join(&name).exists());
+
+    let device = site.attach(&volume, &name, &[]);
+    sh(&format!("e2fsck -fy {} >/dev/null || test $? -le 1", device.display()));
+    let files = site.mount(&device);
+    assert_eq!(fs::read_to_string(files.path().join("kept")).unwrap(), "synced");
+    drop(files);
+    site.ok(&["detach", &name]);
+}
+
+#[test]
+fn a_client_that_is_killed_at_any_step_leaves_all_or_nothing() {
+    let site = Site::new();
+    let (volume, _) = site.volume("client", &[]);
+    // Milliseconds after the start: from before the key is fetched to after the mapping is there.
+    for delay in [2, 5, 10, 15, 20, 30, 45, 70, 100, 150] {
+        let name = site.name(&format!("client{delay}"));
+        let mut client = site.command();
+        let mut client = client.args(["attach", &volume, &name, "--backend", "userspace"]).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(delay));
+        let _ = client.kill();
+        client.wait().unwrap();
+        // Whatever the killed client left, the next one gets the volume, and nothing stays behind after it.
+        wait_until(&format!("attach works, {delay} ms"), || {
+            site.run(&["attach", &volume, &name, "--backend", "userspace"]).status.success()
+        });
+        site.ok(&["detach", &name]);
+        assert!(!Path::new("/run/cryptattach").join(&name).exists(), "{delay} ms");
+    }
+}
+
+/// The process id of a mapping's worker.
+pub fn worker(name: &str) -> String {
+    let state = fs::read(Path::new("/run/cryptattach").join(name).join("state.json")).unwrap();
+    serde_json::from_slice::<serde_json::Value>(&state).unwrap()["pid"].to_string()
+}
+
+fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
+    for _ in 0..100 {
+        if reached() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("waited 10 s in vain: {what}");
+}

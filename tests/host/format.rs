@@ -1,0 +1,131 @@
+//! Format: what it refuses, and what a kill at each step leaves.
+
+use std::{
+    fs,
+    os::unix::fs::FileExt,
+    process::{Command, Output},
+};
+
+use crate::site::{LoopDevice, Site, sh};
+
+#[test]
+fn only_blank_devices_are_formatted() {
+    let site = Site::new();
+    for (name, make) in [
+        ("ext4", "mkfs.ext4 -q"),
+        ("fat", "mkfs.fat"),
+        ("gpt", "echo 'label: gpt' | sfdisk -q"),
+        ("swap", "mkswap -q"),
+    ] {
+        let path = site.file(name, 64 << 20);
+        sh(&format!("{make} {} >/dev/null", path.display()));
+        let before = fs::read(&path).unwrap();
+        let refused = site.fails(73, &["format", path.to_str().unwrap()]);
+        assert!(refused.contains("is not blank: it holds") && refused.contains("--force"), "{refused}");
+        assert_eq!(fs::read(&path).unwrap(), before, "{name}");
+        assert_eq!(site.ok(&["key", "list"]), "", "no key is made for a device that is refused");
+    }
+    let (volume, _) = site.volume("ours", &[]);
+    assert!(site.fails(73, &["format", &volume]).contains("crypto_LUKS"));
+}
+
+#[test]
+fn force_leaves_no_old_signature_behind() {
+    let site = Site::new();
+    let path = site.file("old", 64 << 20);
+    sh(&format!("mkfs.ext4 -q {0} && echo 'label: gpt' | sfdisk -q --force --wipe never {0} >/dev/null", path.display()));
+    site.ok(&["format", path.to_str().unwrap(), "--force"]);
+    assert_eq!(sh(&format!("wipefs --noheadings --output TYPE {} | sort -u", path.display())), "crypto_LUKS");
+}
+
+#[test]
+fn devices_that_cannot_be_formatted_say_why() {
+    let site = Site::new();
+    assert!(site.fails(66, &["format", "/dev/does-not-exist"]).contains("does not exist"));
+    assert!(site.fails(65, &["format", "/proc"]).contains("neither a block device nor a regular file"));
+    let small = site.file("small", 1 << 20);
+    assert!(site.fails(65, &["format", small.to_str().unwrap()]).contains("too small"));
+
+    let file = site.file("read-only", 64 << 20);
+    let device = LoopDevice::new(&file, "--read-only");
+    assert!(site.fails(74, &["format", device.path()]).contains("read-only"));
+    drop(device);
+
+    let file = site.file("mounted", 64 << 20);
+    sh(&format!("mkfs.ext4 -q {}", file.display()));
+    let device = LoopDevice::new(&file, "");
+    let files = site.mount(device.path().as_ref());
+    let refused = site.fails(75, &["format", device.path(), "--force"]);
+    assert!(refused.contains(&format!("mounted on {}", files.path().display())), "{refused}");
+}
+
+#[test]
+fn a_detached_header_leaves_the_device_untouched() {
+    let site = Site::new();
+    let path = site.file("data", 64 << 20);
+    let volume = path.to_str().unwrap();
+    let header = site.path("header").into_os_string().into_string().unwrap();
+    site.ok(&["format", volume, "--header", &header]);
+    assert!(fs::read(&path).unwrap().iter().all(|byte| *byte == 0));
+    assert!(site.fails(65, &["attach", volume, "x"]).contains("has no LUKS header"));
+    let name = site.name("detached");
+    let device = site.attach(volume, &name, &["--header", &header]);
+    assert_eq!(site.json(&["status", &name])["size_bytes"], 64 << 20);
+    sh(&format!("mkfs.ext4 -q {}", device.display()));
+    site.ok(&["detach", &name]);
+    assert!(sh(&format!("cryptsetup luksDump {header}")).contains("cryptattach"));
+}
+
+/// Runs `format` and kills it as it enters the `nth` of a system call.
+fn killed(site: &Site, call: &str, nth: usize, volume: &str) -> Output {
+    let inject = format!("inject={call}:signal=KILL:when={nth}");
+    let trace = format!("trace={call}");
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject]);
+    command.arg(env!("CARGO_BIN_EXE_cryptattach")).args(["format", volume]);
+    command.env("CRYPTATTACH_CONFIG", site.keys("cryptattach.toml")).output().unwrap()
+}
+
+#[test]
+fn a_kill_at_any_step_loses_nothing() {
+    let site = Site::new();
+    let (bystander, _) = site.volume("bystander", &[]);
+    let mut kills = 0;
+    for call in ["fsync", "pwrite64", "renameat2", "linkat", "unlink", "flock", "write", "memfd_create", "ftruncate"] {
+        for nth in 1..40 {
+            let path = site.file(&format!("{call}{nth}"), 64 << 20);
+            // Data that no signature announces: format may take the device, and must not touch more than its header.
+            fs::File::options().write(true).open(&path).unwrap().write_all_at(b"behind the header", 20 << 20).unwrap();
+            let volume = path.to_str().unwrap();
+            let before = site.ok(&["key", "list"]);
+            let output = killed(&site, call, nth, volume);
+            if output.status.success() {
+                break;
+            }
+            kills += 1;
+            // Each key in the store is whole, and those that were there still are.
+            let after = site.ok(&["key", "list"]);
+            assert!(before.lines().all(|key| after.lines().any(|other| other == key)), "{call} {nth}");
+            for key in after.lines() {
+                site.ok(&["key", "show", key]);
+            }
+            // Either there is no header, or a whole one whose key is stored. Then format again, or attach.
+            let name = site.name(&format!("k{call}{nth}"));
+            let raw = fs::read(&path).unwrap();
+            if raw.starts_with(b"LUKS\xba\xbe") {
+                site.attach(volume, &name, &["--read-only"]);
+            } else {
+                site.ok(&["format", volume, "--force"]);
+                site.attach(volume, &name, &["--read-only"]);
+            }
+            site.ok(&["detach", &name]);
+            assert_eq!(&raw[20 << 20..][..17], b"behind the header", "{call} {nth}");
+            fs::remove_file(&path).unwrap();
+        }
+    }
+    assert!(kills >= 15, "only {kills} kills happened");
+    println!("{kills} kills");
+    let name = site.name("bystander");
+    site.attach(&bystander, &name, &[]);
+    site.ok(&["detach", &name]);
+}

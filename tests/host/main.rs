@@ -1,0 +1,13 @@
+//! The host layer: the built binary on real loop devices and FUSE. Needs root; run by `scripts/test host`.
+
+#[path = "../common/luks2.rs"]
+mod luks2;
+mod site;
+
+mod attach;
+mod busy;
+mod format;
+mod foreign;
+mod refusals;
+mod secrets;
+mod separation;
