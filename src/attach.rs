@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::{
     audit::{self, Event},
-    backend::{self, Activate, Backend, BackendKind, Mapping, MappingName},
+    backend::{self, Activate, BackendKind, Mapping, MappingName},
     config::{Config, SeparationPolicy, StoreConfig},
     error::Error,
     key::{KeyId, KeyReference, Place},
@@ -107,7 +107,9 @@ pub fn separate(
     volume: &Volume,
     strictness: Strictness,
 ) -> Result<Report, Error> {
-    let report = separation::check(&volume.device.path, &places(config, store_config, store, &reference.key)?)?;
+    let header = volume.luks().and_then(|header| header.detached.as_deref());
+    let places = places(config, store_config, store, &reference.key)?;
+    let report = separation::check(&volume.device.path, header, &places);
     match report.judge(strictness.policy.unwrap_or(config.separation.policy)) {
         Err(refusal) if refusal.is_shared() && strictness.allow_shared => {
             tracing::warn!("{refusal}; going on, as --allow-shared demands");

@@ -9,7 +9,7 @@ use crate::{
     device::DeviceError,
     key::{KeyReference, SecretMemoryError, StoreName},
     seal::SealError,
-    separation::{Refusal, SeparationError},
+    separation::Refusal,
     store::StoreError,
     volume::VolumeError,
 };
@@ -54,9 +54,6 @@ pub enum Error {
     /// What the store gave back is not what was stored.
     #[error("the store gave back another volume key than was stored as {0}")]
     ReadBack(KeyReference),
-    /// The separation check could not be made.
-    #[error(transparent)]
-    Separation(#[from] SeparationError),
     /// Key and data are on the same device, or nothing proves that they are not.
     #[error(transparent)]
     NotSeparate(#[from] Refusal),

@@ -54,8 +54,10 @@ fn reference() -> KeyReference {
 }
 
 fn chain(error: &dyn Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    match error.source() {
+        Some(cause) => format!("{error}: {}", chain(cause)),
+        None => error.to_string(),
+    }
 }
 
 fn cryptsetup(arguments: &[&str], key: &[u8], path: &Path) {
@@ -103,7 +105,7 @@ fn hostile_metadata_is_refused_by_name() {
     let cases: [(&str, Change, &str); 14] = [
         ("null cipher", |h| h["segments"]["0"]["encryption"] = json!("cipher_null-ecb"), "cipher_null-ecb"),
         ("weak cipher", |h| h["segments"]["0"]["encryption"] = json!("aes-ecb"), "aes-ecb"),
-        ("sector size", |h| h["segments"]["0"]["sector_size"] = json!(1024 * 1024), "sector_size"),
+        ("sector size", |h| h["segments"]["0"]["sector_size"] = json!(1024 * 1024), "sector size is 1048576"),
         ("linear segment", |h| h["segments"]["0"]["type"] = json!("linear"), "linear"),
         ("shifted IV", |h| h["segments"]["0"]["iv_tweak"] = json!("8"), "IV 8"),
         ("oversize", |h| h["segments"]["0"]["size"] = json!("1099511627776"), "1099511627776"),
@@ -240,16 +242,4 @@ fn reads_what_cryptsetup_made() {
         let digest = volume.luks().unwrap().digest.clone();
         assert!(digest.starts_with("sha256:1000:") || format == Format::Luks1, "{digest}");
     }
-}
-
-#[test]
-fn a_null_cipher_that_cryptsetup_itself_makes_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("null");
-    File::create(&path).unwrap().set_len(SIZE).unwrap();
-    // LUKS1 takes the cipher for its keyslot, too, and allows no passphrase then.
-    let luks1 = ["luksFormat", "-q", "--type", "luks1", "--cipher", "null", "--key-size", "256"];
-    cryptsetup(&luks1, b"", &path);
-    let error = volume::probe(&path, None).unwrap_err();
-    assert!(matches!(error, VolumeError::Refused { .. }) && chain(&error).contains("cipher_null"), "{}", chain(&error));
 }

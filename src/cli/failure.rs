@@ -53,7 +53,6 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::Seal(error) if error.is_configuration() => 78,
         Error::KeyRefused { .. } | Error::Seal(_) | Error::NoPassphrase(_) => 68,
         Error::ReadBack(_) => 76,
-        Error::Separation(_) => 66,
         Error::NotSeparate(_) => 72,
         Error::Backend(BackendError::NotActive(_)) | Error::NotAttached(_) => 66,
         Error::Backend(BackendError::Foreign { .. }) => 73,
@@ -131,7 +130,7 @@ fn next_step(error: &Error) -> Option<String> {
         Error::Store(StoreError::Io { .. }) => "check that the key store's device is there and mounted".to_owned(),
         Error::KeyRefused { source, .. } => source.next_step()?,
         Error::Seal(error) => error.next_step()?,
-        Error::NotSeparate(refusal) => refusal.next_step(),
+        Error::NotSeparate(refusal) => refusal.next_step().to_owned(),
         Error::HalfFormatted { device, reference, .. } => format!(
             "nothing was on {} before; format it again, and remove the unused key: cryptattach key delete {reference} --yes",
             device.display()
@@ -202,12 +201,15 @@ pub fn print(error: &Error, json: bool) {
 
 /// An error and its causes in one line.
 pub fn chain(error: &(dyn StdError + 'static)) -> String {
-    let texts = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string);
-    texts.collect::<Vec<_>>().join(": ")
+    causes(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-fn causes(error: &Error) -> impl Iterator<Item = &(dyn StdError + 'static)> {
-    std::iter::successors(Some(error as &(dyn StdError + 'static)), |error| error.source())
+/// The error itself, its cause, that one's cause, ...
+fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |error| {
+        let error: &'a (dyn StdError + 'static) = *error;
+        error.source()
+    })
 }
 
 /// Transparent variants repeat their cause's text.

@@ -186,7 +186,7 @@ impl Import {
 
 impl Passphrase {
     fn run(&self, config: &Config) -> Result<(), Error> {
-        let mut out = io::stdout().lock();
+        let out = io::stdout().lock();
         if out.is_terminal() {
             return Err(Error::Usage("a passphrase is not written to a terminal; use a pipe".to_owned()));
         }

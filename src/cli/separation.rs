@@ -8,6 +8,7 @@ use super::{Global, output};
 use crate::{
     attach::places,
     config::SeparationPolicy,
+    device::Device,
     error::Error,
     key::{KeyId, KeyReference},
     separation, store,
@@ -39,6 +40,7 @@ pub struct Separation {
 impl Separation {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         let config = global.config()?;
+        Device::look(&self.device)?;
         let in_token = || match volume::probe(&self.device, self.header.as_deref()) {
             Ok(volume) => Ok(volume.luks().and_then(|header| header.reference.clone())),
             // The question is a fair one before format, too.
@@ -55,7 +57,7 @@ impl Separation {
         // Without a key yet: where a new one would rest.
         let key = reference.map_or_else(KeyId::random, |reference| reference.key);
         let places = places(&config, store_config, &*store, &key)?;
-        let report = separation::check(&self.device, &places)?;
+        let report = separation::check(&self.device, self.header.as_deref(), &places);
         output::print(global.json, &report, || report.to_string())?;
         Ok(report.judge(self.policy.unwrap_or(config.separation.policy))?)
     }

@@ -171,7 +171,8 @@ impl OwnerKey {
     fn unwrap(&self, encrypted_key: &[u8], header: &JoseHeader) -> Result<Option<ContentKey>, SealError> {
         match self.algorithm {
             Algorithm::EcdhEs => {
-                let z = ecdh_es::shared(&self.key, &ecdh_es::ephemeral_key(header)?)?;
+                let ephemeral = ecdh_es::ephemeral_key(header)?;
+                let z = ecdh_es::shared(&self.key, &ephemeral)?;
                 key_wrap::unwrap(&ecdh_es::wrapping_key(&z, header)?, encrypted_key)
             }
             Algorithm::RsaOaep => rsa_oaep::decrypt(&self.key, encrypted_key),

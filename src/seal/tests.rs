@@ -211,8 +211,9 @@ fn certificates_name_recipients() {
     for (kind, option) in [("ec", "ec_paramgen_curve:P-256"), ("rsa", "rsa_keygen_bits:2048")] {
         let (key, certificate) = (file(&format!("{kind}.key")), file(&format!("{kind}.pem")));
         let arguments = ["req", "-x509", "-nodes", "-newkey", kind, "-pkeyopt", option, "-subj", "/CN=cinder"];
-        let made = std::process::Command::new("openssl").args(arguments).args(["-keyout", &key, "-out", &certificate]);
-        assert!({ made }.output().unwrap().status.success());
+        let mut openssl = std::process::Command::new("openssl");
+        let made = openssl.args(arguments).args(["-keyout", &key, "-out", &certificate]).output().unwrap();
+        assert!(made.status.success());
         let (recipient, identity) =
             (OwnerRecipient::read(certificate.as_ref()).unwrap(), OwnerKey::read(key.as_ref()).unwrap());
         assert_eq!(recipient.kid(), identity.kid());

@@ -23,6 +23,7 @@ mod disk;
 pub(crate) mod host;
 mod lineage;
 pub(crate) mod mounts;
+mod policy;
 mod report;
 mod swap;
 #[cfg(test)]
@@ -36,6 +37,7 @@ pub(crate) use block::BlockDevice;
 pub use block::{DeviceNumber, ParseDeviceNumberError};
 pub use disk::{Disk, Leaf, Memory, SameBy};
 pub use lineage::Lineage;
+pub use policy::Refusal;
 pub use report::Report;
 pub use swap::{Swap, SwapKind};
 pub use tree::{Device, Node, Role, Step};

@@ -11,12 +11,9 @@ use crate::site::{LoopDevice, Site, sh};
 #[test]
 fn only_blank_devices_are_formatted() {
     let site = Site::new();
-    for (name, make) in [
-        ("ext4", "mkfs.ext4 -q"),
-        ("fat", "mkfs.fat"),
-        ("gpt", "echo 'label: gpt' | sfdisk -q"),
-        ("swap", "mkswap -q"),
-    ] {
+    for (name, make) in
+        [("ext4", "mkfs.ext4 -q"), ("fat", "mkfs.fat"), ("gpt", "echo 'label: gpt' | sfdisk -q"), ("swap", "mkswap -q")]
+    {
         let path = site.file(name, 64 << 20);
         sh(&format!("{make} {} >/dev/null", path.display()));
         let before = fs::read(&path).unwrap();
@@ -33,7 +30,10 @@ fn only_blank_devices_are_formatted() {
 fn force_leaves_no_old_signature_behind() {
     let site = Site::new();
     let path = site.file("old", 64 << 20);
-    sh(&format!("mkfs.ext4 -q {0} && echo 'label: gpt' | sfdisk -q --force --wipe never {0} >/dev/null", path.display()));
+    sh(&format!(
+        "mkfs.ext4 -q {0} && echo 'label: gpt' | sfdisk -q --force --wipe never {0} >/dev/null",
+        path.display()
+    ));
     site.ok(&["format", path.to_str().unwrap(), "--force"]);
     assert_eq!(sh(&format!("wipefs --noheadings --output TYPE {} | sort -u", path.display())), "crypto_LUKS");
 }

@@ -6,8 +6,8 @@ mod site;
 
 mod attach;
 mod busy;
-mod format;
 mod foreign;
+mod format;
 mod refusals;
 mod secrets;
 mod separation;
