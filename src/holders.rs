@@ -205,3 +205,28 @@ fn named(process: &Path) -> String {
     let name = attribute(&process.join("comm")).unwrap_or_else(|| "a process".to_owned());
     format!("{name} (pid {})", base_name(process))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_process_that_has_a_file_open_is_named_and_we_are_not() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        assert_eq!(of_path(file.path()), [""; 0]);
+        let input = fs::File::open(file.path()).expect("opened");
+        let mut child = Command::new("sleep").arg("60").stdin(Stdio::from(input)).spawn().expect("started");
+        let holders = of_path(file.path());
+        child.kill().expect("killed");
+        child.wait().expect("ended");
+        assert_eq!(holders, [format!("opened by sleep (pid {})", child.id())]);
+    }
+
+    #[test]
+    fn what_does_not_exist_has_no_holders() {
+        assert_eq!(of_path(Path::new("/does/not/exist")), [""; 0]);
+        assert_eq!(of_device(0), [""; 0]);
+    }
+}

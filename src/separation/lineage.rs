@@ -222,9 +222,10 @@ impl<'a> Walk<'a> {
                 let directories = mounts::overlay_directories(mount);
                 directories.iter().map(|directory| self.overlay_directory(directory)).collect()
             }
-            // These name the path below as their source: our own export the encrypted device, ecryptfs the lower directory,
-            // erofs the image file.
-            "fuse.cryptattach" | "ecryptfs" => self.source(mount),
+            // These name the path below as their source: our own export the encrypted device (whoever may mount FUSE can
+            // claim that, so only root is believed), ecryptfs the lower directory, erofs the image file.
+            "fuse.cryptattach" if mount.values("user_id").all(|user| user == "0") => self.source(mount),
+            "ecryptfs" => self.source(mount),
             "erofs" if seen.on.is_anonymous() => self.source(mount),
             // "/dev/sda:/dev/sdb"
             "bcachefs" => {
