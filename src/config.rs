@@ -202,9 +202,9 @@ impl StoreConfig {
     /// Where this host keeps what opens the store's keys. An owner's key on the volume's own disk is as bad as the
     /// volume key there.
     pub fn places(&self, config: &Path) -> Vec<Place> {
-        let identities =
-            self.identities.iter().map(|path| Place { what: "private key".to_owned(), path: path.clone() });
-        let config = Place { what: "configuration".to_owned(), path: config.to_owned() };
+        let place = |what: &str, path: &Path, opens| Place { what: what.to_owned(), path: path.to_owned(), opens };
+        let identities = self.identities.iter().map(|path| place("private key", path, true));
+        let config = place("configuration", config, false);
         identities.chain([config]).collect()
     }
 }

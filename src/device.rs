@@ -51,7 +51,7 @@ pub enum DeviceError {
     #[error("{} is read-only", .0.display())]
     ReadOnly(PathBuf),
     /// Someone has it open exclusively: mounted, part of a RAID or a mapping, ...
-    #[error("{} is in use{}", .path.display(), in_use_by(.holders))]
+    #[error("{} is in use{}", .path.display(), in_use(.holders))]
     Busy {
         /// The device.
         path: PathBuf,
@@ -81,8 +81,9 @@ pub enum DeviceError {
     },
 }
 
-fn in_use_by(holders: &[String]) -> String {
-    if holders.is_empty() { String::new() } else { format!(" by {}", holders.join(", ")) }
+/// ": mounted on /srv, opened by fio (pid 412)", or nothing.
+pub(crate) fn in_use(holders: &[String]) -> String {
+    if holders.is_empty() { String::new() } else { format!(": {}", holders.join(", ")) }
 }
 
 impl DeviceError {

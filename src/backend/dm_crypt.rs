@@ -22,7 +22,6 @@ use crate::{
     volume::{CIPHER, Format, Header, Volume, library},
 };
 
-const CONTROL: &str = "/dev/mapper/control";
 /// libcryptsetup's mark on its mappings: `CRYPT-LUKS2-UUID-NAME`, the UUID without hyphens (lib/utils_dm.h, libdevmapper.c).
 const DM_UUID_PREFIX: &str = "CRYPT-";
 
@@ -40,13 +39,15 @@ struct Found {
 impl DmCrypt {
     /// The backend, if this kernel has a device-mapper.
     pub fn open() -> Result<Self, BackendError> {
-        let unavailable = |why: String| BackendError::Unavailable(format!("this kernel has no device-mapper: {why}"));
-        if !Path::new(CONTROL).exists() {
-            return Err(unavailable(format!("{CONTROL} does not exist")));
+        // The node exists on every kernel that may load dm_mod; only using it tells.
+        let usable = || DM::new().and_then(|dm| dm.version().map(|_| dm));
+        match usable() {
+            Ok(dm) => Ok(Self { dm }),
+            Err(error) => {
+                tracing::debug!("{error}");
+                Err(BackendError::Unavailable("this kernel has no device-mapper".to_owned()))
+            }
         }
-        let dm = DM::new().map_err(|error| unavailable(error.to_string()))?;
-        dm.version().map_err(|error| unavailable(error.to_string()))?;
-        Ok(Self { dm })
     }
 
     fn find(&self, name: &MappingName) -> Result<Option<Found>, BackendError> {

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use self::{dm_crypt::DmCrypt, userspace::Userspace};
 use crate::{
-    device::{Device, DeviceError},
+    device::{Device, DeviceError, in_use},
     key::VolumeKey,
     volume::Volume,
 };
@@ -197,7 +197,7 @@ pub enum BackendError {
     #[error("nothing is attached as '{0}'")]
     NotActive(MappingName),
     /// The mapping is in use.
-    #[error("'{name}' is in use by {}", .holders.join(", "))]
+    #[error("'{name}' is in use{}", in_use(.holders))]
     Busy {
         /// The name.
         name: MappingName,

@@ -37,8 +37,6 @@ pub struct Attach {
     /// A detached LUKS header
     #[arg(long, value_name = "FILE")]
     header: Option<PathBuf>,
-    #[command(flatten)]
-    plain: Plain,
     /// What to map with [default: dm-crypt; userspace for a loop device or file where there is no device-mapper]
     #[arg(long, value_enum)]
     backend: Option<BackendKind>,
@@ -55,28 +53,31 @@ pub struct Attach {
     #[arg(long)]
     no_write_workqueue: bool,
     #[command(flatten)]
+    plain: Plain,
+    #[command(flatten)]
     separation: SeparationOptions,
 }
 
 /// How a volume without a header looks; shared with `key import`.
 #[derive(Args)]
+#[command(next_help_heading = "Plain dm-crypt")]
 pub struct Plain {
     /// The volume is plain dm-crypt: no header tells how it is encrypted
     #[arg(long, conflicts_with = "header")]
     plain: bool,
-    /// Plain: the cipher
+    /// Its cipher
     #[arg(long, requires = "plain", default_value = CIPHER, value_parser = [CIPHER])]
     cipher: String,
-    /// Plain: size of the volume key in bits (256 or 512)
+    /// Size of the volume key in bits (256 or 512)
     #[arg(long, requires = "plain", default_value = "512", value_parser = key_size, value_name = "BITS")]
     key_size: KeySize,
-    /// Plain: encryption sector size in bytes (512, 1024, 2048 or 4096)
+    /// Encryption sector size in bytes (512, 1024, 2048 or 4096)
     #[arg(long, requires = "plain", default_value = "512", value_parser = sector_size, value_name = "BYTES")]
     sector_size: SectorSize,
-    /// Plain: where the data begins, in units of 512 bytes
+    /// Where the data begins, in units of 512 bytes
     #[arg(long, requires = "plain", default_value_t = 0, value_name = "SECTORS")]
     offset: u64,
-    /// Plain: added to the sector number for the IV, in units of 512 bytes
+    /// Added to the sector number for the IV, in units of 512 bytes
     #[arg(long, requires = "plain", default_value_t = 0, value_name = "SECTORS")]
     skip: u64,
 }

@@ -12,7 +12,11 @@ mod output;
 mod separation;
 mod status;
 
-use std::{io, path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use nix::sys::resource::{Resource, setrlimit};
@@ -37,6 +41,7 @@ pub struct Cli {
 
 /// Options of all verbs.
 #[derive(Args)]
+#[command(next_help_heading = "All commands")]
 struct Global {
     /// The configuration file
     #[arg(long, global = true, env = "CRYPTATTACH_CONFIG", default_value = config::DEFAULT_PATH, value_name = "FILE", hide_env_values = true)]
@@ -69,6 +74,7 @@ enum Verb {
 
 /// What separation may let through; shared by format and attach.
 #[derive(Args)]
+#[command(next_help_heading = "Separation of key and data")]
 struct SeparationOptions {
     /// Whether a separation of key and data that is not proven is let through [default: as configured]
     #[arg(long, value_name = "POLICY")]
@@ -147,5 +153,6 @@ fn log(verbose: u8) {
         .with_writer(io::stderr)
         .without_time()
         .with_target(false)
+        .with_ansi(io::stderr().is_terminal())
         .try_init();
 }

@@ -9,4 +9,7 @@ pub struct Place {
     pub what: String,
     /// The file, directory or block device.
     pub path: PathBuf,
+    /// It helps to open the volume: a sealed key, a private key, a credential. What only says where those are (the
+    /// configuration) does not, but it should not be taken with the volume either.
+    pub opens: bool,
 }

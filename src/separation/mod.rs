@@ -12,7 +12,7 @@
 //! use std::path::Path;
 //! use cryptattach::{key::Place, separation::{self, Verdict}};
 //!
-//! let key = Place { what: "sealed key".into(), path: "/mnt/keys/cinder".into() };
+//! let key = Place { what: "sealed key".into(), path: "/mnt/keys/cinder".into(), opens: true };
 //! let report = separation::check(Path::new("/dev/vdb"), None, &[key]);
 //! println!("{report}");
 //! assert!(matches!(report.verdict, Verdict::Apart(_)));
@@ -61,7 +61,12 @@ fn check_on(host: &Host, device: &Path, header: Option<&Path>, places: &[Place])
     let swap = Swap::on(host);
 
     let shared = shared_devices(&volume, &places);
-    let gaps: Vec<_> = [gaps_in_sight(device, &volume, &places), gaps_by_swap(&volume, &places, &swap)].concat();
+    let gaps: Vec<_> = [
+        gaps_in_sight(device, &volume, &places),
+        gaps_by_telling(&volume, &places),
+        gaps_by_swap(&volume, &places, &swap),
+    ]
+    .concat();
     let verdict = if !shared.is_empty() {
         Verdict::Shared(shared)
     } else if !gaps.is_empty() {
@@ -73,20 +78,36 @@ fn check_on(host: &Host, device: &Path, header: Option<&Path>, places: &[Place])
 }
 
 fn shared_devices(volume: &Lineage, places: &[(Place, Lineage)]) -> Vec<SharedDevice> {
-    let mut shared = Vec::new();
-    for (place, lineage) in places {
-        for device in lineage.leaves() {
-            let same = volume.leaves().into_iter().find_map(|other| Some((other, device.same_as(other)?)));
-            shared.extend(same.map(|(volume_device, same_by)| SharedDevice {
-                what: place.what.clone(),
-                path: place.path.clone(),
-                device: device.clone(),
-                volume_device: volume_device.clone(),
-                same_by,
-            }));
-        }
-    }
-    shared
+    let opening = places.iter().filter(|(place, _)| place.opens);
+    let shared = |(place, lineage): &(Place, Lineage)| {
+        let device = |(device, volume_device, same_by): (&Leaf, &Leaf, SameBy)| SharedDevice {
+            what: place.what.clone(),
+            path: place.path.clone(),
+            device: device.clone(),
+            volume_device: volume_device.clone(),
+            same_by,
+        };
+        common(volume, lineage).into_iter().map(device).collect::<Vec<_>>()
+    };
+    opening.flat_map(shared).collect()
+}
+
+/// The leaves of a place that are the volume's as well: the place's leaf, the volume's, and what shows it.
+fn common<'a>(volume: &'a Lineage, place: &'a Lineage) -> Vec<(&'a Leaf, &'a Leaf, SameBy)> {
+    let same = |leaf: &'a Leaf| volume.leaves().into_iter().find_map(|other| Some((leaf, other, leaf.same_as(other)?)));
+    place.leaves().into_iter().filter_map(same).collect()
+}
+
+/// What opens nothing, but tells whoever takes the volume where to look for its key.
+fn gaps_by_telling(volume: &Lineage, places: &[(Place, Lineage)]) -> Vec<Gap> {
+    let telling = places.iter().filter(|(place, _)| !place.opens);
+    let gap = |(place, lineage): &(Place, Lineage)| {
+        common(volume, lineage).first().map(|(_, disk, _)| Gap {
+            about: format!("{} {}", place.what, place.path.display()),
+            why: format!("it is on the volume's {disk}: it opens nothing, but says where the key is"),
+        })
+    };
+    telling.filter_map(gap).collect()
 }
 
 /// What could not be followed below the volume and the places of its key.

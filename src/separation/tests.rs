@@ -285,7 +285,7 @@ fn the_device_of_a_hibernation_image_is_seen_once() {
 #[test]
 fn a_detached_header_is_shown_but_not_judged() {
     let host = MadeUp::host();
-    let place = Place { what: "sealed key".into(), path: "/keys".into() };
+    let place = Place { what: "sealed key".into(), path: "/keys".into(), opens: true };
     let report = check_on(&host.seen(), Path::new("/dev/sda2"), Some(Path::new("/keys")), &[place]);
     assert_eq!(report.verdict.word(), "apart");
     assert!(report.to_string().contains("detached header  /keys\n  ext4 on partition sdb1"), "{report}");
@@ -377,7 +377,7 @@ mod here {
         let directory = TempDir::new().expect("a directory");
         let file = directory.path().join("volume");
         fs::write(&file, "x").expect("written");
-        let place = Place { what: "sealed key".into(), path: directory.path().into() };
+        let place = Place { what: "sealed key".into(), path: directory.path().into(), opens: true };
         assert_ne!(check(&file, None, &[place]).verdict.word(), "apart");
     }
 }

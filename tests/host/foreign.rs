@@ -121,7 +121,7 @@ fn the_escrow_key_recovers_the_volume_key_with_jose_alone() {
     // cryptsetup checks the volume key against the header's digest before it makes the keyslot.
     fs::write(site.keys("pass"), "new").unwrap();
     sh(&format!(
-        "cryptsetup luksAddKey -q --volume-key-file {recovered} --pbkdf pbkdf2 --pbkdf-force-iterations 1000 {volume} {}",
+        "cryptsetup luksAddKey -q --volume-key-file {recovered} --key-size 512 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 {volume} {}",
         site.keys("pass")
     ));
     // And with cryptattach: the escrow key as an identity.
@@ -135,7 +135,7 @@ fn the_escrow_key_recovers_the_volume_key_with_jose_alone() {
 }
 
 /// A PEM P-256 private key as JWK (RFC 7517).
-fn jwk(pem: &str) -> String {
+pub fn jwk(pem: &str) -> String {
     use base64ct::{Base64UrlUnpadded, Encoding};
     use openssl::{bn::BigNumContext, ec::EcKey};
     let key = EcKey::private_key_from_pem(&fs::read(pem).unwrap()).unwrap();

@@ -1,1 +1,1 @@
-//! later
+//! Where secrets are, and above all where they are not.

@@ -46,7 +46,11 @@ impl Bench {
     }
 
     fn check(&self, volume: &Path, place: &Path) -> Report {
-        let report = separation::check(volume, None, &[Place { what: "sealed key".into(), path: place.to_owned() }]);
+        let report = separation::check(
+            volume,
+            None,
+            &[Place { what: "sealed key".into(), path: place.to_owned(), opens: true }],
+        );
         println!("{report}\n");
         report
     }
