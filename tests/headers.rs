@@ -170,7 +170,8 @@ fn a_null_cipher_for_the_keyslot_is_refused() {
 
 #[test]
 fn damaged_headers_are_damaged_and_stay_so() {
-    let damage: [(&str, fn(&File)); 4] = [
+    type Damage = fn(&File);
+    let damage: [(&str, Damage); 4] = [
         ("truncated to the first block", |file| file.set_len(4096).unwrap()),
         ("truncated in the keyslots", |file| file.set_len(1 << 20).unwrap()),
         ("both checksums", |file| {

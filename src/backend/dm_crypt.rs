@@ -13,6 +13,7 @@ use libcryptsetup_rs::{
 };
 use nix::{errno::Errno, libc};
 use uuid::Uuid;
+use zeroize::Zeroize;
 
 use super::{Activate, Backend, BackendError, BackendKind, Deferred, Mapping, MappingName, MappingStatus};
 use crate::{
@@ -80,6 +81,17 @@ impl DmCrypt {
             DeviceKind::Block(number) => libc::makedev(dependency.major, dependency.minor) == number,
             DeviceKind::File => loop_backs(dependency.major, dependency.minor, &device.path),
         }))
+    }
+
+    /// Size of a key in the kernel keyring. A header without keyslots does not tell it, so libcryptsetup does not know; the
+    /// table says `:BYTES:TYPE:DESCRIPTION` in the key's place (kernel: device-mapper/dm-crypt.rst).
+    fn keyring_key_bits(&self, name: &MappingName) -> Option<u32> {
+        let options = DmOptions::default().set_flags(DmFlags::DM_STATUS_TABLE);
+        let (_, mut table) = self.dm.table_status(&DevId::Name(dm_name(name).ok()?), options).ok()?;
+        let parameters = &mut table.first_mut()?.3;
+        let bytes = parameters.split(' ').nth(1).and_then(|key| key.strip_prefix(':')?.split(':').next()?.parse().ok());
+        parameters.zeroize();
+        bytes.map(|bytes: u32| bytes * 8)
     }
 
     fn foreign(&self, name: &MappingName, found: &Found) -> BackendError {
@@ -152,8 +164,11 @@ impl Backend for DmCrypt {
             return Ok(None);
         };
         // Not the table itself: it shows the key of a LUKS1 or plain mapping, which libcryptsetup knows to keep off.
-        let table =
+        let mut table =
             library::call(|| table(name)).map_err(BackendError::failed(format!("cannot read the mapping '{name}'")))?;
+        if table.key_size_bits == 0 {
+            table.key_size_bits = self.keyring_key_bits(name).unwrap_or(0);
+        }
         let device = device_path(name);
         let trouble = (found.info.flags().contains(DmFlags::DM_DEFERRED_REMOVE))
             .then(|| "it will be removed when its last user closes it".to_owned());
@@ -200,7 +215,7 @@ fn flags(options: &Activate) -> CryptActivate {
     chosen
         .into_iter()
         .filter(|(wanted, _)| *wanted)
-        .fold(CryptActivate::IGNORE_PERSISTENT | CryptActivate::KEYRING_KEY, |flags, (_, flag)| flags | flag)
+        .fold(CryptActivate::IGNORE_PERSISTENT, |flags, (_, flag)| flags | flag)
 }
 
 fn plain_context(volume: &Volume, key: &VolumeKey) -> Result<CryptDevice, LibcryptErr> {

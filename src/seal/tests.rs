@@ -121,7 +121,8 @@ fn every_change_is_noticed() {
         bytes[middle] ^= 1;
         Base64UrlUnpadded::encode_string(&bytes)
     };
-    let changes: [(&str, &dyn Fn(&mut SealedKey)); 5] = [
+    type Change<'a> = &'a dyn Fn(&mut SealedKey);
+    let changes: [(&str, Change<'_>); 5] = [
         ("ciphertext", &|key| key.ciphertext = flip(&key.ciphertext)),
         ("iv", &|key| key.iv = flip(&key.iv)),
         ("tag", &|key| key.tag = flip(&key.tag)),

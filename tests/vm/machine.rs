@@ -1,0 +1,234 @@
+//! A virtual machine with real dm-crypt: QEMU without KVM, the guest of `make-image`, disks plugged in while it runs.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use base64ct::{Base64, Encoding};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// QEMU emulates the processor; everything takes about ten times as long as on the real one.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// A running machine; it is killed with the value.
+pub struct Machine {
+    qemu: Child,
+    agent: BufReader<UnixStream>,
+    qmp: BufReader<UnixStream>,
+    folder: TempDir,
+    disks: u32,
+}
+
+/// A disk of the machine, and the file behind it.
+pub struct Disk {
+    serial: String,
+    /// The file on the host; what the guest has flushed is in it.
+    pub file: PathBuf,
+}
+
+/// How a disk looks to the guest.
+#[derive(Clone, Copy)]
+pub struct DiskOptions {
+    pub block_bytes: u32,
+    pub read_only: bool,
+}
+
+impl Default for DiskOptions {
+    fn default() -> Self {
+        Self { block_bytes: 512, read_only: false }
+    }
+}
+
+/// What a command in the guest did.
+pub struct Output {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Disk {
+    /// Its path in the guest.
+    pub fn path(&self) -> String {
+        format!("/dev/disk/by-id/virtio-{}", self.serial)
+    }
+}
+
+impl Machine {
+    /// Boots; makes the guest's image if it is not there yet.
+    pub fn boot() -> Self {
+        let image = image();
+        let folder = tempfile::Builder::new().prefix("cryptattach-vm").tempdir_in("/var/tmp").unwrap();
+        let at = |name: &str| folder.path().join(name).into_os_string().into_string().unwrap();
+        tools(&at("tools"), &at("tools.img"));
+        let console = File::create(at("console")).unwrap();
+        let drive = |id: &str, file: &str| format!("if=none,id={id},format=raw,snapshot=on,file={file}");
+        let qemu = Command::new("qemu-system-x86_64")
+            .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"])
+            .args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", at("qmp"))])
+            .arg("-kernel")
+            .arg(image.join("kernel"))
+            .arg("-initrd")
+            .arg(image.join("initrd"))
+            .args(["-append", "console=ttyS0 quiet panic=-1 root=/dev/vda rw init=/sbin/guest-init"])
+            .args(["-drive", &drive("root", image.join("root.img").to_str().unwrap())])
+            .args(["-device", "virtio-blk-pci,drive=root,serial=root"])
+            .args(["-drive", &drive("tools", &at("tools.img"))])
+            .args(["-device", "virtio-blk-pci,drive=tools,serial=tools"])
+            .args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"])
+            .args(["-chardev", &format!("socket,id=agent,path={},server=on,wait=off", at("agent"))])
+            .args(["-device", "virtserialport,chardev=agent,name=agent"])
+            .stdin(Stdio::null())
+            .stdout(console.try_clone().unwrap())
+            .stderr(console)
+            .spawn()
+            .expect("qemu-system-x86_64 is missing: scripts/prerequisites vm");
+        let deadline = Instant::now() + BOOT_TIMEOUT;
+        let mut machine =
+            Self { agent: connect(&at("agent"), deadline), qmp: connect(&at("qmp"), deadline), qemu, folder, disks: 0 };
+        machine.qmp.get_ref().set_read_timeout(Some(COMMAND_TIMEOUT)).unwrap();
+        machine.qmp_line();
+        machine.qmp("qmp_capabilities", json!({}));
+        machine.agent.get_ref().set_read_timeout(Some(BOOT_TIMEOUT)).unwrap();
+        assert_eq!(machine.agent_line(), "ready");
+        machine.agent.get_ref().set_read_timeout(Some(COMMAND_TIMEOUT)).unwrap();
+        machine
+    }
+
+    /// Runs a shell script in the guest.
+    pub fn sh(&mut self, script: &str) -> Output {
+        let request = Base64::encode_string(script.as_bytes());
+        self.agent.get_mut().write_all(format!("{request}\n").as_bytes()).unwrap();
+        let code = self.agent_line().parse().unwrap();
+        let mut text = || String::from_utf8_lossy(&Base64::decode_vec(&self.agent_line()).unwrap()).into_owned();
+        let (stdout, stderr) = (text(), text());
+        Output { code, stdout, stderr }
+    }
+
+    /// Runs a shell script in the guest, expects success, returns standard output without its last newline.
+    #[track_caller]
+    pub fn ok(&mut self, script: &str) -> String {
+        let output = self.sh(script);
+        assert_eq!(output.code, 0, "{script}\n{}{}", output.stdout, output.stderr);
+        output.stdout.trim_end().to_owned()
+    }
+
+    /// Runs a shell script in the guest, expects this exit code, returns standard error.
+    #[track_caller]
+    pub fn fails(&mut self, code: i32, script: &str) -> String {
+        let output = self.sh(script);
+        assert_eq!(output.code, code, "{script}\n{}{}", output.stdout, output.stderr);
+        output.stderr
+    }
+
+    /// Plugs in a new disk of zeroes.
+    pub fn plug(&mut self, bytes: u64, options: DiskOptions) -> Disk {
+        self.disks += 1;
+        let file = self.folder.path().join(format!("disk{}", self.disks));
+        File::create(&file).unwrap().set_len(bytes).unwrap();
+        self.plug_file(&file, options)
+    }
+
+    /// Plugs in a disk with a file's content.
+    pub fn plug_file(&mut self, file: &Path, options: DiskOptions) -> Disk {
+        self.disks += 1;
+        let serial = format!("d{}", self.disks);
+        let block = json!({
+            "driver": "raw", "node-name": serial, "read-only": options.read_only,
+            "file": {"driver": "file", "filename": file, "locking": "off"},
+        });
+        self.qmp("blockdev-add", block);
+        self.qmp(
+            "device_add",
+            json!({
+                "driver": "virtio-blk-pci", "id": serial, "drive": serial, "serial": serial,
+                "logical_block_size": options.block_bytes, "physical_block_size": options.block_bytes,
+            }),
+        );
+        let disk = Disk { serial, file: file.to_owned() };
+        self.ok(&format!("for i in $(seq 100); do [ -e {0} ] && exit 0; sleep 0.1; done; exit 1", disk.path()));
+        disk
+    }
+
+    /// Pulls a disk out, in use or not.
+    pub fn unplug(&mut self, disk: &Disk) {
+        self.qmp("device_del", json!({"id": disk.serial}));
+        self.ok(&format!("for i in $(seq 100); do [ -e {0} ] || exit 0; sleep 0.1; done; exit 1", disk.path()));
+    }
+
+    fn agent_line(&mut self) -> String {
+        let mut line = String::new();
+        match self.agent.read_line(&mut line) {
+            Ok(0) | Err(_) => panic!("the guest does not answer; its console:\n{}", self.console()),
+            Ok(_) => line.trim_end().to_owned(),
+        }
+    }
+
+    fn console(&self) -> String {
+        let text = fs::read(self.folder.path().join("console")).unwrap_or_default();
+        String::from_utf8_lossy(&text[text.len().saturating_sub(4000)..]).into_owned()
+    }
+
+    fn qmp(&mut self, command: &str, arguments: Value) -> Value {
+        let request = json!({"execute": command, "arguments": arguments});
+        self.qmp.get_mut().write_all(request.to_string().as_bytes()).unwrap();
+        loop {
+            let answer = self.qmp_line();
+            assert!(answer.get("error").is_none(), "{command}: {answer}");
+            // Events come in between.
+            if let Some(result) = answer.get("return") {
+                return result.clone();
+            }
+        }
+    }
+
+    fn qmp_line(&mut self) -> Value {
+        let mut line = String::new();
+        self.qmp.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+fn image() -> PathBuf {
+    let home = std::env::var_os("HOME").expect("HOME is not set");
+    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| Path::new(&home).join(".cache"), PathBuf::from);
+    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vm/make-image"))
+        .arg(cache.join("cryptattach/vm"))
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "the guest's image could not be made (see above)");
+    String::from_utf8(output.stdout).unwrap().trim_end().into()
+}
+
+/// A read-only disk with the binary.
+fn tools(folder: &str, image: &str) {
+    fs::create_dir(folder).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_cryptattach"), format!("{folder}/cryptattach")).unwrap();
+    let made = Command::new("mke2fs").args(["-q", "-t", "ext4", "-d", folder, image, "256M"]).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+fn connect(path: &str, deadline: Instant) -> BufReader<UnixStream> {
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => return BufReader::new(stream),
+            Err(error) => assert!(Instant::now() < deadline, "{path}: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
