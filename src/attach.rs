@@ -61,7 +61,7 @@ pub fn attach(config: &Config, request: Request<'_>) -> Result<Mapping, Error> {
     let volume = probe(&request)?;
     let options = activation(&request, &volume)?;
     let backend = backend::choose(request.backend, &volume.device)?;
-    if let Some(mapping) = backend.active(&volume, &options.name)? {
+    if let Some(mapping) = backend.active(&volume, &options)? {
         return Ok(mapping);
     }
     let reference = reference(&request, &volume)?;

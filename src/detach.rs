@@ -31,8 +31,11 @@ pub fn list() -> Result<Vec<MappingStatus>, Error> {
     let mut mappings = Vec::new();
     for (_, backend) in backend::available() {
         for name in backend.list()? {
-            // One that went away in between is no mapping any more.
-            mappings.extend(backend.status(&name)?);
+            // One that went away in between is no mapping any more, and one that cannot be read must not hide the others.
+            match backend.status(&name) {
+                Ok(status) => mappings.extend(status),
+                Err(error) => tracing::warn!("'{name}': {}", crate::cli::chain(&error)),
+            }
         }
     }
     mappings.sort_by(|a, b| a.name.cmp(&b.name));

@@ -104,11 +104,17 @@ impl DmCrypt {
 }
 
 impl Backend for DmCrypt {
-    fn active(&self, volume: &Volume, name: &MappingName) -> Result<Option<Mapping>, BackendError> {
-        match self.find(name)? {
-            None => Ok(None),
-            Some(found) if self.is_mapping_of(&found, volume, name)? => Ok(Some(mapping(name, true))),
-            Some(found) => Err(self.foreign(name, &found)),
+    fn active(&self, volume: &Volume, options: &Activate) -> Result<Option<Mapping>, BackendError> {
+        let name = &options.name;
+        let Some(found) = self.find(name)? else { return Ok(None) };
+        if !self.is_mapping_of(&found, volume, name)? {
+            return Err(self.foreign(name, &found));
+        }
+        let foreign = |by: &str| Err(BackendError::Foreign { name: name.clone(), by: by.to_owned() });
+        match (found.info.flags().contains(DmFlags::DM_READONLY), options.read_only) {
+            (true, false) => foreign("the same volume is attached under it, but read-only"),
+            (false, true) => foreign("the same volume is attached under it, but for writing"),
+            _ => Ok(Some(mapping(name, true))),
         }
     }
 

@@ -16,8 +16,8 @@ pub mod userspace;
 
 /// Makes and removes mappings.
 pub trait Backend {
-    /// The mapping of that name, if it is this volume's; refused if it is something else's.
-    fn active(&self, volume: &Volume, name: &MappingName) -> Result<Option<Mapping>, BackendError>;
+    /// The mapping of that name, if it is this volume's and as asked for; refused if it is something else.
+    fn active(&self, volume: &Volume, options: &Activate) -> Result<Option<Mapping>, BackendError>;
     /// Makes the volume's plaintext available as a device, under a name that [`Backend::active`] found free.
     fn activate(&self, volume: &Volume, key: &VolumeKey, options: &Activate) -> Result<Mapping, BackendError>;
     /// Removes a mapping; all its data is on the volume before this returns.
@@ -34,7 +34,7 @@ pub trait Backend {
 /// everything out. For a real disk it is a choice that someone should make.
 pub fn choose(asked: Option<BackendKind>, device: &Device) -> Result<Box<dyn Backend>, BackendError> {
     let unavailable = match (asked, DmCrypt::open()) {
-        (Some(BackendKind::Userspace), _) => return Ok(Box::new(Userspace::new())),
+        (Some(BackendKind::Userspace), _) => return Ok(Box::new(Userspace::default())),
         (_, Ok(dm_crypt)) => return Ok(Box::new(dm_crypt)),
         (Some(BackendKind::DmCrypt), Err(unavailable)) => return Err(unavailable),
         (None, Err(unavailable)) => unavailable,
@@ -43,13 +43,13 @@ pub fn choose(asked: Option<BackendKind>, device: &Device) -> Result<Box<dyn Bac
         return Err(unavailable);
     }
     tracing::warn!("{unavailable}; mapping {} in userspace", device.path.display());
-    Ok(Box::new(Userspace::new()))
+    Ok(Box::new(Userspace::default()))
 }
 
 /// All backends that can have mappings here.
 pub fn available() -> Vec<(BackendKind, Box<dyn Backend>)> {
     let dm_crypt = DmCrypt::open().ok().map(|backend| (BackendKind::DmCrypt, Box::new(backend) as Box<dyn Backend>));
-    dm_crypt.into_iter().chain([(BackendKind::Userspace, Box::new(Userspace::new()) as Box<dyn Backend>)]).collect()
+    dm_crypt.into_iter().chain([(BackendKind::Userspace, Box::new(Userspace::default()) as Box<dyn Backend>)]).collect()
 }
 
 /// Which backend made a mapping.

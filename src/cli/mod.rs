@@ -68,7 +68,7 @@ enum Verb {
     #[command(hide = true)]
     Man(man::Man),
     /// The process that holds a userspace mapping; started by attach
-    #[command(name = userspace::WORKER_VERB, hide = true)]
+    #[command(name = userspace::SUBCOMMAND, hide = true)]
     UserspaceWorker,
 }
 
@@ -106,10 +106,10 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { failure::USAGE } else { 0 });
         }
     };
-    log(cli.global.verbose);
     if let Verb::UserspaceWorker = cli.verb {
         return userspace::worker_main();
     }
+    log(cli.global.verbose);
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -111,7 +111,7 @@ fn a_client_that_is_killed_at_any_step_leaves_all_or_nothing() {
 /// The process id of a mapping's worker.
 pub fn worker(name: &str) -> String {
     let state = fs::read(Path::new("/run/cryptattach").join(name).join("state.json")).unwrap();
-    serde_json::from_slice::<serde_json::Value>(&state).unwrap()["pid"].to_string()
+    serde_json::from_slice::<serde_json::Value>(&state).unwrap()["worker"]["pid"].to_string()
 }
 
 fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {

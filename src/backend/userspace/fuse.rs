@@ -1,75 +1,151 @@
-//! The export: a FUSE file system with one file, the plaintext.
+//! The image as a file: a FUSE file system with nothing else in it.
 
 use std::{
-    cell::RefCell,
     ffi::OsStr,
+    fs::OpenOptions,
     io,
-    path::Path,
+    os::fd::{AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    thread::{self, JoinHandle},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use fuser::{
-    BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
-    ReplyOpen, ReplyWrite, Request, Session, TimeOrNow, WriteFlags,
+    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyWrite, Request, Session, SessionACL, WriteFlags,
 };
-use nix::libc;
+use nix::{
+    libc,
+    mount::{MntFlags, MsFlags},
+    unistd::{getgid, getuid},
+};
 
-use super::image::{Buffer, Image};
+use super::image::{Image, Scratch};
 
-/// Name of the file.
-pub const FILE: &str = "volume";
+/// The file's name.
+pub const FILE_NAME: &str = "volume";
 
-const ROOT: INodeNo = INodeNo(1);
-const VOLUME: INodeNo = INodeNo(2);
-/// Nothing ever changes but the content.
-const ATTRIBUTES_VALID: Duration = Duration::from_secs(3600);
-const LARGEST_WRITE: u32 = 1 << 20;
-/// So many I/O errors are logged; /run has little room.
-const MOST_LOGGED_ERRORS: u32 = 100;
+const FILE: INodeNo = INodeNo(2);
 
-struct Export {
-    image: Arc<Image>,
-    read_only: bool,
-    errors: AtomicU32,
+/// Nothing ever changes but the file's content: the kernel need not ask again.
+const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
+const MAX_REQUEST_BYTES: u32 = 1 << 20;
+const THREADS: usize = 2;
+
+/// What happens to the file system without our doing.
+#[derive(Debug)]
+pub enum Happening {
+    /// Someone, perhaps the loop device, let go of the file.
+    Released,
+    /// The kernel ended the connection.
+    Ended(io::Result<()>),
 }
 
-thread_local! {
-    static BUFFER: RefCell<Buffer> = RefCell::default();
-}
-
-/// Mounts the export. `source` shows in mountinfo, so that what is on the volume can be followed to its device.
-pub fn mount(image: Arc<Image>, at: &Path, source: &Path, read_only: bool) -> io::Result<BackgroundSession> {
-    let mut config = Config::default();
-    // A comma would end the option in the kernel's eyes.
-    let source = source.to_str().filter(|path| !path.contains([',', '\\'])).unwrap_or("cryptattach");
-    config.mount_options = vec![
-        MountOption::FSName(source.to_owned()),
-        // Not MountOption::Subtype, which a direct mount drops.
-        MountOption::CUSTOM("subtype=cryptattach".to_owned()),
-        MountOption::NoDev,
-        MountOption::NoSuid,
-        MountOption::NoExec,
-    ];
-    config.n_threads = Some(2);
-    config.clone_fd = true;
-    Session::new(Export { image, read_only, errors: AtomicU32::new(0) }, at, &config)?.spawn()
+/// The mounted file system. Unmounts on drop.
+pub struct Export {
+    mount_point: PathBuf,
+    session: Option<JoinHandle<()>>,
 }
 
 impl Export {
-    fn attributes(&self, inode: INodeNo) -> FileAttr {
-        let (size, kind, perm) = match inode {
-            VOLUME => (self.image.size(), FileType::RegularFile, if self.read_only { 0o400 } else { 0o600 }),
-            _ => (0, FileType::Directory, 0o500),
+    /// Mounts the file system and serves it, in threads of its own, until it is unmounted. `source` is what mount(8) and
+    /// /proc/self/mountinfo show as its device.
+    pub fn mount<F>(
+        image: Arc<Image>,
+        source: &Path,
+        mount_point: &Path,
+        read_only: bool,
+        notify: F,
+    ) -> io::Result<Self>
+    where
+        F: Fn(Happening) + Clone + Send + Sync + 'static,
+    {
+        let fuse = OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
+        // Without `allow_other`, none but processes of this user and group can so much as look at it.
+        let (fd, user, group) = (fuse.as_raw_fd(), getuid(), getgid());
+        let options = format!("fd={fd},rootmode=40000,user_id={user},group_id={group},default_permissions");
+        let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+        let flags = if read_only { flags | MsFlags::MS_RDONLY } else { flags };
+        nix::mount::mount(Some(source), mount_point, Some("fuse.cryptattach"), flags, Some(options.as_str()))?;
+        let mut export = Self { mount_point: mount_point.to_owned(), session: None };
+
+        let mut config = Config::default();
+        config.n_threads = Some(THREADS);
+        config.clone_fd = true;
+        let released = notify.clone();
+        let volume = Volume {
+            image,
+            read_only,
+            released: Box::new(move || released(Happening::Released)),
+            failures: AtomicU64::new(0),
         };
-        FileAttr {
+        let session = Session::from_fd(volume, OwnedFd::from(fuse), SessionACL::Owner, config)?;
+        let serve = move || notify(Happening::Ended(session.run()));
+        export.session = Some(thread::Builder::new().name("export".to_owned()).spawn(serve)?);
+        Ok(export)
+    }
+
+    /// Unmounts it and waits until its last request is done; the image is then free again.
+    pub fn unmount(mut self) -> io::Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        let Some(session) = self.session.take() else { return Ok(()) };
+        match nix::mount::umount(&self.mount_point) {
+            Ok(()) => session.join().map_err(|_| io::Error::other("the thread that served it has panicked")),
+            // Someone looks at it. It goes out of sight now, and ends with this process.
+            Err(nix::errno::Errno::EBUSY) => unmount_lazily(&self.mount_point),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::error!("cannot unmount {}: {error}", self.mount_point.display());
+        }
+    }
+}
+
+/// Takes the file system out of sight, whoever uses it.
+pub fn unmount_lazily(mount_point: &Path) -> io::Result<()> {
+    match nix::mount::umount2(mount_point, MntFlags::MNT_DETACH) {
+        // Not mounted (here).
+        Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+struct Volume {
+    image: Arc<Image>,
+    read_only: bool,
+    released: Box<dyn Fn() + Send + Sync>,
+    failures: AtomicU64,
+}
+
+thread_local! {
+    static SCRATCH: std::cell::RefCell<Scratch> = std::cell::RefCell::default();
+}
+
+impl Volume {
+    fn attributes(&self, inode: INodeNo) -> Option<FileAttr> {
+        let (kind, perm, size) = match inode {
+            INodeNo::ROOT => (FileType::Directory, 0o500, 0),
+            FILE if self.read_only => (FileType::RegularFile, 0o400, self.image.size()),
+            FILE => (FileType::RegularFile, 0o600, self.image.size()),
+            _ => return None,
+        };
+        Some(FileAttr {
             ino: inode,
             size,
-            blocks: size / 512,
+            blocks: size.div_ceil(512),
             atime: UNIX_EPOCH,
             mtime: UNIX_EPOCH,
             ctime: UNIX_EPOCH,
@@ -77,80 +153,68 @@ impl Export {
             kind,
             perm,
             nlink: 1,
-            uid: 0,
-            gid: 0,
+            uid: getuid().as_raw(),
+            gid: getgid().as_raw(),
             rdev: 0,
-            blksize: 4096,
+            blksize: self.image.unit_bytes(),
             flags: 0,
-        }
+        })
     }
 
-    /// The caller gets the error's own number; the log says which device it was on.
-    fn failed(&self, action: &str, at: u64, error: &io::Error) -> Errno {
-        if self.errors.fetch_add(1, Ordering::Relaxed) < MOST_LOGGED_ERRORS {
-            tracing::error!("cannot {action} at byte {at} of the data: {error}");
+    /// Says what went wrong, not for every request of a device that has gone, and passes it on.
+    fn failed(&self, what: &str, offset: u64, length: usize, error: &io::Error) -> Errno {
+        let count = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        if count.is_power_of_two() {
+            tracing::error!("cannot {what} {length} bytes at {offset}: {error} (failure {count})");
         }
+        // What has no number of its own (the device ends early) is an I/O error too.
         Errno::from_i32(error.raw_os_error().unwrap_or(libc::EIO))
     }
 }
 
-impl Filesystem for Export {
+impl Filesystem for Volume {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Each is a wish: an older kernel gives less.
-        let _ = config.set_max_write(LARGEST_WRITE);
-        let _ = config.set_max_readahead(LARGEST_WRITE);
-        for wish in [InitFlags::FUSE_ASYNC_READ, InitFlags::FUSE_MAX_PAGES, InitFlags::FUSE_ASYNC_DIO] {
-            let _ = config.add_capabilities(wish);
-        }
+        // Each is an offer: what the kernel does not know or allow stays at its default.
+        let _ = config.set_max_write(MAX_REQUEST_BYTES);
+        let _ = config.set_max_readahead(MAX_REQUEST_BYTES);
+        let _ = config.set_max_background(64);
+        let _ = config.add_capabilities(InitFlags::FUSE_ASYNC_DIO);
         Ok(())
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match (parent, name == FILE) {
-            (ROOT, true) => reply.entry(&ATTRIBUTES_VALID, &self.attributes(VOLUME), Generation(0)),
-            _ => reply.error(Errno::ENOENT),
+        match self.attributes(FILE).filter(|_| parent == INodeNo::ROOT && name == FILE_NAME) {
+            Some(attributes) => reply.entry(&FOR_EVER, &attributes, Generation(0)),
+            None => reply.error(Errno::ENOENT),
         }
     }
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&ATTRIBUTES_VALID, &self.attributes(inode));
-    }
-
-    // The loop driver sets times when it closes the file.
-    fn setattr(
-        &self,
-        _: &Request,
-        inode: INodeNo,
-        _: Option<u32>,
-        _: Option<u32>,
-        _: Option<u32>,
-        size: Option<u64>,
-        _: Option<TimeOrNow>,
-        _: Option<TimeOrNow>,
-        _: Option<SystemTime>,
-        _: Option<FileHandle>,
-        _: Option<SystemTime>,
-        _: Option<SystemTime>,
-        _: Option<SystemTime>,
-        _: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        match size {
-            Some(size) if size != self.image.size() => reply.error(Errno::EPERM),
-            _ => reply.attr(&ATTRIBUTES_VALID, &self.attributes(inode)),
+        match self.attributes(inode) {
+            Some(attributes) => reply.attr(&FOR_EVER, &attributes),
+            None => reply.error(Errno::ENOENT),
         }
     }
 
-    fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let writes = flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
-        match inode {
-            VOLUME if writes && self.read_only => reply.error(Errno::EROFS),
-            // Plaintext is cached once, above the loop device, and not here again.
-            VOLUME => {
-                reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES)
+    fn readdir(&self, _: &Request, _: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let entries = [
+            (INodeNo::ROOT, FileType::Directory, "."),
+            (INodeNo::ROOT, FileType::Directory, ".."),
+            (FILE, FileType::RegularFile, FILE_NAME),
+        ];
+        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (next, (inode, kind, name)) in (1..).zip(entries).skip(skip) {
+            if reply.add(inode, next, kind, name) {
+                break;
             }
-            _ => reply.error(Errno::EISDIR),
         }
+        reply.ok();
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        // Direct: the plaintext is cached once, in the loop device, and not a second time here.
+        let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
+        reply.opened(FileHandle(0), flags);
     }
 
     fn read(
@@ -164,9 +228,9 @@ impl Filesystem for Export {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        BUFFER.with_borrow_mut(|buffer| match self.image.read(offset, size as usize, buffer) {
+        SCRATCH.with_borrow_mut(|scratch| match self.image.read_at(offset, size as usize, scratch) {
             Ok(data) => reply.data(data),
-            Err(error) => reply.error(self.failed("read", offset, &error)),
+            Err(error) => reply.error(self.failed("read", offset, size as usize, &error)),
         });
     }
 
@@ -182,23 +246,41 @@ impl Filesystem for Export {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        if self.read_only {
-            return reply.error(Errno::EROFS);
-        }
-        BUFFER.with_borrow_mut(|buffer| match self.image.write(offset, data, buffer) {
-            Ok(()) => reply.written(data.len() as u32),
-            Err(error) => reply.error(self.failed("write", offset, &error)),
+        SCRATCH.with_borrow_mut(|scratch| match self.image.write_at(offset, data, scratch) {
+            Ok(()) => reply.written(u32::try_from(data.len()).expect("no longer than max_write")),
+            Err(error) => reply.error(self.failed("write", offset, data.len(), &error)),
         });
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        match self.image.flush() {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(self.failed("flush", 0, 0, &error)),
+        }
+    }
+
+    /// Refuses discards, for they would be wrong, not just slow: the loop device asks to punch a hole for a discard and
+    /// for writing zeroes alike (drivers/block/loop.c, `lo_req_*`), and a hole in the ciphertext is noise in the
+    /// plaintext. Told so once, the kernel writes zeroes itself.
+    fn fallocate(&self, _: &Request, _: INodeNo, _: FileHandle, _: u64, _: u64, _: i32, reply: ReplyEmpty) {
+        reply.error(Errno::EOPNOTSUPP);
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         reply.ok();
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        match self.image.flush() {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(self.failed("flush", 0, &error)),
-        }
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+        (self.released)();
     }
 }

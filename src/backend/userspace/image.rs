@@ -1,206 +1,310 @@
-//! The data area of a volume as a range of plaintext bytes.
+//! The encrypted data area as a range of plaintext bytes.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::FileExt,
     sync::{PoisonError, RwLock},
 };
 
-use nix::libc;
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    libc,
+};
+use zeroize::Zeroize;
 
 use super::xts::Xts;
-use crate::{
-    device::{Device, DeviceKind},
-    volume::Geometry,
-};
+use crate::{key::VolumeKey, volume::Geometry};
 
-/// Reads and writes plaintext; the bytes on the device are always encrypted.
+/// Where buffers for `O_DIRECT` begin in memory: at a multiple of any block size that Linux has.
+const BUFFER_ALIGNMENT: usize = 4096;
+
+/// A volume's plaintext, over its open device.
 pub struct Image {
-    file: File,
-    xts: Xts,
+    backing: File,
+    cipher: Xts,
     data_offset: u64,
     size: u64,
-    /// What is read and written at once: the encryption sector, or the device's logical block if that is larger.
+    /// What is read and written at once: the encryption sector, or the device's block where that is larger.
     unit: u64,
-    /// Writers of whole units share it; whoever must read, change and write a unit has it alone.
-    partial: RwLock<()>,
+    /// Writers of whole units share it. A writer of a part reads, changes and writes back a whole unit and must be alone,
+    /// or it would undo what another wrote to the rest of the unit.
+    partial_write: RwLock<()>,
 }
 
-/// Memory for one request, aligned for direct I/O and used again.
+/// A buffer for one request, aligned for `O_DIRECT`; it grows and is used again. It holds plaintext: wiped on drop.
 #[derive(Default)]
-pub struct Buffer(Vec<u8>);
+pub struct Scratch {
+    bytes: Vec<u8>,
+}
 
-const ALIGNMENT: usize = 4096;
-
-impl Buffer {
-    /// `len` bytes at an aligned address; their content is left over from earlier use.
-    fn take(&mut self, len: usize) -> &mut [u8] {
-        if self.0.len() < len + ALIGNMENT {
-            self.0.resize(len + ALIGNMENT, 0);
+impl Scratch {
+    fn aligned(&mut self, length: usize) -> &mut [u8] {
+        if self.bytes.len() < length + BUFFER_ALIGNMENT {
+            self.bytes.zeroize();
+            self.bytes = vec![0; length + BUFFER_ALIGNMENT];
         }
-        let start = self.0.as_ptr().align_offset(ALIGNMENT);
-        &mut self.0[start..start + len]
+        let start = self.bytes.as_ptr().align_offset(BUFFER_ALIGNMENT);
+        &mut self.bytes[start..start + length]
     }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        self.bytes.zeroize();
+    }
+}
+
+/// A request widened to whole units.
+struct Span {
+    /// Where the first unit begins in the plaintext.
+    start: u64,
+    /// Length of all units.
+    length: usize,
+    /// Where the request begins in the span.
+    skip: usize,
 }
 
 impl Image {
-    /// Opens the device, a block device exclusively. Direct I/O where it goes: written back through the page cache, the
-    /// worker's own dirty pages would have to wait for the worker when memory is short.
-    pub fn open(device: &Device, geometry: &Geometry, xts: Xts, read_only: bool) -> io::Result<Self> {
-        let block = u64::from(device.logical_block_bytes);
-        let unit = u64::from(geometry.sector_size.bytes()).max(block);
-        let aligned = [geometry.data_offset_bytes, geometry.size_bytes].iter().all(|at| at.is_multiple_of(unit));
-        let exclusive = if matches!(device.kind, DeviceKind::Block(_)) { libc::O_EXCL } else { 0 };
-        let open = |flags| {
-            OpenOptions::new()
-                .read(true)
-                .write(!read_only)
-                .custom_flags(libc::O_CLOEXEC | exclusive | flags)
-                .open(&device.path)
-        };
-        let buffered = |why: &str| -> io::Result<_> {
-            tracing::warn!("{} goes through the page cache: {why}", device.path.display());
-            Ok((open(0)?, u64::from(geometry.sector_size.bytes())))
-        };
-        let (file, unit) = match aligned {
-            false => buffered("its data is not aligned to its blocks")?,
-            true => match open(libc::O_DIRECT) {
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => buffered("it has no direct I/O")?,
-                file => (file?, unit),
-            },
-        };
-        let Geometry { data_offset_bytes: data_offset, size_bytes: size, .. } = *geometry;
-        Ok(Self { file, xts, data_offset, size, unit, partial: RwLock::new(()) })
+    /// Takes the open device (or file). `device_block_bytes` is the smallest unit that the device reads or writes.
+    ///
+    /// The device is switched to direct I/O where that works. Otherwise it is read and written through the page cache,
+    /// which is safe, but a host that is short of memory may stall: writing back our plaintext's pages then needs
+    /// memory for the ciphertext's pages.
+    pub fn new(backing: File, geometry: &Geometry, key: &VolumeKey, device_block_bytes: u32) -> Self {
+        let cipher = Xts::new(key, geometry.sector_size, geometry.iv_offset_sectors);
+        let sector = u64::from(geometry.sector_size.bytes());
+        let (data_offset, size) = (geometry.data_offset_bytes, geometry.size_bytes);
+        // Widening to the device's blocks must not touch what is before or behind the data.
+        let fits = |unit: u64| data_offset.is_multiple_of(unit) && size.is_multiple_of(unit);
+        let direct = [512, 1024, 2048, 4096]
+            .into_iter()
+            .filter(|block| *block >= device_block_bytes)
+            .find(|block| reads_directly(&backing, *block as usize))
+            .map(|block| sector.max(u64::from(block)))
+            .filter(|unit| fits(*unit));
+        if direct.is_none() {
+            tracing::warn!("no direct I/O: reads and writes go through the page cache");
+            set_direct(&backing, false).ok();
+        }
+        let unit = direct.unwrap_or(sector);
+        Self { backing, cipher, data_offset, size, unit, partial_write: RwLock::new(()) }
     }
 
-    /// The backing file.
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
-    /// Length of the plaintext in bytes.
+    /// Number of plaintext bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Reads up to `len` bytes from `at`; fewer only at the end.
-    pub fn read<'b>(&self, at: u64, len: usize, buffer: &'b mut Buffer) -> io::Result<&'b [u8]> {
-        let end = at.saturating_add(len as u64).min(self.size);
-        if at >= end {
+    /// The unit that needs no read before a write: block size for whatever is put on top.
+    pub fn unit_bytes(&self) -> u32 {
+        u32::try_from(self.unit).expect("at most 4096")
+    }
+
+    /// Reads `length` bytes at `offset`; fewer at the end, none behind it.
+    pub fn read_at<'a>(&self, offset: u64, length: usize, scratch: &'a mut Scratch) -> io::Result<&'a [u8]> {
+        let rest = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let length = length.min(rest);
+        if length == 0 {
             return Ok(&[]);
         }
-        let first = at - at % self.unit;
-        let units = buffer.take((end.next_multiple_of(self.unit) - first) as usize);
-        self.read_units(first, units)?;
-        Ok(&units[(at - first) as usize..(end - first) as usize])
+        let span = self.span(offset, length);
+        let units = scratch.aligned(span.length);
+        self.load(span.start, units)?;
+        Ok(&units[span.skip..span.skip + length])
     }
 
-    /// Writes all of `data` at `at`, or fails; past the end there is no space.
-    pub fn write(&self, at: u64, data: &[u8], buffer: &mut Buffer) -> io::Result<()> {
-        let end = at.checked_add(data.len() as u64).filter(|end| *end <= self.size);
-        let end = end.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSPC))?;
-        if at.is_multiple_of(self.unit) && end.is_multiple_of(self.unit) {
-            let _shared = self.partial.read().unwrap_or_else(PoisonError::into_inner);
-            let units = buffer.take(data.len());
-            units.copy_from_slice(data);
-            return self.write_units(at, units);
+    /// Writes all of `data` at `offset`; beyond the end is `ENOSPC`, as block devices have it.
+    pub fn write_at(&self, offset: u64, data: &[u8], scratch: &mut Scratch) -> io::Result<()> {
+        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= self.size);
+        if end.is_none() {
+            return Err(Errno::ENOSPC.into());
         }
-        let _alone = self.partial.write().unwrap_or_else(PoisonError::into_inner);
-        let first = at - at % self.unit;
-        let units = buffer.take((end.next_multiple_of(self.unit) - first) as usize);
-        self.read_units(first, units)?;
-        units[(at - first) as usize..(end - first) as usize].copy_from_slice(data);
-        self.write_units(first, units)
+        if data.is_empty() {
+            return Ok(());
+        }
+        let span = self.span(offset, data.len());
+        let units = scratch.aligned(span.length);
+        let whole = span.skip == 0 && span.length == data.len();
+        // The lock guards no data that a panicking writer could have left half changed.
+        if whole {
+            let _shared = self.partial_write.read().unwrap_or_else(PoisonError::into_inner);
+            units.copy_from_slice(data);
+            self.save(span.start, units)
+        } else {
+            let _alone = self.partial_write.write().unwrap_or_else(PoisonError::into_inner);
+            self.load(span.start, units)?;
+            units[span.skip..span.skip + data.len()].copy_from_slice(data);
+            self.save(span.start, units)
+        }
     }
 
-    /// Returns once all that was written is on stable storage.
+    /// Waits until all that was written is on the device, its own cache included.
     pub fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.backing.sync_data()
     }
 
-    fn read_units(&self, at: u64, units: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(units, self.data_offset + at)?;
-        self.xts.decrypt(units, at);
+    fn span(&self, offset: u64, length: usize) -> Span {
+        let start = offset - offset % self.unit;
+        let end = (offset + length as u64).next_multiple_of(self.unit);
+        let fit = |bytes: u64| usize::try_from(bytes).expect("the request itself lies in memory");
+        Span { start, length: fit(end - start), skip: fit(offset - start) }
+    }
+
+    fn load(&self, start: u64, units: &mut [u8]) -> io::Result<()> {
+        self.backing.read_exact_at(units, self.data_offset + start)?;
+        self.cipher.decrypt(start, units);
         Ok(())
     }
 
-    fn write_units(&self, at: u64, units: &mut [u8]) -> io::Result<()> {
-        self.xts.encrypt(units, at);
-        self.file.write_all_at(units, self.data_offset + at)
+    fn save(&self, start: u64, units: &mut [u8]) -> io::Result<()> {
+        self.cipher.encrypt(start, units);
+        self.backing.write_all_at(units, self.data_offset + start)
     }
+}
+
+/// Whether the file does direct I/O in blocks of that size; the file is left in direct mode if so.
+fn reads_directly(file: &File, block: usize) -> bool {
+    let mut scratch = Scratch::default();
+    // At an odd block, so that a larger block size of the file system below shows as EINVAL.
+    set_direct(file, true).is_ok() && file.read_at(scratch.aligned(block), block as u64).is_ok()
+}
+
+fn set_direct(file: &File, on: bool) -> nix::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
+    let direct = OFlag::from_bits_retain(libc::O_DIRECT);
+    let flags = if on { flags | direct } else { flags - direct };
+    fcntl(file, FcntlArg::F_SETFL(flags)).map(drop)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{io::Write, sync::Arc, thread};
+
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{
-        key::{KeySize, VolumeKey},
-        volume::SectorSize,
-    };
+    use crate::{key::SecretBytes, volume::SectorSize};
 
-    const OFFSET: u64 = 8192;
-    const SIZE: u64 = 64 * 1024;
-
-    fn image(sector_size: SectorSize, key: &VolumeKey) -> (tempfile::NamedTempFile, Image) {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(OFFSET + SIZE).unwrap();
-        let geometry = Geometry { sector_size, data_offset_bytes: OFFSET, size_bytes: SIZE, iv_offset_sectors: 0 };
-        let xts = Xts::new(key, sector_size, 0);
-        let image = Image::open(&Device::look(file.path()).unwrap(), &geometry, xts, false).unwrap();
-        (file, image)
+    fn key() -> VolumeKey {
+        let bytes: Vec<u8> = (0..64).collect();
+        VolumeKey::from_secret(SecretBytes::copy_of(&bytes).unwrap()).unwrap()
     }
 
+    fn geometry(sector_bytes: u32, data_offset_bytes: u64, size_bytes: u64) -> Geometry {
+        let sector_size = SectorSize::from_bytes(sector_bytes).unwrap();
+        Geometry { sector_size, data_offset_bytes, size_bytes, iv_offset_sectors: 5 }
+    }
+
+    fn file(length: u64) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(length).unwrap();
+        file
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Read { offset: u64, length: usize },
+        Write { offset: u64, length: usize, seed: u8 },
+    }
+
+    fn step(size: u64) -> impl Strategy<Value = Step> {
+        let offset = prop_oneof![0..size + 5000, (0..size / 512).prop_map(|sector| sector * 512)];
+        let length = prop_oneof![0_usize..20_000, (0_usize..24).prop_map(|sectors| sectors * 512)];
+        (offset, length, any::<Option<u8>>()).prop_map(|(offset, length, seed)| match seed {
+            Some(seed) => Step::Write { offset, length, seed },
+            None => Step::Read { offset, length },
+        })
+    }
+
+    const SIZE: u64 = 64 * 1024;
+
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(32))]
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// The image behaves as a plain array of bytes, whatever the sector, the device's block and the offset.
         #[test]
-        fn behaves_like_plain_memory(
-            large in any::<bool>(),
-            writes in proptest::collection::vec((0..SIZE, 1..9000_usize, any::<u8>()), 1..20),
+        fn behaves_as_a_plain_array(
+            sector_bytes in prop::sample::select(vec![512_u32, 1024, 2048, 4096]),
+            device_block_bytes in prop::sample::select(vec![512_u32, 4096, 1 << 20]),
+            data_offset in prop::sample::select(vec![0_u64, 4096, 1536, 16 << 20]),
+            steps in prop::collection::vec(step(SIZE), 1..40),
         ) {
-            let sector_size = if large { SectorSize::B4096 } else { SectorSize::B512 };
-            let key = VolumeKey::random(KeySize::Bits512).unwrap();
-            let (_file, image) = image(sector_size, &key);
-            let mut buffer = Buffer::default();
-            let mut model = image.read(0, SIZE as usize, &mut buffer).unwrap().to_vec();
-            for (at, len, byte) in writes {
-                let data = vec![byte; len];
-                let end = at as usize + len;
-                match image.write(at, &data, &mut buffer) {
-                    Ok(()) => model[at as usize..end].copy_from_slice(&data),
-                    Err(error) => {
-                        prop_assert!(end as u64 > SIZE);
-                        prop_assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+            let geometry = geometry(sector_bytes, data_offset, SIZE);
+            let backing = file(data_offset + SIZE);
+            let image = Image::new(backing.try_clone().unwrap(), &geometry, &key(), device_block_bytes);
+            let mut scratch = Scratch::default();
+            let mut model = vec![0; SIZE as usize];
+            image.write_at(0, &model, &mut scratch).unwrap();
+            for step in steps {
+                match step {
+                    Step::Read { offset, length } => {
+                        let from = (offset as usize).min(model.len());
+                        let to = (from + length).min(model.len());
+                        prop_assert_eq!(image.read_at(offset, length, &mut scratch).unwrap(), &model[from..to]);
+                    }
+                    Step::Write { offset, length, seed } => {
+                        let data: Vec<u8> = (0..length).map(|at| (at as u8).wrapping_add(seed)).collect();
+                        let written = image.write_at(offset, &data, &mut scratch);
+                        if offset + length as u64 > SIZE {
+                            prop_assert_eq!(written.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+                        } else {
+                            written.unwrap();
+                            model[offset as usize..][..length].copy_from_slice(&data);
+                        }
                     }
                 }
-                let read = image.read(at, len, &mut buffer).unwrap();
-                prop_assert_eq!(read, &model[at as usize..end.min(SIZE as usize)]);
             }
-            prop_assert_eq!(image.read(0, SIZE as usize, &mut buffer).unwrap(), &model[..]);
-            prop_assert!(image.read(SIZE, 1, &mut buffer).unwrap().is_empty());
+            // What rests on the device is the cipher of the whole, and nothing was written beside it.
+            image.flush().unwrap();
+            drop(image);
+            set_direct(&backing, false).unwrap();
+            Xts::new(&key(), geometry.sector_size, geometry.iv_offset_sectors).encrypt(0, &mut model);
+            let mut expected = vec![0; data_offset as usize];
+            expected.extend(model);
+            let mut rests = vec![0; expected.len()];
+            backing.read_exact_at(&mut rests, 0).unwrap();
+            prop_assert!(rests == expected);
+            prop_assert_eq!(backing.metadata().unwrap().len(), data_offset + SIZE);
         }
     }
 
+    /// Eight threads write each its own eighth of every 4096-byte sector: no writer may undo another's part.
     #[test]
-    fn overlapping_partial_writes_lose_nothing() {
-        let key = VolumeKey::random(KeySize::Bits256).unwrap();
-        let (_file, image) = image(SectorSize::B4096, &key);
-        // Eight writers, each with its own 512 bytes of one and the same sector.
-        std::thread::scope(|scope| {
-            for part in 0..8_u8 {
-                let image = &image;
-                scope.spawn(move || {
-                    let mut buffer = Buffer::default();
-                    for _ in 0..50 {
-                        image.write(u64::from(part) * 512, &[part; 512], &mut buffer).unwrap();
+    fn partial_writes_do_not_undo_each_other() {
+        let image = Arc::new(Image::new(file(SIZE), &geometry(4096, 0, SIZE), &key(), 512));
+        let writers: Vec<_> = (0..8_u8)
+            .map(|writer| {
+                let image = Arc::clone(&image);
+                thread::spawn(move || {
+                    let mut scratch = Scratch::default();
+                    for sector in 0..SIZE / 4096 {
+                        let offset = sector * 4096 + u64::from(writer) * 512;
+                        image.write_at(offset, &[writer + 1; 512], &mut scratch).unwrap();
                     }
-                });
-            }
-        });
-        let mut buffer = Buffer::default();
-        let sector = image.read(0, 4096, &mut buffer).unwrap();
-        assert!(sector.iter().enumerate().all(|(at, byte)| usize::from(*byte) == at / 512));
+                })
+            })
+            .collect();
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        let mut scratch = Scratch::default();
+        let all = image.read_at(0, SIZE as usize, &mut scratch).unwrap();
+        assert!(all.chunks(512).enumerate().all(|(at, part)| part == [(at % 8) as u8 + 1; 512]));
+    }
+
+    #[test]
+    fn a_device_that_ends_early_is_an_error() {
+        let mut short = file(0);
+        short.write_all(&[0; 8192]).unwrap();
+        let image = Image::new(short, &geometry(512, 0, SIZE), &key(), 512);
+        let mut scratch = Scratch::default();
+        assert_eq!(image.read_at(0, 8192, &mut scratch).unwrap().len(), 8192);
+        assert_eq!(image.read_at(4096, 8192, &mut scratch).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn works_without_direct_io() {
+        let image = Image::new(file(SIZE + 512), &geometry(512, 512, SIZE), &key(), 4096);
+        assert_eq!(image.unit_bytes(), 512, "an offset that is no multiple of the device's block excludes direct I/O");
     }
 }

@@ -1,30 +1,61 @@
-//! Loop devices (loop(4)): the file system's file becomes a block device.
+//! Loop devices: what makes a block device of the exported file (loop(4), linux/loop.h).
 #![allow(unsafe_code)] // ioctl(2)
 
 use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::{AsRawFd, RawFd},
-        unix::fs::OpenOptionsExt,
+        fd::AsRawFd,
+        unix::{ffi::OsStrExt, fs::OpenOptionsExt},
     },
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::{errno::Errno, libc};
+use serde::{Deserialize, Serialize};
+
+/// How often a loop device that was free a moment ago may turn out to be taken.
+const ATTEMPTS: u32 = 64;
+const POLL: Duration = Duration::from_millis(20);
 
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
 
-/// `struct loop_info64` (linux/loop.h).
+/// A loop device by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LoopDevice {
+    number: u32,
+}
+
+/// What became of an attempt to clear a loop device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cleared {
+    /// It shows nothing any more.
+    Gone,
+    /// Someone has it open.
+    InUse,
+}
+
+/// Whether a loop device may go with writes that its file did not take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// It stays, so that someone learns of it.
+    Required,
+    /// They are lost: nobody serves the file any more.
+    Attempted,
+}
+
+/// `struct loop_info64`
 #[repr(C)]
-#[derive(Clone, Copy)]
 struct LoopInfo64 {
     device: u64,
     inode: u64,
     rdevice: u64,
     offset: u64,
-    sizelimit: u64,
+    size_limit: u64,
     number: u32,
     encrypt_type: u32,
     encrypt_key_size: u32,
@@ -35,9 +66,8 @@ struct LoopInfo64 {
     init: [u64; 2],
 }
 
-/// `struct loop_config` (linux/loop.h, since 5.8).
+/// `struct loop_config`
 #[repr(C)]
-#[derive(Clone, Copy)]
 struct LoopConfig {
     fd: u32,
     block_size: u32,
@@ -45,104 +75,211 @@ struct LoopConfig {
     reserved: [u64; 8],
 }
 
-nix::ioctl_none_bad!(loop_ctl_get_free, 0x4C82);
-nix::ioctl_none_bad!(loop_clr_fd, 0x4C01);
-nix::ioctl_write_ptr_bad!(loop_configure, 0x4C0A, LoopConfig);
+mod ioctl {
+    use super::{LoopConfig, LoopInfo64};
+    nix::ioctl_none_bad!(loop_ctl_get_free, 0x4c82);
+    nix::ioctl_write_ptr_bad!(loop_configure, 0x4c0a, LoopConfig);
+    nix::ioctl_write_ptr_bad!(loop_set_status64, 0x4c04, LoopInfo64);
+    nix::ioctl_none_bad!(loop_clr_fd, 0x4c01);
+}
 
-/// A loop device, by its path.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LoopDevice(PathBuf);
+impl LoopInfo64 {
+    /// The whole of a file, under the name that tools show without looking into sysfs.
+    fn new(file_name: &Path, flags: u32) -> Self {
+        let mut name = [0; 64];
+        let bytes = file_name.as_os_str().as_bytes();
+        let length = bytes.len().min(name.len() - 1);
+        name[..length].copy_from_slice(&bytes[..length]);
+        Self {
+            device: 0,
+            inode: 0,
+            rdevice: 0,
+            offset: 0,
+            size_limit: 0,
+            number: 0,
+            encrypt_type: 0,
+            encrypt_key_size: 0,
+            flags,
+            file_name: name,
+            crypt_name: [0; 64],
+            encrypt_key: [0; 32],
+            init: [0; 2],
+        }
+    }
+}
 
 impl LoopDevice {
-    /// The loop device at a path.
-    pub fn at(path: PathBuf) -> Self {
-        Self(path)
-    }
-
-    /// Its path.
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
-    /// Makes a free loop device stand for a file.
-    pub fn attach(file: &Path, block_size: u32, read_only: bool) -> io::Result<Self> {
-        let backing = OpenOptions::new().read(true).write(!read_only).custom_flags(libc::O_CLOEXEC).open(file)?;
+    /// Makes a free loop device show the file, in blocks of `block_size` bytes.
+    pub fn configure(file: &File, file_name: &Path, block_size: u32, read_only: bool) -> io::Result<Self> {
         let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
-        // Between the question for a free one and its use another process may take it.
-        const TRIES: usize = 64;
-        for _ in 0..TRIES {
-            // SAFETY: the ioctl takes no argument, and the descriptor is open.
-            let number = unsafe { loop_ctl_get_free(control.as_raw_fd()) }?;
-            let path = PathBuf::from(format!("/dev/loop{number}"));
-            let device = OpenOptions::new().read(true).write(!read_only).open(&path)?;
-            match configure(&device, backing.as_raw_fd(), block_size, read_only) {
+        let fd = u32::try_from(file.as_raw_fd()).expect("an open file has no negative descriptor");
+        let flags = if read_only { LO_FLAGS_DIRECT_IO | LO_FLAGS_READ_ONLY } else { LO_FLAGS_DIRECT_IO };
+        let config = LoopConfig { fd, block_size, info: LoopInfo64::new(file_name, flags), reserved: [0; 8] };
+        for _ in 0..ATTEMPTS {
+            // SAFETY: the ioctl takes no argument and the descriptor is open.
+            let number = unsafe { ioctl::loop_ctl_get_free(control.as_raw_fd()) }?;
+            let device = Self { number: number.unsigned_abs() };
+            let node = OpenOptions::new().read(true).write(!read_only).open(device.path())?;
+            // SAFETY: the kernel reads one `struct loop_config`, which `config` has the layout of; both files are open.
+            match unsafe { ioctl::loop_configure(node.as_raw_fd(), &raw const config) } {
+                Ok(_) => return Ok(device),
+                // Someone else took it in between.
                 Err(Errno::EBUSY) => {}
-                configured => return configured.map(|()| Self(path)).map_err(io::Error::from),
+                Err(errno) => return Err(errno.into()),
             }
         }
-        Err(io::Error::from_raw_os_error(libc::EBUSY))
+        Err(Errno::EBUSY.into())
     }
 
-    /// The file that it stands for now, if any.
-    pub fn backing_file(&self) -> Option<PathBuf> {
-        let text = fs::read_to_string(self.sysfs("backing_file")?).ok()?;
-        let path = text.strip_suffix('\n').unwrap_or(&text);
-        // The kernel's mark on a file without a name, as one of an unmounted file system.
-        Some(path.strip_suffix(" (deleted)").unwrap_or(path).into())
+    /// The loop device that shows the file of that path, if there is one.
+    pub fn showing(file: &Path) -> Option<Self> {
+        fs::read_dir("/sys/block").ok()?.flatten().find_map(|entry| {
+            let number = entry.file_name().to_str()?.strip_prefix("loop")?.parse().ok()?;
+            let device = Self { number };
+            (device.file()? == file).then_some(device)
+        })
+    }
+
+    /// Whether it shows that file, and has not been given another one since.
+    pub fn shows(&self, file: &Path) -> bool {
+        self.file().is_some_and(|shown| {
+            // A process outside of the file's mount namespace is shown the path from the root of the file's mount.
+            shown == file || file.file_name().is_some_and(|name| shown == Path::new("/").join(name))
+        })
+    }
+
+    /// Its node in `/dev`.
+    pub fn path(&self) -> PathBuf {
+        format!("/dev/loop{}", self.number).into()
+    }
+
+    /// Whether it passes reads and writes on without a page cache of its own in between.
+    pub fn is_direct(&self) -> bool {
+        self.attribute("dio").is_some_and(|value| value == "1")
     }
 
     /// Whether it goes when its last user closes it.
     pub fn is_going(&self) -> bool {
-        self.sysfs("autoclear").and_then(|path| fs::read_to_string(path).ok()).is_some_and(|text| text.trim() == "1")
+        self.attribute("autoclear").is_some_and(|value| value == "1")
     }
 
-    /// Whether someone has it open exclusively: mounted, in a RAID, a mapping.
-    pub fn is_claimed(&self) -> io::Result<bool> {
-        match OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(&self.0) {
-            Ok(_) => Ok(false),
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(true),
-            Err(error) => Err(error),
+    /// Writes out what was written to it and lets go of the file, unless someone else has it open for all of `patience`:
+    /// programs that look at every device, such as udev's, do so for a moment.
+    ///
+    /// Not to be called by the process that serves the file, nor any other method that opens the device.
+    pub fn clear(&self, patience: Duration, flush: Flush) -> io::Result<Cleared> {
+        let deadline = Instant::now() + patience;
+        // Opened exclusively: it is neither mounted nor part of another device, and cannot become so meanwhile.
+        let node = loop {
+            match self.open(libc::O_EXCL) {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                    if Instant::now() >= deadline {
+                        return Ok(Cleared::InUse);
+                    }
+                    thread::sleep(POLL);
+                }
+                // It is being cleared already.
+                Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(Cleared::Gone),
+                result => break result?,
+            }
+        };
+        match node.sync_all() {
+            Err(error) if flush == Flush::Required => return Err(error),
+            _ => {}
         }
+        let file = self.file();
+        clear_on_last_close(&node)?;
+        drop(node);
+        if self.let_go_of(file.as_deref(), deadline) {
+            return Ok(Cleared::Gone);
+        }
+        self.keep_after_all(file.as_deref())
     }
 
-    /// Returns once all that was written has reached the file.
-    pub fn flush(&self) -> io::Result<()> {
-        File::open(&self.0)?.sync_all()
+    /// Has it go when its last user closes it, or at once if there is none.
+    pub fn clear_when_unused(&self, patience: Duration) -> io::Result<Cleared> {
+        let node = self.open(0)?;
+        // The users' writes are theirs to flush; that an error is lost here is as with any device that is closed.
+        node.sync_all().ok();
+        let file = self.file();
+        clear_on_last_close(&node)?;
+        drop(node);
+        let gone = self.let_go_of(file.as_deref(), Instant::now() + patience);
+        Ok(if gone { Cleared::Gone } else { Cleared::InUse })
     }
 
-    /// Takes the file from it. If someone has it open, that happens when the last one closes it.
-    pub fn clear(&self) -> io::Result<()> {
-        let device = File::open(&self.0)?;
-        // SAFETY: the ioctl takes no argument, and the descriptor is open.
-        match unsafe { loop_clr_fd(device.as_raw_fd()) } {
-            Ok(_) | Err(Errno::ENXIO) => Ok(()),
+    /// Takes back [`clear_on_last_close`], which others must not suffer from without having been asked.
+    fn keep_after_all(&self, file: Option<&Path>) -> io::Result<Cleared> {
+        let info = LoopInfo64::new(file.unwrap_or(Path::new("")), 0);
+        let node = match self.open(0) {
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(Cleared::Gone),
+            node => node?,
+        };
+        // SAFETY: the kernel reads one `struct loop_info64`, which `info` has the layout of, and the descriptor is open.
+        match unsafe { ioctl::loop_set_status64(node.as_raw_fd(), &raw const info) } {
+            Ok(_) => Ok(Cleared::InUse),
+            // Its last user went just now.
+            Err(Errno::ENXIO) => Ok(Cleared::Gone),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    fn sysfs(&self, attribute: &str) -> Option<PathBuf> {
-        Some(Path::new("/sys/block").join(self.0.file_name()?).join("loop").join(attribute))
+    fn let_go_of(&self, file: Option<&Path>, deadline: Instant) -> bool {
+        // Looking into sysfs only: whoever opens the device is a user of it.
+        while self.file().as_deref() == file {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            thread::sleep(POLL);
+        }
+        true
+    }
+
+    fn open(&self, flags: i32) -> io::Result<File> {
+        let read_only = self.block_attribute("ro").is_some_and(|value| value == "1");
+        OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(self.path())
+    }
+
+    /// The file that it shows, as the kernel names it.
+    fn file(&self) -> Option<PathBuf> {
+        let path = self.attribute("backing_file")?;
+        Some(path.strip_suffix(" (deleted)").unwrap_or(&path).into())
+    }
+
+    fn attribute(&self, name: &str) -> Option<String> {
+        self.block_attribute(&format!("loop/{name}"))
+    }
+
+    fn block_attribute(&self, name: &str) -> Option<String> {
+        let value = fs::read_to_string(format!("/sys/block/loop{}/{name}", self.number)).ok()?;
+        Some(value.trim_end_matches('\n').to_owned())
     }
 }
 
-fn configure(device: &File, backing: RawFd, block_size: u32, read_only: bool) -> Result<(), Errno> {
-    let info = LoopInfo64 {
-        device: 0,
-        inode: 0,
-        rdevice: 0,
-        offset: 0,
-        sizelimit: 0,
-        number: 0,
-        encrypt_type: 0,
-        encrypt_key_size: 0,
-        // Without it the plaintext would be in the page cache twice.
-        flags: LO_FLAGS_DIRECT_IO | if read_only { LO_FLAGS_READ_ONLY } else { 0 },
-        file_name: [0; 64],
-        crypt_name: [0; 64],
-        encrypt_key: [0; 32],
-        init: [0; 2],
-    };
-    let config = LoopConfig { fd: backing.cast_unsigned(), block_size, info, reserved: [0; 8] };
-    // SAFETY: `config` has the layout of struct loop_config and lives through the call; both descriptors are open.
-    unsafe { loop_configure(device.as_raw_fd(), &raw const config) }.map(drop)
+/// What LOOP_CLR_FD does since Linux 6.11; before, it cleared at once if there was no other user.
+fn clear_on_last_close(node: &File) -> nix::Result<()> {
+    // SAFETY: the ioctl takes no argument and the descriptor is open.
+    match unsafe { ioctl::loop_clr_fd(node.as_raw_fd()) } {
+        Ok(_) | Err(Errno::ENXIO) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// linux/loop.h on 64-bit machines.
+    #[test]
+    fn structures_have_the_kernels_layout() {
+        assert_eq!((size_of::<LoopInfo64>(), size_of::<LoopConfig>()), (232, 304));
+        assert_eq!(std::mem::offset_of!(LoopInfo64, flags), 52);
+    }
+
+    #[test]
+    fn unbound_devices_show_nothing() {
+        let device = LoopDevice { number: 9999 };
+        assert!(!device.shows(Path::new("/x/volume")) && !device.is_going() && !device.is_direct());
+        assert_eq!(LoopDevice::showing(Path::new("/no/such/file")), None);
+    }
 }

@@ -1,181 +1,231 @@
 //! The userspace backend: AES-XTS in a worker process, exported as a loop device over a FUSE file.
 //!
 //! ```text
-//! /dev/disk/by-cryptattach/NAME -> /dev/loopN -> /run/cryptattach/NAME/export/volume (FUSE)
-//!                                                   | worker: holds the key, encrypts
-//!                                                   v
-//!                                                encrypted device or file (direct I/O)
+//! /dev/disk/by-cryptattach/NAME -> /dev/loopN       what users see
+//!   /run/cryptattach/NAME/export/volume             FUSE file: the plaintext
+//!     worker process                                holds the key, encrypts and decrypts
+//!       /dev/vdb                                    the encrypted device, open exclusively, direct I/O
 //! ```
 
-mod confine;
-mod fuse;
-mod image;
-mod loop_device;
-mod protocol;
-mod state;
-mod worker;
-mod xts;
-
 use std::{
+    fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::net::UnixStream,
-    path::PathBuf,
-    process::{Command, ExitCode, Stdio},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::{Path, PathBuf},
+    process::Child,
+    thread,
     time::Duration,
 };
 
+use nix::fcntl::Flock;
+
 use self::{
     loop_device::LoopDevice,
-    protocol::{Answer, Request, receive, send},
-    state::{Folder, Identity, State},
+    protocol::{Answer, Attach, Request},
+    state::{Identity, State},
 };
 use super::{Activate, Backend, BackendError, BackendKind, Deferred, Mapping, MappingName, MappingStatus};
 use crate::{
+    device::{DeviceError, DeviceKind},
     holders,
     key::VolumeKey,
     volume::{CIPHER, Volume},
 };
 
-/// The hidden verb that runs the worker.
-pub const WORKER_VERB: &str = "userspace-worker";
+mod fuse;
+mod image;
+mod lockdown;
+mod loop_device;
+mod places;
+mod protocol;
+mod removal;
+mod state;
+mod worker;
+mod xts;
 
-/// Setting up takes milliseconds; taking down must wait for the device to take what is still to be written.
-const PATIENCE_WITH_SET_UP: Duration = Duration::from_secs(30);
-const PATIENCE_WITH_FLUSH: Duration = Duration::from_secs(600);
+pub use places::Places;
+pub use worker::{SUBCOMMAND, worker_main};
+
+/// How long a worker may take to get ready; opening a device on a network is the longest part.
+const READY_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long programs that look at every new device may have it open.
+const CLEAR_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The userspace backend.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Userspace {
-    /// The program that has [`WORKER_VERB`].
+    places: Places,
     program: PathBuf,
 }
 
 impl Default for Userspace {
+    /// The system's directories; this program itself is the worker and must lead [`SUBCOMMAND`] to [`worker_main`].
     fn default() -> Self {
-        Self { program: "/proc/self/exe".into() }
+        Self::new(Places::default(), "/proc/self/exe")
     }
-}
-
-/// Runs the worker, with the set-up socket on standard input.
-pub fn worker_main() -> ExitCode {
-    worker::main()
 }
 
 impl Userspace {
-    /// With this program's own worker.
-    pub fn new() -> Self {
-        Self::default()
+    /// Other directories, or another program as worker.
+    pub fn new(places: Places, program: impl Into<PathBuf>) -> Self {
+        Self { places, program: program.into() }
     }
 
-    /// Starts a worker that has nothing from us but one end of a socket.
-    fn start_worker(&self) -> io::Result<UnixStream> {
-        let (client, worker) = UnixStream::pair()?;
-        client.set_read_timeout(Some(PATIENCE_WITH_SET_UP))?;
-        client.set_write_timeout(Some(PATIENCE_WITH_SET_UP))?;
-        Command::new(&self.program)
-            .arg(WORKER_VERB)
-            .env_clear()
-            .stdin(Stdio::from(std::os::fd::OwnedFd::from(worker)))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        Ok(client)
+    /// The mapping that has the name, if it is one of this very volume.
+    fn same(&self, state: &State, request: &Attach) -> Result<Mapping, BackendError> {
+        let foreign = |by| Err(BackendError::Foreign { name: state.name.clone(), by });
+        if (state.identity, state.volume) != (request.identity, request.volume) {
+            return foreign(format!("{} is attached under it", state.device.display()));
+        }
+        match (state.read_only, request.read_only) {
+            (true, false) => foreign("the same volume is attached under it, but read-only".to_owned()),
+            (false, true) => foreign("the same volume is attached under it, but for writing".to_owned()),
+            _ => Ok(self.mapping(&request.name, true)),
+        }
     }
 
-    fn read(&self, name: &MappingName) -> Result<Option<State>, BackendError> {
-        Folder::of(name).read().map_err(BackendError::failed(format!("cannot read the state of '{name}'")))
+    /// As [`Self::same`], for whoever has the name's lock. What a dead worker left is removed.
+    fn existing(&self, request: &Attach) -> Result<Option<Mapping>, BackendError> {
+        let Some(state) = State::load(&self.places, &request.name)? else { return Ok(None) };
+        if !state.worker.is_alive() {
+            tracing::warn!("the worker of '{}' has died; removing what it left", state.name);
+            return removal::remove(&self.places, &state, Deferred::No).map(|()| None);
+        }
+        if state.bound_loop_device(&self.places).is_none() {
+            // Its loop device has just been cleared; it is on its way out.
+            return removal::wait_for_end(&state).map(|()| None);
+        }
+        self.same(&state, request).map(Some)
+    }
+
+    fn mapping(&self, name: &MappingName, already_active: bool) -> Mapping {
+        let device = self.places.link(name);
+        Mapping { name: name.clone(), device, backend: BackendKind::Userspace, already_active }
+    }
+
+    /// Starts a worker and waits until the mapping is there.
+    fn start(&self, request: Attach, key: &VolumeKey, lock: Flock<File>) -> Result<(), BackendError> {
+        let action = || format!("cannot start a worker for '{}'", request.name);
+        let (socket, theirs) = UnixStream::pair().map_err(BackendError::failed(action()))?;
+        // The worker has the lock as well, should this process die.
+        let inherited = lock.try_clone().map_err(BackendError::failed(action()))?;
+        let mut worker = worker::command(&self.program)
+            .stdin(OwnedFd::from(theirs))
+            .stdout(inherited)
+            .spawn()
+            .map_err(BackendError::failed(action()))?;
+        let (name, device) = (request.name.clone(), request.device.clone());
+        match converse(&socket, request, key) {
+            Ok(Answer::Failed { action, cause }) => {
+                worker.wait().map_err(BackendError::failed(format!("cannot wait for the worker of '{name}'")))?;
+                Answer::Failed { action, cause }.into_result(&device)
+            }
+            Ok(_) => {
+                // It outlives this command. A caller that lives on must not collect zombies.
+                thread::spawn(move || worker.wait());
+                Ok(())
+            }
+            Err(error) => {
+                self.give_up(&name, worker);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends a worker that has died, or does not answer, or whose file nothing can be made of; nothing of it stays.
+    fn give_up(&self, name: &MappingName, mut worker: Child) {
+        let ended = worker.kill().and_then(|()| worker.wait());
+        tracing::debug!("the worker of '{name}': {ended:?}");
+        let left = State::load(&self.places, name).and_then(|state| match state {
+            Some(state) => removal::remove(&self.places, &state, Deferred::No),
+            None => Ok(()),
+        });
+        if let Err(error) = left {
+            tracing::warn!("cannot remove what the worker of '{name}' left: {error}");
+        }
     }
 }
 
+/// Tells the worker what to attach and makes a loop device of the file that it then offers.
+fn converse(socket: &UnixStream, request: Attach, key: &VolumeKey) -> Result<Answer, BackendError> {
+    let (name, file, read_only) = (request.name.clone(), request.places.file(&request.name), request.read_only);
+    let silent = || BackendError::failed(format!("the worker of '{name}' gives no answer"));
+    let block_size_bytes = match order(socket, request, key).map_err(silent())? {
+        Answer::Mounted { block_size_bytes } => block_size_bytes,
+        answer => return Ok(answer),
+    };
+    let loop_device = OpenOptions::new()
+        .read(true)
+        .write(!read_only)
+        .open(&file)
+        .and_then(|open| LoopDevice::configure(&open, &file, block_size_bytes, read_only))
+        .map_err(BackendError::failed(format!(
+            "cannot make a loop device of {} (is there a /dev/loop-control?)",
+            file.display()
+        )))?;
+    tracing::debug!("{} does direct I/O: {}", loop_device.path().display(), loop_device.is_direct());
+    let answer = protocol::send(socket, &loop_device).and_then(|()| protocol::receive(socket)).map_err(silent());
+    if !matches!(answer, Ok(Answer::Ready)) {
+        // Nobody has used it yet. The worker, if it lives, ends when it has gone.
+        loop_device.clear_when_unused(CLEAR_PATIENCE).ok();
+    }
+    answer
+}
+
+fn order(mut socket: &UnixStream, request: Attach, key: &VolumeKey) -> io::Result<Answer> {
+    socket.set_read_timeout(Some(READY_PATIENCE))?;
+    protocol::send(socket, &Request::Attach(request))?;
+    socket.write_all(key.expose())?;
+    protocol::receive(socket)
+}
+
 impl Backend for Userspace {
-    fn active(&self, volume: &Volume, name: &MappingName) -> Result<Option<Mapping>, BackendError> {
-        // What a dead worker left is nobody's mapping; the next worker cleans it up.
-        let Some(state) = self.read(name)?.filter(State::is_alive) else { return Ok(None) };
-        let identity = Identity::of(&volume.device).map_err(BackendError::failed("cannot look at the device"))?;
-        if (state.identity, state.volume) == (identity, volume.uuid()) {
-            return Ok(Some(mapping(name, true)));
+    fn active(&self, volume: &Volume, options: &Activate) -> Result<Option<Mapping>, BackendError> {
+        let Some(state) = State::load(&self.places, &options.name)? else { return Ok(None) };
+        if !state.worker.is_alive() || state.bound_loop_device(&self.places).is_none() {
+            // Dead or dying; activating removes it.
+            return Ok(None);
         }
-        let by = format!("{} is attached so", state.device.display());
-        Err(BackendError::Foreign { name: name.clone(), by })
+        self.same(&state, &request(&self.places, volume, options, 0)?).map(Some)
     }
 
     fn activate(&self, volume: &Volume, key: &VolumeKey, options: &Activate) -> Result<Mapping, BackendError> {
-        let device = &volume.device.path;
-        let failed = |action: &str| BackendError::failed::<io::Error>(format!("cannot {action} {}", device.display()));
-        if options.allow_discards || options.no_read_workqueue || options.no_write_workqueue {
-            tracing::warn!("the userspace backend passes no discards on and has no work queues");
+        if options.allow_discards {
+            tracing::warn!("the userspace backend passes no discards on");
         }
-        let request = Request {
-            name: options.name.clone(),
-            // The worker has another working directory.
-            device: std::path::absolute(device).map_err(failed("find"))?,
-            volume: volume.uuid(),
-            key_size_bits: key.size().bits(),
-            sector_size_bytes: volume.geometry.sector_size.bytes(),
-            data_offset_bytes: volume.geometry.data_offset_bytes,
-            size_bytes: volume.geometry.size_bytes,
-            iv_offset_sectors: volume.geometry.iv_offset_sectors,
-            read_only: options.read_only,
-        };
-        let mut worker = self.start_worker().map_err(failed("start a worker for"))?;
-        // A worker that fails early has answered why; that is better to report than the broken pipe.
-        let sent = send(&worker, &request).and_then(|()| worker.write_all(key.expose()));
-        let answer: io::Result<Answer> = receive(&worker);
-        match (answer, sent) {
-            (Ok(answer), _) => answer.into_result(&options.name, device)?,
-            (Err(_), Err(error)) | (Err(error), Ok(())) => {
-                return Err(failed("get an answer from the worker for")(error));
-            }
+        let request = request(&self.places, volume, options, key.size().bits())?;
+        self.places.create()?;
+        let lock = self.places.lock(&options.name, removal::LOCK_PATIENCE)?;
+        if let Some(mapping) = self.existing(&request)? {
+            return Ok(mapping);
         }
-        Ok(mapping(&options.name, false))
+        self.start(request, key, lock)?;
+        Ok(self.mapping(&options.name, false))
     }
 
     fn deactivate(&self, name: &MappingName, deferred: Deferred) -> Result<(), BackendError> {
-        let state = self.read(name)?.ok_or_else(|| BackendError::NotActive(name.clone()))?;
-        let folder = Folder::of(name);
-        let failed = |action: &str| BackendError::failed::<io::Error>(format!("cannot {action} '{name}'"));
-        if !state.is_alive() {
-            let _turn = Folder::lock().map_err(failed("lock the state of"))?;
-            return match worker::clean_up(&folder) {
-                Ok(()) => Ok(()),
-                Err(answer) => answer.into_result(name, &state.device),
-            };
-        }
-        let ask = || {
-            let worker = UnixStream::connect(folder.control())?;
-            worker.set_read_timeout(Some(PATIENCE_WITH_FLUSH))?;
-            send(
-                &worker,
-                &match deferred {
-                    Deferred::No => protocol::Command::Detach,
-                    Deferred::Yes => protocol::Command::DetachDeferred,
-                },
-            )?;
-            receive::<Answer>(&worker)
-        };
-        ask().map_err(failed("ask the worker to detach"))?.into_result(name, &state.device)
+        removal::detach(&self.places, name, deferred)
     }
 
     fn status(&self, name: &MappingName) -> Result<Option<MappingStatus>, BackendError> {
-        let Some(state) = self.read(name)? else { return Ok(None) };
-        let loop_device = LoopDevice::at(state.loop_device.clone());
-        let trouble = if !state.is_alive() {
-            Some(
-                "its worker has died: reads and writes fail; unmount it, detach cleans up, then attach again"
-                    .to_owned(),
-            )
-        } else if loop_device.is_going() {
-            Some("it will be removed when its last user closes it".to_owned())
-        } else {
-            None
+        let Some(state) = State::load(&self.places, name)? else { return Ok(None) };
+        let loop_device = state.bound_loop_device(&self.places);
+        let trouble = match (&state.fault, loop_device) {
+            (Some(fault), _) => Some(fault.clone()),
+            (None, _) if !state.worker.is_alive() => {
+                Some("its worker has died, its data cannot be reached: unmount it, then detach it".to_owned())
+            }
+            (None, None) => Some("it is being attached or detached".to_owned()),
+            (None, Some(device)) if device.is_going() => {
+                Some("it is detached as soon as its last user closes it".to_owned())
+            }
+            (None, Some(_)) => None,
         };
-        let own = format!("(pid {})", state.pid);
-        let mut holders = holders::of_path(loop_device.path());
-        holders.retain(|holder| !holder.contains(&own));
         Ok(Some(MappingStatus {
             name: name.clone(),
             backend: BackendKind::Userspace,
-            device: Folder::of(name).link(),
+            device: self.places.link(name),
             source: state.device,
             volume: state.volume,
             cipher: CIPHER.to_owned(),
@@ -184,15 +234,44 @@ impl Backend for Userspace {
             size_bytes: state.size_bytes,
             read_only: state.read_only,
             trouble,
-            holders,
+            holders: loop_device.map(|device| holders::of_path(&device.path())).unwrap_or_default(),
         }))
     }
 
     fn list(&self) -> Result<Vec<MappingName>, BackendError> {
-        Folder::all().map_err(BackendError::failed("cannot list the userspace mappings"))
+        let action = || format!("cannot list {}", self.places.state.display());
+        self.places.names().map_err(BackendError::failed(action()))
     }
 }
 
-fn mapping(name: &MappingName, already_active: bool) -> Mapping {
-    Mapping { name: name.clone(), device: Folder::of(name).link(), backend: BackendKind::Userspace, already_active }
+fn request(places: &Places, volume: &Volume, options: &Activate, key_size_bits: u32) -> Result<Attach, BackendError> {
+    let (device, geometry) = (&volume.device, &volume.geometry);
+    let action = || format!("cannot attach {}", device.path.display());
+    // The worker has another working directory.
+    let path = std::path::absolute(&device.path).map_err(BackendError::failed(action()))?;
+    let identity = identify(&path, device.kind).map_err(BackendError::failed(action()))?;
+    Ok(Attach {
+        name: options.name.clone(),
+        places: places.clone(),
+        device: path,
+        identity,
+        volume: volume.uuid(),
+        read_only: options.read_only,
+        key_size_bits,
+        sector_size_bytes: geometry.sector_size.bytes(),
+        data_offset_bytes: geometry.data_offset_bytes,
+        size_bytes: geometry.size_bytes,
+        iv_offset_sectors: geometry.iv_offset_sectors,
+    })
+}
+
+/// Which device the path leads to; a block device must still be the one whose header was read.
+fn identify(path: &Path, kind: DeviceKind) -> Result<Identity, DeviceError> {
+    let identity = Identity::of(&fs::metadata(path).map_err(DeviceError::io("stat", path))?);
+    match kind {
+        DeviceKind::Block(number) if identity != Identity::BlockDevice(number) => {
+            Err(DeviceError::Missing(path.to_owned()))
+        }
+        _ => Ok(identity),
+    }
 }

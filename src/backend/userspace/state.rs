@@ -1,208 +1,217 @@
-//! What a worker writes down of its mapping, for everyone else: `/run/cryptattach/NAME/`.
-//!
-//! - `state.json`: what is mapped, by which process, as which loop device
-//! - `export/`: the mount point of the FUSE file
-//! - `control`: the worker's socket
-//! - `worker.log`
+//! What is written down of a mapping, so that a later command finds it: `state.json` in the mapping's directory.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    fs, io,
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
-use nix::{
-    fcntl::{Flock, FlockArg},
-    mount::{MntFlags, umount2},
-};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::loop_device::LoopDevice;
-use crate::{
-    backend::MappingName,
-    device::{Device, DeviceKind},
-};
+use super::{loop_device::LoopDevice, places::Places, protocol::Attach};
+use crate::backend::{BackendError, MappingName};
 
-const ROOT: &str = "/run/cryptattach";
-/// Stable names of the plaintext devices.
-const LINKS: &str = "/dev/disk/by-cryptattach";
+/// Version of `state.json`.
 const VERSION: u32 = 1;
 
-/// What is mapped, and by whom.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// One mapping, as its worker wrote it down.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct State {
     version: u32,
-    pub pid: i32,
-    /// Clock ticks since boot; a process id alone may have been given to another process since.
-    pid_start_time: u64,
-    /// The encrypted device, as the user named it but absolute.
+    /// The mapping's name.
+    pub name: MappingName,
+    /// The process that serves it.
+    pub worker: Process,
+    /// The encrypted device or file, as it was named.
     pub device: PathBuf,
-    /// Which one that is, whatever its name.
+    /// Which device or file that was, whatever it is called now.
     pub identity: Identity,
+    /// UUID of the volume's header.
     pub volume: Option<Uuid>,
+    /// Size of the volume key.
     pub key_size_bits: u32,
+    /// Encryption sector size.
     pub sector_size_bytes: u32,
+    /// Size of the plaintext.
     pub size_bytes: u64,
+    /// No writes.
     pub read_only: bool,
-    pub loop_device: PathBuf,
-}
-
-/// Which device or file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Identity {
-    Block(u64),
-    File { device: u64, inode: u64 },
-}
-
-impl Identity {
-    pub fn of(device: &Device) -> io::Result<Self> {
-        Ok(match device.kind {
-            DeviceKind::Block(number) => Self::Block(number),
-            DeviceKind::File => {
-                let metadata = fs::metadata(&device.path)?;
-                Self::File { device: metadata.dev(), inode: metadata.ino() }
-            }
-        })
-    }
-}
-
-/// The folder of one mapping.
-#[derive(Clone, Debug)]
-pub struct Folder {
-    path: PathBuf,
-    name: MappingName,
-}
-
-impl Folder {
-    pub fn of(name: &MappingName) -> Self {
-        Self { path: Path::new(ROOT).join(name.as_str()), name: name.clone() }
-    }
-
-    /// The names of all mappings, dead ones included.
-    pub fn all() -> io::Result<Vec<MappingName>> {
-        let entries = match fs::read_dir(ROOT) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries?,
-        };
-        let named = |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
-        let mut names: Vec<_> = entries.filter_map(named).filter(|name| Self::of(name).state().is_file()).collect();
-        names.sort();
-        Ok(names)
-    }
-
-    /// Setting up and taking down take turns, over all names: both look at what is there before they change it.
-    pub fn lock() -> io::Result<Flock<File>> {
-        DirBuilder::new().recursive(true).mode(0o700).create(ROOT)?;
-        Flock::lock(File::open(ROOT)?, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
-    }
-
-    fn state(&self) -> PathBuf {
-        self.path.join("state.json")
-    }
-
-    pub fn export(&self) -> PathBuf {
-        self.path.join("export")
-    }
-
-    pub fn control(&self) -> PathBuf {
-        self.path.join("control")
-    }
-
-    /// The stable name of the plaintext device.
-    pub fn link(&self) -> PathBuf {
-        Path::new(LINKS).join(self.name.as_str())
-    }
-
-    pub fn make(&self) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(self.export())
-    }
-
-    pub fn open_log(&self) -> io::Result<File> {
-        OpenOptions::new().append(true).create(true).open(self.path.join("worker.log"))
-    }
-
-    pub fn read(&self) -> io::Result<Option<State>> {
-        match fs::read(self.state()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            bytes => Ok(Some(serde_json::from_slice(&bytes?)?)),
-        }
-    }
-
-    /// Appears whole: whoever finds a state finds everything that it speaks of.
-    pub fn write(&self, state: &State) -> io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(&self.path)?;
-        file.write_all(&serde_json::to_vec(state)?)?;
-        file.persist(self.state())?;
-        Ok(())
-    }
-
-    pub fn make_link(&self, loop_device: &LoopDevice) -> io::Result<()> {
-        fs::create_dir_all(LINKS)?;
-        self.remove_link();
-        std::os::unix::fs::symlink(loop_device.path(), self.link())
-    }
-
-    fn remove_link(&self) {
-        let _ = fs::remove_file(self.link());
-    }
-
-    /// Takes away what a worker made, in the reverse order, as far as it is there. The loop device must be clear by now.
-    pub fn remove(&self) -> io::Result<()> {
-        self.remove_link();
-        // Lazily: of a dead worker's mount nothing can be waited for.
-        let _ = umount2(&self.export(), MntFlags::MNT_DETACH);
-        match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed,
-        }
-    }
-
-    /// The loop device that stands for this mapping's file, if a worker that died early or late left one.
-    pub fn left_loop_device(&self) -> Option<LoopDevice> {
-        let file = self.export().join(super::fuse::FILE);
-        let names = fs::read_dir("/sys/block").ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let loops = names.filter(|name| name.starts_with("loop"));
-        loops
-            .map(|name| LoopDevice::at(Path::new("/dev").join(name)))
-            .find(|device| device.backing_file().as_ref() == Some(&file))
-    }
+    /// The plaintext device, once there is one.
+    pub loop_device: Option<LoopDevice>,
+    /// Why the worker ended without doing all that it should.
+    pub fault: Option<String>,
 }
 
 impl State {
-    /// Of this process.
-    pub fn new(request: &super::protocol::Request, identity: Identity, loop_device: &LoopDevice) -> io::Result<Self> {
-        let pid = nix::unistd::getpid().as_raw();
+    /// The state at the begin of an attach, written by the worker itself.
+    pub fn begin(request: &Attach) -> io::Result<Self> {
         Ok(Self {
             version: VERSION,
-            pid,
-            pid_start_time: start_time(pid)?,
+            name: request.name.clone(),
+            worker: Process::this()?,
             device: request.device.clone(),
-            identity,
+            identity: request.identity,
             volume: request.volume,
             key_size_bits: request.key_size_bits,
             sector_size_bytes: request.sector_size_bytes,
             size_bytes: request.size_bytes,
             read_only: request.read_only,
-            loop_device: loop_device.path().to_owned(),
+            loop_device: None,
+            fault: None,
         })
     }
 
-    /// Whether its worker lives.
-    pub fn is_alive(&self) -> bool {
-        start_time(self.pid).is_ok_and(|start| start == self.pid_start_time)
+    /// Makes the mapping's directory with this state in it, at once: there is never a directory without a state.
+    pub fn create(&self, places: &Places) -> io::Result<()> {
+        let new = tempfile::Builder::new()
+            .prefix(&format!(".{}.", self.name))
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir_in(&places.state)?;
+        fs::create_dir(new.path().join("export"))?;
+        self.write(new.path())?;
+        fs::rename(new.path(), places.directory(&self.name))?;
+        // The directory has gone from its first path; nothing is left there to be removed.
+        let _ = new.keep();
+        Ok(())
+    }
+
+    /// Writes a new state over the old one.
+    pub fn update(&self, places: &Places) -> io::Result<()> {
+        self.write(&places.directory(&self.name))
+    }
+
+    fn write(&self, directory: &Path) -> io::Result<()> {
+        // Renamed into place and so read whole or not at all. No fsync: /run does not outlive the machine's run.
+        let mut file = tempfile::NamedTempFile::new_in(directory)?;
+        serde_json::to_writer_pretty(&mut file, self)?;
+        file.persist(directory.join("state.json")).map(drop).map_err(|error| error.error)
+    }
+
+    /// Reads the state of a mapping, if there is one.
+    pub fn load(places: &Places, name: &MappingName) -> Result<Option<Self>, BackendError> {
+        let path = places.directory(name).join("state.json");
+        let action = format!("cannot read {}", path.display());
+        match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(BackendError::failed(action)(error)),
+            Ok(json) => serde_json::from_slice(&json).map(Some).map_err(BackendError::failed(action)),
+        }
+    }
+
+    /// The loop device, as long as the mapping's file is what it shows.
+    pub fn bound_loop_device(&self, places: &Places) -> Option<LoopDevice> {
+        let file = places.file(&self.name);
+        match self.loop_device {
+            Some(device) => device.shows(&file).then_some(device),
+            None => LoopDevice::showing(&file),
+        }
     }
 }
 
-/// When a process started (proc_pid_stat(5), field 22). A zombie has ended.
-fn start_time(pid: i32) -> io::Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field is the command in parentheses, and may contain anything.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-    match (fields.first(), fields.get(19).and_then(|field| field.parse().ok())) {
-        (Some(&"Z" | &"X"), _) | (_, None) => Err(io::ErrorKind::NotFound.into()),
-        (_, Some(start)) => Ok(start),
+/// A process, told from a later one of the same number by its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    start_ticks: u64,
+}
+
+impl Process {
+    fn this() -> io::Result<Self> {
+        let pid = std::process::id();
+        let (_, start_ticks) = look(pid).ok_or_else(|| io::Error::other("cannot read /proc/self/stat"))?;
+        Ok(Self { pid, start_ticks })
+    }
+
+    /// Whether it still runs. One that has ended and waits for its parent has closed all its files: it does not count.
+    pub fn is_alive(&self) -> bool {
+        look(self.pid)
+            .is_some_and(|(state, start_ticks)| start_ticks == self.start_ticks && !matches!(state, 'Z' | 'X'))
+    }
+}
+
+/// A process's state letter and start time, the fields 3 and 22 of proc_pid_stat(5).
+fn look(pid: u32) -> Option<(char, u64)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command's name, field 2, is in parentheses and may contain any character.
+    let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+/// Which device or file a path led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Identity {
+    /// A block device's number.
+    BlockDevice(u64),
+    /// A file's file system and inode.
+    File(u64, u64),
+}
+
+impl Identity {
+    /// What that metadata is of.
+    pub fn of(metadata: &fs::Metadata) -> Self {
+        if metadata.file_type().is_block_device() {
+            Self::BlockDevice(metadata.rdev())
+        } else {
+            Self::File(metadata.dev(), metadata.ino())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_living_processes() {
+        let me = Process::this().unwrap();
+        assert!(me.is_alive());
+        assert!(!Process { start_ticks: me.start_ticks + 1, ..me }.is_alive());
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let (_, start_ticks) = look(child.id()).unwrap();
+        let ended = Process { pid: child.id(), start_ticks };
+        for _ in 0..500 {
+            if !ended.is_alive() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        assert!(!ended.is_alive(), "a zombie counts as dead");
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn is_written_and_read_back() {
+        let root = tempfile::tempdir().unwrap();
+        let places = Places { state: root.path().into(), links: root.path().join("links") };
+        let name: MappingName = "data".parse().unwrap();
+        assert!(State::load(&places, &name).unwrap().is_none());
+        let request = Attach {
+            name: name.clone(),
+            places: places.clone(),
+            device: "/dev/vdb".into(),
+            identity: Identity::BlockDevice(7),
+            volume: Some(Uuid::nil()),
+            read_only: true,
+            key_size_bits: 512,
+            sector_size_bytes: 4096,
+            data_offset_bytes: 0,
+            size_bytes: 1 << 30,
+            iv_offset_sectors: 0,
+        };
+        let state = State::begin(&request).unwrap();
+        state.create(&places).unwrap();
+        assert!(state.create(&places).is_err(), "the name is taken");
+        let read = State::load(&places, &name).unwrap().unwrap();
+        assert_eq!((read.identity, read.worker, read.size_bytes), (state.identity, state.worker, 1 << 30));
+        assert_eq!(places.names().unwrap(), std::slice::from_ref(&name));
+        places.remove_directory(&name).unwrap();
+        assert!(places.names().unwrap().is_empty());
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0, "nothing is left");
     }
 }

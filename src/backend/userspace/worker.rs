@@ -1,314 +1,357 @@
-//! The worker: the process that holds the key of one mapping and encrypts for it.
+//! The worker: the process that holds the key of one mapping and serves it.
 //!
-//! It is started by a client, answers once when the mapping is there or why it is not, and then lives on alone until it
-//! is told to detach (over its control socket, or by SIGTERM). What the client does meanwhile does not matter to it.
+//! It is this program again, started with a hidden subcommand, so that it shares no memory with the command. It is told
+//! what to do over a socket that it finds as its standard input, and inherits the name's lock as its standard output. When
+//! the command dies, at whatever moment, either the mapping gets complete or nothing is left of it.
+//!
+//! The worker never opens its own file or loop device, nor waits for them otherwise: killed while it waits for its own
+//! answer, it would stay for ever, since that wait ends with the answer only. The command does that, see [`super::removal`].
+//!
+//! It ends when its loop device lets go of its file, whoever cleared that: `detach`, the last user of a device that was
+//! detached with `--deferred`, or `losetup -d`. Told to end (SIGTERM, SIGINT), it starts a `detach` of itself, which works
+//! unless the mapping is in use.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io::{self, Read},
     os::{
-        fd::AsFd,
-        unix::net::{UnixListener, UnixStream},
+        fd::{AsFd, OwnedFd},
+        unix::{fs::OpenOptionsExt, net::UnixStream, process::CommandExt},
     },
-    process::ExitCode,
-    sync::Arc,
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+    sync::{
+        Arc, Mutex,
+        mpsc::{Receiver, Sender, channel},
+    },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use fuser::BackgroundSession;
 use nix::{
+    errno::Errno,
     fcntl::{Flock, FlockArg},
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{
-        signal::{SigSet, Signal},
-        signalfd::{SfdFlags, SignalFd},
-    },
+    libc,
+    sys::signal::{SigSet, Signal},
 };
 
 use super::{
-    confine::confine,
-    fuse,
+    fuse::{Export, Happening},
     image::Image,
+    lockdown,
     loop_device::LoopDevice,
-    protocol::{Answer, Command, Request, receive, send},
-    state::{Folder, Identity, State},
-    xts::Xts,
+    places::Places,
+    protocol::{self, Answer, Attach, Request},
+    removal,
+    state::{Identity, State},
 };
 use crate::{
-    device::{Device, DeviceError},
-    holders,
-    key::{KeySize, SecretBytes, VolumeKey},
-    volume::{Geometry, SectorSize},
+    backend::{BackendError, Deferred, MappingName},
+    device::{Device, DeviceError, DeviceKind},
+    key::{SecretBytes, VolumeKey},
 };
 
-/// udev and desktop programs open new devices for a moment.
-const PATIENCE_WITH_TRANSIENT_USERS: Duration = Duration::from_secs(2);
-const PATIENCE_WITH_THE_KERNEL: Duration = Duration::from_secs(5);
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
-const LONGEST_COMMAND: Duration = Duration::from_secs(5);
+/// The hidden subcommand that a program with this backend must lead to [`worker_main`].
+pub const SUBCOMMAND: &str = "userspace-worker";
 
-/// A mapping that is there.
-struct Serving {
-    folder: Folder,
-    image: Arc<Image>,
-    session: BackgroundSession,
-    loop_device: LoopDevice,
-    control: UnixListener,
-    /// Held on a file as O_EXCL is on a block device.
-    _claim: Option<Flock<File>>,
-}
+/// How long the command may take for its part; it must not hold the name's lock for ever by being stopped.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
 
-/// The worker's `main`: the set-up socket is standard input.
-pub fn main() -> ExitCode {
-    let Ok(client) = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from) else { return ExitCode::FAILURE };
-    let signals = match signals() {
-        Ok(signals) => signals,
+/// Runs a worker; what the hidden subcommand [`SUBCOMMAND`] does, before anything else is opened or logged.
+pub fn worker_main() -> ExitCode {
+    lockdown::close_inherited_files();
+    match follow_orders() {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = send(&client, &Answer::failed("cannot watch for signals")(error));
-            return ExitCode::FAILURE;
-        }
-    };
-    match set_up(&client) {
-        Ok(serving) => {
-            // A client that has gone does not want to know.
-            let _ = send(&client, &Answer::Done);
-            drop(client);
-            serving.serve(&signals)
-        }
-        Err(answer) => {
-            let _ = send(&client, &answer);
+            // Heard only if someone started this by hand; otherwise it has been answered or logged.
+            eprintln!("cryptattach {SUBCOMMAND}: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
-/// SIGTERM and SIGINT as a descriptor. Threads made later inherit the mask.
-fn signals() -> io::Result<SignalFd> {
-    let mut set = SigSet::empty();
-    set.add(Signal::SIGTERM);
-    set.add(Signal::SIGINT);
-    set.thread_block()?;
-    Ok(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
-}
-
-fn set_up(client: &UnixStream) -> Result<Serving, Answer> {
-    confine().map_err(Answer::failed("cannot lock the worker's memory"))?;
-    let request: Request = receive(client).map_err(Answer::failed("cannot read the request"))?;
-    let key = receive_key(client, &request)?;
-
-    let _turn = Folder::lock().map_err(Answer::failed("cannot lock /run/cryptattach"))?;
-    let folder = Folder::of(&request.name);
-    match folder.read() {
-        Ok(Some(state)) if state.is_alive() => {
-            return Err(Answer::Failed(
-                format!("cannot use the name '{}'", request.name),
-                "it was taken just now".into(),
-            ));
+fn follow_orders() -> Result<(), BackendError> {
+    let failed = || BackendError::failed("this is run by 'cryptattach attach' only: cannot read its request");
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().map_err(failed())?);
+    let lock = io::stdout().as_fd().try_clone_to_owned().map_err(failed())?;
+    let request = protocol::receive(&socket).map_err(failed())?;
+    lockdown::leave_the_parent()?;
+    match request {
+        Request::Attach(request) => attach(&request, socket, lock),
+        Request::Detach { name, places } => {
+            let answer = match removal::detach(&places, &name, Deferred::No) {
+                Ok(()) => Answer::Ready,
+                Err(error) => Answer::failure(error),
+            };
+            protocol::send(&socket, &answer).map_err(BackendError::failed("cannot answer"))
         }
-        // What a dead worker left; it is refused if someone still has it open.
-        _ => clean_up(&folder)?,
     }
-    let serving = map(&request, &key, &folder);
-    if serving.is_err() {
-        // Whatever was made before the step that failed.
-        let _ = clean_up(&folder);
-    }
-    serving
 }
 
-fn receive_key(mut client: &UnixStream, request: &Request) -> Result<VolumeKey, Answer> {
-    let failed = |error: io::Error| Answer::failed("cannot receive the volume key")(error);
-    let size = KeySize::from_bits(request.key_size_bits).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
-    let mut bytes = SecretBytes::zeroed(size.bytes()).map_err(|error| failed(io::Error::other(error)))?;
-    client.read_exact(bytes.expose_mut()).map_err(failed)?;
-    VolumeKey::from_secret(bytes).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
-}
-
-/// Device, file, loop device, state, in this order: the state says that all the rest is there.
-fn map(request: &Request, key: &VolumeKey, folder: &Folder) -> Result<Serving, Answer> {
-    let device = Device::look(&request.device).map_err(device_answer)?;
-    let (image, claim) = open(request, key, &device)?;
-    let image = Arc::new(image);
-    let failed = |what: &str| Answer::failed(format!("cannot {what} for '{}'", request.name));
-
-    folder.make().map_err(failed("make the state directory"))?;
-    log_to(folder).map_err(failed("open the worker's log"))?;
-    let session = fuse::mount(image.clone(), &folder.export(), &request.device, request.read_only)
-        .map_err(failed("mount the FUSE export"))?;
-    let block_size = request.sector_size_bytes.max(device.logical_block_bytes);
-    let loop_device = LoopDevice::attach(&folder.export().join(fuse::FILE), block_size, request.read_only)
-        .map_err(failed("set up a loop device"))?;
-    let served = || {
-        let control = UnixListener::bind(folder.control())?;
-        folder.make_link(&loop_device)?;
-        folder.write(&State::new(request, Identity::of(&device)?, &loop_device)?)?;
-        Ok(control)
+fn attach(request: &Attach, socket: UnixStream, lock: OwnedFd) -> Result<(), BackendError> {
+    let (sender, events) = channel();
+    let set_up = lockdown::guard_memory()
+        .and_then(|()| receive_key(request, &socket))
+        .and_then(|key| Serving::set_up(request, key, sender));
+    let mut serving = match set_up {
+        Ok(serving) => serving,
+        Err(error) => {
+            return protocol::send(&socket, &Answer::failure(error)).map_err(BackendError::failed("cannot answer"));
+        }
     };
-    let control = served().map_err(failed("write down the state"))?;
-    Ok(Serving { folder: folder.clone(), image, session, loop_device, control, _claim: claim })
+    let loop_device = expect_loop_device(&socket, &serving)?;
+    let answer = serving.announce(loop_device).map_or_else(Answer::failure, |()| Answer::Ready);
+    // If the command has died, nobody hears it; the mapping is there all the same.
+    if let Err(error) = protocol::send(&socket, &answer) {
+        tracing::warn!("the command that attached this has gone: {error}");
+    }
+    drop((socket, lock));
+    serving.serve(&events)
 }
 
-fn open(request: &Request, key: &VolumeKey, device: &Device) -> Result<(Image, Option<Flock<File>>), Answer> {
-    let sector_size = SectorSize::from_bytes(request.sector_size_bytes)
-        .ok_or_else(|| Answer::failed("cannot use the sector size")(io::ErrorKind::InvalidData.into()))?;
-    let geometry = Geometry {
-        sector_size,
-        data_offset_bytes: request.data_offset_bytes,
-        size_bytes: request.size_bytes,
-        iv_offset_sectors: request.iv_offset_sectors,
-    };
-    let xts = Xts::new(key, sector_size, request.iv_offset_sectors);
-    let image = Image::open(device, &geometry, xts, request.read_only)
-        .map_err(|error| device_answer(DeviceError::io("open", &device.path)(error)))?;
-    if matches!(device.kind, crate::device::DeviceKind::Block(_)) {
-        return Ok((image, None));
-    }
-    let file = image.file().try_clone().map_err(Answer::failed("cannot lock the volume's file"))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(claim) => Ok((image, Some(claim))),
-        Err(_) => Err(Answer::DeviceInUse(holders::of_path(&device.path))),
-    }
+/// Asks the command for a loop device. One that died may have made it all the same.
+fn expect_loop_device(socket: &UnixStream, serving: &Serving) -> Result<LoopDevice, BackendError> {
+    let mounted = Answer::Mounted { block_size_bytes: serving.image.unit_bytes() };
+    let told = socket
+        .set_read_timeout(Some(COMMAND_PATIENCE))
+        .and_then(|()| protocol::send(socket, &mounted))
+        .and_then(|()| protocol::receive(socket));
+    told.or_else(|error| {
+        let file = serving.places.file(&serving.state.name);
+        LoopDevice::showing(&file).ok_or_else(|| BackendError::failed("the command has gone")(error))
+    })
 }
 
-fn device_answer(error: DeviceError) -> Answer {
-    match error {
-        DeviceError::Busy { holders, .. } => Answer::DeviceInUse(holders),
-        DeviceError::Missing(_) => Answer::DeviceMissing,
-        error => Answer::Failed(error.to_string(), crate::cli::chain(&error)),
-    }
+fn receive_key(request: &Attach, mut socket: &UnixStream) -> Result<VolumeKey, BackendError> {
+    let action = "the worker cannot receive the volume key";
+    let mut bytes = SecretBytes::zeroed(request.key_size_bits as usize / 8).map_err(BackendError::failed(action))?;
+    socket.read_exact(bytes.expose_mut()).map_err(BackendError::failed(action))?;
+    VolumeKey::from_secret(bytes).ok_or_else(|| BackendError::failed(action)("no AES-XTS key has that size"))
 }
 
-/// From here on messages go to the mapping's log: the client's terminal is not ours.
-fn log_to(folder: &Folder) -> io::Result<()> {
-    let log = folder.open_log()?;
-    nix::unistd::dup2_stderr(&log)?;
-    Ok(())
+enum Event {
+    Export(Happening),
+    Signal(Signal),
+}
+
+/// A mapping that is being served.
+struct Serving {
+    state: State,
+    places: Places,
+    export: Export,
+    image: Arc<Image>,
+    directory: Directory,
+    /// A file's exclusive lock; a block device is open exclusively.
+    _claim: Option<Flock<File>>,
 }
 
 impl Serving {
-    fn serve(self, signals: &SignalFd) -> ExitCode {
-        let mut going = false;
+    /// Makes all but the loop device, or nothing: what was made before a failure is dropped, and so undone.
+    fn set_up(request: &Attach, key: VolumeKey, events: Sender<Event>) -> Result<Self, BackendError> {
+        let (name, places) = (&request.name, request.places.clone());
+        let unknown = || cannot(request, "understand its geometry")("no such key or sector size");
+        let geometry = request.geometry().ok_or_else(unknown)?;
+        let (device, backing, claim) = open(request)?;
+
+        let state = State::begin(request).map_err(cannot(request, "read /proc/self/stat"))?;
+        let directory = Directory::create(&state, &places).map_err(cannot(request, "make the mapping's directory"))?;
+        log_to(&places.directory(name).join("worker.log")).map_err(cannot(request, "open its log"))?;
+        lockdown::ask_for_precedence();
+        forward_signals(events.clone()).map_err(cannot(request, "wait for signals"))?;
+
+        let image = Arc::new(Image::new(backing, &geometry, &key, device.logical_block_bytes));
+        drop(key);
+        let notify = move |happening| drop(events.send(Event::Export(happening)));
+        let export =
+            Export::mount(Arc::clone(&image), &request.device, &places.export(name), request.read_only, notify)
+                .map_err(cannot(request, "mount its FUSE file system (is there a /dev/fuse?)"))?;
+        Ok(Self { state, places, export, image, directory, _claim: claim })
+    }
+
+    /// Writes down that the mapping is complete and makes its link. From here on it is there until its loop device goes,
+    /// even if this fails.
+    fn announce(&mut self, loop_device: LoopDevice) -> Result<(), BackendError> {
+        self.directory.keep();
+        self.state.loop_device = Some(loop_device);
+        let name = &self.state.name;
+        tracing::info!("{name}: {} on {}", loop_device.path().display(), self.state.device.display());
+        self.state
+            .update(&self.places)
+            .and_then(|()| self.places.make_link(name, &loop_device.path()))
+            .map_err(BackendError::failed(format!("cannot make '{name}' known")))
+    }
+
+    /// Serves until the loop device is gone.
+    fn serve(self, events: &Receiver<Event>) -> Result<(), BackendError> {
         loop {
-            if going && self.loop_device.backing_file().is_none() {
-                return self.finish(None);
-            }
-            // Nothing tells when the last user of a loop device has closed it but looking at it.
-            let timeout = if going { PollTimeout::from(500_u16) } else { PollTimeout::NONE };
-            let mut ready =
-                [PollFd::new(self.control.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-            if poll(&mut ready, timeout).is_err() {
-                continue;
-            }
-            let [asked, signalled] = ready.map(|fd| fd.any().unwrap_or(false));
-            let client = if asked { self.control.accept().ok().map(|(client, _)| client) } else { None };
-            let command = match (&client, signalled) {
-                (Some(client), _) => receive_command(client),
-                (None, true) => signals.read_signal().ok().flatten().map(|_| Command::Detach),
-                (None, false) => None,
-            };
-            match command.map(|command| self.take_down(command)) {
-                None => {}
-                Some(Answer::Done) => return self.finish(client),
-                Some(answer) => {
-                    going |= matches!(answer, Answer::Later);
-                    if let Some(client) = client {
-                        let _ = send(&client, &answer);
-                    } else {
-                        tracing::warn!("not detached on a signal: {answer:?}");
-                    }
+            match events.recv() {
+                Ok(Event::Export(Happening::Released)) if self.state.bound_loop_device(&self.places).is_some() => {}
+                Ok(Event::Export(Happening::Released)) => return self.end(),
+                Ok(Event::Signal(signal)) => {
+                    tracing::info!("{signal}: detaching");
+                    detach_from_outside(self.state.name.clone(), self.places.clone());
                 }
+                // Someone has aborted the connection (umount -f, fusectl). The state stays: `status` tells, `detach` cleans.
+                Ok(Event::Export(Happening::Ended(result))) => {
+                    tracing::error!("the kernel has closed the FUSE connection: {result:?}");
+                    return Err(BackendError::Unavailable("the kernel has closed the FUSE connection".to_owned()));
+                }
+                Err(_) => unreachable!("the thread that waits for signals keeps a sender"),
             }
         }
     }
 
-    /// Clears the loop device, unless it is in use.
-    fn take_down(&self, command: Command) -> Answer {
-        let _turn = Folder::lock();
-        let failed = |action| Answer::failed(format!("cannot {action} {}", self.loop_device.path().display()));
-        if let Err(error) = self.loop_device.flush() {
-            return failed("flush")(error);
-        }
-        if let Command::DetachDeferred = command
-            && !users(&self.loop_device).is_empty()
-        {
-            return self.loop_device.clear().map_or_else(failed("clear"), |()| Answer::Later);
-        }
-        clear(&self.loop_device)
-    }
-
-    /// The loop device is clear: unmounts, flushes, forgets; then answers, for now the volume is free.
-    fn finish(self, client: Option<UnixStream>) -> ExitCode {
-        let Self { folder, image, session, control, _claim, .. } = self;
-        let finish = || {
-            session.umount_and_join()?;
-            image.flush()?;
-            drop((image, _claim, control));
-            let _turn = Folder::lock()?;
-            folder.remove()
-        };
-        let answer = match finish() {
-            Ok(()) => Answer::Done,
-            Err(error) => {
-                Answer::failed(format!("cannot flush and unmount the export in {}", folder.export().display()))(error)
+    /// Brings all to the device and leaves nothing behind, except the reason if that fails.
+    fn end(self) -> Result<(), BackendError> {
+        let Self { mut state, places, export, image, directory: _, _claim } = self;
+        let unmounted = export.unmount().map_err(|error| format!("cannot unmount {}: {error}", state.name));
+        let flushed = image.flush().map_err(|error| format!("cannot flush {}: {error}", state.device.display()));
+        let ended = match unmounted.and(flushed) {
+            Ok(()) => places.remove_link(&state.name).and_then(|()| places.remove_directory(&state.name)),
+            Err(fault) => {
+                tracing::error!("{fault}");
+                state.fault = Some(fault);
+                state.update(&places)
             }
         };
-        if let Some(client) = client {
-            let _ = send(&client, &answer);
-        }
-        ExitCode::SUCCESS
+        ended.map_err(BackendError::failed(format!("cannot clean up after '{}'", state.name)))
     }
 }
 
-/// One that connects and says nothing must not keep the others waiting.
-fn receive_command(client: &UnixStream) -> Option<Command> {
-    client.set_read_timeout(Some(LONGEST_COMMAND)).ok()?;
-    receive(client).ok()
+/// A mapping's directory, removed on drop unless kept.
+struct Directory {
+    places: Places,
+    name: Option<MappingName>,
 }
 
-/// Takes away what a dead worker left, if nobody uses it any more. There is nobody to flush to: what the worker had not
-/// written when it died is lost, as in a power cut.
-pub fn clean_up(folder: &Folder) -> Result<(), Answer> {
-    if let Some(loop_device) = folder.left_loop_device() {
-        match clear(&loop_device) {
-            Answer::Done => {}
-            refused => return Err(refused),
-        }
+impl Directory {
+    fn create(state: &State, places: &Places) -> io::Result<Self> {
+        state.create(places)?;
+        Ok(Self { places: places.clone(), name: Some(state.name.clone()) })
     }
-    folder.remove().map_err(Answer::failed(format!("cannot remove {}", folder.export().display())))
+
+    fn keep(&mut self) {
+        self.name = None;
+    }
 }
 
-/// Clears a flushed loop device that nobody uses. Asked without looking, the kernel would put it off and say that it is done.
-fn clear(loop_device: &LoopDevice) -> Answer {
-    let deadline = Instant::now() + PATIENCE_WITH_TRANSIENT_USERS;
-    loop {
-        let users = users(loop_device);
-        if users.is_empty() {
-            break;
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.name.as_ref().map(|name| self.places.remove_directory(name)) {
+            tracing::error!("cannot remove the mapping's directory: {error}");
         }
-        // Whoever looks at a device for a moment does not claim it; a mount does.
-        if Instant::now() > deadline || loop_device.is_claimed().unwrap_or(false) {
-            return Answer::InUse(users);
-        }
-        thread::sleep(LOOK_AGAIN);
     }
-    if let Err(error) = loop_device.clear() {
-        return Answer::failed(format!("cannot clear {}", loop_device.path().display()))(error);
-    }
-    let deadline = Instant::now() + PATIENCE_WITH_THE_KERNEL;
-    while loop_device.backing_file().is_some() {
-        if Instant::now() > deadline {
-            return Answer::InUse(users(loop_device));
-        }
-        thread::sleep(LOOK_AGAIN);
-    }
-    Answer::Done
 }
 
-fn users(loop_device: &LoopDevice) -> Vec<String> {
-    let mut users = holders::of_path(loop_device.path());
-    if users.is_empty() && loop_device.is_claimed().unwrap_or(false) {
-        users.push("someone who has it open exclusively".to_owned());
+/// "cannot attach /dev/vdb: the worker cannot ..."
+fn cannot<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    request: &Attach,
+    what: &str,
+) -> impl FnOnce(E) -> BackendError {
+    BackendError::failed(format!("cannot attach {}: the worker cannot {what}", request.device.display()))
+}
+
+/// Opens the encrypted device such that no second worker, mount or mapping has it.
+fn open(request: &Attach) -> Result<(Device, File, Option<Flock<File>>), DeviceError> {
+    let path = &request.device;
+    let device = Device::look(path)?;
+    // At least one sector, or there is nothing to attach.
+    let data_bytes = request.size_bytes.max(request.sector_size_bytes.into());
+    let needed_bytes = request.data_offset_bytes.saturating_add(data_bytes);
+    if device.size_bytes < needed_bytes {
+        return Err(DeviceError::TooSmall { path: path.clone(), size_bytes: device.size_bytes, needed_bytes });
     }
-    users
+    let exclusive = if matches!(device.kind, DeviceKind::Block(_)) { libc::O_EXCL } else { 0 };
+    let opened = if request.read_only {
+        OpenOptions::new().read(true).custom_flags(exclusive).open(path).map_err(DeviceError::io("open", path))
+    } else {
+        device.open_exclusive()
+    };
+    let backing = opened.map_err(|error| blame(error, request))?;
+    let metadata = backing.metadata().map_err(DeviceError::io("stat", path))?;
+    if Identity::of(&metadata) != request.identity {
+        // Another device has got that name since the header was read.
+        return Err(DeviceError::Missing(path.clone()));
+    }
+    let claim = match device.kind {
+        DeviceKind::Block(_) => None,
+        DeviceKind::File => {
+            let same = backing.try_clone().map_err(DeviceError::io("open", path))?;
+            let lock = Flock::lock(same, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+                Errno::EWOULDBLOCK => blame(DeviceError::Busy { path: path.clone(), holders: Vec::new() }, request),
+                errno => DeviceError::io("lock", path)(errno.into()),
+            });
+            Some(lock?)
+        }
+    };
+    Ok((device, backing, claim))
+}
+
+/// Names the mapping that has the device, if it is one of ours.
+fn blame(error: DeviceError, request: &Attach) -> DeviceError {
+    let DeviceError::Busy { path, mut holders } = error else { return error };
+    let states = request.places.names().unwrap_or_default();
+    let mut states = states.iter().filter_map(|name| State::load(&request.places, name).ok()?);
+    if let Some(other) = states.find(|state| state.identity == request.identity && state.worker.is_alive()) {
+        holders = vec![format!("the mapping '{}'", other.name)];
+    }
+    DeviceError::Busy { path, holders }
+}
+
+/// Has the signals that ask for an end arrive as events, in a thread that waits for nothing else.
+fn forward_signals(events: Sender<Event>) -> io::Result<()> {
+    let ends = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    let mut blocked = ends;
+    // There is no terminal that could hang up.
+    blocked.add(Signal::SIGHUP);
+    blocked.thread_block()?;
+    let forward = move || {
+        while let Ok(signal) = ends.wait() {
+            if events.send(Event::Signal(signal)).is_err() {
+                break;
+            }
+        }
+    };
+    thread::Builder::new().name("signals".to_owned()).spawn(forward).map(drop)
+}
+
+/// Detaches this mapping as a user would, in another process; see [`removal`] for the reason.
+fn detach_from_outside(name: MappingName, places: Places) {
+    let ask = move || -> io::Result<Answer> {
+        let (socket, theirs) = UnixStream::pair()?;
+        let this_program = Path::new("/proc/self/exe");
+        let mut child = command(this_program).stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).spawn()?;
+        protocol::send(&socket, &Request::Detach { name, places })?;
+        let answer = protocol::receive(&socket);
+        child.wait()?;
+        answer
+    };
+    thread::spawn(move || match ask() {
+        Ok(Answer::Ready | Answer::Mounted { .. }) => {}
+        Ok(Answer::Failed { action, .. }) => tracing::error!("not detached: {action}"),
+        Err(error) => tracing::error!("cannot detach: {error}"),
+    });
+}
+
+/// A worker to be started: nothing of the parent's environment, a plain name in `ps`, no secret on the command line.
+pub fn command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.arg0("cryptattach").arg(SUBCOMMAND).env_clear().stderr(Stdio::null());
+    command
+}
+
+fn log_to(path: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    // A program that logs already keeps its own way.
+    let _ = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_max_level(tracing::Level::INFO)
+        .with_writer(Mutex::new(file))
+        .try_init();
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!("{panic}");
+        // A request that is never answered is worse than a device that fails.
+        std::process::abort();
+    }));
+    Ok(())
 }

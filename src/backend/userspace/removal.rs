@@ -1,0 +1,105 @@
+//! Taking a mapping away, from the command's side: it flushes and clears the loop device, which the worker must not wait
+//! for (see [`super::worker`]). The worker sees that its file was let go, cleans up and ends.
+
+use std::{
+    io, thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    fuse,
+    loop_device::{Cleared, Flush, LoopDevice},
+    places::Places,
+    state::State,
+};
+use crate::{
+    backend::{BackendError, Deferred, MappingName},
+    holders,
+};
+
+/// How long one command waits for another that works on the same name.
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+/// Programs that look at every device (udev's, say) have it open for moments; a real user, for longer than this.
+const BUSY_PATIENCE: Duration = Duration::from_secs(2);
+/// With the loop device gone, the worker has at most the backing device's cache left to flush.
+const END_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Removes a mapping. All its data is on the volume, and the volume is free, when this returns; with
+/// [`Deferred::Yes`] and users left, that is when the last of them has closed it.
+pub fn detach(places: &Places, name: &MappingName, deferred: Deferred) -> Result<(), BackendError> {
+    let not_active = || BackendError::NotActive(name.clone());
+    State::load(places, name)?.ok_or_else(not_active)?;
+    let _lock = places.lock(name, LOCK_PATIENCE)?;
+    let state = State::load(places, name)?.ok_or_else(not_active)?;
+    remove(places, &state, deferred)
+}
+
+/// As [`detach`], for whoever has the name's lock.
+pub fn remove(places: &Places, state: &State, deferred: Deferred) -> Result<(), BackendError> {
+    let worker_lives = state.worker.is_alive();
+    if let Some(device) = state.bound_loop_device(places) {
+        let cleared = match deferred {
+            Deferred::No => clear(device, state, worker_lives)?,
+            Deferred::Yes => device
+                .clear_when_unused(Duration::from_millis(200))
+                .map_err(BackendError::failed(format!("cannot have {} go", device.path().display())))?,
+        };
+        match (cleared, deferred) {
+            (Cleared::Gone, _) => {}
+            (Cleared::InUse, Deferred::No) => return Err(busy(state, device)),
+            // The worker sees it go. A dead one's loop device goes by itself.
+            (Cleared::InUse, Deferred::Yes) if worker_lives => return Ok(()),
+            (Cleared::InUse, Deferred::Yes) => {}
+        }
+    }
+    wait_for_end(state)?;
+    sweep(places, &state.name)
+}
+
+/// Waits until the worker has ended.
+pub fn wait_for_end(state: &State) -> Result<(), BackendError> {
+    let deadline = Instant::now() + END_PATIENCE;
+    while state.worker.is_alive() {
+        if Instant::now() >= deadline {
+            let reason = format!("process {} still runs, see worker.log", state.worker.pid);
+            return Err(BackendError::failed(format!("the worker of '{}' does not end", state.name))(reason));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+fn clear(device: LoopDevice, state: &State, worker_lives: bool) -> Result<Cleared, BackendError> {
+    let (path, below) = (device.path(), state.device.display());
+    if worker_lives {
+        device.clear(BUSY_PATIENCE, Flush::Required).map_err(BackendError::failed(format!(
+            "cannot write all data of '{}' ({}) to {below}; 'detach' again gives it up",
+            state.name,
+            path.display()
+        )))
+    } else {
+        device
+            .clear(BUSY_PATIENCE, Flush::Attempted)
+            .map_err(BackendError::failed(format!("cannot clear {}", path.display())))
+    }
+}
+
+fn busy(state: &State, device: LoopDevice) -> BackendError {
+    let mut holders = holders::of_path(&device.path());
+    if holders.is_empty() {
+        holders.push(format!("someone who has {} mounted or open", device.path().display()));
+    }
+    BackendError::Busy { name: state.name.clone(), holders }
+}
+
+/// Removes what a worker that is no more has left behind, and tells if it could not end well.
+fn sweep(places: &Places, name: &MappingName) -> Result<(), BackendError> {
+    let fault = State::load(places, name)?.and_then(|left| left.fault);
+    let swept = fuse::unmount_lazily(&places.export(name))
+        .and_then(|()| places.remove_link(name))
+        .and_then(|()| places.remove_directory(name));
+    swept.map_err(BackendError::failed(format!("cannot remove {}", places.directory(name).display())))?;
+    fault.map_or(Ok(()), |fault| {
+        Err(BackendError::failed(format!("'{name}' is detached, but not all went well"))(io::Error::other(fault)))
+    })
+}
