@@ -140,7 +140,9 @@ pub fn places(
     Ok(places)
 }
 
-/// Fetches the sealed key, opens it, and checks it against the volume.
+/// Fetches the sealed key, opens it, and checks what it says against what the header says.
+///
+/// Equal digests are not yet a right key: whoever uses it compares it with the digest, as both backends do.
 pub fn open(
     reference: &KeyReference,
     store_config: &StoreConfig,
@@ -156,7 +158,6 @@ pub fn open(
         device: volume.device.path.clone(),
         what,
     })?;
-    volume.verify_key(&opened.payload.volume_key)?;
     Ok(opened)
 }
 

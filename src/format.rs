@@ -65,7 +65,8 @@ pub fn format(config: &Config, request: &Request<'_>) -> Result<Formatted, Error
     let written = ground.write(&volume).and_then(|()| {
         let volume = volume::probe(request.device, request.header)?;
         // From the store once more: what opens the volume is what the store has, not what this process remembers.
-        attach::open(&reference, store_config, &*store, &volume)?;
+        let opened = attach::open(&reference, store_config, &*store, &volume)?;
+        volume.verify_key(&opened.payload.volume_key)?;
         Ok(volume)
     });
     let volume = written.map_err(|source| Error::HalfFormatted {

@@ -34,7 +34,7 @@ pub fn keep(
     store.create(&reference.key, &seal::seal(&context(reference, volume), &payload, &recipients)?)?;
     let read_back = attach::open(reference, store_config, store, volume).and_then(|opened| {
         let same = opened.payload.volume_key == payload.volume_key;
-        if same { Ok(()) } else { Err(Error::ReadBack(reference.clone())) }
+        if same { Ok(volume.verify_key(&opened.payload.volume_key)?) } else { Err(Error::ReadBack(reference.clone())) }
     });
     read_back.inspect_err(|_| {
         if let Err(error) = store.delete(&reference.key) {

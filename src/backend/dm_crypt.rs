@@ -20,7 +20,7 @@ use crate::{
     device::{Device, DeviceError, DeviceKind},
     holders,
     key::VolumeKey,
-    volume::{CIPHER, Format, Header, Volume, library},
+    volume::{CIPHER, Format, Header, Volume, VolumeError, library},
 };
 
 /// libcryptsetup's mark on its mappings: `CRYPT-LUKS2-UUID-NAME`, the UUID without hyphens (lib/utils_dm.h, libdevmapper.c).
@@ -121,7 +121,8 @@ impl Backend for DmCrypt {
     fn activate(&self, volume: &Volume, key: &VolumeKey, options: &Activate) -> Result<Mapping, BackendError> {
         let device = &volume.device.path;
         let failed = |source: library::LibraryError| match source.errno() {
-            Some(libc::EPERM) => BackendError::WrongKey,
+            // libcryptsetup compares the key with the digest.
+            Some(libc::EPERM) => VolumeError::WrongKey { path: device.clone() }.into(),
             Some(libc::EBUSY) => {
                 BackendError::Device(DeviceError::Busy { path: device.clone(), holders: holders::of_path(device) })
             }

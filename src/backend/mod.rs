@@ -8,7 +8,7 @@ use self::{dm_crypt::DmCrypt, userspace::Userspace};
 use crate::{
     device::{Device, DeviceError, in_use},
     key::VolumeKey,
-    volume::Volume,
+    volume::{Volume, VolumeError},
 };
 
 pub mod dm_crypt;
@@ -19,6 +19,8 @@ pub trait Backend {
     /// The mapping of that name, if it is this volume's and as asked for; refused if it is something else.
     fn active(&self, volume: &Volume, options: &Activate) -> Result<Option<Mapping>, BackendError>;
     /// Makes the volume's plaintext available as a device, under a name that [`Backend::active`] found free.
+    ///
+    /// The key is compared with the header's digest first.
     fn activate(&self, volume: &Volume, key: &VolumeKey, options: &Activate) -> Result<Mapping, BackendError>;
     /// Removes a mapping; all its data is on the volume before this returns.
     fn deactivate(&self, name: &MappingName, deferred: Deferred) -> Result<(), BackendError>;
@@ -204,9 +206,9 @@ pub enum BackendError {
         /// Who uses it, in words.
         holders: Vec<String>,
     },
-    /// The key does not belong to the volume.
-    #[error("the volume key does not match the volume's digest")]
-    WrongKey,
+    /// The key does not belong to the volume, or that cannot be told.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// A step failed; `action` says which ("cannot ...").
     #[error("{action}")]
     Failed {

@@ -11,6 +11,8 @@ use crate::{
 
 /// The words on the command line make no sense.
 pub const USAGE: u8 = 64;
+/// cryptattach itself is wrong.
+pub const INTERNAL: u8 = 70;
 
 /// The table of exit codes, as `--help` and the man page show it. The numbers follow sysexits(3) where it has a meaning
 /// for them.
@@ -46,9 +48,9 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::Usage(_) | Error::Name(_) | Error::NoName(_) | Error::NoReference(_) => USAGE,
         Error::Config(_) => 78,
         Error::Device(error) | Error::Backend(BackendError::Device(error)) => device(error),
-        Error::Volume(error) => volume(error),
+        Error::Volume(error) | Error::Backend(BackendError::Volume(error)) => volume(error),
         Error::Store(error) => store(error),
-        Error::Mismatch { .. } | Error::Backend(BackendError::WrongKey) => 65,
+        Error::Mismatch { .. } => 65,
         Error::Seal(SealError::Memory(_)) | Error::Memory(_) => 71,
         Error::Seal(error) if error.is_configuration() => 78,
         Error::KeyRefused { .. } | Error::Seal(_) | Error::NoPassphrase(_) => 68,
@@ -117,7 +119,7 @@ fn next_step(error: &Error) -> Option<String> {
         Error::NoName(_) => "give the mapping a name: cryptattach attach DEVICE NAME".to_owned(),
         Error::NotBlank { .. } => "check that this is the right device; --force overwrites what is there".to_owned(),
         Error::Device(error) | Error::Backend(BackendError::Device(error)) => device_next_step(error)?,
-        Error::Volume(error) => volume_next_step(error)?,
+        Error::Volume(error) | Error::Backend(BackendError::Volume(error)) => volume_next_step(error)?,
         Error::Mismatch { .. } => {
             "do not use this volume until it is clear who changed its header; a backup of the header helps".to_owned()
         }
@@ -178,7 +180,7 @@ fn volume_next_step(error: &VolumeError) -> Option<String> {
 
 /// Prints an error: what failed, its causes, the next step.
 pub fn print(error: &Error, json: bool) {
-    let causes: Vec<String> = causes(error).skip(1).map(ToString::to_string).collect();
+    let causes: Vec<String> = causes(error).skip(1).map(|cause| cause.to_string().trim_end().to_owned()).collect();
     let next = next_step(error);
     if json {
         let value = json!({

@@ -14,12 +14,14 @@ mod status;
 
 use std::{
     io::{self, IsTerminal},
+    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     process::ExitCode,
 };
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use nix::sys::resource::{Resource, setrlimit};
+use tracing_subscriber::filter::LevelFilter;
 
 pub use failure::chain;
 
@@ -110,12 +112,14 @@ pub fn main() -> ExitCode {
         return userspace::worker_main();
     }
     log(cli.global.verbose);
-    match run(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    // The panic's own message has gone to standard error by then.
+    match catch_unwind(AssertUnwindSafe(|| run(&cli))) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
             failure::print(&error, cli.global.json);
             ExitCode::from(failure::exit_code(&error))
         }
+        Err(_) => ExitCode::from(failure::INTERNAL),
     }
 }
 
@@ -144,12 +148,12 @@ fn keep_out_of_core_dumps() {
 
 fn log(verbose: u8) {
     let level = match verbose {
-        0 => "warn",
-        1 => "info,cryptattach=debug",
-        _ => "debug,cryptattach=trace",
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
     };
     let _ = tracing_subscriber::fmt()
-        .with_env_filter(level)
+        .with_max_level(level)
         .with_writer(io::stderr)
         .without_time()
         .with_target(false)

@@ -191,6 +191,7 @@ impl Backend for Userspace {
     }
 
     fn activate(&self, volume: &Volume, key: &VolumeKey, options: &Activate) -> Result<Mapping, BackendError> {
+        volume.verify_key(key)?;
         if options.allow_discards {
             tracing::warn!("the userspace backend passes no discards on");
         }
