@@ -161,17 +161,29 @@ impl Device {
         }
     }
 
-    /// Opens it for writing; a block device exclusively (`O_EXCL`), so that a mounted one is busy.
+    /// Opens it for writing and for nobody else: a block device with `O_EXCL`, so that a mounted one is busy; a file locked
+    /// (flock(2)), and only if no loop device stands for it.
     pub fn open_exclusive(&self) -> Result<File, DeviceError> {
         if self.read_only {
             return Err(DeviceError::ReadOnly(self.path.clone()));
         }
-        let exclusive = if matches!(self.kind, DeviceKind::Block(_)) { libc::O_EXCL } else { 0 };
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_CLOEXEC | exclusive)
-            .open(&self.path)
-            .map_err(DeviceError::io("open", &self.path))
+        let open = |flags| {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_CLOEXEC | flags)
+                .open(&self.path)
+                .map_err(DeviceError::io("open", &self.path))
+        };
+        if let DeviceKind::Block(_) = self.kind {
+            return open(libc::O_EXCL);
+        }
+        let file = open(0)?;
+        let holders = crate::holders::of_path(&self.path);
+        let loops = || holders.iter().any(|holder| holder.starts_with("behind the loop device"));
+        if file.try_lock().is_err() || loops() {
+            return Err(DeviceError::Busy { path: self.path.clone(), holders });
+        }
+        Ok(file)
     }
 }

@@ -118,11 +118,10 @@ impl Ground {
             return Err(DeviceError::TooSmall { path, size_bytes, needed_bytes }.into());
         }
         let data = device.open_exclusive()?;
+        let blank = |path| if request.force { Ok(()) } else { blank(path) };
+        blank(request.device)?;
         let header = request.header.map(open_header_file).transpose()?;
-        if !request.force {
-            blank(request.device)?;
-            request.header.map_or(Ok(()), blank)?;
-        }
+        request.header.map_or(Ok(()), blank)?;
         Ok(Self { device, data, header, force: request.force })
     }
 

@@ -4,7 +4,7 @@
 //!
 //! # The map
 //!
-//! A verb is one straight line: [`attach`], [`detach`], [`format`], [`import`]. Each noun on that line is one module:
+//! A verb is one straight line: [`attach`], [`detach`], [`mod@format`], [`import`]. Each noun on that line is one module:
 //!
 //! | module | noun |
 //! |---|---|

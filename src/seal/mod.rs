@@ -1,7 +1,7 @@
 //! Sealing and opening volume keys: JWE (RFC 7516) with the algorithms of RFC 7518.
 //!
 //! A [`Recipient`] seals, an [`Identity`] opens. The code is small and over libcrypto, not a JOSE library's, for two
-//! reasons: content keys and payloads stay in [`SecretBytes`], and an identity may be a TPM that does the key agreement.
+//! reasons: content keys and payloads stay in [secret memory](crate::key::SecretBytes), and an identity may be a TPM that does the key agreement.
 //!
 //! ```
 //! use cryptattach::key::{BoundContext, KeyId, KeySize, VolumeKey};

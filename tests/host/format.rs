@@ -129,3 +129,16 @@ fn a_kill_at_any_step_loses_nothing() {
     site.attach(&bystander, &name, &[]);
     site.ok(&["detach", &name]);
 }
+
+#[test]
+fn a_volume_in_use_is_not_formatted_even_by_force() {
+    let site = Site::new();
+    let (volume, _) = site.volume("used", &[]);
+    let name = site.name("used");
+    site.attach(&volume, &name, &[]);
+    assert!(site.fails(75, &["format", &volume, "--force"]).contains("is in use"));
+    site.ok(&["detach", &name]);
+    let device = LoopDevice::new(volume.as_ref(), "");
+    let refused = site.fails(75, &["format", &volume, "--force"]);
+    assert!(refused.contains(&format!("behind the loop device {}", &device.path()["/dev/".len()..])), "{refused}");
+}
