@@ -28,8 +28,8 @@ use crate::{
     group = ArgGroup::new("recovery").required(true).args(["escrow", "no_escrow"]),
     after_help = "Examples:
   openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out /media/usb/escrow.key
-  openssl pkey -in /media/usb/escrow.key -pubout -out escrow.pem
-  cryptattach init --store cinder --path /mnt/keys/cinder --escrow escrow.pem"
+  openssl pkey -in /media/usb/escrow.key -pubout -out /media/usb/escrow.pem
+  cryptattach init --store cinder --path /mnt/keys/cinder --escrow /media/usb/escrow.pem"
 )]
 pub struct Init {
     /// The store's name; also the container that its keys are bound to
@@ -38,7 +38,7 @@ pub struct Init {
     /// The directory for the sealed keys, on another device than the volumes
     #[arg(long, value_name = "DIR")]
     path: PathBuf,
-    /// Public key or X.509 certificate (PEM) for recovery
+    /// Public key or X.509 certificate (PEM) for recovery; it is copied beside the configuration
     #[arg(long, value_name = "FILE")]
     escrow: Option<PathBuf>,
     /// Go without escrow: if the owner's key is lost, all data is
@@ -61,7 +61,6 @@ impl Init {
             Ok(_) | Err(ConfigError::Missing(_)) => {}
             Err(error) => return Err(error.into()),
         }
-        let escrow = self.escrow.as_deref().map(absolute).transpose()?;
         if self.no_escrow {
             tracing::warn!(
                 "no escrow: if the owner's private key of '{}' is lost, every volume of this store is lost",
@@ -79,7 +78,8 @@ impl Init {
             }
         };
         // All that sealing will need is read once now, so that a wrong file shows here and not at the first format.
-        seal::recipients(&owner, escrow.as_deref())?;
+        seal::recipients(&owner, self.escrow.as_deref())?;
+        let escrow = self.escrow.as_deref().map(|escrow| self.copy_escrow(escrow, folder)).transpose()?;
         Directory::make(&self.path)?;
         let store = absolute(&self.path)?;
         append(&global.config, &self.section(&store, &owner, escrow.as_deref(), identity.as_deref()))?;
@@ -99,6 +99,14 @@ impl Init {
             lines.push(format!("  configured in         {}", global.config.display()));
             lines.join("\n")
         })
+    }
+
+    /// A copy beside the configuration: the original may be on the stick that goes into the safe.
+    fn copy_escrow(&self, original: &Path, folder: &Path) -> Result<PathBuf, Error> {
+        let pem = fs::read(original).map_err(Error::io(format!("read {}", original.display())))?;
+        let copy = folder.join(format!("{}.escrow.pem", self.store));
+        write_new(&copy, 0o644, &pem)?;
+        absolute(&copy)
     }
 
     fn make_owner(&self, folder: &Path) -> Result<(PathBuf, PathBuf), Error> {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
+use openssl::asn1::Asn1Time;
 use serde_json::{Value, json};
 
 use super::{Global, SeparationOptions, attach::Plain, output};
@@ -136,7 +137,7 @@ impl Show {
                 self.key.to_string(),
                 format!("  volume       {volume}"),
                 format!("  container    {}", context.container),
-                format!("  created      {} (seconds since 1970)", context.created),
+                format!("  created      {}", date(context.created)),
                 format!("  generation   {}", context.generation),
             ];
             let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
@@ -144,6 +145,12 @@ impl Show {
             lines.join("\n")
         })
     }
+}
+
+/// Seconds since 1970 as "Nov 23 14:35:24 2026 GMT".
+fn date(seconds: u64) -> String {
+    let date = i64::try_from(seconds).ok().and_then(|seconds| Asn1Time::from_unix(seconds).ok());
+    date.map_or_else(|| seconds.to_string(), |date| date.to_string())
 }
 
 impl Delete {
