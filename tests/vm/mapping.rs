@@ -1,5 +1,12 @@
 //! Our volumes on dm-crypt: attach, use, detach, and who is in the way.
 
+use base64ct::{Base64, Encoding};
+use cryptattach::{
+    key::{BoundContext, KeySize, VolumeKey},
+    seal::{OwnerRecipient, Payload, seal},
+};
+use serde_json::Value;
+
 use crate::{
     Story,
     machine::{DiskOptions, Machine},
@@ -14,6 +21,7 @@ pub const STORIES: &[Story] = &[
     ("detach names the holder, and can be deferred", busy),
     ("a device that is read-only or vanishes", vanishing),
     ("hostile headers are refused before activation", hostile),
+    ("a wrong volume key in a rightly sealed form is refused", wrong_key),
 ];
 
 const MIB: u64 = 1 << 20;
@@ -158,5 +166,44 @@ fn hostile(machine: &mut Machine) {
     let refused = machine.fails(65, &format!("cryptattach attach {} data", disk.path()));
     assert!(refused.contains("cipher is 'cipher_null-ecb'"), "{refused}");
     machine.ok("test ! -e /dev/mapper/data");
+    machine.unplug(&disk);
+}
+
+fn wrong_key(machine: &mut Machine) {
+    let disk = machine.plug(64 * MIB, DiskOptions::default());
+    let path = disk.path();
+    let reference = machine.ok(&format!("cryptattach format {path}"));
+    // Whoever can write to the store and knows the owner's public key seals a key of his own for this very volume.
+    let header: Value =
+        serde_json::from_str(&machine.ok(&format!("cryptsetup luksDump --dump-json-metadata {path}"))).unwrap();
+    let digest = &header["digests"]["0"];
+    let text = |name: &str| digest[name].as_str().unwrap().to_owned();
+    let owner = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(owner.path(), machine.ok("cat /keys/cinder.owner.pem")).unwrap();
+    let context = BoundContext {
+        version: 1,
+        key_id: reference["cinder/".len()..].parse().unwrap(),
+        container: "cinder".parse().unwrap(),
+        volume: Some(machine.ok(&format!("cryptsetup luksUUID {path}")).parse().unwrap()),
+        generation: 2,
+        created: 0,
+    };
+    let payload = Payload {
+        volume_key: VolumeKey::random(KeySize::Bits512).unwrap(),
+        cipher: "aes-xts-plain64".to_owned(),
+        sector_size_bytes: 4096,
+        data_offset_bytes: 16 * MIB,
+        iv_offset_sectors: 0,
+        digest: Some(format!("{}:{}:{}:{}", text("hash"), digest["iterations"], text("salt"), text("digest"))),
+        passphrase: None,
+    };
+    let sealed = seal(&context, &payload, &[Box::new(OwnerRecipient::read(owner.path()).unwrap())]).unwrap();
+    let sealed = Base64::encode_string(&sealed.to_json());
+    machine.ok(&format!("echo {sealed} | base64 -d >/keys/{reference}.jwe"));
+    for backend in ["dm-crypt", "userspace"] {
+        let refused = machine.fails(65, &format!("cryptattach attach {path} data --backend {backend}"));
+        assert!(refused.contains("does not match the digest in the header"), "{refused}");
+    }
+    machine.ok("test ! -e /dev/mapper/data && test ! -e /dev/disk/by-cryptattach/data");
     machine.unplug(&disk);
 }
