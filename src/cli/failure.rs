@@ -129,7 +129,9 @@ fn next_step(error: &Error) -> Option<String> {
         Error::Store(StoreError::Malformed { .. }) => {
             "restore this file from a replica or backup of the key store".to_owned()
         }
-        Error::Store(StoreError::Io { .. }) => "check that the key store's device is there, mounted, and has room".to_owned(),
+        Error::Store(StoreError::Io { .. }) => {
+            "check that the key store's device is there, mounted, and has room".to_owned()
+        }
         Error::KeyRefused { source, .. } => source.next_step()?,
         Error::Seal(error) => error.next_step()?,
         Error::NotSeparate(refusal) => refusal.next_step().to_owned(),

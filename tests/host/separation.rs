@@ -289,12 +289,17 @@ fn a_mount_in_another_namespace_is_found() {
     let bench = Bench::new();
     let disk = bench.device("memory/disk");
     run(&format!("mkfs.ext4 -q {}", disk.0.display()));
-    let at = bench.path("elsewhere");
+    // Below a mount of our own, which is made private: in a chroot, "/" is no mount that could be.
+    let (memory, at) = (bench.path("memory"), bench.path("memory/elsewhere"));
     fs::create_dir(&at).unwrap();
-    let script =
-        format!("mount {} {} && touch {} && exec sleep 60", disk.0.display(), at.display(), at.join("x").display());
+    let script = format!(
+        "mount --make-private {} && mount {} {} && exec sleep 60",
+        memory.display(),
+        disk.0.display(),
+        at.display()
+    );
     let mut child =
-        Command::new("unshare").args(["--mount", "--propagation", "private", "sh", "-c", &script]).spawn().unwrap();
+        Command::new("unshare").args(["--mount", "--propagation", "unchanged", "sh", "-c", &script]).spawn().unwrap();
     let expected = format!("mounted on {} in the mount namespace of sleep (pid {})", at.display(), child.id());
     let found = (0..50).any(|_| {
         std::thread::sleep(std::time::Duration::from_millis(100));
