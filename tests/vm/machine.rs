@@ -69,7 +69,7 @@ impl Machine {
         tools(&at("tools"), &at("tools.img"));
         let console = File::create(at("console")).unwrap();
         let drive = |id: &str, file: &str| format!("if=none,id={id},format=raw,snapshot=on,file={file}");
-        let qemu = Command::new("qemu-system-x86_64")
+        let mut qemu = Command::new("qemu-system-x86_64")
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"])
             .args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", at("qmp"))])
@@ -91,8 +91,9 @@ impl Machine {
             .spawn()
             .expect("qemu-system-x86_64 is missing: scripts/prerequisites vm");
         let deadline = Instant::now() + BOOT_TIMEOUT;
-        let mut machine =
-            Self { agent: connect(&at("agent"), deadline), qmp: connect(&at("qmp"), deadline), qemu, folder, disks: 0 };
+        let agent = connect(&at("agent"), deadline, &mut qemu, &at("console"));
+        let qmp = connect(&at("qmp"), deadline, &mut qemu, &at("console"));
+        let mut machine = Self { agent, qmp, qemu, folder, disks: 0 };
         machine.qmp.get_ref().set_read_timeout(Some(COMMAND_TIMEOUT)).unwrap();
         machine.qmp_line();
         machine.qmp("qmp_capabilities", json!({}));
@@ -223,11 +224,14 @@ fn tools(folder: &str, image: &str) {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
-fn connect(path: &str, deadline: Instant) -> BufReader<UnixStream> {
+fn connect(path: &str, deadline: Instant, qemu: &mut Child, console: &str) -> BufReader<UnixStream> {
     loop {
         match UnixStream::connect(path) {
             Ok(stream) => return BufReader::new(stream),
             Err(error) => assert!(Instant::now() < deadline, "{path}: {error}"),
+        }
+        if let Some(status) = qemu.try_wait().unwrap() {
+            panic!("QEMU has ended ({status}):\n{}", fs::read_to_string(console).unwrap_or_default());
         }
         std::thread::sleep(Duration::from_millis(20));
     }
