@@ -40,8 +40,10 @@ fn fio_reads_what_it_wrote() {
     let device = site.attach(&volume, &name, &[]);
     for (pattern, block) in [("randwrite", "4k-64k"), ("write", "1m")] {
         sh(&format!(
-            "fio --name=v --filename={} --rw={pattern} --bsrange={block} --ioengine=libaio --iodepth=8 --direct=1 \
+            "cd {} && fio --name=v --filename={} --rw={pattern} --bsrange={block} --ioengine=libaio --iodepth=8 --direct=1 \
              --size=32m --verify=crc32c --do_verify=1 --verify_fatal=1 --fsync=64 --output-format=terse",
+            // fio leaves a file behind where it runs.
+            site.path("").display(),
             device.display(),
             block = if block.contains('-') { block.to_owned() } else { format!("{block}-{block}") },
         ));
