@@ -6,7 +6,7 @@ use crate::{
     audit::{self, Event},
     backend::{self, Activate, BackendKind, Mapping, MappingName},
     config::{Config, SeparationPolicy, StoreConfig},
-    error::Error,
+    error::{Error, chain},
     key::{KeyId, KeyReference, Place},
     seal::{Expected, Keyring, Opened},
     separation::{self, Report},
@@ -58,7 +58,7 @@ pub struct Strictness {
 
 /// Attaches a volume.
 pub fn attach(config: &Config, request: Request<'_>) -> Result<Mapping, Error> {
-    let volume = probe(&request)?;
+    let volume = volume::find(request.device, request.header, request.plain.as_ref())?;
     let options = activation(&request, &volume)?;
     let backend = backend::choose(request.backend, &volume.device)?;
     if let Some(mapping) = backend.active(&volume, &options)? {
@@ -72,13 +72,6 @@ pub fn attach(config: &Config, request: Request<'_>) -> Result<Mapping, Error> {
     let mapping = backend.activate(&volume, &opened.payload.volume_key, &options)?;
     record("attach", config, &reference, &volume, Some(&options.name), &report);
     Ok(mapping)
-}
-
-fn probe(request: &Request<'_>) -> Result<Volume, Error> {
-    Ok(match &request.plain {
-        Some(parameters) => volume::plain(request.device, parameters)?,
-        None => volume::probe(request.device, request.header)?,
-    })
 }
 
 fn reference(request: &Request<'_>, volume: &Volume) -> Result<KeyReference, Error> {
@@ -205,6 +198,6 @@ pub fn record(
         overridden: None,
     };
     if let Err(error) = audit::record(&config.audit.file, &event) {
-        tracing::warn!("{}", crate::cli::chain(&error));
+        tracing::warn!("{}", chain(&error));
     }
 }

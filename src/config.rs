@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::key::{Place, StoreName};
 
@@ -14,7 +14,7 @@ use crate::key::{Place, StoreName};
 pub const DEFAULT_PATH: &str = "/etc/cryptattach/cryptattach.toml";
 
 /// The configuration file.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The store for new keys when the command names none.
@@ -34,7 +34,7 @@ pub struct Config {
 }
 
 /// What happens when the separation of key and data is not proven.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum SeparationPolicy {
     /// Warn and go on.
@@ -45,7 +45,7 @@ pub enum SeparationPolicy {
 }
 
 /// `[separation]`
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Separation {
     /// What *unproven* leads to.
@@ -54,7 +54,7 @@ pub struct Separation {
 }
 
 /// `[audit]`
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Audit {
     /// One JSON object per line and event.
@@ -68,7 +68,7 @@ impl Default for Audit {
 }
 
 /// `[stores.NAME]`
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StoreConfig {
     /// What kind of store it is, and where.
@@ -89,7 +89,7 @@ pub struct StoreConfig {
 }
 
 /// Kinds of stores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StoreKind {
     /// One file per key in a directory.

@@ -2,7 +2,7 @@
 
 use crate::{
     backend::{self, BackendError, BackendKind, Deferred, MappingName, MappingStatus},
-    error::Error,
+    error::{Error, chain},
 };
 
 /// Removes the mapping; all its data is on the volume before this returns, unless the removal is deferred.
@@ -34,7 +34,7 @@ pub fn list() -> Result<Vec<MappingStatus>, Error> {
             // One that went away in between is no mapping any more, and one that cannot be read must not hide the others.
             match backend.status(&name) {
                 Ok(status) => mappings.extend(status),
-                Err(error) => tracing::warn!("'{name}': {}", crate::cli::chain(&error)),
+                Err(error) => tracing::warn!("'{name}': {}", chain(&error)),
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What can go wrong in a verb. Each variant keeps its cause; [`crate::cli`] adds the next step and the exit code.
 
-use std::path::PathBuf;
+use std::{error::Error as StdError, path::PathBuf};
 
 use crate::{
     audit::AuditError,
@@ -126,4 +126,17 @@ impl Error {
         let action = action.into();
         move |source| Self::Io { action, source }
     }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &(dyn StdError + 'static)) -> String {
+    causes(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// The error itself, its cause, that one's cause, ...
+pub fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |error| {
+        let error: &'a (dyn StdError + 'static) = *error;
+        error.source()
+    })
 }

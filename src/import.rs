@@ -30,10 +30,7 @@ pub struct Request<'a> {
 
 /// Seals and stores the volume's key; `attach --key` opens the volume with it from then on.
 pub fn import(config: &Config, request: Request<'_>) -> Result<KeyReference, Error> {
-    let volume = match &request.plain {
-        Some(parameters) => volume::plain(request.device, parameters)?,
-        None => volume::probe(request.device, request.header)?,
-    };
+    let volume = volume::find(request.device, request.header, request.plain.as_ref())?;
     let store_name = config.store_or_default(request.store.as_ref())?;
     let store_config = config.store(&store_name)?;
     let store = store::open(store_config)?;

@@ -1,11 +1,14 @@
 //! Failures as the user sees them: what failed, why, what to do next, and an exit code.
 
-use std::error::Error as StdError;
-
 use serde_json::json;
 
 use crate::{
-    backend::BackendError, config::ConfigError, device::DeviceError, error::Error, seal::SealError, store::StoreError,
+    backend::BackendError,
+    config::ConfigError,
+    device::DeviceError,
+    error::{Error, causes},
+    seal::SealError,
+    store::StoreError,
     volume::VolumeError,
 };
 
@@ -201,19 +204,6 @@ pub fn print(error: &Error, json: bool) {
     if let Some(next) = next {
         eprintln!("  next: {next}");
     }
-}
-
-/// An error and its causes in one line.
-pub fn chain(error: &(dyn StdError + 'static)) -> String {
-    causes(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
-/// The error itself, its cause, that one's cause, ...
-fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |error| {
-        let error: &'a (dyn StdError + 'static) = *error;
-        error.source()
-    })
 }
 
 /// Transparent variants repeat their cause's text.

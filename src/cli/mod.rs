@@ -23,8 +23,6 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use nix::sys::resource::{Resource, setrlimit};
 use tracing_subscriber::filter::LevelFilter;
 
-pub use failure::chain;
-
 use crate::{
     backend::userspace,
     config::{self, Config, ConfigError, SeparationPolicy},

@@ -136,6 +136,18 @@ pub fn probe(device: &Path, detached: Option<&Path>) -> Result<Volume, VolumeErr
     luks::UntrustedHeader::read(device, detached)?.check()
 }
 
+/// The volume on a device: as its header says, or, where there is none, as the user says.
+pub fn find(
+    device: &Path,
+    detached: Option<&Path>,
+    described: Option<&PlainParameters>,
+) -> Result<Volume, VolumeError> {
+    match described {
+        Some(parameters) => plain(device, parameters),
+        None => probe(device, detached),
+    }
+}
+
 /// Checks a header that is in memory and not (or not yet) on the device, as [`probe`] does.
 pub fn probe_image(device: &Device, detached: Option<&Path>, image: &HeaderImage) -> Result<Volume, VolumeError> {
     luks::UntrustedHeader::parse(device.clone(), detached.map(Path::to_owned), image.clone())?.check()
