@@ -5,12 +5,13 @@ use std::path::Path;
 use crate::{
     audit::{self, Event},
     backend::{self, Activate, BackendKind, Mapping, MappingName},
-    config::{Config, SeparationPolicy, StoreConfig},
+    config::{Config, SeparationPolicy},
+    container::{Container, Fetched},
     error::{Error, chain},
-    key::{KeyId, KeyReference, Place},
-    seal::{Expected, Keyring, Opened},
+    key::{KeyReference, SecretBytes, VolumeKey},
+    seal::{Content, Opened, Payload},
     separation::{self, Report},
-    store::{self, KeyStore},
+    store::Released,
     volume::{self, CIPHER, PlainParameters, Volume},
 };
 
@@ -32,6 +33,8 @@ pub struct Request<'a> {
     pub options: Options,
     /// How strict to be about separation.
     pub separation: Strictness,
+    /// The token of a hook's caller, for stores that are used as the caller.
+    pub caller: Option<SecretBytes>,
 }
 
 /// Options of the mapping; see [`Activate`].
@@ -64,19 +67,18 @@ pub fn attach(config: &Config, request: Request<'_>) -> Result<Mapping, Error> {
     if let Some(mapping) = backend.active(&volume, &options)? {
         return Ok(mapping);
     }
-    let reference = reference(&request, &volume)?;
-    let store_config = config.store(&reference.store)?;
-    let store = store::open(store_config)?;
-    let report = separate(config, store_config, &*store, &reference, &volume, request.separation)?;
-    let opened = open(&reference, store_config, &*store, &volume)?;
-    let mapping = backend.activate(&volume, &opened.payload.volume_key, &options)?;
+    let reference = reference(request.key.clone(), &volume)?;
+    let container = Container::open(config, &reference.store, request.caller)?;
+    let report = separate(config, &container, &reference, &volume, request.separation)?;
+    let key = open(&container, &reference, &volume)?;
+    let mapping = backend.activate(&volume, &key, &options)?;
     record("attach", config, &reference, &volume, Some(&options.name), &report);
     Ok(mapping)
 }
 
-fn reference(request: &Request<'_>, volume: &Volume) -> Result<KeyReference, Error> {
+fn reference(asked: Option<KeyReference>, volume: &Volume) -> Result<KeyReference, Error> {
     let in_token = || volume.luks().and_then(|header| header.reference.clone());
-    request.key.clone().or_else(in_token).ok_or_else(|| Error::NoReference(volume.device.path.clone()))
+    asked.or_else(in_token).ok_or_else(|| Error::NoReference(volume.device.path.clone()))
 }
 
 fn activation(request: &Request<'_>, volume: &Volume) -> Result<Activate, Error> {
@@ -94,14 +96,13 @@ fn activation(request: &Request<'_>, volume: &Volume) -> Result<Activate, Error>
 /// Checks that nothing which opens the volume rests on the volume's device, and judges by the policy.
 pub fn separate(
     config: &Config,
-    store_config: &StoreConfig,
-    store: &dyn KeyStore,
+    container: &Container,
     reference: &KeyReference,
     volume: &Volume,
     strictness: Strictness,
 ) -> Result<Report, Error> {
     let header = volume.luks().and_then(|header| header.detached.as_deref());
-    let places = places(config, store_config, store, &reference.key)?;
+    let places = container.places(&reference.key)?;
     let report = separation::check(&volume.device.path, header, &places);
     match report.judge(strictness.policy.unwrap_or(config.separation.policy)) {
         Err(refusal) if refusal.is_shared() && strictness.allow_shared => {
@@ -121,42 +122,28 @@ pub fn separate(
     Ok(report)
 }
 
-/// All places that must not be on the volume's device: the sealed key, what opens it, the configuration.
-pub fn places(
-    config: &Config,
-    store_config: &StoreConfig,
-    store: &dyn KeyStore,
-    key: &KeyId,
-) -> Result<Vec<Place>, Error> {
-    let mut places = store.places(key)?;
-    places.extend(store_config.places(&config.path));
-    Ok(places)
-}
-
-/// Fetches the sealed key, opens it, and checks what it says against what the header says.
+/// Fetches the key, opens it, and checks what it says against what the header says.
 ///
 /// Equal digests are not yet a right key: whoever uses it compares it with the digest, as both backends do.
-pub fn open(
-    reference: &KeyReference,
-    store_config: &StoreConfig,
-    store: &dyn KeyStore,
-    volume: &Volume,
-) -> Result<Opened, Error> {
-    let sealed = store.get(&reference.key)?;
-    let expected = Expected { key_id: reference.key, container: reference.store.clone(), volume: Some(volume.uuid()) };
-    let refused = |source| Error::KeyRefused { reference: reference.clone(), source };
-    let opened = Keyring::read(&store_config.identities)?.open(&sealed, &expected).map_err(refused)?;
-    fits(&opened, volume).map_err(|what| Error::Mismatch {
-        reference: reference.clone(),
-        device: volume.device.path.clone(),
-        what,
-    })?;
-    Ok(opened)
+pub fn open(container: &Container, reference: &KeyReference, volume: &Volume) -> Result<VolumeKey, Error> {
+    match container.fetch(&reference.key, Some(volume.uuid()))? {
+        Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
+            let mismatch = |what| Error::Mismatch {
+                reference: reference.clone(),
+                device: volume.device.path.clone(),
+                what,
+            };
+            fits(&payload, volume).map_err(mismatch)?;
+            Ok(payload.volume_key)
+        }
+        Fetched::Sealed(Opened { content: Content::Object(object), .. })
+        | Fetched::Released(Released { object, .. }) => Ok(volume.unlock(&object.passphrase()?)?),
+    }
 }
 
 /// Whether the header says what was sealed: neither is believed alone.
-fn fits(opened: &Opened, volume: &Volume) -> Result<(), String> {
-    let (sealed, geometry) = (&opened.payload, &volume.geometry);
+fn fits(sealed: &Payload, volume: &Volume) -> Result<(), String> {
+    let geometry = &volume.geometry;
     let differ = |what: &str, sealed: String, header: String| {
         if sealed == header {
             Ok(())

@@ -25,9 +25,15 @@ pub struct Config {
     /// The audit record.
     #[serde(default)]
     pub audit: Audit,
+    /// Limits on waiting for servers.
+    #[serde(default)]
+    pub network: Network,
     /// The stores by name.
     #[serde(default)]
     pub stores: BTreeMap<StoreName, StoreConfig>,
+    /// Directory for what this host has to remember: which container keys it trusts.
+    #[serde(default = "state")]
+    pub state: PathBuf,
     /// The file itself: it is a place, too.
     #[serde(skip)]
     pub path: PathBuf,
@@ -67,17 +73,42 @@ impl Default for Audit {
     }
 }
 
-/// `[stores.NAME]`
+/// `[network]`: no wait on a server is without a bound.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Network {
+    /// Seconds until a connection must stand, TLS included.
+    pub connect_seconds: f64,
+    /// Seconds that one try may take, to the last byte of the answer.
+    pub try_seconds: f64,
+    /// Seconds that one request may take with all its tries.
+    pub total_seconds: f64,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self { connect_seconds: 2.0, try_seconds: 5.0, total_seconds: 30.0 }
+    }
+}
+
+/// `[stores.NAME]`: where the sealed keys are, whom they are sealed to, and what opens them.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "toml::Table")]
 pub struct StoreConfig {
     /// What kind of store it is, and where.
-    #[serde(rename = "type")]
-    pub kind: StoreKind,
-    /// The directory of a directory store.
-    pub path: PathBuf,
-    /// Public key or certificate (PEM) of the owner: new keys are sealed to it.
-    pub owner: PathBuf,
+    pub location: Location,
+    /// Whom keys are sealed to.
+    pub sealing: Sealing,
+    /// `[network]`
+    pub network: Network,
+}
+
+/// The part of `[stores.NAME]` that is the same for all kinds of stores.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sealing {
+    /// Public key or certificate (PEM) of the owner: new keys are sealed to it. Barbican keeps keys unsealed without.
+    pub owner: Option<PathBuf>,
     /// Public key or certificate (PEM) for recovery, whose private key is kept offline.
     pub escrow: Option<PathBuf>,
     /// Go without escrow: a lost owner key is then lost data.
@@ -86,14 +117,86 @@ pub struct StoreConfig {
     /// Private keys (PEM) that open keys on this host; `credential:NAME` is systemd's credential of that name.
     #[serde(default)]
     pub identities: Vec<PathBuf>,
+    /// Public keys or certificates (PEM) of hosts that new container keys are sealed to, besides owner and escrow.
+    #[serde(default)]
+    pub hosts: Vec<PathBuf>,
 }
 
-/// Kinds of stores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum StoreKind {
+/// The part of `[stores.NAME]` that its `type` decides.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Location {
     /// One file per key in a directory.
-    Directory,
+    Directory {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A container of OpenStack's object store.
+    Swift(SwiftConfig),
+    /// OpenStack's key manager.
+    Barbican(BarbicanConfig),
+}
+
+/// How to reach a cloud and to log in; the same for all OpenStack services.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct CloudConfig {
+    /// Entry of clouds.yaml; the environment's `OS_CLOUD` unless given.
+    pub cloud: Option<String>,
+    /// The clouds.yaml; searched where OpenStack's own clients do unless given.
+    pub clouds: Option<PathBuf>,
+    /// File with the password, application credential secret or token, in place of the one in clouds.yaml.
+    pub secret: Option<PathBuf>,
+}
+
+/// `type = "swift"`
+#[derive(Debug, Deserialize)]
+pub struct SwiftConfig {
+    /// The cloud.
+    #[serde(flatten)]
+    pub cloud: CloudConfig,
+    /// The container; named as the store unless given.
+    pub container: Option<String>,
+    /// URLs of the account (`https://HOST/v1/AUTH_...`), all of one cluster, in place of the catalogue's.
+    #[serde(default)]
+    pub urls: Vec<String>,
+    /// Log in as the caller of a hook, by the token in its request.
+    #[serde(default)]
+    pub caller_token: bool,
+}
+
+/// `type = "barbican"`
+#[derive(Debug, Deserialize)]
+pub struct BarbicanConfig {
+    /// The cloud.
+    #[serde(flatten)]
+    pub cloud: CloudConfig,
+    /// URLs of the service, in place of the catalogue's.
+    #[serde(default)]
+    pub urls: Vec<String>,
+    /// Log in as the caller of a hook, by the token in its request, as castellan does.
+    #[serde(default = "yes")]
+    pub caller_token: bool,
+}
+
+fn state() -> PathBuf {
+    "/var/lib/cryptattach".into()
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl TryFrom<toml::Table> for StoreConfig {
+    type Error = toml::de::Error;
+
+    /// Two parts with `deny_unknown_fields` each cannot be flattened into one struct, so the table is parted by hand.
+    fn try_from(mut table: toml::Table) -> Result<Self, Self::Error> {
+        let names = ["owner", "escrow", "no_escrow", "identities", "hosts"];
+        let sealing: toml::Table =
+            names.iter().filter_map(|name| table.remove_entry(*name)).collect();
+        Ok(Self { sealing: sealing.try_into()?, location: table.try_into()?, network: Network::default() })
+    }
 }
 
 /// The configuration cannot be used.
@@ -135,6 +238,14 @@ pub enum ConfigError {
     /// No store was named and there is no default.
     #[error("no store was named, and the configuration {} has no default_store", .0.display())]
     NoDefaultStore(PathBuf),
+    /// A store has no owner to seal to.
+    #[error("store '{name}' in {} must have owner = \"FILE\": keys are sealed to it", .path.display())]
+    Owner {
+        /// The store.
+        name: StoreName,
+        /// The file.
+        path: PathBuf,
+    },
     /// A store has neither escrow nor an explicit refusal of it, or both.
     #[error("store '{name}' in {} must have either escrow = \"FILE\" or no_escrow = true", .path.display())]
     Escrow {
@@ -167,14 +278,18 @@ impl Config {
         config.path = path.to_owned();
         let folder = path.parent().unwrap_or(Path::new("."));
         for (name, store) in &mut config.stores {
-            if store.escrow.is_some() == store.no_escrow {
+            let sealing = &mut store.sealing;
+            // Sealed or not is a choice of Barbican's only; sealed, the choice of escrow has to be made.
+            let sealed = sealing.owner.is_some() || !matches!(store.location, Location::Barbican(_));
+            if sealed && sealing.owner.is_none() {
+                return Err(ConfigError::Owner { name: name.clone(), path: path.to_owned() });
+            }
+            if sealed && sealing.escrow.is_some() == sealing.no_escrow {
                 return Err(ConfigError::Escrow { name: name.clone(), path: path.to_owned() });
             }
-            store.path = folder.join(&store.path);
-            store.owner = folder.join(&store.owner);
-            store.escrow = store.escrow.take().map(|escrow| folder.join(escrow));
-            for identity in &mut store.identities {
-                *identity = resolve(folder, identity)?;
+            store.network = config.network;
+            for file in store.files() {
+                *file = resolve(folder, file)?;
             }
         }
         Ok(config)
@@ -199,13 +314,33 @@ impl Config {
 }
 
 impl StoreConfig {
+    /// The files that it names.
+    fn files(&mut self) -> Vec<&mut PathBuf> {
+        let Sealing { owner, escrow, identities, hosts, .. } = &mut self.sealing;
+        let sealing = owner.iter_mut().chain(escrow).chain(identities).chain(hosts);
+        match &mut self.location {
+            Location::Directory { path } => sealing.chain([path]).collect(),
+            Location::Swift(SwiftConfig { cloud, .. }) | Location::Barbican(BarbicanConfig { cloud, .. }) => {
+                sealing.chain(&mut cloud.clouds).chain(&mut cloud.secret).collect()
+            }
+        }
+    }
+
     /// Where this host keeps what opens the store's keys. An owner's key on the volume's own disk is as bad as the
     /// volume key there.
     pub fn places(&self, config: &Path) -> Vec<Place> {
         let place = |what: &str, path: &Path, opens| Place { what: what.to_owned(), path: path.to_owned(), opens };
-        let identities = self.identities.iter().map(|path| place("private key", path, true));
+        let identities = self.sealing.identities.iter().map(|path| place("private key", path, true));
         let config = place("configuration", config, false);
-        identities.chain([config]).collect()
+        // What logs in to Barbican gets unsealed keys; to Swift, sealed ones only.
+        let (cloud, opens) = match &self.location {
+            Location::Directory { .. } => (None, false),
+            Location::Swift(swift) => (Some(&swift.cloud), false),
+            Location::Barbican(barbican) => (Some(&barbican.cloud), true),
+        };
+        let credentials = cloud.into_iter().flat_map(|cloud| cloud.secret.iter().chain(&cloud.clouds));
+        let credentials = credentials.map(|path| place("credential", path, opens));
+        identities.chain(credentials).chain([config]).collect()
     }
 }
 
@@ -238,9 +373,9 @@ mod tests {
         .unwrap();
         let name = config.store_or_default(None).unwrap();
         let store = config.store(&name).unwrap();
-        assert_eq!(store.path, Path::new("/srv/keys"));
-        assert_eq!(store.owner, config.path.with_file_name("owner.pem"));
-        assert_eq!(store.identities, [config.path.with_file_name("owner.key")]);
+        assert!(matches!(&store.location, Location::Directory { path } if path == Path::new("/srv/keys")));
+        assert_eq!(store.sealing.owner, Some(config.path.with_file_name("owner.pem")));
+        assert_eq!(store.sealing.identities, [config.path.with_file_name("owner.key")]);
     }
 
     #[test]

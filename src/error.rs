@@ -6,8 +6,9 @@ use crate::{
     audit::AuditError,
     backend::{BackendError, MappingName, ParseMappingNameError},
     config::ConfigError,
+    container::TrustError,
     device::DeviceError,
-    key::{KeyReference, SecretMemoryError, StoreName},
+    key::{ContainerKeyId, KeyReference, SecretMemoryError, StoreName},
     seal::SealError,
     separation::Refusal,
     store::StoreError,
@@ -40,6 +41,29 @@ pub enum Error {
         /// Why.
         #[source]
         source: SealError,
+    },
+    /// A container key does not open.
+    #[error("the container key {id} is refused")]
+    ContainerKeyRefused {
+        /// The container key.
+        id: ContainerKeyId,
+        /// Why.
+        #[source]
+        source: SealError,
+    },
+    /// A container key is not to be sealed under.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// The kind of store has no container keys.
+    #[error("the store '{0}' has no container keys: only a Swift container can have them")]
+    NoContainerKeys(StoreName),
+    /// A rotation could not seal all keys anew.
+    #[error("{left} keys of '{container}' could not be sealed anew")]
+    Unfinished {
+        /// The container.
+        container: StoreName,
+        /// How many.
+        left: usize,
     },
     /// The sealed key and the header disagree about the volume.
     #[error("the sealed key {reference} does not fit the header of {}: {what}", .device.display())]

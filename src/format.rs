@@ -11,11 +11,11 @@ use uuid::Uuid;
 use crate::{
     attach::{self, Strictness},
     config::Config,
+    container::Container,
     device::{Device, DeviceError, DeviceKind},
     error::Error,
     keep,
-    key::{KeyId, KeyReference, KeySize, SecretBytes, StoreName, VolumeKey},
-    store,
+    key::{KeyReference, KeySize, SecretBytes, StoreName, VolumeKey},
     volume::{self, HEADER_BYTES, NewHeader, SectorSize, Volume, VolumeError, signatures},
 };
 
@@ -52,21 +52,19 @@ pub struct Formatted {
 pub fn format(config: &Config, request: &Request<'_>) -> Result<Formatted, Error> {
     let ground = Ground::claim(request)?;
     let store_name = config.store_or_default(request.store.as_ref())?;
-    let store_config = config.store(&store_name)?;
-    let store = store::open(store_config)?;
-    let reference = KeyReference { store: store_name, key: KeyId::random() };
+    let container = Container::open(config, &store_name, None)?;
+    let reference = container.new_reference()?;
 
     let key = VolumeKey::random(request.key_size)?;
     let passphrase = request.keyslot.then(keep::random_passphrase).transpose()?;
     let volume = plan(request, &ground.device, &reference, &key, passphrase.as_ref())?;
-    let report = attach::separate(config, store_config, &*store, &reference, &volume, request.separation)?;
+    let report = attach::separate(config, &container, &reference, &volume, request.separation)?;
 
-    keep::keep(&reference, store_config, &*store, &volume, key, passphrase)?;
+    keep::keep(&container, &reference, &volume, key, passphrase)?;
     let written = ground.write(&volume).and_then(|()| {
         let volume = volume::probe(request.device, request.header)?;
         // From the store once more: what opens the volume is what the store has, not what this process remembers.
-        let opened = attach::open(&reference, store_config, &*store, &volume)?;
-        volume.verify_key(&opened.payload.volume_key)?;
+        volume.verify_key(&attach::open(&container, &reference, &volume)?)?;
         Ok(volume)
     });
     let volume = written.map_err(|source| Error::HalfFormatted {

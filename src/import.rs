@@ -5,10 +5,10 @@ use std::path::Path;
 use crate::{
     attach::{self, Strictness},
     config::Config,
+    container::Container,
     error::Error,
     keep,
-    key::{KeyId, KeyReference, SecretBytes, StoreName, VolumeKey},
-    store,
+    key::{KeyReference, SecretBytes, StoreName, VolumeKey},
     volume::{self, PlainParameters, Volume, VolumeError},
 };
 
@@ -32,13 +32,12 @@ pub struct Request<'a> {
 pub fn import(config: &Config, request: Request<'_>) -> Result<KeyReference, Error> {
     let volume = volume::find(request.device, request.header, request.plain.as_ref())?;
     let store_name = config.store_or_default(request.store.as_ref())?;
-    let store_config = config.store(&store_name)?;
-    let store = store::open(store_config)?;
-    let reference = KeyReference { store: store_name, key: KeyId::random() };
-    let report = attach::separate(config, store_config, &*store, &reference, &volume, request.separation)?;
+    let container = Container::open(config, &store_name, None)?;
+    let reference = container.new_reference()?;
+    let report = attach::separate(config, &container, &reference, &volume, request.separation)?;
     let key = volume_key(&volume, request.secret)?;
     volume.verify_key(&key)?;
-    keep::keep(&reference, store_config, &*store, &volume, key, None)?;
+    keep::keep(&container, &reference, &volume, key, None)?;
     attach::record("import", config, &reference, &volume, None, &report);
     Ok(reference)
 }

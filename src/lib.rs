@@ -10,18 +10,20 @@
 //! |---|---|
 //! | [`key`] | the volume key, its id and reference, its sealed form, secret memory |
 //! | [`seal`] | recipients seal, identities open |
-//! | [`store`] | dictionaries from key id to sealed key |
+//! | [`store`] | dictionaries from key id to sealed key: directory, Swift, Barbican |
+//! | [`container`] | a store with whom its keys are sealed to and what opens them here |
 //! | [`volume`] | headers, checked against an allow-list |
 //! | [`separation`] | lineage of devices and places of keys; the verdict |
 //! | [`backend`] | mappings, by dm-crypt or in userspace |
 //!
-//! Dependencies point one way: `cli -> attach/format/... -> {store, seal, volume, separation, backend} -> key`.
+//! Dependencies point one way: `cli -> attach/format/... -> container -> {store, seal, volume, separation, backend} -> key`.
 
 pub mod attach;
 pub mod audit;
 pub mod backend;
 pub mod cli;
 pub mod config;
+pub mod container;
 pub mod detach;
 pub mod device;
 pub mod error;

@@ -5,10 +5,11 @@ use serde_json::json;
 use crate::{
     backend::BackendError,
     config::ConfigError,
+    container::TrustError,
     device::DeviceError,
     error::{Error, causes},
     seal::SealError,
-    store::StoreError,
+    store::{AuthError, HttpError, SendError, StoreError},
     volume::VolumeError,
 };
 
@@ -26,7 +27,7 @@ pub const EXIT_CODES: &str = "Exit codes:
   66  there is no such device, file or mapping
   67  the store has no such key
   68  the sealed key does not open here, or is for something else
-  69  the key store cannot be reached or read
+  69  the key store cannot be reached or read, or cannot do it now
   70  an error in cryptattach itself
   71  the system refuses: no device-mapper, no FUSE, no locked memory, a worker that died
   72  key and data are on the same device, or (strict) nothing proves that they are not
@@ -34,7 +35,7 @@ pub const EXIT_CODES: &str = "Exit codes:
   74  reading or writing a device failed
   75  the device or mapping is in use
   76  the store's answer is no sealed key
-  77  permission denied
+  77  permission denied, here or by the key store
   78  the configuration is missing or wrong
 
 Files:
@@ -56,7 +57,14 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::Mismatch { .. } => 65,
         Error::Seal(SealError::Memory(_)) | Error::Memory(_) => 71,
         Error::Seal(error) if error.is_configuration() => 78,
-        Error::KeyRefused { .. } | Error::Seal(_) | Error::NoPassphrase(_) => 68,
+        Error::Trust(TrustError::State { .. }) => 74,
+        Error::KeyRefused { .. }
+        | Error::ContainerKeyRefused { .. }
+        | Error::Trust(_)
+        | Error::Seal(_)
+        | Error::NoPassphrase(_) => 68,
+        Error::NoContainerKeys(_) => 78,
+        Error::Unfinished { .. } => 69,
         Error::ReadBack(_) => 76,
         Error::NotSeparate(_) => 72,
         Error::Backend(BackendError::NotActive(_)) | Error::NotAttached(_) => 66,
@@ -98,7 +106,34 @@ fn store(error: &StoreError) -> u8 {
         StoreError::NotFound { .. } => 67,
         StoreError::Exists { .. } | StoreError::Outdated { .. } => 73,
         StoreError::Malformed { .. } => 76,
-        StoreError::Io { .. } => 69,
+        StoreError::Denied { .. } => 77,
+        StoreError::NoContainer { .. } => 78,
+        StoreError::Auth(error) => auth(error),
+        StoreError::Unreachable { source, .. } => match &**source {
+            SendError::Auth(error) => auth(error),
+            SendError::Http(error) => http(error),
+        },
+        StoreError::Io { .. } | StoreError::Answer { .. } => 69,
+        StoreError::Memory(_) => 71,
+    }
+}
+
+fn auth(error: &AuthError) -> u8 {
+    match error {
+        AuthError::Clouds(_) | AuthError::NoEndpoint { .. } => 78,
+        AuthError::Http(error) => http(error),
+        AuthError::Refused { .. } | AuthError::CallerToken(_) => 77,
+        AuthError::Answer { .. } => 69,
+        AuthError::Memory(_) => 71,
+    }
+}
+
+fn http(error: &HttpError) -> u8 {
+    match error {
+        HttpError::Insecure(_) | HttpError::Url(_) => 78,
+        HttpError::TooLong { .. } => 76,
+        HttpError::Client(_) | HttpError::Memory(_) => 71,
+        HttpError::Connect { .. } | HttpError::TimedOut { .. } | HttpError::Broken { .. } => 69,
     }
 }
 
@@ -126,16 +161,13 @@ fn next_step(error: &Error) -> Option<String> {
         Error::Mismatch { .. } => {
             "do not use this volume until it is clear who changed its header; a backup of the header helps".to_owned()
         }
-        Error::Store(StoreError::NotFound { .. }) => {
-            "check the store in the configuration; an escrow copy of the key may exist in a backup".to_owned()
+        Error::Store(error) => store_next_step(error)?.to_owned(),
+        Error::KeyRefused { source, .. } | Error::ContainerKeyRefused { source, .. } => source.next_step()?,
+        Error::Unfinished { container, .. } => format!("run 'cryptattach container rotate {container}' again"),
+        Error::Trust(TrustError::State { .. }) => "check the state directory ('state' in the configuration)".to_owned(),
+        Error::Trust(_) => {
+            "if the administrator of the keys says that this key is right, remove the container's file from the state directory".to_owned()
         }
-        Error::Store(StoreError::Malformed { .. }) => {
-            "restore this file from a replica or backup of the key store".to_owned()
-        }
-        Error::Store(StoreError::Io { .. }) => {
-            "check that the key store's device is there, mounted, and has room".to_owned()
-        }
-        Error::KeyRefused { source, .. } => source.next_step()?,
         Error::Seal(error) => error.next_step()?,
         Error::NotSeparate(refusal) => refusal.next_step().to_owned(),
         Error::HalfFormatted { device, reference, .. } => format!(
@@ -153,6 +185,55 @@ fn next_step(error: &Error) -> Option<String> {
             "'cryptattach list' shows what is".to_owned()
         }
         _ => return None,
+    })
+}
+
+fn store_next_step(error: &StoreError) -> Option<&'static str> {
+    Some(match error {
+        StoreError::NotFound { .. } => {
+            "check the store in the configuration; an escrow copy of the key may exist in a backup"
+        }
+        StoreError::Malformed { .. } => "restore this key from a replica or backup of the key store",
+        StoreError::Io { .. } => "check that the key store's device is there, mounted, and has room",
+        StoreError::Denied { .. } => {
+            "check whom the store's configuration logs in as, and the container's access lists ('cryptattach container show')"
+        }
+        StoreError::NoContainer { .. } => "'cryptattach container create' makes one; check 'container' and 'cloud' in the configuration",
+        StoreError::Auth(error) => return auth_next_step(error),
+        StoreError::Unreachable { source, .. } => match &**source {
+            SendError::Auth(error) => return auth_next_step(error),
+            SendError::Http(error) => return http_next_step(error),
+        },
+        StoreError::Answer { .. } => "the store's own log says more; -v shows every request",
+        StoreError::Outdated { .. } => "run it again: it starts from what is stored now",
+        StoreError::Exists { .. } | StoreError::Memory(_) => return None,
+    })
+}
+
+fn auth_next_step(error: &AuthError) -> Option<&'static str> {
+    Some(match error {
+        AuthError::Http(error) => return http_next_step(error),
+        AuthError::Clouds(_) => "check 'cloud', 'clouds' and 'secret' of the store in the configuration, and clouds.yaml",
+        AuthError::Refused { .. } => "check user, project and secret in clouds.yaml, and this host's clock",
+        AuthError::CallerToken(_) => "repeat the request with a new token",
+        AuthError::NoEndpoint { .. } => "check 'region_name' and 'interface' in clouds.yaml, or name the service's 'urls' in the configuration",
+        AuthError::Answer { .. } => "check auth_url in clouds.yaml",
+        AuthError::Memory(_) => return None,
+    })
+}
+
+fn http_next_step(error: &HttpError) -> Option<&'static str> {
+    Some(match error {
+        error if error.is_certificate() => {
+            "check the server's certificate, this host's clock, and 'cacert' in clouds.yaml (the authority that signed it)"
+        }
+        HttpError::Insecure(_) => "use an https URL",
+        HttpError::Connect { .. } | HttpError::TimedOut { .. } | HttpError::Broken { .. } => {
+            "check that the server runs and that this host reaches it; -v shows every try"
+        }
+        HttpError::TooLong { .. } => "something else than the key store answers there, or it lies; check the URL",
+        HttpError::Url(_) => "check the URLs in clouds.yaml and in the configuration",
+        HttpError::Client(_) | HttpError::Memory(_) => return None,
     })
 }
 

@@ -78,7 +78,7 @@ impl Init {
             }
         };
         // All that sealing will need is read once now, so that a wrong file shows here and not at the first format.
-        seal::recipients(&owner, self.escrow.as_deref())?;
+        seal::recipients([&owner].into_iter().chain(&self.escrow))?;
         let escrow = self.escrow.as_deref().map(|escrow| self.copy_escrow(escrow, folder)).transpose()?;
         Directory::make(&self.path)?;
         let store = absolute(&self.path)?;
@@ -147,7 +147,7 @@ fn write_new(path: &Path, mode: u32, bytes: &[u8]) -> Result<(), Error> {
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io(format!("write {}", path.display())))
 }
 
-fn append(config: &Path, section: &str) -> Result<(), Error> {
+pub fn append(config: &Path, section: &str) -> Result<(), Error> {
     OpenOptions::new()
         .append(true)
         .create(true)

@@ -14,11 +14,12 @@ use super::{Global, SeparationOptions, attach::Plain, output};
 use crate::{
     audit::{self, Event},
     config::Config,
+    container::{Container, Fetched},
     error::Error,
     import::{self, Request},
     key::{KeyReference, SecretBytes, StoreName},
-    seal::{Expected, Keyring},
-    store,
+    seal::{Content, Opened},
+    store::{Released, Stored},
 };
 
 /// Look after the keys in a store
@@ -109,7 +110,7 @@ impl Key {
 impl List {
     fn run(&self, config: &Config, json: bool) -> Result<(), Error> {
         let name = config.store_or_default(self.store.as_ref())?;
-        let keys = store::open(config.store(&name)?)?.list()?;
+        let keys = Container::open(config, &name, None)?.store().list()?;
         let references: Vec<_> =
             keys.into_iter().map(|key| KeyReference { store: name.clone(), key }.to_string()).collect();
         if references.is_empty() && !json {
@@ -121,7 +122,11 @@ impl List {
 
 impl Show {
     fn run(&self, config: &Config, json: bool) -> Result<(), Error> {
-        let sealed = store::open(config.store(&self.key.store)?)?.get(&self.key.key)?;
+        let container = Container::open(config, &self.key.store, None)?;
+        let sealed = match container.store().get(&self.key.key)? {
+            Stored::Sealed(sealed) => sealed,
+            Stored::Released(released) => return self.show_released(&released, json),
+        };
         let context = sealed
             .claimed_context()
             .map_err(|source| Error::KeyRefused { reference: self.key.clone(), source: source.into() })?;
@@ -147,6 +152,22 @@ impl Show {
     }
 }
 
+impl Show {
+    fn show_released(&self, released: &Released, json: bool) -> Result<(), Error> {
+        let Released { object, used_for } = released;
+        let value = json!({"key": self.key, "unsealed": object.facts, "used_for": used_for});
+        output::print(json, &value, || {
+            let facts = &object.facts;
+            let mut lines = vec![self.key.to_string(), "  NOT sealed   the store itself can read it".to_owned()];
+            lines.push(format!("  type         {}", facts.kind));
+            lines.extend(facts.name.iter().map(|name| format!("  name         {name}")));
+            lines.extend(facts.created.map(|created| format!("  created      {}", date(created))));
+            lines.extend(used_for.iter().map(|volume| format!("  used for     {volume}")));
+            lines.join("\n")
+        })
+    }
+}
+
 /// Seconds since 1970 as "Nov 23 14:35:24 2026 GMT".
 fn date(seconds: u64) -> String {
     let date = i64::try_from(seconds).ok().and_then(|seconds| Asn1Time::from_unix(seconds).ok());
@@ -155,7 +176,8 @@ fn date(seconds: u64) -> String {
 
 impl Delete {
     fn run(&self, config: &Config) -> Result<(), Error> {
-        let store = store::open(config.store(&self.key.store)?)?;
+        let container = Container::open(config, &self.key.store, None)?;
+        let store = container.store();
         if !self.yes {
             store.get(&self.key.key)?;
             return Err(Error::Usage(format!(
@@ -197,13 +219,13 @@ impl Passphrase {
         if out.is_terminal() {
             return Err(Error::Usage("a passphrase is not written to a terminal; use a pipe".to_owned()));
         }
-        let store_config = config.store(&self.key.store)?;
-        let sealed = store::open(store_config)?.get(&self.key.key)?;
-        let expected = Expected { key_id: self.key.key, container: self.key.store.clone(), volume: None };
-        let opened = Keyring::read(&store_config.identities)?
-            .open(&sealed, &expected)
-            .map_err(|source| Error::KeyRefused { reference: self.key.clone(), source })?;
-        let passphrase = opened.payload.passphrase.ok_or_else(|| Error::NoPassphrase(self.key.clone()))?;
+        let container = Container::open(config, &self.key.store, None)?;
+        let passphrase = match container.fetch(&self.key.key, None)? {
+            Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => payload.passphrase,
+            Fetched::Sealed(Opened { content: Content::Object(object), .. })
+            | Fetched::Released(Released { object, .. }) => Some(object.passphrase()?),
+        };
+        let passphrase = passphrase.ok_or_else(|| Error::NoPassphrase(self.key.clone()))?;
         // Past the buffer of `Stdout`, which would keep a copy.
         let mut out = File::from(nix::unistd::dup(&out).map_err(|e| Error::io("write to standard output")(e.into()))?);
         out.write_all(passphrase.expose()).map_err(Error::io("write to standard output"))

@@ -1,6 +1,7 @@
 //! The command line: one small file per verb.
 
 mod attach;
+mod container;
 mod detach;
 mod failure;
 mod format;
@@ -21,7 +22,13 @@ use std::{
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use nix::sys::resource::{Resource, setrlimit};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::{
+    Layer,
+    filter::{LevelFilter, Targets},
+    fmt,
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 use crate::{
     backend::userspace,
@@ -65,6 +72,8 @@ enum Verb {
     Separation(separation::Separation),
     #[command(subcommand)]
     Key(key::Key),
+    #[command(subcommand)]
+    Container(container::Container),
     #[command(hide = true)]
     Man(man::Man),
     /// The process that holds a userspace mapping; started by attach
@@ -132,6 +141,7 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Verb::List(list) => list.run(global),
         Verb::Separation(separation) => separation.run(global),
         Verb::Key(key) => key.run(global),
+        Verb::Container(container) => container.run(global),
         Verb::Man(man) => man.run(),
         Verb::UserspaceWorker => Ok(()),
     }
@@ -150,11 +160,9 @@ fn log(verbose: u8) {
         1 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    let _ = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(io::stderr)
-        .without_time()
-        .with_target(false)
-        .with_ansi(io::stderr().is_terminal())
-        .try_init();
+    let lines =
+        fmt::layer().with_writer(io::stderr).without_time().with_target(false).with_ansi(io::stderr().is_terminal());
+    // Ours only: what the HTTP libraries have to say is long, and not ours to vouch for.
+    let ours = Targets::new().with_target(env!("CARGO_CRATE_NAME"), level);
+    let _ = tracing_subscriber::registry().with(lines.with_filter(ours)).try_init();
 }

@@ -6,12 +6,12 @@ use clap::Args;
 
 use super::{Global, output};
 use crate::{
-    attach::places,
     config::SeparationPolicy,
+    container::Container,
     device::Device,
     error::Error,
     key::{KeyId, KeyReference},
-    separation, store,
+    separation,
     volume::{self, VolumeError},
 };
 
@@ -52,11 +52,10 @@ impl Separation {
             None => in_token()?,
         };
         let store_name = config.store_or_default(reference.as_ref().map(|reference| &reference.store))?;
-        let store_config = config.store(&store_name)?;
-        let store = store::open(store_config)?;
+        let container = Container::open(&config, &store_name, None)?;
         // Without a key yet: where a new one would rest.
         let key = reference.map_or_else(KeyId::random, |reference| reference.key);
-        let places = places(&config, store_config, &*store, &key)?;
+        let places = container.places(&key)?;
         let report = separation::check(&self.device, self.header.as_deref(), &places);
         output::print(global.json, &report, || report.to_string())?;
         Ok(report.judge(self.policy.unwrap_or(config.separation.policy))?)

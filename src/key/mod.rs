@@ -2,14 +2,18 @@
 //!
 //! No module here reaches a store, a device or a network; every other folder may use this one.
 
+mod epoch;
 mod id;
+mod object;
 mod place;
 mod reference;
 mod sealed;
 mod secret;
 mod volume_key;
 
+pub use epoch::{ContainerKeyId, Epoch, ParseEpochError};
 pub use id::{KeyId, ParseKeyIdError};
+pub use object::{ManagedObject, ObjectFacts, ObjectKind, hex};
 pub use place::Place;
 pub use reference::{KeyReference, ParseKeyReferenceError, StoreName};
 pub use sealed::{

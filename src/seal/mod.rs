@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use cryptattach::key::{BoundContext, KeyId, KeySize, VolumeKey};
-//! use cryptattach::seal::{Expected, Identity, Keyring, OwnerKey, Payload, seal};
+//! use cryptattach::seal::{Content, Expected, Identity, Keyring, OwnerKey, Payload, seal};
 //!
 //! let owner = OwnerKey::generate()?;
 //! let context = BoundContext {
@@ -25,14 +25,15 @@
 //!     digest: None,
 //!     passphrase: None,
 //! };
-//! let sealed = seal(&context, &payload, &[Box::new(owner.recipient()?)])?;
+//! let sealed = seal(&context, &Content::VolumeKey(payload), &[Box::new(owner.recipient()?)])?;
 //!
 //! let keyring = Keyring::of(vec![Box::new(owner)]);
 //! let expected = Expected { key_id: context.key_id, container: context.container.clone(), volume: Some(None) };
-//! assert!(keyring.open(&sealed, &expected)?.payload.volume_key == payload.volume_key);
+//! assert!(matches!(keyring.open(&sealed, &expected)?.content, Content::VolumeKey(_)));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod container_key;
 mod content;
 mod ecdh_es;
 mod jwk;
@@ -41,19 +42,21 @@ mod owner;
 mod payload;
 mod rsa_oaep;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use openssl::error::ErrorStack;
+use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+pub use container_key::ContainerKey;
 pub use content::ContentKey;
 pub use owner::{OwnerKey, OwnerRecipient};
-pub use payload::Payload;
+pub use payload::{Content, Payload};
 
 use crate::key::{
-    BoundContext, JoseHeader, JweRecipient, KeyId, MalformedSealedKey, SealedKey, SecretMemoryError, StoreName,
+    BoundContext, JoseHeader, JweRecipient, KeyId, MalformedSealedKey, SealedKey, SecretBytes, SecretMemoryError, StoreName,
 };
 
 /// Value of `typ` in the protected header.
@@ -77,23 +80,32 @@ pub trait Identity {
     fn kid(&self) -> &str;
 }
 
-/// The recipients of new keys: the owner, and the escrow if there is one.
-pub fn recipients(owner: &Path, escrow: Option<&Path>) -> Result<Vec<Box<dyn Recipient>>, SealError> {
-    let read = |path| OwnerRecipient::read(path).map(|recipient| Box::new(recipient) as Box<dyn Recipient>);
-    [Some(owner), escrow].into_iter().flatten().map(read).collect()
+/// The holders of public keys in PEM files.
+pub fn recipients<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Result<Vec<Box<dyn Recipient>>, SealError> {
+    let read = |path: &PathBuf| OwnerRecipient::read(path).map(|recipient| Box::new(recipient) as Box<dyn Recipient>);
+    files.into_iter().map(read).collect()
 }
 
-/// Seals a payload to its recipients, bound to its context.
+/// Seals a content to its recipients, bound to its context.
 pub fn seal(
     context: &BoundContext,
-    payload: &Payload,
+    content: &Content,
+    recipients: &[Box<dyn Recipient>],
+) -> Result<SealedKey, SealError> {
+    encrypt(context, &content.to_json()?, recipients)
+}
+
+/// Encrypts to the recipients; the context goes into the protected header.
+fn encrypt(
+    context: &impl Serialize,
+    content: &SecretBytes,
     recipients: &[Box<dyn Recipient>],
 ) -> Result<SealedKey, SealError> {
     let protected = json!({"typ": TYPE, "enc": content::ENC, "cryptattach": context}).to_string();
     let protected = Base64UrlUnpadded::encode_string(protected.as_bytes());
     let key = ContentKey::random()?;
     let recipients = recipients.iter().map(|recipient| recipient.seal(&key)).collect::<Result<_, _>>()?;
-    let sealed = content::encrypt(&key, protected.as_bytes(), &payload.to_json()?)?;
+    let sealed = content::encrypt(&key, protected.as_bytes(), content)?;
     let encode = |bytes: &[u8]| Base64UrlUnpadded::encode_string(bytes);
     Ok(SealedKey {
         unprotected: JoseHeader::new(),
@@ -120,8 +132,8 @@ pub struct Expected {
 pub struct Opened {
     /// What the key is bound to.
     pub context: BoundContext,
-    /// The volume key and what belongs to it.
-    pub payload: Payload,
+    /// What was sealed.
+    pub content: Content,
 }
 
 /// The identities of this host, tried in order.
@@ -143,18 +155,35 @@ impl Keyring {
 
     /// Opens a sealed key and checks that it is what was asked for.
     pub fn open(&self, sealed: &SealedKey, expected: &Expected) -> Result<Opened, SealError> {
-        let protected = sealed.protected_header()?;
-        check_protected(&protected)?;
         let context = sealed.claimed_context()?;
         check_context(&context, expected)?;
+        let content = Content::from_json(&self.decrypt(sealed)?)?;
+        // Only a volume key of ours is made for one volume; an object is bound to one when that is formatted with it.
+        let unbound = matches!(content, Content::Object(_)) && context.volume.is_none();
+        match expected.volume {
+            Some(asked) if asked != context.volume && !unbound => {
+                let words = |uuid: Option<Uuid>| uuid.map_or("a plain volume".to_owned(), |uuid| uuid.to_string());
+                Err(SealError::Other { what: "volume", is: words(context.volume), asked: words(asked) })
+            }
+            _ => Ok(Opened { context, content }),
+        }
+    }
+
+    /// Whether one of the recipients is ours.
+    pub fn is_for_us(&self, sealed: &SealedKey) -> bool {
+        sealed.recipient_kids().any(|kid| self.identities.iter().any(|identity| identity.kid() == kid))
+    }
+
+    fn decrypt(&self, sealed: &SealedKey) -> Result<SecretBytes, SealError> {
+        let protected = sealed.protected_header()?;
+        check_protected(&protected)?;
         let key = self.content_key(sealed, &protected)?;
-        let sealed = content::Sealed {
+        content::Sealed {
             iv: decode("iv", &sealed.iv)?,
             ciphertext: decode("ciphertext", &sealed.ciphertext)?,
             tag: decode("tag", &sealed.tag)?,
         }
-        .open(&key, sealed.protected.as_bytes())?;
-        Ok(Opened { context, payload: Payload::from_json(&sealed)? })
+        .open(&key, sealed.protected.as_bytes())
     }
 
     fn content_key(&self, sealed: &SealedKey, protected: &JoseHeader) -> Result<ContentKey, SealError> {
@@ -204,7 +233,6 @@ fn check_protected(protected: &JoseHeader) -> Result<(), SealError> {
 
 fn check_context(context: &BoundContext, expected: &Expected) -> Result<(), SealError> {
     let other = |what, is: String, asked: String| Err(SealError::Other { what, is, asked });
-    let volume = |uuid: Option<Uuid>| uuid.map_or("a plain volume".to_owned(), |uuid| uuid.to_string());
     if context.version != VERSION {
         return Err(SealError::Unsupported(format!(
             "it has version {} (made by a newer cryptattach?)",
@@ -217,10 +245,7 @@ fn check_context(context: &BoundContext, expected: &Expected) -> Result<(), Seal
     if context.container != expected.container {
         return other("container", context.container.to_string(), expected.container.to_string());
     }
-    match expected.volume {
-        Some(asked) if asked != context.volume => other("volume", volume(context.volume), volume(asked)),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 fn decode(what: &str, text: &str) -> Result<Vec<u8>, SealError> {

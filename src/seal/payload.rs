@@ -1,4 +1,4 @@
-//! What is sealed: the volume key, and what a header must agree with before the key is used.
+//! What is sealed: a volume key with what a header must agree with before it is used, or a managed object.
 //!
 //! The JSON is written into and read from secret memory in place: neither serde nor base64 gets a buffer of its own.
 
@@ -8,9 +8,17 @@ use base64ct::{Base64UrlUnpadded, Encoding};
 use serde::{Deserialize, Serialize, Serializer, ser};
 
 use super::SealError;
-use crate::key::{KeySize, SecretBytes, VolumeKey};
+use crate::key::{KeySize, ManagedObject, ObjectFacts, SecretBytes, VolumeKey};
 
 /// The content of a sealed key.
+pub enum Content {
+    /// A volume key of ours.
+    VolumeKey(Payload),
+    /// A key or passphrase of another program's.
+    Object(ManagedObject),
+}
+
+/// A volume key and what belongs to it.
 pub struct Payload {
     /// The volume key.
     pub volume_key: VolumeKey,
@@ -60,7 +68,28 @@ struct Read<'a> {
     passphrase: Option<&'a str>,
 }
 
-struct Base64<'a>(&'a SecretBytes);
+#[derive(Serialize)]
+struct WrittenObject<'a> {
+    object: &'a ObjectFacts,
+    value: Base64<'a>,
+}
+
+#[derive(Deserialize)]
+struct ReadObject<'a> {
+    object: ObjectFacts,
+    #[serde(borrow)]
+    value: &'a str,
+}
+
+/// Which of the two it is; what is not known is let pass, and the secrets are not copied.
+#[derive(Deserialize)]
+struct Which {
+    #[serde(default)]
+    object: Option<serde::de::IgnoredAny>,
+}
+
+/// Bytes as base64url text.
+pub(super) struct Base64<'a>(pub &'a SecretBytes);
 struct Text<'a>(&'a SecretBytes);
 
 impl Serialize for Base64<'_> {
@@ -111,19 +140,12 @@ impl Payload {
             digest: self.digest.as_deref(),
             passphrase: self.passphrase.as_ref().map(Text),
         };
-        let mut secret = SecretBytes::zeroed(MOST_JSON_BYTES)?;
-        let mut into = Into { secret: &mut secret, len: 0 };
-        serde_json::to_writer(&mut into, &written).map_err(|error| SealError::Payload(error.to_string()))?;
-        let len = into.len;
-        secret.truncate(len);
-        Ok(secret)
+        write_json(&written, MOST_JSON_BYTES)
     }
 
     /// Reads the JSON.
     pub(super) fn from_json(json: &SecretBytes) -> Result<Self, SealError> {
-        // serde_json's messages quote what they do not expect, which may be the key.
-        let read: Read<'_> = serde_json::from_slice(json.expose())
-            .map_err(|error| SealError::Payload(format!("line {} column {}", error.line(), error.column())))?;
+        let read: Read<'_> = read_json(json)?;
         let volume_key = decode(read.volume_key)?
             .filter(|key| KeySize::from_bits(read.key_size_bits) == Some(key.size()))
             .ok_or_else(|| SealError::Payload(format!("no key of {} bits", read.key_size_bits)))?;
@@ -139,10 +161,55 @@ impl Payload {
     }
 }
 
-fn decode(text: &str) -> Result<Option<VolumeKey>, SealError> {
+impl Content {
+    /// The content as JSON.
+    pub(super) fn to_json(&self) -> Result<SecretBytes, SealError> {
+        match self {
+            Self::VolumeKey(payload) => payload.to_json(),
+            Self::Object(object) => {
+                let room = MOST_JSON_BYTES + 2 * object.value.len();
+                write_json(&WrittenObject { object: &object.facts, value: Base64(&object.value) }, room)
+            }
+        }
+    }
+
+    /// Reads the JSON.
+    pub(super) fn from_json(json: &SecretBytes) -> Result<Self, SealError> {
+        if read_json::<Which>(json)?.object.is_none() {
+            return Payload::from_json(json).map(Self::VolumeKey);
+        }
+        let read: ReadObject<'_> = read_json(json)?;
+        let value = decode_bytes(read.value)?.ok_or_else(|| SealError::Payload("no base64url".to_owned()))?;
+        Ok(Self::Object(ManagedObject { facts: read.object, value }))
+    }
+}
+
+/// A value as JSON, in secret memory.
+pub(super) fn write_json(value: &impl Serialize, room: usize) -> Result<SecretBytes, SealError> {
+    let mut secret = SecretBytes::zeroed(room)?;
+    let mut into = Into { secret: &mut secret, len: 0 };
+    serde_json::to_writer(&mut into, value).map_err(|error| SealError::Payload(error.to_string()))?;
+    let len = into.len;
+    secret.truncate(len);
+    Ok(secret)
+}
+
+/// A value out of JSON; what it borrows stays in the secret memory.
+pub(super) fn read_json<'a, T: Deserialize<'a>>(json: &'a SecretBytes) -> Result<T, SealError> {
+    // serde_json's messages quote what they do not expect, which may be the key.
+    serde_json::from_slice(json.expose())
+        .map_err(|error| SealError::Payload(format!("line {} column {}", error.line(), error.column())))
+}
+
+/// Base64url text as bytes, in secret memory; `None` if it is none.
+pub(super) fn decode_bytes(text: &str) -> Result<Option<SecretBytes>, SealError> {
     let mut bytes = SecretBytes::zeroed(text.len())?;
     let Ok(decoded) = Base64UrlUnpadded::decode(text, bytes.expose_mut()) else { return Ok(None) };
     let len = decoded.len();
     bytes.truncate(len);
-    Ok(VolumeKey::from_secret(bytes))
+    Ok(Some(bytes))
+}
+
+fn decode(text: &str) -> Result<Option<VolumeKey>, SealError> {
+    Ok(decode_bytes(text)?.and_then(VolumeKey::from_secret))
 }

@@ -9,10 +9,10 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::key::{KeySize, SecretBytes, VolumeKey};
+use crate::key::{KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, VolumeKey};
 
-fn payload() -> Payload {
-    Payload {
+fn content() -> Content {
+    Content::VolumeKey(Payload {
         volume_key: VolumeKey::random(KeySize::Bits512).unwrap(),
         cipher: "aes-xts-plain64".to_owned(),
         sector_size_bytes: 4096,
@@ -20,7 +20,7 @@ fn payload() -> Payload {
         iv_offset_sectors: 0,
         digest: Some("sha256:1000:c2FsdA==:ZGlnZXN0".to_owned()),
         passphrase: Some(SecretBytes::copy_of(b"00ff").unwrap()),
-    }
+    })
 }
 
 fn context() -> BoundContext {
@@ -57,31 +57,33 @@ fn recipients_of(keys: &[&OwnerKey]) -> Vec<Box<dyn Recipient>> {
 /// A sealed key for a new owner, and the owner's keyring.
 fn sealed() -> (SealedKey, BoundContext, Keyring) {
     let (owner, context) = (OwnerKey::generate().unwrap(), context());
-    let sealed = seal(&context, &payload(), &recipients_of(&[&owner])).unwrap();
+    let sealed = seal(&context, &content(), &recipients_of(&[&owner])).unwrap();
     (sealed, context, Keyring::of(vec![Box::new(owner)]))
 }
 
 #[test]
 fn each_recipient_opens_alone() {
-    let (owner, escrow, context, payload) = (OwnerKey::generate().unwrap(), rsa(2048), context(), payload());
-    let sealed = seal(&context, &payload, &recipients_of(&[&owner, &escrow])).unwrap();
+    let (owner, escrow, context, content) = (OwnerKey::generate().unwrap(), rsa(2048), context(), content());
+    let sealed = seal(&context, &content, &recipients_of(&[&owner, &escrow])).unwrap();
     let sealed = SealedKey::from_json(&sealed.to_json()).unwrap();
     assert_eq!(sealed.recipient_kids().collect::<Vec<_>>(), [owner.kid(), escrow.kid()]);
     for identity in [owner, escrow] {
         let opened = Keyring::of(vec![Box::new(identity)]).open(&sealed, &expected(&context)).unwrap();
         assert_eq!(opened.context, context);
-        assert!(opened.payload.volume_key == payload.volume_key);
-        assert!(opened.payload.passphrase == payload.passphrase);
-        assert_eq!(opened.payload.digest, payload.digest);
+        let (Content::VolumeKey(opened), Content::VolumeKey(sealed)) = (&opened.content, &content) else { panic!() };
+        assert!(opened.volume_key == sealed.volume_key);
+        assert!(opened.passphrase == sealed.passphrase);
+        assert_eq!(opened.digest, sealed.digest);
     }
 }
 
 #[test]
 fn nothing_of_the_key_is_in_the_sealed_form() {
-    let (owner, payload) = (OwnerKey::generate().unwrap(), payload());
-    let one = seal(&context(), &payload, &recipients_of(&[&owner])).unwrap();
-    let two = seal(&context(), &payload, &recipients_of(&[&owner])).unwrap();
+    let (owner, content) = (OwnerKey::generate().unwrap(), content());
+    let one = seal(&context(), &content, &recipients_of(&[&owner])).unwrap();
+    let two = seal(&context(), &content, &recipients_of(&[&owner])).unwrap();
     assert!(one.ciphertext != two.ciphertext && one.iv != two.iv);
+    let Content::VolumeKey(payload) = &content else { panic!() };
     let text = Base64UrlUnpadded::encode_string(payload.volume_key.expose());
     assert!(!String::from_utf8(one.to_json()).unwrap().contains(&text[..20]));
 }
@@ -219,7 +221,7 @@ fn certificates_name_recipients() {
             (OwnerRecipient::read(certificate.as_ref()).unwrap(), OwnerKey::read(key.as_ref()).unwrap());
         assert_eq!(recipient.kid(), identity.kid());
         let context = context();
-        let sealed = seal(&context, &payload(), &[Box::new(recipient)]).unwrap();
+        let sealed = seal(&context, &content(), &[Box::new(recipient)]).unwrap();
         Keyring::of(vec![Box::new(identity)]).open(&sealed, &expected(&context)).unwrap();
     }
 }
@@ -283,4 +285,32 @@ proptest! {
             }
         });
     }
+}
+
+#[test]
+fn an_object_is_for_any_volume_until_it_is_bound_to_one() {
+    let owner = OwnerKey::generate().unwrap();
+    let object = || {
+        let facts = ObjectFacts {
+            kind: ObjectKind::Symmetric,
+            algorithm: Some("AES".to_owned()),
+            bit_length: Some(256),
+            name: None,
+            created: None,
+        };
+        Content::Object(ManagedObject { facts, value: SecretBytes::random(8192).unwrap() })
+    };
+    let volume = Uuid::new_v4();
+    let unbound = BoundContext { volume: None, ..context() };
+    let bound = BoundContext { volume: Some(volume), ..context() };
+    let recipients = recipients_of(&[&owner]);
+    let [free, tied] = [&unbound, &bound].map(|context| seal(context, &object(), &recipients).unwrap());
+    let keyring = Keyring::of(vec![Box::new(owner)]);
+    let open = |sealed, context: &BoundContext, volume| {
+        keyring.open(sealed, &Expected { volume: Some(volume), ..expected(context) }).map(|opened| opened.content)
+    };
+    assert!(matches!(open(&free, &unbound, Some(volume)), Ok(Content::Object(object)) if object.value.len() == 8192));
+    assert!(open(&free, &unbound, None).is_ok());
+    assert!(open(&tied, &bound, Some(volume)).is_ok());
+    assert!(matches!(open(&tied, &bound, Some(Uuid::new_v4())), Err(SealError::Other { what: "volume", .. })));
 }

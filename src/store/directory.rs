@@ -13,7 +13,7 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use tempfile::NamedTempFile;
 
-use super::{KeyStore, StoreError};
+use super::{KeyStore, StoreError, Stored};
 use crate::key::{KeyId, MAX_SEALED_BYTES, MalformedSealedKey, Place, SealedKey};
 
 const EXTENSION: &str = "jwe";
@@ -50,7 +50,7 @@ impl Directory {
     }
 
     fn not_found(&self, id: &KeyId) -> StoreError {
-        StoreError::NotFound { id: *id, at: self.path.display().to_string() }
+        StoreError::NotFound { id: id.to_string(), at: self.path.display().to_string() }
     }
 
     /// Writers take turns; readers need no lock, for a file is whole at all times.
@@ -85,10 +85,8 @@ impl Directory {
     fn flush(&self, lock: &File) -> Result<(), StoreError> {
         lock.sync_all().map_err(io_error("flush the key store", &self.path))
     }
-}
 
-impl KeyStore for Directory {
-    fn get(&self, id: &KeyId) -> Result<SealedKey, StoreError> {
+    fn read(&self, id: &KeyId) -> Result<SealedKey, StoreError> {
         let path = self.file(id);
         let file = File::open(&path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => self.not_found(id),
@@ -97,7 +95,7 @@ impl KeyStore for Directory {
         let mut bytes = Vec::new();
         // One byte more than fits, so that the length check sees an overlong file without reading all of it.
         file.take(MAX_SEALED_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(io_error("read", &path))?;
-        let malformed = |source| StoreError::Malformed { path: path.clone(), source };
+        let malformed = |source| StoreError::Malformed { what: path.display().to_string(), source };
         let key = SealedKey::from_json(&bytes).map_err(malformed)?;
         let claimed = key.claimed_context().map_err(malformed)?;
         if claimed.key_id != *id {
@@ -105,12 +103,18 @@ impl KeyStore for Directory {
         }
         Ok(key)
     }
+}
+
+impl KeyStore for Directory {
+    fn get(&self, id: &KeyId) -> Result<Stored, StoreError> {
+        self.read(id).map(Stored::Sealed)
+    }
 
     fn create(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError> {
         let path = self.file(id);
         let lock = self.lock()?;
         self.written(key)?.persist_noclobber(&path).map_err(|refused| match refused.error.kind() {
-            io::ErrorKind::AlreadyExists => StoreError::Exists { id: *id, at: self.path.display().to_string() },
+            io::ErrorKind::AlreadyExists => StoreError::Exists { id: id.to_string(), at: self.path.display().to_string() },
             _ => io_error("create", &path)(refused.error),
         })?;
         self.flush(&lock)
@@ -118,14 +122,14 @@ impl KeyStore for Directory {
 
     fn reseal(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError> {
         let lock = self.lock()?;
-        let stored = self.get(id)?;
+        let stored = self.read(id)?;
         let generation = |key: &SealedKey| {
             key.claimed_context()
                 .map(|context| context.generation)
-                .map_err(|source| StoreError::Malformed { path: self.file(id), source })
+                .map_err(|source| StoreError::Malformed { what: self.file(id).display().to_string(), source })
         };
         if generation(key)? <= generation(&stored)? {
-            return Err(StoreError::Outdated { id: *id, generation: generation(&stored)? });
+            return Err(StoreError::Outdated { id: id.to_string(), generation: generation(&stored)? });
         }
         self.written(key)?
             .persist(self.file(id))
@@ -196,13 +200,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Directory::make(&folder.path().join("deep/cinder")).unwrap();
         let id = KeyId::random();
-        assert!(matches!(store.get(&id), Err(StoreError::NotFound { .. })));
+        assert!(matches!(store.read(&id), Err(StoreError::NotFound { .. })));
         store.create(&id, &sealed(id, 1)).unwrap();
-        assert_eq!(store.get(&id).unwrap(), sealed(id, 1));
+        assert_eq!(store.read(&id).unwrap(), sealed(id, 1));
         assert!(matches!(store.create(&id, &sealed(id, 2)), Err(StoreError::Exists { .. })));
         store.reseal(&id, &sealed(id, 2)).unwrap();
         assert!(matches!(store.reseal(&id, &sealed(id, 2)), Err(StoreError::Outdated { generation: 2, .. })));
-        assert_eq!(store.get(&id).unwrap(), sealed(id, 2));
+        assert_eq!(store.read(&id).unwrap(), sealed(id, 2));
         assert_eq!(store.list().unwrap(), [id]);
         store.delete(&id).unwrap();
         assert!(matches!(store.delete(&id), Err(StoreError::NotFound { .. })));
@@ -225,7 +229,7 @@ mod tests {
         ];
         for (case, bytes) in cases {
             fs::write(store.file(&id), bytes).unwrap();
-            let error = store.get(&id).unwrap_err();
+            let error = store.read(&id).unwrap_err();
             assert!(matches!(error, StoreError::Malformed { .. }), "{case}: {error:?}");
             assert!(error.to_string().contains(&id.to_string()), "{case}: {error}");
         }
@@ -249,7 +253,7 @@ mod tests {
             writers.into_iter().filter_map(|writer| writer.join().unwrap()).collect()
         });
         assert_eq!(wins.len(), 1, "exactly one create succeeds");
-        assert_eq!(store.get(&id).unwrap(), sealed(id, wins[0]));
+        assert_eq!(store.read(&id).unwrap(), sealed(id, wins[0]));
     }
 
     #[test]

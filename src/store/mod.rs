@@ -1,26 +1,41 @@
 //! Key stores: dictionaries from key id to sealed key.
 //!
-//! A store is not trusted: it keeps only sealed keys, and what it answers is checked against what was asked.
+//! A store is not trusted: it keeps only sealed keys, and what it answers is checked against what was asked. The one
+//! exception is Barbican with keys that other programs put there: those it keeps, and gives out, unsealed.
 
 use std::path::PathBuf;
 
+mod barbican;
+mod clouds;
 mod directory;
+mod http;
+mod keystone;
+mod swift;
 
+pub use barbican::Barbican;
+pub use clouds::CloudsError;
 pub use directory::Directory;
+pub use http::HttpError;
+pub use keystone::{AuthError, SendError};
+pub use swift::{Access, ContainerFacts, Swift};
 
 use crate::{
-    config::{StoreConfig, StoreKind},
-    key::{KeyId, MalformedSealedKey, Place, SealedKey},
+    config::{Location, StoreConfig},
+    key::{Epoch, KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, Place, SealedKey, SecretBytes, SecretMemoryError, StoreName},
 };
 
 /// A dictionary from key id to sealed key.
 ///
 /// A key id names one volume key for ever. Re-sealing replaces a sealed key by one of the same volume key for other
 /// recipients; a new volume key gets a new id. So no store needs compare-and-swap.
-pub trait KeyStore {
-    /// The sealed key with this id.
-    fn get(&self, id: &KeyId) -> Result<SealedKey, StoreError>;
-    /// Stores a new key durably; never overwrites.
+pub trait KeyStore: Send + Sync {
+    /// An id for a new key.
+    fn new_id(&self) -> Result<KeyId, StoreError> {
+        Ok(KeyId::random())
+    }
+    /// The key with this id.
+    fn get(&self, id: &KeyId) -> Result<Stored, StoreError>;
+    /// Stores a new key durably under an id of [`KeyStore::new_id`]; never overwrites.
     fn create(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError>;
     /// Replaces an existing key by its re-sealed form: same volume key, other recipients.
     fn reseal(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError>;
@@ -30,12 +45,82 @@ pub trait KeyStore {
     fn list(&self) -> Result<Vec<KeyId>, StoreError>;
     /// Where the bytes of a key rest, or would rest.
     fn places(&self, id: &KeyId) -> Result<Vec<Place>, StoreError>;
+    /// The keys that the container's keys are sealed under, if this kind of store has such.
+    fn container_keys(&self) -> Option<&dyn ContainerKeys> {
+        None
+    }
+    /// The objects that the store itself keeps unsealed, if this kind of store does that.
+    fn objects(&self) -> Option<&dyn ObjectStore> {
+        None
+    }
 }
 
-/// The store that a part of the configuration describes.
-pub fn open(config: &StoreConfig) -> Result<Box<dyn KeyStore>, StoreError> {
-    Ok(match config.kind {
-        StoreKind::Directory => Box::new(Directory::open(&config.path)?),
+/// What is stored under a key's id.
+pub enum Stored {
+    /// A sealed key.
+    Sealed(SealedKey),
+    /// A key that the store has released unsealed.
+    Released(Released),
+}
+
+/// A key that the store keeps unsealed.
+pub struct Released {
+    /// The key.
+    pub object: ManagedObject,
+    /// The volume that was formatted with it, in words; `None` if none has been, as far as the store knows.
+    pub used_for: Option<String>,
+}
+
+/// What a container says of its container keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Current {
+    /// The number of the key that new keys are sealed under.
+    pub epoch: Epoch,
+    /// Keys are being sealed anew under it.
+    pub rotating: bool,
+}
+
+/// Container keys: one key-encryption key per epoch, each an object of its own.
+pub trait ContainerKeys {
+    /// The key that new keys are sealed under; `None` if the container has none.
+    fn current(&self) -> Result<Option<Current>, StoreError>;
+    /// Makes a key the current one. The fingerprint is for people to compare.
+    fn set_current(&self, current: &Current, fingerprint: &str) -> Result<(), StoreError>;
+    /// A container key, sealed.
+    fn get(&self, epoch: Epoch) -> Result<SealedKey, StoreError>;
+    /// Stores a new container key; never overwrites.
+    fn create(&self, epoch: Epoch, key: &SealedKey) -> Result<(), StoreError>;
+    /// Deletes a container key: what is still sealed under it can never be opened again.
+    fn delete(&self, epoch: Epoch) -> Result<(), StoreError>;
+    /// All epochs that have a key, in order.
+    fn epochs(&self) -> Result<Vec<Epoch>, StoreError>;
+}
+
+/// Objects that a store keeps unsealed.
+pub trait ObjectStore {
+    /// Has the store make a symmetric key.
+    fn order(&self, facts: &ObjectFacts) -> Result<KeyId, StoreError>;
+    /// Stores an object.
+    fn create(&self, object: &ManagedObject) -> Result<KeyId, StoreError>;
+    /// The ids of all objects.
+    fn list(&self) -> Result<Vec<KeyId>, StoreError>;
+    /// Notes that a volume is formatted with a key.
+    fn mark_used(&self, id: &KeyId, volume: &str) -> Result<(), StoreError>;
+}
+
+/// The store that a part of the configuration describes; `caller` is the token of a hook's caller.
+pub fn open(
+    name: &StoreName,
+    config: &StoreConfig,
+    caller: Option<SecretBytes>,
+) -> Result<Box<dyn KeyStore>, StoreError> {
+    Ok(match &config.location {
+        Location::Directory { path } => Box::new(Directory::open(path)?),
+        Location::Swift(swift) => Box::new(Swift::open(name, swift, &config.network, caller)?),
+        Location::Barbican(barbican) => {
+            let sealed = config.sealing.owner.is_some();
+            Box::new(Barbican::open(barbican, &config.network, sealed, caller)?)
+        }
     })
 }
 
@@ -46,15 +131,15 @@ pub enum StoreError {
     #[error("there is no key {id} in {at}")]
     NotFound {
         /// The key.
-        id: KeyId,
+        id: String,
         /// The store, in words.
         at: String,
     },
     /// There is a key of that id already.
-    #[error("{at} already has a key {id}")]
+    #[error("{at} already has another key {id}")]
     Exists {
         /// The key.
-        id: KeyId,
+        id: String,
         /// The store, in words.
         at: String,
     },
@@ -62,20 +147,20 @@ pub enum StoreError {
     #[error("key {id} has been re-sealed meanwhile (generation {generation})")]
     Outdated {
         /// The key.
-        id: KeyId,
+        id: String,
         /// The generation in the store.
         generation: u64,
     },
     /// What was found under that id is no sealed key.
-    #[error("{} is not the sealed key that was asked for", .path.display())]
+    #[error("{what} is not the sealed key that was asked for")]
     Malformed {
         /// The file or object.
-        path: PathBuf,
+        what: String,
         /// Why not.
         #[source]
         source: MalformedSealedKey,
     },
-    /// The store cannot be reached, read or written.
+    /// A directory cannot be read or written.
     #[error("cannot {action} {}", .path.display())]
     Io {
         /// "read", "write", ...
@@ -86,4 +171,45 @@ pub enum StoreError {
         #[source]
         source: std::io::Error,
     },
+    /// The cloud's configuration, before anything is sent.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    /// A server cannot be reached, or logged in to.
+    #[error("cannot {action} {at}")]
+    Unreachable {
+        /// "read from", "write to", ...
+        action: &'static str,
+        /// The store, in words.
+        at: String,
+        /// Why.
+        #[source]
+        source: Box<SendError>,
+    },
+    /// The store does not let this user do that.
+    #[error("this user may not {action} {at}")]
+    Denied {
+        /// "read from", "write to", ...
+        action: &'static str,
+        /// The store, in words.
+        at: String,
+    },
+    /// The container is not there.
+    #[error("there is no such container: {at}")]
+    NoContainer {
+        /// The store, in words.
+        at: String,
+    },
+    /// The store answers, but not what was asked for.
+    #[error("cannot {action} {at}: {what}")]
+    Answer {
+        /// "read from", "write to", ...
+        action: &'static str,
+        /// The store, in words.
+        at: String,
+        /// What it answers.
+        what: String,
+    },
+    /// No memory for a secret.
+    #[error(transparent)]
+    Memory(#[from] SecretMemoryError),
 }

@@ -194,6 +194,15 @@ impl Volume {
         if right { Ok(()) } else { Err(VolumeError::WrongKey { path: self.device.path.clone() }) }
     }
 
+    /// The volume key by a passphrase: out of a keyslot; or of a plain volume the passphrase's first bytes themselves, which
+    /// is how cryptsetup (and so os-brick) reads a plain volume's key from `--key-file`.
+    pub fn unlock(&self, passphrase: &SecretBytes) -> Result<VolumeKey, VolumeError> {
+        let Header::Plain = self.header else { return self.open_keyslot(passphrase) };
+        let bytes = self.key_size.and_then(|size| passphrase.expose().get(..size.bytes()));
+        let key = bytes.map(SecretBytes::copy_of).transpose()?.and_then(VolumeKey::from_secret);
+        key.ok_or_else(|| VolumeError::WrongKey { path: self.device.path.clone() })
+    }
+
     /// The volume key out of a keyslot.
     pub fn open_keyslot(&self, passphrase: &SecretBytes) -> Result<VolumeKey, VolumeError> {
         let (Header::Luks(header), Some(size)) = (&self.header, self.key_size) else {

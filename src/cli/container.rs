@@ -1,0 +1,221 @@
+//! `cryptattach container ...`
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use clap::{ArgGroup, Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{Global, init, output};
+use crate::{
+    audit::{self, Event},
+    config::{Config, ConfigError, Location},
+    container::Container as Keys,
+    error::Error,
+    key::StoreName,
+    seal,
+    store::{Access, Swift},
+};
+
+/// Look after the containers of an object store
+#[derive(Subcommand)]
+pub enum Container {
+    Create(Create),
+    Show(Show),
+    Rotate(Rotate),
+}
+
+/// Make a container in Swift, its access lists and its first container key, and configure it as a store
+///
+/// If the store is configured already, its container is made as configured. A container that is there already gets the
+/// given access lists and keeps its keys.
+#[derive(Args)]
+#[command(
+    group = ArgGroup::new("recovery").args(["escrow", "no_escrow"]),
+    after_help = "Examples:
+  cryptattach container create cinder --cloud keys --owner cinder.pem --escrow escrow.pem
+  cryptattach container create cinder --cloud keys --owner cinder.pem --escrow escrow.pem --identity cinder.key \\
+      --reader 3fb8…:91c2…          Swift's ACL element: PROJECT-ID:USER-ID"
+)]
+pub struct Create {
+    /// The store's name, and its container's
+    name: StoreName,
+    /// Entry of clouds.yaml [default: OS_CLOUD]
+    #[arg(long)]
+    cloud: Option<String>,
+    /// Public key or certificate (PEM) of the service that owns the keys
+    #[arg(long, value_name = "FILE")]
+    owner: Option<PathBuf>,
+    /// Public key or certificate (PEM) for recovery, whose private key is kept offline
+    #[arg(long, value_name = "FILE")]
+    escrow: Option<PathBuf>,
+    /// Go without escrow: if the owner's key is lost, all data is
+    #[arg(long)]
+    no_escrow: bool,
+    /// The owner's private key (PEM) on this host
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
+    /// May fetch and list keys (PROJECT:USER, by their ids); repeatable
+    #[arg(long = "reader", value_name = "WHO", value_parser = access_element)]
+    readers: Vec<String>,
+    /// May also create and delete keys; repeatable
+    #[arg(long = "writer", value_name = "WHO", value_parser = access_element)]
+    writers: Vec<String>,
+}
+
+/// Show a container: its access lists and its container keys
+#[derive(Args)]
+pub struct Show {
+    /// The store [default: default_store of the configuration, or its only store]
+    name: Option<StoreName>,
+}
+
+/// Make the next container key and seal all keys of the container anew under it
+///
+/// To be run when a host or an owner is withdrawn. The volumes are not touched. Run again, it goes on where it was stopped.
+#[derive(Args)]
+pub struct Rotate {
+    /// The store
+    name: StoreName,
+}
+
+/// One element of Swift's ACLs; `.r:*` would open the container to everyone.
+fn access_element(text: &str) -> Result<String, String> {
+    let fits = text.contains(':') && !text.starts_with('.') && !text.contains([',', ' ']) && !text.contains('*');
+    if fits { Ok(text.to_owned()) } else { Err("PROJECT:USER, without '*' (keys are never for everyone)".to_owned()) }
+}
+
+impl Container {
+    pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
+        match self {
+            Self::Create(create) => create.run(global),
+            Self::Show(show) => show.run(global),
+            Self::Rotate(rotate) => rotate.run(global),
+        }
+    }
+}
+
+impl Create {
+    fn run(&self, global: &Global) -> Result<(), Error> {
+        let configured = match Config::read(&global.config) {
+            Ok(config) => config.stores.contains_key(&self.name),
+            Err(ConfigError::Missing(_)) => false,
+            Err(error) => return Err(error.into()),
+        };
+        if configured && (self.owner.is_some() || self.identity.is_some() || self.escrow.is_some()) {
+            return Err(Error::StoreExists(self.name.clone()));
+        }
+        if !configured {
+            self.configure(&global.config)?;
+        }
+        let config = global.config()?;
+        swift(&config, &self.name)?.make_container(&Access { readers: &self.readers, writers: &self.writers })?;
+        Keys::open(&config, &self.name, None)?.make_first_key()?;
+        record(&config, "container create", &self.name)?;
+        show(&config, &self.name, global.json)
+    }
+
+    fn configure(&self, config: &Path) -> Result<(), Error> {
+        let owner = self.owner.as_ref().ok_or_else(|| Error::Usage("name the keys' owner with --owner".to_owned()))?;
+        if self.escrow.is_none() && !self.no_escrow {
+            return Err(Error::Usage("name the escrow with --escrow, or go without by --no-escrow".to_owned()));
+        }
+        seal::recipients([owner].into_iter().chain(&self.escrow))?;
+        let path = |path: &PathBuf| {
+            let path = path.canonicalize().map_err(Error::io(format!("find {}", path.display())))?;
+            Ok::<_, Error>(toml::Value::String(path.to_string_lossy().into_owned()).to_string())
+        };
+        let mut lines = vec![format!("\n[stores.{}]\ntype = \"swift\"", self.name)];
+        lines.extend(self.cloud.iter().map(|cloud| format!("cloud = {}", toml::Value::String(cloud.clone()))));
+        lines.push(format!("owner = {}", path(owner)?));
+        lines.push(match &self.escrow {
+            Some(escrow) => format!("escrow = {}", path(escrow)?),
+            None => "no_escrow = true".to_owned(),
+        });
+        let identity = self.identity.as_ref().map(path).transpose()?.unwrap_or_default();
+        lines.push(format!("identities = [{identity}]\n"));
+        if let Some(folder) = config.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            fs::create_dir_all(folder).map_err(Error::io(format!("make {}", folder.display())))?;
+        }
+        init::append(config, &lines.join("\n"))
+    }
+}
+
+impl Show {
+    fn run(&self, global: &Global) -> Result<(), Error> {
+        let config = global.config()?;
+        let name = config.store_or_default(self.name.as_ref())?;
+        show(&config, &name, global.json)
+    }
+}
+
+fn show(config: &Config, name: &StoreName, json: bool) -> Result<(), Error> {
+    let facts = swift(config, name)?.facts()?;
+    output::print(json, &facts, || {
+        let list = |text: &str| if text.is_empty() { "nobody".to_owned() } else { text.replace(',', ", ") };
+        let mut lines = vec![
+            format!("store '{name}'"),
+            format!("  objects          {}", facts.objects),
+            format!("  readers          {}", list(&facts.readers)),
+            format!("  writers          {}", list(&facts.writers)),
+        ];
+        lines.push(match &facts.epoch {
+            Some(epoch) => format!("  container key    {name}/kek/{epoch}"),
+            None => "  container key    none: keys are sealed to the owner".to_owned(),
+        });
+        lines.extend(facts.fingerprint.iter().map(|fingerprint| format!("  fingerprint      {fingerprint}")));
+        if facts.rotating {
+            lines.push(format!("  rotation         under way: 'cryptattach container rotate {name}' finishes it"));
+        }
+        lines.join("\n")
+    })
+}
+
+impl Rotate {
+    fn run(&self, global: &Global) -> Result<(), Error> {
+        let config = global.config()?;
+        let bar = ProgressBar::new(0);
+        let style = ProgressStyle::with_template("{bar:40} {pos} of {len} keys, {eta} left");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let rotation = Keys::open(&config, &self.name, None)?.rotate(&|done, all| {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+        })?;
+        bar.finish_and_clear();
+        record(&config, "container rotate", &self.name)?;
+        output::print(global.json, &rotation, || {
+            let mut lines = vec![
+                format!("container key {}/kek/{}, fingerprint {}", self.name, rotation.epoch, rotation.fingerprint),
+                format!("  sealed anew      {}", rotation.resealed),
+            ];
+            if rotation.unchanged > 0 {
+                lines.push(format!("  sealed already   {}", rotation.unchanged));
+            }
+            lines.extend(rotation.failed.iter().map(|(id, why)| format!("  FAILED           {id}: {why}")));
+            let deleted = rotation.deleted.iter();
+            lines.extend(deleted.map(|epoch| format!("  deleted          {}/kek/{epoch}", self.name)));
+            lines.join("\n")
+        })?;
+        match rotation.failed.len() {
+            0 => Ok(()),
+            left => Err(Error::Unfinished { container: self.name.clone(), left }),
+        }
+    }
+}
+
+/// The container itself, below the keys in it.
+fn swift(config: &Config, name: &StoreName) -> Result<Swift, Error> {
+    let store_config = config.store(name)?;
+    match &store_config.location {
+        Location::Swift(swift) => Ok(Swift::open(name, swift, &store_config.network, None)?),
+        _ => Err(Error::NoContainerKeys(name.clone())),
+    }
+}
+
+fn record(config: &Config, action: &str, name: &StoreName) -> Result<(), Error> {
+    let key = Some(name.to_string());
+    let event = Event { action, device: None, key, name: None, separation: None, overridden: None };
+    Ok(audit::record(&config.audit.file, &event)?)
+}

@@ -1,0 +1,162 @@
+//! Containers: a store, whom its keys are sealed to, and what opens them on this host.
+//!
+//! Verbs ask a container for keys and give it keys; what is between, a public-key operation or a container key, is here.
+
+mod rotate;
+mod trust;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use uuid::Uuid;
+
+pub use rotate::Rotation;
+pub use trust::TrustError;
+
+use crate::{
+    config::{Config, Sealing},
+    error::Error,
+    key::{BoundContext, ContainerKeyId, Epoch, KeyId, KeyReference, Place, SealedKey, SecretBytes, StoreName},
+    seal::{self, ContainerKey, Content, Expected, Keyring, Opened, Recipient},
+    store::{self, ContainerKeys, KeyStore, Released, Stored},
+};
+
+/// A container of keys.
+pub struct Container {
+    name: StoreName,
+    store: Box<dyn KeyStore>,
+    sealing: Sealing,
+    /// Container keys that were opened: one public-key operation each, in locked memory of this process only.
+    opened: Mutex<BTreeMap<Epoch, Arc<ContainerKey>>>,
+    /// Where this host remembers which container key it trusts.
+    trusted: PathBuf,
+    /// What this host keeps to open keys, and where it says so.
+    own_places: Vec<Place>,
+}
+
+/// A key, opened or released.
+pub enum Fetched {
+    /// It was sealed.
+    Sealed(Opened),
+    /// The store keeps it unsealed.
+    Released(Released),
+}
+
+impl Container {
+    /// The container that the configuration describes; `caller` is the token of a hook's caller.
+    pub fn open(config: &Config, name: &StoreName, caller: Option<SecretBytes>) -> Result<Self, Error> {
+        let store_config = config.store(name)?;
+        Ok(Self {
+            name: name.clone(),
+            store: store::open(name, store_config, caller)?,
+            sealing: store_config.sealing.clone(),
+            opened: Mutex::default(),
+            trusted: config.state.join("containers").join(name.as_str()),
+            own_places: store_config.places(&config.path),
+        })
+    }
+
+    /// The store's dictionary.
+    pub fn store(&self) -> &dyn KeyStore {
+        &*self.store
+    }
+
+    /// A key's reference.
+    pub fn reference(&self, key: KeyId) -> KeyReference {
+        KeyReference { store: self.name.clone(), key }
+    }
+
+    /// The reference of a new key.
+    pub fn new_reference(&self) -> Result<KeyReference, Error> {
+        Ok(self.reference(self.store.new_id()?))
+    }
+
+    /// Fetches a key and opens it, if it is for this volume: its UUID, or `Some(None)` for plain dm-crypt; `None`: any.
+    pub fn fetch(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Result<Fetched, Error> {
+        match self.store.get(id)? {
+            Stored::Released(released) => Ok(Fetched::Released(released)),
+            Stored::Sealed(sealed) => Ok(Fetched::Sealed(self.open_key(id, &sealed, volume)?)),
+        }
+    }
+
+    /// Opens a sealed key.
+    pub fn open_key(&self, id: &KeyId, sealed: &SealedKey, volume: Option<Option<Uuid>>) -> Result<Opened, Error> {
+        let expected = Expected { key_id: *id, container: self.name.clone(), volume };
+        let refused = |source| Error::KeyRefused { reference: self.reference(*id), source };
+        self.keyring(sealed)?.open(sealed, &expected).map_err(refused)
+    }
+
+    /// Seals and stores a new key.
+    pub fn create(&self, id: &KeyId, volume: Option<Uuid>, content: &Content) -> Result<(), Error> {
+        let context = BoundContext {
+            version: 1,
+            key_id: *id,
+            container: self.name.clone(),
+            volume,
+            generation: 1,
+            created: now(),
+        };
+        Ok(self.store.create(id, &seal::seal(&context, content, &self.recipients()?)?)?)
+    }
+
+    /// Seals a key anew, to the recipients that keys have now, and replaces its sealed form.
+    pub fn reseal(&self, opened: Opened) -> Result<(), Error> {
+        self.reseal_to(opened, &self.recipients()?)
+    }
+
+    fn reseal_to(&self, opened: Opened, recipients: &[Box<dyn Recipient>]) -> Result<(), Error> {
+        let Opened { context, content } = opened;
+        let id = context.key_id;
+        let context = BoundContext { generation: context.generation + 1, ..context };
+        Ok(self.store.reseal(&id, &seal::seal(&context, &content, recipients)?)?)
+    }
+
+    /// Whom a new key is sealed to: the current container key, or without one the owner and the escrow.
+    fn recipients(&self) -> Result<Vec<Box<dyn Recipient>>, Error> {
+        match self.store.container_keys().map(ContainerKeys::current).transpose()?.flatten() {
+            Some(current) => Ok(vec![Box::new(self.trusted_key(current.epoch)?)]),
+            None => Ok(seal::recipients(self.sealing.owner.iter().chain(&self.sealing.escrow))?),
+        }
+    }
+
+    /// What opens this sealed key: the container key that it names, or this host's identities.
+    fn keyring(&self, sealed: &SealedKey) -> Result<Keyring, Error> {
+        let ids = sealed.recipient_kids().filter_map(|kid| kid.parse().ok());
+        match ids.into_iter().find(|id: &ContainerKeyId| id.container == self.name) {
+            Some(id) => Ok(Keyring::of(vec![Box::new(self.container_key(id.epoch)?)])),
+            None => Ok(Keyring::read(&self.sealing.identities)?),
+        }
+    }
+
+    /// A container key, fetched and opened once per process.
+    fn container_key(&self, epoch: Epoch) -> Result<Arc<ContainerKey>, Error> {
+        // Held meanwhile: of several threads one opens the key, the others wait for it.
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(key) = opened.get(&epoch) {
+            return Ok(key.clone());
+        }
+        let id = ContainerKeyId { container: self.name.clone(), epoch };
+        let keys = self.store.container_keys().ok_or_else(|| Error::NoContainerKeys(self.name.clone()))?;
+        let refused = |source| Error::ContainerKeyRefused { id: id.clone(), source };
+        let key = ContainerKey::open(&keys.get(epoch)?, &Keyring::read(&self.sealing.identities)?, &id);
+        let key = Arc::new(key.map_err(refused)?);
+        opened.insert(epoch, key.clone());
+        Ok(key)
+    }
+
+    /// All places where the key, or what opens it, rests.
+    pub fn places(&self, id: &KeyId) -> Result<Vec<Place>, Error> {
+        let mut places = self.store.places(id)?;
+        places.extend(self.own_places.iter().cloned());
+        Ok(places)
+    }
+}
+
+/// Seconds since 1970-01-01 UTC.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map(|age| age.as_secs()).unwrap_or(0)
+}

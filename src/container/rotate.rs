@@ -1,0 +1,157 @@
+//! Rotation: the next container key, and all keys sealed anew under it.
+//!
+//! It can be stopped at any point and started again: the container says that a rotation is under way until it is finished.
+//! The key before the current one stays until the next rotation, for another host may just have sealed a key under it.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use super::{Container, now};
+use crate::{
+    error::{Error, chain},
+    key::{ContainerKeyId, Epoch, KeyId, SealedKey},
+    seal::{self, ContainerKey, Recipient},
+    store::{ContainerKeys, Current, StoreError, Stored},
+};
+
+/// Re-sealing waits for the store most of the time.
+const WORKERS: usize = 8;
+
+/// What a rotation has done.
+#[derive(Debug, serde::Serialize)]
+pub struct Rotation {
+    /// The container key that all keys are sealed under now.
+    pub epoch: Epoch,
+    /// Its fingerprint.
+    pub fingerprint: String,
+    /// How many keys were sealed anew.
+    pub resealed: usize,
+    /// How many were sealed under it already.
+    pub unchanged: usize,
+    /// The keys that could not be sealed anew, and why.
+    pub failed: Vec<(KeyId, String)>,
+    /// The container keys that were deleted.
+    pub deleted: Vec<Epoch>,
+}
+
+impl Container {
+    fn container_keys(&self) -> Result<&dyn ContainerKeys, Error> {
+        self.store.container_keys().ok_or_else(|| Error::NoContainerKeys(self.name.clone()))
+    }
+
+    /// Makes the container's first key, unless it has one: an administrator need not be able to open that.
+    pub fn make_first_key(&self) -> Result<(), Error> {
+        match self.container_keys()?.current()? {
+            Some(_) => Ok(()),
+            None => self.make_key(None).map(drop),
+        }
+    }
+
+    /// Makes the next container key and seals all keys anew; or if that was begun and not finished, finishes it.
+    ///
+    /// `progress` is told how many keys are done, and how many there are.
+    pub fn rotate(&self, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Rotation, Error> {
+        let keys = self.container_keys()?;
+        let target = match keys.current()? {
+            None => self.make_key(None)?,
+            Some(Current { epoch, rotating: true }) => self.trusted_key(epoch)?,
+            Some(Current { epoch, rotating: false }) => self.make_key(Some(&*self.trusted_key(epoch)?))?,
+        };
+        let mut rotation = self.reseal_all(&target, progress)?;
+        if rotation.failed.is_empty() {
+            for epoch in keys.epochs()?.into_iter().filter(|epoch| epoch.next() < target.epoch()) {
+                keys.delete(epoch)?;
+                rotation.deleted.push(epoch);
+            }
+            let current = Current { epoch: target.epoch(), rotating: false };
+            keys.set_current(&current, &rotation.fingerprint)?;
+        }
+        Ok(rotation)
+    }
+
+    /// The key is stored and can be had back before anything is sealed under it.
+    fn make_key(&self, previous: Option<&ContainerKey>) -> Result<Arc<ContainerKey>, Error> {
+        let key = ContainerKey::random(&self.name, previous)?;
+        let files = self.sealing.owner.iter().chain(&self.sealing.escrow).chain(&self.sealing.hosts);
+        let sealed = key.seal(&seal::recipients(files)?, now())?;
+        let keys = self.container_keys()?;
+        match keys.create(key.epoch(), &sealed) {
+            // A rotation that was killed between making its key and announcing it.
+            Err(StoreError::Exists { .. }) if previous.is_some() => {
+                let left = self.container_key(key.epoch())?;
+                if !previous.map(|previous| left.follows(previous)).transpose()?.unwrap_or(false) {
+                    return Err(super::TrustError::Unproven(self.key_id(key.epoch())).into());
+                }
+            }
+            created => created?,
+        }
+        // From the store: what keys are sealed under is what the store has. The administrator may be no recipient.
+        let stored = keys.get(key.epoch())?;
+        let key = if stored == sealed { Arc::new(key) } else { self.container_key(key.epoch())? };
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).insert(key.epoch(), key.clone());
+        self.trust(&key)?;
+        let current = Current { epoch: key.epoch(), rotating: previous.is_some() };
+        keys.set_current(&current, &key.fingerprint()?)?;
+        Ok(key)
+    }
+
+    fn key_id(&self, epoch: Epoch) -> ContainerKeyId {
+        ContainerKeyId { container: self.name.clone(), epoch }
+    }
+
+    fn reseal_all(
+        &self,
+        target: &Arc<ContainerKey>,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Rotation, Error> {
+        let ids = self.store.list()?;
+        let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let resealed = AtomicUsize::new(0);
+        let failed = Mutex::new(Vec::new());
+        progress(0, ids.len());
+        let work = || {
+            let recipients: [Box<dyn Recipient>; 1] = [Box::new(target.clone())];
+            while let Some(id) = ids.get(next.fetch_add(1, Ordering::Relaxed)) {
+                match self.reseal_one(id, target, &recipients) {
+                    Ok(true) => drop(resealed.fetch_add(1, Ordering::Relaxed)),
+                    Ok(false) => {}
+                    Err(error) => failed.lock().unwrap_or_else(PoisonError::into_inner).push((*id, chain(&error))),
+                }
+                progress(done.fetch_add(1, Ordering::Relaxed) + 1, ids.len());
+            }
+        };
+        thread::scope(|scope| (0..WORKERS.min(ids.len())).for_each(|_| drop(scope.spawn(work))));
+        let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let resealed = resealed.into_inner();
+        Ok(Rotation {
+            epoch: target.epoch(),
+            fingerprint: target.fingerprint()?,
+            resealed,
+            unchanged: ids.len() - resealed - failed.len(),
+            failed,
+            deleted: Vec::new(),
+        })
+    }
+
+    /// Whether it was sealed anew; not if it is sealed under the target already, or was deleted meanwhile.
+    fn reseal_one(&self, id: &KeyId, target: &ContainerKey, recipients: &[Box<dyn Recipient>]) -> Result<bool, Error> {
+        let sealed = match self.store.get(id) {
+            Ok(Stored::Sealed(sealed)) => sealed,
+            Ok(Stored::Released(_)) | Err(StoreError::NotFound { .. }) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        if is_under(&sealed, &self.key_id(target.epoch())) {
+            return Ok(false);
+        }
+        self.reseal_to(self.open_key(id, &sealed, None)?, recipients).map(|()| true)
+    }
+}
+
+fn is_under(sealed: &SealedKey, id: &ContainerKeyId) -> bool {
+    sealed.recipient_kids().any(|kid| kid == id.to_string())
+}

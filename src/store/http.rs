@@ -1,0 +1,404 @@
+//! HTTP with bounds: on every wait, on every answer, on where a request may go.
+//!
+//! A request is tried until it is answered for good or its time is over; between tries it waits, with jitter, as long as
+//! the server asks for. Of several servers the second is asked when the first has not answered after a head start, and
+//! the first good answer wins (the idea of RFC 8305, section 5).
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use reqwest::{
+    Certificate, Client, Method, StatusCode, Url,
+    header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
+    redirect::Policy,
+};
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    config::Network,
+    error::chain,
+    key::{SecretBytes, SecretMemoryError},
+};
+
+/// How long the first server may think before the next is asked, too.
+const HEAD_START: Duration = Duration::from_millis(250);
+/// The first pause between tries; each following one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// One client for all requests of a store: its connections and its time limits.
+pub struct Http {
+    client: Client,
+    runtime: Runtime,
+    limits: Limits,
+}
+
+#[derive(Clone, Copy)]
+struct Limits {
+    one_try: Duration,
+    total: Duration,
+}
+
+/// May a request be sent again if nobody knows whether it was carried out?
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Repeat {
+    /// Yes: twice is the same as once.
+    Safe,
+    /// Only if it never reached the server.
+    Unsent,
+}
+
+/// A request.
+#[derive(Clone)]
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// The same resource on each server that has it, best first.
+    pub urls: Vec<Url>,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Option<Bytes>,
+    /// Whether it may be sent twice.
+    pub repeat: Repeat,
+    /// The longest answer that is read.
+    pub most_bytes: usize,
+}
+
+/// An answer, whatever its status.
+pub struct Answer {
+    /// The server that gave it, as part of its URL.
+    pub url: Url,
+    /// The status.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body. It may be a secret, so it is treated as one.
+    pub body: SecretBytes,
+}
+
+/// There was no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// Without TLS, to another host than this.
+    #[error("{0} is not https, and only servers on this host may be asked without TLS")]
+    Insecure(Url),
+    /// That is no URL.
+    #[error("'{0}' is not a URL")]
+    Url(String),
+    /// No connection.
+    #[error("cannot connect to {url}")]
+    Connect {
+        /// Where to.
+        url: Url,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// It took too long.
+    #[error("{url} did not answer within {} s", .after.as_secs_f32())]
+    TimedOut {
+        /// Who.
+        url: Url,
+        /// The limit.
+        after: Duration,
+    },
+    /// The connection broke.
+    #[error("the answer of {url} broke off")]
+    Broken {
+        /// Whose.
+        url: Url,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// It did not end.
+    #[error("the answer of {url} is longer than the {most_bytes} bytes that it may have")]
+    TooLong {
+        /// Whose.
+        url: Url,
+        /// The limit.
+        most_bytes: usize,
+    },
+    /// The client could not be set up.
+    #[error("cannot set up the HTTP client")]
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// No memory for an answer.
+    #[error(transparent)]
+    Memory(#[from] SecretMemoryError),
+}
+
+impl HttpError {
+    /// Whether another try may have more luck.
+    fn is_temporary(&self) -> bool {
+        matches!(self, Self::Connect { .. } | Self::TimedOut { .. } | Self::Broken { .. }) && !self.is_certificate()
+    }
+
+    /// Whether the server never saw the request.
+    fn is_unsent(&self) -> bool {
+        matches!(self, Self::Connect { .. })
+    }
+
+    /// Whether the server's certificate is at fault.
+    pub fn is_certificate(&self) -> bool {
+        matches!(self, Self::Connect { .. }) && chain(self).contains("certificate")
+    }
+}
+
+impl Answer {
+    /// Whether the server is likely to answer otherwise soon (RFC 9110 section 15, RFC 6585 section 4).
+    fn is_temporary(&self) -> bool {
+        matches!(self.status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
+    }
+
+    /// A header as text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// How long the server asks to wait (RFC 9110 section 10.2.3, in seconds; dates are not honoured).
+    fn retry_after(&self) -> Option<Duration> {
+        self.header(RETRY_AFTER.as_str())?.trim().parse().ok().map(Duration::from_secs)
+    }
+}
+
+impl Request {
+    /// A request without body that may be repeated.
+    pub fn new(method: Method, urls: Vec<Url>, most_bytes: usize) -> Self {
+        Self { method, urls, headers: HeaderMap::new(), body: None, repeat: Repeat::Safe, most_bytes }
+    }
+
+    /// With one more header.
+    pub fn header(mut self, name: &'static str, value: HeaderValue) -> Self {
+        self.headers.insert(HeaderName::from_static(name), value);
+        self
+    }
+
+    /// With a body.
+    pub fn body(mut self, kind: &'static str, body: impl Into<Bytes>) -> Self {
+        self.body = Some(body.into());
+        self.header("content-type", HeaderValue::from_static(kind))
+    }
+
+    /// Not to be sent twice.
+    pub fn once(mut self) -> Self {
+        self.repeat = Repeat::Unsent;
+        self
+    }
+}
+
+/// Parses a URL and refuses one that would carry secrets in the clear.
+pub fn url(text: &str) -> Result<Url, HttpError> {
+    let url = Url::parse(text).map_err(|_| HttpError::Url(text.to_owned()))?;
+    if is_secure(&url) { Ok(url) } else { Err(HttpError::Insecure(url)) }
+}
+
+fn is_secure(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    url.scheme() == "https" || (url.scheme() == "http" && loopback)
+}
+
+/// A URL below another: its path with one more segment, escaped.
+pub fn below(url: &Url, segments: &[&str]) -> Url {
+    let mut below = url.clone();
+    if let Ok(mut path) = below.path_segments_mut() {
+        path.pop_if_empty().extend(segments);
+    }
+    below
+}
+
+/// Request bodies out of secret memory: wiped when the last copy is sent.
+pub fn secret_body(secret: SecretBytes) -> Bytes {
+    struct Owner(SecretBytes);
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            self.0.expose()
+        }
+    }
+    Bytes::from_owner(Owner(secret))
+}
+
+impl Http {
+    /// With these limits, and trusting these authorities (PEM) instead of the system's.
+    pub fn new(network: &Network, authorities: Option<&[u8]>) -> Result<Self, HttpError> {
+        let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        let failed = |error: reqwest::Error| HttpError::Client(error.into());
+        let mut client = Client::builder()
+            .user_agent(concat!("cryptattach/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(seconds(network.connect_seconds))
+            // A proxy from the environment would see every token.
+            .no_proxy()
+            .redirect(Policy::custom(|attempt| {
+                let same = |a: &Url, b: &Url| a.origin() == b.origin();
+                let stays = attempt.previous().last().is_some_and(|from| same(from, attempt.url()));
+                if stays && attempt.previous().len() <= 3 { attempt.follow() } else { attempt.stop() }
+            }));
+        if let Some(pem) = authorities {
+            client = client.tls_certs_only(Certificate::from_pem_bundle(pem).map_err(failed)?);
+        }
+        Ok(Self {
+            client: client.build().map_err(failed)?,
+            runtime: Builder::new_current_thread().enable_all().build().map_err(|e| HttpError::Client(e.into()))?,
+            limits: Limits { one_try: seconds(network.try_seconds), total: seconds(network.total_seconds) },
+        })
+    }
+
+    /// Sends a request until it is answered for good or its time is over.
+    ///
+    /// The last answer is returned even if it is a temporary one (503): its status says more than a time limit.
+    pub fn send(&self, request: &Request) -> Result<Answer, HttpError> {
+        if let Some(insecure) = request.urls.iter().find(|url| !is_secure(url)) {
+            return Err(HttpError::Insecure(insecure.clone()));
+        }
+        self.runtime.block_on(self.tries(request))
+    }
+
+    async fn tries(&self, request: &Request) -> Result<Answer, HttpError> {
+        let end = Instant::now() + self.limits.total;
+        let mut pause = FIRST_PAUSE;
+        let mut said = false;
+        loop {
+            let outcome = self.round(request, end).await;
+            let (why, asked) = match &outcome {
+                Ok(answer) if answer.is_temporary() && request.repeat == Repeat::Safe => {
+                    (format!("{} answers {}", origin(&answer.url), answer.status), answer.retry_after())
+                }
+                Err(error) if error.is_temporary() && (request.repeat == Repeat::Safe || error.is_unsent()) => {
+                    (chain(error), None)
+                }
+                _ => return outcome,
+            };
+            let wait = asked.unwrap_or_else(|| jittered(pause));
+            if Instant::now() + wait >= end {
+                return outcome;
+            }
+            if !said {
+                let left = end.saturating_duration_since(Instant::now()).as_secs_f32();
+                tracing::warn!("{why}; trying again for up to {left:.0} s");
+                said = true;
+            } else {
+                tracing::debug!("{why}; next try in {} ms", wait.as_millis());
+            }
+            sleep(wait).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Asks each server once, the later ones after a head start.
+    async fn round(&self, request: &Request, end: Instant) -> Result<Answer, HttpError> {
+        let mut waiting = request.urls.iter();
+        let mut asked = JoinSet::new();
+        let mut last = None;
+        let one_try = self.limits.one_try.min(end.saturating_duration_since(Instant::now()));
+        // Only what may be sent twice is sent to two servers.
+        let head_start = if request.repeat == Repeat::Safe { HEAD_START } else { Duration::MAX };
+        loop {
+            if let Some(url) = waiting.next() {
+                asked.spawn(once(self.client.clone(), request.clone(), url.clone(), one_try));
+            }
+            let patience = if waiting.len() > 0 { head_start } else { Duration::MAX };
+            let outcome = match timeout(patience, asked.join_next()).await {
+                Err(_) => continue,
+                Ok(None) => return last.unwrap_or_else(|| Err(HttpError::Url("no URL".to_owned()))),
+                Ok(Some(outcome)) => outcome.unwrap_or_else(|panicked| Err(HttpError::Client(panicked.into()))),
+            };
+            let try_the_next = match &outcome {
+                Ok(answer) => answer.is_temporary() && request.repeat == Repeat::Safe,
+                Err(error) => error.is_temporary() && (request.repeat == Repeat::Safe || error.is_unsent()),
+            };
+            if !try_the_next {
+                return outcome;
+            }
+            last = Some(outcome);
+        }
+    }
+}
+
+async fn once(client: Client, request: Request, url: Url, limit: Duration) -> Result<Answer, HttpError> {
+    let started = Instant::now();
+    let answer = timeout(limit, exchange(client, request, url.clone())).await;
+    let answer = answer.unwrap_or_else(|_| Err(HttpError::TimedOut { url: without_query(&url), after: limit }));
+    let took = started.elapsed().as_millis();
+    match &answer {
+        Ok(answer) => tracing::debug!("{} {} in {took} ms", answer.status.as_u16(), answer.url),
+        Err(error) => tracing::debug!("{} after {took} ms", chain(error)),
+    }
+    answer
+}
+
+async fn exchange(client: Client, request: Request, url: Url) -> Result<Answer, HttpError> {
+    let Request { method, headers, body, most_bytes, .. } = request;
+    let mut builder = client.request(method, url.clone()).headers(headers);
+    if let Some(body) = body {
+        builder = builder.body(body);
+    }
+    let failed = |error: reqwest::Error| {
+        let (is_timeout, is_connect) = (error.is_timeout(), error.is_connect());
+        let (url, source) = (without_query(&url), error.without_url());
+        match (is_connect, is_timeout) {
+            (true, _) => HttpError::Connect { url, source },
+            _ => HttpError::Broken { url, source },
+        }
+    };
+    let mut response = builder.send().await.map_err(failed)?;
+    let too_long = || HttpError::TooLong { url: without_query(&url), most_bytes };
+    if response.content_length().is_some_and(|length| length > most_bytes as u64) {
+        return Err(too_long());
+    }
+    let (status, headers) = (response.status(), response.headers().clone());
+    let expected = response.content_length().and_then(|length| usize::try_from(length).ok());
+    let mut body = SecretBytes::zeroed(expected.unwrap_or(4096).max(1))?;
+    let mut len = 0;
+    while let Some(chunk) = response.chunk().await.map_err(failed)? {
+        let end = len + chunk.len();
+        if end > most_bytes {
+            return Err(too_long());
+        }
+        if end > body.len() {
+            let mut larger = SecretBytes::zeroed((end * 2).min(most_bytes))?;
+            larger.expose_mut()[..len].copy_from_slice(&body.expose()[..len]);
+            body = larger;
+        }
+        body.expose_mut()[len..end].copy_from_slice(&chunk);
+        len = end;
+    }
+    body.truncate(len);
+    Ok(Answer { url, status, headers, body })
+}
+
+fn without_query(url: &Url) -> Url {
+    let mut url = url.clone();
+    url.set_query(None);
+    url
+}
+
+fn origin(url: &Url) -> String {
+    url.origin().ascii_serialization()
+}
+
+/// Between half the pause and all of it, so that hosts that failed together do not come back together.
+fn jittered(pause: Duration) -> Duration {
+    let mut random = [0; 1];
+    let _ = openssl::rand::rand_bytes(&mut random);
+    pause.mul_f64(0.5 + f64::from(random[0]) / 510.0)
+}
+
+/// What a server says of its refusal: OpenStack's JSON, or a short text.
+pub fn reason(answer: &Answer) -> Option<String> {
+    const LONGEST: usize = 300;
+    let body = std::str::from_utf8(answer.body.expose()).ok()?;
+    let json: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+    let said = ["/error/message", "/description", "/message"].iter().find_map(|at| json.pointer(at)?.as_str());
+    // A proxy's HTML page says nothing that its status does not.
+    let text = said.or_else(|| (!body.trim_start().starts_with(['<', '{'])).then_some(body))?.trim();
+    let clean: String = text.chars().filter(|c| !c.is_control()).take(LONGEST).collect();
+    (!clean.is_empty()).then_some(clean)
+}
