@@ -76,7 +76,8 @@ pub fn attach(config: &Config, request: Request<'_>) -> Result<Mapping, Error> {
     Ok(mapping)
 }
 
-fn reference(asked: Option<KeyReference>, volume: &Volume) -> Result<KeyReference, Error> {
+/// The key that is asked for, or else the one that the header's token names.
+pub fn reference(asked: Option<KeyReference>, volume: &Volume) -> Result<KeyReference, Error> {
     let in_token = || volume.luks().and_then(|header| header.reference.clone());
     asked.or_else(in_token).ok_or_else(|| Error::NoReference(volume.device.path.clone()))
 }
@@ -128,11 +129,8 @@ pub fn separate(
 pub fn open(container: &Container, reference: &KeyReference, volume: &Volume) -> Result<VolumeKey, Error> {
     match container.fetch(&reference.key, Some(volume.uuid()))? {
         Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
-            let mismatch = |what| Error::Mismatch {
-                reference: reference.clone(),
-                device: volume.device.path.clone(),
-                what,
-            };
+            let mismatch =
+                |what| Error::Mismatch { reference: reference.clone(), device: volume.device.path.clone(), what };
             fits(&payload, volume).map_err(mismatch)?;
             Ok(payload.volume_key)
         }

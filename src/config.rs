@@ -193,8 +193,7 @@ impl TryFrom<toml::Table> for StoreConfig {
     /// Two parts with `deny_unknown_fields` each cannot be flattened into one struct, so the table is parted by hand.
     fn try_from(mut table: toml::Table) -> Result<Self, Self::Error> {
         let names = ["owner", "escrow", "no_escrow", "identities", "hosts"];
-        let sealing: toml::Table =
-            names.iter().filter_map(|name| table.remove_entry(*name)).collect();
+        let sealing: toml::Table = names.iter().filter_map(|name| table.remove_entry(*name)).collect();
         Ok(Self { sealing: sealing.try_into()?, location: table.try_into()?, network: Network::default() })
     }
 }

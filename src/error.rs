@@ -107,6 +107,22 @@ pub enum Error {
         /// What libblkid found.
         found: String,
     },
+    /// That is no id that any key has.
+    #[error("there is no key '{id}' in '{store}': that is no id of a key")]
+    NoSuchKey {
+        /// The store.
+        store: StoreName,
+        /// What was given as an id.
+        id: String,
+    },
+    /// A key that was used before is not used for another volume.
+    #[error("the key {key} has been used already, for {volume}; a device is formatted with an unused key only")]
+    KeyUsed {
+        /// The key.
+        key: KeyReference,
+        /// For what.
+        volume: String,
+    },
     /// The key is stored, but the header could not be written or does not read back.
     #[error("the header of {} could not be completed; its key {reference} is stored", .device.display())]
     HalfFormatted {

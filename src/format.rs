@@ -77,7 +77,7 @@ pub fn format(config: &Config, request: &Request<'_>) -> Result<Formatted, Error
 }
 
 /// The header in memory, judged as if a stranger had made it.
-fn plan(
+pub fn plan(
     request: &Request<'_>,
     device: &Device,
     reference: &KeyReference,
@@ -99,15 +99,18 @@ fn plan(
 }
 
 /// A device that was found blank (or is to be overwritten), held exclusively so that it stays so.
-struct Ground {
-    device: Device,
-    data: File,
+pub struct Ground {
+    /// The device.
+    pub device: Device,
+    /// It, open.
+    pub data: File,
     header: Option<File>,
     force: bool,
 }
 
 impl Ground {
-    fn claim(request: &Request<'_>) -> Result<Self, Error> {
+    /// Finds nothing known on the device, unless it is to be overwritten, and holds it.
+    pub fn claim(request: &Request<'_>) -> Result<Self, Error> {
         let device = Device::look(request.device)?;
         let needed_bytes =
             u64::from(SectorSize::B4096.bytes()) + if request.header.is_some() { 0 } else { HEADER_BYTES };
@@ -123,7 +126,8 @@ impl Ground {
         Ok(Self { device, data, header, force: request.force })
     }
 
-    fn write(&self, volume: &Volume) -> Result<(), Error> {
+    /// Writes the volume's header.
+    pub fn write(&self, volume: &Volume) -> Result<(), Error> {
         if self.force {
             self.erase_signatures().map_err(DeviceError::io("erase old signatures on", &self.device.path))?;
         }
@@ -133,6 +137,13 @@ impl Ground {
             _ => (&self.data, &self.device.path),
         };
         Ok(luks.image.write_to(target, HEADER_BYTES).map_err(DeviceError::io("write the header of", path))?)
+    }
+
+    /// Makes the device blank again that [`Ground::write`] has written a header to.
+    pub fn erase_header(&self) -> Result<(), Error> {
+        let zeroes = vec![0; HEADER_BYTES.min(self.device.size_bytes) as usize];
+        let erase = || self.data.write_all_at(&zeroes, 0).and_then(|()| self.data.sync_all());
+        Ok(erase().map_err(DeviceError::io("erase the header of", &self.device.path))?)
     }
 
     /// Old signatures that the header does not cover: file systems' and GPT's at the start, and at the end GPT's

@@ -4,7 +4,8 @@
 //!
 //! # The map
 //!
-//! A verb is one straight line: [`attach`], [`detach`], [`mod@format`], [`import`]. Each noun on that line is one module:
+//! A verb is one straight line: [`attach`], [`detach`], [`mod@format`], [`import`], [`resize`]; [`hook`] is what OpenStack asks
+//! for in the same words. Each noun on that line is one module:
 //!
 //! | module | noun |
 //! |---|---|
@@ -29,9 +30,11 @@ pub mod device;
 pub mod error;
 pub mod format;
 pub mod holders;
+pub mod hook;
 pub mod import;
 pub mod keep;
 pub mod key;
+pub mod resize;
 pub mod seal;
 pub mod separation;
 pub mod store;

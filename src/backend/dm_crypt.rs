@@ -147,6 +147,30 @@ impl Backend for DmCrypt {
         Ok(mapping(&options.name, false))
     }
 
+    fn resize(&self, name: &MappingName, volume: &Volume, key: &VolumeKey) -> Result<u64, BackendError> {
+        let found = self.find(name)?.ok_or_else(|| BackendError::NotActive(name.clone()))?;
+        if !self.is_mapping_of(&found, volume, name)? {
+            return Err(self.foreign(name, &found));
+        }
+        let failed =
+            |source: library::LibraryError| BackendError::failed(format!("cannot resize the mapping '{name}'"))(source);
+        let mut context = match &volume.header {
+            Header::Luks(header) => header.load(&volume.device.path).map_err(failed)?,
+            Header::Plain => library::call(|| plain_context(volume, key)).map_err(failed)?,
+        };
+        library::call(|| {
+            if volume.format() == Format::Luks2 {
+                // Without a name: the key goes into the keyring, from where the new table takes it.
+                context.context_handle().volume_key_keyring(true)?;
+                let flags = CryptActivate::KEYRING_KEY;
+                context.activate_handle().activate_by_volume_key(None, Some(key.expose()), flags)?;
+            }
+            context.context_handle().resize(name.as_str(), 0)
+        })
+        .map_err(failed)?;
+        Ok(library::call(|| table(name)).map_err(failed)?.size_bytes)
+    }
+
     fn deactivate(&self, name: &MappingName, deferred: Deferred) -> Result<(), BackendError> {
         let found = self.find(name)?.ok_or_else(|| BackendError::NotActive(name.clone()))?;
         if !found.uuid.starts_with(DM_UUID_PREFIX) {

@@ -22,6 +22,8 @@ pub trait Backend {
     ///
     /// The key is compared with the header's digest first.
     fn activate(&self, volume: &Volume, key: &VolumeKey, options: &Activate) -> Result<Mapping, BackendError>;
+    /// Makes a mapping as large as its device has become; its new size in bytes. It never shrinks.
+    fn resize(&self, name: &MappingName, volume: &Volume, key: &VolumeKey) -> Result<u64, BackendError>;
     /// Removes a mapping; all its data is on the volume before this returns.
     fn deactivate(&self, name: &MappingName, deferred: Deferred) -> Result<(), BackendError>;
     /// What is known of the mapping of that name; `None` if this backend has none.
@@ -46,6 +48,14 @@ pub fn choose(asked: Option<BackendKind>, device: &Device) -> Result<Box<dyn Bac
     }
     tracing::warn!("{unavailable}; mapping {} in userspace", device.path.display());
     Ok(Box::new(Userspace::default()))
+}
+
+/// The backend of that kind.
+pub fn of(kind: BackendKind) -> Result<Box<dyn Backend>, BackendError> {
+    Ok(match kind {
+        BackendKind::DmCrypt => Box::new(DmCrypt::open()?),
+        BackendKind::Userspace => Box::new(Userspace::default()),
+    })
 }
 
 /// All backends that can have mappings here.

@@ -66,13 +66,14 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::NoContainerKeys(_) => 78,
         Error::Unfinished { .. } => 69,
         Error::ReadBack(_) => 76,
+        Error::NoSuchKey { .. } => 67,
         Error::NotSeparate(_) => 72,
         Error::Backend(BackendError::NotActive(_)) | Error::NotAttached(_) => 66,
         Error::Backend(BackendError::Foreign { .. }) => 73,
         Error::Backend(BackendError::Busy { .. }) => 75,
         Error::Backend(_) => 71,
         Error::Audit(_) | Error::Io { .. } => 74,
-        Error::NotBlank { .. } | Error::Exists(_) | Error::StoreExists(_) => 73,
+        Error::NotBlank { .. } | Error::KeyUsed { .. } | Error::Exists(_) | Error::StoreExists(_) => 73,
         Error::HalfFormatted { source, .. } => exit_code(source),
     }
 }
@@ -155,6 +156,9 @@ fn next_step(error: &Error) -> Option<String> {
         }
         Error::NoReference(_) => "name the key with --key STORE/KEY-ID ('cryptattach key list' shows them)".to_owned(),
         Error::NoName(_) => "give the mapping a name: cryptattach attach DEVICE NAME".to_owned(),
+        Error::KeyUsed { .. } => {
+            "check that this is the right device: the volume's data must be on another one, or is lost".to_owned()
+        }
         Error::NotBlank { .. } => "check that this is the right device; --force overwrites what is there".to_owned(),
         Error::Device(error) | Error::Backend(BackendError::Device(error)) => device_next_step(error)?,
         Error::Volume(error) | Error::Backend(BackendError::Volume(error)) => volume_next_step(error)?,
@@ -198,7 +202,9 @@ fn store_next_step(error: &StoreError) -> Option<&'static str> {
         StoreError::Denied { .. } => {
             "check whom the store's configuration logs in as, and the container's access lists ('cryptattach container show')"
         }
-        StoreError::NoContainer { .. } => "'cryptattach container create' makes one; check 'container' and 'cloud' in the configuration",
+        StoreError::NoContainer { .. } => {
+            "'cryptattach container create' makes one; check 'container' and 'cloud' in the configuration"
+        }
         StoreError::Auth(error) => return auth_next_step(error),
         StoreError::Unreachable { source, .. } => match &**source {
             SendError::Auth(error) => return auth_next_step(error),
@@ -213,10 +219,14 @@ fn store_next_step(error: &StoreError) -> Option<&'static str> {
 fn auth_next_step(error: &AuthError) -> Option<&'static str> {
     Some(match error {
         AuthError::Http(error) => return http_next_step(error),
-        AuthError::Clouds(_) => "check 'cloud', 'clouds' and 'secret' of the store in the configuration, and clouds.yaml",
+        AuthError::Clouds(_) => {
+            "check 'cloud', 'clouds' and 'secret' of the store in the configuration, and clouds.yaml"
+        }
         AuthError::Refused { .. } => "check user, project and secret in clouds.yaml, and this host's clock",
         AuthError::CallerToken(_) => "repeat the request with a new token",
-        AuthError::NoEndpoint { .. } => "check 'region_name' and 'interface' in clouds.yaml, or name the service's 'urls' in the configuration",
+        AuthError::NoEndpoint { .. } => {
+            "check 'region_name' and 'interface' in clouds.yaml, or name the service's 'urls' in the configuration"
+        }
         AuthError::Answer { .. } => "check auth_url in clouds.yaml",
         AuthError::Memory(_) => return None,
     })

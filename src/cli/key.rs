@@ -233,7 +233,7 @@ impl Passphrase {
 }
 
 /// The file's bytes, at most 8 MiB as cryptsetup allows, straight into secret memory.
-fn read_secret(path: &Path) -> Result<SecretBytes, Error> {
+pub fn read_secret(path: &Path) -> Result<SecretBytes, Error> {
     const MOST: usize = 8 << 20;
     let action = || format!("read the key file {}", path.display());
     let mut file = if path == Path::new("-") {

@@ -5,11 +5,13 @@ mod container;
 mod detach;
 mod failure;
 mod format;
+mod hook;
 mod init;
 mod key;
 mod list;
 mod man;
 mod output;
+mod resize;
 mod separation;
 mod status;
 
@@ -67,6 +69,7 @@ enum Verb {
     Format(format::Format),
     Attach(attach::Attach),
     Detach(detach::Detach),
+    Resize(resize::Resize),
     Status(status::Status),
     List(list::List),
     Separation(separation::Separation),
@@ -74,6 +77,8 @@ enum Verb {
     Key(key::Key),
     #[command(subcommand)]
     Container(container::Container),
+    #[command(subcommand)]
+    Hook(hook::Hook),
     #[command(hide = true)]
     Man(man::Man),
     /// The process that holds a userspace mapping; started by attach
@@ -137,11 +142,13 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Verb::Format(format) => format.run(global),
         Verb::Attach(attach) => attach.run(global),
         Verb::Detach(detach) => detach.run(global),
+        Verb::Resize(resize) => resize.run(global),
         Verb::Status(status) => status.run(global),
         Verb::List(list) => list.run(global),
         Verb::Separation(separation) => separation.run(global),
         Verb::Key(key) => key.run(global),
         Verb::Container(container) => container.run(global),
+        Verb::Hook(hook) => hook.run(global),
         Verb::Man(man) => man.run(),
         Verb::UserspaceWorker => Ok(()),
     }

@@ -76,7 +76,9 @@ mod tests {
     fn has_exactly_one_spelling() {
         let id: ContainerKeyId = "cinder/kek/12".parse().unwrap();
         assert_eq!((id.to_string().as_str(), id.epoch.next().to_string().as_str()), ("cinder/kek/12", "13"));
-        for wrong in ["cinder/kek/0", "cinder/kek/01", "cinder/kek/+1", "cinder/kek/", "Cinder/kek/1", "kek/1", "x/kek/1/2"] {
+        for wrong in
+            ["cinder/kek/0", "cinder/kek/01", "cinder/kek/+1", "cinder/kek/", "Cinder/kek/1", "kek/1", "x/kek/1/2"]
+        {
             assert!(wrong.parse::<ContainerKeyId>().is_err(), "{wrong}");
         }
     }

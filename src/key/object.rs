@@ -42,6 +42,9 @@ pub struct ObjectFacts {
     /// Seconds since 1970-01-01 UTC.
     #[serde(default)]
     pub created: Option<u64>,
+    /// Another program got its value and may have made use of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub given_out: bool,
 }
 
 /// A key or passphrase that another program made use of before, or will: Cinder's volume keys are such.
@@ -94,7 +97,8 @@ mod tests {
     #[test]
     fn computes_the_passphrase_as_os_brick_does() {
         let object = |kind, value: &[u8]| {
-            let facts = ObjectFacts { kind, algorithm: None, bit_length: None, name: None, created: None };
+            let facts =
+                ObjectFacts { kind, algorithm: None, bit_length: None, name: None, created: None, given_out: false };
             ManagedObject { facts, value: SecretBytes::copy_of(value).unwrap() }
         };
         assert_eq!(object(ObjectKind::Symmetric, &[0, 0x1f, 0xab]).passphrase().unwrap().expose(), b"001fab");

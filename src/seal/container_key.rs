@@ -17,8 +17,7 @@ use super::{
     payload::{Base64, decode_bytes, read_json, write_json},
 };
 use crate::key::{
-    ContainerKeyId, Epoch, JoseHeader, JweRecipient, MalformedSealedKey, SealedKey, SecretBytes,
-    StoreName,
+    ContainerKeyId, Epoch, JoseHeader, JweRecipient, MalformedSealedKey, SealedKey, SecretBytes, StoreName,
 };
 
 /// Value of `alg`.
@@ -118,7 +117,8 @@ impl ContainerKey {
     }
 
     fn proof_of(&self, next: &Self) -> Result<String, SealError> {
-        let mac = self.mac(format!("cryptattach next container key {} {}", next.kid, next.fingerprint()?).as_bytes())?;
+        let mac =
+            self.mac(format!("cryptattach next container key {} {}", next.kid, next.fingerprint()?).as_bytes())?;
         Ok(Base64UrlUnpadded::encode_string(&mac))
     }
 

@@ -56,7 +56,8 @@ pub use owner::{OwnerKey, OwnerRecipient};
 pub use payload::{Content, Payload};
 
 use crate::key::{
-    BoundContext, JoseHeader, JweRecipient, KeyId, MalformedSealedKey, SealedKey, SecretBytes, SecretMemoryError, StoreName,
+    BoundContext, JoseHeader, JweRecipient, KeyId, MalformedSealedKey, SealedKey, SecretBytes, SecretMemoryError,
+    StoreName,
 };
 
 /// Value of `typ` in the protected header.

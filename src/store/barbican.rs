@@ -125,7 +125,8 @@ impl Barbican {
     }
 
     fn payload(&self, id: &KeyId) -> Result<SecretBytes, StoreError> {
-        let answer = self.find(&["secrets", &id.to_string(), "payload"], "application/octet-stream, text/plain;q=0.5")?;
+        let answer =
+            self.find(&["secrets", &id.to_string(), "payload"], "application/octet-stream, text/plain;q=0.5")?;
         Ok(answer.ok_or_else(|| self.not_found(id))?.body)
     }
 
@@ -342,7 +343,8 @@ impl ObjectStore for Barbican {
                 .once()
         })?;
         let ordered: Value = self.parse(&self.expect("order a key of", answer)?)?;
-        let order = ordered["order_ref"].as_str().and_then(|text| text.rsplit('/').next()).unwrap_or_default().to_owned();
+        let order =
+            ordered["order_ref"].as_str().and_then(|text| text.rsplit('/').next()).unwrap_or_default().to_owned();
         for _ in 0..ORDER_LOOKS {
             let answer = self.find(&["orders", &order], "application/json")?;
             let order: Value = answer.map(|answer| self.parse(&answer)).transpose()?.unwrap_or_default();
@@ -386,7 +388,11 @@ impl ObjectStore for Barbican {
     fn mark_used(&self, id: &KeyId, volume: &str) -> Result<(), StoreError> {
         self.set_metadata(id, USED_FOR, volume)?;
         let stored = self.metadata(id)?.get(USED_FOR).and_then(Value::as_str).map(str::to_owned);
-        if stored.as_deref() == Some(volume) { Ok(()) } else { Err(self.wrong("write to", "it forgets what it was told")) }
+        if stored.as_deref() == Some(volume) {
+            Ok(())
+        } else {
+            Err(self.wrong("write to", "it forgets what it was told"))
+        }
     }
 }
 
@@ -394,7 +400,14 @@ impl Secret {
     fn facts(self) -> ObjectFacts {
         let kind = serde_json::from_value(Value::String(self.secret_type)).unwrap_or(ObjectKind::Opaque);
         let created = self.created.as_deref().and_then(seconds);
-        ObjectFacts { kind, algorithm: self.algorithm, bit_length: self.bit_length, name: self.name, created }
+        ObjectFacts {
+            kind,
+            algorithm: self.algorithm,
+            bit_length: self.bit_length,
+            name: self.name,
+            created,
+            given_out: false,
+        }
     }
 }
 

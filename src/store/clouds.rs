@@ -283,7 +283,8 @@ fn read(path: &Path) -> Result<String, CloudsError> {
 fn read_secret(path: &Path) -> Result<SecretBytes, CloudsError> {
     let text = Zeroizing::new(read(path)?);
     let failed = |source| CloudsError::Read { path: path.to_owned(), source };
-    SecretBytes::copy_of(text.trim_end_matches(['\r', '\n']).as_bytes()).map_err(|error| failed(io::Error::other(error)))
+    SecretBytes::copy_of(text.trim_end_matches(['\r', '\n']).as_bytes())
+        .map_err(|error| failed(io::Error::other(error)))
 }
 
 fn place(error: &serde_saphyr::Error) -> String {

@@ -114,7 +114,9 @@ impl KeyStore for Directory {
         let path = self.file(id);
         let lock = self.lock()?;
         self.written(key)?.persist_noclobber(&path).map_err(|refused| match refused.error.kind() {
-            io::ErrorKind::AlreadyExists => StoreError::Exists { id: id.to_string(), at: self.path.display().to_string() },
+            io::ErrorKind::AlreadyExists => {
+                StoreError::Exists { id: id.to_string(), at: self.path.display().to_string() }
+            }
             _ => io_error("create", &path)(refused.error),
         })?;
         self.flush(&lock)

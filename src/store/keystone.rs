@@ -129,9 +129,8 @@ impl Session {
     ) -> Result<Self, AuthError> {
         let cloud = Cloud::find(config, caller)?;
         let authorities = cloud.authorities.as_deref();
-        let authorities = authorities.map(|path| {
-            fs::read(path).map_err(|source| CloudsError::Read { path: path.to_owned(), source })
-        });
+        let authorities = authorities
+            .map(|path| fs::read(path).map_err(|source| CloudsError::Read { path: path.to_owned(), source }));
         let authorities = authorities.transpose()?;
         let http = Http::new(network, authorities.as_deref()).map_err(AuthError::Http)?;
         let urls = urls.iter().map(|text| http::url(text)).collect::<Result<_, _>>().map_err(AuthError::Http)?;
@@ -256,11 +255,8 @@ impl Session {
         let (mut value, storage) = (given("x-auth-token")?, given("x-storage-url")?);
         value.set_sensitive(true);
         let storage = storage.to_str().map_err(|_| wrong(&answer.url, "its X-Storage-Url is no text"))?;
-        let urls = if self.urls.is_empty() {
-            vec![http::url(storage).map_err(AuthError::Http)?]
-        } else {
-            self.urls.clone()
-        };
+        let urls =
+            if self.urls.is_empty() { vec![http::url(storage).map_err(AuthError::Http)?] } else { self.urls.clone() };
         Ok(Token { value, urls })
     }
 

@@ -21,7 +21,10 @@ pub use swift::{Access, ContainerFacts, Swift};
 
 use crate::{
     config::{Location, StoreConfig},
-    key::{Epoch, KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, Place, SealedKey, SecretBytes, SecretMemoryError, StoreName},
+    key::{
+        Epoch, KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, Place, SealedKey, SecretBytes, SecretMemoryError,
+        StoreName,
+    },
 };
 
 /// A dictionary from key id to sealed key.

@@ -251,9 +251,8 @@ impl Swift {
 
     /// Deletes an object, and in a container that keeps old versions, those as well: else nothing would be shredded.
     fn delete_object(&self, id: &dyn std::fmt::Display, path: &[&str]) -> Result<(), StoreError> {
-        let answer = self.send("delete from", |urls| {
-            Request::new(Method::DELETE, self.urls(urls, path), MOST_WORDS_BYTES)
-        })?;
+        let answer =
+            self.send("delete from", |urls| Request::new(Method::DELETE, self.urls(urls, path), MOST_WORDS_BYTES))?;
         let found = answer.status != StatusCode::NOT_FOUND;
         if found {
             self.expect("delete from", answer)?;
@@ -389,7 +388,8 @@ impl ContainerKeys for Swift {
     }
 
     fn set_current(&self, current: &Current, fingerprint: &str) -> Result<(), StoreError> {
-        let value = |text: &str| HeaderValue::from_str(text).map_err(|_| self.unusable("a fingerprint that is no text"));
+        let value =
+            |text: &str| HeaderValue::from_str(text).map_err(|_| self.unusable("a fingerprint that is no text"));
         let (epoch, fingerprint) = (value(&current.epoch.to_string())?, value(fingerprint)?);
         // An empty value removes the metadata.
         let rotating = HeaderValue::from_static(if current.rotating { "true" } else { "" });
@@ -436,4 +436,3 @@ fn md5(bytes: &[u8]) -> String {
     let digest = hash(MessageDigest::md5(), bytes);
     digest.map(|digest| digest.iter().map(|byte| format!("{byte:02x}")).collect()).unwrap_or_default()
 }
-

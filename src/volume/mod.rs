@@ -1,6 +1,7 @@
 //! Volumes: what is encrypted, and how. Headers are untrusted until the allow-list has passed them.
 
 mod allow_list;
+pub mod blank;
 mod header_image;
 pub mod library;
 mod luks;

@@ -11,13 +11,13 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyWrite, Request, Session, SessionACL, WriteFlags,
+    BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
+    ReplyOpen, ReplyWrite, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 use nix::{
     libc,
@@ -32,7 +32,7 @@ pub const FILE_NAME: &str = "volume";
 
 const FILE: INodeNo = INodeNo(2);
 
-/// Nothing ever changes but the file's content: the kernel need not ask again.
+/// Nothing changes but the file's content, and its size at the kernel's own request: it need not ask again.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 const MAX_REQUEST_BYTES: u32 = 1 << 20;
 const THREADS: usize = 2;
@@ -193,6 +193,38 @@ impl Filesystem for Volume {
         match self.attributes(inode) {
             Some(attributes) => reply.attr(&FOR_EVER, &attributes),
             None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    /// truncate(2): the file grows with its device, and in no other way.
+    fn setattr(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let grown = match size.filter(|_| inode == FILE) {
+            Some(size) => {
+                self.image.grow(size).map_err(|error| Errno::from_i32(error.raw_os_error().unwrap_or(libc::EIO)))
+            }
+            None => Err(Errno::EPERM),
+        };
+        match (grown, self.attributes(inode)) {
+            (Ok(()), Some(attributes)) => reply.attr(&FOR_EVER, &attributes),
+            (Err(errno), _) => reply.error(errno),
+            (_, None) => reply.error(Errno::ENOENT),
         }
     }
 

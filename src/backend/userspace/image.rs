@@ -2,9 +2,12 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Seek, SeekFrom},
     os::unix::fs::FileExt,
-    sync::{PoisonError, RwLock},
+    sync::{
+        PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use nix::{
@@ -25,7 +28,8 @@ pub struct Image {
     backing: File,
     cipher: Xts,
     data_offset: u64,
-    size: u64,
+    /// It may grow.
+    size: AtomicU64,
     /// What is read and written at once: the encryption sector, or the device's block where that is larger.
     unit: u64,
     /// Writers of whole units share it. A writer of a part reads, changes and writes back a whole unit and must be alone,
@@ -89,12 +93,23 @@ impl Image {
             set_direct(&backing, false).ok();
         }
         let unit = direct.unwrap_or(sector);
-        Self { backing, cipher, data_offset, size, unit, partial_write: RwLock::new(()) }
+        Self { backing, cipher, data_offset, size: AtomicU64::new(size), unit, partial_write: RwLock::new(()) }
     }
 
     /// Number of plaintext bytes.
     pub fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Makes it larger, if the device is large enough for that.
+    pub fn grow(&self, size: u64) -> io::Result<()> {
+        let device_bytes = (&self.backing).seek(SeekFrom::End(0))?;
+        let most = device_bytes.saturating_sub(self.data_offset);
+        if size < self.size() || size > most || !size.is_multiple_of(self.unit) {
+            return Err(Errno::EINVAL.into());
+        }
+        self.size.store(size, Ordering::Release);
+        Ok(())
     }
 
     /// The unit that needs no read before a write: block size for whatever is put on top.
@@ -104,7 +119,7 @@ impl Image {
 
     /// Reads `length` bytes at `offset`; fewer at the end, none behind it.
     pub fn read_at<'a>(&self, offset: u64, length: usize, scratch: &'a mut Scratch) -> io::Result<&'a [u8]> {
-        let rest = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let rest = usize::try_from(self.size().saturating_sub(offset)).unwrap_or(usize::MAX);
         let length = length.min(rest);
         if length == 0 {
             return Ok(&[]);
@@ -117,7 +132,7 @@ impl Image {
 
     /// Writes all of `data` at `offset`; beyond the end is `ENOSPC`, as block devices have it.
     pub fn write_at(&self, offset: u64, data: &[u8], scratch: &mut Scratch) -> io::Result<()> {
-        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= self.size);
+        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= self.size());
         if end.is_none() {
             return Err(Errno::ENOSPC.into());
         }

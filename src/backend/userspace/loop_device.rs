@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, Seek, SeekFrom},
     os::{
         fd::AsRawFd,
         unix::{ffi::OsStrExt, fs::OpenOptionsExt},
@@ -81,6 +81,7 @@ mod ioctl {
     nix::ioctl_write_ptr_bad!(loop_configure, 0x4c0a, LoopConfig);
     nix::ioctl_write_ptr_bad!(loop_set_status64, 0x4c04, LoopInfo64);
     nix::ioctl_none_bad!(loop_clr_fd, 0x4c01);
+    nix::ioctl_none_bad!(loop_set_capacity, 0x4c07);
 }
 
 impl LoopInfo64 {
@@ -161,6 +162,14 @@ impl LoopDevice {
     /// Whether it goes when its last user closes it.
     pub fn is_going(&self) -> bool {
         self.attribute("autoclear").is_some_and(|value| value == "1")
+    }
+
+    /// Takes over the size that its file has now; the size in bytes.
+    pub fn take_size(&self) -> io::Result<u64> {
+        let mut node = self.open(0)?;
+        // SAFETY: the ioctl takes no argument and the descriptor is open.
+        unsafe { ioctl::loop_set_capacity(node.as_raw_fd()) }?;
+        node.seek(SeekFrom::End(0))
     }
 
     /// Writes out what was written to it and lets go of the file, unless someone else has it open for all of `patience`:

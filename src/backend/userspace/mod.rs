@@ -205,6 +205,24 @@ impl Backend for Userspace {
         Ok(self.mapping(&options.name, false))
     }
 
+    fn resize(&self, name: &MappingName, volume: &Volume, _: &VolumeKey) -> Result<u64, BackendError> {
+        let _lock = self.places.lock(name, removal::LOCK_PATIENCE)?;
+        let mut state = State::load(&self.places, name)?.ok_or_else(|| BackendError::NotActive(name.clone()))?;
+        let loop_device = state.bound_loop_device(&self.places).ok_or_else(|| BackendError::NotActive(name.clone()))?;
+        if state.volume != volume.uuid() {
+            let by = format!("{} is attached under it", state.device.display());
+            return Err(BackendError::Foreign { name: name.clone(), by });
+        }
+        let file = self.places.file(name);
+        let mut grow = || {
+            // The worker accepts what its device has room for, and the kernel notes the new size.
+            OpenOptions::new().write(true).open(&file)?.set_len(volume.geometry.size_bytes)?;
+            state.size_bytes = loop_device.take_size()?;
+            state.update(&self.places).map(|()| state.size_bytes)
+        };
+        grow().map_err(|error: io::Error| BackendError::failed(format!("cannot resize '{name}'"))(error))
+    }
+
     fn deactivate(&self, name: &MappingName, deferred: Deferred) -> Result<(), BackendError> {
         removal::detach(&self.places, name, deferred)
     }

@@ -1,0 +1,293 @@
+//! `cryptattach hook ...`: one JSON request on standard input, one JSON answer on standard output.
+//!
+//! The request may hold a token or a key, and so is read into locked memory; what serde takes out of it is borrowed.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use base64ct::{Base64, Encoding};
+use clap::Subcommand;
+use serde::{Deserialize, Serialize, Serializer, ser};
+use serde_json::json;
+
+use super::{Global, key::read_secret};
+use crate::{
+    backend::MappingName,
+    config::Config,
+    container::Container,
+    error::Error,
+    hook::{self, Described, Request},
+    key::{KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, StoreName},
+};
+
+/// The version of requests that is understood.
+const VERSION: u32 = 1;
+
+/// Attach volumes and keep keys for OpenStack (os-brick, castellan): JSON on standard input and output
+///
+/// docs/hooks.md has the requests and answers.
+#[derive(Subcommand)]
+pub enum Hook {
+    /// Attach a volume; format it at its first attach
+    Attach,
+    /// Remove a mapping
+    Detach,
+    /// Make a mapping as large as its device has become
+    Extend,
+    /// Keep and give out keys
+    #[command(subcommand)]
+    Key(Key),
+}
+
+/// What castellan asks of a key manager
+#[derive(Subcommand)]
+pub enum Key {
+    /// Make a symmetric key
+    Create,
+    /// Keep an object
+    Store,
+    /// Give an object out
+    Get,
+    /// Delete an object for ever
+    Delete,
+    /// List objects
+    List,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+#[derive(Deserialize)]
+struct Auth<'a> {
+    token: Option<&'a str>,
+}
+
+/// What is common to all that need a store.
+#[derive(Deserialize)]
+struct Whose<'a> {
+    #[serde(borrow)]
+    auth: Option<Auth<'a>>,
+    store: Option<StoreName>,
+}
+
+#[derive(Deserialize)]
+struct Attach {
+    device: PathBuf,
+    link: Option<PathBuf>,
+    name: MappingName,
+    key_id: String,
+    provider: Option<String>,
+    cipher: Option<String>,
+    key_size: Option<u32>,
+}
+
+#[derive(Deserialize)]
+struct Detach {
+    name: MappingName,
+}
+
+#[derive(Deserialize)]
+struct Create {
+    algorithm: Option<String>,
+    bit_length: Option<u32>,
+    name: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Store<'a> {
+    #[serde(borrow)]
+    secret: Secret<'a>,
+}
+
+#[derive(Deserialize)]
+struct Secret<'a> {
+    #[serde(flatten)]
+    facts: ObjectFacts,
+    value: &'a str,
+}
+
+#[derive(Deserialize)]
+struct Which {
+    key_id: String,
+    #[serde(default)]
+    metadata_only: bool,
+}
+
+#[derive(Deserialize)]
+struct Listing {
+    #[serde(rename = "type")]
+    kind: Option<ObjectKind>,
+    #[serde(default)]
+    metadata_only: bool,
+}
+
+#[derive(Serialize)]
+struct Given<'a> {
+    key_id: String,
+    #[serde(flatten)]
+    facts: &'a ObjectFacts,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<Value<'a>>,
+}
+
+struct Value<'a>(&'a SecretBytes);
+
+impl Serialize for Value<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let bytes = self.0.expose();
+        let mut text = SecretBytes::zeroed(Base64::encoded_len(bytes)).map_err(ser::Error::custom)?;
+        let text = Base64::encode(bytes, text.expose_mut()).map_err(ser::Error::custom)?;
+        serializer.serialize_str(text)
+    }
+}
+
+impl Hook {
+    pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
+        let input = read_secret(Path::new("-"))?;
+        let version = parse::<Version>(&input)?.version;
+        if version != VERSION {
+            return Err(Error::Usage(format!(
+                "requests of version {version} are not known, only of version {VERSION}"
+            )));
+        }
+        if let Self::Detach = self {
+            // By name alone: os-brick detaches without a user, and perhaps when the configuration has changed.
+            let detached = hook::detach(&parse::<Detach>(&input)?.name)?;
+            return answer(&json!({"detached": detached}));
+        }
+        let config = global.config()?;
+        let whose: Whose<'_> = parse(&input)?;
+        let store = config.store_or_default(whose.store.as_ref())?;
+        let caller = whose.auth.and_then(|auth| auth.token).map(|token| SecretBytes::copy_of(token.as_bytes()));
+        let caller = caller.transpose()?;
+        match self {
+            Self::Attach => {
+                let mapping = hook::attach(&config, &parse::<Attach>(&input)?.into_request(store)?, caller)?;
+                answer(&json!({"device": mapping.device}))
+            }
+            Self::Extend => {
+                let size_bytes = hook::extend(&config, &parse::<Attach>(&input)?.into_request(store)?, caller)?;
+                answer(&json!({"size_bytes": size_bytes}))
+            }
+            Self::Key(key) => key.run(&config, &Container::open(&config, &store, caller)?, &input, store),
+            Self::Detach => Ok(()),
+        }
+    }
+}
+
+impl Key {
+    fn run(&self, config: &Config, container: &Container, input: &SecretBytes, store: StoreName) -> Result<(), Error> {
+        match self {
+            Self::Create => {
+                let Create { algorithm, bit_length, name } = parse(input)?;
+                let kind = ObjectKind::Symmetric;
+                let facts = ObjectFacts { kind, algorithm, bit_length, name, created: None, given_out: false };
+                let key = hook::create_key(config, container, facts)?;
+                answer(&json!({"key_id": key.key}))
+            }
+            Self::Store => {
+                let Secret { facts, value } = parse::<Store<'_>>(input)?.secret;
+                let mut bytes = SecretBytes::zeroed(value.len())?;
+                let decoded = Base64::decode(value, bytes.expose_mut()).map(<[u8]>::len);
+                let length = decoded.map_err(|_| Error::Usage("the request's value is not base64".to_owned()))?;
+                bytes.truncate(length);
+                let key = hook::store_key(config, container, ManagedObject { facts, value: bytes })?;
+                answer(&json!({"key_id": key.key}))
+            }
+            Self::Get => {
+                let Which { key_id, metadata_only } = parse(input)?;
+                answer(&given(&hook::get_key(config, container, &reference(store, &key_id)?, !metadata_only)?))
+            }
+            Self::Delete => {
+                hook::delete_key(config, container, &reference(store, &parse::<Which>(input)?.key_id)?)?;
+                answer(&json!({}))
+            }
+            Self::List => {
+                let Listing { kind, metadata_only } = parse(input)?;
+                let objects = hook::list_keys(config, container, kind, !metadata_only)?;
+                #[derive(Serialize)]
+                struct Listed<'a> {
+                    keys: Vec<Given<'a>>,
+                }
+                answer(&Listed { keys: objects.iter().map(given).collect() })
+            }
+        }
+    }
+}
+
+fn given(object: &Described) -> Given<'_> {
+    Given { key_id: object.key.key.to_string(), facts: &object.facts, value: object.value.as_ref().map(Value) }
+}
+
+impl Attach {
+    fn into_request(self, store: StoreName) -> Result<Request, Error> {
+        let key_size = |bits| {
+            KeySize::from_bits(bits)
+                .ok_or_else(|| Error::Usage(format!("a key size of {bits} bits is not supported (256, 512)")))
+        };
+        // os-brick's own names for it, short and as a class.
+        let plain = self
+            .provider
+            .as_deref()
+            .is_some_and(|provider| matches!(provider, "plain") || provider.ends_with(".CryptsetupEncryptor"));
+        Ok(Request {
+            device: self.device,
+            link: self.link,
+            name: self.name,
+            key: reference(store, &self.key_id)?,
+            plain,
+            cipher: self.cipher,
+            key_size: self.key_size.map(key_size).transpose()?,
+        })
+    }
+}
+
+/// No store ever gave out an id of another form, so it is a key that does not exist.
+fn reference(store: StoreName, key_id: &str) -> Result<KeyReference, Error> {
+    match key_id.parse() {
+        Ok(key) => Ok(KeyReference { store, key }),
+        Err(_) => Err(Error::NoSuchKey { store, id: key_id.to_owned() }),
+    }
+}
+
+/// What stands in a request is not repeated: it may be a token or a key.
+fn parse<'a, T: Deserialize<'a>>(input: &'a SecretBytes) -> Result<T, Error> {
+    serde_json::from_slice(input.expose()).map_err(|error| {
+        let why = match error.classify() {
+            serde_json::error::Category::Data => "a member is missing or of the wrong type".to_owned(),
+            _ => "it is no JSON".to_owned(),
+        };
+        Error::Usage(format!("the request is not understood: {why} (line {}, column {})", error.line(), error.column()))
+    })
+}
+
+/// Written past the buffer of `Stdout`, which would keep a copy.
+fn answer(value: &impl Serialize) -> Result<(), Error> {
+    let failed = || "write the answer".to_owned();
+    let mut counter = Counter(0);
+    serde_json::to_writer(&mut counter, value).map_err(|error| Error::io(failed())(error.into()))?;
+    let mut json = SecretBytes::zeroed(counter.0 + 1)?;
+    let mut room = json.expose_mut();
+    serde_json::to_writer(&mut room, value).map_err(|error| Error::io(failed())(error.into()))?;
+    room.write_all(b"\n").map_err(Error::io(failed()))?;
+    let out = nix::unistd::dup(io::stdout()).map_err(|errno| Error::io(failed())(errno.into()))?;
+    File::from(out).write_all(json.expose()).map_err(Error::io(failed()))
+}
+
+struct Counter(usize);
+
+impl Write for Counter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

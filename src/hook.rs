@@ -1,0 +1,246 @@
+//! Hooks: what Nova and Cinder ask for, through os-brick and castellan, when they attach a volume or keep a key.
+//!
+//! A volume's key is here a managed object, as Cinder makes it, and its passphrase is computed from it as os-brick does,
+//! so that both can open each other's volumes. A device is formatted at its first attach only, and only if nothing is
+//! on it and its key has never been used: both, for either alone would also be true of a volume that is not where it should be.
+
+mod keys;
+
+use std::{
+    fs, io,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
+
+pub use keys::{Described, create_key, delete_key, get_key, list_keys, store_key};
+
+use crate::{
+    attach::{self, Options, Strictness},
+    backend::{BackendError, Deferred, Mapping, MappingName},
+    config::Config,
+    container::{Container, Fetched},
+    detach,
+    device::DeviceError,
+    error::Error,
+    format::{self, Ground},
+    key::{KeyReference, KeySize, ManagedObject, ObjectKind, SecretBytes, VolumeKey},
+    resize,
+    seal::{Content, Opened},
+    store::Released,
+    volume::{self, CIPHER, PlainParameters, SectorSize, Volume, VolumeError},
+};
+
+/// A key of fewer bits is not trusted to stand behind the least key derivation that LUKS2 allows.
+const LEAST_KEY_BYTES: usize = 32;
+
+/// What os-brick says of a volume.
+pub struct Request {
+    /// The encrypted device.
+    pub device: PathBuf,
+    /// The symbolic link that Nova and Cinder will open; it is to lead to the plaintext device.
+    pub link: Option<PathBuf>,
+    /// The mapping's name.
+    pub name: MappingName,
+    /// The volume's key.
+    pub key: KeyReference,
+    /// The volume is plain dm-crypt.
+    pub plain: bool,
+    /// Cipher of the volume type.
+    pub cipher: Option<String>,
+    /// Key size of the volume type.
+    pub key_size: Option<KeySize>,
+}
+
+/// Attaches a volume; formats it first if that is its first time.
+pub fn attach(config: &Config, request: &Request, caller: Option<SecretBytes>) -> Result<Mapping, Error> {
+    check_cipher(request)?;
+    if let Some(mapping) = attached_already(request)? {
+        return Ok(mapping);
+    }
+    let plain = request.plain.then(|| plain(request));
+    match volume::find(&request.device, None, plain.as_ref()) {
+        Err(VolumeError::NoHeader { found: None, .. }) => format_first(config, request, copy(caller.as_ref())?)?,
+        found => drop(found?),
+    }
+    let mapping = attach::attach(
+        config,
+        attach::Request {
+            device: &request.device,
+            name: Some(request.name.clone()),
+            key: Some(request.key.clone()),
+            header: None,
+            plain,
+            backend: None,
+            options: Options::default(),
+            separation: Strictness::default(),
+            caller,
+        },
+    )?;
+    if let Some(link) = &request.link {
+        point(link, &mapping.device)?;
+    }
+    Ok(mapping)
+}
+
+/// Removes a mapping; whether there was one. Cleaning up after a failure, os-brick asks for it more than once.
+pub fn detach(name: &MappingName) -> Result<bool, Error> {
+    match detach::detach(name, Deferred::No) {
+        Ok(_) => Ok(true),
+        Err(Error::NotAttached(_) | Error::Backend(BackendError::NotActive(_))) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes a mapping as large as its device has become.
+pub fn extend(config: &Config, request: &Request, caller: Option<SecretBytes>) -> Result<u64, Error> {
+    let plain = request.plain.then(|| plain(request));
+    resize::resize(config, resize::Request { name: &request.name, key: Some(request.key.clone()), plain, caller })
+}
+
+fn check_cipher(request: &Request) -> Result<(), Error> {
+    match &request.cipher {
+        Some(cipher) if cipher != CIPHER => {
+            Err(Error::Usage(format!("the volume type wants the cipher '{cipher}'; only {CIPHER} is supported")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// os-brick names the device by a link that leads to the mapping once the volume is attached.
+fn attached_already(request: &Request) -> Result<Option<Mapping>, Error> {
+    let status = match detach::status(&request.name) {
+        Err(Error::NotAttached(_)) => return Ok(None),
+        status => status?,
+    };
+    let same = |a: &Path, b: &Path| matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b);
+    Ok(same(&status.device, &request.device).then_some(Mapping {
+        name: status.name,
+        device: status.device,
+        backend: status.backend,
+        already_active: true,
+    }))
+}
+
+fn plain(request: &Request) -> PlainParameters {
+    PlainParameters {
+        key_size: request.key_size.unwrap_or(KeySize::Bits256),
+        sector_size: SectorSize::B512,
+        offset_sectors: 0,
+        skip_sectors: 0,
+    }
+}
+
+fn format_first(config: &Config, request: &Request, caller: Option<SecretBytes>) -> Result<(), Error> {
+    let container = Container::open(config, &request.key.store, caller)?;
+    let unused = Unused::fetch(&container, &request.key)?;
+    let plan = format::Request {
+        device: &request.device,
+        store: None,
+        keyslot: true,
+        header: None,
+        key_size: request.key_size.unwrap_or(KeySize::Bits512),
+        sector_size: None,
+        force: false,
+        separation: Strictness::default(),
+    };
+    let ground = Ground::claim(&plan)?;
+    if let Some(at) = ground.first_data()? {
+        return Err(Error::NotBlank {
+            path: request.device.clone(),
+            found: format!("data at byte {at}, of no known kind"),
+        });
+    }
+    let (key, passphrase) = (VolumeKey::random(plan.key_size)?, unused.object().passphrase()?);
+    let volume = format::plan(&plan, &ground.device, &request.key, &key, Some(&passphrase))?;
+    let report = attach::separate(config, &container, &request.key, &volume, plan.separation)?;
+    ground.write(&volume)?;
+    let written = || {
+        volume::probe(&request.device, None)?.unlock(&passphrase)?;
+        unused.mark(&container, &request.key, &volume)
+    };
+    // A header without the mark that its key is used must not stay; there was nothing before it.
+    written().inspect_err(|_| drop(ground.erase_header()))?;
+    tracing::warn!("{} was blank and its key unused: it is formatted now", request.device.display());
+    attach::record("format", config, &request.key, &volume, Some(&request.name), &report);
+    Ok(())
+}
+
+/// A key that no volume was formatted with yet.
+enum Unused {
+    Sealed(Opened, ManagedObject),
+    Released(ManagedObject),
+}
+
+impl Unused {
+    fn fetch(container: &Container, key: &KeyReference) -> Result<Self, Error> {
+        let used = |volume: String| Error::KeyUsed { key: key.clone(), volume };
+        let unused = match container.fetch(&key.key, None)? {
+            Fetched::Released(Released { used_for: Some(volume), .. }) => return Err(used(volume)),
+            Fetched::Released(Released { object, .. }) => Self::Released(object),
+            Fetched::Sealed(Opened { context, .. }) if context.volume.is_some() => {
+                return Err(used(context.volume.map(|uuid| uuid.to_string()).unwrap_or_default()));
+            }
+            Fetched::Sealed(Opened { content: Content::VolumeKey(_), .. }) => {
+                return Err(used("a plain volume".into()));
+            }
+            Fetched::Sealed(Opened { content: Content::Object(object), .. }) if object.facts.given_out => {
+                return Err(used("what another program made with it: it was given out".into()));
+            }
+            Fetched::Sealed(Opened { context, content: Content::Object(object) }) => {
+                let copy =
+                    ManagedObject { facts: object.facts.clone(), value: SecretBytes::copy_of(object.value.expose())? };
+                Self::Sealed(Opened { context, content: Content::Object(object) }, copy)
+            }
+        };
+        let object = unused.object();
+        if object.facts.kind != ObjectKind::Symmetric || object.value.len() < LEAST_KEY_BYTES {
+            let what = format!("{key} is no symmetric key of 256 bits or more: format the volume with cryptsetup");
+            return Err(Error::Usage(what));
+        }
+        Ok(unused)
+    }
+
+    fn object(&self) -> &ManagedObject {
+        match self {
+            Self::Sealed(_, object) | Self::Released(object) => object,
+        }
+    }
+
+    /// From now on the key is this volume's.
+    fn mark(self, container: &Container, key: &KeyReference, volume: &Volume) -> Result<(), Error> {
+        match self {
+            Self::Sealed(mut opened, _) => {
+                opened.context.volume = volume.uuid();
+                container.reseal(opened)
+            }
+            Self::Released(_) => {
+                let objects = container.store().objects().ok_or_else(|| Error::ReadBack(key.clone()))?;
+                let volume = volume.uuid().map(|uuid| uuid.to_string()).unwrap_or_default();
+                Ok(objects.mark_used(&key.key, &volume)?)
+            }
+        }
+    }
+}
+
+/// Makes the link lead to the device, whatever it led to before, at once.
+fn point(link: &Path, device: &Path) -> Result<(), Error> {
+    let replace = || -> io::Result<()> {
+        let folder = link.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(folder)?;
+        let new = tempfile::Builder::new().prefix(".cryptattach").make_in(folder, |path| symlink(device, path))?;
+        new.persist(link).map_err(|refused| refused.error).map(drop)
+    };
+    replace().map_err(Error::io(format!("make {} lead to {}", link.display(), device.display())))
+}
+
+fn copy(secret: Option<&SecretBytes>) -> Result<Option<SecretBytes>, Error> {
+    Ok(secret.map(|secret| SecretBytes::copy_of(secret.expose())).transpose()?)
+}
+
+impl Ground {
+    /// Where something stands that is not zero.
+    fn first_data(&self) -> Result<Option<u64>, DeviceError> {
+        volume::blank::first_data(&self.data, self.device.size_bytes)
+            .map_err(DeviceError::io("read", &self.device.path))
+    }
+}

@@ -1,0 +1,139 @@
+//! The key manager's half of the hooks: castellan's managed objects, sealed; or, in a Barbican without owner, as it keeps them.
+
+use crate::{
+    audit::{self, Event},
+    config::Config,
+    container::{self, Container, Fetched},
+    error::{Error, chain},
+    key::{KeyReference, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
+    seal::{Content, Opened},
+    store::Released,
+};
+
+/// An object, with its value or without.
+pub struct Described {
+    /// Its reference.
+    pub key: KeyReference,
+    /// What is known of it.
+    pub facts: ObjectFacts,
+    /// Its value, if it was asked for.
+    pub value: Option<SecretBytes>,
+}
+
+/// Makes a symmetric key.
+pub fn create_key(config: &Config, container: &Container, facts: ObjectFacts) -> Result<KeyReference, Error> {
+    let bits = facts.bit_length.unwrap_or(256);
+    if !bits.is_multiple_of(8) || !(128..=4096).contains(&bits) {
+        return Err(Error::Usage(format!("there are no keys of {bits} bits (128 to 4096, in steps of 8)")));
+    }
+    if let Some(objects) = container.store().objects() {
+        let key = container.reference(objects.order(&facts)?);
+        record(config, "key create", &key);
+        return Ok(key);
+    }
+    let value = SecretBytes::random(bits as usize / 8)?;
+    store_key(config, container, ManagedObject { facts, value })
+}
+
+/// Keeps an object.
+pub fn store_key(config: &Config, container: &Container, object: ManagedObject) -> Result<KeyReference, Error> {
+    let key = match container.store().objects() {
+        Some(objects) => container.reference(objects.create(&object)?),
+        None => {
+            let key = container.new_reference()?;
+            let facts = ObjectFacts { created: object.facts.created.or(Some(container::now())), ..object.facts };
+            container.create(&key.key, None, &Content::Object(ManagedObject { facts, value: object.value }))?;
+            key
+        }
+    };
+    record(config, "key create", &key);
+    Ok(key)
+}
+
+/// Gives an object out. Whoever gets a key may use it, so that it no longer counts as unused.
+pub fn get_key(
+    config: &Config,
+    container: &Container,
+    key: &KeyReference,
+    with_value: bool,
+) -> Result<Described, Error> {
+    let (facts, value) = match container.fetch(&key.key, None)? {
+        Fetched::Released(Released { object, .. }) => (object.facts, object.value),
+        Fetched::Sealed(Opened { content: Content::Object(object), context }) => {
+            let ManagedObject { facts, value } = object;
+            if with_value && !facts.given_out && context.volume.is_none() {
+                let object = ManagedObject {
+                    facts: ObjectFacts { given_out: true, ..facts.clone() },
+                    value: SecretBytes::copy_of(value.expose())?,
+                };
+                // A reader may not write. Nor can it format what the key then counts as unused for.
+                if let Err(error) = container.reseal(Opened { context, content: Content::Object(object) }) {
+                    tracing::debug!("not noted that {key} was given out: {}", chain(&error));
+                }
+            }
+            (facts, value)
+        }
+        // castellan knows of no volume keys; the passphrase of one with a keyslot is what its users can do something with.
+        Fetched::Sealed(Opened { content: Content::VolumeKey(payload), context }) => {
+            let value = payload.passphrase.ok_or_else(|| Error::NoPassphrase(key.clone()))?;
+            let facts = ObjectFacts {
+                kind: ObjectKind::Passphrase,
+                algorithm: None,
+                bit_length: None,
+                name: None,
+                created: Some(context.created),
+                given_out: true,
+            };
+            (facts, value)
+        }
+    };
+    if with_value {
+        record(config, "key get", key);
+    }
+    Ok(Described { key: key.clone(), facts, value: with_value.then_some(value) })
+}
+
+/// Deletes an object for ever.
+pub fn delete_key(config: &Config, container: &Container, key: &KeyReference) -> Result<(), Error> {
+    container.store().delete(&key.key)?;
+    record(config, "key delete", key);
+    Ok(())
+}
+
+/// All objects of a kind. Keys of volumes are none.
+pub fn list_keys(
+    config: &Config,
+    container: &Container,
+    kind: Option<ObjectKind>,
+    with_values: bool,
+) -> Result<Vec<Described>, Error> {
+    let mut ids = container.store().list()?;
+    if let Some(objects) = container.store().objects() {
+        ids.extend(objects.list()?);
+    }
+    let mut found = Vec::new();
+    for id in ids {
+        let key = container.reference(id);
+        match get_key(config, container, &key, false) {
+            Ok(object) if kind.is_none_or(|kind| kind == object.facts.kind) => found.push(object),
+            Ok(_) | Err(Error::NoPassphrase(_)) => {}
+            // One that cannot be read must not hide the others.
+            Err(error) => tracing::warn!("{key}: {}", chain(&error)),
+        }
+    }
+    if with_values {
+        for object in &mut found {
+            object.value = get_key(config, container, &object.key, true)?.value;
+        }
+    }
+    Ok(found)
+}
+
+/// What was done is done: a record that cannot be written is a warning.
+fn record(config: &Config, action: &str, key: &KeyReference) {
+    let key = Some(key.to_string());
+    let event = Event { action, device: None, key, name: None, separation: None, overridden: None };
+    if let Err(error) = audit::record(&config.audit.file, &event) {
+        tracing::warn!("{}", chain(&error));
+    }
+}

@@ -1,0 +1,36 @@
+//! Resize: make a mapping as large as its device has become.
+
+use crate::{
+    attach,
+    backend::{self, MappingName},
+    config::Config,
+    container::Container,
+    detach,
+    error::Error,
+    key::{KeyReference, SecretBytes},
+    volume::{self, PlainParameters},
+};
+
+/// Which mapping.
+pub struct Request<'a> {
+    /// Its name.
+    pub name: &'a MappingName,
+    /// The volume's key; what the LUKS2 token says unless given.
+    pub key: Option<KeyReference>,
+    /// The volume is plain dm-crypt and looks like this.
+    pub plain: Option<PlainParameters>,
+    /// The token of a hook's caller.
+    pub caller: Option<SecretBytes>,
+}
+
+/// Resizes the mapping; its new size in bytes.
+pub fn resize(config: &Config, request: Request<'_>) -> Result<u64, Error> {
+    let status = detach::status(request.name)?;
+    let backend = backend::of(status.backend)?;
+    let volume = volume::find(&status.source, None, request.plain.as_ref())?;
+    let reference = attach::reference(request.key, &volume)?;
+    let container = Container::open(config, &reference.store, request.caller)?;
+    // dm-crypt's new table needs the key again: it is in the keyring of the process that attached the volume.
+    let key = attach::open(&container, &reference, &volume)?;
+    Ok(backend.resize(request.name, &volume, &key)?)
+}
