@@ -119,6 +119,7 @@ impl Container {
     fn recipients(&self) -> Result<Vec<Box<dyn Recipient>>, Error> {
         match self.store.container_keys().map(ContainerKeys::current).transpose()?.flatten() {
             Some(current) => Ok(vec![Box::new(self.trusted_key(current.epoch)?)]),
+            None if self.sealing.owner.is_none() => Err(Error::NoOwner(self.name.clone())),
             None => Ok(seal::recipients(self.sealing.owner.iter().chain(&self.sealing.escrow))?),
         }
     }

@@ -57,6 +57,9 @@ pub enum Error {
     /// The kind of store has no container keys.
     #[error("the store '{0}' has no container keys: only a Swift container can have them")]
     NoContainerKeys(StoreName),
+    /// There is nobody to seal to.
+    #[error("the store '{0}' has no owner to seal a key to")]
+    NoOwner(StoreName),
     /// A rotation could not seal all keys anew.
     #[error("{left} keys of '{container}' could not be sealed anew")]
     Unfinished {

@@ -63,7 +63,7 @@ pub fn exit_code(error: &Error) -> u8 {
         | Error::Trust(_)
         | Error::Seal(_)
         | Error::NoPassphrase(_) => 68,
-        Error::NoContainerKeys(_) => 78,
+        Error::NoContainerKeys(_) | Error::NoOwner(_) => 78,
         Error::Unfinished { .. } => 69,
         Error::ReadBack(_) => 76,
         Error::NoSuchKey { .. } => 67,
@@ -167,6 +167,7 @@ fn next_step(error: &Error) -> Option<String> {
         }
         Error::Store(error) => store_next_step(error)?.to_owned(),
         Error::KeyRefused { source, .. } | Error::ContainerKeyRefused { source, .. } => source.next_step()?,
+        Error::NoOwner(_) => "name the store's owner and escrow in the configuration, or use another store".to_owned(),
         Error::Unfinished { container, .. } => format!("run 'cryptattach container rotate {container}' again"),
         Error::Trust(TrustError::State { .. }) => "check the state directory ('state' in the configuration)".to_owned(),
         Error::Trust(_) => {

@@ -107,12 +107,8 @@ pub fn list_keys(
     kind: Option<ObjectKind>,
     with_values: bool,
 ) -> Result<Vec<Described>, Error> {
-    let mut ids = container.store().list()?;
-    if let Some(objects) = container.store().objects() {
-        ids.extend(objects.list()?);
-    }
     let mut found = Vec::new();
-    for id in ids {
+    for id in container.store().list()? {
         let key = container.reference(id);
         match get_key(config, container, &key, false) {
             Ok(object) if kind.is_none_or(|kind| kind == object.facts.kind) => found.push(object),

@@ -49,6 +49,19 @@ struct Secret {
     algorithm: Option<String>,
     bit_length: Option<u32>,
     created: Option<String>,
+    /// Absent until there is a payload.
+    content_types: Option<ContentTypes>,
+}
+
+#[derive(Deserialize)]
+struct ContentTypes {
+    default: String,
+}
+
+#[derive(Clone, Copy)]
+enum PayloadType {
+    Bytes,
+    Text,
 }
 
 #[derive(Deserialize)]
@@ -124,9 +137,13 @@ impl Barbican {
             .map_err(|error| self.wrong("read from", format!("its answer is not understood ({:?})", error.classify())))
     }
 
-    fn payload(&self, id: &KeyId) -> Result<SecretBytes, StoreError> {
-        let answer =
-            self.find(&["secrets", &id.to_string(), "payload"], "application/octet-stream, text/plain;q=0.5")?;
+    /// Barbican wants to be asked for exactly the type that was stored.
+    fn payload(&self, id: &KeyId, kind: PayloadType) -> Result<SecretBytes, StoreError> {
+        let accept = match kind {
+            PayloadType::Bytes => "application/octet-stream",
+            PayloadType::Text => "text/plain",
+        };
+        let answer = self.find(&["secrets", &id.to_string(), "payload"], accept)?;
         Ok(answer.ok_or_else(|| self.not_found(id))?.body)
     }
 
@@ -155,7 +172,7 @@ impl Barbican {
     /// A key's current form and, if it is not the first one, that one's id.
     fn sealed(&self, id: &KeyId) -> Result<(SealedKey, Option<KeyId>), StoreError> {
         let current = self.metadata(id)?.get(CURRENT).and_then(Value::as_str).and_then(|text| text.parse().ok());
-        let bytes = self.payload(&current.unwrap_or(*id))?;
+        let bytes = self.payload(&current.unwrap_or(*id), PayloadType::Bytes)?;
         Ok((self.parse_sealed(id, &bytes)?, current))
     }
 
@@ -206,7 +223,7 @@ impl Barbican {
             StatusCode::CONFLICT => {}
             _ => drop(self.expect("write to", answer)?),
         }
-        if self.payload(id)?.expose() == bytes {
+        if self.payload(id, PayloadType::Bytes)?.expose() == bytes {
             Ok(())
         } else {
             Err(StoreError::Exists { id: id.to_string(), at: self.to_string() })
@@ -223,7 +240,7 @@ impl Barbican {
         self.expect("delete from", answer).map(|_| true)
     }
 
-    /// The ids of all secrets that `keep` says yes to.
+    /// The ids of all secrets with a payload that `keep` says yes to.
     fn secrets(&self, keep: impl Fn(&Listed) -> bool) -> Result<Vec<KeyId>, StoreError> {
         #[derive(Deserialize)]
         struct Page {
@@ -242,7 +259,7 @@ impl Barbican {
             })?;
             let page: Page = self.parse(&self.expect("list", answer)?)?;
             seen += page.secrets.len();
-            let kept = page.secrets.iter().filter(|secret| keep(secret));
+            let kept = page.secrets.iter().filter(|secret| secret.content_types.is_some() && keep(secret));
             ids.extend(kept.filter_map(|secret| self.id_of(&secret.secret_ref).ok()));
             if page.secrets.is_empty() || seen >= page.total {
                 ids.sort_unstable();
@@ -256,6 +273,7 @@ impl Barbican {
 struct Listed {
     secret_ref: String,
     name: Option<String>,
+    content_types: Option<ContentTypes>,
 }
 
 impl Listed {
@@ -275,7 +293,7 @@ impl KeyStore for Barbican {
         if secret.name.as_deref() == Some(SEALED) {
             return self.sealed(id).map(|(key, _)| Stored::Sealed(key));
         }
-        let value = self.payload(id)?;
+        let value = self.payload(id, secret.payload_type())?;
         // Barbican takes base64 that is none and keeps nothing of it.
         if value.is_empty() {
             return Err(self.wrong("read from", format!("the secret {id} is empty")));
@@ -285,7 +303,12 @@ impl KeyStore for Barbican {
     }
 
     fn create(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError> {
-        self.fill(id, key)
+        self.fill(id, key).inspect_err(|error| {
+            // What was begun for this key and not filled.
+            if !matches!(error, StoreError::Exists { .. } | StoreError::NotFound { .. }) {
+                let _ = self.delete_secret(id);
+            }
+        })
     }
 
     fn reseal(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError> {
@@ -312,7 +335,8 @@ impl KeyStore for Barbican {
     }
 
     fn list(&self) -> Result<Vec<KeyId>, StoreError> {
-        self.secrets(|secret| secret.is_named(SEALED))
+        // Without an owner to seal to, the keys are those that others put there.
+        self.secrets(|secret| if self.sealed { secret.is_named(SEALED) } else { !secret.is_named(RESEALED) })
     }
 
     fn places(&self, _: &KeyId) -> Result<Vec<Place>, StoreError> {
@@ -381,10 +405,6 @@ impl ObjectStore for Barbican {
         self.post_secret(http::secret_body(fill(&body, if passphrase { &object.value } else { &text })?))
     }
 
-    fn list(&self) -> Result<Vec<KeyId>, StoreError> {
-        self.secrets(|secret| !secret.is_named(SEALED) && !secret.is_named(RESEALED))
-    }
-
     fn mark_used(&self, id: &KeyId, volume: &str) -> Result<(), StoreError> {
         self.set_metadata(id, USED_FOR, volume)?;
         let stored = self.metadata(id)?.get(USED_FOR).and_then(Value::as_str).map(str::to_owned);
@@ -397,6 +417,13 @@ impl ObjectStore for Barbican {
 }
 
 impl Secret {
+    fn payload_type(&self) -> PayloadType {
+        match &self.content_types {
+            Some(types) if types.default.starts_with("text/plain") => PayloadType::Text,
+            _ => PayloadType::Bytes,
+        }
+    }
+
     fn facts(self) -> ObjectFacts {
         let kind = serde_json::from_value(Value::String(self.secret_type)).unwrap_or(ObjectKind::Opaque);
         let created = self.created.as_deref().and_then(seconds);

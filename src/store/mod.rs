@@ -105,8 +105,6 @@ pub trait ObjectStore {
     fn order(&self, facts: &ObjectFacts) -> Result<KeyId, StoreError>;
     /// Stores an object.
     fn create(&self, object: &ManagedObject) -> Result<KeyId, StoreError>;
-    /// The ids of all objects.
-    fn list(&self) -> Result<Vec<KeyId>, StoreError>;
     /// Notes that a volume is formatted with a key.
     fn mark_used(&self, id: &KeyId, volume: &str) -> Result<(), StoreError>;
 }
