@@ -1,0 +1,8 @@
+"""serve.py MODULE HOST PORT: one WSGI application in one process, one thread (sqlite: two threads can end in "database is locked"). Keystone parses sys.argv, so the list is emptied
+before it is imported (under gunicorn it dies with 'unrecognized arguments: -b ...')."""
+import importlib, sys
+mod, host, port = sys.argv[1:4]
+sys.argv = [mod]
+app = importlib.import_module(mod).application
+import waitress
+waitress.serve(app, host=host, port=int(port), threads=1, ident=None)
