@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use keys::{Described, create_key, delete_key, get_key, list_keys, store_key};
+pub use keys::{Described, create_key, create_pair, delete_key, get_key, list_keys, store_key};
 
 use crate::{
     attach::{self, Options, Strictness},

@@ -47,6 +47,8 @@ pub enum Hook {
 pub enum Key {
     /// Make a symmetric key
     Create,
+    /// Make an RSA key pair
+    CreatePair,
     /// Keep an object
     Store,
     /// Give an object out
@@ -184,11 +186,13 @@ impl Key {
     fn run(&self, config: &Config, container: &Container, input: &SecretBytes, store: StoreName) -> Result<(), Error> {
         match self {
             Self::Create => {
-                let Create { algorithm, bit_length, name } = parse(input)?;
-                let kind = ObjectKind::Symmetric;
-                let facts = ObjectFacts { kind, algorithm, bit_length, name, created: None, given_out: false };
-                let key = hook::create_key(config, container, facts)?;
+                let key = hook::create_key(config, container, parse::<Create>(input)?.into_facts())?;
                 answer(&json!({"key_id": key.key}))
+            }
+            Self::CreatePair => {
+                let facts = parse::<Create>(input)?.into_facts();
+                let (private, public) = hook::create_pair(config, container, &facts)?;
+                answer(&json!({"private_key_id": private.key, "public_key_id": public.key}))
             }
             Self::Store => {
                 let Secret { facts, value } = parse::<Store<'_>>(input)?.secret;
@@ -217,6 +221,13 @@ impl Key {
                 answer(&Listed { keys: objects.iter().map(given).collect() })
             }
         }
+    }
+}
+
+impl Create {
+    fn into_facts(self) -> ObjectFacts {
+        let Self { algorithm, bit_length, name } = self;
+        ObjectFacts { kind: ObjectKind::Symmetric, algorithm, bit_length, name, created: None, given_out: false }
     }
 }
 

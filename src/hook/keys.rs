@@ -1,12 +1,15 @@
 //! The key manager's half of the hooks: castellan's managed objects, sealed; or, in a Barbican without owner, as it keeps them.
 
+use openssl::{error::ErrorStack, pkey::PKey, rsa::Rsa};
+use zeroize::Zeroizing;
+
 use crate::{
     audit::{self, Event},
     config::Config,
     container::{self, Container, Fetched},
     error::{Error, chain},
     key::{KeyReference, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
-    seal::{Content, Opened},
+    seal::{Content, Opened, SealError},
     store::Released,
 };
 
@@ -33,6 +36,29 @@ pub fn create_key(config: &Config, container: &Container, facts: ObjectFacts) ->
     }
     let value = SecretBytes::random(bits as usize / 8)?;
     store_key(config, container, ManagedObject { facts, value })
+}
+
+/// Makes an RSA key pair: the private key (PKCS #8) and the public key (SubjectPublicKeyInfo), both DER.
+pub fn create_pair(
+    config: &Config,
+    container: &Container,
+    facts: &ObjectFacts,
+) -> Result<(KeyReference, KeyReference), Error> {
+    let bits = facts.bit_length.unwrap_or(3072);
+    if !facts.algorithm.as_deref().is_none_or(|name| name.eq_ignore_ascii_case("rsa")) || !(2048..=8192).contains(&bits)
+    {
+        return Err(Error::Usage("key pairs are RSA, of 2048 to 8192 bits".to_owned()));
+    }
+    let pair = || -> Result<_, ErrorStack> {
+        let pair = PKey::from_rsa(Rsa::generate(bits)?)?;
+        Ok((Zeroizing::new(pair.private_key_to_pkcs8()?), pair.public_key_to_der()?))
+    };
+    let (private, public) = pair().map_err(SealError::from)?;
+    let keep = |kind, der: &[u8]| {
+        let facts = ObjectFacts { kind, algorithm: Some("RSA".to_owned()), bit_length: Some(bits), ..facts.clone() };
+        store_key(config, container, ManagedObject { facts, value: SecretBytes::copy_of(der)? })
+    };
+    Ok((keep(ObjectKind::Private, &private)?, keep(ObjectKind::Public, &public)?))
 }
 
 /// Keeps an object.

@@ -10,14 +10,13 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub use crate::shell::{LoopDevice, sh};
+
 /// Files on disk, keys in a tmpfs; all of it goes with the value.
 pub struct Site {
     folder: TempDir,
     number: u32,
 }
-
-/// A loop device, freed with the value.
-pub struct LoopDevice(PathBuf);
 
 /// Something mounted, unmounted with the value.
 pub struct Mounted(PathBuf);
@@ -145,22 +144,6 @@ impl Drop for Site {
     }
 }
 
-impl LoopDevice {
-    pub fn new(file: &Path, options: &str) -> Self {
-        Self(sh(&format!("losetup --find --show {options} {}", file.display())).into())
-    }
-
-    pub fn path(&self) -> &str {
-        self.0.to_str().unwrap()
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
-    }
-}
-
 impl Mounted {
     pub fn path(&self) -> &Path {
         &self.0
@@ -171,12 +154,4 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg(&self.0).status();
     }
-}
-
-/// Runs a shell command, expects success, returns standard output without its last newline.
-#[track_caller]
-pub fn sh(script: &str) -> String {
-    let output = Command::new("sh").args(["-c", script]).stdin(Stdio::null()).output().unwrap();
-    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
 }

@@ -1,0 +1,46 @@
+"""An os-brick encryptor that has cryptattach map the volume."""
+
+import json
+
+from os_brick.encryptors import cryptsetup
+
+import cryptattach_openstack
+
+
+class CryptattachEncryptor(cryptsetup.CryptsetupEncryptor):
+    """Maps volumes with cryptattach, under the names and links of os-brick's own encryptors."""
+
+    def __init__(self, root_helper, connection_info, keymgr, execute=None, *args, **kwargs):
+        super().__init__(root_helper, connection_info, keymgr, execute, *args, **kwargs)
+        self._connection_info = connection_info
+
+    def _hook(self, verb, context=None, **kwargs):
+        data = self._connection_info['data']
+        request = {
+            'version': cryptattach_openstack.REQUEST_VERSION,
+            'volume_id': data.get('volume_id') or self._connection_info.get('serial'),
+            'device': self.dev_path,
+            'link': self.symlink_path,
+            'name': self.dev_name,
+            'key_id': self.encryption_key_id,
+            'provider': kwargs.get('provider'),
+            'cipher': kwargs.get('cipher'),
+            'key_size': kwargs.get('key_size'),
+            'connection_info': self._connection_info,
+            'auth': cryptattach_openstack.auth(context),
+        }
+        out, _ = self._execute(*cryptattach_openstack.command(verb), process_input=json.dumps(request, default=str),
+                               run_as_root=True, root_helper=self._root_helper, check_exit_code=True)
+        return json.loads(out)
+
+    def attach_volume(self, context, **kwargs):
+        """Map the volume and make its link lead to the mapping."""
+        self._hook('attach', context, **kwargs)
+
+    def detach_volume(self, **kwargs):
+        """Remove the mapping, if there is one."""
+        self._hook('detach', **kwargs)
+
+    def extend_volume(self, context, **kwargs):
+        """Make the mapping as large as the volume; return its size in bytes."""
+        return self._hook('extend', context, **kwargs)['size_bytes']

@@ -1,0 +1,119 @@
+"""A castellan driver that keeps keys in cryptattach's stores."""
+
+import base64
+import json
+import subprocess
+
+from castellan.common import exception
+from castellan.common.objects import opaque_data
+from castellan.common.objects import passphrase
+from castellan.common.objects import private_key
+from castellan.common.objects import public_key
+from castellan.common.objects import symmetric_key
+from castellan.common.objects import x_509
+from castellan.key_manager import key_manager
+
+import cryptattach_openstack
+
+# Exit codes of cryptattach that castellan has an exception of its own for.
+NO_SUCH_KEY = 67
+DENIED = 77
+
+TYPES = {
+    'symmetric': symmetric_key.SymmetricKey,
+    'private': private_key.PrivateKey,
+    'public': public_key.PublicKey,
+    'certificate': x_509.X509,
+    'passphrase': passphrase.Passphrase,
+    'opaque': opaque_data.OpaqueData,
+}
+NAMES = {cls: name for name, cls in TYPES.items()}
+KEYS = ('symmetric', 'private', 'public')
+
+
+class CryptattachKeyManager(key_manager.KeyManager):
+    """Keys sealed to their owner, in the store that cryptattach's configuration names."""
+
+    def __init__(self, configuration):
+        pass
+
+    @staticmethod
+    def _hook(verb, context, key_id=None, **members):
+        if context is None:
+            raise exception.Forbidden('user is not authorized to use key manager')
+        request = {'version': cryptattach_openstack.REQUEST_VERSION, 'auth': cryptattach_openstack.auth(context), **members}
+        if key_id is not None:
+            request['key_id'] = key_id
+        done = subprocess.run(cryptattach_openstack.command('key', verb), input=json.dumps(request).encode(),
+                              capture_output=True)
+        if done.returncode == 0:
+            return json.loads(done.stdout)
+        why = done.stderr.decode(errors='replace').strip()
+        if done.returncode == NO_SUCH_KEY:
+            raise exception.ManagedObjectNotFoundError(uuid=key_id)
+        if done.returncode == DENIED:
+            raise exception.Forbidden(why)
+        raise exception.KeyManagerError(reason=why)
+
+    @staticmethod
+    def _object(described):
+        kind = described['type']
+        common = {'name': described['name'], 'created': described['created'], 'id': described['key_id']}
+        value = base64.b64decode(described['value']) if 'value' in described else None
+        if kind in KEYS:
+            return TYPES[kind](described['algorithm'], described['bit_length'], value, **common)
+        return TYPES[kind](value, **common)
+
+    @staticmethod
+    def _check_id(key_id):
+        if not key_id:
+            raise exception.KeyManagerError(reason='key identifier not provided')
+
+    def create_key(self, context, algorithm, length, expiration=None, name=None, **kwargs):
+        """Make a symmetric key; its id."""
+        return self._hook('create', context, algorithm=algorithm, bit_length=length, name=name)['key_id']
+
+    def create_key_pair(self, context, algorithm, length, expiration=None, name=None):
+        """Make a key pair; the ids of the private and of the public key."""
+        made = self._hook('create-pair', context, algorithm=algorithm, bit_length=length, name=name)
+        return made['private_key_id'], made['public_key_id']
+
+    def store(self, context, managed_object, expiration=None):
+        """Keep an object; its id."""
+        value = managed_object.get_encoded()
+        if value is None:
+            raise exception.KeyManagerError(reason='Cannot store object without data')
+        secret = {
+            'type': NAMES[type(managed_object)],
+            'algorithm': getattr(managed_object, 'algorithm', None),
+            'bit_length': getattr(managed_object, 'bit_length', None),
+            'name': managed_object.name,
+            'value': base64.b64encode(value).decode(),
+        }
+        return self._hook('store', context, secret=secret)['key_id']
+
+    def get(self, context, managed_object_id, metadata_only=False):
+        """An object, with or without its value."""
+        self._check_id(managed_object_id)
+        return self._object(self._hook('get', context, managed_object_id, metadata_only=metadata_only))
+
+    def delete(self, context, managed_object_id, force=False):
+        """Delete an object for ever."""
+        self._check_id(managed_object_id)
+        self._hook('delete', context, managed_object_id)
+
+    def list(self, context, object_type=None, metadata_only=False):
+        """All objects, or those of a type."""
+        if object_type is not None and object_type not in NAMES:
+            raise exception.KeyManagerError(reason=f'Invalid secret type: {object_type}')
+        kind = NAMES.get(object_type)
+        listed = self._hook('list', context, type=kind, metadata_only=metadata_only)
+        return [self._object(described) for described in listed['keys']]
+
+    def add_consumer(self, context, managed_object_id, consumer_data):
+        """Not kept: a volume's key says itself which volume it was used for."""
+        return self.get(context, managed_object_id, metadata_only=True)
+
+    def remove_consumer(self, context, managed_object_id, consumer_data):
+        """Nothing is to be removed."""
+        return self.get(context, managed_object_id, metadata_only=True)

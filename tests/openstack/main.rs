@@ -1,0 +1,58 @@
+//! The openstack layer: the built binary and the library against real Keystone, Swift and Barbican, which all stories
+//! share. Run by `scripts/test openstack`; a word on the command line picks the stories whose names contain it.
+
+mod access;
+mod cloud;
+mod failures;
+mod hooks;
+mod keys;
+mod lies;
+mod placement;
+#[path = "../common/shell.rs"]
+mod shell;
+mod stores;
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+    time::Instant,
+};
+
+use cloud::Cloud;
+
+type Story = (&'static str, fn(&Cloud));
+
+fn main() -> ExitCode {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let stories = [
+        stores::STORIES,
+        keys::STORIES,
+        access::STORIES,
+        failures::STORIES,
+        lies::STORIES,
+        placement::STORIES,
+        hooks::STORIES,
+    ]
+    .concat();
+    let stories: Vec<Story> = stories
+        .into_iter()
+        .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())))
+        .collect();
+    assert!(!stories.is_empty(), "no story's name contains any of {wanted:?}");
+    println!("running {} stories", stories.len());
+    let start = Instant::now();
+    let cloud = Cloud::up();
+    println!("servers up in {:.1?}", start.elapsed());
+    let mut failed = 0;
+    for (name, story) in &stories {
+        let start = Instant::now();
+        let told = catch_unwind(AssertUnwindSafe(|| story(&cloud)));
+        println!("story {name} ... {} ({:.1?})", if told.is_ok() { "ok" } else { "FAILED" }, start.elapsed());
+        failed += usize::from(told.is_err());
+        // The next story finds all servers running, whatever this one did to them.
+        cloud.repair();
+    }
+    println!("{} passed, {failed} failed", stories.len() - failed);
+    drop(cloud);
+    ExitCode::from(u8::from(failed > 0))
+}
