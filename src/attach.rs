@@ -9,7 +9,7 @@ use crate::{
     error::{Error, chain},
     key::{KeyId, KeyReference, Place},
     seal::{Expected, Keyring, Opened},
-    separation::{self, Report},
+    separation::{self, Inventory, Report, Surroundings, Target},
     store::{self, KeyStore},
     volume::{self, CIPHER, PlainParameters, Volume},
 };
@@ -32,6 +32,8 @@ pub struct Request<'a> {
     pub options: Options,
     /// How strict to be about separation.
     pub separation: Strictness,
+    /// Who serves the volume, if the caller knows it.
+    pub target: Option<Target>,
 }
 
 /// Options of the mapping; see [`Activate`].
@@ -67,7 +69,8 @@ pub fn attach(config: &Config, request: Request<'_>) -> Result<Mapping, Error> {
     let reference = reference(&request, &volume)?;
     let store_config = config.store(&reference.store)?;
     let store = store::open(store_config)?;
-    let report = separate(config, store_config, &*store, &reference, &volume, request.separation)?;
+    let target = request.target.as_ref();
+    let report = separate(config, store_config, &*store, &reference, &volume, target, request.separation)?;
     let opened = open(&reference, store_config, &*store, &volume)?;
     let mapping = backend.activate(&volume, &opened.payload.volume_key, &options)?;
     record("attach", config, &reference, &volume, Some(&options.name), &report);
@@ -98,11 +101,14 @@ pub fn separate(
     store: &dyn KeyStore,
     reference: &KeyReference,
     volume: &Volume,
+    target: Option<&Target>,
     strictness: Strictness,
 ) -> Result<Report, Error> {
     let header = volume.luks().and_then(|header| header.detached.as_deref());
     let places = places(config, store_config, store, &reference.key)?;
-    let report = separation::check(&volume.device.path, header, &places);
+    let inventory = Inventory::of(&config.separation)?;
+    let surroundings = Surroundings { target, inventory: &inventory, level: config.separation.level };
+    let report = separation::check(&volume.device.path, header, &places, &surroundings);
     match report.judge(strictness.policy.unwrap_or(config.separation.policy)) {
         Err(refusal) if refusal.is_shared() && strictness.allow_shared => {
             tracing::warn!("{refusal}; going on, as --allow-shared demands");

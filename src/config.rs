@@ -51,6 +51,24 @@ pub struct Separation {
     /// What *unproven* leads to.
     #[serde(default)]
     pub policy: SeparationPolicy,
+    /// How far apart from the volume the replicas of a key in an object store must be.
+    #[serde(default)]
+    pub level: SeparationLevel,
+    /// What is known of other hosts; see [`crate::separation::Inventory`].
+    pub inventory: Option<PathBuf>,
+}
+
+/// What a volume and a replica of its key must not have in common.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SeparationLevel {
+    /// A device.
+    Device,
+    /// A host.
+    #[default]
+    Host,
+    /// A rack.
+    Rack,
 }
 
 /// `[audit]`
@@ -166,6 +184,7 @@ impl Config {
             .map_err(|source| ConfigError::Malformed { path: path.to_owned(), source: Box::new(source) })?;
         config.path = path.to_owned();
         let folder = path.parent().unwrap_or(Path::new("."));
+        config.separation.inventory = config.separation.inventory.take().map(|file| folder.join(file));
         for (name, store) in &mut config.stores {
             if store.escrow.is_some() == store.no_escrow {
                 return Err(ConfigError::Escrow { name: name.clone(), path: path.to_owned() });
@@ -202,9 +221,8 @@ impl StoreConfig {
     /// Where this host keeps what opens the store's keys. An owner's key on the volume's own disk is as bad as the
     /// volume key there.
     pub fn places(&self, config: &Path) -> Vec<Place> {
-        let place = |what: &str, path: &Path, opens| Place { what: what.to_owned(), path: path.to_owned(), opens };
-        let identities = self.identities.iter().map(|path| place("private key", path, true));
-        let config = place("configuration", config, false);
+        let identities = self.identities.iter().map(|path| Place::path("private key", path, true));
+        let config = Place::path("configuration", config, false);
         identities.chain([config]).collect()
     }
 }

@@ -35,7 +35,7 @@ pub fn import(config: &Config, request: Request<'_>) -> Result<KeyReference, Err
     let store_config = config.store(&store_name)?;
     let store = store::open(store_config)?;
     let reference = KeyReference { store: store_name, key: KeyId::random() };
-    let report = attach::separate(config, store_config, &*store, &reference, &volume, request.separation)?;
+    let report = attach::separate(config, store_config, &*store, &reference, &volume, None, request.separation)?;
     let key = volume_key(&volume, request.secret)?;
     volume.verify_key(&key)?;
     keep::keep(&reference, store_config, &*store, &volume, key, None)?;

@@ -118,6 +118,7 @@ impl Attach {
                 no_write_workqueue: self.no_write_workqueue,
             },
             separation: self.separation.strictness(),
+            target: None,
         };
         let mapping = attach::attach(&config, request)?;
         if mapping.already_active {

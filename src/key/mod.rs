@@ -10,7 +10,7 @@ mod secret;
 mod volume_key;
 
 pub use id::{KeyId, ParseKeyIdError};
-pub use place::Place;
+pub use place::{Location, Place, Replica, Ring};
 pub use reference::{KeyReference, ParseKeyReferenceError, StoreName};
 pub use sealed::{
     BoundContext, JoseHeader, JweRecipient, MAX_RECIPIENTS, MAX_SEALED_BYTES, MalformedSealedKey, SealedKey,

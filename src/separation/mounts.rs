@@ -136,6 +136,11 @@ pub(crate) fn is_kernels_own(kind: &str) -> bool {
     )
 }
 
+/// Whether other hosts serve such a file system.
+pub(crate) fn is_on_network(kind: &str) -> bool {
+    matches!(kind, "nfs" | "nfs4" | "ceph" | "cifs" | "smb3" | "fuse.glusterfs" | "fuse.ceph")
+}
+
 /// The absolute path that a mount's source names.
 pub(crate) fn source_path(mount: &Mount) -> Option<&Path> {
     Some(Path::new(&mount.source)).filter(|path| path.is_absolute())

@@ -1,11 +1,11 @@
 //! A made-up host: sysfs and procfs are a tree in a temporary directory, device nodes a table.
 
-use std::{fs, io, os::unix::fs::symlink, path::Path};
+use std::{fs, io, net::IpAddr, os::unix::fs::symlink, path::Path};
 
 use tempfile::TempDir;
 
 use super::super::{
-    Lineage, Report, check_on,
+    Lineage, Report, Surroundings, check_on,
     host::{Host, Seen},
 };
 use crate::key::Place;
@@ -46,6 +46,11 @@ fn look(path: &Path) -> io::Result<Seen> {
     let found = PATHS.iter().find(|(known, ..)| Path::new(known) == path);
     let (_, block, on) = found.ok_or(io::ErrorKind::NotFound)?;
     Ok(Seen { path: path.into(), block: block.parse().ok(), on: on.parse().expect("a number"), mount: None })
+}
+
+/// The addresses of all made-up hosts.
+fn addresses() -> io::Result<Vec<IpAddr>> {
+    Ok(["127.0.0.1", "::1", "10.0.0.9", "fd00::9"].map(|address| address.parse().expect("an address")).to_vec())
 }
 
 impl MadeUp {
@@ -112,13 +117,16 @@ impl MadeUp {
     }
 
     pub fn seen(&self) -> Host {
-        Host::fixture(self.directory.path(), look)
+        Host::fixture(self.directory.path(), look, addresses)
     }
 
     pub fn check(&self, device: &str, places: &[&str]) -> Report {
-        let places: Vec<_> =
-            places.iter().map(|path| Place { what: "sealed key".into(), path: path.into(), opens: true }).collect();
-        check_on(&self.seen(), Path::new(device), None, &places)
+        let places: Vec<_> = places.iter().map(|path| Place::path("sealed key", path, true)).collect();
+        self.check_among(device, &places, &Surroundings::default())
+    }
+
+    pub fn check_among(&self, device: &str, places: &[Place], surroundings: &Surroundings<'_>) -> Report {
+        check_on(&self.seen(), Path::new(device), None, places, surroundings)
     }
 
     pub fn lineage(&self, path: &str) -> Lineage {
