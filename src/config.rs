@@ -262,6 +262,14 @@ mod tests {
     }
 
     #[test]
+    fn the_inventory_is_beside_it_as_well() {
+        let config = read("[separation]\nlevel = 'rack'\ninventory = 'inventory.toml'\n").unwrap();
+        assert_eq!(config.separation.level, SeparationLevel::Rack);
+        assert_eq!(config.separation.inventory, Some(config.path.with_file_name("inventory.toml")));
+        assert_eq!(read("").unwrap().separation.level, SeparationLevel::Host);
+    }
+
+    #[test]
     fn insists_on_escrow_or_its_refusal() {
         let store = "[stores.cinder]\ntype = 'directory'\npath = 'k'\nowner = 'o.pem'\n";
         assert!(matches!(read(store), Err(ConfigError::Escrow { .. })));

@@ -17,7 +17,7 @@ pub struct MadeUp {
 }
 
 /// Device nodes and files of all made-up hosts: path, number of the block device, device of the file system.
-const PATHS: [(&str, &str, &str); 22] = [
+const PATHS: [(&str, &str, &str); 23] = [
     ("/", "", "8:1"),
     ("/dev/sda", "8:0", "0:5"),
     ("/dev/sda1", "8:1", "0:5"),
@@ -34,6 +34,7 @@ const PATHS: [(&str, &str, &str); 22] = [
     ("/dev/nvme0n1", "259:0", "0:5"),
     ("/dev/nvme0n2", "259:1", "0:5"),
     ("/srv/volume.img", "", "8:1"),
+    ("/srv/node/d2", "", "8:17"),
     ("/run/plain", "", "0:50"),
     ("/keys", "", "8:17"),
     ("/run/keys", "", "0:21"),
