@@ -49,6 +49,8 @@ pub struct Separation {
 impl Separation {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         let config = global.config()?;
+        let inventory = Inventory::of(&config.separation)?;
+        let target = self.connection_info.as_deref().map(read_target).transpose()?;
         Device::look(&self.device)?;
         let in_token = || match volume::probe(&self.device, self.header.as_deref()) {
             Ok(volume) => Ok(volume.luks().and_then(|header| header.reference.clone())),
@@ -66,8 +68,6 @@ impl Separation {
         // Without a key yet: where a new one would rest.
         let key = reference.map_or_else(KeyId::random, |reference| reference.key);
         let places = places(&config, store_config, &*store, &key)?;
-        let target = self.connection_info.as_deref().map(read_target).transpose()?;
-        let inventory = Inventory::of(&config.separation)?;
         let level = config.separation.level;
         let surroundings = Surroundings { target: target.as_ref(), inventory: &inventory, level };
         let report = separation::check(&self.device, self.header.as_deref(), &places, &surroundings);
