@@ -25,7 +25,7 @@ pub enum Location {
     Replica(Replica),
     /// Where nothing can be followed: a service's database.
     Elsewhere {
-        /// The service, in words: "Barbican at https://keys.example".
+        /// The service, in words: "Barbican's database".
         name: String,
         /// Why it cannot be followed.
         why: String,

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::{super::*, made_up::MadeUp};
 use crate::{
-    config::SeparationLevel,
+    config::{SeparationLevel, SeparationPolicy},
     key::{Location, Place, Replica, Ring},
 };
 
@@ -278,6 +278,18 @@ fn at_the_level_of_racks_neighbours_are_shared_and_unknown_racks_are_gaps() {
         case.verdict(&[object_on("10.0.0.8")]),
         "unproven: the object's replica on 10.0.0.8 device sdb1: the rack of 10.0.0.8 is not known: name it in the inventory"
     );
+}
+
+#[test]
+fn a_refusal_says_what_both_are_on() {
+    let refused = |level, host: &str| {
+        let case = Case::new().served_by_iscsi("10.0.0.5:3260").at(level).known(STORAGE);
+        let places = [object_on(host), Place::path("private key", "/keys", true)];
+        let report = case.check("/dev/sda2", &places);
+        report.judge(SeparationPolicy::Warn).expect_err("refused").to_string()
+    };
+    assert!(refused(SeparationLevel::Host, "10.0.0.5").starts_with("key and data are on the same host: the object's"));
+    assert!(refused(SeparationLevel::Rack, "10.0.0.6").starts_with("key and data are on the same rack: the object's"));
 }
 
 #[test]
