@@ -38,7 +38,8 @@ pub(super) enum Same {
 
 impl<'a> Hosts<'a> {
     pub fn known_to(host: &Host, inventory: &'a Inventory) -> Self {
-        Self { inventory, own: host.addresses().ok() }
+        let own = host.addresses().ok();
+        Self { inventory, own: own.map(|own| own.into_iter().filter(means_one_host).collect()) }
     }
 
     /// The host at an address: the inventory's word goes before that of this host's interfaces, so that addresses of the
@@ -80,9 +81,9 @@ impl<'a> Hosts<'a> {
     /// IPv6, or a name and an address, may well be one.
     pub fn same(&self, one: &HostId<'_>, other: &HostId<'_>) -> Same {
         use HostId::{Address, Listed, Name, This};
-        let unspecified = |host: &HostId<'_>| matches!(host, Address(ip) if ip.is_unspecified());
+        let many = |host: &HostId<'_>| matches!(host, Address(ip) if !means_one_host(ip));
         let same = match (one, other) {
-            _ if unspecified(one) || unspecified(other) => None,
+            _ if many(one) || many(other) => None,
             (This, This) => Some(true),
             (Listed(one), Listed(other)) => Some(one.name == other.name),
             (Name(one), Name(other)) => Some(one == other),
@@ -102,24 +103,33 @@ impl<'a> Hosts<'a> {
     }
 
     /// The rack that a host is in.
-    pub fn rack(&self, host: &HostId<'a>) -> Option<&'a str> {
+    pub fn rack(&self, host: &HostId<'_>) -> Option<&'a str> {
         self.entries(host).find_map(|host| host.rack.as_deref())
     }
 
     /// What the inventory says of a device of an object store.
-    pub fn device(&self, host: &HostId<'a>, device: &str) -> Option<&'a ListedDevice> {
+    pub fn device(&self, host: &HostId<'_>, device: &str) -> Option<&'a ListedDevice> {
         self.entries(host).find_map(|host| {
             self.inventory.devices.iter().find(|listed| listed.host == host.name && listed.device == device)
         })
     }
 
-    fn entries(&self, host: &HostId<'a>) -> impl Iterator<Item = &'a ListedHost> {
+    fn entries(&self, host: &HostId<'_>) -> impl Iterator<Item = &'a ListedHost> {
         self.inventory.hosts.iter().filter(move |listed| match host {
             HostId::This => self.is_this(listed),
             HostId::Listed(host) => host.name == listed.name,
             HostId::Address(_) | HostId::Name(_) => false,
         })
     }
+}
+
+/// Whether an address is that of one host wherever it is used; that of a link is used on others as well.
+fn means_one_host(ip: &IpAddr) -> bool {
+    let is_of_link = match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !is_of_link && !ip.is_unspecified() && !ip.is_multicast()
 }
 
 fn has_family_of(host: &ListedHost, ip: &IpAddr) -> bool {

@@ -286,7 +286,12 @@ impl<'a> Walk<'a> {
             kind => {
                 let from = mount.source.display();
                 let gap = format!("{kind} from {from}: which disks are behind it cannot be seen from here");
-                vec![if mounts::is_on_network(kind) { self.served(gap) } else { Node::gap(gap) }]
+                let protocol = self.target.map(|target| target.protocol);
+                vec![if protocol.is_some() && protocol == mounts::protocol_of(kind) {
+                    self.served(gap)
+                } else {
+                    Node::gap(gap)
+                }]
             }
         };
         let unknown = below.is_empty().then(|| Node::gap(format!("what {} rests on is not known", mount.kind)));

@@ -113,7 +113,7 @@ fn check_on(
         gaps_in_sight(device, &volume, &places),
         gaps_in_holding(device, &hosts, &volume),
         not_compared,
-        gaps_by_swap(&volume, &places, &swap),
+        gaps_by_swap(&placement, &places, &swap),
     ]
     .concat()
     {
@@ -173,13 +173,14 @@ fn gaps_in_sight(device: &Path, volume: &Lineage, places: &[(Place, Lineage)]) -
 ///
 /// It is no place of the key: keys are locked in memory and not written there. But other programs' memory is, and a
 /// hibernation image has all of it, so that nothing is proven.
-fn gaps_by_swap(volume: &Lineage, places: &[(Place, Lineage)], swaps: &[Swap]) -> Vec<Gap> {
-    let volume_leaves = volume.leaves();
+fn gaps_by_swap(placement: &Placement<'_>, places: &[(Place, Lineage)], swaps: &[Swap]) -> Vec<Gap> {
+    let volume_leaves = placement.volume.leaves();
     let mut gaps = Vec::new();
     for swap in swaps {
         let path = swap.path.display();
-        let unseen = swap.lineage.plain_gaps();
-        gaps.extend(unseen.into_iter().map(|why| Gap { about: format!("swap {path}"), why: why.to_owned() }));
+        let unseen = swap.lineage.plain_gaps().into_iter().map(str::to_owned);
+        let unseen = unseen.chain(placement.may_reach(&swap.lineage));
+        gaps.extend(unseen.map(|why| Gap { about: format!("swap {path}"), why }));
 
         let on_disk = |leaf: &&Leaf| matches!(leaf, Leaf::Disk(_));
         let common = |leaf: &&Leaf| volume_leaves.iter().any(|other| leaf.same_as(other).is_some());

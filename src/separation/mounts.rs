@@ -10,6 +10,7 @@ use std::{
 use super::{
     block::{DeviceNumber, linked},
     host::{Host, Seen, attribute, base_name, entries},
+    remote::Protocol,
 };
 
 /// One line of mountinfo.
@@ -136,9 +137,13 @@ pub(crate) fn is_kernels_own(kind: &str) -> bool {
     )
 }
 
-/// Whether other hosts serve such a file system.
-pub(crate) fn is_on_network(kind: &str) -> bool {
-    matches!(kind, "nfs" | "nfs4" | "ceph" | "cifs" | "smb3" | "fuse.glusterfs" | "fuse.ceph")
+/// How a file system is reached that other hosts serve; `None` for those that no [`super::Target`] is served by.
+pub(crate) fn protocol_of(kind: &str) -> Option<Protocol> {
+    match kind {
+        "nfs" | "nfs4" => Some(Protocol::Nfs),
+        "fuse.glusterfs" => Some(Protocol::GlusterFs),
+        _ => None,
+    }
 }
 
 /// The absolute path that a mount's source names.

@@ -1,11 +1,14 @@
 //! Whether a place of the key is too near to the volume.
 
+use std::path::Path;
+
 use super::{
     Surroundings,
     disk::{Leaf, SameBy},
     holders::Holder,
     host::Host,
     hosts::{HostId, Hosts, Same},
+    inventory::ListedDevice,
     lineage::Lineage,
     ring::is_device_name,
     tree::{Node, Step},
@@ -44,7 +47,7 @@ impl<'a> Placement<'a> {
         // for it, and its own disks do not hold the volume.
         let is_remote = |leaf: &Leaf| matches!(leaf, Leaf::Remote(_));
         let stands_in = volume.tree.below.iter().any(|node| matches!(&node.step, Step::Leaf(leaf) if is_remote(leaf)));
-        let ends = volume.tree.ends().into_iter().filter(|leaf| !stands_in || is_remote(leaf));
+        let ends = volume.tree.ends(&|_| true).into_iter().filter(|leaf| !stands_in || is_remote(leaf));
         Self { hosts, level: surroundings.level, volume, holders: ends.flat_map(|leaf| hosts.holders(leaf)).collect() }
     }
 
@@ -67,22 +70,28 @@ impl<'a> Placement<'a> {
         if self.level != SeparationLevel::Device || !is_here || !is_device_name(&replica.device) {
             return None;
         }
-        let listed = self.hosts.device(&at, &replica.device).and_then(|device| device.path.clone());
-        // Swift's own default (proxy-server.conf and others, option "devices").
-        let path = listed.unwrap_or_else(|| format!("/srv/node/{}", replica.device).into());
+        let path = match self.hosts.device(&at, &replica.device) {
+            Some(ListedDevice { path: Some(path), .. }) => path.clone(),
+            Some(ListedDevice { serial: Some(_), .. }) => return None,
+            // Swift's own default (object-server.conf, option "devices").
+            _ => Path::new("/srv/node").join(&replica.device),
+        };
         host.look(&path).is_ok().then(|| Lineage::of_existing(host, &path).tree)
     }
 
     /// Compares a place with the volume: disk by disk, and then by who holds what is on neither's own disks.
     pub fn compare(&self, place: &Place, lineage: &Lineage) -> Found {
+        // A path on this host is compared by its disk, whatever the level.
+        let is_replica = matches!(place.at, Location::Replica(_));
+        let level = if is_replica { self.level } else { SeparationLevel::Device };
         let mut found = Found::default();
         for (device, volume_device, same_by) in common(self.volume, lineage) {
             found.shared.push(shared(place, device, volume_device, same_by, None));
         }
-        let holders = lineage.tree.ends().into_iter().flat_map(|leaf| self.hosts.holders(leaf));
+        let holders = lineage.tree.ends(&|_| true).into_iter().flat_map(|leaf| self.hosts.holders(leaf));
         for holder in holders.filter(|_| found.shared.is_empty()).collect::<Vec<_>>() {
             let mut unknown = Vec::new();
-            let near = self.holders.iter().find_map(|other| match self.nearness(place, &holder, other) {
+            let near = self.holders.iter().find_map(|other| match self.nearness(level, &holder, other) {
                 Nearness::Apart => None,
                 Nearness::Unknown(why) => {
                     unknown.push(Gap { about: place.to_string(), why });
@@ -93,7 +102,7 @@ impl<'a> Placement<'a> {
             found.gaps.extend(unknown.into_iter().filter(|_| near.is_none()));
             found.shared.extend(near);
         }
-        for leaf in lineage.tree.ends() {
+        for leaf in lineage.tree.ends(&|_| true) {
             let gap = |why| Gap { about: place.to_string(), why };
             found.gaps.extend(self.hosts.unknown_holders(leaf).into_iter().map(gap));
         }
@@ -114,10 +123,22 @@ impl<'a> Placement<'a> {
         }
     }
 
-    fn nearness(&self, place: &Place, one: &Holder<'a>, volume: &Holder<'a>) -> Nearness {
-        // A path on this host is compared by its disk, whatever the level.
-        let is_replica = matches!(place.at, Location::Replica(_));
-        let level = if is_replica { self.level } else { SeparationLevel::Device };
+    /// What may bring memory that is written there, readable, to the volume's device, where that is not a disk which both
+    /// are seen to be on.
+    pub fn may_reach(&self, swap: &Lineage) -> Vec<String> {
+        let leaves = swap.tree.ends(&|step| !step.encrypts());
+        let leaves = leaves.into_iter().filter(|leaf| !matches!(leaf, Leaf::Memory(_)));
+        let holders: Vec<_> = leaves.flat_map(|leaf| self.hosts.holders(leaf)).collect();
+        let pairs = holders.iter().flat_map(|holder| self.holders.iter().map(move |other| (holder, other)));
+        let why = |(holder, other)| match self.nearness(SeparationLevel::Device, holder, other) {
+            Nearness::Apart => None,
+            Nearness::Unknown(why) => Some(why),
+            Nearness::Shared(..) => Some(format!("it is on {}, as the volume's {} is", holder.leaf, other.leaf)),
+        };
+        pairs.filter_map(why).collect()
+    }
+
+    fn nearness(&self, level: SeparationLevel, one: &Holder<'_>, volume: &Holder<'_>) -> Nearness {
         match (self.hosts.same(&one.host, &volume.host), level) {
             (Same::Unknown(why), _) => Nearness::Unknown(why),
             (Same::Yes, SeparationLevel::Device) => devices(one, volume),
@@ -130,8 +151,8 @@ impl<'a> Placement<'a> {
         }
     }
 
-    fn racks(&self, one: &Holder<'a>, volume: &Holder<'a>) -> Nearness {
-        let rack = |holder: &Holder<'a>| self.hosts.rack(&holder.host);
+    fn racks(&self, one: &Holder<'_>, volume: &Holder<'_>) -> Nearness {
+        let rack = |holder: &Holder<'_>| self.hosts.rack(&holder.host);
         match (rack(one), rack(volume)) {
             (Some(rack), Some(other)) if rack == other => Nearness::Shared(SameBy::Rack, Some(rack.to_owned())),
             (Some(_), Some(_)) => Nearness::Apart,

@@ -9,6 +9,8 @@ use super::{
 
 /// More portals, monitors or names than any volume has.
 const MOST_ENTRIES: usize = 64;
+/// As long as a path may be.
+const MOST_BYTES_OF_NAME: usize = 4096;
 
 /// Who serves a volume's data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,9 @@ pub enum MalformedConnectionInfo {
     /// An address cannot be read. The text itself may be a secret at the wrong place, and is not repeated.
     #[error("the connection information has something else than an address in {0}")]
     Address(&'static str),
+    /// A name cannot be shown.
+    #[error("the connection information has a name of a target that is too long or has control characters")]
+    Name,
     /// A list is longer than any.
     #[error("the connection information has more than {MOST_ENTRIES} entries in {0}")]
     TooMany(&'static str),
@@ -55,26 +60,31 @@ impl Target {
         let kind = info.get("driver_volume_type").and_then(Value::as_str);
         let kind = kind.ok_or(Missing { what: "text 'driver_volume_type'" })?;
         let data = info.get("data").and_then(Value::as_object).ok_or(Missing { what: "object 'data'" })?;
-        Ok(match kind.to_ascii_lowercase().as_str() {
-            "local" => Self::Local,
-            "iscsi" | "iser" => Self::Remote(iscsi(data)?),
-            "nvmeof" | "nvme" => Self::Remote(nvme_of(data)?),
-            "rbd" => Self::Remote(rbd(data)?),
-            "nfs" => Self::Remote(export(Protocol::Nfs, data)?),
-            "glusterfs" => Self::Remote(export(Protocol::GlusterFs, data)?),
-            "fibre_channel" => Self::Remote(fibre_channel(data)?),
-            _ => Self::Unknown { why: format!("who serves a volume of the kind {:?} is not known", shortened(kind)) },
-        })
+        let remote = match kind.to_ascii_lowercase().as_str() {
+            "local" => return Ok(Self::Local),
+            "iscsi" | "iser" => iscsi(data)?,
+            "nvmeof" | "nvme" => nvme_of(data)?,
+            "rbd" => rbd(data)?,
+            "nfs" => export(Protocol::Nfs, data)?,
+            "glusterfs" => export(Protocol::GlusterFs, data)?,
+            "fibre_channel" => fibre_channel(data)?,
+            _ => {
+                let kind: String = kind.chars().take(80).collect();
+                return Ok(Self::Unknown { why: format!("who serves a volume of the kind {kind:?} is not known") });
+            }
+        };
+        let can_be_shown = |name: &String| name.len() <= MOST_BYTES_OF_NAME && !name.contains(char::is_control);
+        if remote.names.iter().all(can_be_shown) {
+            Ok(Self::Remote(remote))
+        } else {
+            Err(MalformedConnectionInfo::Name)
+        }
     }
 
     /// Reads connection information as JSON text; see [`Target::from_connection_info`].
     pub fn parse(json: &[u8]) -> Result<Self, MalformedConnectionInfo> {
         Self::from_connection_info(&serde_json::from_slice(json)?)
     }
-}
-
-fn shortened(text: &str) -> String {
-    text.chars().take(80).collect()
 }
 
 /// Members that hold one text or several, all of them together.
@@ -260,6 +270,7 @@ mod tests {
             ("rbd", json!({"hosts": ["10.0.0.5"]})),
             ("rbd", json!({"name": "volumes/v", "hosts": ["10.0.0.5/x"]})),
             ("nfs", json!({"export": "/srv"})),
+            ("iscsi", json!({"target_iqn": "iqn.1:\u{1b}[2J"})),
         ] {
             assert!(read(kind, data.clone()).is_err(), "{kind} {data}");
         }

@@ -158,20 +158,21 @@ impl Node {
         })
     }
 
-    /// The leaves, each once, below which there is nothing more: not the disk that stands for one on the network.
-    pub(crate) fn ends(&self) -> Vec<&Leaf> {
-        match &self.step {
-            Step::Leaf(leaf) if self.below.is_empty() => vec![leaf],
-            _ => {
-                let mut found = Vec::new();
-                for leaf in self.below.iter().flat_map(Self::ends) {
-                    if !found.contains(&leaf) {
-                        found.push(leaf);
-                    }
+    /// The leaves, each once, below which there is nothing more, that are reached through steps that let pass: not the disk
+    /// that stands for one on the network.
+    pub(crate) fn ends(&self, lets_pass: &dyn Fn(&Step) -> bool) -> Vec<&Leaf> {
+        let mut found = Vec::new();
+        if let (Step::Leaf(leaf), []) = (&self.step, &self.below[..]) {
+            found.push(leaf);
+        }
+        if lets_pass(&self.step) {
+            for leaf in self.below.iter().flat_map(|node| node.ends(lets_pass)) {
+                if !found.contains(&leaf) {
+                    found.push(leaf);
                 }
-                found
             }
         }
+        found
     }
 
     /// The gaps, each once, that are reached through steps that let pass.

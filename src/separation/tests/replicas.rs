@@ -295,7 +295,7 @@ fn a_refusal_says_what_both_are_on() {
 #[test]
 fn what_cannot_be_told_from_the_volumes_host_is_a_gap() {
     let case = Case::new().served_by_iscsi("10.0.0.5:3260").known("[[host]]\nname = 's2'\naddresses = ['10.0.0.6']\n");
-    for address in ["storage1", "fd00::5", "0.0.0.0"] {
+    for address in ["storage1", "fd00::5", "0.0.0.0", "fe80::5", "169.254.0.5"] {
         assert_eq!(
             case.verdict(&[object_on(address)]),
             format!(
@@ -355,6 +355,19 @@ fn the_server_of_an_nfs_export_is_the_volumes_host() {
     assert_eq!(report.verdict.word(), "shared");
     assert!(report.to_string().contains("  nfs4 on NFS export 10.0.0.5:/srv/v\n"), "{report}");
     assert_eq!(case.check("/nfs/keys", &[object_on("10.0.0.6")]).verdict.word(), "apart");
+}
+
+#[test]
+fn swap_that_may_be_where_the_volume_is_leaves_it_unproven() {
+    let swap = "Filename Type Size Used Priority\n/dev/sdb1 partition 1048572 0 -2\n";
+    let case =
+        |portal| Case { host: MadeUp::host().with_file("proc/swaps", swap), ..Case::new() }.served_by_iscsi(portal);
+    assert!(case("10.0.0.5:3260").verdict(&[object_on("10.0.0.6")]).starts_with("apart"));
+    let verdict = case("127.0.0.1:3260").verdict(&[object_on("10.0.0.6")]);
+    assert!(
+        verdict.starts_with("unproven: swap /dev/sdb1: it is on this host, as the volume's iSCSI target"),
+        "{verdict}"
+    );
 }
 
 #[test]
