@@ -10,7 +10,7 @@ use crate::{
     error::{Error, chain},
     key::{KeyReference, SecretBytes, VolumeKey},
     seal::{Content, Opened, Payload},
-    separation::{self, Report},
+    separation::{self, Inventory, Report, Surroundings, Target},
     store::Released,
     volume::{self, CIPHER, PlainParameters, Volume},
 };
@@ -35,6 +35,8 @@ pub struct Request<'a> {
     pub separation: Strictness,
     /// The token of a hook's caller, for stores that are used as the caller.
     pub caller: Option<SecretBytes>,
+    /// Who serves the volume, if the caller knows it.
+    pub target: Option<Target>,
 }
 
 /// Options of the mapping; see [`Activate`].
@@ -69,7 +71,7 @@ pub fn attach(config: &Config, request: Request<'_>) -> Result<Mapping, Error> {
     }
     let reference = reference(request.key.clone(), &volume)?;
     let container = Container::open(config, &reference.store, request.caller)?;
-    let report = separate(config, &container, &reference, &volume, request.separation)?;
+    let report = separate(config, &container, &reference, &volume, request.target.as_ref(), request.separation)?;
     let key = open(&container, &reference, &volume)?;
     let mapping = backend.activate(&volume, &key, &options)?;
     record("attach", config, &reference, &volume, Some(&options.name), &report);
@@ -100,11 +102,14 @@ pub fn separate(
     container: &Container,
     reference: &KeyReference,
     volume: &Volume,
+    target: Option<&Target>,
     strictness: Strictness,
 ) -> Result<Report, Error> {
     let header = volume.luks().and_then(|header| header.detached.as_deref());
     let places = container.places(&reference.key)?;
-    let report = separation::check(&volume.device.path, header, &places);
+    let inventory = Inventory::of(&config.separation)?;
+    let surroundings = Surroundings { target, inventory: &inventory, level: config.separation.level };
+    let report = separation::check(&volume.device.path, header, &places, &surroundings);
     match report.judge(strictness.policy.unwrap_or(config.separation.policy)) {
         Err(refusal) if refusal.is_shared() && strictness.allow_shared => {
             tracing::warn!("{refusal}; going on, as --allow-shared demands");

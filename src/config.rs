@@ -57,6 +57,24 @@ pub struct Separation {
     /// What *unproven* leads to.
     #[serde(default)]
     pub policy: SeparationPolicy,
+    /// How far apart from the volume the replicas of a key in an object store must be.
+    #[serde(default)]
+    pub level: SeparationLevel,
+    /// What is known of other hosts; see [`crate::separation::Inventory`].
+    pub inventory: Option<PathBuf>,
+}
+
+/// What a volume and a replica of its key must not have in common.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SeparationLevel {
+    /// A device.
+    Device,
+    /// A host.
+    #[default]
+    Host,
+    /// A rack.
+    Rack,
 }
 
 /// `[audit]`
@@ -160,6 +178,8 @@ pub struct SwiftConfig {
     /// URLs of the account (`https://HOST/v1/AUTH_...`), all of one cluster, in place of the catalogue's.
     #[serde(default)]
     pub urls: Vec<String>,
+    /// URL of the list_endpoints middleware (`https://HOST/endpoints`), if that is not beside the account.
+    pub endpoints: Option<String>,
     /// Log in as the caller of a hook, by the token in its request.
     #[serde(default)]
     pub caller_token: bool,
@@ -276,6 +296,7 @@ impl Config {
             .map_err(|source| ConfigError::Malformed { path: path.to_owned(), source: Box::new(source) })?;
         config.path = path.to_owned();
         let folder = path.parent().unwrap_or(Path::new("."));
+        config.separation.inventory = config.separation.inventory.take().map(|file| folder.join(file));
         for (name, store) in &mut config.stores {
             let sealing = &mut store.sealing;
             // Sealed or not is a choice of Barbican's only; sealed, the choice of escrow has to be made.
@@ -328,9 +349,8 @@ impl StoreConfig {
     /// Where this host keeps what opens the store's keys. An owner's key on the volume's own disk is as bad as the
     /// volume key there.
     pub fn places(&self, config: &Path) -> Vec<Place> {
-        let place = |what: &str, path: &Path, opens| Place { what: what.to_owned(), path: path.to_owned(), opens };
-        let identities = self.sealing.identities.iter().map(|path| place("private key", path, true));
-        let config = place("configuration", config, false);
+        let identities = self.sealing.identities.iter().map(|path| Place::path("private key", path, true));
+        let config = Place::path("configuration", config, false);
         // What logs in to Barbican gets unsealed keys; to Swift, sealed ones only.
         let (cloud, opens) = match &self.location {
             Location::Directory { .. } => (None, false),
@@ -338,7 +358,7 @@ impl StoreConfig {
             Location::Barbican(barbican) => (Some(&barbican.cloud), true),
         };
         let credentials = cloud.into_iter().flat_map(|cloud| cloud.secret.iter().chain(&cloud.clouds));
-        let credentials = credentials.map(|path| place("credential", path, opens));
+        let credentials = credentials.map(|path| Place::path("credential", path, opens));
         identities.chain(credentials).chain([config]).collect()
     }
 }
@@ -375,6 +395,14 @@ mod tests {
         assert!(matches!(&store.location, Location::Directory { path } if path == Path::new("/srv/keys")));
         assert_eq!(store.sealing.owner, Some(config.path.with_file_name("owner.pem")));
         assert_eq!(store.sealing.identities, [config.path.with_file_name("owner.key")]);
+    }
+
+    #[test]
+    fn the_inventory_is_beside_it_as_well() {
+        let config = read("[separation]\nlevel = 'rack'\ninventory = 'inventory.toml'\n").unwrap();
+        assert_eq!(config.separation.level, SeparationLevel::Rack);
+        assert_eq!(config.separation.inventory, Some(config.path.with_file_name("inventory.toml")));
+        assert_eq!(read("").unwrap().separation.level, SeparationLevel::Host);
     }
 
     #[test]

@@ -19,10 +19,11 @@ pub use trust::TrustError;
 
 use crate::{
     config::{Config, Sealing},
-    error::Error,
-    key::{BoundContext, ContainerKeyId, Epoch, KeyId, KeyReference, Place, SealedKey, SecretBytes, StoreName},
+    error::{Error, chain},
+    key::{BoundContext, ContainerKeyId, Epoch, KeyId, KeyReference, Location, Place, Ring, SealedKey, SecretBytes, StoreName},
     seal::{self, ContainerKey, Content, Expected, Keyring, Opened, Recipient},
-    store::{self, ContainerKeys, KeyStore, Released, Stored},
+    separation::parse_endpoints,
+    store::{self, ContainerKeys, KeyStore, Released, RingAnswer, Stored},
 };
 
 /// A container of keys.
@@ -152,8 +153,23 @@ impl Container {
     /// All places where the key, or what opens it, rests.
     pub fn places(&self, id: &KeyId) -> Result<Vec<Place>, Error> {
         let mut places = self.store.places(id)?;
+        places.extend(self.store.rings(id)?.into_iter().flat_map(replicas));
         places.extend(self.own_places.iter().cloned());
         Ok(places)
+    }
+}
+
+/// The places that a ring's answer names.
+fn replicas(RingAnswer { ring, answer }: RingAnswer) -> Vec<Place> {
+    let what = match ring {
+        Ring::Object => "sealed key",
+        Ring::Container | Ring::Account => "list of keys",
+    };
+    let place = |at| Place { what: what.to_owned(), at, opens: true };
+    let parsed = answer.and_then(|json| parse_endpoints(&json, ring).map_err(|error| chain(&error)));
+    match parsed {
+        Ok(replicas) => replicas.into_iter().map(|replica| place(Location::Replica(replica))).collect(),
+        Err(why) => vec![place(Location::Elsewhere { name: format!("the {ring} ring"), why })],
     }
 }
 

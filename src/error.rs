@@ -10,7 +10,7 @@ use crate::{
     device::DeviceError,
     key::{ContainerKeyId, KeyReference, SecretMemoryError, StoreName},
     seal::SealError,
-    separation::Refusal,
+    separation::{InventoryError, MalformedConnectionInfo, Refusal},
     store::StoreError,
     volume::VolumeError,
 };
@@ -21,6 +21,12 @@ pub enum Error {
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The inventory of hosts.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
+    /// The connection information of a volume.
+    #[error(transparent)]
+    ConnectionInfo(#[from] MalformedConnectionInfo),
     /// The device.
     #[error(transparent)]
     Device(#[from] DeviceError),

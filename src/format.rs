@@ -58,7 +58,7 @@ pub fn format(config: &Config, request: &Request<'_>) -> Result<Formatted, Error
     let key = VolumeKey::random(request.key_size)?;
     let passphrase = request.keyslot.then(keep::random_passphrase).transpose()?;
     let volume = plan(request, &ground.device, &reference, &key, passphrase.as_ref())?;
-    let report = attach::separate(config, &container, &reference, &volume, request.separation)?;
+    let report = attach::separate(config, &container, &reference, &volume, None, request.separation)?;
 
     keep::keep(&container, &reference, &volume, key, passphrase)?;
     let written = ground.write(&volume).and_then(|()| {

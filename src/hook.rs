@@ -26,6 +26,7 @@ use crate::{
     key::{KeyReference, KeySize, ManagedObject, ObjectKind, SecretBytes, VolumeKey},
     resize,
     seal::{Content, Opened},
+    separation::Target,
     store::Released,
     volume::{self, CIPHER, PlainParameters, SectorSize, Volume, VolumeError},
 };
@@ -49,6 +50,8 @@ pub struct Request {
     pub cipher: Option<String>,
     /// Key size of the volume type.
     pub key_size: Option<KeySize>,
+    /// Who serves the volume, as its connection_info says.
+    pub target: Option<Target>,
 }
 
 /// Attaches a volume; formats it first if that is its first time.
@@ -74,6 +77,7 @@ pub fn attach(config: &Config, request: &Request, caller: Option<SecretBytes>) -
             options: Options::default(),
             separation: Strictness::default(),
             caller,
+            target: request.target.clone(),
         },
     )?;
     if let Some(link) = &request.link {
@@ -152,7 +156,7 @@ fn format_first(config: &Config, request: &Request, caller: Option<SecretBytes>)
     }
     let (key, passphrase) = (VolumeKey::random(plan.key_size)?, unused.object().passphrase()?);
     let volume = format::plan(&plan, &ground.device, &request.key, &key, Some(&passphrase))?;
-    let report = attach::separate(config, &container, &request.key, &volume, plan.separation)?;
+    let report = attach::separate(config, &container, &request.key, &volume, request.target.as_ref(), plan.separation)?;
     ground.write(&volume)?;
     let written = || {
         volume::probe(&request.device, None)?.unlock(&passphrase)?;

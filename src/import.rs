@@ -34,7 +34,7 @@ pub fn import(config: &Config, request: Request<'_>) -> Result<KeyReference, Err
     let store_name = config.store_or_default(request.store.as_ref())?;
     let container = Container::open(config, &store_name, None)?;
     let reference = container.new_reference()?;
-    let report = attach::separate(config, &container, &reference, &volume, request.separation)?;
+    let report = attach::separate(config, &container, &reference, &volume, None, request.separation)?;
     let key = volume_key(&volume, request.secret)?;
     volume.verify_key(&key)?;
     keep::keep(&container, &reference, &volume, key, None)?;

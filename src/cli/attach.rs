@@ -119,6 +119,7 @@ impl Attach {
             },
             separation: self.separation.strictness(),
             caller: None,
+            target: None,
         };
         let mapping = attach::attach(&config, request)?;
         if mapping.already_active {

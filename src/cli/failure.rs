@@ -49,8 +49,8 @@ pub fn exit_code(error: &Error) -> u8 {
         return 77;
     }
     match error {
-        Error::Usage(_) | Error::Name(_) | Error::NoName(_) | Error::NoReference(_) => USAGE,
-        Error::Config(_) => 78,
+        Error::Usage(_) | Error::Name(_) | Error::NoName(_) | Error::NoReference(_) | Error::ConnectionInfo(_) => USAGE,
+        Error::Config(_) | Error::Inventory(_) => 78,
         Error::Device(error) | Error::Backend(BackendError::Device(error)) => device(error),
         Error::Volume(error) | Error::Backend(BackendError::Volume(error)) => volume(error),
         Error::Store(error) => store(error),

@@ -18,9 +18,10 @@ use crate::{
     backend::MappingName,
     config::Config,
     container::Container,
-    error::Error,
+    error::{Error, chain},
     hook::{self, Described, Request},
     key::{KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, StoreName},
+    separation::Target,
 };
 
 /// The version of requests that is understood.
@@ -86,6 +87,7 @@ struct Attach {
     provider: Option<String>,
     cipher: Option<String>,
     key_size: Option<u32>,
+    connection_info: Option<serde_json::Value>,
 }
 
 #[derive(Deserialize)]
@@ -254,6 +256,10 @@ impl Attach {
             plain,
             cipher: self.cipher,
             key_size: self.key_size.map(key_size).transpose()?,
+            // One that is not understood leaves a gap in the proof; it is no reason to refuse the volume.
+            target: self.connection_info.map(|info| {
+                Target::from_connection_info(&info).unwrap_or_else(|error| Target::Unknown { why: chain(&error) })
+            }),
         })
     }
 }

@@ -1,6 +1,10 @@
 //! `cryptattach separation`
 
-use std::path::PathBuf;
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 
@@ -11,7 +15,7 @@ use crate::{
     device::Device,
     error::Error,
     key::{KeyId, KeyReference},
-    separation,
+    separation::{self, Inventory, Surroundings, Target},
     volume::{self, VolumeError},
 };
 
@@ -22,6 +26,7 @@ use crate::{
 #[command(after_help = "Examples:
   cryptattach separation /dev/vdb
   cryptattach separation /dev/vdb --json
+  cryptattach separation /dev/sdc --connection-info connection_info.json
   cryptattach separation /dev/vdb --key cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de")]
 pub struct Separation {
     /// The encrypted block device or file
@@ -32,6 +37,9 @@ pub struct Separation {
     /// A detached LUKS header
     #[arg(long, value_name = "FILE")]
     header: Option<PathBuf>,
+    /// OpenStack's connection_info of the volume (JSON), which says who serves it; - is standard input
+    #[arg(long, value_name = "FILE")]
+    connection_info: Option<PathBuf>,
     /// Whether unproven counts as a refusal [default: as configured]
     #[arg(long = "separation", value_name = "POLICY")]
     policy: Option<SeparationPolicy>,
@@ -40,6 +48,8 @@ pub struct Separation {
 impl Separation {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         let config = global.config()?;
+        let inventory = Inventory::of(&config.separation)?;
+        let target = self.connection_info.as_deref().map(read_target).transpose()?;
         Device::look(&self.device)?;
         let in_token = || match volume::probe(&self.device, self.header.as_deref()) {
             Ok(volume) => Ok(volume.luks().and_then(|header| header.reference.clone())),
@@ -56,8 +66,23 @@ impl Separation {
         // Without a key yet: where a new one would rest.
         let key = reference.map_or_else(KeyId::random, |reference| reference.key);
         let places = container.places(&key)?;
-        let report = separation::check(&self.device, self.header.as_deref(), &places);
+        let level = config.separation.level;
+        let surroundings = Surroundings { target: target.as_ref(), inventory: &inventory, level };
+        let report = separation::check(&self.device, self.header.as_deref(), &places, &surroundings);
         output::print(global.json, &report, || report.to_string())?;
         Ok(report.judge(self.policy.unwrap_or(config.separation.policy))?)
     }
+}
+
+/// Bytes of connection information; it has a few hundred.
+const MOST_BYTES: u64 = 1 << 20;
+
+fn read_target(path: &Path) -> Result<Target, Error> {
+    let mut json = Vec::new();
+    let read = match path.to_str() {
+        Some("-") => io::stdin().take(MOST_BYTES).read_to_end(&mut json),
+        _ => File::open(path).and_then(|file| file.take(MOST_BYTES).read_to_end(&mut json)),
+    };
+    read.map_err(Error::io(format!("read the connection information {}", path.display())))?;
+    Ok(Target::parse(&json)?)
 }

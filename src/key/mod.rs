@@ -14,7 +14,7 @@ mod volume_key;
 pub use epoch::{ContainerKeyId, Epoch, ParseEpochError};
 pub use id::{KeyId, ParseKeyIdError};
 pub use object::{ManagedObject, ObjectFacts, ObjectKind, hex};
-pub use place::Place;
+pub use place::{Location, Place, Replica, Ring};
 pub use reference::{KeyReference, ParseKeyReferenceError, StoreName};
 pub use sealed::{
     BoundContext, JoseHeader, JweRecipient, MAX_RECIPIENTS, MAX_SEALED_BYTES, MalformedSealedKey, SealedKey,

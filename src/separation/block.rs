@@ -12,6 +12,7 @@ use serde::{Serialize, Serializer};
 use super::{
     disk::Disk,
     host::{Host, attribute, base_name, entries},
+    network::FarEnd,
 };
 
 /// The number of a device (`dev_t`), written `MAJOR:MINOR`.
@@ -96,49 +97,9 @@ impl BlockDevice {
         linked(&self.directory.join("holders"))
     }
 
-    /// What is on the other end of the network that this device is reached over, in words.
-    pub fn over_the_network(&self) -> Option<String> {
-        self.iscsi_target().or_else(|| self.nvme_fabric()).or_else(|| self.network_driver())
-    }
-
-    fn iscsi_target(&self) -> Option<String> {
-        // .../host3/session1/target3:0:0/3:0:0:0/block/sdb (drivers/scsi/scsi_transport_iscsi.c)
-        let session = self.directory.ancestors().find(|above| above.join("iscsi_session").is_dir())?;
-        let target = attribute(&session.join("iscsi_session").join(base_name(session)).join("targetname"));
-        let address =
-            entries(session).iter().filter(|below| base_name(below).starts_with("connection")).find_map(|below| {
-                attribute(&below.join("iscsi_connection").join(base_name(below)).join("persistent_address"))
-            });
-        let target = target.unwrap_or_else(|| "of unknown name".to_owned());
-        Some(match address {
-            Some(address) => format!("iSCSI target {target} at {address}"),
-            None => format!("iSCSI target {target}"),
-        })
-    }
-
-    fn nvme_fabric(&self) -> Option<String> {
-        // `device` is the controller, or with native multipath the subsystem with its controllers below it.
-        let above = self.directory.join("device");
-        let controllers = entries(&above).into_iter().filter(|below| base_name(below).starts_with("nvme"));
-        [above].into_iter().chain(controllers).find_map(|controller| {
-            let transport = attribute(&controller.join("transport"))?;
-            let address = attribute(&controller.join("address")).unwrap_or_default();
-            // "loop" is the kernel's own target, on this host (drivers/nvme/target/loop.c).
-            let fabric = matches!(transport.as_str(), "tcp" | "rdma" | "fc" | "loop");
-            fabric.then(|| format!("NVMe over {transport} {address}").trim_end().to_owned())
-        })
-    }
-
-    fn network_driver(&self) -> Option<String> {
-        const DRIVERS: [(&str, &str); 5] = [
-            ("nbd", "network block device"),
-            ("rbd", "Ceph RBD image"),
-            ("drbd", "DRBD peer"),
-            ("etherd", "ATA over Ethernet shelf"),
-            ("rnbd", "RDMA network block device"),
-        ];
-        let (_, words) = DRIVERS.iter().find(|(driver, _)| is_numbered(&self.name, driver))?;
-        Some((*words).to_owned())
+    /// What is on the other end of the network that this device is reached over.
+    pub fn far_end(&self) -> Option<FarEnd> {
+        FarEnd::of(self)
     }
 
     /// Whether the kernel makes it up, so that sysfs cannot tell what is behind it.
@@ -158,7 +119,7 @@ impl BlockDevice {
 }
 
 /// Whether a kernel name is a driver's name and then a number ("nbd0") or an address ("etherd!e1.1").
-fn is_numbered(name: &str, driver: &str) -> bool {
+pub(super) fn is_numbered(name: &str, driver: &str) -> bool {
     name.strip_prefix(driver).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit() || c == '!'))
 }
 

@@ -1,4 +1,4 @@
-//! Leaves of a lineage: the disks, or the memory, that bytes rest on in the end.
+//! Leaves of a lineage: the disks, the memory or the hosts that bytes rest on in the end.
 
 use std::{fmt, fs};
 
@@ -7,7 +7,9 @@ use serde::Serialize;
 use super::{
     block::{BlockDevice, DeviceNumber},
     host::{Host, attribute},
+    remote::Remote,
 };
+use crate::key::Replica;
 
 /// What bytes rest on in the end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -17,6 +19,10 @@ pub enum Leaf {
     Disk(Disk),
     /// This host's memory.
     Memory(Memory),
+    /// What serves a disk over the network.
+    Remote(Remote),
+    /// A device of an object store.
+    Replica(Replica),
 }
 
 /// A disk, as this host sees it.
@@ -56,12 +62,17 @@ pub enum SameBy {
     Number,
     /// Two names of one disk, or two paths to it: one world-wide name.
     Wwn,
-    /// One serial number and model.
+    /// One serial number, and of disks that this host sees, one model.
     Serial,
+    /// One host, which is as near as the level lets it be.
+    Host,
+    /// One rack, likewise.
+    Rack,
 }
 
 impl Leaf {
-    /// Whether this is the same as the other one, and why. Memory is never a disk.
+    /// Whether this is the same as the other one, and why. Memory is never a disk. What is on the network is compared by
+    /// its host, which takes more than the two.
     pub fn same_as(&self, other: &Self) -> Option<SameBy> {
         match (self, other) {
             (Self::Disk(this), Self::Disk(other)) => this.same_as(other),
@@ -114,7 +125,7 @@ impl Disk {
         }
         // All namespaces of an NVMe subsystem have its serial number. That is right for an SSD, which is one device;
         // the namespaces of an array on the network are as many as it likes, and their WWIDs tell them apart.
-        if device.over_the_network().is_some() {
+        if device.far_end().is_some() {
             return None;
         }
         let attributes = ["serial", "device/serial"].iter().find_map(|path| device.attribute(path));
@@ -130,7 +141,7 @@ fn unit_serial_number(page: &[u8]) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-fn plain_wwn(wwn: &str) -> String {
+pub(super) fn plain_wwn(wwn: &str) -> String {
     let wwn = wwn.to_ascii_lowercase();
     ["naa.", "0x"].iter().find_map(|prefix| wwn.strip_prefix(prefix)).unwrap_or(&wwn).to_owned()
 }
@@ -159,6 +170,8 @@ impl fmt::Display for Leaf {
         match self {
             Self::Disk(disk) => disk.fmt(f),
             Self::Memory(memory) => memory.fmt(f),
+            Self::Remote(remote) => remote.fmt(f),
+            Self::Replica(replica) => write!(f, "device {} of {}", replica.device, replica.host),
         }
     }
 }

@@ -5,6 +5,7 @@
 use std::{
     fs::{self, OpenOptions},
     io,
+    net::IpAddr,
     os::{
         fd::AsRawFd,
         unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
@@ -12,7 +13,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::libc;
+use nix::{
+    ifaddrs::{InterfaceAddress, getifaddrs},
+    libc,
+};
 
 use super::block::DeviceNumber;
 
@@ -20,6 +24,7 @@ use super::block::DeviceNumber;
 pub(crate) struct Host {
     root: PathBuf,
     look: fn(&Path) -> io::Result<Seen>,
+    addresses: fn() -> io::Result<Vec<IpAddr>>,
 }
 
 /// What a path is.
@@ -38,18 +43,27 @@ pub(crate) struct Seen {
 impl Host {
     /// This host.
     pub fn this() -> Self {
-        Self { root: PathBuf::from("/"), look }
+        Self { root: PathBuf::from("/"), look, addresses }
     }
 
-    /// A tree under `root` that stands for a host; `look` answers what its paths are.
+    /// A tree under `root` that stands for a host; `look` answers what its paths are, `addresses` those of its interfaces.
     #[cfg(test)]
-    pub fn fixture(root: &Path, look: fn(&Path) -> io::Result<Seen>) -> Self {
-        Self { root: root.to_owned(), look }
+    pub fn fixture(
+        root: &Path,
+        look: fn(&Path) -> io::Result<Seen>,
+        addresses: fn() -> io::Result<Vec<IpAddr>>,
+    ) -> Self {
+        Self { root: root.to_owned(), look, addresses }
     }
 
     /// A path of `/sys`, `/proc` or `/run`, given without the leading slash.
     pub fn at(&self, path: &str) -> PathBuf {
         self.root.join(path)
+    }
+
+    /// The addresses of its network interfaces.
+    pub fn addresses(&self) -> io::Result<Vec<IpAddr>> {
+        (self.addresses)()
     }
 
     /// What a path is, symbolic links followed.
@@ -98,6 +112,15 @@ fn look(path: &Path) -> io::Result<Seen> {
         .ok()
         .and_then(|info| info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok()));
     Ok(Seen { path, block, on: DeviceNumber(metadata.dev()), mount })
+}
+
+fn addresses() -> io::Result<Vec<IpAddr>> {
+    let address = |interface: InterfaceAddress| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    };
+    Ok(getifaddrs()?.filter_map(address).map(|address| address.to_canonical()).collect())
 }
 
 /// The text of a sysfs or procfs attribute, trimmed; `None` if there is none or it is empty.

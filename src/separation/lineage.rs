@@ -10,6 +10,9 @@ use super::{
     disk::{Leaf, Memory},
     host::{Host, Seen},
     mounts::{self, Mount},
+    network::FarEnd,
+    remote::Remote,
+    target::Target,
     tree::{Device, Node, Role, Step},
 };
 
@@ -33,10 +36,24 @@ impl Lineage {
     }
 
     pub(crate) fn on(host: &Host, path: &Path) -> Self {
-        let tree = match host.look_nearest(path) {
-            Ok(seen) => Walk::on(host).path(path, &seen),
+        Self::of_volume(host, path, None)
+    }
+
+    /// Follows a volume of which somebody knows who serves it.
+    pub(crate) fn of_volume(host: &Host, path: &Path, target: Option<&Target>) -> Self {
+        let (mut walk, seen) = (Walk::on(host), host.look_nearest(path));
+        if let Some(Target::Remote(remote)) = target {
+            walk.target = Some(remote);
+        }
+        let mut tree = match seen {
+            Ok(seen) => walk.path(path, &seen),
             Err(error) => Node::at(path, None, vec![Node::gap(cannot_look_at(path, &error))]),
         };
+        match target {
+            Some(Target::Remote(remote)) if !walk.met_target => tree.below.push(remote_leaf(remote.clone())),
+            Some(Target::Unknown { why }) => tree.below.push(Node::gap(why.clone())),
+            _ => {}
+        }
         Self { tree }
     }
 
@@ -82,11 +99,15 @@ struct Walk<'a> {
     mounts: Vec<Mount>,
     way: Vec<Passed>,
     steps_left: usize,
+    /// Who serves the volume, if somebody else than the kernel knows it.
+    target: Option<&'a Remote>,
+    met_target: bool,
 }
 
 impl<'a> Walk<'a> {
     fn on(host: &'a Host) -> Self {
-        Self { host, mounts: mounts::seen_by(host, "self"), way: Vec::new(), steps_left: MOST_STEPS }
+        let mounts = mounts::seen_by(host, "self");
+        Self { host, mounts, way: Vec::new(), steps_left: MOST_STEPS, target: None, met_target: false }
     }
 
     /// The tree of a path as given, of which `seen` is what exists.
@@ -154,23 +175,50 @@ impl<'a> Walk<'a> {
             return self.memory(device);
         }
         let slaves = device.slaves();
-        let far_end = device.over_the_network();
+        let far_end = device.far_end();
         if !slaves.is_empty() {
             let mut below = self.devices(&slaves);
-            below.extend(far_end.map(|what| Node::gap(behind_the_network(&device.name, &what))));
+            // A DRBD peer: another one than the target that the volume comes from.
+            below.extend(far_end.map(|far_end| match far_end {
+                FarEnd::Known(remote) => remote_leaf(remote),
+                FarEnd::Unknown(what) => Node::gap(behind_the_network(&device.name, &what)),
+            }));
             return Node::device(Device::new(device, Role::of(device)), below);
         }
-        let unknown = match far_end {
-            Some(what) => Some(behind_the_network(&device.name, &what)),
-            None if device.name.starts_with("loop") => Some(format!("{} is bound to no file", device.name)),
+        let below = match far_end {
+            Some(FarEnd::Known(remote)) => self.served_by(remote),
+            Some(FarEnd::Unknown(what)) => vec![self.served(behind_the_network(&device.name, &what))],
+            None if device.name.starts_with("loop") => vec![Node::gap(format!("{} is bound to no file", device.name))],
             None if device.is_virtual() => {
-                Some(format!("{} is a virtual device; which disk is behind it cannot be seen", device.name))
+                let why = format!("{} is a virtual device; which disk is behind it cannot be seen", device.name);
+                vec![self.served(why)]
             }
-            None => None,
+            None => Vec::new(),
         };
-        Node {
-            step: Step::Leaf(Leaf::Disk(device.disk(self.host))),
-            below: unknown.map(Node::gap).into_iter().collect(),
+        Node::leaf(Leaf::Disk(device.disk(self.host)), below)
+    }
+
+    /// What serves a network device as the kernel knows it, and what is said to serve the volume: both count.
+    fn served_by(&mut self, mut remote: Remote) -> Vec<Node> {
+        let Some(target) = self.target else {
+            return vec![remote_leaf(remote)];
+        };
+        self.met_target = true;
+        if remote.protocol == target.protocol {
+            remote.add(target);
+            return vec![remote_leaf(remote)];
+        }
+        vec![remote_leaf(remote), remote_leaf(target.clone())]
+    }
+
+    /// What is said to serve the volume where the kernel does not tell it, or else that gap.
+    fn served(&mut self, gap: String) -> Node {
+        match self.target {
+            Some(target) => {
+                self.met_target = true;
+                remote_leaf(target.clone())
+            }
+            None => Node::gap(gap),
         }
     }
 
@@ -189,7 +237,7 @@ impl<'a> Walk<'a> {
     /// A disk in memory; zram may write to a disk behind it (Documentation/admin-guide/blockdev/zram.rst, writeback).
     fn memory(&mut self, device: &BlockDevice) -> Node {
         let memory = Memory { name: device.name.clone(), number: device.number, swappable: false };
-        let leaf = Node { step: Step::Leaf(Leaf::Memory(memory)), below: Vec::new() };
+        let leaf = Node::leaf(Leaf::Memory(memory), Vec::new());
         match device.attribute("backing_dev").filter(|path| path != "none") {
             None => leaf,
             Some(path) => {
@@ -235,10 +283,16 @@ impl<'a> Walk<'a> {
             _ if !seen.on.is_anonymous() => self.own_device(mount, seen.on),
             _ if !mount.number.is_anonymous() => self.own_device(mount, mount.number),
             "autofs" => vec![Node::gap(format!("{} will be mounted when it is used", mount.point.display()))],
-            kind => vec![Node::gap(format!(
-                "{kind} from {}: which disks are behind it cannot be seen from here",
-                mount.source.display()
-            ))],
+            kind => {
+                let from = mount.source.display();
+                let gap = format!("{kind} from {from}: which disks are behind it cannot be seen from here");
+                let protocol = self.target.map(|target| target.protocol);
+                vec![if protocol.is_some() && protocol == mounts::protocol_of(kind) {
+                    self.served(gap)
+                } else {
+                    Node::gap(gap)
+                }]
+            }
         };
         let unknown = below.is_empty().then(|| Node::gap(format!("what {} rests on is not known", mount.kind)));
         Node {
@@ -281,6 +335,10 @@ impl<'a> Walk<'a> {
         );
         below
     }
+}
+
+fn remote_leaf(remote: Remote) -> Node {
+    Node::leaf(Leaf::Remote(remote), Vec::new())
 }
 
 fn behind_the_network(name: &str, what: &str) -> String {

@@ -8,24 +8,36 @@
 //! array may be on the same spindles; that is not visible from here. Where a device says itself that something else is
 //! behind it (network, FUSE, ZFS), the answer is a [`Gap`], never a guess.
 //!
+//! What an object store keeps on other hosts is compared by its host, device or rack with whoever serves the volume: see
+//! [`Surroundings`], [`Target`] and [`Inventory`].
+//!
 //! ```no_run
 //! use std::path::Path;
-//! use cryptattach::{key::Place, separation::{self, Verdict}};
+//! use cryptattach::{key::Place, separation::{self, Surroundings, Verdict}};
 //!
-//! let key = Place { what: "sealed key".into(), path: "/mnt/keys/cinder".into(), opens: true };
-//! let report = separation::check(Path::new("/dev/vdb"), None, &[key]);
+//! let key = Place::path("sealed key", "/mnt/keys/cinder", true);
+//! let report = separation::check(Path::new("/dev/vdb"), None, &[key], &Surroundings::default());
 //! println!("{report}");
 //! assert!(matches!(report.verdict, Verdict::Apart(_)));
 //! ```
 
+mod address;
 mod block;
 mod disk;
+mod holders;
 pub(crate) mod host;
+mod hosts;
+mod inventory;
 mod lineage;
 pub(crate) mod mounts;
+mod network;
+mod placement;
 mod policy;
+mod remote;
 mod report;
+mod ring;
 mod swap;
+mod target;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -33,92 +45,124 @@ mod verdict;
 
 use std::path::Path;
 
+pub use address::{Endpoint, HostAddress, ParseAddressError};
 pub(crate) use block::BlockDevice;
 pub use block::{DeviceNumber, ParseDeviceNumberError};
 pub use disk::{Disk, Leaf, Memory, SameBy};
+pub use inventory::{Contradiction, Inventory, InventoryError};
 pub use lineage::Lineage;
 pub use policy::Refusal;
+pub use remote::{Protocol, Remote};
 pub use report::Report;
+pub use ring::{MalformedEndpoints, parse_endpoints};
 pub use swap::{Swap, SwapKind};
+pub use target::{MalformedConnectionInfo, Target};
 pub use tree::{Device, Node, Role, Step};
 pub use verdict::{Evidence, Gap, SharedDevice, Verdict};
 
-use crate::key::Place;
+use crate::{config::SeparationLevel, key::Place};
 use host::Host;
+use hosts::Hosts;
+use placement::{Found, Placement};
+
+/// What is known of the volume and of other hosts besides what this host sees.
+#[derive(Clone, Copy, Debug)]
+pub struct Surroundings<'a> {
+    /// Who serves the volume. It completes what sysfs shows of network devices; a device that shows no network stands for
+    /// the target, and then its own disks count for places on this host only.
+    pub target: Option<&'a Target>,
+    /// What an operator knows of the hosts.
+    pub inventory: &'a Inventory,
+    /// What the volume and a replica of its key must not have in common.
+    pub level: SeparationLevel,
+}
+
+impl Default for Surroundings<'_> {
+    fn default() -> Self {
+        static NOTHING: Inventory = Inventory::empty();
+        Self { target: None, inventory: &NOTHING, level: SeparationLevel::default() }
+    }
+}
 
 /// Compares what a volume rests on with what the places of its key rest on.
 ///
-/// A detached header is shown and not judged. Swap on the volume's disk that nothing encrypts leaves the answer unproven.
-/// Nothing fails: what cannot be looked at is a gap.
-pub fn check(device: &Path, header: Option<&Path>, places: &[Place]) -> Report {
-    check_on(&Host::this(), device, header, places)
+/// Places on this host are compared by disk, replicas in an object store by the level. A detached header is shown and not
+/// judged. Swap on the volume's disk that nothing encrypts leaves the answer unproven. Nothing fails: what cannot be looked
+/// at is a gap.
+pub fn check(device: &Path, header: Option<&Path>, places: &[Place], surroundings: &Surroundings<'_>) -> Report {
+    check_on(&Host::this(), device, header, places, surroundings)
 }
 
-fn check_on(host: &Host, device: &Path, header: Option<&Path>, places: &[Place]) -> Report {
-    let volume = Lineage::on(host, device);
+fn check_on(
+    host: &Host,
+    device: &Path,
+    header: Option<&Path>,
+    places: &[Place],
+    surroundings: &Surroundings<'_>,
+) -> Report {
+    let volume = Lineage::of_volume(host, device, surroundings.target);
     let header = header.map(|path| (path.to_owned(), Lineage::on(host, path)));
-    let places: Vec<_> = places.iter().map(|place| (place.clone(), Lineage::on(host, &place.path))).collect();
+    let hosts = Hosts::known_to(host, surroundings.inventory);
+    let placement = Placement::new(&hosts, &volume, surroundings);
+    let places: Vec<_> = places.iter().map(|place| (place.clone(), placement.lineage(host, place))).collect();
     let swap = Swap::on(host);
 
-    let shared = shared_devices(&volume, &places);
-    let gaps: Vec<_> = [
+    let Found { shared, gaps: not_compared } = compare(&placement, &places);
+    let mut gaps: Vec<Gap> = Vec::new();
+    for gap in [
         gaps_in_sight(device, &volume, &places),
-        gaps_by_telling(&volume, &places),
-        gaps_by_swap(&volume, &places, &swap),
+        gaps_in_holding(device, &hosts, &volume),
+        not_compared,
+        gaps_by_swap(&placement, &places, &swap),
     ]
-    .concat();
+    .concat()
+    {
+        if !gaps.contains(&gap) {
+            gaps.push(gap);
+        }
+    }
     let verdict = if !shared.is_empty() {
         Verdict::Shared(shared)
     } else if !gaps.is_empty() {
         Verdict::Unproven(gaps.clone())
     } else {
-        Verdict::Apart(evidence(&volume, &places))
+        Verdict::Apart(placement.evidence(&places))
     };
     Report { device: device.to_owned(), volume, header, places, swap, verdict, gaps }
 }
 
-fn shared_devices(volume: &Lineage, places: &[(Place, Lineage)]) -> Vec<SharedDevice> {
-    let opening = places.iter().filter(|(place, _)| place.opens);
-    let shared = |(place, lineage): &(Place, Lineage)| {
-        let device = |(device, volume_device, same_by): (&Leaf, &Leaf, SameBy)| SharedDevice {
-            what: place.what.clone(),
-            path: place.path.clone(),
-            device: device.clone(),
-            volume_device: volume_device.clone(),
-            same_by,
-        };
-        common(volume, lineage).into_iter().map(device).collect::<Vec<_>>()
-    };
-    opening.flat_map(shared).collect()
+/// What the places have in common with the volume. What opens nothing is a gap only: it tells whoever takes the volume
+/// where to look for its key.
+fn compare(placement: &Placement<'_>, places: &[(Place, Lineage)]) -> Found {
+    let mut all = Found::default();
+    for (place, lineage) in places {
+        let found = placement.compare(place, lineage);
+        all.gaps.extend(found.gaps);
+        if place.opens {
+            all.shared.extend(found.shared);
+        } else if let Some(shared) = found.shared.first() {
+            let why = format!("it is {}: it opens nothing, but says where the key is", shared.position());
+            all.gaps.push(Gap { about: place.to_string(), why });
+        }
+    }
+    all
 }
 
-/// The leaves of a place that are the volume's as well: the place's leaf, the volume's, and what shows it.
-fn common<'a>(volume: &'a Lineage, place: &'a Lineage) -> Vec<(&'a Leaf, &'a Leaf, SameBy)> {
-    let same = |leaf: &'a Leaf| volume.leaves().into_iter().find_map(|other| Some((leaf, other, leaf.same_as(other)?)));
-    place.leaves().into_iter().filter_map(same).collect()
-}
-
-/// What opens nothing, but tells whoever takes the volume where to look for its key.
-fn gaps_by_telling(volume: &Lineage, places: &[(Place, Lineage)]) -> Vec<Gap> {
-    let telling = places.iter().filter(|(place, _)| !place.opens);
-    let gap = |(place, lineage): &(Place, Lineage)| {
-        common(volume, lineage).first().map(|(_, disk, _)| Gap {
-            about: format!("{} {}", place.what, place.path.display()),
-            why: format!("it is on the volume's {disk}: it opens nothing, but says where the key is"),
-        })
-    };
-    telling.filter_map(gap).collect()
+/// What is not known of those who serve the volume.
+fn gaps_in_holding(device: &Path, hosts: &Hosts<'_>, volume: &Lineage) -> Vec<Gap> {
+    let about = format!("volume {}", device.display());
+    let unknown = volume.leaves().into_iter().flat_map(|leaf| hosts.unknown_holders(leaf));
+    unknown.map(|why| Gap { about: about.clone(), why }).collect()
 }
 
 /// What could not be followed below the volume and the places of its key.
 fn gaps_in_sight(device: &Path, volume: &Lineage, places: &[(Place, Lineage)]) -> Vec<Gap> {
-    let about = |what: &str, path: &Path, lineage: &Lineage| {
-        let about = format!("{what} {}", path.display());
+    let below = |about: String, lineage: &Lineage| {
         let gaps = lineage.gaps();
         gaps.into_iter().map(|why| Gap { about: about.clone(), why: why.to_owned() }).collect::<Vec<_>>()
     };
-    let mut gaps = about("volume", device, volume);
-    gaps.extend(places.iter().flat_map(|(place, lineage)| about(&place.what, &place.path, lineage)));
+    let mut gaps = below(format!("volume {}", device.display()), volume);
+    gaps.extend(places.iter().flat_map(|(place, lineage)| below(place.to_string(), lineage)));
     if places.is_empty() {
         gaps.push(Gap { about: "key".into(), why: "no place of it is known".into() });
     }
@@ -129,13 +173,14 @@ fn gaps_in_sight(device: &Path, volume: &Lineage, places: &[(Place, Lineage)]) -
 ///
 /// It is no place of the key: keys are locked in memory and not written there. But other programs' memory is, and a
 /// hibernation image has all of it, so that nothing is proven.
-fn gaps_by_swap(volume: &Lineage, places: &[(Place, Lineage)], swaps: &[Swap]) -> Vec<Gap> {
-    let volume_leaves = volume.leaves();
+fn gaps_by_swap(placement: &Placement<'_>, places: &[(Place, Lineage)], swaps: &[Swap]) -> Vec<Gap> {
+    let volume_leaves = placement.volume.leaves();
     let mut gaps = Vec::new();
     for swap in swaps {
         let path = swap.path.display();
-        let unseen = swap.lineage.plain_gaps();
-        gaps.extend(unseen.into_iter().map(|why| Gap { about: format!("swap {path}"), why: why.to_owned() }));
+        let unseen = swap.lineage.plain_gaps().into_iter().map(str::to_owned);
+        let unseen = unseen.chain(placement.may_reach(&swap.lineage));
+        gaps.extend(unseen.map(|why| Gap { about: format!("swap {path}"), why }));
 
         let on_disk = |leaf: &&Leaf| matches!(leaf, Leaf::Disk(_));
         let common = |leaf: &&Leaf| volume_leaves.iter().any(|other| leaf.same_as(other).is_some());
@@ -155,7 +200,7 @@ fn gaps_by_swap(volume: &Lineage, places: &[(Place, Lineage)], swaps: &[Swap]) -
         };
         gaps.push(Gap { about, why });
         gaps.extend(places.iter().filter(|(_, lineage)| may_be_swapped(lineage)).map(|(place, _)| Gap {
-            about: format!("{} {}", place.what, place.path.display()),
+            about: place.to_string(),
             why: format!("it is in memory that may be written to the swap {path} on the volume's {disk}"),
         }));
     }
@@ -164,14 +209,4 @@ fn gaps_by_swap(volume: &Lineage, places: &[(Place, Lineage)], swaps: &[Swap]) -
 
 fn may_be_swapped(lineage: &Lineage) -> bool {
     lineage.leaves().iter().any(|leaf| matches!(leaf, Leaf::Memory(memory) if memory.swappable))
-}
-
-fn evidence(volume: &Lineage, places: &[(Place, Lineage)]) -> Evidence {
-    let mut key: Vec<Leaf> = Vec::new();
-    for leaf in places.iter().flat_map(|(_, lineage)| lineage.leaves()) {
-        if !key.contains(leaf) {
-            key.push(leaf.clone());
-        }
-    }
-    Evidence { volume: volume.leaves().into_iter().cloned().collect(), key }
 }

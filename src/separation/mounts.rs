@@ -10,6 +10,7 @@ use std::{
 use super::{
     block::{DeviceNumber, linked},
     host::{Host, Seen, attribute, base_name, entries},
+    remote::Protocol,
 };
 
 /// One line of mountinfo.
@@ -134,6 +135,15 @@ pub(crate) fn is_kernels_own(kind: &str) -> bool {
             | "devpts"
             | "mqueue"
     )
+}
+
+/// How a file system is reached that other hosts serve; `None` for those that no [`super::Target`] is served by.
+pub(crate) fn protocol_of(kind: &str) -> Option<Protocol> {
+    match kind {
+        "nfs" | "nfs4" => Some(Protocol::Nfs),
+        "fuse.glusterfs" => Some(Protocol::GlusterFs),
+        _ => None,
+    }
 }
 
 /// The absolute path that a mount's source names.

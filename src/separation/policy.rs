@@ -1,14 +1,19 @@
 //! What a verdict leads to.
 
-use super::{Report, Verdict};
+use super::{Report, SameBy, SharedDevice, Verdict};
 use crate::config::SeparationPolicy;
 
 /// Key and data are not proven to be apart.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// They are on the same device.
-    #[error("key and data are on the same device: {0}")]
-    Shared(String),
+    /// They are on the same device, or nearer to each other than the level allows.
+    #[error("key and data are on the same {within}: {how}")]
+    Shared {
+        /// "device", "host" or "rack".
+        within: &'static str,
+        /// What is where.
+        how: String,
+    },
     /// Nothing proves that they are not, and the policy is strict.
     #[error("nothing proves that key and data are on different devices: {0}")]
     Unproven(String),
@@ -19,7 +24,7 @@ impl Report {
     pub fn judge(&self, policy: SeparationPolicy) -> Result<(), Refusal> {
         match (&self.verdict, policy) {
             (Verdict::Apart(_), _) => Ok(()),
-            (Verdict::Shared(devices), _) => Err(Refusal::Shared(join(devices))),
+            (Verdict::Shared(devices), _) => Err(Refusal::Shared { within: nearest(devices), how: join(devices) }),
             (Verdict::Unproven(gaps), SeparationPolicy::Strict) => Err(Refusal::Unproven(join(gaps))),
             (Verdict::Unproven(gaps), SeparationPolicy::Warn) => {
                 gaps.iter().for_each(|gap| tracing::warn!("separation of key and data is not proven: {gap}"));
@@ -29,21 +34,33 @@ impl Report {
     }
 }
 
+fn nearest(shared: &[SharedDevice]) -> &'static str {
+    let all_by = |ways: &[SameBy]| shared.iter().all(|shared| ways.contains(&shared.same_by));
+    match () {
+        () if all_by(&[SameBy::Rack]) => "rack",
+        () if all_by(&[SameBy::Rack, SameBy::Host]) => "host",
+        () => "device",
+    }
+}
+
 fn join<T: ToString>(items: &[T]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 impl Refusal {
-    /// Whether they are on the same device, which `--allow-shared` overrides.
+    /// Whether they are on the same device (host, rack), which `--allow-shared` overrides.
     pub fn is_shared(&self) -> bool {
-        matches!(self, Self::Shared(_))
+        matches!(self, Self::Shared { .. })
     }
 
     /// What the user can do about it.
     pub fn next_step(&self) -> &'static str {
         match self {
-            Self::Shared(_) => {
+            Self::Shared { within: "device", .. } => {
                 "move the key store (or what opens it) to another device; --allow-shared goes on all the same, and is recorded"
+            }
+            Self::Shared { .. } => {
+                "move the replica or the volume to another host; --allow-shared goes on all the same, and is recorded"
             }
             Self::Unproven(_) => "'cryptattach separation DEVICE' explains; --separation warn lets it pass",
         }

@@ -8,6 +8,7 @@ use self::made_up::MadeUp;
 use super::*;
 
 mod made_up;
+mod replicas;
 
 #[test]
 fn keys_on_another_disk_are_apart() {
@@ -122,7 +123,10 @@ fn namespaces_of_one_ssd_are_one_device_and_those_of_a_fabric_are_not_known() {
         MadeUp::host().with_disk("nvme0n1", "259:0", &array("eui.01")).with_disk("nvme0n2", "259:1", &array("eui.02"));
     let report = host.check("/dev/nvme0n1", &["/dev/nvme0n2"]);
     assert_eq!(report.verdict.word(), "unproven");
-    assert!(report.to_string().contains("(NVMe over tcp traddr=::1)"), "{report}");
+    assert!(
+        report.to_string().contains("disk nvme0n1 (WWN eui.01) -> NVMe-oF target of unknown name at ::1"),
+        "{report}"
+    );
 }
 
 #[test]
@@ -148,8 +152,11 @@ fn an_iscsi_lun_names_its_target() {
             "10.0.0.5\n",
         );
     let report = host.check("/dev/sdc", &["/keys"]);
-    assert_eq!(report.verdict.word(), "unproven");
-    assert!(report.to_string().contains("(iSCSI target iqn.2010-10.org.openstack:v1 at 10.0.0.5)"), "{report}");
+    assert_eq!(
+        report.verdict.to_string(),
+        "apart: no place of the key is on the volume's disk sdc (WWN 6001405), iSCSI target \
+         iqn.2010-10.org.openstack:v1 at 10.0.0.5, all are on disk sdb (WWN 5000bb)"
+    );
 }
 
 #[test]
@@ -285,8 +292,9 @@ fn the_device_of_a_hibernation_image_is_seen_once() {
 #[test]
 fn a_detached_header_is_shown_but_not_judged() {
     let host = MadeUp::host();
-    let place = Place { what: "sealed key".into(), path: "/keys".into(), opens: true };
-    let report = check_on(&host.seen(), Path::new("/dev/sda2"), Some(Path::new("/keys")), &[place]);
+    let place = Place::path("sealed key", "/keys", true);
+    let header = Some(Path::new("/keys"));
+    let report = check_on(&host.seen(), Path::new("/dev/sda2"), header, &[place], &Surroundings::default());
     assert_eq!(report.verdict.word(), "apart");
     assert!(report.to_string().contains("detached header  /keys\n  ext4 on partition sdb1"), "{report}");
 }
@@ -377,7 +385,7 @@ mod here {
         let directory = TempDir::new().expect("a directory");
         let file = directory.path().join("volume");
         fs::write(&file, "x").expect("written");
-        let place = Place { what: "sealed key".into(), path: directory.path().into(), opens: true };
-        assert_ne!(check(&file, None, &[place]).verdict.word(), "apart");
+        let place = Place::path("sealed key", directory.path(), true);
+        assert_ne!(check(&file, None, &[place], &Surroundings::default()).verdict.word(), "apart");
     }
 }

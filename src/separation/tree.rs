@@ -46,7 +46,7 @@ pub enum Step {
     },
     /// A block device that rests on others.
     Device(Device),
-    /// The end: a disk, or memory.
+    /// The end: a disk, memory, or a host on the network.
     Leaf(Leaf),
     /// What could not be followed.
     Gap {
@@ -139,7 +139,11 @@ impl Node {
 
     pub(crate) fn memory(name: &str, number: DeviceNumber, swappable: bool) -> Self {
         let memory = Memory { name: name.to_owned(), number, swappable };
-        Self { step: Step::Leaf(Leaf::Memory(memory)), below: Vec::new() }
+        Self::leaf(Leaf::Memory(memory), Vec::new())
+    }
+
+    pub(crate) fn leaf(leaf: Leaf, below: Vec<Self>) -> Self {
+        Self { step: Step::Leaf(leaf), below }
     }
 
     pub(crate) fn gap(why: String) -> Self {
@@ -152,6 +156,23 @@ impl Node {
             Step::Leaf(leaf) => Some(leaf),
             _ => None,
         })
+    }
+
+    /// The leaves, each once, below which there is nothing more, that are reached through steps that let pass: not the disk
+    /// that stands for one on the network.
+    pub(crate) fn ends(&self, lets_pass: &dyn Fn(&Step) -> bool) -> Vec<&Leaf> {
+        let mut found = Vec::new();
+        if let (Step::Leaf(leaf), []) = (&self.step, &self.below[..]) {
+            found.push(leaf);
+        }
+        if lets_pass(&self.step) {
+            for leaf in self.below.iter().flat_map(|node| node.ends(lets_pass)) {
+                if !found.contains(&leaf) {
+                    found.push(leaf);
+                }
+            }
+        }
+        found
     }
 
     /// The gaps, each once, that are reached through steps that let pass.

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     config::{BarbicanConfig, Network},
-    key::{KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, ObjectKind, Place, SealedKey, SecretBytes},
+    key::{KeyId, Location, MalformedSealedKey, ManagedObject, ObjectFacts, ObjectKind, Place, SealedKey, SecretBytes},
 };
 
 /// Name of the secrets that are sealed keys of ours.
@@ -340,7 +340,11 @@ impl KeyStore for Barbican {
     }
 
     fn places(&self, _: &KeyId) -> Result<Vec<Place>, StoreError> {
-        Ok(Vec::new())
+        let at = Location::Elsewhere {
+            name: self.to_string(),
+            why: "which disks its database and its key store are on cannot be seen from here".to_owned(),
+        };
+        Ok(vec![Place { what: if self.sealed { "sealed key" } else { "key" }.to_owned(), at, opens: true }])
     }
 
     fn objects(&self) -> Option<&dyn ObjectStore> {

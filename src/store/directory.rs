@@ -164,7 +164,7 @@ impl KeyStore for Directory {
     }
 
     fn places(&self, _: &KeyId) -> Result<Vec<Place>, StoreError> {
-        Ok(vec![Place { what: "sealed keys".to_owned(), path: self.path.clone(), opens: true }])
+        Ok(vec![Place::path("sealed keys", &self.path, true)])
     }
 }
 

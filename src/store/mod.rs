@@ -22,7 +22,7 @@ pub use swift::{Access, ContainerFacts, Swift};
 use crate::{
     config::{Location, StoreConfig},
     key::{
-        Epoch, KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, Place, SealedKey, SecretBytes, SecretMemoryError,
+        Epoch, KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, Place, Ring, SealedKey, SecretBytes, SecretMemoryError,
         StoreName,
     },
 };
@@ -48,6 +48,10 @@ pub trait KeyStore: Send + Sync {
     fn list(&self) -> Result<Vec<KeyId>, StoreError>;
     /// Where the bytes of a key rest, or would rest.
     fn places(&self, id: &KeyId) -> Result<Vec<Place>, StoreError>;
+    /// What the store says of where its replicas of a key, and of the rows that list it, are.
+    fn rings(&self, _: &KeyId) -> Result<Vec<RingAnswer>, StoreError> {
+        Ok(Vec::new())
+    }
     /// The keys that the container's keys are sealed under, if this kind of store has such.
     fn container_keys(&self) -> Option<&dyn ContainerKeys> {
         None
@@ -56,6 +60,14 @@ pub trait KeyStore: Send + Sync {
     fn objects(&self) -> Option<&dyn ObjectStore> {
         None
     }
+}
+
+/// The answer of Swift's list_endpoints middleware for one ring.
+pub struct RingAnswer {
+    /// Which ring.
+    pub ring: Ring,
+    /// The answer, JSON; or in words why there is none.
+    pub answer: Result<Vec<u8>, String>,
 }
 
 /// What is stored under a key's id.

@@ -12,13 +12,13 @@ use reqwest::{Method, StatusCode, Url, header::HeaderValue};
 use serde::Deserialize;
 
 use super::{
-    ContainerKeys, Current, KeyStore, StoreError, Stored,
+    ContainerKeys, Current, KeyStore, RingAnswer, StoreError, Stored,
     http::{self, Answer, HttpError, Request},
-    keystone::{SendError, Session},
+    keystone::{AuthError, SendError, Session},
 };
 use crate::{
     config::{Network, SwiftConfig},
-    key::{Epoch, KeyId, MAX_SEALED_BYTES, MalformedSealedKey, Place, SealedKey, SecretBytes, StoreName},
+    key::{Epoch, KeyId, MAX_SEALED_BYTES, MalformedSealedKey, Place, Ring, SealedKey, SecretBytes, StoreName},
 };
 
 /// How many names a page of a listing has; Swift's own limit is 10000, but an answer is kept in locked memory.
@@ -37,6 +37,8 @@ const ROTATING: &str = "x-container-meta-cryptattach-rotating";
 pub struct Swift {
     session: Session,
     container: String,
+    /// Where the list_endpoints middleware answers, if not beside the account.
+    endpoints: Option<Url>,
     /// Whether old versions of deleted objects are kept; asked for once.
     versioned: OnceLock<bool>,
 }
@@ -84,7 +86,8 @@ impl Swift {
         let caller = caller.filter(|_| config.caller_token);
         let session = Session::new(&config.cloud, &config.urls, network, "object-store", caller)?;
         let container = config.container.clone().unwrap_or_else(|| name.to_string());
-        Ok(Self { session, container, versioned: OnceLock::new() })
+        let endpoints = config.endpoints.as_deref().map(http::url).transpose().map_err(AuthError::Http)?;
+        Ok(Self { session, container, endpoints, versioned: OnceLock::new() })
     }
 
     /// What the container says of itself.
@@ -150,6 +153,33 @@ impl Swift {
             _ => format!("it answers {}{said}", answer.status),
         };
         Err(StoreError::Answer { action, at, what })
+    }
+
+    /// Asks the list_endpoints middleware, which wants no token. No answer is none; a proxy that is down is an error.
+    fn ring(&self, ring: Ring, below: &[&str]) -> Result<RingAnswer, StoreError> {
+        let failed = |source| self.unreachable("ask for the rings of", source);
+        let urls = self.session.urls().map_err(|error| failed(error.into()))?;
+        let urls: Vec<Url> = urls.iter().filter_map(|url| self.endpoints_url(url, below)).collect();
+        let Some(first) = urls.first().cloned() else {
+            return Ok(RingAnswer { ring, answer: Err("the account's URL is not of the form .../v1/ACCOUNT".into()) });
+        };
+        let request = Request::new(Method::GET, urls, MOST_PAGE_BYTES);
+        let answer = self.session.send_without_token(&request).map_err(|error| failed(error.into()))?;
+        let answer = if answer.status.is_success() {
+            Ok(answer.body.expose().to_vec())
+        } else {
+            Err(format!("{first} answers {} (is list_endpoints in the proxy's pipeline?)", answer.status))
+        };
+        Ok(RingAnswer { ring, answer })
+    }
+
+    /// `https://HOST/v1/ACCOUNT` -> `https://HOST/endpoints/v2/ACCOUNT/...`
+    fn endpoints_url(&self, account: &Url, below: &[&str]) -> Option<Url> {
+        let name = account.path().trim_end_matches('/').rsplit_once("/v1/")?.1;
+        let mut url = account.clone();
+        url.set_path("");
+        let base = self.endpoints.clone().unwrap_or_else(|| http::below(&url, &["endpoints"]));
+        Some(http::below(&base, &[&["v2", name], below].concat()))
     }
 
     /// An object's bytes, checked against their length (HTTP does that) and their MD5.
@@ -369,9 +399,16 @@ impl KeyStore for Swift {
         Ok(self.names("")?.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
-    fn places(&self, id: &KeyId) -> Result<Vec<Place>, StoreError> {
-        let _ = id;
+    /// What its rings say; nothing of it is on this host for certain.
+    fn places(&self, _: &KeyId) -> Result<Vec<Place>, StoreError> {
         Ok(Vec::new())
+    }
+
+    fn rings(&self, id: &KeyId) -> Result<Vec<RingAnswer>, StoreError> {
+        let mut rings = vec![self.ring(Ring::Object, &[&self.container, &id.to_string()])?];
+        rings.push(self.ring(Ring::Container, &[&self.container])?);
+        rings.push(self.ring(Ring::Account, &[])?);
+        Ok(rings)
     }
 
     fn container_keys(&self) -> Option<&dyn ContainerKeys> {

@@ -10,7 +10,7 @@ use std::{
 use cryptattach::{
     holders,
     key::Place,
-    separation::{self, Leaf, Lineage, Report},
+    separation::{self, Leaf, Lineage, Report, Surroundings},
 };
 use fuser::{Config, Errno, FileAttr, FileHandle, FileType, Filesystem, INodeNo, MountOption, ReplyAttr, Request};
 use tempfile::TempDir;
@@ -46,11 +46,8 @@ impl Bench {
     }
 
     fn check(&self, volume: &Path, place: &Path) -> Report {
-        let report = separation::check(
-            volume,
-            None,
-            &[Place { what: "sealed key".into(), path: place.to_owned(), opens: true }],
-        );
+        let place = Place::path("sealed key", place, true);
+        let report = separation::check(volume, None, &[place], &Surroundings::default());
         println!("{report}\n");
         report
     }

@@ -1,11 +1,11 @@
 //! A made-up host: sysfs and procfs are a tree in a temporary directory, device nodes a table.
 
-use std::{fs, io, os::unix::fs::symlink, path::Path};
+use std::{fs, io, net::IpAddr, os::unix::fs::symlink, path::Path};
 
 use tempfile::TempDir;
 
 use super::super::{
-    Lineage, Report, check_on,
+    Lineage, Report, Surroundings, check_on,
     host::{Host, Seen},
 };
 use crate::key::Place;
@@ -17,7 +17,7 @@ pub struct MadeUp {
 }
 
 /// Device nodes and files of all made-up hosts: path, number of the block device, device of the file system.
-const PATHS: [(&str, &str, &str); 22] = [
+const PATHS: [(&str, &str, &str); 23] = [
     ("/", "", "8:1"),
     ("/dev/sda", "8:0", "0:5"),
     ("/dev/sda1", "8:1", "0:5"),
@@ -34,6 +34,7 @@ const PATHS: [(&str, &str, &str); 22] = [
     ("/dev/nvme0n1", "259:0", "0:5"),
     ("/dev/nvme0n2", "259:1", "0:5"),
     ("/srv/volume.img", "", "8:1"),
+    ("/srv/node/d2", "", "8:17"),
     ("/run/plain", "", "0:50"),
     ("/keys", "", "8:17"),
     ("/run/keys", "", "0:21"),
@@ -46,6 +47,11 @@ fn look(path: &Path) -> io::Result<Seen> {
     let found = PATHS.iter().find(|(known, ..)| Path::new(known) == path);
     let (_, block, on) = found.ok_or(io::ErrorKind::NotFound)?;
     Ok(Seen { path: path.into(), block: block.parse().ok(), on: on.parse().expect("a number"), mount: None })
+}
+
+/// The addresses of all made-up hosts.
+fn addresses() -> io::Result<Vec<IpAddr>> {
+    Ok(["127.0.0.1", "::1", "10.0.0.9", "fd00::9"].map(|address| address.parse().expect("an address")).to_vec())
 }
 
 impl MadeUp {
@@ -112,13 +118,16 @@ impl MadeUp {
     }
 
     pub fn seen(&self) -> Host {
-        Host::fixture(self.directory.path(), look)
+        Host::fixture(self.directory.path(), look, addresses)
     }
 
     pub fn check(&self, device: &str, places: &[&str]) -> Report {
-        let places: Vec<_> =
-            places.iter().map(|path| Place { what: "sealed key".into(), path: path.into(), opens: true }).collect();
-        check_on(&self.seen(), Path::new(device), None, &places)
+        let places: Vec<_> = places.iter().map(|path| Place::path("sealed key", path, true)).collect();
+        self.check_among(device, &places, &Surroundings::default())
+    }
+
+    pub fn check_among(&self, device: &str, places: &[Place], surroundings: &Surroundings<'_>) -> Report {
+        check_on(&self.seen(), Path::new(device), None, places, surroundings)
     }
 
     pub fn lineage(&self, path: &str) -> Lineage {
