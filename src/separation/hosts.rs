@@ -96,10 +96,13 @@ impl<'a> Hosts<'a> {
         match same {
             Some(true) => Same::Yes,
             Some(false) => Same::No,
-            None => Same::Unknown(format!(
-                "whether {one} and {other} are one host is not known: name them, with all their addresses, in the inventory"
-            )),
+            None => Same::Unknown(unknown_hosts(one, other)),
         }
+    }
+
+    /// Whether more than their addresses tells two hosts apart.
+    pub fn are_told_apart(&self, one: &HostId<'_>, other: &HostId<'_>) -> bool {
+        [one, other].contains(&&HostId::This) || (one.is_known() && other.is_known())
     }
 
     /// The rack that a host is in.
@@ -121,6 +124,13 @@ impl<'a> Hosts<'a> {
             HostId::Address(_) | HostId::Name(_) => false,
         })
     }
+}
+
+/// The gap between two hosts that may be one.
+pub(super) fn unknown_hosts(one: &HostId<'_>, other: &HostId<'_>) -> String {
+    format!(
+        "whether {one} and {other} are one host is not known: name them, with all their addresses, in the inventory"
+    )
 }
 
 /// Whether an address is that of one host wherever it is used; that of a link is used on others as well.

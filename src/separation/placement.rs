@@ -7,7 +7,7 @@ use super::{
     disk::{Leaf, SameBy},
     holders::Holder,
     host::Host,
-    hosts::{HostId, Hosts, Same},
+    hosts::{HostId, Hosts, Same, unknown_hosts},
     inventory::ListedDevice,
     lineage::Lineage,
     ring::is_device_name,
@@ -145,6 +145,13 @@ impl<'a> Placement<'a> {
             (Same::Yes, SeparationLevel::Host | SeparationLevel::Rack) => {
                 let name = matches!(one.host, HostId::Listed(_)).then(|| one.host.to_string());
                 Nearness::Shared(SameBy::Host, name)
+            }
+            // A network disk of this host is none of a store that says where its replicas are: there, two addresses alone
+            // are not yet two hosts.
+            (Same::No, _)
+                if matches!(one.leaf, Leaf::Remote(_)) && !self.hosts.are_told_apart(&one.host, &volume.host) =>
+            {
+                Nearness::Unknown(unknown_hosts(&one.host, &volume.host))
             }
             (Same::No, SeparationLevel::Device | SeparationLevel::Host) => Nearness::Apart,
             (Same::No, SeparationLevel::Rack) => self.racks(one, volume),

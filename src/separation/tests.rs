@@ -9,6 +9,7 @@ use super::*;
 
 mod made_up;
 mod replicas;
+mod targets;
 
 #[test]
 fn keys_on_another_disk_are_apart() {
