@@ -1,5 +1,7 @@
 //! Round trips and refusals, and the standards' own vectors.
 
+use std::path::Path;
+
 use openssl::{
     ec::{EcGroup, EcKey},
     nid::Nid,

@@ -158,7 +158,7 @@ impl<'a> Site<'a> {
     }
 
     fn clouds(&self) -> String {
-        let var = |name| self.cloud.var(name);
+        let var = |name: &str| self.cloud.var(name).to_owned();
         let password = |user: &str, url: &str| {
             format!(
                 "auth: {{auth_url: \"{url}\", username: {user}, password: \"{}\", project_name: keys, \
@@ -169,10 +169,10 @@ impl<'a> Site<'a> {
         let url = var("AUTH_URL");
         let mut text = "clouds:\n".to_owned();
         for (name, user) in [("keys", "cinder"), ("nova", "nova"), ("glance", "glance")] {
-            text += &format!("  {name}:\n    region_name: RegionOne\n    {}\n", password(user, url));
+            text += &format!("  {name}:\n    region_name: RegionOne\n    {}\n", password(user, &url));
         }
         for (name, url) in [("tls", var("TLS_AUTH_URL")), ("wrong-tls", var("WRONG_TLS_AUTH_URL"))] {
-            text += &format!("  {name}:\n    cacert: {}\n    {}\n", var("CA_FILE"), password("cinder", url));
+            text += &format!("  {name}:\n    cacert: {}\n    {}\n", var("CA_FILE"), password("cinder", &url));
         }
         text += &format!(
             "  robot:\n    auth_type: v3applicationcredential\n    auth: {{auth_url: \"{url}\", \
@@ -192,14 +192,15 @@ impl<'a> Site<'a> {
     pub fn swift(&self, name: &str, cloud: &str, more: &str) {
         let container = self.container(name);
         self.configure(&format!(
-            "[stores.{name}]\ntype = \"swift\"\ncontainer = \"{container}\"\ncloud = \"{cloud}\"\n{SEALING}{more}\n"
+            "[stores.{name}]\ntype = \"swift\"\ncontainer = \"{container}\"\ncloud = \"{cloud}\"\n\
+             clouds = \"clouds.yaml\"\n{SEALING}{more}\n"
         ));
     }
 
     /// Configures Barbican: keys sealed by us, or kept by it as they are.
     pub fn barbican(&self, name: &str, sealed: bool) {
         let sealing = if sealed { SEALING } else { "" };
-        self.configure(&format!("[stores.{name}]\ntype = \"barbican\"\ncloud = \"keys\"\n{sealing}\n"));
+        self.configure(&format!("[stores.{name}]\ntype = \"barbican\"\ncloud = \"keys\"\nclouds = \"clouds.yaml\"\n{sealing}\n"));
     }
 
     /// The container of a store of that name.
@@ -303,7 +304,7 @@ const SEALING: &str = "owner = \"owner.pem\"\nescrow = \"escrow.pem\"\nidentitie
 const INVENTORY: &str = r#"
 [[host]]
 name = "controller"
-addresses = ["127.0.0.1"]
+addresses = ["127.0.0.10"]
 [[host]]
 name = "storage1"
 addresses = ["127.0.0.11"]

@@ -86,7 +86,7 @@ common = lambda port, ip=ip: f'''
     log_level = INFO
 '''
 for kind, port in (('account', acc), ('container', con)):
-    w(f'swift/{kind}.conf', common(port) + f'''
+    w(f'swift/{kind}.conf', common(port, '127.0.0.10') + f'''
     [pipeline:main]
     pipeline = healthcheck recon {kind}-server
     [app:{kind}-server]

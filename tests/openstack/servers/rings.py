@@ -1,5 +1,5 @@
 """Swift's rings: three devices, one zone each, three replicas, 16 partitions. In the directory that has them:
-    rings.py make PORT_BASE            account and container at 127.0.0.1, object device sdbN at 127.0.0.1N
+    rings.py make PORT_BASE            account and container at 127.0.0.10, object device sdbN at 127.0.0.1N
     rings.py move DEVICE ADDRESS       the object ring's device is now at another address
 """
 import sys
@@ -13,7 +13,7 @@ def save(builder, name):
 
 
 def make(base):
-    at_one = ['127.0.0.1'] * 3
+    at_one = ['127.0.0.10'] * 3
     rings = {'account': (at_one, base + 202), 'container': (at_one, base + 201),
              'object': ([f'127.0.0.1{n}' for n in (1, 2, 3)], base + 210)}
     for name, (addresses, port) in rings.items():

@@ -1,0 +1,225 @@
+//! Volumes with their keys in Swift: container keys, rotation, what is on the wire.
+
+use std::{process::Stdio, thread, time::Duration};
+
+use cryptattach::{config::Config, container::Container};
+
+use crate::{
+    Story,
+    cloud::{Cloud, Site},
+    shell::sh,
+};
+
+pub const STORIES: &[Story] = &[
+    ("a_volume_opens_by_its_key_in_swift", a_volume),
+    ("rotation_seals_all_keys_anew", rotation),
+    ("a_killed_rotation_is_finished", killed_rotation),
+    ("an_old_or_foreign_container_key_is_not_sealed_under", container_key_trust),
+    ("one_key_get_when_warm", requests),
+    ("logging_in_in_every_way", log_in),
+    ("the_escrow_key_opens_everything", escrow),
+];
+
+fn a_volume(cloud: &Cloud) {
+    let site = Site::new(cloud);
+    let volume = site.file("volume");
+    let reference = site.ok(&["format", &volume]);
+    let shown = site.json(&["key", "show", &reference]);
+    assert_eq!(shown["recipients"][0]["kid"], "cinder/kek/1");
+    assert_eq!(shown["recipients"][0]["alg"], "A256KW");
+    assert_eq!(site.ok(&["key", "list"]), reference);
+
+    let device = site.ok(&["attach", &volume, &site.name("v"), "--backend", "userspace"]);
+    sh(&format!("printf %s 'the quick brown fox' | dd of={device} bs=4096 conv=sync,fsync status=none"));
+    site.ok(&["detach", &site.name("v")]);
+    let device = site.ok(&["attach", &volume, &site.name("v"), "--backend", "userspace"]);
+    assert_eq!(sh(&format!("head -c 19 {device}")), "the quick brown fox");
+    site.ok(&["detach", &site.name("v")]);
+
+    site.fails(64, &["key", "delete", &reference]);
+    site.ok(&["key", "delete", &reference, "--yes"]);
+    let text = site.fails(67, &["attach", &volume, &site.name("v"), "--backend", "userspace"]);
+    assert!(text.contains("there is no key") && text.contains(&site.container("cinder")), "{text}");
+    let audit = std::fs::read_to_string(site.path("audit")).unwrap();
+    assert!(audit.contains("swift://127.0.0.11:"), "the proof with its replicas is in the audit record: {audit}");
+}
+
+fn rotation(cloud: &Cloud) {
+    let site = Site::new(cloud);
+    let volumes: Vec<_> = (0..3).map(|n| site.file(&format!("v{n}"))).collect();
+    let keys: Vec<_> = volumes.iter().map(|volume| site.ok(&["format", volume])).collect();
+    let first = site.json(&["container", "show"]);
+    let done = site.json(&["container", "rotate", "cinder"]);
+    assert_eq!((&done["epoch"], &done["resealed"]), (&"2".into(), &3.into()));
+    let second = site.json(&["container", "show"]);
+    assert_ne!(first["fingerprint"], second["fingerprint"]);
+    assert_eq!(second["fingerprint"], done["fingerprint"]);
+    for (volume, key) in volumes.iter().zip(&keys) {
+        let shown = site.json(&["key", "show", key]);
+        assert_eq!((&shown["recipients"][0]["kid"], &shown["claims"]["generation"]), (&"cinder/kek/2".into(), &2.into()));
+        site.attaches(volume);
+    }
+    // The key before the current one stays until the next rotation.
+    let done = site.json(&["container", "rotate", "cinder"]);
+    assert_eq!(done["deleted"], serde_json::json!(["1"]));
+    volumes.iter().for_each(|volume| site.attaches(volume));
+}
+
+fn killed_rotation(cloud: &Cloud) {
+    let site = Site::new(cloud);
+    let volume = site.file("volume");
+    site.ok(&["format", &volume]);
+    for _ in 0..24 {
+        hook(&site, "key create", r#"{"version":1,"algorithm":"AES","bit_length":256}"#);
+    }
+    let mut killed = 0;
+    for milliseconds in [150, 300, 500] {
+        let mut rotate = site.command();
+        let mut rotate = rotate.args(["container", "rotate", "cinder"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        thread::sleep(Duration::from_millis(milliseconds));
+        rotate.kill().unwrap();
+        killed += usize::from(!rotate.wait().unwrap().success());
+        site.attaches(&volume);
+    }
+    assert!(killed > 0, "at least one rotation was killed in the middle");
+    let done = site.json(&["container", "rotate", "cinder"]);
+    assert_eq!(done["failed"], serde_json::json!([]));
+    let kid = format!("cinder/kek/{}", done["epoch"].as_str().unwrap());
+    let keys: Vec<String> = serde_json::from_value(site.json(&["key", "list"])).unwrap();
+    assert_eq!(keys.len(), 25);
+    for key in keys {
+        assert_eq!(site.json(&["key", "show", &key])["recipients"][0]["kid"], kid);
+    }
+    assert_eq!(site.json(&["container", "show"])["rotating"], false);
+    site.attaches(&volume);
+}
+
+/// Whoever writes to the store can seal a container key of theirs to the owner's public key. It must not be used.
+fn container_key_trust(cloud: &Cloud) {
+    let site = Site::new(cloud);
+    site.ok(&["format", &site.file("one")]);
+    // The thief's own container key, of the same number, sealed to the right owner: made on a host that trusts nothing.
+    let thief = Site::bare(cloud);
+    for name in ["owner.pem", "owner.key", "escrow.pem"] {
+        std::fs::copy(site.path(name), thief.path(name)).unwrap();
+    }
+    thief.swift("cinder", "keys", "");
+    thief.ok(&["container", "create", "cinder"]);
+    let token = cloud.token("cinder");
+    let (from, to) =
+        (cloud.container_url(&thief.container("cinder")), cloud.container_url(&site.container("cinder")));
+    let curl = |more: &str| sh(&format!("curl -sf -H 'X-Auth-Token: {token}' {more}"));
+    curl(&format!("{from}/kek/1 -o {}", site.path("stolen").display()));
+    curl(&format!("{to}/kek/1 -o {}", site.path("right").display()));
+    curl(&format!("-X PUT {to}/kek/1 -T {}", site.path("stolen").display()));
+    let text = site.fails(68, &["format", &site.file("two")]);
+    assert!(text.contains("cinder/kek/1") && text.contains("fingerprint"), "{text}");
+
+    // As the next epoch it has no proof.
+    curl(&format!("-X PUT {to}/kek/1 -T {}", site.path("right").display()));
+    thief.ok(&["container", "rotate", "cinder"]);
+    curl(&format!("{from}/kek/2 -o {}", site.path("stolen").display()));
+    curl(&format!("-X PUT {to}/kek/2 -T {}", site.path("stolen").display()));
+    curl(&format!("-X POST -H 'X-Container-Meta-Cryptattach-Epoch: 2' {to}"));
+    let text = site.fails(68, &["format", &site.file("three")]);
+    assert!(text.contains("no proof by the key before it"), "{text}");
+
+    // Nor does a host go back to an epoch from before a withdrawal.
+    curl(&format!("-X POST -H 'X-Container-Meta-Cryptattach-Epoch: 1' {to}"));
+    curl(&format!("-X DELETE {to}/kek/2"));
+    site.ok(&["container", "rotate", "cinder"]);
+    curl(&format!("-X POST -H 'X-Container-Meta-Cryptattach-Epoch: 1' {to}"));
+    let text = site.fails(68, &["format", &site.file("four")]);
+    assert!(text.contains("has sealed under epoch 2"), "{text}");
+}
+
+/// In one process with a token and the container key, a key costs one request.
+fn requests(cloud: &Cloud) {
+    let site = Site::new(cloud);
+    let keys: Vec<String> = (0..3).map(|n| site.ok(&["format", &site.file(&format!("v{n}"))])).collect();
+    drop(crate::stores::open(&site, "cinder"));
+    let config = Config::read(&site.path("cryptattach.toml")).unwrap();
+    let container = Container::open(&config, &"cinder".parse().unwrap(), None).unwrap();
+    let fetch = |key: &String| drop(container.fetch(&key[7..].parse().unwrap(), None).unwrap());
+    fetch(&keys[0]);
+    let log = format!("{}/log/proxy.log", cloud.var("STATE"));
+    let seen = |log: &str| sh(&format!("grep -c '{}' {log} || true", site.container("cinder"))).parse::<u32>().unwrap();
+    let before = seen(&log);
+    keys.iter().for_each(fetch);
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(seen(&log) - before, 3, "one GET for each of three keys");
+}
+
+fn log_in(cloud: &Cloud) {
+    let site = Site::new(cloud);
+    let volume = site.file("volume");
+    let key = site.ok(&["format", &volume]);
+    let key = &key[7..];
+    let container = site.container("cinder");
+    let sealing = "owner = \"owner.pem\"\nescrow = \"escrow.pem\"\nidentities = [\"owner.key\"]";
+    let attach = |store: &str| {
+        // Sealed for the container `cinder`: under another store's name the key is refused, but it was fetched.
+        let output = site.run(&["attach", &volume, &site.name("x"), "--key", &format!("{store}/{key}")]);
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for cloud in ["robot", "tls"] {
+        site.configure(&format!("[stores.{cloud}]\ntype = \"swift\"\ncontainer = \"{container}\"\ncloud = \"{cloud}\"\n{sealing}"));
+        let text = attach(cloud);
+        assert!(text.contains(&format!("is for the container cinder, asked was for {cloud}")), "{text}");
+    }
+    // A password in a file of its own, and none in clouds.yaml.
+    let clouds = std::fs::read_to_string(site.path("clouds.yaml")).unwrap();
+    site.write("bare.yaml", &clouds.replace(&format!("password: \"{}\", ", cloud.var("PASSWORD_CINDER")), ""));
+    site.write("password", &format!("{}\n", cloud.var("PASSWORD_CINDER")));
+    let section = |name: &str, secret: &str| {
+        site.configure(&format!(
+            "[stores.{name}]\ntype = \"swift\"\ncontainer = \"{container}\"\ncloud = \"keys\"\nclouds = \"bare.yaml\"\n{secret}\n{sealing}"
+        ));
+    };
+    section("without", "");
+    assert!(attach("without").contains("has no password"));
+    section("file", "secret = \"password\"");
+    assert!(attach("file").contains("asked was for file"));
+    // A token that someone else got, as file.
+    site.write("token", &cloud.token("cinder"));
+    site.write(
+        "token.yaml",
+        &format!("clouds:\n  keys:\n    auth_type: v3token\n    auth: {{auth_url: \"{}\"}}\n", cloud.var("AUTH_URL")),
+    );
+    site.configure(&format!(
+        "[stores.token]\ntype = \"swift\"\ncontainer = \"{container}\"\ncloud = \"keys\"\nclouds = \"token.yaml\"\nsecret = \"token\"\n{sealing}"
+    ));
+    assert!(attach("token").contains("asked was for token"));
+}
+
+fn escrow(cloud: &Cloud) {
+    let site = Site::new(cloud);
+    let volume = site.file("volume");
+    site.ok(&["format", &volume]);
+    std::fs::remove_file(site.path("owner.key")).unwrap();
+    std::fs::rename(site.path("escrow.key"), site.path("owner.key")).unwrap();
+    site.attaches(&volume);
+}
+
+/// A hook's answer.
+#[track_caller]
+pub fn hook(site: &Site<'_>, verb: &str, request: &str) -> serde_json::Value {
+    let output = run_hook(site, verb, request);
+    assert!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+pub fn run_hook(site: &Site<'_>, verb: &str, request: &str) -> std::process::Output {
+    use std::io::Write;
+    let mut child = site
+        .command()
+        .arg("hook")
+        .args(verb.split(' '))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(request.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
