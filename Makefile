@@ -1,5 +1,5 @@
 # The same targets in CI and on a laptop. Each installs what it misses.
-.PHONY: demo test test-unit test-host test-vm bench-attach
+.PHONY: demo test test-unit test-host test-openstack test-vm bench-attach bench-stores
 
 demo:
 	scripts/demo
@@ -7,8 +7,11 @@ demo:
 test:
 	scripts/test
 
-test-unit test-host test-vm:
+test-unit test-host test-openstack test-vm:
 	scripts/test $(@:test-%=%)
 
 bench-attach:
 	benches/attach
+
+bench-stores:
+	benches/stores

@@ -20,7 +20,10 @@ pub use trust::TrustError;
 use crate::{
     config::{Config, Sealing},
     error::{Error, chain},
-    key::{BoundContext, ContainerKeyId, Epoch, KeyId, KeyReference, Location, Place, Ring, SealedKey, SecretBytes, StoreName},
+    key::{
+        BoundContext, ContainerKeyId, Epoch, KeyId, KeyReference, Location, Place, Ring, SealedKey, SecretBytes,
+        StoreName,
+    },
     seal::{self, ContainerKey, Content, Expected, Keyring, Opened, Recipient},
     separation::parse_endpoints,
     store::{self, ContainerKeys, KeyStore, Released, RingAnswer, Stored},

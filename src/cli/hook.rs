@@ -29,7 +29,7 @@ const VERSION: u32 = 1;
 
 /// Attach volumes and keep keys for OpenStack (os-brick, castellan): JSON on standard input and output
 ///
-/// docs/hooks.md has the requests and answers.
+/// docs/openstack.md has the requests and answers.
 #[derive(Subcommand)]
 pub enum Hook {
     /// Attach a volume; format it at its first attach

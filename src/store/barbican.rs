@@ -364,6 +364,7 @@ impl ObjectStore for Barbican {
         if facts.bit_length == Some(512) {
             meta["mode"] = "xts".into();
         }
+        leave_out_nulls(&mut meta);
         let body = json!({"type": "key", "meta": meta}).to_string();
         let answer = self.send("order a key of", |urls| {
             Request::new(Method::POST, Self::urls(urls, &["orders"]), MOST_BYTES)
@@ -406,6 +407,7 @@ impl ObjectStore for Barbican {
         if !passphrase {
             body["payload_content_encoding"] = "base64".into();
         }
+        leave_out_nulls(&mut body);
         self.post_secret(http::secret_body(fill(&body, if passphrase { &object.value } else { &text })?))
     }
 
@@ -417,6 +419,13 @@ impl ObjectStore for Barbican {
         } else {
             Err(self.wrong("write to", "it forgets what it was told"))
         }
+    }
+}
+
+/// Barbican's schemas know absence, not null.
+fn leave_out_nulls(json: &mut Value) {
+    if let Value::Object(members) = json {
+        members.retain(|_, value| !value.is_null());
     }
 }
 

@@ -22,8 +22,8 @@ pub use swift::{Access, ContainerFacts, Swift};
 use crate::{
     config::{Location, StoreConfig},
     key::{
-        Epoch, KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, Place, Ring, SealedKey, SecretBytes, SecretMemoryError,
-        StoreName,
+        Epoch, KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, Place, Ring, SealedKey, SecretBytes,
+        SecretMemoryError, StoreName,
     },
 };
 

@@ -28,7 +28,10 @@ fn access_lists(cloud: &Cloud) {
         let folder = site.path(user);
         std::fs::create_dir(&folder).unwrap();
         let text = std::fs::read_to_string(site.path("cryptattach.toml")).unwrap();
-        let text = text.replace("cloud = \"keys\"", &format!("cloud = \"{user}\"")).replace("inventory.toml", "../inventory.toml");
+        let text = text
+            .replace("cloud = \"keys\"", &format!("cloud = \"{user}\""))
+            .replace("inventory.toml", "../inventory.toml")
+            .replace("clouds.yaml", "../clouds.yaml");
         let text = text.replace("owner.", "../owner.").replace("escrow.", "../escrow.");
         std::fs::write(folder.join("cryptattach.toml"), text).unwrap();
         folder.join("cryptattach.toml").into_os_string().into_string().unwrap()

@@ -200,7 +200,9 @@ impl<'a> Site<'a> {
     /// Configures Barbican: keys sealed by us, or kept by it as they are.
     pub fn barbican(&self, name: &str, sealed: bool) {
         let sealing = if sealed { SEALING } else { "" };
-        self.configure(&format!("[stores.{name}]\ntype = \"barbican\"\ncloud = \"keys\"\nclouds = \"clouds.yaml\"\n{sealing}\n"));
+        self.configure(&format!(
+            "[stores.{name}]\ntype = \"barbican\"\ncloud = \"keys\"\nclouds = \"clouds.yaml\"\n{sealing}\n"
+        ));
     }
 
     /// The container of a store of that name.

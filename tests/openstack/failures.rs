@@ -99,7 +99,8 @@ fn swift_down(cloud: &Cloud) {
     site.ok(&["format", &volume]);
     cloud.stop("proxy");
     // With the limits that users have: the whole phase is 30 s.
-    let (text, took) = site.fails_within(69, Duration::from_secs(35), &["attach", &volume, "x", "--backend", "userspace"]);
+    let (text, took) =
+        site.fails_within(69, Duration::from_secs(35), &["attach", &volume, "x", "--backend", "userspace"]);
     assert!(text.contains("cannot connect to http://127.0.0.1:"), "{text}");
     assert!(took > Duration::from_secs(20), "it was tried again");
     // A second proxy of the same cluster, named in the configuration, takes over.

@@ -22,10 +22,16 @@ pub const STORIES: &[Story] = &[
     ("a_truncated_key_is_refused", |cloud| lie(cloud, 76, "not a JWE", truncated)),
     ("a_changed_key_is_refused", |cloud| lie(cloud, 69, "MD5", changed)),
     ("a_key_changed_with_its_digest_is_refused", |cloud| lie(cloud, 68, "changed since it was sealed", forged)),
-    ("ten_gibibytes_are_not_read", |cloud| lie(cloud, 76, "longer than", |_, _| endless("Content-Length: 10737418240"))),
-    ("ten_gibibytes_in_chunks_are_not_read", |cloud| lie(cloud, 76, "longer than", |_, _| endless("Transfer-Encoding: chunked"))),
+    ("ten_gibibytes_are_not_read", |cloud| {
+        lie(cloud, 76, "longer than", |_, _| endless("Content-Length: 10737418240"))
+    }),
+    ("ten_gibibytes_in_chunks_are_not_read", |cloud| {
+        lie(cloud, 76, "longer than", |_, _| endless("Transfer-Encoding: chunked"))
+    }),
     ("a_drip_is_cut_off", |cloud| lie(cloud, 69, "did not answer within", |_, _| Lie::Drip)),
-    ("half_an_answer_is_told", |cloud| lie(cloud, 69, "broke off", |_, _| Lie::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\nhalf".to_vec()))),
+    ("half_an_answer_is_told", |cloud| {
+        lie(cloud, 69, "broke off", |_, _| Lie::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\nhalf".to_vec()))
+    }),
     ("another_host_is_not_followed", |cloud| lie(cloud, 69, "points to another server", elsewhere)),
     ("retry_after_is_honoured", retry_after),
 ];
@@ -110,7 +116,9 @@ fn lie(cloud: &Cloud, code: i32, says: &str, make: fn(&Site<'_>, &[u8]) -> Lie) 
     let told = Arc::new(make(&site, &object));
     let url = serve(move |request| match &*told {
         _ if request.contains("/kek/1") => answer(&kek, ""),
-        _ if request.contains("/endpoints/") => Lie::Bytes(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec()),
+        _ if request.contains("/endpoints/") => {
+            Lie::Bytes(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec())
+        }
         Lie::Bytes(bytes) => Lie::Bytes(bytes.clone()),
         Lie::Endless(head) => Lie::Endless(head.clone()),
         Lie::Drip => Lie::Drip,

@@ -10,6 +10,7 @@ mod lies;
 mod placement;
 #[path = "../common/shell.rs"]
 mod shell;
+mod speed;
 mod stores;
 
 use std::{
@@ -24,6 +25,10 @@ type Story = (&'static str, fn(&Cloud));
 
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    if wanted == ["bench"] {
+        speed::compare(&Cloud::up());
+        return ExitCode::SUCCESS;
+    }
     let stories = [
         stores::STORIES,
         keys::STORIES,

@@ -7,7 +7,10 @@ use cryptattach::{
     store::{self, KeyStore, StoreError, Stored},
 };
 
-use crate::{Story, cloud::{Cloud, Site}};
+use crate::{
+    Story,
+    cloud::{Cloud, Site},
+};
 
 pub const STORIES: &[Story] = &[
     ("directory_conforms", |cloud| conforms(&Site::bare(cloud), "directory")),

@@ -1,0 +1,146 @@
+//! `bench-stores`: keys per second through real Swift, sealed to an owner directly or under a container key; next to
+//! Barbican, which gives its keys out unsealed, as castellan's users do today.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use cryptattach::{
+    config::{Config, Location},
+    container::Container,
+    key::{KeyId, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, VolumeKey},
+    seal::{Content, Payload},
+    store::{Access, Swift},
+};
+
+use crate::{
+    cloud::{Cloud, Site},
+    shell::sh,
+};
+
+const PARALLEL: [usize; 3] = [1, 8, 32];
+const TIME: Duration = Duration::from_secs(4);
+
+pub fn compare(cloud: &Cloud) {
+    let site = Site::bare(cloud);
+    sh(&format!(
+        "cd {} && openssl genpkey -quiet -algorithm RSA -pkeyopt rsa_keygen_bits:3072 -out rsa.key && \
+         openssl pkey -in rsa.key -pubout -out rsa.pem",
+        site.path("").display()
+    ));
+    println!(
+        "keys per second through one Swift proxy and three object servers on this machine, token and container key warm"
+    );
+    println!("{:<46} {:>24}   {:>24}", "", "seal + create", "get + open");
+    println!("{:<46} {}   {}", "parallel attaches", header(), header());
+    let mut first_get = 0.0;
+    for (number, (owner, under)) in
+        [("rsa", false), ("rsa", true), ("owner", false), ("owner", true)].into_iter().enumerate()
+    {
+        let name = format!("bench{number}");
+        let container = swift(&site, &name, owner, under);
+        let ids = std::sync::Mutex::new(Vec::new());
+        let creates = PARALLEL.map(|threads| {
+            rate(threads, || {
+                let id = KeyId::random();
+                container.create(&id, None, &volume_key()).unwrap();
+                ids.lock().unwrap().push(id);
+            })
+        });
+        let ids = ids.into_inner().unwrap();
+        let gets = PARALLEL.map(|threads| get_rate(&container, &ids, threads));
+        first_get = gets[0];
+        let owner = if owner == "rsa" { "RSA-3072" } else { "P-256" };
+        let under = if under { "under a container key" } else { "to the owner and the escrow" };
+        row(&format!("Swift, {owner}, {under}"), &creates, &gets);
+    }
+    site.barbican("barbican", false);
+    let config = Config::read(&site.path("cryptattach.toml")).unwrap();
+    let barbican = Container::open(&config, &"barbican".parse().unwrap(), None).unwrap();
+    let create = || barbican.store().objects().unwrap().create(&object()).unwrap();
+    let ids = std::sync::Mutex::new(Vec::new());
+    let creates = PARALLEL.map(|threads| rate(threads, || ids.lock().unwrap().push(create())));
+    let ids = ids.into_inner().unwrap();
+    let gets = PARALLEL.map(|threads| get_rate(&barbican, &ids, threads));
+    row("Barbican, unsealed (the peer)", &creates, &gets);
+    println!("ratio, one get + open: Swift under a container key / Barbican  {:.2}", first_get / gets[0]);
+}
+
+fn header() -> String {
+    PARALLEL.map(|threads| format!("{threads:>8}")).concat()
+}
+
+fn row(name: &str, creates: &[f64], gets: &[f64]) {
+    let numbers = |rates: &[f64]| rates.iter().map(|rate| format!("{rate:>8.1}")).collect::<String>();
+    println!("{name:<46} {}   {}", numbers(creates), numbers(gets));
+}
+
+fn swift(site: &Site<'_>, name: &str, owner: &str, container_key: bool) -> Container {
+    let container = site.container(name);
+    site.configure(&format!(
+        "[stores.{name}]\ntype = \"swift\"\ncontainer = \"{container}\"\ncloud = \"keys\"\nclouds = \"clouds.yaml\"\n\
+         owner = \"{owner}.pem\"\nescrow = \"escrow.pem\"\nidentities = [\"{owner}.key\"]\n"
+    ));
+    let config = Config::read(&site.path("cryptattach.toml")).unwrap();
+    let store = name.parse().unwrap();
+    let store_config = config.store(&store).unwrap();
+    let Location::Swift(swift) = &store_config.location else { panic!("a store in Swift") };
+    let nobody = Access { readers: &[], writers: &[] };
+    Swift::open(&store, swift, &store_config.network, None).unwrap().make_container(&nobody).unwrap();
+    let container = Container::open(&config, &store, None).unwrap();
+    if container_key {
+        container.make_first_key().unwrap();
+    }
+    container
+}
+
+fn get_rate(container: &Container, ids: &[KeyId], threads: usize) -> f64 {
+    let next = AtomicUsize::new(0);
+    rate(threads, || {
+        let id = &ids[next.fetch_add(1, Ordering::Relaxed) % ids.len()];
+        drop(container.fetch(id, None).unwrap());
+    })
+}
+
+/// How often per second `work` is done by that many threads together.
+fn rate(threads: usize, work: impl Fn() + Sync) -> f64 {
+    work();
+    let (start, done) = (Instant::now(), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while start.elapsed() < TIME {
+                    work();
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    done.into_inner() as f64 / start.elapsed().as_secs_f64()
+}
+
+fn volume_key() -> Content {
+    Content::VolumeKey(Payload {
+        volume_key: VolumeKey::random(KeySize::Bits512).unwrap(),
+        cipher: "aes-xts-plain64".to_owned(),
+        sector_size_bytes: 4096,
+        data_offset_bytes: 16 << 20,
+        iv_offset_sectors: 0,
+        digest: None,
+        passphrase: None,
+    })
+}
+
+fn object() -> ManagedObject {
+    let facts = ObjectFacts {
+        kind: ObjectKind::Symmetric,
+        algorithm: Some("AES".to_owned()),
+        bit_length: Some(512),
+        name: None,
+        created: None,
+        given_out: false,
+    };
+    ManagedObject { facts, value: SecretBytes::random(64).unwrap() }
+}
