@@ -23,7 +23,7 @@ use crate::{
     device::DeviceError,
     error::Error,
     format::{self, Ground},
-    key::{KeyReference, KeySize, ManagedObject, ObjectKind, SecretBytes, VolumeKey},
+    key::{BoundContext, KeyReference, KeySize, ManagedObject, ObjectKind, SecretBytes, VolumeKey},
     resize,
     seal::{Content, Opened},
     separation::Target,
@@ -154,7 +154,7 @@ fn format_first(config: &Config, request: &Request, caller: Option<SecretBytes>)
             found: format!("data at byte {at}, of no known kind"),
         });
     }
-    let (key, passphrase) = (VolumeKey::random(plan.key_size)?, unused.object().passphrase()?);
+    let (key, passphrase) = (VolumeKey::random(plan.key_size)?, unused.object.passphrase()?);
     let volume = format::plan(&plan, &ground.device, &request.key, &key, Some(&passphrase))?;
     let report = attach::separate(config, &container, &request.key, &volume, request.target.as_ref(), plan.separation)?;
     ground.write(&volume)?;
@@ -170,59 +170,43 @@ fn format_first(config: &Config, request: &Request, caller: Option<SecretBytes>)
 }
 
 /// A key that no volume was formatted with yet.
-enum Unused {
-    Sealed(Opened, ManagedObject),
-    Released(ManagedObject),
+struct Unused {
+    object: ManagedObject,
+    /// What it is sealed with; `None` if the store keeps it unsealed.
+    context: Option<BoundContext>,
 }
 
 impl Unused {
     fn fetch(container: &Container, key: &KeyReference) -> Result<Self, Error> {
-        let used = |volume: String| Error::KeyUsed { key: key.clone(), volume };
-        let unused = match container.fetch(&key.key, None)? {
-            Fetched::Released(Released { used_for: Some(volume), .. }) => return Err(used(volume)),
-            Fetched::Released(Released { object, .. }) => Self::Released(object),
-            Fetched::Sealed(Opened { context, .. }) if context.volume.is_some() => {
-                return Err(used(context.volume.map(|uuid| uuid.to_string()).unwrap_or_default()));
-            }
-            Fetched::Sealed(Opened { content: Content::VolumeKey(_), .. }) => {
-                return Err(used("a plain volume".into()));
-            }
-            Fetched::Sealed(Opened { content: Content::Object(object), .. }) if object.facts.given_out => {
-                return Err(used("what another program made with it: it was given out".into()));
-            }
-            Fetched::Sealed(Opened { context, content: Content::Object(object) }) => {
-                let copy =
-                    ManagedObject { facts: object.facts.clone(), value: SecretBytes::copy_of(object.value.expose())? };
-                Self::Sealed(Opened { context, content: Content::Object(object) }, copy)
-            }
+        let used = |volume: String| Err(Error::KeyUsed { key: key.clone(), volume });
+        let (object, context) = match container.fetch(&key.key, None)? {
+            Fetched::Released(Released { used_for: Some(volume), .. }) => return used(volume),
+            Fetched::Released(Released { object, .. }) => (object, None),
+            Fetched::Sealed(Opened { content: Content::VolumeKey(_), .. }) => return used("a plain volume".to_owned()),
+            Fetched::Sealed(Opened { content: Content::Object(object), context }) => (object, Some(context)),
         };
-        let object = unused.object();
+        if let Some(volume) = context.as_ref().and_then(|context| context.volume) {
+            return used(volume.to_string());
+        }
+        if object.facts.given_out {
+            return used("whatever another program made with it: it was given out".to_owned());
+        }
         if object.facts.kind != ObjectKind::Symmetric || object.value.len() < LEAST_KEY_BYTES {
             let what = format!("{key} is no symmetric key of 256 bits or more: format the volume with cryptsetup");
             return Err(Error::Usage(what));
         }
-        Ok(unused)
-    }
-
-    fn object(&self) -> &ManagedObject {
-        match self {
-            Self::Sealed(_, object) | Self::Released(object) => object,
-        }
+        Ok(Self { object, context })
     }
 
     /// From now on the key is this volume's.
     fn mark(self, container: &Container, key: &KeyReference, volume: &Volume) -> Result<(), Error> {
-        match self {
-            Self::Sealed(mut opened, _) => {
-                opened.context.volume = volume.uuid();
-                container.reseal(opened)
-            }
-            Self::Released(_) => {
-                let objects = container.store().objects().ok_or_else(|| Error::ReadBack(key.clone()))?;
-                let volume = volume.uuid().map(|uuid| uuid.to_string()).unwrap_or_default();
-                Ok(objects.mark_used(&key.key, &volume)?)
-            }
-        }
+        let Some(context) = self.context else {
+            let objects = container.store().objects().ok_or_else(|| Error::ReadBack(key.clone()))?;
+            let volume = volume.uuid().map(|uuid| uuid.to_string()).unwrap_or_default();
+            return Ok(objects.mark_used(&key.key, &volume)?);
+        };
+        let context = BoundContext { volume: volume.uuid(), ..context };
+        container.reseal(Opened { context, content: Content::Object(self.object) })
     }
 }
 

@@ -8,12 +8,13 @@ use std::{
     io::Write,
     path::PathBuf,
     process::{Command, Stdio},
+    sync::Arc,
 };
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use cryptattach::{
-    key::{BoundContext, KeyId, KeySize, SealedKey, VolumeKey},
-    seal::{Expected, Keyring, OwnerKey, Payload, Recipient, seal},
+    key::{BoundContext, KeyId, KeySize, SealedKey, SecretBytes, VolumeKey},
+    seal::{ContainerKey, Content, Expected, Keyring, OwnerKey, Payload, Recipient, seal},
 };
 use openssl::{
     bn::{BigNum, BigNumContext, BigNumRef},
@@ -123,19 +124,43 @@ fn expected(context: &BoundContext) -> Expected {
     Expected { key_id: context.key_id, container: context.container.clone(), volume: Some(context.volume) }
 }
 
-#[test]
-fn others_open_what_we_seal() {
-    let (owner, escrow) = (Party::ec(), Party::rsa());
-    let payload = Payload {
-        volume_key: VolumeKey::random(KeySize::Bits512).unwrap(),
+fn content(volume_key: &VolumeKey) -> Content {
+    Content::VolumeKey(Payload {
+        volume_key: VolumeKey::from_secret(SecretBytes::copy_of(volume_key.expose()).unwrap()).unwrap(),
         cipher: "aes-xts-plain64".to_owned(),
         sector_size_bytes: 4096,
         data_offset_bytes: 16 << 20,
         iv_offset_sectors: 0,
         digest: None,
         passphrase: None,
-    };
-    let sealed = seal(&context(), &payload, &[owner.recipient(), escrow.recipient()]).unwrap();
+    })
+}
+
+/// docs/recovery.md: the escrow key opens the container key, and that one the key.
+#[test]
+fn jose_opens_a_key_under_a_container_key() {
+    let (escrow, volume_key) = (Party::ec(), VolumeKey::random(KeySize::Bits512).unwrap());
+    let container_key = Arc::new(ContainerKey::random(&"cinder".parse().unwrap(), None).unwrap());
+    let kek = escrow.file("kek", &container_key.seal_to(&[escrow.recipient()], 0).unwrap().to_json());
+    let opened = jose(&["jwe", "dec", "-i", kek.to_str().unwrap(), "-k", &escrow.jwk_file()]);
+    let opened: Value = serde_json::from_slice(&opened).unwrap();
+    let jwk =
+        escrow.file("jwk", json!({"kty": "oct", "alg": "A256KW", "k": opened["container_key"]}).to_string().as_bytes());
+
+    let sealed = seal(&context(), &content(&volume_key), &[Box::new(container_key)]).unwrap();
+    let sealed = escrow.file("key", &sealed.to_json());
+    let opened = jose(&["jwe", "dec", "-i", sealed.to_str().unwrap(), "-k", jwk.to_str().unwrap()]);
+    let opened: Value = serde_json::from_slice(&opened).unwrap();
+    let key = Base64UrlUnpadded::decode_vec(opened["volume_key"].as_str().unwrap()).unwrap();
+    assert_eq!(key, volume_key.expose());
+}
+
+#[test]
+fn others_open_what_we_seal() {
+    let (owner, escrow) = (Party::ec(), Party::rsa());
+    let volume_key = VolumeKey::random(KeySize::Bits512).unwrap();
+    let content = content(&volume_key);
+    let sealed = seal(&context(), &content, &[owner.recipient(), escrow.recipient()]).unwrap();
     let file = owner.file("sealed", &sealed.to_json());
     let by_jose = jose(&["jwe", "dec", "-i", file.to_str().unwrap(), "-k", &owner.jwk_file()]);
     let by_jwcrypto = [&owner, &escrow].map(|party| {
@@ -146,7 +171,7 @@ fn others_open_what_we_seal() {
     for opened in [&[by_jose], &by_jwcrypto[..]].concat() {
         let opened: Value = serde_json::from_slice(&opened).unwrap();
         let key = Base64UrlUnpadded::decode_vec(opened["volume_key"].as_str().unwrap()).unwrap();
-        assert_eq!(key, payload.volume_key.expose());
+        assert_eq!(key, volume_key.expose());
         assert_eq!(opened["key_size_bits"], 512);
     }
 }
@@ -200,7 +225,8 @@ fn we_open_what_others_seal() {
     ] {
         let sealed = SealedKey::from_json(&sealed).unwrap();
         let opened = opener.keyring().open(&sealed, &expected(&context)).map_err(|e| format!("{case}: {e}")).unwrap();
-        assert!(opened.payload.volume_key == volume_key, "{case}");
+        let Content::VolumeKey(payload) = opened.content else { panic!("{case}") };
+        assert!(payload.volume_key == volume_key, "{case}");
         assert_eq!(opened.context, context, "{case}");
         // Without a kid every entry is tried, and a stranger finds none that opens.
         assert!(second.keyring().open(&sealed, &expected(&context)).is_err() || case == "jose, general", "{case}");

@@ -82,7 +82,7 @@ impl ContainerKey {
     }
 
     /// Seals it.
-    pub fn seal(&self, recipients: &[Box<dyn Recipient>], created: u64) -> Result<SealedKey, SealError> {
+    pub fn seal_to(&self, recipients: &[Box<dyn Recipient>], created: u64) -> Result<SealedKey, SealError> {
         let ContainerKeyId { container, epoch } = self.id.clone();
         let written = Written { container_key: Base64(&self.key), proof: self.proof.as_deref() };
         encrypt(&Context { version: VERSION, container, epoch, created }, &write_json(&written, 1024)?, recipients)
@@ -171,7 +171,7 @@ mod tests {
         let first = ContainerKey::random(&container, None).unwrap();
         let second = ContainerKey::random(&container, Some(&first)).unwrap();
         let recipients: [Box<dyn Recipient>; 1] = [Box::new(owner.recipient().unwrap())];
-        let sealed = second.seal(&recipients, 0).unwrap();
+        let sealed = second.seal_to(&recipients, 0).unwrap();
         let id = |epoch: &str| ContainerKeyId { container: container.clone(), epoch: epoch.parse().unwrap() };
 
         let ours = Keyring::of(vec![Box::new(owner)]);
