@@ -8,7 +8,10 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::key::{Place, StoreName};
+use crate::{
+    key::{Place, StoreName},
+    volume::PlainHash,
+};
 
 /// Where the configuration is unless `--config` or `CRYPTATTACH_CONFIG` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cryptattach/cryptattach.toml";
@@ -25,6 +28,9 @@ pub struct Config {
     /// The audit record.
     #[serde(default)]
     pub audit: Audit,
+    /// The hooks.
+    #[serde(default)]
+    pub hooks: Hooks,
     /// Limits on waiting for servers.
     #[serde(default)]
     pub network: Network,
@@ -89,6 +95,14 @@ impl Default for Audit {
     fn default() -> Self {
         Self { file: "/var/log/cryptattach.jsonl".into() }
     }
+}
+
+/// `[hooks]`
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hooks {
+    /// What the cryptsetup that made os-brick's plain volumes hashed passphrases with.
+    pub plain_hash: PlainHash,
 }
 
 /// `[network]`: no wait on a server is without a bound.
@@ -157,7 +171,7 @@ pub enum Location {
 
 /// How to reach a cloud and to log in; the same for all OpenStack services.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct CloudConfig {
     /// Entry of clouds.yaml; the environment's `OS_CLOUD` unless given.
     pub cloud: Option<String>,
@@ -169,9 +183,10 @@ pub struct CloudConfig {
 
 /// `type = "swift"`
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SwiftConfig {
     /// The cloud.
-    #[serde(flatten)]
+    #[serde(skip)]
     pub cloud: CloudConfig,
     /// The container; named as the store unless given.
     pub container: Option<String>,
@@ -187,9 +202,10 @@ pub struct SwiftConfig {
 
 /// `type = "barbican"`
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BarbicanConfig {
     /// The cloud.
-    #[serde(flatten)]
+    #[serde(skip)]
     pub cloud: CloudConfig,
     /// URLs of the service, in place of the catalogue's.
     #[serde(default)]
@@ -210,11 +226,24 @@ fn yes() -> bool {
 impl TryFrom<toml::Table> for StoreConfig {
     type Error = toml::de::Error;
 
-    /// Two parts with `deny_unknown_fields` each cannot be flattened into one struct, so the table is parted by hand.
+    /// Parts with `deny_unknown_fields` each cannot be flattened into one struct, so the table is parted by hand.
     fn try_from(mut table: toml::Table) -> Result<Self, Self::Error> {
-        let names = ["owner", "escrow", "no_escrow", "identities", "hosts"];
-        let sealing: toml::Table = names.iter().filter_map(|name| table.remove_entry(*name)).collect();
-        Ok(Self { sealing: sealing.try_into()?, location: table.try_into()?, network: Network::default() })
+        let mut part =
+            |names: &[&str]| -> toml::Table { names.iter().filter_map(|name| table.remove_entry(*name)).collect() };
+        let sealing = part(&["owner", "escrow", "no_escrow", "identities", "hosts"]);
+        let cloud = part(&["cloud", "clouds", "secret"]);
+        let mut location = table.try_into()?;
+        match &mut location {
+            Location::Swift(SwiftConfig { cloud: own, .. }) | Location::Barbican(BarbicanConfig { cloud: own, .. }) => {
+                *own = cloud.try_into()?;
+            }
+            Location::Directory { .. } => {
+                if let Some(name) = cloud.keys().next() {
+                    return Err(serde::de::Error::custom(format!("a directory has no `{name}`")));
+                }
+            }
+        }
+        Ok(Self { sealing: sealing.try_into()?, location, network: Network::default() })
     }
 }
 

@@ -60,7 +60,7 @@ pub fn attach(config: &Config, request: &Request, caller: Option<SecretBytes>) -
     if let Some(mapping) = attached_already(request)? {
         return Ok(mapping);
     }
-    let plain = request.plain.then(|| plain(request));
+    let plain = request.plain.then(|| plain(config, request));
     match volume::find(&request.device, None, plain.as_ref()) {
         Err(VolumeError::NoHeader { found: None, .. }) => format_first(config, request, copy(caller.as_ref())?)?,
         found => drop(found?),
@@ -97,8 +97,11 @@ pub fn detach(name: &MappingName) -> Result<bool, Error> {
 
 /// Makes a mapping as large as its device has become.
 pub fn extend(config: &Config, request: &Request, caller: Option<SecretBytes>) -> Result<u64, Error> {
-    let plain = request.plain.then(|| plain(request));
-    resize::resize(config, resize::Request { name: &request.name, key: Some(request.key.clone()), plain, caller })
+    let plain = request.plain.then(|| plain(config, request));
+    resize::resize(
+        config,
+        resize::Request { name: &request.name, key: Some(request.key.clone()), header: None, plain, caller },
+    )
 }
 
 fn check_cipher(request: &Request) -> Result<(), Error> {
@@ -125,12 +128,13 @@ fn attached_already(request: &Request) -> Result<Option<Mapping>, Error> {
     }))
 }
 
-fn plain(request: &Request) -> PlainParameters {
+fn plain(config: &Config, request: &Request) -> PlainParameters {
     PlainParameters {
         key_size: request.key_size.unwrap_or(KeySize::Bits256),
         sector_size: SectorSize::B512,
         offset_sectors: 0,
         skip_sectors: 0,
+        hash: config.hooks.plain_hash,
     }
 }
 

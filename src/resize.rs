@@ -1,5 +1,7 @@
 //! Resize: make a mapping as large as its device has become.
 
+use std::path::Path;
+
 use crate::{
     attach,
     backend::{self, MappingName},
@@ -17,6 +19,8 @@ pub struct Request<'a> {
     pub name: &'a MappingName,
     /// The volume's key; what the LUKS2 token says unless given.
     pub key: Option<KeyReference>,
+    /// A detached LUKS header.
+    pub header: Option<&'a Path>,
     /// The volume is plain dm-crypt and looks like this.
     pub plain: Option<PlainParameters>,
     /// The token of a hook's caller.
@@ -27,7 +31,7 @@ pub struct Request<'a> {
 pub fn resize(config: &Config, request: Request<'_>) -> Result<u64, Error> {
     let status = detach::status(request.name)?;
     let backend = backend::of(status.backend)?;
-    let volume = volume::find(&status.source, None, request.plain.as_ref())?;
+    let volume = volume::find(&status.source, request.header, request.plain.as_ref())?;
     let reference = attach::reference(request.key, &volume)?;
     let container = Container::open(config, &reference.store, request.caller)?;
     // dm-crypt's new table needs the key again: it is in the keyring of the process that attached the volume.

@@ -133,7 +133,7 @@ impl Backend for DmCrypt {
         };
         let mut context = match &volume.header {
             Header::Luks(header) => header.load(device).map_err(failed)?,
-            Header::Plain => library::call(|| plain_context(volume, key)).map_err(failed)?,
+            Header::Plain(_) => library::call(|| plain_context(volume, key)).map_err(failed)?,
         };
         library::call(|| {
             context.context_handle().volume_key_keyring(true)?;
@@ -156,7 +156,7 @@ impl Backend for DmCrypt {
             |source: library::LibraryError| BackendError::failed(format!("cannot resize the mapping '{name}'"))(source);
         let mut context = match &volume.header {
             Header::Luks(header) => header.load(&volume.device.path).map_err(failed)?,
-            Header::Plain => library::call(|| plain_context(volume, key)).map_err(failed)?,
+            Header::Plain(_) => library::call(|| plain_context(volume, key)).map_err(failed)?,
         };
         library::call(|| {
             if volume.format() == Format::Luks2 {

@@ -11,7 +11,7 @@ use crate::{
     backend::{BackendKind, MappingName},
     error::Error,
     key::{KeyReference, KeySize},
-    volume::{CIPHER, PlainParameters, SectorSize},
+    volume::{CIPHER, PlainHash, PlainParameters, SectorSize},
 };
 
 /// Attach a volume: fetch its key, open it, map the volume
@@ -80,6 +80,9 @@ pub struct Plain {
     /// Added to the sector number for the IV, in units of 512 bytes
     #[arg(long, requires = "plain", default_value_t = 0, value_name = "SECTORS")]
     skip: u64,
+    /// If its key in the store is a passphrase: the hash that makes the volume key of it
+    #[arg(long, requires = "plain", value_enum, default_value_t, value_name = "HASH")]
+    hash: PlainHash,
 }
 
 impl Plain {
@@ -89,6 +92,7 @@ impl Plain {
             sector_size: self.sector_size,
             offset_sectors: self.offset,
             skip_sectors: self.skip,
+            hash: self.hash,
         })
     }
 }

@@ -30,7 +30,7 @@ pub const EXIT_CODES: &str = "Exit codes:
   69  the key store cannot be reached or read, or cannot do it now
   70  an error in cryptattach itself
   71  the system refuses: no device-mapper, no FUSE, no locked memory, a worker that died
-  72  key and data are on the same device, or (strict) nothing proves that they are not
+  72  key and data are on the same device or host, or (strict) nothing proves that they are not
   73  something is in the way: a device that is not blank, a name that is taken, a file that exists
   74  reading or writing a device failed
   75  the device or mapping is in use
@@ -41,6 +41,7 @@ pub const EXIT_CODES: &str = "Exit codes:
 Files:
   /etc/cryptattach/cryptattach.toml   configuration (--config, CRYPTATTACH_CONFIG)
   /var/log/cryptattach.jsonl          audit record
+  /var/lib/cryptattach/               which container keys this host trusts
   /run/cryptattach/                   userspace mappings";
 
 /// The exit code for an error.

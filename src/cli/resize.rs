@@ -1,5 +1,7 @@
 //! `cryptattach resize`
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde_json::json;
 
@@ -23,6 +25,9 @@ pub struct Resize {
     /// Where the key is (STORE/KEY-ID) [default: as the LUKS2 token says]
     #[arg(long, value_name = "REFERENCE")]
     key: Option<KeyReference>,
+    /// A detached LUKS header
+    #[arg(long, value_name = "FILE")]
+    header: Option<PathBuf>,
     #[command(flatten)]
     plain: Plain,
 }
@@ -30,7 +35,13 @@ pub struct Resize {
 impl Resize {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         let config = global.config()?;
-        let request = Request { name: &self.name, key: self.key.clone(), plain: self.plain.parameters(), caller: None };
+        let request = Request {
+            name: &self.name,
+            key: self.key.clone(),
+            header: self.header.as_deref(),
+            plain: self.plain.parameters(),
+            caller: None,
+        };
         let size_bytes = resize::resize(&config, request)?;
         output::print(global.json, &json!({"name": self.name, "size_bytes": size_bytes}), || size_bytes.to_string())
     }

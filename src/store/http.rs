@@ -51,6 +51,8 @@ struct Limits {
 pub enum Repeat {
     /// Yes: twice is the same as once.
     Safe,
+    /// Likewise; but a server that is too slow is not asked again, for there is another way.
+    UnlessSlow,
     /// Only if it never reached the server.
     Unsent,
 }
@@ -141,9 +143,14 @@ impl HttpError {
         matches!(self, Self::Connect { .. } | Self::TimedOut { .. } | Self::Broken { .. }) && !self.is_certificate()
     }
 
-    /// Whether the server never saw the request.
-    fn is_unsent(&self) -> bool {
-        matches!(self, Self::Connect { .. })
+    fn may_be_repeated(&self, repeat: Repeat) -> bool {
+        self.is_temporary()
+            && match repeat {
+                Repeat::Safe => true,
+                Repeat::UnlessSlow => !matches!(self, Self::TimedOut { .. }),
+                // Without a connection the server never saw it.
+                Repeat::Unsent => matches!(self, Self::Connect { .. }),
+            }
     }
 
     /// Whether the server's certificate is at fault.
@@ -268,12 +275,10 @@ impl Http {
         loop {
             let outcome = self.round(request, end).await;
             let (why, asked) = match &outcome {
-                Ok(answer) if answer.is_temporary() && request.repeat == Repeat::Safe => {
+                Ok(answer) if answer.is_temporary() && request.repeat != Repeat::Unsent => {
                     (format!("{} answers {}", origin(&answer.url), answer.status), answer.retry_after())
                 }
-                Err(error) if error.is_temporary() && (request.repeat == Repeat::Safe || error.is_unsent()) => {
-                    (chain(error), None)
-                }
+                Err(error) if error.may_be_repeated(request.repeat) => (chain(error), None),
                 _ => return outcome,
             };
             let wait = asked.unwrap_or_else(|| jittered(pause));
@@ -299,7 +304,7 @@ impl Http {
         let mut last = None;
         let one_try = self.limits.one_try.min(end.saturating_duration_since(Instant::now()));
         // Only what may be sent twice is sent to two servers.
-        let head_start = if request.repeat == Repeat::Safe { HEAD_START } else { Duration::MAX };
+        let head_start = if request.repeat == Repeat::Unsent { Duration::MAX } else { HEAD_START };
         loop {
             if let Some(url) = waiting.next() {
                 asked.spawn(once(self.client.clone(), request.clone(), url.clone(), one_try));
@@ -311,8 +316,8 @@ impl Http {
                 Ok(Some(outcome)) => outcome.unwrap_or_else(|panicked| Err(HttpError::Client(panicked.into()))),
             };
             let try_the_next = match &outcome {
-                Ok(answer) => answer.is_temporary() && request.repeat == Repeat::Safe,
-                Err(error) => error.is_temporary() && (request.repeat == Repeat::Safe || error.is_unsent()),
+                Ok(answer) => answer.is_temporary() && request.repeat != Repeat::Unsent,
+                Err(error) => error.may_be_repeated(request.repeat),
             };
             if !try_the_next {
                 return outcome;

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::{
     ContainerKeys, Current, KeyStore, RingAnswer, StoreError, Stored,
-    http::{self, Answer, HttpError, Request},
+    http::{self, Answer, HttpError, Repeat, Request},
     keystone::{AuthError, SendError, Session},
 };
 use crate::{
@@ -187,8 +187,10 @@ impl Swift {
         let answer = self.send("read from", |urls| {
             let request = Request::new(Method::GET, self.urls(urls, path), MAX_SEALED_BYTES);
             match read {
-                Read::Newest => request.header("x-newest", HeaderValue::from_static("true")),
                 Read::Any => request,
+                Read::Newest => request.header("x-newest", HeaderValue::from_static("true")),
+                Read::NewestIfSoon => Request { repeat: Repeat::UnlessSlow, ..request }
+                    .header("x-newest", HeaderValue::from_static("true")),
             }
         })?;
         if answer.status == StatusCode::NOT_FOUND {
@@ -250,7 +252,7 @@ impl Swift {
 
     /// The newest form; or if not all replicas answer in time, what one of them has: of one key, all forms open the same.
     fn fetch(&self, id: &dyn std::fmt::Display, path: &[&str]) -> Result<SealedKey, StoreError> {
-        let bytes = match self.object(id, path, Read::Newest) {
+        let bytes = match self.object(id, path, Read::NewestIfSoon) {
             Err(StoreError::Unreachable { source, .. })
                 if matches!(*source, SendError::Http(HttpError::TimedOut { .. })) =>
             {
@@ -369,6 +371,8 @@ impl Swift {
 enum Read {
     /// Compare all replicas that answer.
     Newest,
+    /// Likewise, but not for long: a storage node that hangs holds up such a request for as long as Swift waits for it.
+    NewestIfSoon,
     /// Whichever answers.
     Any,
 }

@@ -6,6 +6,7 @@ mod header_image;
 pub mod library;
 mod luks;
 mod metadata;
+mod plain;
 pub mod signatures;
 mod token;
 
@@ -20,6 +21,7 @@ pub use allow_list::Refusal;
 pub use header_image::HeaderImage;
 pub use library::LibraryError;
 pub use luks::{HEADER_BYTES, NewHeader};
+pub use plain::PlainHash;
 
 use crate::{
     device::{Device, DeviceError},
@@ -96,8 +98,8 @@ pub struct Volume {
 pub enum Header {
     /// LUKS, version 1 or 2.
     Luks(LuksHeader),
-    /// None: plain dm-crypt.
-    Plain,
+    /// None: plain dm-crypt, and how its key is made of a passphrase.
+    Plain(PlainHash),
 }
 
 /// A checked LUKS header.
@@ -128,6 +130,8 @@ pub struct PlainParameters {
     pub offset_sectors: u64,
     /// Added to the sector number for the tweak, in units of 512 bytes (`cryptsetup --skip`).
     pub skip_sectors: u64,
+    /// If a passphrase and not the key itself opens it (`cryptsetup --hash`).
+    pub hash: PlainHash,
 }
 
 /// Reads the header of a device, or a detached one, and checks it against the allow-list.
@@ -161,7 +165,7 @@ pub fn plain(device: &Path, parameters: &PlainParameters) -> Result<Volume, Volu
     let offset = parameters.offset_sectors.saturating_mul(512);
     let geometry = allow_list::geometry(parameters.sector_size, offset, None, device.size_bytes).map_err(refused)?;
     let geometry = Geometry { iv_offset_sectors: parameters.skip_sectors, ..geometry };
-    Ok(Volume { device, header: Header::Plain, geometry, key_size: Some(parameters.key_size) })
+    Ok(Volume { device, header: Header::Plain(parameters.hash), geometry, key_size: Some(parameters.key_size) })
 }
 
 impl Volume {
@@ -169,7 +173,7 @@ impl Volume {
     pub fn format(&self) -> Format {
         match &self.header {
             Header::Luks(header) => header.format,
-            Header::Plain => Format::Plain,
+            Header::Plain(_) => Format::Plain,
         }
     }
 
@@ -177,7 +181,7 @@ impl Volume {
     pub fn luks(&self) -> Option<&LuksHeader> {
         match &self.header {
             Header::Luks(header) => Some(header),
-            Header::Plain => None,
+            Header::Plain(_) => None,
         }
     }
 
@@ -190,18 +194,17 @@ impl Volume {
     pub fn verify_key(&self, key: &VolumeKey) -> Result<(), VolumeError> {
         let right = match &self.header {
             Header::Luks(header) => header.verify_key(key)?,
-            Header::Plain => self.key_size == Some(key.size()),
+            Header::Plain(_) => self.key_size == Some(key.size()),
         };
         if right { Ok(()) } else { Err(VolumeError::WrongKey { path: self.device.path.clone() }) }
     }
 
-    /// The volume key by a passphrase: out of a keyslot; or of a plain volume the passphrase's first bytes themselves, which
-    /// is how cryptsetup (and so os-brick) reads a plain volume's key from `--key-file`.
+    /// The volume key by a passphrase: out of a keyslot, or of a plain volume made of it.
     pub fn unlock(&self, passphrase: &SecretBytes) -> Result<VolumeKey, VolumeError> {
-        let Header::Plain = self.header else { return self.open_keyslot(passphrase) };
-        let bytes = self.key_size.and_then(|size| passphrase.expose().get(..size.bytes()));
-        let key = bytes.map(SecretBytes::copy_of).transpose()?.and_then(VolumeKey::from_secret);
-        key.ok_or_else(|| VolumeError::WrongKey { path: self.device.path.clone() })
+        match (&self.header, self.key_size) {
+            (Header::Plain(hash), Some(size)) => plain::key_of(passphrase, *hash, size, &self.device),
+            _ => self.open_keyslot(passphrase),
+        }
     }
 
     /// The volume key out of a keyslot.

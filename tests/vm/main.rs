@@ -2,6 +2,7 @@
 //! `scripts/test vm`; a word on the command line picks the stories whose names contain it.
 
 mod formats;
+mod hooks;
 mod machine;
 mod mapping;
 mod separation;
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
         speed::compare(&mut boot());
         return ExitCode::SUCCESS;
     }
-    let stories = [mapping::STORIES, formats::STORIES, separation::STORIES].concat();
+    let stories = [mapping::STORIES, hooks::STORIES, formats::STORIES, separation::STORIES].concat();
     let stories: Vec<Story> = stories
         .into_iter()
         .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())))

@@ -3,7 +3,7 @@
 use base64ct::{Base64, Encoding};
 use cryptattach::{
     key::{BoundContext, KeySize, VolumeKey},
-    seal::{OwnerRecipient, Payload, seal},
+    seal::{Content, OwnerRecipient, Payload, seal},
 };
 use serde_json::Value;
 
@@ -197,7 +197,8 @@ fn wrong_key(machine: &mut Machine) {
         digest: Some(format!("{}:{}:{}:{}", text("hash"), digest["iterations"], text("salt"), text("digest"))),
         passphrase: None,
     };
-    let sealed = seal(&context, &payload, &[Box::new(OwnerRecipient::read(owner.path()).unwrap())]).unwrap();
+    let content = Content::VolumeKey(payload);
+    let sealed = seal(&context, &content, &[Box::new(OwnerRecipient::read(owner.path()).unwrap())]).unwrap();
     let sealed = Base64::encode_string(&sealed.to_json());
     machine.ok(&format!("echo {sealed} | base64 -d >/keys/{reference}.jwe"));
     for backend in ["dm-crypt", "userspace"] {
