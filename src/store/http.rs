@@ -14,6 +14,7 @@ use reqwest::{
     Certificate, Client, Method, StatusCode, Url,
     header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
     redirect::Policy,
+    tls::Version,
 };
 use tokio::{
     runtime::{Builder, Runtime},
@@ -241,6 +242,7 @@ impl Http {
         let mut client = Client::builder()
             .user_agent(concat!("cryptattach/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(seconds(network.connect_seconds))
+            .tls_version_min(Version::TLS_1_2)
             // A proxy from the environment would see every token.
             .no_proxy()
             .redirect(Policy::custom(|attempt| {

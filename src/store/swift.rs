@@ -5,26 +5,27 @@
 //! answer, and what is written is read back before anything depends on it. Source: Swift's API reference, and what its
 //! servers were seen to do.
 
+mod objects;
+
 use std::sync::OnceLock;
 
-use openssl::hash::{MessageDigest, hash};
-use reqwest::{Method, StatusCode, Url, header::HeaderValue};
-use serde::Deserialize;
+use reqwest::{Method, Url, header::HeaderValue};
 
 use super::{
     ContainerKeys, Current, KeyStore, RingAnswer, StoreError, Stored,
-    http::{self, Answer, HttpError, Repeat, Request},
+    http::{self, Answer, Request},
     keystone::{AuthError, SendError, Session},
 };
 use crate::{
     config::{Network, SwiftConfig},
-    key::{Epoch, KeyId, MAX_SEALED_BYTES, MalformedSealedKey, Place, Ring, SealedKey, SecretBytes, StoreName},
+    key::{Epoch, KeyId, MalformedSealedKey, Place, Ring, SealedKey, SecretBytes, StoreName},
 };
 
-/// How many names a page of a listing has; Swift's own limit is 10000, but an answer is kept in locked memory.
-const PAGE: usize = 1000;
-const MOST_PAGE_BYTES: usize = 512 * 1024;
+/// The longest answer whose words do not matter.
 const MOST_WORDS_BYTES: usize = 16 * 1024;
+
+/// The longest answer that names replicas.
+const MOST_RING_BYTES: usize = 256 * 1024;
 
 /// Container metadata: the number of the current container key.
 const EPOCH: &str = "x-container-meta-cryptattach-epoch";
@@ -41,13 +42,6 @@ pub struct Swift {
     endpoints: Option<Url>,
     /// Whether old versions of deleted objects are kept; asked for once.
     versioned: OnceLock<bool>,
-}
-
-#[derive(Deserialize)]
-struct Listed {
-    /// Absent for a pseudo-directory.
-    name: Option<String>,
-    version_id: Option<String>,
 }
 
 /// What a container says of itself; `kek/` objects count as well.
@@ -106,9 +100,11 @@ impl Swift {
 
     /// Makes the container, or changes who may use the one that there is.
     pub fn make_container(&self, access: &Access<'_>) -> Result<(), StoreError> {
-        let list = |users: &[String]| HeaderValue::from_str(&users.join(","));
-        let acl = |users| list(users).map_err(|_| self.unusable("an ACL element that is no header value"));
-        let (read, write) = (acl(access.readers)?, acl(access.writers)?);
+        let acl = |users: &[String]| {
+            HeaderValue::from_str(&users.join(",")).map_err(|_| self.unusable("an ACL element that is no header value"))
+        };
+        // Who writes a key reads it back, and looks first which container key is the current one.
+        let (read, write) = (acl(&[access.readers, access.writers].concat())?, acl(access.writers)?);
         let answer = self.send("make the container", |urls| {
             let headers = [("x-container-read", &read), ("x-container-write", &write)];
             let request = Request::new(Method::PUT, self.urls(urls, &[]), MOST_WORDS_BYTES);
@@ -163,7 +159,7 @@ impl Swift {
         let Some(first) = urls.first().cloned() else {
             return Ok(RingAnswer { ring, answer: Err("the account's URL is not of the form .../v1/ACCOUNT".into()) });
         };
-        let request = Request::new(Method::GET, urls, MOST_PAGE_BYTES);
+        let request = Request::new(Method::GET, urls, MOST_RING_BYTES);
         let answer = self.session.send_without_token(&request).map_err(|error| failed(error.into()))?;
         let answer = if answer.status.is_success() {
             Ok(answer.body.expose().to_vec())
@@ -182,221 +178,32 @@ impl Swift {
         Some(http::below(&base, &[&["v2", name], below].concat()))
     }
 
-    /// An object's bytes, checked against their length (HTTP does that) and their MD5.
-    fn object(&self, id: &dyn std::fmt::Display, path: &[&str], read: Read) -> Result<Option<SecretBytes>, StoreError> {
-        let answer = self.send("read from", |urls| {
-            let request = Request::new(Method::GET, self.urls(urls, path), MAX_SEALED_BYTES);
-            match read {
-                Read::Any => request,
-                Read::Newest => request.header("x-newest", HeaderValue::from_static("true")),
-                Read::NewestIfSoon => Request { repeat: Repeat::UnlessSlow, ..request }
-                    .header("x-newest", HeaderValue::from_static("true")),
-            }
-        })?;
-        if answer.status == StatusCode::NOT_FOUND {
-            return Ok(None);
-        }
-        let answer = self.expect("read from", answer)?;
-        // The MD5 of the bytes; of large objects made of segments it is something else, in quotes.
-        let digest = answer.header("etag").filter(|etag| etag.len() == 32);
-        if digest.is_some_and(|digest| digest != md5(answer.body.expose())) {
-            let what = format!("the object {id} does not have the MD5 that its ETag says");
-            return Err(StoreError::Answer { action: "read from", at: self.to_string(), what });
-        }
-        Ok(Some(answer.body))
-    }
-
-    fn put(&self, path: &[&str], bytes: &[u8], new: bool) -> Result<Answer, StoreError> {
-        let digest = HeaderValue::from_str(&md5(bytes)).map_err(|_| self.unusable("a digest that is no text"))?;
-        self.send("write to", |urls| {
-            let request = Request::new(Method::PUT, self.urls(urls, path), MOST_WORDS_BYTES)
-                .body("application/jose+json", bytes.to_vec())
-                .header("etag", digest.clone());
-            if new { request.header("if-none-match", HeaderValue::from_static("*")) } else { request }
-        })
-    }
-
-    /// Creates an object. Swift's own "create only" is not atomic, so that what stands there afterwards decides.
-    fn create_object(&self, id: &dyn std::fmt::Display, path: &[&str], bytes: &[u8]) -> Result<(), StoreError> {
-        let answer = self.put(path, bytes, true)?;
-        // 412 also stands for a first try whose answer was lost.
-        if answer.status != StatusCode::PRECONDITION_FAILED {
-            self.expect("write to", answer)?;
-        }
-        match self.object(id, path, Read::Newest)? {
-            Some(stored) if stored.expose() == bytes => Ok(()),
-            Some(_) => Err(StoreError::Exists { id: id.to_string(), at: self.to_string() }),
-            None => Err(self.lost(id)),
-        }
-    }
-
-    fn replace_object(&self, id: &dyn std::fmt::Display, path: &[&str], key: &SealedKey) -> Result<(), StoreError> {
-        let bytes = key.to_json();
-        let stored = self.newest(id, path)?.ok_or_else(|| self.not_found(id))?;
-        let (old, new) = (generation(&stored), generation(key));
-        if new <= old {
-            return Err(StoreError::Outdated { id: id.to_string(), generation: old });
-        }
-        let answer = self.put(path, &bytes, false)?;
-        self.expect("write to", answer)?;
-        match self.newest(id, path)? {
-            Some(stored) if stored == *key => Ok(()),
-            Some(stored) => Err(StoreError::Outdated { id: id.to_string(), generation: generation(&stored) }),
-            None => Err(self.lost(id)),
-        }
-    }
-
-    fn newest(&self, id: &dyn std::fmt::Display, path: &[&str]) -> Result<Option<SealedKey>, StoreError> {
-        self.object(id, path, Read::Newest)?.map(|bytes| self.parse(id, &bytes)).transpose()
-    }
-
-    /// The newest form; or if not all replicas answer in time, what one of them has: of one key, all forms open the same.
-    fn fetch(&self, id: &dyn std::fmt::Display, path: &[&str]) -> Result<SealedKey, StoreError> {
-        let bytes = match self.object(id, path, Read::NewestIfSoon) {
-            Err(StoreError::Unreachable { source, .. })
-                if matches!(*source, SendError::Http(HttpError::TimedOut { .. })) =>
-            {
-                tracing::warn!("not all replicas of {id} answer in time; taking what one of them has");
-                self.object(id, path, Read::Any)
-            }
-            outcome => outcome,
-        }?;
-        self.parse(id, &bytes.ok_or_else(|| self.not_found(id))?)
-    }
-
-    fn parse(&self, id: &dyn std::fmt::Display, bytes: &SecretBytes) -> Result<SealedKey, StoreError> {
-        SealedKey::from_json(bytes.expose()).map_err(|source| self.malformed(id, source))
-    }
-
-    fn malformed(&self, id: &dyn std::fmt::Display, source: MalformedSealedKey) -> StoreError {
-        StoreError::Malformed { what: format!("{self}/{id}"), source }
-    }
-
-    fn not_found(&self, id: &dyn std::fmt::Display) -> StoreError {
-        StoreError::NotFound { id: id.to_string(), at: self.to_string() }
-    }
-
-    fn lost(&self, id: &dyn std::fmt::Display) -> StoreError {
-        let what = format!("the object {id} was accepted, but is not there");
-        StoreError::Answer { action: "write to", at: self.to_string(), what }
-    }
-
-    /// Deletes an object, and in a container that keeps old versions, those as well: else nothing would be shredded.
-    fn delete_object(&self, id: &dyn std::fmt::Display, path: &[&str]) -> Result<(), StoreError> {
-        let answer =
-            self.send("delete from", |urls| Request::new(Method::DELETE, self.urls(urls, path), MOST_WORDS_BYTES))?;
-        let found = answer.status != StatusCode::NOT_FOUND;
-        if found {
-            self.expect("delete from", answer)?;
-        }
-        if self.is_versioned()? {
-            self.delete_versions(&path.join("/"))?;
-        }
-        if found { Ok(()) } else { Err(self.not_found(id)) }
-    }
-
-    fn is_versioned(&self) -> Result<bool, StoreError> {
-        if let Some(versioned) = self.versioned.get() {
-            return Ok(*versioned);
-        }
-        let answer = self.head()?;
-        let on = ["x-versions-enabled", "x-versions-location", "x-history-location"]
-            .iter()
-            .any(|name| answer.header(name).is_some_and(|value| !value.eq_ignore_ascii_case("false")));
-        Ok(*self.versioned.get_or_init(|| on))
-    }
-
-    fn delete_versions(&self, name: &str) -> Result<(), StoreError> {
-        for version in self.page(&[("versions", ""), ("prefix", name)])? {
-            let (Some(found), Some(version)) = (version.name, version.version_id) else { continue };
-            if found != name {
-                continue;
-            }
-            let answer = self.send("delete from", |urls| {
-                let path: Vec<&str> = name.split('/').collect();
-                let mut urls = self.urls(urls, &path);
-                for url in &mut urls {
-                    url.query_pairs_mut().append_pair("version-id", &version);
-                }
-                Request::new(Method::DELETE, urls, MOST_WORDS_BYTES)
-            })?;
-            if answer.status != StatusCode::NOT_FOUND {
-                self.expect("delete from", answer)?;
-            }
-        }
-        Ok(())
-    }
-
     fn head(&self) -> Result<Answer, StoreError> {
         let answer = self.send("look at", |urls| Request::new(Method::HEAD, self.urls(urls, &[]), MOST_WORDS_BYTES))?;
         self.expect("look at", answer)
     }
-
-    /// One page of a listing.
-    fn page(&self, query: &[(&str, &str)]) -> Result<Vec<Listed>, StoreError> {
-        let limit = PAGE.to_string();
-        let answer = self.send("list", |urls| {
-            let mut urls = self.urls(urls, &[]);
-            for url in &mut urls {
-                url.query_pairs_mut().append_pair("format", "json").append_pair("limit", &limit).extend_pairs(query);
-            }
-            Request::new(Method::GET, urls, MOST_PAGE_BYTES)
-        })?;
-        let answer = self.expect("list", answer)?;
-        serde_json::from_slice(answer.body.expose()).map_err(|error| StoreError::Answer {
-            action: "list",
-            at: self.to_string(),
-            what: format!("its listing is not understood ({:?})", error.classify()),
-        })
-    }
-
-    /// All names below a prefix, `delimiter` cutting off what is deeper.
-    fn names(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        let mut names: Vec<String> = Vec::new();
-        loop {
-            let marker = names.last().cloned().unwrap_or_default();
-            let page = self.page(&[("prefix", prefix), ("delimiter", "/"), ("marker", &marker)])?;
-            let full = page.len() >= PAGE;
-            let before = names.len();
-            names.extend(page.into_iter().filter_map(|listed| listed.name).filter(|name| *name > marker));
-            // A store that repeats its page would never end.
-            if !full || names.len() == before {
-                return Ok(names);
-            }
-        }
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Read {
-    /// Compare all replicas that answer.
-    Newest,
-    /// Likewise, but not for long: a storage node that hangs holds up such a request for as long as Swift waits for it.
-    NewestIfSoon,
-    /// Whichever answers.
-    Any,
 }
 
 impl KeyStore for Swift {
     fn get(&self, id: &KeyId) -> Result<Stored, StoreError> {
-        let key = self.fetch(id, &[&id.to_string()])?;
-        let claimed = key.claimed_context().map_err(|source| self.malformed(id, source))?;
+        let key = self.fetch(&id.to_string())?;
+        let claimed = key.claimed_context().map_err(|source| self.malformed(&id.to_string(), source))?;
         if claimed.key_id != *id {
-            return Err(self.malformed(id, MalformedSealedKey::OtherKey(claimed.key_id)));
+            return Err(self.malformed(&id.to_string(), MalformedSealedKey::OtherKey(claimed.key_id)));
         }
         Ok(Stored::Sealed(key))
     }
 
     fn create(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError> {
-        self.create_object(id, &[&id.to_string()], &key.to_json())
+        self.create_object(&id.to_string(), &key.to_json())
     }
 
     fn reseal(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError> {
-        self.replace_object(id, &[&id.to_string()], key)
+        self.replace_object(&id.to_string(), key)
     }
 
     fn delete(&self, id: &KeyId) -> Result<(), StoreError> {
-        self.delete_object(id, &[&id.to_string()])
+        self.delete_object(&id.to_string())
     }
 
     fn list(&self) -> Result<Vec<KeyId>, StoreError> {
@@ -444,15 +251,15 @@ impl ContainerKeys for Swift {
     }
 
     fn get(&self, epoch: Epoch) -> Result<SealedKey, StoreError> {
-        self.fetch(&format_args!("kek/{epoch}"), &["kek", &epoch.to_string()])
+        self.fetch(&format!("kek/{epoch}"))
     }
 
     fn create(&self, epoch: Epoch, key: &SealedKey) -> Result<(), StoreError> {
-        self.create_object(&format_args!("kek/{epoch}"), &["kek", &epoch.to_string()], &key.to_json())
+        self.create_object(&format!("kek/{epoch}"), &key.to_json())
     }
 
     fn delete(&self, epoch: Epoch) -> Result<(), StoreError> {
-        self.delete_object(&format_args!("kek/{epoch}"), &["kek", &epoch.to_string()])
+        self.delete_object(&format!("kek/{epoch}"))
     }
 
     fn epochs(&self) -> Result<Vec<Epoch>, StoreError> {
@@ -467,13 +274,4 @@ impl std::fmt::Display for Swift {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "the Swift container '{}'", self.container)
     }
-}
-
-fn generation(key: &SealedKey) -> u64 {
-    key.claimed_context().map_or(0, |context| context.generation)
-}
-
-fn md5(bytes: &[u8]) -> String {
-    let digest = hash(MessageDigest::md5(), bytes);
-    digest.map(|digest| digest.iter().map(|byte| format!("{byte:02x}")).collect()).unwrap_or_default()
 }

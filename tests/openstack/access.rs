@@ -11,6 +11,9 @@ use crate::{
 
 pub const STORIES: &[Story] = &[
     ("a_reader_reads_and_nobody_else_does", access_lists),
+    ("a_writer_makes_keys", writer),
+    ("an_admitted_host_opens_until_it_is_withdrawn", admitted_host),
+    ("no_secret_is_in_what_is_said", secrets),
     ("a_wrong_certificate_is_refused", certificates),
     ("a_clock_that_is_wrong_is_named", clock),
     ("a_withdrawn_token_is_replaced_and_a_callers_is_not", tokens),
@@ -23,20 +26,7 @@ fn access_lists(cloud: &Cloud) {
     let volume = site.file("volume");
     let reference = site.ok(&["format", &volume]);
     let container = site.container("cinder");
-    // The same store, other users: what the store lets them do, and not what their keys would open, is asked for.
-    let as_user = |user: &str| {
-        let folder = site.path(user);
-        std::fs::create_dir(&folder).unwrap();
-        let text = std::fs::read_to_string(site.path("cryptattach.toml")).unwrap();
-        let text = text
-            .replace("cloud = \"keys\"", &format!("cloud = \"{user}\""))
-            .replace("inventory.toml", "../inventory.toml")
-            .replace("clouds.yaml", "../clouds.yaml");
-        let text = text.replace("owner.", "../owner.").replace("escrow.", "../escrow.");
-        std::fs::write(folder.join("cryptattach.toml"), text).unwrap();
-        folder.join("cryptattach.toml").into_os_string().into_string().unwrap()
-    };
-    let (nova, glance) = (as_user("nova"), as_user("glance"));
+    let (nova, glance) = (as_user(&site, "nova"), as_user(&site, "glance"));
     assert_eq!(site.ok(&["key", "list", "--config", &nova]), reference);
     site.ok(&["attach", &volume, &site.name("n"), "--backend", "userspace", "--config", &nova]);
     site.ok(&["detach", &site.name("n")]);
@@ -53,6 +43,82 @@ fn access_lists(cloud: &Cloud) {
     }
     for everyone in [".r:*", "*:*", "nova"] {
         site.fails(64, &["container", "create", "cinder", "--reader", everyone]);
+    }
+}
+
+/// The same store, another user: what the store lets them do, and not what their keys would open, is asked for.
+fn as_user(site: &Site<'_>, user: &str) -> String {
+    let folder = site.path(user);
+    std::fs::create_dir(&folder).unwrap();
+    let mut text = std::fs::read_to_string(site.path("cryptattach.toml")).unwrap();
+    text = text.replace("cloud = \"keys\"", &format!("cloud = \"{user}\""));
+    for file in ["inventory.toml", "clouds.yaml", "owner.pem", "owner.key", "escrow.pem"] {
+        text = text.replace(&format!("\"{file}\""), &format!("\"../{file}\""));
+    }
+    std::fs::write(folder.join("cryptattach.toml"), text).unwrap();
+    folder.join("cryptattach.toml").into_os_string().into_string().unwrap()
+}
+
+fn writer(cloud: &Cloud) {
+    let site = Site::bare(cloud);
+    site.swift("cinder", "keys", "");
+    site.ok(&["container", "create", "cinder", "--writer", &cloud.acl("nova")]);
+    let nova = as_user(&site, "nova");
+    let volume = site.file("volume");
+    let reference = site.ok(&["format", &volume, "--config", &nova]);
+    site.attaches(&volume);
+    site.ok(&["key", "delete", &reference, "--yes", "--config", &nova]);
+}
+
+/// A compute host with a key pair of its own, and none of the owner's.
+fn admitted_host(cloud: &Cloud) {
+    let site = Site::bare(cloud);
+    sh(&format!(
+        "cd {} && openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out host.key 2>/dev/null &&
+         openssl pkey -in host.key -pubout -out host.pem",
+        site.path("").display()
+    ));
+    site.swift("cinder", "keys", "hosts = [\"host.pem\"]");
+    site.ok(&["container", "create", "cinder"]);
+    let volume = site.file("volume");
+    site.ok(&["format", &volume]);
+    let as_administrator = std::fs::read_to_string(site.path("cryptattach.toml")).unwrap();
+    let as_host = as_administrator.replace("owner.key", "host.key");
+    site.write("cryptattach.toml", &as_host);
+    site.attaches(&volume);
+
+    site.write("cryptattach.toml", &as_administrator.replace("hosts = [\"host.pem\"]", ""));
+    site.ok(&["container", "rotate", "cinder"]);
+    site.write("cryptattach.toml", &as_host);
+    let text = site.fails(68, &["attach", &volume, "x", "--backend", "userspace"]);
+    assert!(text.contains("the container key cinder/kek/2 is refused"), "{text}");
+}
+
+fn secrets(cloud: &Cloud) {
+    let site = Site::new(cloud);
+    site.barbican("barbican", false);
+    let volume = site.file("volume");
+    let token = cloud.token("cinder");
+    let mut said = String::new();
+    let mut hear = |output: std::process::Output| said += &String::from_utf8_lossy(&output.stderr);
+    hear(site.run(&["format", &volume, "-vv"]));
+    hear(site.run(&["attach", &volume, &site.name("v"), "--backend", "userspace", "-vv"]));
+    hear(site.run(&["detach", &site.name("v"), "-vv"]));
+    let request = format!(
+        r#"{{"version":1,"store":"barbican","algorithm":"AES","bit_length":256,"auth":{{"token":"{token}"}}}}"#
+    );
+    let key = hook(&site, "key create", &request)["key_id"].as_str().unwrap().to_owned();
+    let request = format!(r#"{{"version":1,"store":"barbican","key_id":"{key}","auth":{{"token":"{token}"}}}}"#);
+    let output = run_hook(&site, "key get -vv", &request);
+    let given: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    hear(output);
+    hear(run_hook(&site, "key get -vv", &request.replace(&key, "3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de")));
+    hear(run_hook(&site, "key get -vv", &request.replace("\"version\":1", "\"version\":\"1\"")));
+    said += &std::fs::read_to_string(site.path("audit")).unwrap();
+    assert!(said.contains("201 http://127.0.0.1:") && said.contains("key get"), "much was said: {said}");
+    // Keystone's tokens (Fernet) begin like this.
+    for secret in ["gAAAA", &token, cloud.var("PASSWORD_CINDER"), given["value"].as_str().unwrap()] {
+        assert!(!said.contains(secret), "{secret} in {said}");
     }
 }
 

@@ -1,0 +1,231 @@
+//! The objects of a container: read, created, replaced, deleted, listed.
+
+use openssl::hash::{MessageDigest, hash};
+use reqwest::{Method, StatusCode, header::HeaderValue};
+use serde::Deserialize;
+
+use super::{MOST_WORDS_BYTES, Swift};
+use crate::{
+    key::{MAX_SEALED_BYTES, MalformedSealedKey, SealedKey, SecretBytes},
+    store::{
+        StoreError,
+        http::{Answer, HttpError, Repeat, Request},
+        keystone::SendError,
+    },
+};
+
+/// How many names a page of a listing has; Swift's own limit is 10000, but an answer is kept in locked memory.
+const PAGE: usize = 1000;
+const MOST_PAGE_BYTES: usize = 512 * 1024;
+
+#[derive(Deserialize)]
+struct Listed {
+    /// Absent for a pseudo-directory.
+    name: Option<String>,
+    version_id: Option<String>,
+}
+
+#[derive(Clone, Copy)]
+enum Read {
+    /// Compare all replicas that answer.
+    Newest,
+    /// Likewise, but not for long: a storage node that hangs holds up such a request for as long as Swift waits for it.
+    NewestIfSoon,
+    /// Whichever answers.
+    Any,
+}
+
+impl Swift {
+    /// An object's bytes, checked against their length (HTTP does that) and their MD5.
+    fn object(&self, name: &str, read: Read) -> Result<Option<SecretBytes>, StoreError> {
+        let answer = self.send("read from", |urls| {
+            let request = Request::new(Method::GET, self.urls(urls, &segments(name)), MAX_SEALED_BYTES);
+            match read {
+                Read::Any => request,
+                Read::Newest => request.header("x-newest", HeaderValue::from_static("true")),
+                Read::NewestIfSoon => Request { repeat: Repeat::UnlessSlow, ..request }
+                    .header("x-newest", HeaderValue::from_static("true")),
+            }
+        })?;
+        if answer.status == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        let answer = self.expect("read from", answer)?;
+        // The MD5 of the bytes; of large objects made of segments it is something else, in quotes.
+        let digest = answer.header("etag").filter(|etag| etag.len() == 32);
+        if digest.is_some_and(|digest| digest != md5(answer.body.expose())) {
+            let what = format!("the object {name} does not have the MD5 that its ETag says");
+            return Err(StoreError::Answer { action: "read from", at: self.to_string(), what });
+        }
+        Ok(Some(answer.body))
+    }
+
+    fn put(&self, name: &str, bytes: &[u8], new: bool) -> Result<Answer, StoreError> {
+        let digest = HeaderValue::from_str(&md5(bytes)).map_err(|_| self.unusable("a digest that is no text"))?;
+        self.send("write to", |urls| {
+            let request = Request::new(Method::PUT, self.urls(urls, &segments(name)), MOST_WORDS_BYTES)
+                .body("application/jose+json", bytes.to_vec())
+                .header("etag", digest.clone());
+            if new { request.header("if-none-match", HeaderValue::from_static("*")) } else { request }
+        })
+    }
+
+    /// Creates an object. Swift's own "create only" is not atomic, so that what stands there afterwards decides.
+    pub(super) fn create_object(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        let answer = self.put(name, bytes, true)?;
+        // 412 also stands for a first try whose answer was lost.
+        if answer.status != StatusCode::PRECONDITION_FAILED {
+            self.expect("write to", answer)?;
+        }
+        match self.object(name, Read::Newest)? {
+            Some(stored) if stored.expose() == bytes => Ok(()),
+            Some(_) => Err(StoreError::Exists { id: name.to_owned(), at: self.to_string() }),
+            None => Err(self.lost(name)),
+        }
+    }
+
+    pub(super) fn replace_object(&self, name: &str, key: &SealedKey) -> Result<(), StoreError> {
+        let bytes = key.to_json();
+        let stored = self.newest(name)?.ok_or_else(|| self.not_found(name))?;
+        let (old, new) = (generation(&stored), generation(key));
+        if new <= old {
+            return Err(StoreError::Outdated { id: name.to_owned(), generation: old });
+        }
+        let answer = self.put(name, &bytes, false)?;
+        self.expect("write to", answer)?;
+        match self.newest(name)? {
+            Some(stored) if stored == *key => Ok(()),
+            Some(stored) => Err(StoreError::Outdated { id: name.to_owned(), generation: generation(&stored) }),
+            None => Err(self.lost(name)),
+        }
+    }
+
+    fn newest(&self, name: &str) -> Result<Option<SealedKey>, StoreError> {
+        self.object(name, Read::Newest)?.map(|bytes| self.parse(name, &bytes)).transpose()
+    }
+
+    /// The newest form; or if not all replicas answer in time, what one of them has: of one key, all forms open the same.
+    pub(super) fn fetch(&self, name: &str) -> Result<SealedKey, StoreError> {
+        let bytes = match self.object(name, Read::NewestIfSoon) {
+            Err(StoreError::Unreachable { source, .. })
+                if matches!(*source, SendError::Http(HttpError::TimedOut { .. })) =>
+            {
+                tracing::warn!("not all replicas of {name} answer in time; taking what one of them has");
+                self.object(name, Read::Any)
+            }
+            outcome => outcome,
+        }?;
+        self.parse(name, &bytes.ok_or_else(|| self.not_found(name))?)
+    }
+
+    fn parse(&self, name: &str, bytes: &SecretBytes) -> Result<SealedKey, StoreError> {
+        SealedKey::from_json(bytes.expose()).map_err(|source| self.malformed(name, source))
+    }
+
+    pub(super) fn malformed(&self, name: &str, source: MalformedSealedKey) -> StoreError {
+        StoreError::Malformed { what: format!("{self}/{name}"), source }
+    }
+
+    fn not_found(&self, name: &str) -> StoreError {
+        StoreError::NotFound { id: name.to_owned(), at: self.to_string() }
+    }
+
+    fn lost(&self, name: &str) -> StoreError {
+        let what = format!("the object {name} was accepted, but is not there");
+        StoreError::Answer { action: "write to", at: self.to_string(), what }
+    }
+
+    /// Deletes an object, and in a container that keeps old versions, those as well: else nothing would be shredded.
+    pub(super) fn delete_object(&self, name: &str) -> Result<(), StoreError> {
+        let answer = self.send("delete from", |urls| {
+            Request::new(Method::DELETE, self.urls(urls, &segments(name)), MOST_WORDS_BYTES)
+        })?;
+        let found = answer.status != StatusCode::NOT_FOUND;
+        if found {
+            self.expect("delete from", answer)?;
+        }
+        if self.is_versioned()? {
+            self.delete_versions(name)?;
+        }
+        if found { Ok(()) } else { Err(self.not_found(name)) }
+    }
+
+    fn is_versioned(&self) -> Result<bool, StoreError> {
+        if let Some(versioned) = self.versioned.get() {
+            return Ok(*versioned);
+        }
+        let answer = self.head()?;
+        let on = ["x-versions-enabled", "x-versions-location", "x-history-location"]
+            .iter()
+            .any(|name| answer.header(name).is_some_and(|value| !value.eq_ignore_ascii_case("false")));
+        Ok(*self.versioned.get_or_init(|| on))
+    }
+
+    fn delete_versions(&self, name: &str) -> Result<(), StoreError> {
+        for version in self.page(&[("versions", ""), ("prefix", name)])? {
+            let (Some(found), Some(version)) = (version.name, version.version_id) else { continue };
+            if found != name {
+                continue;
+            }
+            let answer = self.send("delete from", |urls| {
+                let mut urls = self.urls(urls, &segments(name));
+                for url in &mut urls {
+                    url.query_pairs_mut().append_pair("version-id", &version);
+                }
+                Request::new(Method::DELETE, urls, MOST_WORDS_BYTES)
+            })?;
+            if answer.status != StatusCode::NOT_FOUND {
+                self.expect("delete from", answer)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One page of a listing.
+    fn page(&self, query: &[(&str, &str)]) -> Result<Vec<Listed>, StoreError> {
+        let limit = PAGE.to_string();
+        let answer = self.send("list", |urls| {
+            let mut urls = self.urls(urls, &[]);
+            for url in &mut urls {
+                url.query_pairs_mut().append_pair("format", "json").append_pair("limit", &limit).extend_pairs(query);
+            }
+            Request::new(Method::GET, urls, MOST_PAGE_BYTES)
+        })?;
+        let answer = self.expect("list", answer)?;
+        serde_json::from_slice(answer.body.expose()).map_err(|error| StoreError::Answer {
+            action: "list",
+            at: self.to_string(),
+            what: format!("its listing is not understood ({:?})", error.classify()),
+        })
+    }
+
+    /// All names below a prefix, `delimiter` cutting off what is deeper.
+    pub(super) fn names(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let mut names: Vec<String> = Vec::new();
+        loop {
+            let marker = names.last().cloned().unwrap_or_default();
+            let page = self.page(&[("prefix", prefix), ("delimiter", "/"), ("marker", &marker)])?;
+            let full = page.len() >= PAGE;
+            let before = names.len();
+            names.extend(page.into_iter().filter_map(|listed| listed.name).filter(|name| *name > marker));
+            // A store that repeats its page would never end.
+            if !full || names.len() == before {
+                return Ok(names);
+            }
+        }
+    }
+}
+
+/// `kek/1` is an object one level down; Swift's names are paths.
+fn segments(name: &str) -> Vec<&str> {
+    name.split('/').collect()
+}
+
+fn generation(key: &SealedKey) -> u64 {
+    key.claimed_context().map_or(0, |context| context.generation)
+}
+
+fn md5(bytes: &[u8]) -> String {
+    let digest = hash(MessageDigest::md5(), bytes);
+    digest.map(|digest| digest.iter().map(|byte| format!("{byte:02x}")).collect()).unwrap_or_default()
+}
