@@ -11,7 +11,7 @@ use std::{
 use base64ct::{Base64, Base64UrlUnpadded, Encoding};
 use cryptattach::{
     key::SealedKey,
-    seal::{Expected, Keyring},
+    seal::{Content, Expected, Keyring},
 };
 
 use crate::{
@@ -25,7 +25,8 @@ fn volume_key(site: &Site, reference: &str) -> Vec<u8> {
     let (store, key) = reference.split_once('/').unwrap();
     let expected = Expected { key_id: key.parse().unwrap(), container: store.parse().unwrap(), volume: None };
     let keyring = Keyring::read(&[site.keys("cinder.owner.key").into()]).unwrap();
-    keyring.open(&sealed, &expected).unwrap().payload.volume_key.expose().to_vec()
+    let Content::VolumeKey(payload) = keyring.open(&sealed, &expected).unwrap().content else { panic!() };
+    payload.volume_key.expose().to_vec()
 }
 
 /// The key as someone might spell it.
