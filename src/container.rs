@@ -3,6 +3,7 @@
 //! Verbs ask a container for keys and give it keys; what is between, a public-key operation or a container key, is here.
 
 mod rotate;
+mod state;
 mod trust;
 
 use std::{
@@ -36,8 +37,8 @@ pub struct Container {
     sealing: Sealing,
     /// Container keys that were opened: one public-key operation each, in locked memory of this process only.
     opened: Mutex<BTreeMap<Epoch, Arc<ContainerKey>>>,
-    /// Where this host remembers which container key it trusts.
-    trusted: PathBuf,
+    /// The directory where this host remembers what the store has shown it.
+    state: PathBuf,
     /// What this host keeps to open keys, and where it says so.
     own_places: Vec<Place>,
 }
@@ -59,7 +60,7 @@ impl Container {
             store: store::open(name, store_config, caller)?,
             sealing: store_config.sealing.clone(),
             opened: Mutex::default(),
-            trusted: config.state.join("containers").join(name.as_str()),
+            state: config.state.clone(),
             own_places: store_config.places(&config.path),
         })
     }
@@ -83,7 +84,11 @@ impl Container {
     pub fn fetch(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Result<Fetched, Error> {
         match self.store.get(id)? {
             Stored::Released(released) => Ok(Fetched::Released(released)),
-            Stored::Sealed(sealed) => Ok(Fetched::Sealed(self.open_key(id, &sealed, volume)?)),
+            Stored::Sealed(sealed) => {
+                let opened = self.open_key(id, &sealed, volume)?;
+                self.check_generation(id, opened.context.generation)?;
+                Ok(Fetched::Sealed(opened))
+            }
         }
     }
 

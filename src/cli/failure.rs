@@ -58,7 +58,7 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::Mismatch { .. } => 65,
         Error::Seal(SealError::Memory(_)) | Error::Memory(_) => 71,
         Error::Seal(error) if error.is_configuration() => 78,
-        Error::Trust(TrustError::State { .. }) => 74,
+        Error::Trust(TrustError::State(_)) => 74,
         Error::KeyRefused { .. }
         | Error::ContainerKeyRefused { .. }
         | Error::Trust(_)
@@ -170,9 +170,13 @@ fn next_step(error: &Error) -> Option<String> {
         Error::KeyRefused { source, .. } | Error::ContainerKeyRefused { source, .. } => source.next_step()?,
         Error::NoOwner(_) => "name the store's owner and escrow in the configuration, or use another store".to_owned(),
         Error::Unfinished { container, .. } => format!("run 'cryptattach container rotate {container}' again"),
-        Error::Trust(TrustError::State { .. }) => "check the state directory ('state' in the configuration)".to_owned(),
+        Error::Trust(TrustError::State(_)) => "check the state directory ('state' in the configuration)".to_owned(),
+        Error::Trust(TrustError::OldGeneration { key, .. }) => format!(
+            "try again when all of the store's replicas run; if the store was restored from a backup, remove \
+             generations/{key} from the state directory"
+        ),
         Error::Trust(_) => {
-            "if the administrator of the keys says that this key is right, remove the container's file from the state directory".to_owned()
+            "if the administrator of the keys says that this key's fingerprint is right ('cryptattach container show'), remove the container's file from the state directory".to_owned()
         }
         Error::Seal(error) => error.next_step()?,
         Error::NotSeparate(refusal) => refusal.next_step().to_owned(),

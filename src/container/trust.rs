@@ -1,24 +1,25 @@
-//! Which container key this host seals under: the first that it saw, and what that one's proof leads to.
+//! What the store shows, held against what it has shown this host before.
 //!
-//! The store says which epoch is current, and the store is not trusted: it could bring back an epoch from before a host
+//! **Container keys**: a host seals under the first that it saw, and what that one's proof leads to. The store says which epoch is current, and the store is not trusted: it could bring back an epoch from before a host
 //! was withdrawn, or put a key of its own in place. So a host remembers epoch and fingerprint of the last key that it
 //! sealed under. It goes forward over proofs only, and never back.
+//!
+//! **Keys**: an older form of a key opens the same volume, but for recipients that may have been withdrawn since. A host that
+//! has seen a later generation refuses it, whether the store lies or one of its replicas missed something.
 
-use std::{
-    fs, io,
-    io::Write,
-    os::unix::fs::DirBuilderExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::Container;
+use super::{
+    Container,
+    state::{self, StateError},
+};
 use crate::{
-    error::Error,
-    key::{ContainerKeyId, Epoch},
+    error::{Error, chain},
+    key::{ContainerKeyId, Epoch, KeyId, KeyReference},
     seal::ContainerKey,
+    store::StoreError,
 };
 
 /// The file `containers/NAME` of the state directory.
@@ -28,7 +29,7 @@ struct Trusted {
     fingerprint: String,
 }
 
-/// The container key that the store says is current is not one to seal under.
+/// The store shows what this host knows better.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     /// The store went back to an older one.
@@ -52,17 +53,29 @@ pub enum TrustError {
     /// It has no proof by the one before it.
     #[error("the container key {0} has no proof by the key before it")]
     Unproven(ContainerKeyId),
-    /// The file cannot be read or written.
-    #[error("cannot {action} {}, where this host remembers the container key", .path.display())]
-    State {
-        /// "read" or "write".
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
+    /// The one that this host knows is gone, and the proofs with it.
+    #[error(
+        "whether the container key {id} follows from epoch {trusted}, which this host has sealed under, cannot be told: the store no longer has that one"
+    )]
+    Gone {
+        /// What the store says.
+        id: ContainerKeyId,
+        /// What this host knows.
+        trusted: Epoch,
     },
+    /// The store gives an older form of a key than it did before.
+    #[error("the store gives generation {is} of the key {key}; this host has seen generation {seen}")]
+    OldGeneration {
+        /// The key.
+        key: KeyReference,
+        /// What it gives.
+        is: u64,
+        /// What this host has seen.
+        seen: u64,
+    },
+    /// What this host remembers cannot be had.
+    #[error(transparent)]
+    State(#[from] StateError),
 }
 
 impl Container {
@@ -71,7 +84,7 @@ impl Container {
         let key = self.container_key(epoch)?;
         let now = Trusted { epoch, fingerprint: key.fingerprint()? };
         let id = |epoch| ContainerKeyId { container: self.name.clone(), epoch };
-        match read(&self.trusted)? {
+        match state::read::<Trusted>(&self.trusted()).map_err(TrustError::from)? {
             Some(known) if known == now => return Ok(key),
             Some(known) if known.epoch > epoch => {
                 return Err(TrustError::Older { id: id(epoch), trusted: known.epoch }.into());
@@ -83,14 +96,19 @@ impl Container {
                 now.fingerprint
             ),
         }
-        write(&self.trusted, &now)?;
+        state::write(&self.trusted(), &now).map_err(TrustError::from)?;
         Ok(key)
     }
 
     /// Goes from the key that is known to a later one, proof by proof.
     fn follow(&self, known: &Trusted, epoch: Epoch) -> Result<(), Error> {
         let id = |epoch| ContainerKeyId { container: self.name.clone(), epoch };
-        let mut key = self.container_key(known.epoch)?;
+        let mut key = self.container_key(known.epoch).map_err(|error| match error {
+            Error::Store(StoreError::NotFound { .. }) => {
+                TrustError::Gone { id: id(epoch), trusted: known.epoch }.into()
+            }
+            other => other,
+        })?;
         let is = key.fingerprint()?;
         if is != known.fingerprint {
             return Err(TrustError::Another { id: id(known.epoch), is, trusted: known.fingerprint.clone() }.into());
@@ -105,31 +123,29 @@ impl Container {
         Ok(())
     }
 
+    /// The generation of a key that the store gives must not be older than one that this host has seen.
+    pub(super) fn check_generation(&self, key: &KeyId, is: u64) -> Result<(), Error> {
+        let path = self.state.join("generations").join(self.name.as_str()).join(key.to_string());
+        let seen = state::read(&path).map_err(TrustError::from)?.unwrap_or(1);
+        if is < seen {
+            return Err(TrustError::OldGeneration { key: self.reference(*key), is, seen }.into());
+        }
+        // The first generation needs no memory. Nor must a volume stay closed because this host cannot remember.
+        if is > seen
+            && let Err(error) = state::write(&path, &is)
+        {
+            tracing::warn!("{}", chain(&error));
+        }
+        Ok(())
+    }
+
+    fn trusted(&self) -> PathBuf {
+        self.state.join("containers").join(self.name.as_str())
+    }
+
     /// Trusts a key that this host has made.
     pub(super) fn trust(&self, key: &ContainerKey) -> Result<(), Error> {
-        Ok(write(&self.trusted, &Trusted { epoch: key.epoch(), fingerprint: key.fingerprint()? })?)
+        let trusted = Trusted { epoch: key.epoch(), fingerprint: key.fingerprint()? };
+        Ok(state::write(&self.trusted(), &trusted).map_err(TrustError::from)?)
     }
-}
-
-fn read(path: &Path) -> Result<Option<Trusted>, TrustError> {
-    let failed = |source| TrustError::State { action: "read", path: path.to_owned(), source };
-    match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| failed(error.into())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed(error)),
-    }
-}
-
-/// Whole or not at all.
-fn write(path: &Path, trusted: &Trusted) -> Result<(), TrustError> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    let write = || {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer(&mut file, trusted)?;
-        file.write_all(b"\n")?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|refused| refused.error).map(drop)
-    };
-    write().map_err(|source| TrustError::State { action: "write", path: path.to_owned(), source })
 }

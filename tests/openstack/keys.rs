@@ -15,6 +15,7 @@ pub const STORIES: &[Story] = &[
     ("rotation_seals_all_keys_anew", rotation),
     ("a_killed_rotation_is_finished", killed_rotation),
     ("an_old_or_foreign_container_key_is_not_sealed_under", container_key_trust),
+    ("a_host_that_missed_rotations_follows_while_it_can", missed_rotations),
     ("one_key_get_when_warm", requests),
     ("logging_in_in_every_way", log_in),
     ("the_escrow_key_opens_everything", escrow),
@@ -134,6 +135,25 @@ fn container_key_trust(cloud: &Cloud) {
     curl(&format!("-X POST -H 'X-Container-Meta-Cryptattach-Epoch: 1' {to}"));
     let text = site.fails(68, &["format", &site.file("four")]);
     assert!(text.contains("has sealed under epoch 2"), "{text}");
+}
+
+fn missed_rotations(cloud: &Cloud) {
+    let site = Site::new(cloud);
+    site.ok(&["format", &site.file("one")]);
+    let text = std::fs::read_to_string(site.path("cryptattach.toml")).unwrap();
+    site.write("administrator.toml", &text.replace("/state\"", "/state-of-the-administrator\""));
+    let administrator = site.path("administrator.toml").into_os_string().into_string().unwrap();
+    let rotate = || drop(site.ok(&["container", "rotate", "cinder", "--config", &administrator]));
+    rotate();
+    site.ok(&["format", &site.file("two")]);
+    let known = std::fs::read_to_string(site.path("state/containers/cinder")).unwrap();
+    assert!(known.contains("\"2\""), "{known}");
+    rotate();
+    rotate();
+    let text = site.fails(68, &["format", &site.file("three")]);
+    assert!(text.contains("cinder/kek/4") && text.contains("cannot be told"), "{text}");
+    std::fs::remove_file(site.path("state/containers/cinder")).unwrap();
+    site.ok(&["format", &site.file("four")]);
 }
 
 /// In one process with a token and the container key, a key costs one request.

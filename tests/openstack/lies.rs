@@ -18,6 +18,7 @@ use crate::{
 pub const STORIES: &[Story] = &[
     ("another_keys_object_is_refused", |cloud| lie(cloud, 76, "is the key", another_key)),
     ("another_volumes_key_is_refused", another_volume),
+    ("an_old_generation_is_refused", old_generation),
     ("garbage_is_refused", |cloud| lie(cloud, 76, "not a JWE", |_, _| answer(b"<html>hello</html>", ""))),
     ("a_truncated_key_is_refused", |cloud| lie(cloud, 76, "not a JWE", truncated)),
     ("a_changed_key_is_refused", |cloud| lie(cloud, 69, "MD5", changed)),
@@ -110,15 +111,13 @@ fn lie(cloud: &Cloud, code: i32, says: &str, make: fn(&Site<'_>, &[u8]) -> Lie) 
     let site = Site::new(cloud);
     let volume = site.file("volume");
     let reference = site.ok(&["format", &volume]);
-    let object = object(cloud, &site, &reference[7..]);
+    let sealed = object(cloud, &site, &reference[7..]);
     // Keys of the container are asked for as well: those are told the truth.
-    let kek = object_of(cloud, &site, "kek/1");
-    let told = Arc::new(make(&site, &object));
+    let kek = object(cloud, &site, "kek/1");
+    let told = Arc::new(make(&site, &sealed));
     let url = serve(move |request| match &*told {
         _ if request.contains("/kek/1") => answer(&kek, ""),
-        _ if request.contains("/endpoints/") => {
-            Lie::Bytes(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec())
-        }
+        _ if request.contains("/endpoints/") => not_found(),
         Lie::Bytes(bytes) => Lie::Bytes(bytes.clone()),
         Lie::Endless(head) => Lie::Endless(head.clone()),
         Lie::Drip => Lie::Drip,
@@ -129,11 +128,7 @@ fn lie(cloud: &Cloud, code: i32, says: &str, make: fn(&Site<'_>, &[u8]) -> Lie) 
     assert!(text.contains(says), "{text}");
 }
 
-fn object(cloud: &Cloud, site: &Site<'_>, key: &str) -> Vec<u8> {
-    object_of(cloud, site, key)
-}
-
-fn object_of(cloud: &Cloud, site: &Site<'_>, name: &str) -> Vec<u8> {
+fn object(cloud: &Cloud, site: &Site<'_>, name: &str) -> Vec<u8> {
     let (token, url) = (cloud.token("cinder"), cloud.container_url(&site.container("cinder")));
     sh(&format!("curl -sf -H 'X-Auth-Token: {token}' {url}/{name}")).into_bytes()
 }
@@ -170,6 +165,28 @@ fn another_volume(cloud: &Cloud) {
     // The header of the second volume names the first one's key: whoever changes headers cannot make that fit.
     let text = site.fails(68, &["attach", &two, "x", "--backend", "userspace", "--key", &first]);
     assert!(text.contains("it is for the volume"), "{text}");
+}
+
+/// The form from before a rotation, and the container key of then with it.
+fn old_generation(cloud: &Cloud) {
+    let site = Site::new(cloud);
+    let volume = site.file("volume");
+    let reference = site.ok(&["format", &volume]);
+    let (key, kek) = (object(cloud, &site, &reference[7..]), object(cloud, &site, "kek/1"));
+    site.ok(&["container", "rotate", "cinder"]);
+    site.attaches(&volume);
+    let url = serve(move |request| match () {
+        () if request.contains("/kek/1") => answer(&kek, ""),
+        () if request.contains("/endpoints/") => not_found(),
+        () => answer(&key, ""),
+    });
+    redirect(&site, &url);
+    let text = site.fails(68, &["attach", &volume, "x", "--backend", "userspace"]);
+    assert!(text.contains("generation 1") && text.contains("has seen generation 2"), "{text}");
+}
+
+fn not_found() -> Lie {
+    Lie::Bytes(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec())
 }
 
 fn retry_after(cloud: &Cloud) {
