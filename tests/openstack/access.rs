@@ -101,7 +101,7 @@ fn secrets(cloud: &Cloud) {
     let token = cloud.token("cinder");
     let mut said = String::new();
     let mut hear = |output: std::process::Output| said += &String::from_utf8_lossy(&output.stderr);
-    hear(site.run(&["format", &volume, "-vv"]));
+    hear(site.run(&["format", &volume, "--store", "cinder", "-vv"]));
     hear(site.run(&["attach", &volume, &site.name("v"), "--backend", "userspace", "-vv"]));
     hear(site.run(&["detach", &site.name("v"), "-vv"]));
     let request = format!(
