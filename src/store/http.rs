@@ -33,6 +33,7 @@ const HEAD_START: Duration = Duration::from_millis(250);
 /// The first pause between tries; each following one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// One client for all requests of a store: its connections and its time limits.
 pub struct Http {
@@ -237,7 +238,8 @@ pub fn secret_body(secret: SecretBytes) -> Bytes {
 impl Http {
     /// With these limits, and trusting these authorities (PEM) instead of the system's.
     pub fn new(network: &Network, authorities: Option<&[u8]>) -> Result<Self, HttpError> {
-        let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        // Whatever the configuration says, there is a bound, and arithmetic with it does not overflow.
+        let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_LIMIT).min(LONGEST_LIMIT);
         let failed = |error: reqwest::Error| HttpError::Client(error.into());
         let mut client = Client::builder()
             .user_agent(concat!("cryptattach/", env!("CARGO_PKG_VERSION")))
@@ -283,7 +285,8 @@ impl Http {
                 Err(error) if error.may_be_repeated(request.repeat) => (chain(error), None),
                 _ => return outcome,
             };
-            let wait = asked.unwrap_or_else(|| jittered(pause));
+            // A server that asks for no pause gets one.
+            let wait = asked.unwrap_or_default().max(jittered(pause));
             if Instant::now() + wait >= end {
                 return outcome;
             }
