@@ -74,6 +74,8 @@ pub struct Request {
     pub repeat: Repeat,
     /// The longest answer that is read.
     pub most_bytes: usize,
+    /// How much of its time has been spent already, on another way to the same end.
+    pub spent: Duration,
 }
 
 /// An answer, whatever its status.
@@ -107,7 +109,7 @@ pub enum HttpError {
         source: reqwest::Error,
     },
     /// It took too long.
-    #[error("{url} did not answer within {} s", .after.as_secs_f32())]
+    #[error("{url} did not answer within {:.1} s", .after.as_secs_f32())]
     TimedOut {
         /// Who.
         url: Url,
@@ -181,7 +183,15 @@ impl Answer {
 impl Request {
     /// A request without body that may be repeated.
     pub fn new(method: Method, urls: Vec<Url>, most_bytes: usize) -> Self {
-        Self { method, urls, headers: HeaderMap::new(), body: None, repeat: Repeat::Safe, most_bytes }
+        Self {
+            method,
+            urls,
+            headers: HeaderMap::new(),
+            body: None,
+            repeat: Repeat::Safe,
+            most_bytes,
+            spent: Duration::ZERO,
+        }
     }
 
     /// With one more header.
@@ -273,7 +283,7 @@ impl Http {
     }
 
     async fn tries(&self, request: &Request) -> Result<Answer, HttpError> {
-        let end = Instant::now() + self.limits.total;
+        let end = Instant::now() + self.limits.total.saturating_sub(request.spent);
         let mut pause = FIRST_PAUSE;
         let mut said = false;
         loop {

@@ -1,5 +1,7 @@
 //! The objects of a container: read, created, replaced, deleted, listed.
 
+use std::time::{Duration, Instant};
+
 use openssl::hash::{MessageDigest, hash};
 use reqwest::{Method, StatusCode, header::HeaderValue};
 use serde::Deserialize;
@@ -31,8 +33,8 @@ enum Read {
     Newest,
     /// Likewise, but not for long: a storage node that hangs holds up such a request for as long as Swift waits for it.
     NewestIfSoon,
-    /// Whichever answers.
-    Any,
+    /// Whichever answers; so much time has gone by.
+    Any { spent: Duration },
 }
 
 impl Swift {
@@ -41,7 +43,7 @@ impl Swift {
         let answer = self.send("read from", |urls| {
             let request = Request::new(Method::GET, self.urls(urls, &segments(name)), MAX_SEALED_BYTES);
             match read {
-                Read::Any => request,
+                Read::Any { spent } => Request { spent, ..request },
                 Read::Newest => request.header("x-newest", HeaderValue::from_static("true")),
                 Read::NewestIfSoon => Request { repeat: Repeat::UnlessSlow, ..request }
                     .header("x-newest", HeaderValue::from_static("true")),
@@ -106,12 +108,13 @@ impl Swift {
 
     /// The newest form; or if not all replicas answer in time, what one of them has: of one key, all forms open the same.
     pub(super) fn fetch(&self, name: &str) -> Result<SealedKey, StoreError> {
+        let start = Instant::now();
         let bytes = match self.object(name, Read::NewestIfSoon) {
             Err(StoreError::Unreachable { source, .. })
                 if matches!(*source, SendError::Http(HttpError::TimedOut { .. })) =>
             {
                 tracing::warn!("not all replicas of {name} answer in time; taking what one of them has");
-                self.object(name, Read::Any)
+                self.object(name, Read::Any { spent: start.elapsed() })
             }
             outcome => outcome,
         }?;
