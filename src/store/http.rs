@@ -24,7 +24,7 @@ use tokio::{
 
 use crate::{
     config::Network,
-    error::chain,
+    error::{causes, chain},
     key::{SecretBytes, SecretMemoryError},
 };
 
@@ -106,7 +106,7 @@ pub enum HttpError {
         url: Url,
         /// Why.
         #[source]
-        source: reqwest::Error,
+        source: Bottom,
     },
     /// It took too long.
     #[error("{url} did not answer within {:.1} s", .after.as_secs_f32())]
@@ -123,7 +123,7 @@ pub enum HttpError {
         url: Url,
         /// Why.
         #[source]
-        source: reqwest::Error,
+        source: Bottom,
     },
     /// It did not end.
     #[error("the answer of {url} is longer than the {most_bytes} bytes that it may have")]
@@ -139,6 +139,20 @@ pub enum HttpError {
     /// No memory for an answer.
     #[error(transparent)]
     Memory(#[from] SecretMemoryError),
+}
+
+/// What is at the bottom of an HTTP library's error: the layers above it only say that they passed it on.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Bottom(String);
+
+impl Bottom {
+    fn of(error: &reqwest::Error) -> Self {
+        let texts: Vec<String> = causes(error).map(ToString::to_string).collect();
+        // OpenSSL repeats itself at the end, less the reason.
+        let last = texts.windows(2).rev().find(|pair| !pair[0].contains(&pair[1])).map(|pair| &pair[1]);
+        Self(last.or(texts.first()).cloned().unwrap_or_default())
+    }
 }
 
 impl HttpError {
@@ -362,7 +376,7 @@ async fn exchange(client: Client, request: Request, url: Url) -> Result<Answer, 
     }
     let failed = |error: reqwest::Error| {
         let (is_timeout, is_connect) = (error.is_timeout(), error.is_connect());
-        let (url, source) = (without_query(&url), error.without_url());
+        let (url, source) = (without_query(&url), Bottom::of(&error.without_url()));
         match (is_connect, is_timeout) {
             (true, _) => HttpError::Connect { url, source },
             _ => HttpError::Broken { url, source },
