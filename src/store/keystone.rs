@@ -50,7 +50,7 @@ pub enum AuthError {
     Clouds(#[from] CloudsError),
     /// The identity service cannot be reached.
     #[error("cannot log in")]
-    Http(#[source] HttpError),
+    Http(#[source] Box<HttpError>),
     /// It says no.
     #[error("{url} refuses the log-in ({status}){why}")]
     Refused {
@@ -85,6 +85,12 @@ pub enum AuthError {
     /// No memory for a secret.
     #[error(transparent)]
     Memory(#[from] SecretMemoryError),
+}
+
+impl From<HttpError> for AuthError {
+    fn from(error: HttpError) -> Self {
+        Self::Http(Box::new(error))
+    }
 }
 
 #[derive(Deserialize)]
@@ -132,8 +138,8 @@ impl Session {
         let authorities = authorities
             .map(|path| fs::read(path).map_err(|source| CloudsError::Read { path: path.to_owned(), source }));
         let authorities = authorities.transpose()?;
-        let http = Http::new(network, authorities.as_deref()).map_err(AuthError::Http)?;
-        let urls = urls.iter().map(|text| http::url(text)).collect::<Result<_, _>>().map_err(AuthError::Http)?;
+        let http = Http::new(network, authorities.as_deref())?;
+        let urls = urls.iter().map(|text| http::url(text)).collect::<Result<_, _>>()?;
         Ok(Self { http, cloud, service, urls, token: Mutex::new(None) })
     }
 
@@ -235,7 +241,7 @@ impl Session {
         }
         let url = self.identity_url(&["auth", "catalog"])?;
         let request = Request::new(Method::GET, vec![url], MOST_TOKEN_BYTES).header("x-auth-token", value.clone());
-        let answer = self.http.send(&request).map_err(AuthError::Http)?;
+        let answer = self.http.send(&request)?;
         if answer.status == StatusCode::UNAUTHORIZED {
             return Err(AuthError::CallerToken(answer.url));
         }
@@ -244,7 +250,7 @@ impl Session {
     }
 
     fn temp_auth(&self, user: &str, key: &SecretBytes) -> Result<Token, AuthError> {
-        let url = http::url(&self.cloud.auth_url).map_err(AuthError::Http)?;
+        let url = http::url(&self.cloud.auth_url)?;
         let user = HeaderValue::from_str(user).map_err(|_| wrong(&url, "the user name is no header value"))?;
         let mut headers = HeaderMap::new();
         headers.insert("x-auth-user", user);
@@ -255,18 +261,17 @@ impl Session {
         let (mut value, storage) = (given("x-auth-token")?, given("x-storage-url")?);
         value.set_sensitive(true);
         let storage = storage.to_str().map_err(|_| wrong(&answer.url, "its X-Storage-Url is no text"))?;
-        let urls =
-            if self.urls.is_empty() { vec![http::url(storage).map_err(AuthError::Http)?] } else { self.urls.clone() };
+        let urls = if self.urls.is_empty() { vec![http::url(storage)?] } else { self.urls.clone() };
         Ok(Token { value, urls })
     }
 
     fn ask(&self, request: &Request) -> Result<Answer, AuthError> {
-        accepted(self.http.send(request).map_err(AuthError::Http)?)
+        accepted(self.http.send(request)?)
     }
 
     /// `auth_url` with or without its version.
     fn identity_url(&self, segments: &[&str]) -> Result<Url, AuthError> {
-        let url = http::url(&self.cloud.auth_url).map_err(AuthError::Http)?;
+        let url = http::url(&self.cloud.auth_url)?;
         let versioned = url.path().trim_end_matches('/').ends_with("/v3");
         let url = if versioned { url } else { http::below(&url, &["v3"]) };
         Ok(http::below(&url, segments))
@@ -287,7 +292,7 @@ impl Session {
             interface: self.cloud.interface.clone(),
             region: region.as_ref().map(|region| format!(" in region {region}")).unwrap_or_default(),
         })?;
-        Ok(vec![http::url(&endpoint.url).map_err(AuthError::Http)?])
+        Ok(vec![http::url(&endpoint.url)?])
     }
 }
 

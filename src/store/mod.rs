@@ -186,7 +186,7 @@ pub enum StoreError {
     },
     /// The cloud's configuration, before anything is sent.
     #[error(transparent)]
-    Auth(Box<AuthError>),
+    Auth(#[from] AuthError),
     /// A server cannot be reached, or logged in to.
     #[error("cannot {action} {at}")]
     Unreachable {
@@ -225,10 +225,4 @@ pub enum StoreError {
     /// No memory for a secret.
     #[error(transparent)]
     Memory(#[from] SecretMemoryError),
-}
-
-impl From<AuthError> for StoreError {
-    fn from(error: AuthError) -> Self {
-        Self::Auth(Box::new(error))
-    }
 }

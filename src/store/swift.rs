@@ -80,7 +80,7 @@ impl Swift {
         let caller = caller.filter(|_| config.caller_token);
         let session = Session::new(&config.cloud, &config.urls, network, "object-store", caller)?;
         let container = config.container.clone().unwrap_or_else(|| name.to_string());
-        let endpoints = config.endpoints.as_deref().map(http::url).transpose().map_err(AuthError::Http)?;
+        let endpoints = config.endpoints.as_deref().map(http::url).transpose().map_err(AuthError::from)?;
         Ok(Self { session, container, endpoints, versioned: OnceLock::new() })
     }
 
