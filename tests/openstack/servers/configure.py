@@ -84,6 +84,8 @@ common = lambda port, ip=ip: f'''
     fallocate_reserve = 0
     disable_fallocate = true
     log_level = INFO
+    # nobody listens there; without it Swift looks up "localhost" for its syslog, which a bare machine may not know
+    log_udp_host = 127.0.0.1
 '''
 for kind, port in (('account', acc), ('container', con)):
     w(f'swift/{kind}.conf', common(port, '127.0.0.10') + f'''
@@ -157,6 +159,8 @@ proxy_head = lambda port: f'''
     user = {user}
     swift_dir = {sw}
     log_level = INFO
+    # nobody listens there; without it Swift looks up "localhost" for its syslog, which a bare machine may not know
+    log_udp_host = 127.0.0.1
 '''
 tail = 'copy slo dlo versioned_writes symlink proxy-logging proxy-server'
 w('swift/proxy.conf', proxy_head(px) + f'''
