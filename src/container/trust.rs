@@ -1,8 +1,9 @@
 //! What the store shows, held against what it has shown this host before.
 //!
-//! **Container keys**: a host seals under the first that it saw, and what that one's proof leads to. The store says which epoch is current, and the store is not trusted: it could bring back an epoch from before a host
-//! was withdrawn, or put a key of its own in place. So a host remembers epoch and fingerprint of the last key that it
-//! sealed under. It goes forward over proofs only, and never back.
+//! **Container keys**: a host seals under the first that it saw, and what that one's proof leads to. The store says which
+//! epoch is current, and the store is not trusted: it could bring back an epoch from before a host was withdrawn, or put a
+//! key of its own in place. So a host remembers epoch and fingerprint of the last key that it sealed under. It goes forward
+//! over proofs only, and never back.
 //!
 //! **Keys**: an older form of a key opens the same volume, but for recipients that may have been withdrawn since. A host that
 //! has seen a later generation refuses it, whether the store lies or one of its replicas missed something.
