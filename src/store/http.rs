@@ -299,9 +299,17 @@ impl Http {
     async fn tries(&self, request: &Request) -> Result<Answer, HttpError> {
         let end = Instant::now() + self.limits.total.saturating_sub(request.spent);
         let mut pause = FIRST_PAUSE;
-        let mut said = false;
+        let mut before: Option<Result<Answer, HttpError>> = None;
         loop {
+            let cut_short = end.saturating_duration_since(Instant::now()) < self.limits.one_try;
             let outcome = self.round(request, end).await;
+            // A try that the end cut short says less than what the server said before.
+            if cut_short
+                && matches!(outcome, Err(HttpError::TimedOut { .. }))
+                && let Some(before) = before
+            {
+                return before;
+            }
             let (why, asked) = match &outcome {
                 Ok(answer) if answer.is_temporary() && request.repeat != Repeat::Unsent => {
                     (format!("{} answers {}", origin(&answer.url), answer.status), answer.retry_after())
@@ -314,13 +322,13 @@ impl Http {
             if Instant::now() + wait >= end {
                 return outcome;
             }
-            if !said {
+            if before.is_none() {
                 let left = end.saturating_duration_since(Instant::now()).as_secs_f32();
                 tracing::warn!("{why}; trying again for up to {left:.0} s");
-                said = true;
             } else {
                 tracing::debug!("{why}; next try in {} ms", wait.as_millis());
             }
+            before = Some(outcome);
             sleep(wait).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }

@@ -35,6 +35,7 @@ pub const STORIES: &[Story] = &[
     }),
     ("another_host_is_not_followed", |cloud| lie(cloud, 69, "points to another server", elsewhere)),
     ("retry_after_is_honoured", retry_after),
+    ("a_last_try_that_is_cut_short_hides_no_reason", cut_short),
     ("a_silent_proxy_costs_a_head_start_only", silent_proxy),
 ];
 
@@ -211,6 +212,19 @@ fn retry_after(cloud: &Cloud) {
     let asked = asked.lock().unwrap();
     assert_eq!(asked.len(), 2, "in four seconds, three of them waited");
     assert!(asked[1] - asked[0] >= Duration::from_secs(3));
+}
+
+/// Busy at first, silent then: the end of the time comes in the middle of a try, and says less than the server did.
+fn cut_short(cloud: &Cloud) {
+    let site = Site::new(cloud);
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let url = serve(move |_| match asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+        0 => Lie::Bytes(b"HTTP/1.1 503 Busy\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n".to_vec()),
+        _ => Lie::Silence,
+    });
+    redirect(&site, &url);
+    let (text, _) = site.fails_within(69, Duration::from_secs(10), &["key", "list"]);
+    assert!(text.contains("(503") && !text.contains("did not answer"), "{text}");
 }
 
 /// Of two proxies the second is asked, too, when the first has not answered for a quarter of a second.
