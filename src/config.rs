@@ -10,8 +10,10 @@ use serde::Deserialize;
 
 use crate::{key::StoreName, volume::PlainHash};
 
+mod boot;
 mod stores;
 
+pub use boot::{Boot, BootMount, BootVolume, DeviceSpec, ParseDeviceSpecError};
 pub use stores::{BarbicanConfig, CloudConfig, Location, Sealing, StoreConfig, SwiftConfig};
 
 /// Where the configuration is unless `--config` or `CRYPTATTACH_CONFIG` says otherwise.
@@ -35,6 +37,9 @@ pub struct Config {
     /// Limits on waiting for servers.
     #[serde(default)]
     pub network: Network,
+    /// What is attached while the system boots.
+    #[serde(default)]
+    pub boot: Boot,
     /// The stores by name.
     #[serde(default)]
     pub stores: BTreeMap<StoreName, StoreConfig>,
@@ -207,6 +212,9 @@ impl Config {
         config.path = path.to_owned();
         let folder = path.parent().unwrap_or(Path::new("."));
         config.separation.inventory = config.separation.inventory.take().map(|file| folder.join(file));
+        for volume in &mut config.boot.volumes {
+            volume.header = volume.header.take().map(|file| folder.join(file));
+        }
         for (name, store) in &mut config.stores {
             let sealing = &mut store.sealing;
             // Sealed or not is a choice of Barbican's only; sealed, the choice of escrow has to be made.

@@ -5,6 +5,7 @@ use std::{error::Error as StdError, path::PathBuf};
 use crate::{
     audit::AuditError,
     backend::{BackendError, MappingName, ParseMappingNameError},
+    boot::BootError,
     config::ConfigError,
     container::TrustError,
     device::DeviceError,
@@ -90,6 +91,9 @@ pub enum Error {
     /// Key and data are on the same device, or nothing proves that they are not.
     #[error(transparent)]
     NotSeparate(#[from] Refusal),
+    /// What a boot is to attach, or has not attached.
+    #[error(transparent)]
+    Boot(#[from] BootError),
     /// The backend.
     #[error(transparent)]
     Backend(#[from] BackendError),

@@ -22,6 +22,7 @@
 pub mod attach;
 pub mod audit;
 pub mod backend;
+pub mod boot;
 pub mod cli;
 pub mod config;
 pub mod container;

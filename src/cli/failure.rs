@@ -4,6 +4,7 @@ use serde_json::json;
 
 use crate::{
     backend::BackendError,
+    boot::BootError,
     config::ConfigError,
     container::TrustError,
     device::DeviceError,
@@ -36,13 +37,14 @@ pub const EXIT_CODES: &str = "Exit codes:
   75  the device or mapping is in use
   76  the store's answer is no sealed key
   77  permission denied, here or by the key store
-  78  the configuration is missing or wrong
+  78  the configuration is missing or wrong, or an initramfs does not fit it
+  79  boot: not all volumes could be attached in time
 
 Files:
   /etc/cryptattach/cryptattach.toml   configuration (--config, CRYPTATTACH_CONFIG)
   /var/log/cryptattach.jsonl          audit record
   /var/lib/cryptattach/               which container keys this host trusts
-  /run/cryptattach/                   userspace mappings";
+  /run/cryptattach/                   userspace mappings; boot.json and boot.log of this boot";
 
 /// The exit code for an error.
 pub fn exit_code(error: &Error) -> u8 {
@@ -72,10 +74,20 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::Backend(BackendError::NotActive(_)) | Error::NotAttached(_) => 66,
         Error::Backend(BackendError::Foreign { .. }) => 73,
         Error::Backend(BackendError::Busy { .. }) => 75,
+        Error::Boot(error) => boot(error),
         Error::Backend(_) => 71,
         Error::Audit(_) | Error::Io { .. } => 74,
         Error::NotBlank { .. } | Error::KeyUsed { .. } | Error::Exists(_) | Error::StoreExists(_) => 73,
         Error::HalfFormatted { source, .. } => exit_code(source),
+    }
+}
+
+fn boot(error: &BootError) -> u8 {
+    match error {
+        BootError::Unfinished(_) => 79,
+        BootError::TooLate { .. } => 69,
+        BootError::Mount { .. } | BootError::Image { .. } => 74,
+        BootError::Unfit(_) => 78,
     }
 }
 
@@ -147,7 +159,7 @@ fn permission_denied(error: &Error) -> bool {
 }
 
 /// What the user can do about it.
-fn next_step(error: &Error) -> Option<String> {
+pub fn next_step(error: &Error) -> Option<String> {
     if permission_denied(error) && !nix::unistd::geteuid().is_root() {
         return Some("run it as root".to_owned());
     }
@@ -191,6 +203,7 @@ fn next_step(error: &Error) -> Option<String> {
         Error::Backend(BackendError::Unavailable(_)) => {
             "--backend userspace maps the volume without the kernel's help".to_owned()
         }
+        Error::Boot(error) => boot_next_step(error)?.to_owned(),
         Error::NotAttached(_) | Error::Backend(BackendError::NotActive(_)) => {
             "'cryptattach list' shows what is".to_owned()
         }
@@ -250,6 +263,18 @@ fn http_next_step(error: &HttpError) -> Option<&'static str> {
         HttpError::TooLong { .. } => "something else than the key store answers there, or it lies; check the URL",
         HttpError::Url(_) => "check the URLs in clouds.yaml and in the configuration",
         HttpError::Client(_) | HttpError::Memory(_) => return None,
+    })
+}
+
+fn boot_next_step(error: &BootError) -> Option<&'static str> {
+    Some(match error {
+        BootError::Unfinished(_) => "/run/cryptattach/boot.log says why",
+        BootError::TooLate { .. } => {
+            "check that it is plugged in, and that the initramfs has its driver ('cryptattach doctor --image')"
+        }
+        BootError::Mount { .. } => "check the device's file system, and its type in [[boot.mounts]]",
+        BootError::Unfit(_) => "change the configuration or make the image anew (update-initramfs -u, dracut -f)",
+        BootError::Image { .. } => return None,
     })
 }
 

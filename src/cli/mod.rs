@@ -1,8 +1,10 @@
 //! The command line: one small file per verb.
 
 mod attach;
+mod boot;
 mod container;
 mod detach;
+mod doctor;
 mod failure;
 mod format;
 mod hook;
@@ -21,6 +23,8 @@ use std::{
     path::PathBuf,
     process::ExitCode,
 };
+
+pub(crate) use failure::{exit_code, next_step};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use nix::sys::resource::{Resource, setrlimit};
@@ -73,6 +77,8 @@ enum Verb {
     Status(status::Status),
     List(list::List),
     Separation(separation::Separation),
+    Boot(boot::Boot),
+    Doctor(doctor::Doctor),
     #[command(subcommand)]
     Key(key::Key),
     #[command(subcommand)]
@@ -126,7 +132,7 @@ pub fn main() -> ExitCode {
     log(cli.global.verbose);
     // The panic's own message has gone to standard error by then.
     match catch_unwind(AssertUnwindSafe(|| run(&cli))) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Ok(code)) => code,
         Ok(Err(error)) => {
             failure::print(&error, cli.global.json);
             ExitCode::from(failure::exit_code(&error))
@@ -135,9 +141,10 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<(), Error> {
+fn run(cli: &Cli) -> Result<ExitCode, Error> {
     let global = &cli.global;
     match &cli.verb {
+        Verb::Boot(boot) => return boot.run(global),
         Verb::Init(init) => init.run(global),
         Verb::Format(format) => format.run(global),
         Verb::Attach(attach) => attach.run(global),
@@ -146,12 +153,14 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Verb::Status(status) => status.run(global),
         Verb::List(list) => list.run(global),
         Verb::Separation(separation) => separation.run(global),
+        Verb::Doctor(doctor) => doctor.run(global),
         Verb::Key(key) => key.run(global),
         Verb::Container(container) => container.run(global),
         Verb::Hook(hook) => hook.run(global),
         Verb::Man(man) => man.run(),
         Verb::UserspaceWorker => Ok(()),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// No core dump and no ptrace(2) by other processes of the same user: what passes through registers and libraries is

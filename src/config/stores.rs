@@ -140,6 +140,17 @@ impl StoreConfig {
         }
     }
 
+    /// The files and directories that opening a key needs, private keys first.
+    pub fn paths(&self) -> Vec<&Path> {
+        let identities = self.sealing.identities.iter();
+        match &self.location {
+            Location::Directory { path } => identities.chain([path]).map(PathBuf::as_path).collect(),
+            Location::Swift(SwiftConfig { cloud, .. }) | Location::Barbican(BarbicanConfig { cloud, .. }) => {
+                identities.chain(&cloud.clouds).chain(&cloud.secret).map(PathBuf::as_path).collect()
+            }
+        }
+    }
+
     /// Where this host keeps what opens the store's keys. An owner's key on the volume's own disk is as bad as the
     /// volume key there.
     pub fn places(&self, config: &Path) -> Vec<Place> {

@@ -3,7 +3,7 @@
 //! A store is not trusted: it keeps only sealed keys, and what it answers is checked against what was asked. The one
 //! exception is Barbican with keys that other programs put there: those it keeps, and gives out, unsealed.
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
 mod barbican;
 mod clouds;
@@ -19,8 +19,9 @@ pub use http::HttpError;
 pub use keystone::{AuthError, SendError};
 pub use swift::{Access, ContainerFacts, Swift};
 
+use self::clouds::Cloud;
 use crate::{
-    config::{Location, StoreConfig},
+    config::{BarbicanConfig, Location, StoreConfig, SwiftConfig},
     key::{
         Epoch, KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, Place, Ring, SealedKey, SecretBytes,
         SecretMemoryError, StoreName,
@@ -136,6 +137,53 @@ pub fn open(
         }
     })
 }
+
+/// A server that a store asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Its name or address, without port and brackets.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+}
+
+impl Server {
+    /// Its address, if that is known without asking anybody.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.host.parse().ok()
+    }
+}
+
+/// The servers that a store asks first: where it logs in, or else where it is. None: it needs no network.
+pub fn servers(config: &StoreConfig) -> Result<Vec<Server>, StoreError> {
+    let (cloud, urls) = match &config.location {
+        Location::Directory { .. } => return Ok(Vec::new()),
+        Location::Swift(swift) => (&swift.cloud, &swift.urls),
+        Location::Barbican(barbican) => (&barbican.cloud, &barbican.urls),
+    };
+    let auth_url = Cloud::find(cloud, None).map_err(AuthError::from)?.auth_url;
+    let servers = [&auth_url].into_iter().chain(urls).map(|url| {
+        let url = http::url(url).map_err(AuthError::from)?;
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        Ok(Server { host, port: url.port_or_known_default().unwrap_or(443) })
+    });
+    servers.collect()
+}
+
+/// The files that logging in to a store and trusting its servers takes. None: it needs no network.
+pub fn files(config: &StoreConfig) -> Result<Vec<PathBuf>, StoreError> {
+    let cloud = match &config.location {
+        Location::Directory { .. } => return Ok(Vec::new()),
+        Location::Swift(SwiftConfig { cloud, .. }) | Location::Barbican(BarbicanConfig { cloud, .. }) => cloud,
+    };
+    let found = Cloud::find(cloud, None).map_err(AuthError::from)?;
+    let authorities = found.authorities.unwrap_or_else(|| SYSTEM_AUTHORITIES.into());
+    let clouds = clouds::find_file(cloud).map_err(AuthError::from)?;
+    Ok([clouds, authorities].into_iter().chain(cloud.secret.clone()).collect())
+}
+
+/// What servers are trusted by unless clouds.yaml names an authority (Debian's ca-certificates).
+const SYSTEM_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// A store could not do what was asked.
 #[derive(Debug, thiserror::Error)]

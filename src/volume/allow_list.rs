@@ -27,6 +27,7 @@ pub struct Checked {
     pub key_size: Option<KeySize>,
     pub digest: String,
     pub reference: Option<KeyReference>,
+    pub asks_people: bool,
 }
 
 /// Checks LUKS2 metadata for a data device of `device_bytes`.
@@ -44,6 +45,7 @@ pub fn luks2(metadata: &Metadata, device_bytes: u64) -> Result<Checked, Refusal>
         // The salt belongs to it: the same key has another digest under another salt.
         digest: format!("{}:{}:{}:{}", digest.hash, digest.iterations, digest.salt, digest.digest),
         reference: reference(metadata)?,
+        asks_people: asks_people(metadata),
     })
 }
 
@@ -60,6 +62,7 @@ pub fn luks1(header: &super::luks::Luks1, device_bytes: u64) -> Result<Checked, 
         key_size: Some(key_size),
         digest: header.digest.clone(),
         reference: None,
+        asks_people: true,
     })
 }
 
@@ -170,6 +173,16 @@ fn reference(metadata: &Metadata) -> Result<Option<KeyReference>, Refusal> {
     }
     let token = token.map_err(|error| refused(format!("its token of type 'cryptattach' is malformed: {error}")))?;
     Ok(Some(token.reference()))
+}
+
+/// Whether there is a keyslot that no program opens. The token of a program claims its keyslots, but for the one of a
+/// recovery key, which systemd makes and people type.
+fn asks_people(metadata: &Metadata) -> bool {
+    let member = |token: &serde_json::Value, name: &str| token.get(name).cloned().unwrap_or_default();
+    let programs = metadata.tokens.values().filter(|token| member(token, "type") != "systemd-recovery");
+    let claimed: Vec<_> =
+        programs.filter_map(|token| member(token, "keyslots").as_array().cloned()).flatten().collect();
+    metadata.keyslots.keys().any(|number| !claimed.iter().any(|claimed| claimed == number.as_str()))
 }
 
 /// The only member, which must be called "0".

@@ -100,6 +100,7 @@ impl UntrustedHeader {
             uuid: self.uuid,
             digest: checked.digest,
             reference: checked.reference,
+            asks_people: checked.asks_people,
             detached: self.detached,
             image: self.image,
         };

@@ -113,6 +113,8 @@ pub struct LuksHeader {
     pub digest: String,
     /// Where the key is, from the LUKS2 token.
     pub reference: Option<KeyReference>,
+    /// A person's passphrase or recovery key may open a keyslot: not all of them are a program's.
+    pub asks_people: bool,
     /// The path of a detached header.
     pub detached: Option<PathBuf>,
     /// The bytes that were checked, and no others, are what is activated.

@@ -1,0 +1,273 @@
+//! What belongs into an initramfs for this machine's configuration: the hooks of initramfs-tools and dracut ask, and copy.
+//!
+//! An initramfs rests where anybody who has the disk can read it. So no private key goes into it unless the configuration
+//! says so, and then only if it does not rest on the disk of a volume that it opens.
+
+use std::{
+    collections::BTreeSet,
+    env, fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use super::{Planned, plan};
+use crate::{
+    config::{Config, Location, SeparationLevel, SeparationPolicy, StoreConfig},
+    error::{Error, chain},
+    key::{Place, StoreName},
+    separation::{self, Inventory, Surroundings},
+    store, volume,
+};
+
+/// Where initramfs images are.
+const BOOT: &str = "/boot";
+
+/// Something that an image needs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// A program, with its libraries.
+    Program(PathBuf),
+    /// A file.
+    File(PathBuf),
+    /// A kernel module, if it is not built in.
+    Module(String),
+}
+
+/// As a hook reads it: a word and a name.
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Program(path) => write!(f, "program {}", path.display()),
+            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Module(name) => write!(f, "module {name}"),
+        }
+    }
+}
+
+/// What an image needs, and what is kept out of it although something in the image would use it.
+#[derive(Debug, Default)]
+pub struct Image {
+    /// What belongs into it.
+    pub parts: BTreeSet<Part>,
+    /// What does not, and why.
+    pub kept_out: Vec<KeptOut>,
+}
+
+/// A file that stays out.
+#[derive(Debug)]
+pub struct KeptOut {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    pub why: String,
+}
+
+impl fmt::Display for KeptOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is not put into the initramfs: {}", self.path.display(), self.why)
+    }
+}
+
+/// What an image for this configuration needs.
+pub fn image(config: &Config) -> Result<Image, Error> {
+    let planned = plan(config);
+    let stores = stores(config, &planned);
+    let mut image = Image::default();
+    let program = env::current_exe().map_err(Error::io("find this program's file"))?;
+    image.parts.insert(Part::Program(program));
+    image.parts.insert(Part::Module("dm_crypt".to_owned()));
+    image.file(config, &config.path);
+    for file in planned.iter().filter_map(|planned| planned.header.as_ref()).chain(&config.separation.inventory) {
+        image.file(config, file);
+    }
+    for mount in &config.boot.mounts {
+        image.parts.extend(file_system_modules(&mount.kind).into_iter().map(Part::Module));
+    }
+    for name in &stores {
+        image.store(config, name, config.store(name)?, &planned)?;
+    }
+    if needs_network_for(config, &stores)? {
+        image.parts.extend(network_modules().into_iter().map(Part::Module));
+    }
+    Ok(image)
+}
+
+/// Whether a store that the boot may ask is reached over the network.
+pub fn needs_network(config: &Config) -> Result<bool, Error> {
+    needs_network_for(config, &stores(config, &plan(config)))
+}
+
+fn needs_network_for(config: &Config, stores: &BTreeSet<StoreName>) -> Result<bool, Error> {
+    for name in stores {
+        if !store::servers(config.store(name)?)?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The stores that the boot may ask: those of the volumes' keys, or all while a volume's header cannot be read.
+fn stores(config: &Config, planned: &[Planned]) -> BTreeSet<StoreName> {
+    let of = |planned: &Planned| -> Vec<StoreName> {
+        if !planned.keys.is_empty() {
+            return planned.keys.iter().map(|key| key.store.clone()).collect();
+        }
+        match volume::probe(planned.device.path(), planned.header.as_deref()) {
+            Ok(volume) => volume.luks().and_then(|luks| Some(luks.reference.clone()?.store)).into_iter().collect(),
+            Err(_) => config.stores.keys().cloned().collect(),
+        }
+    };
+    planned.iter().flat_map(of).filter(|name| config.stores.contains_key(name)).collect()
+}
+
+impl Image {
+    /// A file, unless it is on a file system that the boot mounts.
+    fn file(&mut self, config: &Config, path: &Path) {
+        if config.boot.mount_of(path).is_none() {
+            self.parts.insert(Part::File(path.to_owned()));
+        }
+    }
+
+    fn store(
+        &mut self,
+        config: &Config,
+        name: &StoreName,
+        store: &StoreConfig,
+        planned: &[Planned],
+    ) -> Result<(), Error> {
+        // What logs in to Barbican is given keys that open volumes.
+        let releases = matches!(store.location, Location::Barbican(_)) && store.sealing.owner.is_none();
+        for file in store::files(store)? {
+            let is_secret = releases && !is_public(&file);
+            self.secret_or_file(config, &file, is_secret, "what logs in there gets unsealed keys", planned)?;
+        }
+        for identity in &store.sealing.identities {
+            let is_secret = !is_bound_to_tpm(identity);
+            self.secret_or_file(config, identity, is_secret, "it is a private key that any machine can use", planned)?;
+        }
+        // What this host has seen of the store, so that the store cannot show the boot something older.
+        for folder in ["generations", "containers"] {
+            for file in files_below(&config.state.join(folder).join(name.as_str())) {
+                self.file(config, &file);
+            }
+        }
+        Ok(())
+    }
+
+    fn secret_or_file(
+        &mut self,
+        config: &Config,
+        path: &Path,
+        is_secret: bool,
+        what: &str,
+        planned: &[Planned],
+    ) -> Result<(), Error> {
+        if !is_secret || config.boot.mount_of(path).is_some() {
+            self.file(config, path);
+            return Ok(());
+        }
+        let keep_out = |why| KeptOut { path: path.to_owned(), why };
+        if !config.boot.secrets_in_image {
+            let why = format!("{what} ('secrets_in_image' in [boot] would put it there)");
+            self.kept_out.push(keep_out(why));
+        } else if let Some(why) = shares_disk(config, planned)? {
+            self.kept_out.push(keep_out(format!("{what}, and {why}")));
+        } else {
+            self.file(config, path);
+        }
+        Ok(())
+    }
+}
+
+/// Whether images rest on the disk of a volume, in words.
+fn shares_disk(config: &Config, planned: &[Planned]) -> Result<Option<String>, Error> {
+    let places = [Place::path("the initramfs", BOOT, true)];
+    let inventory = Inventory::of(&config.separation)?;
+    let surroundings = Surroundings { target: None, inventory: &inventory, level: SeparationLevel::Device };
+    for planned in planned {
+        let report = separation::check(planned.device.path(), planned.header.as_deref(), &places, &surroundings);
+        if let Err(refusal) = report.judge(SeparationPolicy::Warn) {
+            return Ok(Some(chain(&refusal)));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether only this machine's TPM can use the key ("TSS2 PRIVATE KEY", draft-woodhouse-cert-best-practice section 3).
+fn is_bound_to_tpm(path: &Path) -> bool {
+    fs::read_to_string(path).is_ok_and(|pem| pem.contains("-----BEGIN TSS2 PRIVATE KEY-----"))
+}
+
+/// Certificates hide nothing.
+fn is_public(path: &Path) -> bool {
+    fs::read_to_string(path)
+        .is_ok_and(|pem| pem.contains("-----BEGIN CERTIFICATE-----") && !pem.contains("PRIVATE KEY"))
+}
+
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    if folder.is_file() {
+        return vec![folder.to_owned()];
+    }
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.flat_map(|entry| files_below(&entry.path())).collect()
+}
+
+/// The modules of a file system; vfat's names are decoded by others (Debian's defaults).
+fn file_system_modules(kind: &str) -> Vec<String> {
+    let others: &[&str] = if kind == "vfat" { &["nls_cp437", "nls_ascii", "nls_utf8"] } else { &[] };
+    [kind].iter().chain(others).map(|name| (*name).to_owned()).collect()
+}
+
+/// The modules that drive this machine's network interfaces, and the buses that they are on.
+fn network_modules() -> BTreeSet<String> {
+    let interfaces = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let devices = interfaces.filter_map(|interface| fs::canonicalize(interface.path().join("device")).ok());
+    let drivers = devices.flat_map(|device| {
+        let above: Vec<PathBuf> =
+            device.ancestors().take_while(|path| path.starts_with("/sys/devices")).map(Into::into).collect();
+        above.into_iter().filter_map(|device| fs::canonicalize(device.join("driver/module")).ok())
+    });
+    drivers.filter_map(|module| Some(module.file_name()?.to_str()?.to_owned())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(folder: &Path, boot: &str) -> Config {
+        let path = folder.join("c.toml");
+        fs::write(folder.join("owner.key"), "-----BEGIN PRIVATE KEY-----\n").unwrap();
+        fs::write(folder.join("tpm.key"), "-----BEGIN TSS2 PRIVATE KEY-----\n").unwrap();
+        let store = "type = 'directory'\nowner = 'o.pem'\nno_escrow = true\n";
+        fs::write(
+            &path,
+            format!(
+                "[stores.a]\n{store}path = '/mnt/keys/a'\nidentities = ['owner.key', 'tpm.key']\n\
+                 [stores.b]\n{store}path = '/mnt/keys/b'\nidentities = ['/mnt/keys/b.key']\n[boot]\n{boot}\n\
+                 [[boot.volumes]]\nname = 'root'\ndevice = '/dev/null'\n\
+                 keys = ['a/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de', 'b/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de']\n\
+                 [[boot.mounts]]\ndevice = 'LABEL=keys'\nat = '/mnt/keys'\ntype = 'vfat'\n"
+            ),
+        )
+        .unwrap();
+        Config::read(&path).unwrap()
+    }
+
+    #[test]
+    fn keeps_private_keys_out_unless_told_otherwise() {
+        let folder = tempfile::tempdir().unwrap();
+        let has = |image: &Image, name: &str| image.parts.contains(&Part::File(folder.path().join(name)));
+        let without = image(&config(folder.path(), "")).unwrap();
+        assert!(has(&without, "c.toml") && has(&without, "tpm.key") && !has(&without, "owner.key"));
+        assert_eq!(without.kept_out.len(), 1, "the key on the mounted file system is no matter of the image");
+        assert!(without.kept_out[0].to_string().contains("owner.key is not put into the initramfs"));
+        let with = image(&config(folder.path(), "secrets_in_image = true")).unwrap();
+        assert!(has(&with, "owner.key") && with.kept_out.is_empty());
+        assert!(with.parts.contains(&Part::Module("nls_cp437".to_owned())));
+    }
+
+    #[test]
+    fn a_directory_needs_no_network() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!needs_network(&config(folder.path(), "")).unwrap());
+    }
+}
