@@ -132,21 +132,17 @@ fn examine_file(initrd: &Initrd, kind: &str, path: &Path) -> Finding {
     }
 }
 
-/// `kernel/drivers/net/virtio_net.ko`, perhaps compressed; `-` and `_` are one (kmod).
+/// Whether the image has a module, or its kernel none of that name: then it is built in, or of another architecture.
 fn has_module(initrd: &Initrd, name: &str) -> bool {
+    // "kernel/drivers/net/virtio_net.ko.xz: ..."; `-` and `_` are one (kmod, modules.dep(5)).
     let is = |path: &str| {
         let file = path.rsplit('/').next().unwrap_or(path);
         file.split_once(".ko").is_some_and(|(stem, _)| stem.replace('-', "_") == name.replace('-', "_"))
     };
-    let built_in = |version: &Path| {
-        let list = fs::read_to_string(Path::new("/").join(version)).unwrap_or_default();
-        list.lines().any(is)
-    };
-    // What a kernel has built in, its own folder on this machine says; the image's copy is the same file.
-    initrd.files().any(|(path, _)| {
-        path.to_str().is_some_and(is)
-            || (path.file_name().is_some_and(|name| name == "modules.builtin") && built_in(path))
-    })
+    let lists = initrd.files().filter(|(path, _)| path.file_name().is_some_and(|name| name == "modules.dep"));
+    let known = lists.filter_map(|(path, _)| fs::read_to_string(Path::new("/").join(path)).ok());
+    initrd.files().any(|(path, _)| path.to_str().is_some_and(is))
+        || !known.into_iter().any(|list| list.lines().filter_map(|line| line.split(':').next()).any(is))
 }
 
 /// The libraries of this very process: it is the program that goes into the image.

@@ -21,6 +21,9 @@ use crate::{
 /// Where initramfs images are.
 const BOOT: &str = "/boot";
 
+/// What dm-crypt takes for aes-xts-plain64, and libcryptsetup for keyslots; on another architecture some are not known.
+const CRYPT_MODULES: [&str; 6] = ["dm_crypt", "xts", "ecb", "aes_generic", "aesni_intel", "algif_skcipher"];
+
 /// Something that an image needs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
@@ -28,7 +31,7 @@ pub enum Part {
     Program(PathBuf),
     /// A file.
     File(PathBuf),
-    /// A kernel module, if it is not built in.
+    /// A kernel module, if the kernel has it as a module.
     Module(String),
 }
 
@@ -74,7 +77,7 @@ pub fn image(config: &Config) -> Result<Image, Error> {
     let mut image = Image::default();
     let program = env::current_exe().map_err(Error::io("find this program's file"))?;
     image.parts.insert(Part::Program(program));
-    image.parts.insert(Part::Module("dm_crypt".to_owned()));
+    image.parts.extend(CRYPT_MODULES.iter().map(|name| Part::Module((*name).to_owned())));
     image.file(config, &config.path);
     for file in planned.iter().filter_map(|planned| planned.header.as_ref()).chain(&config.separation.inventory) {
         image.file(config, file);
