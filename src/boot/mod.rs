@@ -101,6 +101,8 @@ pub enum BootError {
 
 /// What the threads tell the boot; the number is the volume's.
 enum Report {
+    /// A wait has begun; so there is a time to tell of it.
+    Waiting,
     /// Its device is there.
     Found(usize, Arc<Volume>),
     /// It has no token of ours: the distribution opens it.
@@ -224,7 +226,7 @@ impl Boot {
         Self {
             states: planned.iter().map(|_| State::Awaited).collect(),
             claims: planned.iter().map(|_| Arc::default()).collect(),
-            sources: Arc::new(Sources::new(config.clone(), deadline)),
+            sources: Arc::new(Sources::new(config.clone(), deadline, sender.clone())),
             record: Record::begin(&planned),
             config,
             planned,
@@ -267,7 +269,9 @@ impl Boot {
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
         for line in self.sources.waits.due(|volume| matches!(self.states[volume], State::Awaited | State::Found(_))) {
-            self.record.say(&format!("waiting for {line}"));
+            let line = format!("waiting for {line}");
+            // Below a prompt it would stand where the person types.
+            if self.prompt.is_some() { self.record.note(&line) } else { self.record.say(&line) }
         }
         if self.prompt_due().is_some_and(|due| due <= Instant::now()) {
             self.show_prompt();
@@ -276,6 +280,7 @@ impl Boot {
 
     fn take(&mut self, report: Report) {
         match report {
+            Report::Waiting => {}
             Report::Found(number, volume) => {
                 self.ask_all_sources(number, &volume);
                 self.states[number] = State::Found(volume);
@@ -368,7 +373,9 @@ impl Boot {
             Some(Ok((prompt, answer))) => {
                 self.prompt = Some(prompt);
                 let sender = self.sender.clone();
-                thread::spawn(move || sender.send(Report::Answered(Answer::read(answer))));
+                thread::spawn(move || {
+                    let _ = sender.send(Report::Answered(Answer::read(answer)));
+                });
             }
             Some(Err(error)) => {
                 self.record.say(&format!("cannot ask for a passphrase: {error}"));
@@ -389,7 +396,7 @@ impl Boot {
             thread::spawn(move || {
                 let key = volume.open_keyslot(&passphrase).map_err(Error::from);
                 let tried = key.and_then(|key| claim.attach(&volume, &key, &options));
-                sender.send(Report::Tried(number, tried))
+                let _ = sender.send(Report::Tried(number, tried));
             });
         }
     }

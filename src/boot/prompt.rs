@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io::{self, Read, Write},
     os::unix::process::CommandExt,
     path::Path,
     process::{Child, Command, Stdio},
@@ -68,11 +68,11 @@ impl Prompt {
 impl Drop for Prompt {
     /// Takes the prompt away; the terminal is as before.
     fn drop(&mut self) {
-        if let Some(program) = self.program {
-            let _ = killpg(program, Signal::SIGTERM);
-        }
-        if let Some((terminal, before)) = &self.console {
-            let _ = tcsetattr(terminal, SetArg::TCSANOW, before);
+        let Some(program) = self.program else { return };
+        let _ = killpg(program, Signal::SIGTERM);
+        if let Some((terminal, before)) = &mut self.console {
+            let _ = tcsetattr(&*terminal, SetArg::TCSANOW, before);
+            let _ = terminal.write_all(b"\n");
         }
     }
 }

@@ -93,6 +93,11 @@ impl Record {
     /// Says a line.
     pub fn say(&mut self, text: &str) {
         eprintln!("cryptattach: {text}");
+        self.note(text);
+    }
+
+    /// Writes a line down that the console does not show.
+    pub fn note(&mut self, text: &str) {
         if let Some(log) = &mut self.log {
             let _ = writeln!(log, "[{:8.3}] {text}", uptime());
         }

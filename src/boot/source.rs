@@ -5,12 +5,12 @@ use std::{
     fmt,
     net::ToSocketAddrs,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, mpsc::Sender},
     time::Instant,
 };
 
 use super::{
-    Announced, BootError, Planned,
+    Announced, BootError, Planned, Report,
     mounts::Mounts,
     wait::{self, Waits},
 };
@@ -73,13 +73,14 @@ pub struct Sources {
     mounts: Mounts,
     /// What is waited for.
     pub waits: Waits,
+    reports: Sender<Report>,
 }
 
 impl Sources {
     /// None is asked yet.
-    pub fn new(config: Arc<Config>, deadline: Instant) -> Self {
+    pub fn new(config: Arc<Config>, deadline: Instant, reports: Sender<Report>) -> Self {
         let mounts = Mounts::of(&config.boot.mounts);
-        Self { config, deadline, containers: Mutex::default(), mounts, waits: Waits::default() }
+        Self { config, deadline, containers: Mutex::default(), mounts, waits: Waits::default(), reports }
     }
 
     /// The volume, once its device is there.
@@ -146,8 +147,14 @@ impl Sources {
         mut is_there: impl FnMut() -> bool,
     ) -> Result<(), Error> {
         let started = Instant::now();
+        if is_there() {
+            return Ok(());
+        }
         let look = || is_there().then_some(());
-        let found = self.waits.during(number, what, || wait::until(announced, self.deadline, look));
+        let found = self.waits.during(number, what, || {
+            let _ = self.reports.send(Report::Waiting);
+            wait::until(announced, self.deadline, look)
+        });
         match found.map_err(Error::io(format!("listen to the kernel for {what}")))? {
             Some(()) => Ok(()),
             None => Err(BootError::TooLate { what: what.to_owned(), after: started.elapsed() }.into()),

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::Global;
+use super::{Global, exit_code};
 use crate::{
-    boot::{self, image},
+    boot::{self, BootError, image},
     error::Error,
 };
 
@@ -42,6 +42,10 @@ impl Boot {
             image.parts.iter().for_each(|part| println!("{part}"));
             return Ok(ExitCode::SUCCESS);
         }
-        boot::boot(config).map(|()| ExitCode::SUCCESS)
+        match boot::boot(config) {
+            // It has been told, volume by volume.
+            Err(error @ Error::Boot(BootError::Unfinished(_))) => Ok(ExitCode::from(exit_code(&error))),
+            booted => booted.map(|()| ExitCode::SUCCESS),
+        }
     }
 }

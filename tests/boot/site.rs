@@ -1,6 +1,8 @@
 //! What the machines boot with: keys, stores, an encrypted root, and initramfs images made by Debian's own tools.
 
 use std::{
+    cell::RefCell,
+    collections::BTreeMap,
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -22,6 +24,7 @@ pub const PASSPHRASE: &str = "passphrase";
 pub struct Site {
     tree: PathBuf,
     folder: TempDir,
+    initrds: RefCell<BTreeMap<String, Initrd>>,
     /// The root's key in the network store, and in the directory on the stick.
     pub net: String,
     pub stick: String,
@@ -40,7 +43,7 @@ impl Site {
         assert!(made.status.success(), "the machines' tree could not be made (see above)");
         let tree: PathBuf = String::from_utf8(made.stdout).unwrap().trim_end().into();
         let folder = tempfile::Builder::new().prefix("cryptattach-site").tempdir_in("/var/tmp").unwrap();
-        let mut site = Self { tree, folder, net: String::new(), stick: String::new() };
+        let mut site = Self { tree, folder, initrds: RefCell::default(), net: String::new(), stick: String::new() };
         site.sh("for name in net stick; do
                 openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out $name.owner.key
                 openssl pkey -in $name.owner.key -pubout -out $name.owner.pem
@@ -86,9 +89,24 @@ impl Site {
         self.folder.path().join(name)
     }
 
-    /// An initramfs for a configuration, made by the machine's mkinitramfs with our hook; prints what the doctor says of it.
-    /// A second line of `crypttab`'s key field is never asked for: we open the volume first.
-    pub fn initrd(&self, name: &str, configuration: &str, doctor: bool) -> Initrd {
+    /// A file of the machines' tree.
+    pub fn tree(&self, name: &str) -> PathBuf {
+        self.tree.join(name)
+    }
+
+    /// One more file on the machine whose initramfs is made under that name.
+    pub fn add(&self, name: &str, path: &str, content: &str) {
+        let path = self.file(&format!("{name}.files")).join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// An initramfs for a configuration, made by the machine's mkinitramfs with our hook, once; and what the doctor says of it.
+    pub fn initrd(&self, name: &str, configuration: &str) -> Initrd {
+        if let Some(made) = self.initrds.borrow().get(name) {
+            return made.clone();
+        }
         let (files, out) = (self.file(&format!("{name}.files")), self.file(&format!("{name}.initrd")));
         let etc = files.join("etc/cryptattach");
         fs::create_dir_all(&etc).unwrap();
@@ -105,15 +123,16 @@ impl Site {
         }
         fs::write(files.join("etc/crypttab"), format!("root UUID={UUID} none luks,initramfs,discard\n")).unwrap();
         install(&files);
-        let command = if doctor { "cryptattach doctor --image /boot/initrd.img || echo unfit" } else { "true" };
         let made = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/boot/make-initrd"))
             .args([&self.tree, &files, &out])
-            .arg(command)
+            .arg("cryptattach doctor --image /boot/initrd.img || echo unfit")
             .output()
             .unwrap();
         let warnings = String::from_utf8_lossy(&made.stderr).into_owned();
         assert!(made.status.success(), "{warnings}");
-        Initrd { path: out, doctor: String::from_utf8(made.stdout).unwrap(), warnings }
+        let initrd = Initrd { path: out, doctor: String::from_utf8(made.stdout).unwrap(), warnings };
+        self.initrds.borrow_mut().insert(name.to_owned(), initrd.clone());
+        initrd
     }
 
     /// A machine with the root disk, this initramfs, and a log of its console.
@@ -139,6 +158,7 @@ impl Site {
 }
 
 /// An initramfs, and what was said of it.
+#[derive(Clone)]
 pub struct Initrd {
     pub path: PathBuf,
     pub doctor: String,
@@ -161,9 +181,7 @@ fn install(files: &Path) {
         "scripts/local-bottom/cryptattach",
     ] {
         let from = source.join("initramfs/initramfs-tools").join(script);
-        if from.exists() {
-            copy(&from, &format!("{tools}/{script}"));
-        }
+        copy(&from, &format!("{tools}/{script}"));
     }
     copy(Path::new(env!("CARGO_BIN_EXE_cryptattach")), "usr/sbin/cryptattach");
     let binary = files.join("usr/sbin/cryptattach");
