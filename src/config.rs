@@ -13,7 +13,7 @@ use crate::{key::StoreName, volume::PlainHash};
 mod boot;
 mod stores;
 
-pub use boot::{Boot, BootMount, BootVolume, DeviceSpec, ParseDeviceSpecError};
+pub use boot::{Boot, BootMount, BootVolume, DeviceSpec, IMAGES, ParseDeviceSpecError};
 pub use stores::{BarbicanConfig, CloudConfig, Location, Sealing, StoreConfig, SwiftConfig};
 
 /// Where the configuration is unless `--config` or `CRYPTATTACH_CONFIG` says otherwise.

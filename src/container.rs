@@ -61,7 +61,7 @@ impl Container {
             sealing: store_config.sealing.clone(),
             opened: Mutex::default(),
             state: config.state.clone(),
-            own_places: store_config.places(&config.path),
+            own_places: store_config.places(&config.path).into_iter().chain(config.boot.place()).collect(),
         })
     }
 

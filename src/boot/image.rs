@@ -11,15 +11,12 @@ use std::{
 
 use super::{Planned, plan};
 use crate::{
-    config::{Config, Location, SeparationLevel, SeparationPolicy, StoreConfig},
+    config::{Config, IMAGES, Location, SeparationLevel, SeparationPolicy, StoreConfig},
     error::{Error, chain},
     key::{Place, StoreName},
     separation::{self, Inventory, Surroundings},
     store, volume,
 };
-
-/// Where initramfs images are.
-const BOOT: &str = "/boot";
 
 /// What dm-crypt takes for aes-xts-plain64, and libcryptsetup for keyslots; on another architecture some are not known.
 const CRYPT_MODULES: [&str; 6] = ["dm_crypt", "xts", "ecb", "aes_generic", "aesni_intel", "algif_skcipher"];
@@ -183,7 +180,7 @@ impl Image {
 
 /// Whether images rest on the disk of a volume, in words.
 fn shares_disk(config: &Config, planned: &[Planned]) -> Result<Option<String>, Error> {
-    let places = [Place::path("the initramfs", BOOT, true)];
+    let places = [Place::path("the initramfs", IMAGES, true)];
     let inventory = Inventory::of(&config.separation)?;
     let surroundings = Surroundings { target: None, inventory: &inventory, level: SeparationLevel::Device };
     for planned in planned {

@@ -111,6 +111,7 @@ fn volume(error: &VolumeError) -> u8 {
         | VolumeError::Refused { .. }
         | VolumeError::WrongKey { .. }
         | VolumeError::NoKeyslot { .. }
+        | VolumeError::NoToken { .. }
         | VolumeError::Library { .. } => 65,
     }
 }
@@ -299,6 +300,9 @@ fn volume_next_step(error: &VolumeError) -> Option<String> {
         }
         VolumeError::Refused { .. } => {
             "do not use this volume unless you know why its header says so; 'cryptsetup luksDump' shows it".to_owned()
+        }
+        VolumeError::NoToken { .. } => {
+            "'cryptsetup luksDump' shows the header's tokens; 'cryptsetup token remove' removes one".to_owned()
         }
         VolumeError::WrongKey { .. } => "check that this is the right volume for the key".to_owned(),
         _ => return None,

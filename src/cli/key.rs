@@ -64,6 +64,7 @@ pub struct Delete {
 #[command(after_help = "Examples:
   cryptattach key import /dev/vdb --key-file passphrase.txt
   printf %s \"$PASSPHRASE\" | cryptattach key import /dev/vdb --key-file -
+  cryptattach key import /dev/vda3 --token --key-file passphrase.txt     for the root of an installed system
   cryptattach key import /dev/vdc --plain --key-size 256 --key-file volume.key")]
 pub struct Import {
     /// The encrypted block device or file
@@ -77,6 +78,9 @@ pub struct Import {
     /// A detached LUKS header
     #[arg(long, value_name = "FILE")]
     header: Option<PathBuf>,
+    /// LUKS2: write into the header where the key is, so that attach and boot find it
+    #[arg(long, conflicts_with = "plain")]
+    token: bool,
     #[command(flatten)]
     plain: Plain,
     #[command(flatten)]
@@ -206,6 +210,7 @@ impl Import {
             header: self.header.as_deref(),
             plain: self.plain.parameters(),
             secret: read_secret(&self.key_file)?,
+            token: self.token,
             separation: self.separation.strictness(),
         };
         let reference = import::import(config, request)?;

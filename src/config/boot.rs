@@ -9,10 +9,16 @@ use std::{
 
 use serde::{Deserialize, Deserializer};
 
-use crate::{backend::MappingName, key::KeyReference};
+use crate::{
+    backend::MappingName,
+    key::{KeyReference, Place},
+};
 
 /// Whatever the configuration says, a boot does not wait longer.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+/// Where initramfs images are.
+pub const IMAGES: &str = "/boot";
 
 /// `[boot]`
 #[derive(Clone, Debug, Deserialize)]
@@ -134,6 +140,13 @@ impl Boot {
     /// The file system of `mounts` that a path is on.
     pub fn mount_of(&self, path: &Path) -> Option<&BootMount> {
         self.mounts.iter().filter(|mount| path.starts_with(&mount.at)).max_by_key(|mount| mount.at.as_os_str().len())
+    }
+}
+
+impl Boot {
+    /// Where the initramfs has copies of private keys, if it has any.
+    pub fn place(&self) -> Option<Place> {
+        self.secrets_in_image.then(|| Place::path("private keys in the initramfs", IMAGES, true))
     }
 }
 

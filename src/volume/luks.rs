@@ -140,6 +140,19 @@ impl LuksHeader {
         library::call(|| load(&self.image, device))
     }
 
+    /// Adds our token to the header on the device, through libcryptsetup: both copies, under its lock.
+    pub(super) fn write_token(&self, device: &Path, reference: &KeyReference) -> Result<(), VolumeError> {
+        let path = self.detached.as_deref().unwrap_or(device);
+        let add = || {
+            let mut context = CryptInit::init(path)?;
+            context.context_handle().load::<()>(Some(EncryptionFormat::Luks2), None)?;
+            let token = serde_json::to_value(Token::new(reference, Vec::new())).map_err(LibcryptErr::JsonError)?;
+            context.token_handle().json_set(TokenInput::AddToken(&token)).map(drop)
+        };
+        let failed = |source| VolumeError::Library { action: "write the token to", path: path.to_owned(), source };
+        library::call(add).map_err(failed)
+    }
+
     pub(super) fn verify_key(&self, key: &VolumeKey) -> Result<bool, VolumeError> {
         let failed = |source| VolumeError::Library { action: "check the key of", path: self.image.path(), source };
         let mut context = library::call(|| load_header(&self.image)).map_err(failed)?;

@@ -59,14 +59,9 @@ impl Site {
         // On this machine all of it is on one disk, which says nothing about the one that boots.
         let import =
             "$CRYPTATTACH --config host.toml key import root.img --key-file $TREE/passphrase --allow-shared --store";
-        site.net = site.sh(&format!("{import} net"));
         site.stick = site.sh(&format!("{import} stick"));
+        site.net = site.sh(&format!("{import} net --token"));
         site.sh("cp stick.owner.key keys/ && mke2fs -q -t ext4 -L keys -d keys stick.img 8M");
-        let token = format!(
-            r#"{{"type":"cryptattach","keyslots":[],"store":"net","key":"{}"}}"#,
-            site.net.strip_prefix("net/").unwrap()
-        );
-        site.sh(&format!("printf '%s' '{token}' | cryptsetup token import --json-file - root.img"));
         site
     }
 
@@ -104,6 +99,11 @@ impl Site {
 
     /// An initramfs for a configuration, made by the machine's mkinitramfs with our hook, once; and what the doctor says of it.
     pub fn initrd(&self, name: &str, configuration: &str) -> Initrd {
+        self.initrd_by("mkinitramfs", name, configuration)
+    }
+
+    /// Likewise, by `mkinitramfs` or `dracut`.
+    pub fn initrd_by(&self, maker: &str, name: &str, configuration: &str) -> Initrd {
         if let Some(made) = self.initrds.borrow().get(name) {
             return made.clone();
         }
@@ -124,6 +124,7 @@ impl Site {
         fs::write(files.join("etc/crypttab"), format!("root UUID={UUID} none luks,initramfs,discard\n")).unwrap();
         install(&files);
         let made = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/boot/make-initrd"))
+            .arg(maker)
             .args([&self.tree, &files, &out])
             .arg("cryptattach doctor --image /boot/initrd.img || echo unfit")
             .output()
@@ -182,6 +183,12 @@ fn install(files: &Path) {
     ] {
         let from = source.join("initramfs/initramfs-tools").join(script);
         copy(&from, &format!("{tools}/{script}"));
+    }
+    for file in ["module-setup.sh", "cryptattach-boot.service"] {
+        copy(
+            &source.join("initramfs/dracut/90cryptattach").join(file),
+            &format!("usr/lib/dracut/modules.d/90cryptattach/{file}"),
+        );
     }
     copy(Path::new(env!("CARGO_BIN_EXE_cryptattach")), "usr/sbin/cryptattach");
     let binary = files.join("usr/sbin/cryptattach");

@@ -19,6 +19,8 @@ pub const STORIES: &[Story] = &[
     ("a key that is not there is told and left to the system", no_such_key),
     ("when time is over the system asks as ever", out_of_time),
     ("a volume that is none of ours is left to the system at once", not_ours),
+    ("dracut: a directory on another disk opens the root", dracut),
+    ("dracut: a person is asked by systemd's way", dracut_person),
     ("the doctor finds what is missing and what should not be there", doctor),
 ];
 
@@ -184,6 +186,27 @@ fn not_ours(site: &Site, story: &str) {
     parts.disks = vec![("root".to_owned(), site.tree("root.img"))];
     let record = boots_by_the_system(&mut site.start(story, &parts));
     assert_eq!(record["volumes"][0]["result"], "not-ours");
+}
+
+fn dracut_parts(site: &Site) -> Parts {
+    let volume = format!("[[boot.volumes]]\nname = \"root\"\ndevice = \"UUID={UUID}\"\nkeys = [\"{}\"]\n", site.stick);
+    let initrd = site.initrd_by("dracut", "dracut", &format!("{volume}{STICK}"));
+    assert!(!initrd.doctor.contains("unfit"), "{}", initrd.doctor);
+    Parts { append: format!("rd.luks.name={UUID}=root rd.shell=0"), ..site.parts(&initrd) }
+}
+
+fn dracut(site: &Site, story: &str) {
+    let mut parts = dracut_parts(site);
+    parts.disks.push(("stick".to_owned(), site.file("stick.img")));
+    boots(&mut site.start(story, &parts), &site.stick);
+}
+
+fn dracut_person(site: &Site, story: &str) {
+    let mut machine = site.start(story, &dracut_parts(site));
+    machine.see("waiting for the disk LABEL=keys (");
+    machine.see("Please unlock disk root (it is being opened automatically, too): ");
+    machine.type_line(PASSPHRASE);
+    boots(&mut machine, "passphrase");
 }
 
 fn doctor(site: &Site, _: &str) {
