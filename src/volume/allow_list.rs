@@ -196,3 +196,31 @@ fn only<'a, T>(members: &'a std::collections::BTreeMap<String, T>, what: &str) -
 fn refused(why: String) -> Refusal {
     Refusal(why)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_keyslot_of_a_program_is_no_persons() {
+        let keyslot = json!({"type": "luks2", "key_size": 64, "area": {}});
+        let asks = |keyslots: &[&str], tokens: Value| {
+            let keyslots: serde_json::Map<_, _> =
+                keyslots.iter().map(|number| ((*number).to_owned(), keyslot.clone())).collect();
+            let metadata = json!({
+                "keyslots": keyslots, "tokens": tokens, "segments": {}, "digests": {}, "config": {},
+            });
+            asks_people(&serde_json::from_value(metadata).unwrap())
+        };
+        let ours = json!({"0": {"type": "cryptattach", "keyslots": ["0"]}});
+        assert!(!asks(&[], json!({})), "a strict volume");
+        assert!(asks(&["0"], json!({})));
+        assert!(!asks(&["0"], ours.clone()));
+        assert!(asks(&["0", "1"], ours));
+        assert!(!asks(&["2"], json!({"0": {"type": "clevis", "keyslots": ["2"]}})));
+        assert!(asks(&["3"], json!({"0": {"type": "systemd-recovery", "keyslots": ["3"]}})));
+        assert!(asks(&["0"], json!({"0": {"type": "odd", "keyslots": "0"}})), "a malformed token claims nothing");
+    }
+}

@@ -190,8 +190,8 @@ fn install(files: &Path) {
             &format!("usr/lib/dracut/modules.d/90cryptattach/{file}"),
         );
     }
-    copy(Path::new(env!("CARGO_BIN_EXE_cryptattach")), "usr/sbin/cryptattach");
-    let binary = files.join("usr/sbin/cryptattach");
+    copy(Path::new(env!("CARGO_BIN_EXE_cryptattach")), "usr/bin/cryptattach");
+    let binary = files.join("usr/bin/cryptattach");
     // Debug information would make the image ten times as large.
     assert!(Command::new("strip").arg(&binary).status().unwrap().success());
     fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
