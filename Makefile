@@ -1,5 +1,5 @@
 # The same targets in CI and on a laptop. Each installs what it misses.
-.PHONY: demo test test-unit test-host test-openstack test-vm bench-attach bench-stores
+.PHONY: demo test test-unit test-host test-openstack test-vm bench-attach bench-boot bench-stores
 
 demo:
 	scripts/demo
@@ -12,6 +12,9 @@ test-unit test-host test-openstack test-vm:
 
 bench-attach:
 	benches/attach
+
+bench-boot:
+	benches/boot
 
 bench-stores:
 	benches/stores

@@ -1,6 +1,6 @@
 //! crypttab(5): which volumes the distribution opens, and under which names. Debian's and systemd's words are both read.
 
-use std::path::{Path, PathBuf};
+use std::{fs, path::PathBuf};
 
 use super::Planned;
 use crate::{attach::Options, config::DeviceSpec};
@@ -60,13 +60,17 @@ pub fn from_kernel(command_line: &str) -> Vec<Planned> {
     planned
 }
 
-/// The crypttab of this boot: initramfs-tools' own with what the root file system needs, or the machine's.
-pub fn path() -> Option<&'static Path> {
-    ["/cryptroot/crypttab", "/etc/crypttab"].into_iter().map(Path::new).find(|path| path.exists())
+/// The entries of this boot's crypttab: initramfs-tools' own with what the root file system needs, or the machine's; `None` if
+/// there is none.
+pub fn of_this_boot() -> Option<Vec<Planned>> {
+    let text = ["/cryptroot/crypttab", "/etc/crypttab"].into_iter().find_map(|path| fs::read_to_string(path).ok());
+    text.as_deref().map(entries)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]

@@ -69,12 +69,20 @@ impl fmt::Display for Finding {
 pub fn examine(config: &Config, path: &Path) -> Result<Vec<Finding>, Error> {
     let failed = |source| BootError::Image { path: path.to_owned(), source };
     let initrd = Initrd::read(path).map_err(failed)?;
-    let wanted = image::image(config)?;
+    let crypttab = initrd.crypttab();
+    let wanted = image::image(config, crypttab)?;
+    if wanted.parts.is_empty() {
+        return Ok(vec![Finding::new(
+            "nothing to attach: neither [[boot.volumes]] nor the image's crypttab names a volume",
+            Health::Well,
+            None,
+        )]);
+    }
     let mut findings: Vec<Finding> = wanted.parts.iter().map(|part| examine_part(&initrd, part)).collect();
     findings.extend(libraries().iter().map(|library| examine_file(&initrd, "library", library)));
     findings.push(one_of(&initrd, "what starts it", &STARTS, "nothing calls cryptattach"));
     findings.push(one_of(&initrd, "a program that asks for a passphrase", &ASKS, "a person could not help"));
-    if image::needs_network(config)? {
+    if image::needs_network(config, crypttab)? {
         findings.push(one_of(&initrd, "what configures the network", &NETWORKS, "no store would be reached"));
     }
     findings.extend(wanted.kept_out.iter().map(|kept_out| {

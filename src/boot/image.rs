@@ -67,11 +67,14 @@ impl fmt::Display for KeptOut {
     }
 }
 
-/// What an image for this configuration needs.
-pub fn image(config: &Config) -> Result<Image, Error> {
-    let planned = plan(config);
+/// What an image for this configuration needs, if it has this crypttab: nothing, if the boot has nothing to attach.
+pub fn image(config: &Config, crypttab: Option<&str>) -> Result<Image, Error> {
+    let planned = plan(config, crypttab);
     let stores = stores(config, &planned);
     let mut image = Image::default();
+    if planned.is_empty() {
+        return Ok(image);
+    }
     let program = env::current_exe().map_err(Error::io("find this program's file"))?;
     image.parts.insert(Part::Program(program));
     image.parts.extend(CRYPT_MODULES.iter().map(|name| Part::Module((*name).to_owned())));
@@ -92,8 +95,8 @@ pub fn image(config: &Config) -> Result<Image, Error> {
 }
 
 /// Whether a store that the boot may ask is reached over the network.
-pub fn needs_network(config: &Config) -> Result<bool, Error> {
-    needs_network_for(config, &stores(config, &plan(config)))
+pub fn needs_network(config: &Config, crypttab: Option<&str>) -> Result<bool, Error> {
+    needs_network_for(config, &stores(config, &plan(config, crypttab)))
 }
 
 fn needs_network_for(config: &Config, stores: &BTreeSet<StoreName>) -> Result<bool, Error> {
@@ -256,11 +259,11 @@ mod tests {
     fn keeps_private_keys_out_unless_told_otherwise() {
         let folder = tempfile::tempdir().unwrap();
         let has = |image: &Image, name: &str| image.parts.contains(&Part::File(folder.path().join(name)));
-        let without = image(&config(folder.path(), "")).unwrap();
+        let without = image(&config(folder.path(), ""), None).unwrap();
         assert!(has(&without, "c.toml") && has(&without, "tpm.key") && !has(&without, "owner.key"));
         assert_eq!(without.kept_out.len(), 1, "the key on the mounted file system is no matter of the image");
         assert!(without.kept_out[0].to_string().contains("owner.key is not put into the initramfs"));
-        let with = image(&config(folder.path(), "secrets_in_image = true")).unwrap();
+        let with = image(&config(folder.path(), "secrets_in_image = true"), None).unwrap();
         assert!(has(&with, "owner.key") && with.kept_out.is_empty());
         assert!(with.parts.contains(&Part::Module("nls_cp437".to_owned())));
     }
@@ -268,6 +271,6 @@ mod tests {
     #[test]
     fn a_directory_needs_no_network() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(!needs_network(&config(folder.path(), "")).unwrap());
+        assert!(!needs_network(&config(folder.path(), ""), None).unwrap());
     }
 }

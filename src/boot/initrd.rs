@@ -20,9 +20,15 @@ const MOST_LINKS: usize = 40;
 /// No file in an image is larger; a length beyond it is no cpio archive.
 const MOST_FILE_BYTES: u64 = 1 << 30;
 
+/// Where an image has its crypttab: initramfs-tools, dracut.
+const CRYPTTABS: [&str; 2] = ["cryptroot/crypttab", "etc/crypttab"];
+
 /// What is in an image.
 #[derive(Default)]
-pub struct Initrd(BTreeMap<PathBuf, Entry>);
+pub struct Initrd {
+    entries: BTreeMap<PathBuf, Entry>,
+    crypttab: Option<String>,
+}
 
 /// A file or link of an image.
 pub enum Entry {
@@ -86,7 +92,7 @@ impl Initrd {
                 }
             }
         }
-        if image.0.is_empty() {
+        if image.entries.is_empty() {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "it is no initramfs: there is no cpio archive in it",
@@ -97,15 +103,20 @@ impl Initrd {
 
     /// What is at a path, links followed.
     pub fn find(&self, path: &Path) -> Option<&Entry> {
-        self.0.get(&self.resolve(path, &mut 0)?)
+        self.entries.get(&self.resolve(path, &mut 0)?)
     }
 
     /// All files, by their own paths.
     pub fn files(&self) -> impl Iterator<Item = (&Path, &Contents)> {
-        self.0.iter().filter_map(|(path, entry)| match entry {
+        self.entries.iter().filter_map(|(path, entry)| match entry {
             Entry::File(contents) => Some((path.as_path(), contents)),
             _ => None,
         })
+    }
+
+    /// The text of its crypttab, if it has one.
+    pub fn crypttab(&self) -> Option<&str> {
+        self.crypttab.as_deref()
     }
 
     fn resolve(&self, path: &Path, links: &mut usize) -> Option<PathBuf> {
@@ -114,16 +125,14 @@ impl Initrd {
             match component {
                 Component::Normal(name) => {
                     resolved.push(name);
-                    if let Some(Entry::Link(target)) = self.0.get(&resolved) {
+                    if let Some(Entry::Link(target)) = self.entries.get(&resolved) {
                         *links += 1;
                         if *links > MOST_LINKS {
                             return None;
                         }
                         resolved.pop();
-                        resolved = self
-                            .resolve(&resolved.join(target.strip_prefix("/").unwrap_or(target)), links)
-                            .filter(|_| target.is_relative())
-                            .or_else(|| self.resolve(target, links))?;
+                        let target = if target.is_absolute() { target.clone() } else { resolved.join(target) };
+                        resolved = self.resolve(&target, links)?;
                     }
                 }
                 Component::ParentDir => {
@@ -185,7 +194,10 @@ impl Initrd {
             };
             let path: PathBuf =
                 Path::new(&name).components().filter(|part| matches!(part, Component::Normal(_))).collect();
-            self.0.insert(path, entry);
+            if CRYPTTABS.iter().any(|crypttab| path == Path::new(crypttab)) {
+                self.crypttab = Some(String::from_utf8_lossy(&contents).into_owned());
+            }
+            self.entries.insert(path, entry);
         }
     }
 }

@@ -33,8 +33,8 @@ use self::{
 };
 use crate::{
     attach::Options,
-    backend::{Activate, MappingName},
-    config::{Config, DeviceSpec},
+    backend::{self, Activate, MappingName},
+    config::{BootVolume, Config, DeviceSpec},
     error::{Error, chain},
     key::{KeyReference, SecretBytes},
     volume::{self, Volume, VolumeError},
@@ -58,6 +58,15 @@ pub struct Planned {
     pub options: Options,
     /// The configuration names it: then it has to be ours. Otherwise its token tells.
     pub configured: bool,
+}
+
+impl Planned {
+    fn configured(volume: &BootVolume) -> Self {
+        let BootVolume { name, device, keys, header, read_only, allow_discards, no_read_workqueue, no_write_workqueue } =
+            volume.clone();
+        let options = Options { read_only, allow_discards, no_read_workqueue, no_write_workqueue };
+        Self { name, device, header, keys, options, configured: true }
+    }
 }
 
 /// A boot did not attach all its volumes.
@@ -148,9 +157,9 @@ struct Boot {
     deadline: Instant,
 }
 
-/// Attaches the volumes of this boot.
-pub fn boot(config: Config) -> Result<(), Error> {
-    let planned = plan(&config);
+/// Attaches the volumes of this boot; `crypttab` is its text, if it is another than this boot's.
+pub fn boot(config: Config, crypttab: Option<&str>) -> Result<(), Error> {
+    let planned = plan(&config, crypttab);
     let mut boot = Boot::new(config, planned);
     boot.start();
     while !boot.is_over() {
@@ -159,38 +168,22 @@ pub fn boot(config: Config) -> Result<(), Error> {
     boot.end()
 }
 
-/// The volumes: those of the configuration, or of crypttab, or all that are here and ours.
-pub fn plan(config: &Config) -> Vec<Planned> {
-    let configured = config.boot.volumes.iter().map(|volume| Planned {
-        name: volume.name.clone(),
-        device: volume.device.clone(),
-        header: volume.header.clone(),
-        keys: volume.keys.clone(),
-        options: Options {
-            read_only: volume.read_only,
-            allow_discards: volume.allow_discards,
-            no_read_workqueue: volume.no_read_workqueue,
-            no_write_workqueue: volume.no_write_workqueue,
-        },
-        configured: true,
-    });
-    let configured: Vec<Planned> = configured.collect();
-    if !configured.is_empty() {
-        return configured;
+/// The volumes: those of the configuration, or of crypttab (its text, if it is not the one of this boot), or, where there is
+/// none, all that are here and ours.
+pub fn plan(config: &Config, crypttab: Option<&str>) -> Vec<Planned> {
+    if !config.boot.volumes.is_empty() {
+        return config.boot.volumes.iter().map(Planned::configured).collect();
     }
-    let text = |path: &Path| fs::read_to_string(path).unwrap_or_default();
-    let mut listed = crypttab::path().map(|path| crypttab::entries(&text(path))).unwrap_or_default();
-    let from_kernel = crypttab::from_kernel(&text(Path::new("/proc/cmdline")));
-    listed.extend(
-        from_kernel
-            .into_iter()
-            .filter(|planned| listed.iter().all(|other| other.device != planned.device))
-            .collect::<Vec<_>>(),
-    );
-    if !listed.is_empty() {
-        return listed;
+    let Some(mut listed) = crypttab.map(crypttab::entries).or_else(crypttab::of_this_boot) else {
+        return present(config);
+    };
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    for planned in crypttab::from_kernel(&command_line) {
+        if listed.iter().all(|other| other.device != planned.device) {
+            listed.push(planned);
+        }
     }
-    present(config)
+    listed
 }
 
 /// The LUKS2 devices that are here, with a token for a store that is configured.
@@ -245,6 +238,7 @@ impl Boot {
             let (planned, sources, sender) = (planned.clone(), self.sources.clone(), self.sender.clone());
             thread::spawn(move || {
                 let report = match sources.find(number, &planned) {
+                    Ok(volume) if is_attached(&planned, &volume) => Report::Attached(number, By::Before),
                     Ok(volume) if planned.configured || volume.luks().is_some_and(|luks| luks.reference.is_some()) => {
                         Report::Found(number, Arc::new(volume))
                     }
@@ -430,6 +424,12 @@ impl Boot {
         self.record.end(&left, self.config.boot.total);
         if names.is_empty() { Ok(()) } else { Err(BootError::Unfinished(names).into()) }
     }
+}
+
+fn is_attached(planned: &Planned, volume: &Volume) -> bool {
+    let active =
+        backend::choose(None, &volume.device).and_then(|backend| backend.active(volume, &activation(planned, volume)));
+    active.is_ok_and(|mapping| mapping.is_some())
 }
 
 fn report_attached(sender: &Sender<Report>, number: usize, by: By, attached: Result<(), Error>) {

@@ -32,6 +32,8 @@ pub enum By {
     Store(KeyReference),
     /// A person.
     Passphrase,
+    /// It was attached before.
+    Before,
     /// Nothing yet: the device or its header.
     Device,
 }
@@ -41,6 +43,7 @@ impl fmt::Display for By {
         match self {
             Self::Store(key) => key.fmt(f),
             Self::Passphrase => f.write_str("passphrase"),
+            Self::Before => f.write_str("another program"),
             Self::Device => f.write_str("device"),
         }
     }

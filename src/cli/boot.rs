@@ -1,6 +1,6 @@
 //! `cryptattach boot`
 
-use std::process::ExitCode;
+use std::{fs, path::PathBuf, process::ExitCode};
 
 use clap::Args;
 
@@ -26,23 +26,29 @@ pub struct Boot {
     /// Only print what an initramfs for this machine needs, one per line
     #[arg(long)]
     image_parts: bool,
+    /// Another crypttab than that of the initramfs or /etc
+    #[arg(long, value_name = "FILE")]
+    crypttab: Option<PathBuf>,
 }
 
 impl Boot {
     pub(super) fn run(&self, global: &Global) -> Result<ExitCode, Error> {
         let config = global.config()?;
+        let read = |path: &PathBuf| fs::read_to_string(path).map_err(Error::io(format!("read {}", path.display())));
+        let crypttab = self.crypttab.as_ref().map(read).transpose()?;
+        let crypttab = crypttab.as_deref();
         if self.needs_network {
-            return Ok(ExitCode::from(u8::from(!image::needs_network(&config)?)));
+            return Ok(ExitCode::from(u8::from(!image::needs_network(&config, crypttab)?)));
         }
         if self.image_parts {
-            let image = image::image(&config)?;
+            let image = image::image(&config, crypttab)?;
             for kept_out in &image.kept_out {
                 tracing::warn!("{kept_out}");
             }
             image.parts.iter().for_each(|part| println!("{part}"));
             return Ok(ExitCode::SUCCESS);
         }
-        match boot::boot(config) {
+        match boot::boot(config, crypttab) {
             // It has been told, volume by volume.
             Err(error @ Error::Boot(BootError::Unfinished(_))) => Ok(ExitCode::from(exit_code(&error))),
             booted => booted.map(|()| ExitCode::SUCCESS),

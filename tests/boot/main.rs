@@ -1,6 +1,7 @@
 //! The boot tests: Debian's own initramfs, with our hook, boots a machine from an encrypted root. Run by `scripts/test vm`;
 //! a word on the command line picks the stories whose names contain it. Consoles are kept in target/boot-logs.
 
+mod bench;
 mod machine;
 mod site;
 mod stories;
@@ -24,6 +25,10 @@ fn main() -> ExitCode {
         && verb == "swift-connection"
     {
         swift::serve(Path::new(folder));
+        return ExitCode::SUCCESS;
+    }
+    if arguments == ["bench"] {
+        bench::compare(&Site::make());
         return ExitCode::SUCCESS;
     }
     let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|word| name.contains(word.as_str()));

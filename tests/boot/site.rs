@@ -20,6 +20,20 @@ use crate::{
 pub const UUID: &str = "11111111-2222-3333-4444-555555555555";
 pub const PASSPHRASE: &str = "passphrase";
 
+/// A tree that machines are made of, with more packages: make-image's folder.
+pub fn tree(packages: &[&str]) -> PathBuf {
+    let home = std::env::var_os("HOME").expect("HOME is not set");
+    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| Path::new(&home).join(".cache"), PathBuf::from);
+    let made = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/boot/make-image"))
+        .arg(cache.join("cryptattach/boot"))
+        .args(packages)
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "the machines' tree could not be made (see above)");
+    String::from_utf8(made.stdout).unwrap().trim_end().into()
+}
+
 /// The files of a run, gone with the value.
 pub struct Site {
     tree: PathBuf,
@@ -33,15 +47,7 @@ pub struct Site {
 impl Site {
     /// Makes all that does not differ between the stories.
     pub fn make() -> Self {
-        let home = std::env::var_os("HOME").expect("HOME is not set");
-        let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| Path::new(&home).join(".cache"), PathBuf::from);
-        let made = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/boot/make-image"))
-            .arg(cache.join("cryptattach/boot"))
-            .stderr(Stdio::inherit())
-            .output()
-            .unwrap();
-        assert!(made.status.success(), "the machines' tree could not be made (see above)");
-        let tree: PathBuf = String::from_utf8(made.stdout).unwrap().trim_end().into();
+        let tree = tree(&[]);
         let folder = tempfile::Builder::new().prefix("cryptattach-site").tempdir_in("/var/tmp").unwrap();
         let mut site = Self { tree, folder, initrds: RefCell::default(), net: String::new(), stick: String::new() };
         site.sh("for name in net stick; do

@@ -24,7 +24,8 @@ pub const STORIES: &[Story] = &[
     ("the doctor finds what is missing and what should not be there", doctor),
 ];
 
-const NET: &str = "[stores.net]\ntype = \"swift\"\ncloud = \"net\"\nclouds = \"clouds.yaml\"\nowner = \"net.owner.pem\"\n\
+/// The configuration of the network store.
+pub const NET: &str = "[stores.net]\ntype = \"swift\"\ncloud = \"net\"\nclouds = \"clouds.yaml\"\nowner = \"net.owner.pem\"\n\
     no_escrow = true\nidentities = [\"net.owner.key\"]\n";
 const STICK: &str = "[stores.stick]\ntype = \"directory\"\npath = \"/mnt/keys/stick\"\nowner = \"stick.owner.pem\"\n\
     no_escrow = true\nidentities = [\"/mnt/keys/stick.owner.key\"]\n\
@@ -44,7 +45,8 @@ fn both_initrd(site: &Site) -> Initrd {
     site.initrd("both", &format!("[boot]\nsecrets_in_image = true\n{volume}{NET}{STICK}"))
 }
 
-fn with_network(site: &Site, initrd: &Initrd, server: &str) -> Parts {
+/// A machine with a network card; a command answers at the store's address.
+pub fn with_network(site: &Site, initrd: &Initrd, server: &str) -> Parts {
     Parts { server: Some(server.to_owned()), append: STATIC.to_owned(), ..site.parts(initrd) }
 }
 
