@@ -114,8 +114,8 @@ enum Report {
     Waiting,
     /// Its device is there.
     Found(usize, Arc<Volume>),
-    /// It has no token of ours: the distribution opens it.
-    NotOurs(usize),
+    /// It has no token of ours, or a header that is none of ours: the distribution opens it.
+    NotOurs(usize, Option<Error>),
     /// A source has failed for good.
     Failed(usize, By, Error),
     /// No source is left.
@@ -242,9 +242,9 @@ impl Boot {
                     Ok(volume) if planned.configured || volume.luks().is_some_and(|luks| luks.reference.is_some()) => {
                         Report::Found(number, Arc::new(volume))
                     }
-                    Ok(_) => Report::NotOurs(number),
+                    Ok(_) => Report::NotOurs(number, None),
                     // What crypttab lists may be anything.
-                    Err(Error::Volume(_)) if !planned.configured => Report::NotOurs(number),
+                    Err(error @ Error::Volume(_)) if !planned.configured => Report::NotOurs(number, Some(error)),
                     Err(error) => {
                         let _ = sender.send(Report::Failed(number, By::Device, error));
                         Report::GaveUp(number)
@@ -279,16 +279,16 @@ impl Boot {
                 self.ask_all_sources(number, &volume);
                 self.states[number] = State::Found(volume);
             }
-            Report::NotOurs(number) => {
-                self.record.not_ours(number);
+            Report::NotOurs(number, why) => {
+                self.record.not_ours(number, why.as_ref());
                 self.states[number] = State::Done;
             }
             Report::Failed(number, by, error) => self.record.failed(number, &by, &error),
             Report::GaveUp(number) => {
                 self.states[number] = match std::mem::replace(&mut self.states[number], State::Awaited) {
                     State::Found(volume) => State::GaveUp(Some(volume)),
-                    State::Done => State::Done,
-                    State::Awaited | State::GaveUp(_) => State::GaveUp(None),
+                    State::Awaited => State::GaveUp(None),
+                    settled => settled,
                 }
             }
             Report::Attached(number, by) => {
@@ -448,4 +448,28 @@ fn activation(planned: &Planned, volume: &Volume) -> Activate {
 /// In one line for a log.
 fn line(error: &Error) -> String {
     chain(error).trim_end().replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        fs::write(&path, text).unwrap();
+        Config::read(&path).unwrap()
+    }
+
+    #[test]
+    fn the_configurations_volumes_go_before_crypttabs() {
+        let crypttab = Some("root UUID=aa none luks\ndata UUID=bb none luks,discard\n");
+        let names = |config: &Config| {
+            plan(config, crypttab).into_iter().map(|planned| planned.name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&config("")), ["root", "data"]);
+        let one = "[[boot.volumes]]\nname = 'system'\ndevice = 'LABEL=root'\n";
+        assert_eq!(names(&config(one)), ["system"]);
+        assert!(plan(&config(""), Some("")).is_empty(), "a crypttab without entries is no reason to look around");
+    }
 }

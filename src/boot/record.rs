@@ -143,8 +143,12 @@ impl Record {
     }
 
     /// A volume is none of ours.
-    pub fn not_ours(&mut self, number: usize) {
-        self.facts.volumes[number].result = Outcome::NotOurs;
+    pub fn not_ours(&mut self, number: usize, why: Option<&Error>) {
+        let facts = &mut self.facts.volumes[number];
+        facts.result = Outcome::NotOurs;
+        let why = why.map_or_else(|| "it has no token of ours".to_owned(), line);
+        let text = format!("{} is left to the system: {why}", facts.name);
+        self.note(&text);
         self.write();
     }
 
