@@ -150,8 +150,10 @@ struct Boot {
     reports: Receiver<Report>,
     sender: Sender<Report>,
     prompt: Option<Prompt>,
-    /// When the prompt is shown.
-    prompt_at: Instant,
+    /// When each volume was found, or else the start.
+    found: Vec<Instant>,
+    /// Before that no prompt is shown.
+    no_prompt_before: Instant,
     /// On how many volumes a passphrase is being tried.
     trying: usize,
     deadline: Instant,
@@ -209,7 +211,7 @@ fn present(config: &Config) -> Vec<Planned> {
 impl Boot {
     fn new(mut config: Config, planned: Vec<Planned>) -> Self {
         let start = Instant::now();
-        let (deadline, prompt_at) = (start + config.boot.total, start + config.boot.prompt_after);
+        let deadline = start + config.boot.total;
         // A store that is not there yet may come: it is tried as long as the boot lasts.
         for store in config.stores.values_mut() {
             store.network.total_seconds = config.boot.total.as_secs_f64();
@@ -218,6 +220,7 @@ impl Boot {
         let (sender, reports) = mpsc::channel();
         Self {
             states: planned.iter().map(|_| State::Awaited).collect(),
+            found: vec![start; planned.len()],
             claims: planned.iter().map(|_| Arc::default()).collect(),
             sources: Arc::new(Sources::new(config.clone(), deadline, sender.clone())),
             record: Record::begin(&planned),
@@ -226,7 +229,7 @@ impl Boot {
             reports,
             sender,
             prompt: None,
-            prompt_at,
+            no_prompt_before: start,
             trying: 0,
             deadline,
         }
@@ -278,6 +281,7 @@ impl Boot {
             Report::Found(number, volume) => {
                 self.ask_all_sources(number, &volume);
                 self.states[number] = State::Found(volume);
+                self.found[number] = Instant::now();
             }
             Report::NotOurs(number, why) => {
                 self.record.not_ours(number, why.as_ref());
@@ -305,7 +309,7 @@ impl Boot {
                 match answer {
                     Some(passphrase) => self.try_passphrase(passphrase),
                     // Whatever the matter is, it is not shown again at once.
-                    None => self.prompt_at = self.deadline,
+                    None => self.no_prompt_before = self.deadline,
                 }
             }
             Report::Tried(number, tried) => self.tried(number, tried),
@@ -343,11 +347,11 @@ impl Boot {
 
     /// When a prompt is to be shown: not while one is, and not without a volume that a passphrase could open.
     fn prompt_due(&self) -> Option<Instant> {
-        (self.prompt.is_none()
-            && self.trying == 0
-            && self.prompt_at < self.deadline
-            && !self.waits_for_a_person().is_empty())
-        .then_some(self.prompt_at)
+        if self.prompt.is_some() || self.trying > 0 || self.no_prompt_before >= self.deadline {
+            return None;
+        }
+        let first = self.waits_for_a_person().into_iter().map(|number| self.found[number]).min()?;
+        Some((first + self.config.boot.prompt_after).max(self.no_prompt_before))
     }
 
     /// The volumes that a passphrase could open now.
@@ -373,9 +377,9 @@ impl Boot {
             }
             Some(Err(error)) => {
                 self.record.say(&format!("cannot ask for a passphrase: {error}"));
-                self.prompt_at = self.deadline;
+                self.no_prompt_before = self.deadline;
             }
-            None => self.prompt_at = self.deadline,
+            None => self.no_prompt_before = self.deadline,
         }
     }
 
@@ -405,7 +409,7 @@ impl Boot {
             Err(error) => self.record.failed(number, &By::Passphrase, &error),
         }
         // For what is left, once all have tried it.
-        self.prompt_at = Instant::now();
+        self.no_prompt_before = Instant::now();
     }
 
     /// All is attached; or time is over; or only a person could help, and the distribution asks them as well.

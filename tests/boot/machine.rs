@@ -160,8 +160,7 @@ impl Machine {
 
     /// Plugs in a disk.
     pub fn plug(&mut self, serial: &str, file: &Path) {
-        // As read-only as `snapshot=on` would have it, without a layer to throw writes away.
-        let block = json!({"driver": "raw", "node-name": serial, "read-only": true, "file": {"driver": "file", "filename": file}});
+        let block = json!({"driver": "raw", "node-name": serial, "file": {"driver": "file", "filename": file}});
         self.qmp("blockdev-add", block);
         self.qmp("device_add", json!({"driver": "virtio-blk-pci", "id": serial, "drive": serial, "serial": serial}));
     }
