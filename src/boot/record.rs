@@ -17,6 +17,7 @@ use crate::{cli, error::Error};
 /// The record of a boot.
 pub struct Record {
     start: Instant,
+    is_journal: bool,
     kernel: Option<File>,
     log: Option<File>,
     facts: Facts,
@@ -85,14 +86,19 @@ impl Record {
         });
         let facts =
             Facts { version: 1, started: uptime(), seconds: None, prompt_after: None, volumes: volumes.collect() };
-        let record = Self { start: Instant::now(), kernel, log, facts };
+        let record = Self { start: Instant::now(), is_journal, kernel, log, facts };
         record.write();
         record
     }
 
     /// Says a line.
     pub fn say(&mut self, text: &str) {
-        eprintln!("cryptattach: {text}");
+        // The journal knows who says it.
+        if self.is_journal {
+            eprintln!("{text}")
+        } else {
+            eprintln!("cryptattach: {text}")
+        }
         self.note(text);
     }
 
