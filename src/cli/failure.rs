@@ -38,7 +38,7 @@ pub const EXIT_CODES: &str = "Exit codes:
   76  the store's answer is no sealed key
   77  permission denied, here or by the key store
   78  the configuration is missing or wrong, or an initramfs does not fit it
-  79  boot: not all volumes could be attached in time
+  81  boot: not all volumes could be attached in time
 
 Files:
   /etc/cryptattach/cryptattach.toml   configuration (--config, CRYPTATTACH_CONFIG)
@@ -84,7 +84,7 @@ pub fn exit_code(error: &Error) -> u8 {
 
 fn boot(error: &BootError) -> u8 {
     match error {
-        BootError::Unfinished(_) => 79,
+        BootError::Unfinished(_) => 81,
         BootError::TooLate { .. } => 69,
         BootError::Mount { .. } | BootError::Image { .. } => 74,
         BootError::Unfit(_) => 78,
