@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::{ArgGroup, Args, Subcommand};
@@ -79,6 +80,9 @@ pub struct Show {
 pub struct Rotate {
     /// The store
     name: StoreName,
+    /// Delete container keys that have not been the current one for so long; Swift may list a key late, by up to a week
+    #[arg(long, value_name = "DAYS", default_value_t = 7)]
+    keep_days: u32,
 }
 
 /// One element of Swift's ACLs; `.r:*` would open the container to everyone.
@@ -179,7 +183,8 @@ impl Rotate {
         let bar = ProgressBar::new(0);
         let style = ProgressStyle::with_template("{bar:40} {pos} of {len} keys, {eta} left");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        let rotation = Keys::open(&config, &self.name, None)?.rotate(&|done, all| {
+        let keep = Duration::from_secs(u64::from(self.keep_days) * 24 * 3600);
+        let rotation = Keys::open(&config, &self.name, None)?.rotate(keep, &|done, all| {
             bar.set_length(all as u64);
             bar.set_position(done as u64);
         })?;

@@ -1,14 +1,17 @@
 //! Rotation: the next container key, and all keys sealed anew under it.
 //!
 //! It can be stopped at any point and started again: the container says that a rotation is under way until it is finished.
-//! The key before the current one stays until the next rotation, for another host may just have sealed a key under it.
+//! The keys before the current one stay for a while: another host may just have sealed a key under one of them, and a store
+//! like Swift may list a key only days after it was written.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use super::{Container, now};
@@ -54,17 +57,26 @@ impl Container {
 
     /// Makes the next container key and seals all keys anew; or if that was begun and not finished, finishes it.
     ///
-    /// `progress` is told how many keys are done, and how many there are.
-    pub fn rotate(&self, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Rotation, Error> {
+    /// Container keys that have not been the current one for `keep` are deleted. `progress` is told how many keys are done,
+    /// and how many there are.
+    pub fn rotate(&self, keep: Duration, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Rotation, Error> {
         let keys = self.container_keys()?;
         let target = match keys.current()? {
             None => self.make_key(None)?,
-            Some(Current { epoch, rotating: true }) => self.trusted_key(epoch)?,
-            Some(Current { epoch, rotating: false }) => self.make_key(Some(&*self.trusted_key(epoch)?))?,
+            Some(Current { epoch, rotating }) => {
+                let current = self.trusted_key(epoch)?;
+                // Begun for others than it would be begun for now, it is no end of a withdrawal.
+                let goes_on = rotating && self.is_for_those_configured(&keys.get(epoch)?)?;
+                if goes_on { current } else { self.make_key(Some(&current))? }
+            }
         };
         let mut rotation = self.reseal_all(&target, progress)?;
         if rotation.failed.is_empty() {
             for epoch in keys.epochs()?.into_iter().filter(|epoch| epoch.next() < target.epoch()) {
+                let since = now().saturating_sub(self.container_key(epoch.next())?.created());
+                if since < keep.as_secs() {
+                    break;
+                }
                 keys.delete(epoch)?;
                 rotation.deleted.push(epoch);
             }
@@ -81,11 +93,14 @@ impl Container {
         let sealed = key.seal_to(&seal::recipients(files)?, now())?;
         let keys = self.container_keys()?;
         match keys.create(key.epoch(), &sealed) {
-            // A rotation that was killed between making its key and announcing it.
-            Err(StoreError::Exists { .. }) if previous.is_some() => {
+            // Its maker was killed before announcing it.
+            Err(StoreError::Exists { .. }) => {
                 let left = self.container_key(key.epoch())?;
-                if !previous.map(|previous| left.follows(previous)).transpose()?.unwrap_or(false) {
+                if !previous.map_or(Ok(true), |previous| left.follows(previous))? {
                     return Err(super::TrustError::Unproven(self.key_id(key.epoch())).into());
+                }
+                if !self.is_for_those_configured(&keys.get(key.epoch())?)? {
+                    return self.make_key(Some(&left));
                 }
             }
             created => created?,
@@ -98,6 +113,13 @@ impl Container {
         let current = Current { epoch: key.epoch(), rotating: previous.is_some() };
         keys.set_current(&current, &key.fingerprint()?)?;
         Ok(key)
+    }
+
+    /// Whether a container key is sealed to the owner, the escrow and the hosts that the configuration names, and no others.
+    fn is_for_those_configured(&self, sealed: &SealedKey) -> Result<bool, Error> {
+        let files = self.sealing.owner.iter().chain(&self.sealing.escrow).chain(&self.sealing.hosts);
+        let configured = seal::kids(files)?;
+        Ok(sealed.recipient_kids().map(str::to_owned).collect::<BTreeSet<_>>() == configured)
     }
 
     fn key_id(&self, epoch: Epoch) -> ContainerKeyId {

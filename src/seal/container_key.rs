@@ -31,6 +31,8 @@ pub struct ContainerKey {
     key: SecretBytes,
     /// The proof by the key before this one.
     proof: Option<String>,
+    /// Seconds since 1970-01-01 UTC at which it was sealed; authentic, but only as right as its maker's clock.
+    created: u64,
 }
 
 /// The `cryptattach` member of a container key's protected header.
@@ -67,7 +69,12 @@ impl ContainerKey {
 
     fn of(container: &StoreName, epoch: Epoch, key: SecretBytes) -> Self {
         let id = ContainerKeyId { container: container.clone(), epoch };
-        Self { kid: id.to_string(), id, key, proof: None }
+        Self { kid: id.to_string(), id, key, proof: None, created: 0 }
+    }
+
+    /// When it was sealed, if it was opened: seconds since 1970-01-01 UTC.
+    pub fn created(&self) -> u64 {
+        self.created
     }
 
     /// Its number.
@@ -105,7 +112,7 @@ impl ContainerKey {
         let read: Read<'_> = read_json(&content)?;
         let key = decode_bytes(read.container_key)?.filter(|key| key.len() == KEY_BYTES);
         let key = key.ok_or_else(|| SealError::Payload(format!("no container key of {KEY_BYTES} bytes")))?;
-        Ok(Self { proof: read.proof, ..Self::of(&id.container, id.epoch, key) })
+        Ok(Self { proof: read.proof, created: context.created, ..Self::of(&id.container, id.epoch, key) })
     }
 
     /// Whether this is the key that `previous` was followed by.

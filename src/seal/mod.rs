@@ -42,7 +42,7 @@ mod owner;
 mod payload;
 mod rsa_oaep;
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use openssl::error::ErrorStack;
@@ -85,6 +85,11 @@ pub trait Identity {
 pub fn recipients<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Result<Vec<Box<dyn Recipient>>, SealError> {
     let read = |path: &PathBuf| OwnerRecipient::read(path).map(|recipient| Box::new(recipient) as Box<dyn Recipient>);
     files.into_iter().map(read).collect()
+}
+
+/// The key ids of the holders of public keys in PEM files.
+pub fn kids<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Result<BTreeSet<String>, SealError> {
+    files.into_iter().map(|path| Ok(OwnerRecipient::read(path)?.kid().to_owned())).collect()
 }
 
 /// Seals a content to its recipients, bound to its context.
