@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::unistd::geteuid;
 use serde::Deserialize;
 
 use crate::{key::StoreName, volume::PlainHash};
@@ -38,7 +39,7 @@ pub struct Config {
     /// The stores by name.
     #[serde(default)]
     pub stores: BTreeMap<StoreName, StoreConfig>,
-    /// Directory for what this host has to remember: which container keys it trusts.
+    /// Directory for what this host has to remember: which container keys it trusts. Root's; others have one of their own.
     #[serde(default = "state")]
     pub state: PathBuf,
     /// The file itself: it is a place, too.
@@ -126,6 +127,15 @@ impl Default for Network {
 
 fn state() -> PathBuf {
     "/var/lib/cryptattach".into()
+}
+
+/// Where a user other than root remembers: what root has written is not theirs to read or write (systemd.exec(5), and the
+/// XDG base directory specification).
+fn own_state() -> Option<PathBuf> {
+    let first = |name| env::split_paths(&env::var_os(name)?).next().filter(|path| path.is_absolute());
+    first("STATE_DIRECTORY")
+        .or_else(|| first("XDG_STATE_HOME").map(|folder| folder.join("cryptattach")))
+        .or_else(|| first("HOME").map(|folder| folder.join(".local/state/cryptattach")))
 }
 
 /// The configuration cannot be used.
@@ -221,6 +231,9 @@ impl Config {
             for file in store.files() {
                 *file = resolve(folder, file)?;
             }
+        }
+        if !geteuid().is_root() {
+            config.state = own_state().unwrap_or(config.state);
         }
         Ok(config)
     }
