@@ -139,13 +139,6 @@ impl Ground {
         Ok(luks.image.write_to(target, HEADER_BYTES).map_err(DeviceError::io("write the header of", path))?)
     }
 
-    /// Makes the device blank again that [`Ground::write`] has written a header to.
-    pub fn erase_header(&self) -> Result<(), Error> {
-        let zeroes = vec![0; HEADER_BYTES.min(self.device.size_bytes) as usize];
-        let erase = || self.data.write_all_at(&zeroes, 0).and_then(|()| self.data.sync_all());
-        Ok(erase().map_err(DeviceError::io("erase the header of", &self.device.path))?)
-    }
-
     /// Old signatures that the header does not cover: file systems' and GPT's at the start, and at the end GPT's
     /// second copy, RAID members', ZFS labels.
     fn erase_signatures(&self) -> std::io::Result<()> {

@@ -60,6 +60,7 @@ pub fn attach(config: &Config, request: &Request, caller: Option<SecretBytes>) -
     if let Some(mapping) = attached_already(request)? {
         return Ok(mapping);
     }
+    request.link.as_deref().map_or(Ok(()), can_lead)?;
     let plain = request.plain.then(|| plain(config, request));
     match volume::find(&request.device, None, plain.as_ref()) {
         Err(VolumeError::NoHeader { found: None, .. }) => format_first(config, request, copy(caller.as_ref())?)?,
@@ -152,25 +153,42 @@ fn format_first(config: &Config, request: &Request, caller: Option<SecretBytes>)
         separation: Strictness::default(),
     };
     let ground = Ground::claim(&plan)?;
-    if let Some(at) = ground.first_data()? {
-        return Err(Error::NotBlank {
-            path: request.device.clone(),
-            found: format!("data at byte {at}, of no known kind"),
-        });
-    }
+    blank(request, &ground)?;
     let (key, passphrase) = (VolumeKey::random(plan.key_size)?, unused.object.passphrase()?);
     let volume = format::plan(&plan, &ground.device, &request.key, &key, Some(&passphrase))?;
     let report = attach::separate(config, &container, &request.key, &volume, request.target.as_ref(), plan.separation)?;
+    // The key is this volume's before anything is written: of two hosts that attach it for the first time, one comes first.
+    unused.mark(&container, &request.key, &volume)?;
+    check_claim(&container, &request.key, &volume)?;
+    blank(request, &ground)?;
     ground.write(&volume)?;
-    let written = || {
-        volume::probe(&request.device, None)?.unlock(&passphrase)?;
-        unused.mark(&container, &request.key, &volume)
-    };
-    // A header without the mark that its key is used must not stay; there was nothing before it.
-    written().inspect_err(|_| drop(ground.erase_header()))?;
+    volume::probe(&request.device, None)?.unlock(&passphrase)?;
     tracing::warn!("{} was blank and its key unused: it is formatted now", request.device.display());
     attach::record("format", config, &request.key, &volume, Some(&request.name), &report);
     Ok(())
+}
+
+fn blank(request: &Request, ground: &Ground) -> Result<(), Error> {
+    match ground.first_data()? {
+        None => Ok(()),
+        Some(at) => {
+            let found = format!("data at byte {at}, of no known kind");
+            Err(Error::NotBlank { path: request.device.clone(), found })
+        }
+    }
+}
+
+/// No store has compare-and-swap: that another host marked the key as well shows only afterwards.
+fn check_claim(container: &Container, key: &KeyReference, volume: &Volume) -> Result<(), Error> {
+    let marked_for = match container.fetch(&key.key, None)? {
+        Fetched::Released(Released { used_for, .. }) => used_for,
+        Fetched::Sealed(Opened { context, .. }) => context.volume.map(|uuid| uuid.to_string()),
+    };
+    match marked_for {
+        Some(uuid) if volume.uuid().is_some_and(|ours| ours.to_string() == uuid) => Ok(()),
+        Some(volume) => Err(Error::KeyUsed { key: key.clone(), volume }),
+        None => Err(Error::ReadBack(key.clone())),
+    }
 }
 
 /// A key that no volume was formatted with yet.
@@ -214,11 +232,25 @@ impl Unused {
     }
 }
 
+/// Whether a link can be put there: nothing but a link is ever replaced.
+fn can_lead(link: &Path) -> Result<(), Error> {
+    let refused = |why: &str| Err(Error::Usage(format!("'link': {} {why}", link.display())));
+    if !link.is_absolute() {
+        return refused("is no absolute path");
+    }
+    if !link.parent().is_some_and(Path::is_dir) {
+        return refused("would be in no such folder");
+    }
+    match fs::symlink_metadata(link) {
+        Ok(there) if !there.is_symlink() => refused("is no symbolic link"),
+        _ => Ok(()),
+    }
+}
+
 /// Makes the link lead to the device, whatever it led to before, at once.
 fn point(link: &Path, device: &Path) -> Result<(), Error> {
     let replace = || -> io::Result<()> {
         let folder = link.parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(folder)?;
         let new = tempfile::Builder::new().prefix(".cryptattach").make_in(folder, |path| symlink(device, path))?;
         new.persist(link).map_err(|refused| refused.error).map(drop)
     };

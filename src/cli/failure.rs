@@ -135,7 +135,10 @@ fn http(error: &HttpError) -> u8 {
         HttpError::Insecure(_) | HttpError::Url(_) => 78,
         HttpError::TooLong { .. } => 76,
         HttpError::Client(_) | HttpError::Memory(_) => 71,
-        HttpError::Connect { .. } | HttpError::TimedOut { .. } | HttpError::Broken { .. } => 69,
+        HttpError::Connect { .. }
+        | HttpError::TimedOut { .. }
+        | HttpError::NoTime { .. }
+        | HttpError::Broken { .. } => 69,
     }
 }
 
@@ -158,7 +161,7 @@ fn next_step(error: &Error) -> Option<String> {
         Error::NoReference(_) => "name the key with --key STORE/KEY-ID ('cryptattach key list' shows them)".to_owned(),
         Error::NoName(_) => "give the mapping a name: cryptattach attach DEVICE NAME".to_owned(),
         Error::KeyUsed { .. } => {
-            "check that this is the right device: the volume's data must be on another one, or is lost".to_owned()
+            "check that this is the right device: the volume's data must be on another one. If its first attach was cut off, nothing is on it yet: make a new volume".to_owned()
         }
         Error::NotBlank { .. } => "check that this is the right device; --force overwrites what is there".to_owned(),
         Error::Device(error) | Error::Backend(BackendError::Device(error)) => device_next_step(error)?,
@@ -244,9 +247,10 @@ fn http_next_step(error: &HttpError) -> Option<&'static str> {
             "check the server's certificate, this host's clock, and 'cacert' in clouds.yaml (the authority that signed it)"
         }
         HttpError::Insecure(_) => "use an https URL",
-        HttpError::Connect { .. } | HttpError::TimedOut { .. } | HttpError::Broken { .. } => {
-            "check that the server runs and that this host reaches it; -v shows every try"
-        }
+        HttpError::Connect { .. }
+        | HttpError::TimedOut { .. }
+        | HttpError::NoTime { .. }
+        | HttpError::Broken { .. } => "check that the server runs and that this host reaches it; -v shows every try",
         HttpError::TooLong { .. } => "something else than the key store answers there, or it lies; check the URL",
         HttpError::Url(_) => "check the URLs in clouds.yaml and in the configuration",
         HttpError::Client(_) | HttpError::Memory(_) => return None,

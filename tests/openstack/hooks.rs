@@ -17,6 +17,8 @@ pub const STORIES: &[Story] = &[
     ("volumes_of_stock_os_brick_open", stock_volumes),
     ("stock_os_brick_opens_ours", opens_ours),
     ("a_shell_hook_attaches", shell_hook),
+    ("a_service_that_is_not_root_has_a_memory_of_its_own", not_root),
+    ("a_link_is_only_put_where_none_or_a_link_is", link_in_the_way),
 ];
 
 const TESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openstack");
@@ -208,4 +210,54 @@ fn shell_hook(cloud: &Cloud) {
         let output = run_hook(&site, "attach", request);
         assert_eq!(output.status.code(), Some(code), "{request}: {}", String::from_utf8_lossy(&output.stderr));
     }
+}
+
+/// On a compute node root attaches, and Nova's castellan driver fetches keys as Nova's user; with one configuration.
+fn not_root(cloud: &Cloud) {
+    let site = Site::new(cloud);
+    let key = hook(&site, "key create", r#"{"version":1,"algorithm":"AES","bit_length":512}"#);
+    let key = key["key_id"].as_str().unwrap();
+    let attach =
+        format!(r#"{{"version":1,"device":"{}","name":"{}","key_id":"{key}"}}"#, site.file("v"), site.name("v"));
+    hook(&site, "attach", &attach);
+    hook(&site, "detach", &format!(r#"{{"version":1,"name":"{}"}}"#, site.name("v")));
+    assert!(site.path("state/generations/cinder").join(key).exists(), "root remembers the key's generation");
+    // What nova is given: the program, the configuration and what it names; and a home.
+    let (memory, disk) = (site.path(""), site.disk());
+    let program = disk.join("cryptattach");
+    std::fs::copy(env!("CARGO_BIN_EXE_cryptattach"), &program).unwrap();
+    std::fs::create_dir(disk.join("home")).unwrap();
+    sh(&format!(
+        "chmod 711 {} {} && cd {0} && chmod o+r cryptattach.toml clouds.yaml owner.pem owner.key escrow.pem && chown nobody {1}/home",
+        memory.display(),
+        disk.display()
+    ));
+    let mut get = site.environment("setpriv");
+    get.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"]).arg(&program).args(["hook", "key", "get"]);
+    get.env("HOME", disk.join("home"));
+    let output = crate::shell::with_input(&mut get, &format!(r#"{{"version":1,"key_id":"{key}"}}"#));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let kept = disk.join("home/.local/state/cryptattach/generations/cinder").join(key);
+    assert!(kept.exists(), "nobody remembers, too");
+}
+
+fn link_in_the_way(cloud: &Cloud) {
+    let site = Site::new(cloud);
+    let key = hook(&site, "key create", r#"{"version":1,"algorithm":"AES","bit_length":512}"#);
+    let (device, name, file) = (site.file("v"), site.name("v"), site.file("precious"));
+    for (link, why) in [
+        (file.as_str(), "is no symbolic link"),
+        ("relative", "is no absolute path"),
+        ("/nowhere/link", "no such folder"),
+    ] {
+        let request = format!(
+            r#"{{"version":1,"device":"{device}","name":"{name}","key_id":{},"link":"{link}"}}"#,
+            key["key_id"]
+        );
+        let output = run_hook(&site, "attach", &request);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(why), "{text}");
+        site.fails(66, &["status", &name]);
+    }
+    assert_eq!(std::fs::metadata(&file).unwrap().len(), 64 << 20, "it is as it was");
 }
