@@ -65,6 +65,12 @@ impl Container {
         })
     }
 
+    /// With one limit in time for all that it asks the store.
+    pub fn as_one(mut self) -> Self {
+        self.store.as_one();
+        self
+    }
+
     /// The store's dictionary.
     pub fn store(&self) -> &dyn KeyStore {
         &*self.store

@@ -74,6 +74,10 @@ impl Barbican {
 }
 
 impl KeyStore for Barbican {
+    fn as_one(&mut self) {
+        self.session.as_one();
+    }
+
     fn new_id(&self) -> Result<KeyId, StoreError> {
         self.begin(SEALED)
     }

@@ -48,6 +48,8 @@ pub trait KeyStore: Send + Sync {
     fn list(&self) -> Result<Vec<KeyId>, StoreError>;
     /// Where the bytes of a key rest, or would rest.
     fn places(&self, id: &KeyId) -> Result<Vec<Place>, StoreError>;
+    /// From now on all that is asked of the store is one phase, with one limit in time.
+    fn as_one(&mut self) {}
     /// What the store says of where its replicas of a key, and of the rows that list it, are.
     fn rings(&self, _: &KeyId) -> Result<Vec<RingAnswer>, StoreError> {
         Ok(Vec::new())

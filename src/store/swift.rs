@@ -13,11 +13,12 @@ use reqwest::{Method, Url, header::HeaderValue};
 
 use super::{
     ContainerKeys, Current, KeyStore, RingAnswer, StoreError, Stored,
-    http::{self, Answer, Request},
+    http::{self, Answer, HttpError, Repeat, Request},
     keystone::{AuthError, SendError, Session},
 };
 use crate::{
     config::{Network, SwiftConfig},
+    error::chain,
     key::{Epoch, KeyId, MalformedSealedKey, Place, Ring, SealedKey, SecretBytes, StoreName},
 };
 
@@ -151,22 +152,9 @@ impl Swift {
         Err(StoreError::Answer { action, at, what })
     }
 
-    /// Asks the list_endpoints middleware, which wants no token. No answer is none; a proxy that is down is an error.
-    fn ring(&self, ring: Ring, below: &[&str]) -> Result<RingAnswer, StoreError> {
-        let failed = |source| self.unreachable("ask for the rings of", source);
-        let urls = self.session.urls().map_err(|error| failed(error.into()))?;
-        let urls: Vec<Url> = urls.iter().filter_map(|url| self.endpoints_url(url, below)).collect();
-        let Some(first) = urls.first().cloned() else {
-            return Ok(RingAnswer { ring, answer: Err("the account's URL is not of the form .../v1/ACCOUNT".into()) });
-        };
-        let request = Request::new(Method::GET, urls, MOST_RING_BYTES);
-        let answer = self.session.send_without_token(&request).map_err(|error| failed(error.into()))?;
-        let answer = if answer.status.is_success() {
-            Ok(answer.body.expose().to_vec())
-        } else {
-            Err(format!("{first} answers {} (is list_endpoints in the proxy's pipeline?)", answer.status))
-        };
-        Ok(RingAnswer { ring, answer })
+    /// Asks the list_endpoints middleware, which wants no token, once: what it does not tell is not proven, no more.
+    fn ring_request(urls: Vec<Url>) -> Request {
+        Request { repeat: Repeat::Never, ..Request::new(Method::GET, urls, MOST_RING_BYTES) }
     }
 
     /// `https://HOST/v1/ACCOUNT` -> `https://HOST/endpoints/v2/ACCOUNT/...`
@@ -181,6 +169,17 @@ impl Swift {
     fn head(&self) -> Result<Answer, StoreError> {
         let answer = self.send("look at", |urls| Request::new(Method::HEAD, self.urls(urls, &[]), MOST_WORDS_BYTES))?;
         self.expect("look at", answer)
+    }
+}
+
+/// The answer's bytes, or in words why there are none.
+fn told(answer: Result<Answer, HttpError>) -> Result<Vec<u8>, String> {
+    match answer {
+        Ok(answer) if answer.status.is_success() => Ok(answer.body.expose().to_vec()),
+        Ok(Answer { url, status, .. }) => {
+            Err(format!("{url} answers {status} (is list_endpoints in the proxy's pipeline?)"))
+        }
+        Err(error) => Err(chain(&error)),
     }
 }
 
@@ -216,10 +215,19 @@ impl KeyStore for Swift {
     }
 
     fn rings(&self, id: &KeyId) -> Result<Vec<RingAnswer>, StoreError> {
-        let mut rings = vec![self.ring(Ring::Object, &[&self.container, &id.to_string()])?];
-        rings.push(self.ring(Ring::Container, &[&self.container])?);
-        rings.push(self.ring(Ring::Account, &[])?);
-        Ok(rings)
+        let accounts = self.session.urls();
+        let accounts = accounts.map_err(|error| self.unreachable("ask for the rings of", error.into()))?;
+        let id = id.to_string();
+        let below: [(Ring, &[&str]); 3] =
+            [(Ring::Object, &[&self.container, &id]), (Ring::Container, &[&self.container]), (Ring::Account, &[])];
+        let urls = below.map(|(_, below)| accounts.iter().filter_map(|url| self.endpoints_url(url, below)).collect());
+        let answers = self.session.send_all_without_token(&urls.map(Self::ring_request));
+        let ring = |((ring, _), answer)| RingAnswer { ring, answer: told(answer) };
+        Ok(below.into_iter().zip(answers).map(ring).collect())
+    }
+
+    fn as_one(&mut self) {
+        self.session.as_one();
     }
 
     fn container_keys(&self) -> Option<&dyn ContainerKeys> {
