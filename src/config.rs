@@ -11,8 +11,10 @@ use serde::Deserialize;
 use crate::{key::StoreName, volume::PlainHash};
 
 mod stores;
+mod tpm;
 
 pub use stores::{BarbicanConfig, CloudConfig, Location, Sealing, StoreConfig, SwiftConfig};
+pub use tpm::TpmConfig;
 
 /// Where the configuration is unless `--config` or `CRYPTATTACH_CONFIG` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cryptattach/cryptattach.toml";
@@ -35,6 +37,9 @@ pub struct Config {
     /// Limits on waiting for servers.
     #[serde(default)]
     pub network: Network,
+    /// This host's TPM.
+    #[serde(default)]
+    pub tpm: TpmConfig,
     /// The stores by name.
     #[serde(default)]
     pub stores: BTreeMap<StoreName, StoreConfig>,
@@ -207,6 +212,9 @@ impl Config {
         config.path = path.to_owned();
         let folder = path.parent().unwrap_or(Path::new("."));
         config.separation.inventory = config.separation.inventory.take().map(|file| folder.join(file));
+        for file in config.tpm.files() {
+            *file = resolve(folder, file)?;
+        }
         for (name, store) in &mut config.stores {
             let sealing = &mut store.sealing;
             // Sealed or not is a choice of Barbican's only; sealed, the choice of escrow has to be made.
@@ -218,6 +226,7 @@ impl Config {
                 return Err(ConfigError::Escrow { name: name.clone(), path: path.to_owned() });
             }
             store.network = config.network;
+            store.sealing.tpm = config.tpm.clone();
             for file in store.files() {
                 *file = resolve(folder, file)?;
             }

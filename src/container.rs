@@ -138,7 +138,7 @@ impl Container {
         let ids = sealed.recipient_kids().filter_map(|kid| kid.parse().ok());
         match ids.into_iter().find(|id: &ContainerKeyId| id.container == self.name) {
             Some(id) => Ok(Keyring::of(vec![Box::new(self.container_key(id.epoch)?)])),
-            None => Ok(Keyring::read(&self.sealing.identities)?),
+            None => Ok(Keyring::read(&self.sealing.identities, &self.sealing.tpm)?),
         }
     }
 
@@ -152,7 +152,8 @@ impl Container {
         let id = ContainerKeyId { container: self.name.clone(), epoch };
         let keys = self.store.container_keys().ok_or_else(|| Error::NoContainerKeys(self.name.clone()))?;
         let refused = |source| Error::ContainerKeyRefused { id: id.clone(), source };
-        let key = ContainerKey::open(&keys.get(epoch)?, &Keyring::read(&self.sealing.identities)?, &id);
+        let key =
+            ContainerKey::open(&keys.get(epoch)?, &Keyring::read(&self.sealing.identities, &self.sealing.tpm)?, &id);
         let key = Arc::new(key.map_err(refused)?);
         opened.insert(epoch, key.clone());
         Ok(key)

@@ -12,6 +12,7 @@ use crate::{
     seal::SealError,
     separation::{InventoryError, MalformedConnectionInfo, Refusal},
     store::StoreError,
+    tpm::TpmError,
     volume::VolumeError,
 };
 
@@ -90,6 +91,9 @@ pub enum Error {
     /// Key and data are on the same device, or nothing proves that they are not.
     #[error(transparent)]
     NotSeparate(#[from] Refusal),
+    /// The TPM.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
     /// The backend.
     #[error(transparent)]
     Backend(#[from] BackendError),

@@ -14,10 +14,11 @@
 //! | [`store`] | dictionaries from key id to sealed key: directory, Swift, Barbican |
 //! | [`container`] | a store with whom its keys are sealed to and what opens them here |
 //! | [`volume`] | headers, checked against an allow-list |
+//! | [`tpm`] | the host's identity in its TPM, and the boot states that it opens in |
 //! | [`separation`] | lineage of devices and places of keys; the verdict |
 //! | [`backend`] | mappings, by dm-crypt or in userspace |
 //!
-//! Dependencies point one way: `cli -> attach/format/... -> container -> {store, seal, volume, separation, backend} -> key`.
+//! Dependencies point one way: `cli -> attach/format/... -> container -> {store, seal, volume, separation, backend} -> {tpm, key}`.
 
 pub mod attach;
 pub mod audit;
@@ -38,4 +39,5 @@ pub mod resize;
 pub mod seal;
 pub mod separation;
 pub mod store;
+pub mod tpm;
 pub mod volume;

@@ -13,6 +13,7 @@ use std::{
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use cryptattach::{
+    config::TpmConfig,
     key::{BoundContext, KeyId, KeySize, SealedKey, SecretBytes, VolumeKey},
     seal::{ContainerKey, Content, Expected, Keyring, OwnerKey, Payload, Recipient, seal},
 };
@@ -66,7 +67,7 @@ impl Party {
     }
 
     fn keyring(&self) -> Keyring {
-        Keyring::read(&[self.folder.path().join("pem")]).unwrap()
+        Keyring::read(&[self.folder.path().join("pem")], &TpmConfig::default()).unwrap()
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
     error::{Error, causes},
     seal::SealError,
     store::{AuthError, HttpError, SendError, StoreError},
+    tpm::TpmError,
     volume::VolumeError,
 };
 
@@ -37,6 +38,7 @@ pub const EXIT_CODES: &str = "Exit codes:
   76  the store's answer is no sealed key
   77  permission denied, here or by the key store
   78  the configuration is missing or wrong
+  79  the TPM does not open the key: another boot state, another TPM, a wrong PIN, or no TPM at all
 
 Files:
   /etc/cryptattach/cryptattach.toml   configuration (--config, CRYPTATTACH_CONFIG)
@@ -59,6 +61,10 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::Seal(SealError::Memory(_)) | Error::Memory(_) => 71,
         Error::Seal(error) if error.is_configuration() => 78,
         Error::Trust(TrustError::State(_)) => 74,
+        Error::Tpm(error)
+        | Error::Seal(SealError::Tpm(error))
+        | Error::KeyRefused { source: SealError::Tpm(error), .. }
+        | Error::ContainerKeyRefused { source: SealError::Tpm(error), .. } => tpm(error),
         Error::KeyRefused { .. }
         | Error::ContainerKeyRefused { .. }
         | Error::Trust(_)
@@ -76,6 +82,14 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::Audit(_) | Error::Io { .. } => 74,
         Error::NotBlank { .. } | Error::KeyUsed { .. } | Error::Exists(_) | Error::StoreExists(_) => 73,
         Error::HalfFormatted { source, .. } => exit_code(source),
+    }
+}
+
+fn tpm(error: &TpmError) -> u8 {
+    match error {
+        TpmError::Malformed { .. } | TpmError::File { .. } | TpmError::Policy(_) => 78,
+        TpmError::Crypto(_) | TpmError::Memory(_) => 71,
+        _ => 79,
     }
 }
 
@@ -179,6 +193,7 @@ fn next_step(error: &Error) -> Option<String> {
             "if the administrator of the keys says that this key's fingerprint is right ('cryptattach container show'), remove the container's file from the state directory".to_owned()
         }
         Error::Seal(error) => error.next_step()?,
+        Error::Tpm(error) => error.next_step()?,
         Error::NotSeparate(refusal) => refusal.next_step().to_owned(),
         Error::HalfFormatted { device, reference, .. } => format!(
             "nothing was on {} before; format it again, and remove the unused key: cryptattach key delete {reference} --yes",

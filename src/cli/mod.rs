@@ -36,6 +36,7 @@ use crate::{
     backend::userspace,
     config::{self, Config, ConfigError, SeparationPolicy},
     error::Error,
+    tpm,
 };
 
 /// Attach encrypted block devices, with the key on another device.
@@ -113,6 +114,7 @@ impl Global {
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     keep_out_of_core_dumps();
+    tpm::silence();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

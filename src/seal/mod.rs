@@ -41,6 +41,7 @@ mod key_wrap;
 mod owner;
 mod payload;
 mod rsa_oaep;
+mod tpm;
 
 use std::path::PathBuf;
 
@@ -54,10 +55,15 @@ pub use container_key::ContainerKey;
 pub use content::ContentKey;
 pub use owner::{OwnerKey, OwnerRecipient};
 pub use payload::{Content, Payload};
+pub use tpm::TpmIdentity;
 
-use crate::key::{
-    BoundContext, JoseHeader, JweRecipient, KeyId, MalformedSealedKey, SealedKey, SecretBytes, SecretMemoryError,
-    StoreName,
+use crate::{
+    config::TpmConfig,
+    key::{
+        BoundContext, JoseHeader, JweRecipient, KeyId, MalformedSealedKey, SealedKey, SecretBytes, SecretMemoryError,
+        StoreName,
+    },
+    tpm::{IdentityFile, TpmError},
 };
 
 /// Value of `typ` in the protected header.
@@ -148,9 +154,15 @@ impl Keyring {
         Self { identities }
     }
 
-    /// Reads private keys (PEM).
-    pub fn read(paths: &[PathBuf]) -> Result<Self, SealError> {
-        let read = |path: &PathBuf| OwnerKey::read(path).map(|key| Box::new(key) as Box<dyn Identity>);
+    /// Reads private keys (PEM): plain ones, and files of keys that are in this host's TPM.
+    pub fn read(paths: &[PathBuf], tpm: &TpmConfig) -> Result<Self, SealError> {
+        let read = |path: &PathBuf| -> Result<Box<dyn Identity>, SealError> {
+            Ok(if IdentityFile::is_at(path) {
+                Box::new(TpmIdentity::read(path, tpm)?)
+            } else {
+                Box::new(OwnerKey::read(path)?)
+            })
+        };
         Ok(Self::of(paths.iter().map(read).collect::<Result<_, _>>()?))
     }
 
@@ -309,6 +321,9 @@ pub enum SealError {
     /// No memory for a secret.
     #[error(transparent)]
     Memory(#[from] SecretMemoryError),
+    /// This host's TPM does not open it.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
 }
 
 impl SealError {
@@ -330,6 +345,7 @@ impl SealError {
                 "restore this key from a replica or backup of the key store".to_owned()
             }
             Self::Other { .. } => "check the reference; the store may have mixed up keys, or may lie".to_owned(),
+            Self::Tpm(error) => return error.next_step(),
             Self::Unsupported(_) | Self::Crypto(_) | Self::Memory(_) => return None,
         })
     }

@@ -5,6 +5,8 @@ mod luks2;
 #[path = "../common/shell.rs"]
 mod shell;
 mod site;
+#[path = "../common/swtpm.rs"]
+mod swtpm;
 
 mod attach;
 mod busy;
@@ -13,3 +15,4 @@ mod format;
 mod refusals;
 mod secrets;
 mod separation;
+mod tpm;
