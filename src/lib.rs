@@ -28,6 +28,7 @@ pub mod config;
 pub mod container;
 pub mod detach;
 pub mod device;
+pub mod durable;
 pub mod error;
 pub mod format;
 pub mod holders;

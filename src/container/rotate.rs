@@ -78,7 +78,7 @@ impl Container {
     fn make_key(&self, previous: Option<&ContainerKey>) -> Result<Arc<ContainerKey>, Error> {
         let key = ContainerKey::random(&self.name, previous)?;
         let files = self.sealing.owner.iter().chain(&self.sealing.escrow).chain(&self.sealing.hosts);
-        let sealed = key.seal_to(&seal::recipients(files)?, now())?;
+        let sealed = key.seal_to(seal::recipients(files)?, now())?;
         let keys = self.container_keys()?;
         match keys.create(key.epoch(), &sealed) {
             // A rotation that was killed between making its key and announcing it.

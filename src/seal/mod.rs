@@ -38,6 +38,7 @@ mod content;
 mod ecdh_es;
 mod jwk;
 mod key_wrap;
+mod lockbox;
 mod owner;
 mod payload;
 mod rsa_oaep;
@@ -53,6 +54,7 @@ use uuid::Uuid;
 
 pub use container_key::ContainerKey;
 pub use content::ContentKey;
+pub use lockbox::{Entry, EntryContext, LockboxKey};
 pub use owner::{OwnerKey, OwnerRecipient};
 pub use payload::{Content, Payload};
 pub use tpm::TpmIdentity;
@@ -143,6 +145,21 @@ pub struct Opened {
     pub content: Content,
 }
 
+impl Opened {
+    /// Only a volume key of ours is made for one volume; an object is bound to one when that is formatted with it.
+    fn check_volume(&self, expected: &Expected) -> Result<(), SealError> {
+        let is = self.context.volume;
+        let unbound = matches!(self.content, Content::Object(_)) && is.is_none();
+        match expected.volume {
+            Some(asked) if asked != is && !unbound => {
+                let words = |uuid: Option<Uuid>| uuid.map_or("a plain volume".to_owned(), |uuid| uuid.to_string());
+                Err(SealError::Other { what: "volume", is: words(is), asked: words(asked) })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The identities of this host, tried in order.
 pub struct Keyring {
     identities: Vec<Box<dyn Identity>>,
@@ -166,20 +183,19 @@ impl Keyring {
         Ok(Self::of(paths.iter().map(read).collect::<Result<_, _>>()?))
     }
 
+    /// These identities are tried as well, before the others.
+    pub fn with(mut self, identities: impl IntoIterator<Item = Box<dyn Identity>>) -> Self {
+        self.identities.splice(0..0, identities);
+        self
+    }
+
     /// Opens a sealed key and checks that it is what was asked for.
     pub fn open(&self, sealed: &SealedKey, expected: &Expected) -> Result<Opened, SealError> {
         let context = sealed.claimed_context()?;
         check_context(&context, expected)?;
-        let content = Content::from_json(&self.decrypt(sealed)?)?;
-        // Only a volume key of ours is made for one volume; an object is bound to one when that is formatted with it.
-        let unbound = matches!(content, Content::Object(_)) && context.volume.is_none();
-        match expected.volume {
-            Some(asked) if asked != context.volume && !unbound => {
-                let words = |uuid: Option<Uuid>| uuid.map_or("a plain volume".to_owned(), |uuid| uuid.to_string());
-                Err(SealError::Other { what: "volume", is: words(context.volume), asked: words(asked) })
-            }
-            _ => Ok(Opened { context, content }),
-        }
+        let opened = Opened { context, content: Content::from_json(&self.decrypt(sealed)?)? };
+        opened.check_volume(expected)?;
+        Ok(opened)
     }
 
     /// Whether one of the recipients is ours.

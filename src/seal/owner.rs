@@ -79,6 +79,18 @@ impl OwnerRecipient {
         Ok(examine(&key)?.map(|(algorithm, kid)| Self { key, algorithm, kid }))
     }
 
+    /// The holder of a public key on P-256; the error says what is wrong with it.
+    pub fn from_jwk(members: &JoseHeader) -> Result<Self, String> {
+        let key = jwk::p256(members)?;
+        Self::of(key).map_err(|error| error.to_string())?
+    }
+
+    /// The public key as JWK, if it is on P-256.
+    pub fn jwk(&self) -> Result<JoseHeader, SealError> {
+        let ec = self.key.ec_key().map_err(|_| SealError::Unsupported("it is no key on P-256".to_owned()))?;
+        Ok(members(jwk::of_p256(&ec)?))
+    }
+
     /// The key's RFC 7638 thumbprint.
     pub fn kid(&self) -> &str {
         &self.kid
@@ -127,7 +139,11 @@ fn members(value: Value) -> JoseHeader {
 impl OwnerKey {
     /// A new P-256 key.
     pub fn generate() -> Result<Self, SealError> {
-        let key = ecdh_es::ephemeral()?;
+        Self::of_p256(ecdh_es::ephemeral()?)
+    }
+
+    /// This key, which is on P-256.
+    pub(super) fn of_p256(key: PKey<Private>) -> Result<Self, SealError> {
         let kid = jwk::thumbprint(&jwk::of_p256(&*key.ec_key()?)?);
         Ok(Self { key, algorithm: Algorithm::EcdhEs, kid })
     }
