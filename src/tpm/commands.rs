@@ -337,8 +337,8 @@ impl Esys {
         sized(digest.size, &digest.buffer).try_into().map_err(|_| answer)
     }
 
-    /// Makes a primary key of the owner hierarchy.
-    pub fn create_primary(&self, template: &Public) -> Result<Handle<'_>, TpmError> {
+    /// Makes a primary key of a hierarchy.
+    pub fn create_primary(&self, hierarchy: sys::ESYS_TR, template: &Public) -> Result<Handle<'_>, TpmError> {
         let public = sys::TPM2B_PUBLIC::try_from(template.clone())?;
         let mut sensitive = Sensitive::of(None)?;
         let (outside, pcrs) = (sys::TPM2B_DATA::default(), sys::TPML_PCR_SELECTION::default());
@@ -346,7 +346,7 @@ impl Esys {
         let (mut hash, mut ticket) = (null_mut(), null_mut());
         command!(
             self,
-            Esys_CreatePrimary_Async(OWNER, PASSWORD, NONE, NONE, sensitive.get(), &public, &outside, &pcrs),
+            Esys_CreatePrimary_Async(hierarchy, PASSWORD, NONE, NONE, sensitive.get(), &public, &outside, &pcrs),
             Esys_CreatePrimary_Finish(&mut tr, &mut made, &mut data, &mut hash, &mut ticket)
         )?;
         let handle = self.transient(tr);

@@ -7,7 +7,7 @@ use tss_esapi::{
 
 use super::{
     EventLog, Handle, Name, PcrSet, PcrValues, TpmError,
-    esys::Esys,
+    esys::{Esys, OWNER},
     policy::LATCH,
     public::{self, name_of},
 };
@@ -65,7 +65,7 @@ impl Tpm {
     pub fn storage_root(&self, pinned: Option<Name>) -> Result<StorageRoot<'_>, TpmError> {
         let handle = match self.esys.resident_at(STORAGE_ROOT) {
             Err(error) if pinned.is_none() && error.code().is_some_and(|code| code.is_no_handle()) => {
-                let key = self.esys.create_primary(&public::storage_root()?)?;
+                let key = self.esys.create_primary(OWNER, &public::storage_root()?)?;
                 self.esys.make_persistent(&key, STORAGE_ROOT)?
             }
             Err(error) if error.code().is_some_and(|code| code.is_no_handle()) => {

@@ -66,6 +66,11 @@ impl Code {
         self.is(&[0x0A6, 0x081, 0x08A, 0x084])
     }
 
+    /// An NV index that was never written: NvUninitialized.
+    pub fn is_unwritten(self) -> bool {
+        self.is(&[0x14A])
+    }
+
     /// A signature that is none: Signature.
     pub fn is_signature(self) -> bool {
         self.is(&[0x09B])

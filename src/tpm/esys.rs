@@ -228,6 +228,8 @@ pub const NONE: sys::ESYS_TR = sys::ESYS_TR_NONE;
 pub const PASSWORD: sys::ESYS_TR = sys::ESYS_TR_PASSWORD;
 /// The owner hierarchy.
 pub const OWNER: sys::ESYS_TR = sys::ESYS_TR_RH_OWNER;
+/// The endorsement hierarchy.
+pub const ENDORSEMENT: sys::ESYS_TR = sys::ESYS_TR_RH_ENDORSEMENT;
 /// SHA-256, the one hash that we use.
 pub const SHA256: u16 = tss::TPM2_ALG_SHA256;
 

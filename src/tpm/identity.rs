@@ -9,7 +9,8 @@ use super::{
 };
 use crate::key::SecretBytes;
 
-const P256: u16 = 3;
+/// TPM_ECC_NIST_P256
+pub(super) const P256: u16 = 3;
 
 /// A key that was just made.
 pub struct NewIdentity {

@@ -8,14 +8,17 @@
 //! | [`IdentityFile`] | a key in its file, "TSS2 PRIVATE KEY" |
 //! | [`Tpm::create_identity`], [`Tpm::identity`] | a key made, and used |
 //! | [`Counter`] | the NV counter that retires old signatures |
+//! | [`EndorsementKind`], [`Certified`] | how a TPM proves what it is and what it holds |
 //! | [`EventLog`] | what the firmware and the boot loader say they have measured |
 //!
 //! Every session is salted to the storage root key, so that whoever listens between CPU and TPM learns no key of it, and
 //! encrypts parameters. Sessions and loaded objects are given back when their values are dropped.
 
+mod attestation;
 mod commands;
 mod connection;
 mod counter;
+mod endorsement;
 mod error;
 mod esys;
 mod event_log;
@@ -30,9 +33,11 @@ pub mod public;
 mod satisfy;
 mod signature;
 
+pub use attestation::Certified;
 pub use commands::{Created, SessionKind};
 pub use connection::{StorageRoot, Tpm};
 pub use counter::{Counter, CounterValue};
+pub use endorsement::{EndorsementKind, attestation_attributes, attestation_templates, with_unique_of};
 pub use error::{Code, TpmError};
 pub use esys::{Esys, Handle, silence};
 pub use event_log::{Event, EventLog};

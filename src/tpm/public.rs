@@ -88,13 +88,13 @@ pub fn identity_attributes(pin: bool) -> Result<ObjectAttributes, TpmError> {
 }
 
 /// An identity key on P-256.
-pub(super) fn identity_p256(policy: &Digest, pin: bool) -> Result<Public, TpmError> {
+pub fn identity_p256(policy: &Digest, pin: bool) -> Result<Public, TpmError> {
     let policy = SizedDigest::try_from(policy.to_vec())?;
     Ok(ecc(identity_attributes(pin)?, policy, SymmetricDefinitionObject::Null, EccPoint::default()))
 }
 
 /// An identity key for RSA, for TPMs that have no P-256.
-pub(super) fn identity_rsa(policy: &Digest, pin: bool) -> Result<Public, TpmError> {
+pub fn identity_rsa(policy: &Digest, pin: bool) -> Result<Public, TpmError> {
     Ok(Public::Rsa {
         object_attributes: identity_attributes(pin)?,
         name_hashing_algorithm: HashingAlgorithm::Sha256,
