@@ -13,6 +13,7 @@
 //! Every session is salted to the storage root key, so that whoever listens between CPU and TPM learns no key of it, and
 //! encrypts parameters. Sessions and loaded objects are given back when their values are dropped.
 
+mod boot;
 mod commands;
 mod connection;
 mod counter;
@@ -30,6 +31,7 @@ pub mod public;
 mod satisfy;
 mod signature;
 
+pub use boot::{BootChain, Exposure, exposures};
 pub use commands::{Created, SessionKind};
 pub use connection::{StorageRoot, Tpm};
 pub use counter::{Counter, CounterValue};
