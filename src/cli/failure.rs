@@ -87,7 +87,7 @@ pub fn exit_code(error: &Error) -> u8 {
 
 fn tpm(error: &TpmError) -> u8 {
     match error {
-        TpmError::Malformed { .. } | TpmError::File { .. } | TpmError::Policy(_) => 78,
+        error if error.is_configuration() => 78,
         TpmError::Crypto(_) | TpmError::Memory(_) => 71,
         _ => 79,
     }

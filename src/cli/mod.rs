@@ -11,6 +11,7 @@ mod key;
 mod list;
 mod man;
 mod output;
+mod policy;
 mod resize;
 mod separation;
 mod status;
@@ -78,6 +79,8 @@ enum Verb {
     Key(key::Key),
     #[command(subcommand)]
     Container(container::Container),
+    #[command(subcommand)]
+    Policy(policy::Policy),
     #[command(subcommand)]
     Hook(hook::Hook),
     #[command(hide = true)]
@@ -150,6 +153,7 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Verb::Separation(separation) => separation.run(global),
         Verb::Key(key) => key.run(global),
         Verb::Container(container) => container.run(global),
+        Verb::Policy(policy) => policy.run(global),
         Verb::Hook(hook) => hook.run(global),
         Verb::Man(man) => man.run(),
         Verb::UserspaceWorker => Ok(()),

@@ -4,6 +4,8 @@ use std::{env, path::PathBuf};
 
 use serde::Deserialize;
 
+use crate::tpm::PcrSet;
+
 /// Overrides `tcti`, for an initramfs and for tests.
 const TCTI_VARIABLE: &str = "CRYPTATTACH_TCTI";
 
@@ -13,10 +15,20 @@ const TCTI_VARIABLE: &str = "CRYPTATTACH_TCTI";
 pub struct TpmConfig {
     /// How to reach it (libtss2's name and configuration of a TCTI).
     pub tcti: String,
+    /// The file of this host's identity key.
+    pub identity: PathBuf,
+    /// The public key or certificate (PEM) whose signatures over boot states this host follows.
+    pub site_key: Option<PathBuf>,
+    /// PCRs that are bound to their present values when a key is made, in place of what fits the boot chain.
+    pub pcrs: Option<PcrSet>,
+    /// Whether PCR 15 must not have been extended, and is extended once this host has its keys.
+    pub latch: bool,
     /// Files of signatures over boot states (`tpm2-pcr-signature.json`); those that exist are read.
     pub signatures: Vec<PathBuf>,
     /// File with the PIN of this host's key, or `credential:NAME`.
     pub pin: Option<PathBuf>,
+    /// Seconds that one command may take. Making an RSA key takes old chips a minute.
+    pub command_seconds: f64,
     /// What firmware and boot loader say they have measured.
     pub event_log: PathBuf,
     /// NV index of the counter that retires old signatures.
@@ -27,6 +39,10 @@ impl Default for TpmConfig {
     fn default() -> Self {
         Self {
             tcti: "device:/dev/tpmrm0".to_owned(),
+            identity: "/etc/cryptattach/host.tpm.pem".into(),
+            site_key: None,
+            pcrs: None,
+            latch: true,
             // Ours, and the places where systemd-stub, systemd and distributions leave them.
             signatures: [
                 "/etc/cryptattach/tpm2-pcr-signature.json",
@@ -38,6 +54,7 @@ impl Default for TpmConfig {
             .map(PathBuf::from)
             .into(),
             pin: None,
+            command_seconds: 120.0,
             event_log: "/sys/kernel/security/tpm0/binary_bios_measurements".into(),
             // In the owner's range (TCG Registry of Reserved TPM 2.0 Handles and Localities, section 2.2).
             counter: 0x0180_CA77,
@@ -53,6 +70,10 @@ impl TpmConfig {
 
     /// The paths in it.
     pub(super) fn files(&mut self) -> impl Iterator<Item = &mut PathBuf> {
-        self.signatures.iter_mut().chain(&mut self.pin).chain([&mut self.event_log])
+        self.signatures
+            .iter_mut()
+            .chain(&mut self.pin)
+            .chain(&mut self.site_key)
+            .chain([&mut self.identity, &mut self.event_log])
     }
 }

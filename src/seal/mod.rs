@@ -345,7 +345,10 @@ pub enum SealError {
 impl SealError {
     /// Whether a file that the configuration names is at fault, not a sealed key.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Read { .. } | Self::KeyFile { .. })
+        match self {
+            Self::Tpm(error) => error.is_configuration(),
+            _ => matches!(self, Self::Read { .. } | Self::KeyFile { .. }),
+        }
     }
 
     /// What the user can do about it.

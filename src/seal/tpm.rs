@@ -53,14 +53,15 @@ impl TpmIdentity {
         let tpm = Tpm::open(&self.config)?;
         let identity = tpm.identity(&self.file)?;
         let signatures = PcrSignatures::read(&self.config.signatures)?;
+        let now = tpm.satisfiable(&self.file.policy, &signatures)?;
         let pin = self.file.policy.pin.then(|| tpm::pin(&self.config)).transpose()?;
         match ephemeral {
             Some(ephemeral) => {
                 let (x, y) = coordinates(&ephemeral)?;
-                let z = identity.ecdh_z((&x, &y), &signatures, pin.as_ref())?;
+                let z = identity.ecdh_z(&now, (&x, &y), pin.as_ref())?;
                 key_wrap::unwrap(&ecdh_es::wrapping_key(&z, header)?, encrypted_key)
             }
-            None => match identity.rsa_decrypt(encrypted_key, &signatures, pin.as_ref()) {
+            None => match identity.rsa_decrypt(&now, encrypted_key, pin.as_ref()) {
                 Ok(key) => Ok(ContentKey::from_secret(key)),
                 // What the TPM says of a padding that is wrong.
                 Err(TpmError::Refused { code, .. }) if code.is_value() => Ok(None),

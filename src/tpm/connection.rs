@@ -1,5 +1,7 @@
 //! The TPM as the rest of the program sees it: a connection, its storage root key, its PCRs.
 
+use std::time::Duration;
+
 use tss_esapi::{
     interface_types::algorithm::HashingAlgorithm,
     structures::{Public, SymmetricDefinitionObject},
@@ -45,7 +47,9 @@ impl Tpm {
     pub fn open(config: &TpmConfig) -> Result<Self, TpmError> {
         let tcti = config.tcti();
         tracing::debug!("connect to the TPM at '{tcti}'");
-        Ok(Self { esys: Esys::connect(&tcti)?, event_log: EventLog::at(&config.event_log) })
+        let limit = Duration::try_from_secs_f64(config.command_seconds)
+            .map_err(|error| TpmError::Policy(format!("command_seconds in [tpm]: {error}")))?;
+        Ok(Self { esys: Esys::connect(&tcti, limit)?, event_log: EventLog::at(&config.event_log) })
     }
 
     /// The commands.

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tss_esapi::constants::tss;
 
-use super::{Name, Tpm, TpmError, esys::SHA256};
+use super::{Code, Name, Tpm, TpmError, esys::SHA256};
 
 /// AUTHREAD and AUTHWRITE stay apart: anyone reads, by the empty password; the owner raises. No dictionary attack
 /// protection, for there is nothing to guess. Bits of TPMA_NV (TPM 2.0 Part 2, section 13.4).
@@ -67,16 +67,20 @@ impl fmt::Debug for Counter {
 impl Tpm {
     /// The counter's value; makes it if it is not there.
     pub fn counter_or_new(&self, counter: Counter) -> Result<CounterValue, TpmError> {
-        let esys = self.esys();
-        match esys.resident_at(counter.index()) {
-            Ok(_) => {}
-            Err(error) if error.code().is_some_and(|code| code.is_no_handle()) => {
-                // A counter has no value, and not yet its name, until it was raised once.
-                esys.nv_increment(&esys.nv_define_counter(counter.index(), ATTRIBUTES)?)?;
-            }
-            Err(error) => return Err(error),
+        if let Some(value) = self.counter_if_there(counter)? {
+            return Ok(value);
         }
+        // A counter has no value, and not yet its name, until it was raised once.
+        self.esys().nv_increment(&self.esys().nv_define_counter(counter.index(), ATTRIBUTES)?)?;
         self.counter(counter)
+    }
+
+    /// The counter's value, if there is one.
+    pub fn counter_if_there(&self, counter: Counter) -> Result<Option<CounterValue>, TpmError> {
+        match self.counter(counter) {
+            Err(error) if error.code().is_some_and(Code::is_no_handle) => Ok(None),
+            value => value.map(Some),
+        }
     }
 
     /// The counter's value.

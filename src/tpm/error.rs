@@ -225,6 +225,11 @@ impl From<tss_esapi::Error> for TpmError {
 }
 
 impl TpmError {
+    /// Whether a file that the configuration names is at fault, not the TPM.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Malformed { .. } | Self::File { .. } | Self::Policy(_))
+    }
+
     /// What the user can do about it.
     pub fn next_step(&self) -> Option<String> {
         Some(match self {

@@ -18,8 +18,6 @@ use tss_esapi::{constants::tss, tss2_esys as sys};
 
 use super::{TpmError, error::Code};
 
-/// How long one command may take. Making an RSA key takes old chips a minute.
-const MOST_TIME: Duration = Duration::from_secs(120);
 /// How long a TPM may say that it is busy.
 const MOST_BUSY: Duration = Duration::from_secs(10);
 /// The pause before a command is sent again to a TPM that was busy.
@@ -47,6 +45,8 @@ pub struct Esys {
     context: NonNull<sys::ESYS_CONTEXT>,
     tcti: NonNull<sys::TSS2_TCTI_CONTEXT>,
     sent: Cell<u32>,
+    /// How long one command may take.
+    limit: Duration,
 }
 
 /// Keeps libtss2's own messages off standard error: what goes wrong is said by [`TpmError`], once. `TSS2_LOG` in the
@@ -62,7 +62,7 @@ pub fn silence() {
 
 impl Esys {
     /// Connects by the TCTI of this name and configuration, as in `device:/dev/tpmrm0`.
-    pub fn connect(tcti_name: &str) -> Result<Self, TpmError> {
+    pub fn connect(tcti_name: &str, limit: Duration) -> Result<Self, TpmError> {
         let missing = |code| TpmError::Missing { tcti: tcti_name.to_owned(), code };
         let name = CString::new(tcti_name).map_err(|_| missing(Code(0)))?;
         let mut tcti = null_mut();
@@ -73,7 +73,7 @@ impl Esys {
         // SAFETY: the TCTI is initialised and outlives the context (`drop`).
         let code = unsafe { sys::Esys_Initialize(&mut context, tcti.as_ptr(), null_mut()) };
         match NonNull::new(context).filter(|_| code == 0) {
-            Some(context) => Ok(Self { context, tcti, sent: Cell::new(0) }),
+            Some(context) => Ok(Self { context, tcti, sent: Cell::new(0), limit }),
             None => {
                 // SAFETY: initialised above and not used any more.
                 unsafe { sys::Tss2_TctiLdr_Finalize(&mut tcti.as_ptr()) };
@@ -118,9 +118,9 @@ impl Esys {
         mut finish: impl FnMut(*mut sys::ESYS_CONTEXT) -> u32,
     ) -> Result<u32, TpmError> {
         loop {
-            let left = MOST_TIME.saturating_sub(start.elapsed());
+            let left = self.limit.saturating_sub(start.elapsed());
             if left.is_zero() {
-                return Err(TpmError::TimedOut { command, after: MOST_TIME });
+                return Err(TpmError::TimedOut { command, after: self.limit });
             }
             // SAFETY: the context is live. The TCTI for devices waits no longer (poll(2)).
             unsafe { sys::Esys_SetTimeout(self.context.as_ptr(), left.as_millis() as i32) };

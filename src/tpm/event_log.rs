@@ -82,6 +82,15 @@ impl EventLog {
         all[all.len().saturating_sub(most)..].iter().map(|event| (*event).clone()).collect()
     }
 
+    /// Whether Secure Boot is on, as the firmware has measured it; `None` if the log does not say.
+    pub fn secure_boot(&self) -> Option<bool> {
+        self.events()?.iter().filter(|event| event.pcr == 7).find_map(|event| match event.description.as_str() {
+            "SecureBoot = 1" => Some(true),
+            "SecureBoot = 0" => Some(false),
+            _ => None,
+        })
+    }
+
     /// The value that a PCR has by the log; `None` if the log says nothing of it.
     pub fn replay(&self, pcr: u8) -> Option<Digest> {
         let mut events = self.events()?.iter().filter(|event| event.pcr == pcr).peekable();
@@ -219,8 +228,10 @@ fn describe(kind: u32, data: &[u8]) -> String {
 
 fn variable_name(data: &[u8]) -> Option<String> {
     let mut bytes = Bytes(data);
-    let (_guid, characters, _value) = (bytes.take(16)?, bytes.u64()?, bytes.u64()?);
-    Some(utf16(bytes.take(usize::try_from(characters).ok()?.checked_mul(2)?)?))
+    let (_guid, characters, _size) = (bytes.take(16)?, bytes.u64()?, bytes.u64()?);
+    let name = utf16(bytes.take(usize::try_from(characters).ok()?.checked_mul(2)?)?);
+    // Flags are worth seeing, and short: SecureBoot.
+    Some(if let [flag] = bytes.0 { format!("{name} = {flag}") } else { name })
 }
 
 /// UTF-16 if every other byte is zero, else ASCII.
@@ -310,7 +321,7 @@ pub mod tests {
         assert_eq!(
             lines,
             [
-                "EFI_VARIABLE_DRIVER_CONFIG into PCR 7: SecureBoot",
+                "EFI_VARIABLE_DRIVER_CONFIG into PCR 7: SecureBoot = 1",
                 "EFI_BOOT_SERVICES_APPLICATION into PCR 4: \\grub.efi",
                 "IPL into PCR 8: grub_cmd: linux /vmlinuz\u{FFFD}\u{FFFD}[31m",
                 "IPL into PCR 11: .linux",

@@ -3,7 +3,7 @@
 use tss_esapi::{constants::tss, structures::Public};
 
 use super::{
-    Created, Handle, IdentityFile, PcrSignatures, Policy, SessionKind, StorageRoot, Tpm, TpmError,
+    Created, Handle, IdentityFile, Policy, SessionKind, StorageRoot, Tpm, TpmError,
     public::{identity_p256, identity_rsa},
     satisfy::{Satisfiable, not_this_state},
 };
@@ -72,46 +72,45 @@ impl Identity<'_> {
     }
 
     /// Whether the present boot state opens: everything but the key's use, in the TPM. A PIN is not tried.
-    pub fn test(&self, signatures: &PcrSignatures) -> Result<(), TpmError> {
-        let session = self.session(&self.tpm.satisfiable(&self.file.policy, signatures)?)?;
+    pub fn test(&self, now: &Satisfiable<'_>) -> Result<(), TpmError> {
+        let session = self.session(now)?;
         if self.tpm.esys().policy_digest(&session)? != self.file.policy.digest()? {
             return Err(TpmError::Answer { command: "PolicyGetDigest" });
         }
         Ok(())
     }
 
-    /// Z of ECDH with this point on P-256: the shared x coordinate.
+    /// Z of ECDH with this point on P-256: the shared x coordinate, 32 bytes.
     pub fn ecdh_z(
         &self,
+        now: &Satisfiable<'_>,
         point: (&[u8], &[u8]),
-        signatures: &PcrSignatures,
         pin: Option<&SecretBytes>,
     ) -> Result<SecretBytes, TpmError> {
-        self.authorized(signatures, pin, |session| self.tpm.esys().ecdh_z(&self.key, session, point))
+        self.authorized(now, pin, |session| self.tpm.esys().ecdh_z(&self.key, session, point))
     }
 
     /// Decrypts what was encrypted by RSA-OAEP-256.
     pub fn rsa_decrypt(
         &self,
+        now: &Satisfiable<'_>,
         encrypted: &[u8],
-        signatures: &PcrSignatures,
         pin: Option<&SecretBytes>,
     ) -> Result<SecretBytes, TpmError> {
-        self.authorized(signatures, pin, |session| self.tpm.esys().rsa_decrypt(&self.key, session, encrypted))
+        self.authorized(now, pin, |session| self.tpm.esys().rsa_decrypt(&self.key, session, encrypted))
     }
 
     fn authorized<T>(
         &self,
-        signatures: &PcrSignatures,
+        now: &Satisfiable<'_>,
         pin: Option<&SecretBytes>,
         operation: impl FnOnce(&Handle<'_>) -> Result<T, TpmError>,
     ) -> Result<T, TpmError> {
-        let now = self.tpm.satisfiable(&self.file.policy, signatures)?;
         if self.file.policy.pin {
             self.tpm.check_not_locked_out()?;
             self.tpm.esys().set_authorization(&self.key, pin.ok_or(TpmError::NoPin)?)?;
         }
-        let session = self.session(&now)?;
+        let session = self.session(now)?;
         operation(&session).map_err(|error| self.tpm.explain_authorization(error))
     }
 

@@ -15,6 +15,7 @@
 //! encrypts parameters. Sessions and loaded objects are given back when their values are dropped.
 
 mod attestation;
+mod boot;
 mod commands;
 mod connection;
 mod counter;
@@ -34,6 +35,7 @@ mod satisfy;
 mod signature;
 
 pub use attestation::Certified;
+pub use boot::{BootChain, Exposure, exposures};
 pub use commands::{Created, SessionKind};
 pub use connection::{StorageRoot, Tpm};
 pub use counter::{Counter, CounterValue};

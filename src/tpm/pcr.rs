@@ -141,6 +141,11 @@ impl PcrValues {
         self.0.insert(pcr, PcrValue(value));
     }
 
+    /// Those of these PCRs.
+    pub fn only(&self, pcrs: PcrSet) -> Self {
+        Self(self.0.iter().filter(|(pcr, _)| pcrs.contains(**pcr)).map(|(pcr, value)| (*pcr, *value)).collect())
+    }
+
     /// All, in rising order.
     pub fn iter(&self) -> impl Iterator<Item = (u8, &Digest)> {
         self.0.iter().map(|(pcr, value)| (*pcr, &value.0))

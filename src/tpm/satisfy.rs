@@ -96,11 +96,7 @@ impl Tpm {
         let ours: Vec<_> = signatures.signatures.iter().filter(|entry| entry.fingerprint == fingerprint).collect();
         let pcrs = ours.iter().fold(PcrSet::default(), |all, entry| all.with(entry.pcrs));
         let present = if pcrs.is_empty() { Default::default() } else { self.pcr_values(pcrs)? };
-        let policy_now = |pcrs: PcrSet| -> Digest {
-            pcr_policy(
-                &present.iter().filter(|(pcr, _)| pcrs.contains(*pcr)).map(|(pcr, value)| (pcr, *value)).collect(),
-            )
-        };
+        let policy_now = |pcrs: PcrSet| pcr_policy(&present.only(pcrs));
         let oldest = match &signed.revocation {
             Some(revocation) => self.counter(revocation.counter)?.0.saturating_sub(revocation.base),
             None => 0,
