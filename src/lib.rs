@@ -35,6 +35,7 @@ pub mod hook;
 pub mod import;
 pub mod keep;
 pub mod key;
+pub mod keyring;
 pub mod resize;
 pub mod seal;
 pub mod separation;
