@@ -2,8 +2,9 @@
 //!
 //! Verbs ask a container for keys and give it keys; what is between, a public-key operation or a container key, is here.
 
+mod cached;
+mod hosts;
 mod rotate;
-mod state;
 mod trust;
 
 use std::{
@@ -25,9 +26,10 @@ use crate::{
         BoundContext, ContainerKeyId, Epoch, KeyId, KeyReference, Location, Place, Ring, SealedKey, SecretBytes,
         StoreName,
     },
-    seal::{self, ContainerKey, Content, Expected, Keyring, Opened, Recipient},
+    lockbox::Lockbox,
+    seal::{self, ContainerKey, Content, Entry, Expected, Identity, Keyring, Opened, Recipient},
     separation::parse_endpoints,
-    store::{self, ContainerKeys, KeyStore, Released, RingAnswer, Stored},
+    store::{self, ContainerKeys, KeyStore, Released, RingAnswer, StoreError, Stored},
 };
 
 /// A container of keys.
@@ -41,6 +43,14 @@ pub struct Container {
     state: PathBuf,
     /// What this host keeps to open keys, and where it says so.
     own_places: Vec<Place>,
+    /// This host's lockbox, if it has one: its key opens what is sealed to this host.
+    lockbox: Option<Lockbox>,
+    /// The lockbox is asked for keys before the store.
+    from_lockbox: bool,
+    /// The store is used as the caller of a hook.
+    as_caller: bool,
+    /// Where keys rest, as the store has said.
+    asked: Mutex<BTreeMap<KeyId, Vec<Place>>>,
 }
 
 /// A key, opened or released.
@@ -55,13 +65,20 @@ impl Container {
     /// The container that the configuration describes; `caller` is the token of a hook's caller.
     pub fn open(config: &Config, name: &StoreName, caller: Option<SecretBytes>) -> Result<Self, Error> {
         let store_config = config.store(name)?;
+        let lockbox = Lockbox::of(config);
+        let mut own_places = store_config.places(&config.path);
+        own_places.extend(lockbox.iter().flat_map(Lockbox::places));
         Ok(Self {
             name: name.clone(),
+            as_caller: caller.is_some() && store_config.takes_caller_token(),
             store: store::open(name, store_config, caller)?,
             sealing: store_config.sealing.clone(),
             opened: Mutex::default(),
             state: config.state.clone(),
-            own_places: store_config.places(&config.path),
+            own_places,
+            lockbox,
+            from_lockbox: false,
+            asked: Mutex::default(),
         })
     }
 
@@ -81,7 +98,28 @@ impl Container {
     }
 
     /// Fetches a key and opens it, if it is for this volume: its UUID, or `Some(None)` for plain dm-crypt; `None`: any.
+    ///
+    /// If the lockbox is to be asked first, a valid entry is enough, and what the store gives becomes one.
     pub fn fetch(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Result<Fetched, Error> {
+        let unusable = match self.entry(id, volume) {
+            Ok(Some(Entry { opened, .. })) => return Ok(Fetched::Sealed(opened)),
+            Ok(None) => None,
+            Err(why) => Some(why),
+        };
+        unusable.iter().for_each(|why| self.set_aside(id, why));
+        match (self.fetch_from_store(id, volume), unusable) {
+            (Ok(Fetched::Sealed(opened)), _) => {
+                self.remember(&opened);
+                Ok(Fetched::Sealed(opened))
+            }
+            (Err(Error::Store(source)), Some(entry)) if !matches!(source, StoreError::NotFound { .. }) => {
+                Err(Error::NeitherStoreNorLockbox { reference: self.reference(*id), entry, source })
+            }
+            (fetched, _) => fetched,
+        }
+    }
+
+    fn fetch_from_store(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Result<Fetched, Error> {
         match self.store.get(id)? {
             Stored::Released(released) => Ok(Fetched::Released(released)),
             Stored::Sealed(sealed) => {
@@ -138,8 +176,15 @@ impl Container {
         let ids = sealed.recipient_kids().filter_map(|kid| kid.parse().ok());
         match ids.into_iter().find(|id: &ContainerKeyId| id.container == self.name) {
             Some(id) => Ok(Keyring::of(vec![Box::new(self.container_key(id.epoch)?)])),
-            None => Ok(Keyring::read(&self.sealing.identities, &self.sealing.tpm)?),
+            None => self.identities(),
         }
+    }
+
+    /// This host's identities: the lockbox key if it is open, and private keys.
+    fn identities(&self) -> Result<Keyring, Error> {
+        let lockbox_key = self.lockbox.as_ref().and_then(Lockbox::key);
+        let lockbox_key = lockbox_key.map(|key| Box::new(key.clone()) as Box<dyn Identity>);
+        Ok(Keyring::read(&self.sealing.identities, &self.sealing.tpm)?.with(lockbox_key))
     }
 
     /// A container key, fetched and opened once per process.
@@ -152,18 +197,29 @@ impl Container {
         let id = ContainerKeyId { container: self.name.clone(), epoch };
         let keys = self.store.container_keys().ok_or_else(|| Error::NoContainerKeys(self.name.clone()))?;
         let refused = |source| Error::ContainerKeyRefused { id: id.clone(), source };
-        let key =
-            ContainerKey::open(&keys.get(epoch)?, &Keyring::read(&self.sealing.identities, &self.sealing.tpm)?, &id);
+        let key = ContainerKey::open(&keys.get(epoch)?, &self.identities()?, &id);
         let key = Arc::new(key.map_err(refused)?);
         opened.insert(epoch, key.clone());
         Ok(key)
     }
 
     /// All places where the key, or what opens it, rests.
+    ///
+    /// Of a key that comes out of the lockbox, its entry says where it rested in the store, and the store is not asked.
     pub fn places(&self, id: &KeyId) -> Result<Vec<Place>, Error> {
+        let mut places = match self.entry(id, None) {
+            Ok(Some(entry)) => Self::remembered(entry.context.places),
+            // Why an entry is not used, is said when the key is fetched.
+            Ok(None) | Err(_) => self.places_in_store(id)?,
+        };
+        places.extend(self.own_places.iter().cloned());
+        Ok(places)
+    }
+
+    fn places_in_store(&self, id: &KeyId) -> Result<Vec<Place>, Error> {
         let mut places = self.store.places(id)?;
         places.extend(self.store.rings(id)?.into_iter().flat_map(replicas));
-        places.extend(self.own_places.iter().cloned());
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(*id, places.clone());
         Ok(places)
     }
 }

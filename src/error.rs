@@ -9,6 +9,7 @@ use crate::{
     container::TrustError,
     device::DeviceError,
     key::{ContainerKeyId, KeyReference, SecretMemoryError, StoreName},
+    lockbox::{EntryError, LockboxError},
     seal::SealError,
     separation::{InventoryError, MalformedConnectionInfo, Refusal},
     store::StoreError,
@@ -62,8 +63,25 @@ pub enum Error {
     #[error(transparent)]
     Trust(#[from] TrustError),
     /// The kind of store has no container keys.
-    #[error("the store '{0}' has no container keys: only a Swift container can have them")]
+    #[error("the store '{0}' has no container keys: only a directory and a Swift container can have them")]
     NoContainerKeys(StoreName),
+    /// The container has no container key yet, or there is no container.
+    #[error("the container '{0}' has no container key")]
+    NoContainerKey(StoreName),
+    /// The lockbox.
+    #[error(transparent)]
+    Lockbox(#[from] LockboxError),
+    /// The store cannot give the key now, and the lockbox's entry of it is not used.
+    #[error("the key {reference} cannot be had from the store, and the lockbox's entry of it is not used: {entry}")]
+    NeitherStoreNorLockbox {
+        /// The key.
+        reference: KeyReference,
+        /// Why the entry is not used.
+        entry: EntryError,
+        /// Why the store cannot.
+        #[source]
+        source: StoreError,
+    },
     /// There is nobody to seal to.
     #[error("the store '{0}' has no owner to seal a key to")]
     NoOwner(StoreName),

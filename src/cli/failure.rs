@@ -8,6 +8,7 @@ use crate::{
     container::TrustError,
     device::DeviceError,
     error::{Error, causes},
+    lockbox::LockboxError,
     seal::SealError,
     store::{AuthError, HttpError, SendError, StoreError},
     tpm::TpmError,
@@ -43,7 +44,7 @@ pub const EXIT_CODES: &str = "Exit codes:
 Files:
   /etc/cryptattach/cryptattach.toml   configuration (--config, CRYPTATTACH_CONFIG)
   /var/log/cryptattach.jsonl          audit record
-  /var/lib/cryptattach/               which container keys this host trusts
+  /var/lib/cryptattach/               which container keys this host trusts; its lockbox
   /run/cryptattach/                   userspace mappings";
 
 /// The exit code for an error.
@@ -70,7 +71,9 @@ pub fn exit_code(error: &Error) -> u8 {
         | Error::Trust(_)
         | Error::Seal(_)
         | Error::NoPassphrase(_) => 68,
-        Error::NoContainerKeys(_) | Error::NoOwner(_) => 78,
+        Error::NoContainerKeys(_) | Error::NoContainerKey(_) | Error::NoOwner(_) => 78,
+        Error::Lockbox(error) => lockbox(error),
+        Error::NeitherStoreNorLockbox { source, .. } => store(source),
         Error::Unfinished { .. } => 69,
         Error::ReadBack(_) => 76,
         Error::NoSuchKey { .. } => 67,
@@ -134,6 +137,24 @@ fn store(error: &StoreError) -> u8 {
     }
 }
 
+fn lockbox(error: &LockboxError) -> u8 {
+    match error {
+        LockboxError::NotConfigured(_) | LockboxError::Unsupported(_) => 78,
+        LockboxError::Removed { .. } => 67,
+        LockboxError::Seal(error) if error.is_configuration() => 78,
+        LockboxError::Closed(_)
+        | LockboxError::Refused { .. }
+        | LockboxError::Older { .. }
+        | LockboxError::Another { .. }
+        | LockboxError::Seal(_) => 68,
+        LockboxError::ReadBack(_) => 76,
+        LockboxError::Unreachable { source, .. } => store(source),
+        LockboxError::Store(error) => store(error),
+        LockboxError::Foreign(_) | LockboxError::Keyring(_) | LockboxError::Memory(_) => 71,
+        LockboxError::State(_) | LockboxError::Io { .. } => 74,
+    }
+}
+
 fn auth(error: &AuthError) -> u8 {
     match error {
         AuthError::Clouds(_) | AuthError::NoEndpoint { .. } => 78,
@@ -183,6 +204,9 @@ fn next_step(error: &Error) -> Option<String> {
         Error::Store(error) => store_next_step(error)?.to_owned(),
         Error::KeyRefused { source, .. } | Error::ContainerKeyRefused { source, .. } => source.next_step()?,
         Error::NoOwner(_) => "name the store's owner and escrow in the configuration, or use another store".to_owned(),
+        Error::NoContainerKey(name) => format!("'cryptattach container create {name}' makes its first one"),
+        Error::Lockbox(error) => lockbox_next_step(error)?,
+        Error::NeitherStoreNorLockbox { source, .. } => store_next_step(source)?.to_owned(),
         Error::Unfinished { container, .. } => format!("run 'cryptattach container rotate {container}' again"),
         Error::Trust(TrustError::State(_)) => "check the state directory ('state' in the configuration)".to_owned(),
         Error::Trust(TrustError::OldGeneration { key, .. }) => format!(
@@ -210,6 +234,36 @@ fn next_step(error: &Error) -> Option<String> {
             "'cryptattach list' shows what is".to_owned()
         }
         _ => return None,
+    })
+}
+
+fn lockbox_next_step(error: &LockboxError) -> Option<String> {
+    Some(match error {
+        LockboxError::NotConfigured(_) => {
+            "name this host and the store of its lockbox key: [lockbox] host = \"NAME\", store = \"STORE\"".to_owned()
+        }
+        LockboxError::Closed(_) => "'cryptattach lockbox open' opens it".to_owned(),
+        LockboxError::Removed { .. } => {
+            "if this host is to open keys again, the administrator of the keys has to admit it".to_owned()
+        }
+        LockboxError::Unreachable { source, .. } => store_next_step(source)?.to_owned(),
+        LockboxError::Store(error) => store_next_step(error)?.to_owned(),
+        LockboxError::Refused { source: SealError::NotForUs { .. }, .. } => {
+            "check 'identities' in [lockbox]; a host with a new identity has to be admitted anew".to_owned()
+        }
+        LockboxError::Refused { source, .. } => source.next_step()?,
+        LockboxError::Seal(error) => error.next_step()?,
+        LockboxError::Another { is, .. } => format!(
+            "if the administrator who admitted this host says that this fingerprint is right: cryptattach lockbox open \
+             --fingerprint {is}"
+        ),
+        LockboxError::Older { .. } => "try again when all of the store's replicas run; the store may lie".to_owned(),
+        LockboxError::State(_) => "check the state directory ('state' in the configuration)".to_owned(),
+        LockboxError::Io { .. } => "check 'path' in [lockbox], and that its device is there and has room".to_owned(),
+        LockboxError::Unsupported(_) => "name another 'store' in [lockbox]".to_owned(),
+        LockboxError::ReadBack(_) | LockboxError::Foreign(_) | LockboxError::Keyring(_) | LockboxError::Memory(_) => {
+            return None;
+        }
     })
 }
 

@@ -143,6 +143,15 @@ impl StoreConfig {
         }
     }
 
+    /// Whether the store is used as the caller of a hook, where there is one.
+    pub fn takes_caller_token(&self) -> bool {
+        match &self.location {
+            Location::Directory { .. } => false,
+            Location::Swift(SwiftConfig { caller_token, .. })
+            | Location::Barbican(BarbicanConfig { caller_token, .. }) => *caller_token,
+        }
+    }
+
     /// Where this host keeps what opens the store's keys. An owner's key on the volume's own disk is as bad as the
     /// volume key there.
     pub fn places(&self, config: &Path) -> Vec<Place> {

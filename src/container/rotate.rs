@@ -13,8 +13,9 @@ use std::{
 
 use super::{Container, now};
 use crate::{
+    config::Sealing,
     error::{Error, chain},
-    key::{ContainerKeyId, Epoch, KeyId, SealedKey},
+    key::{ContainerKeyId, Epoch, HostName, KeyId, SealedKey},
     seal::{self, ContainerKey, Recipient},
     store::{ContainerKeys, Current, StoreError, Stored},
 };
@@ -40,7 +41,7 @@ pub struct Rotation {
 }
 
 impl Container {
-    fn container_keys(&self) -> Result<&dyn ContainerKeys, Error> {
+    pub(super) fn container_keys(&self) -> Result<&dyn ContainerKeys, Error> {
         self.store.container_keys().ok_or_else(|| Error::NoContainerKeys(self.name.clone()))
     }
 
@@ -48,7 +49,7 @@ impl Container {
     pub fn make_first_key(&self) -> Result<(), Error> {
         match self.container_keys()?.current()? {
             Some(_) => Ok(()),
-            None => self.make_key(None).map(drop),
+            None => self.make_key(None, None).map(drop),
         }
     }
 
@@ -56,11 +57,20 @@ impl Container {
     ///
     /// `progress` is told how many keys are done, and how many there are.
     pub fn rotate(&self, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Rotation, Error> {
+        self.rotate_without(None, progress)
+    }
+
+    /// Likewise; a key that is made now is not for this host.
+    pub(super) fn rotate_without(
+        &self,
+        host: Option<&HostName>,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Rotation, Error> {
         let keys = self.container_keys()?;
         let target = match keys.current()? {
-            None => self.make_key(None)?,
+            None => self.make_key(None, host)?,
             Some(Current { epoch, rotating: true }) => self.trusted_key(epoch)?,
-            Some(Current { epoch, rotating: false }) => self.make_key(Some(&*self.trusted_key(epoch)?))?,
+            Some(Current { epoch, rotating: false }) => self.make_key(Some(&*self.trusted_key(epoch)?), host)?,
         };
         let mut rotation = self.reseal_all(&target, progress)?;
         if rotation.failed.is_empty() {
@@ -75,10 +85,14 @@ impl Container {
     }
 
     /// The key is stored and can be had back before anything is sealed under it.
-    fn make_key(&self, previous: Option<&ContainerKey>) -> Result<Arc<ContainerKey>, Error> {
+    fn make_key(
+        &self,
+        previous: Option<&ContainerKey>,
+        without: Option<&HostName>,
+    ) -> Result<Arc<ContainerKey>, Error> {
         let key = ContainerKey::random(&self.name, previous)?;
-        let files = self.sealing.owner.iter().chain(&self.sealing.escrow).chain(&self.sealing.hosts);
-        let sealed = key.seal_to(seal::recipients(files)?, now())?;
+        let key = without.into_iter().fold(key, ContainerKey::without_host);
+        let sealed = key.seal_to(self.key_recipients()?, now())?;
         let keys = self.container_keys()?;
         match keys.create(key.epoch(), &sealed) {
             // A rotation that was killed between making its key and announcing it.
@@ -86,6 +100,10 @@ impl Container {
                 let left = self.container_key(key.epoch())?;
                 if !previous.map(|previous| left.follows(previous)).transpose()?.unwrap_or(false) {
                     return Err(super::TrustError::Unproven(self.key_id(key.epoch())).into());
+                }
+                // Hosts that were admitted since.
+                if let Some(left) = left.with_hosts_of(&key)? {
+                    self.reseal_key(&left)?;
                 }
             }
             created => created?,
@@ -100,7 +118,13 @@ impl Container {
         Ok(key)
     }
 
-    fn key_id(&self, epoch: Epoch) -> ContainerKeyId {
+    /// Whom container keys are sealed to besides the hosts that are admitted.
+    pub(super) fn key_recipients(&self) -> Result<Vec<Box<dyn Recipient>>, Error> {
+        let Sealing { owner, escrow, hosts, .. } = &self.sealing;
+        Ok(seal::recipients(owner.iter().chain(escrow).chain(hosts))?)
+    }
+
+    pub(super) fn key_id(&self, epoch: Epoch) -> ContainerKeyId {
         ContainerKeyId { container: self.name.clone(), epoch }
     }
 

@@ -4,8 +4,11 @@ use std::{fmt, path::PathBuf};
 
 use openssl::error::ErrorStack;
 
+use super::credential::CredentialError;
 use crate::{
     key::{HostName, SecretMemoryError},
+    seal::SealError,
+    state::StateError,
     tpm::TpmError,
 };
 
@@ -144,6 +147,12 @@ pub enum EnrolError {
     /// No such host is admitted.
     #[error("no host '{0}' is admitted")]
     NotAdmitted(HostName),
+    /// What this machine remembers of enrolments cannot be had.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The identity key cannot be sealed to.
+    #[error(transparent)]
+    Seal(Box<SealError>),
     /// The TPM.
     #[error(transparent)]
     Tpm(#[from] TpmError),
@@ -185,7 +194,24 @@ impl EnrolError {
             Self::NotEnrolled(_) => "run 'cryptattach host enrol' first".to_owned(),
             Self::NotAdmitted(_) => "'cryptattach host list' shows those that are".to_owned(),
             Self::Tpm(error) => return error.next_step(),
+            Self::State(_) => "check the state directory ('state' in the configuration)".to_owned(),
+            Self::Seal(error) => return error.next_step(),
             Self::File { .. } | Self::Crypto(_) | Self::Memory(_) => return None,
         })
+    }
+}
+
+impl From<CredentialError> for EnrolError {
+    fn from(error: CredentialError) -> Self {
+        match error {
+            CredentialError::Crypto(error) => Self::Crypto(error),
+            CredentialError::Memory(error) => Self::Memory(error),
+        }
+    }
+}
+
+impl From<SealError> for EnrolError {
+    fn from(error: SealError) -> Self {
+        Self::Seal(Box::new(error))
     }
 }

@@ -14,8 +14,9 @@ use tss_esapi::{
 };
 
 use super::{Bundle, EnrolError, Part, Site, Statement, document::Attestation};
+use crate::error::chain;
 use crate::tpm::{
-    Digest, Policy, TpmError, attestation_attributes, attestation_templates, hex,
+    Digest, Policy, attestation_attributes, attestation_templates, hex,
     public::{identity_attributes, identity_p256, identity_rsa, name_of, to_pkey},
     with_unique_of,
 };
@@ -64,13 +65,13 @@ fn check_identity(statement: &Statement, policy: &Policy) -> Result<(), EnrolErr
     if !templates.into_iter().any(|template| with_unique_of(template, key).as_ref() == Some(key)) {
         return no("it is neither a decryption key on P-256 nor one for RSA with 2048 bits".to_owned());
     }
-    to_pkey(key).map(drop).or_else(|error| no(format!("it is no key ({})", crate::error::chain(&error))))
+    to_pkey(key).map(drop).or_else(|error| no(format!("it is no key ({})", chain(&error))))
 }
 
 fn check_policy(bundle: &Bundle, statement: &Statement, site: &Site) -> Result<Policy, EnrolError> {
     let no = |why: String| refused(statement, Part::Policy, why);
     let expected = site.policy_for(&statement.policy).map_err(no)?;
-    expected.check().map_err(|error| no(crate::error::chain(&error)))?;
+    expected.check().map_err(|error| no(chain(&error)))?;
     if let Some(revocation) = expected.signed.as_ref().and_then(|signed| signed.revocation) {
         check_counter(bundle, statement, revocation.counter.name().as_bytes(), revocation.base)?;
     }
@@ -177,18 +178,4 @@ fn differing(is: ObjectAttributes, expected: ObjectAttributes) -> Option<String>
         _ if is != expected => Some("it has attributes that are not known".to_owned()),
         _ => None,
     }
-}
-
-impl From<super::credential::CredentialError> for EnrolError {
-    fn from(error: super::credential::CredentialError) -> Self {
-        match error {
-            super::credential::CredentialError::Crypto(error) => Self::Crypto(error),
-            super::credential::CredentialError::Memory(error) => Self::Memory(error),
-        }
-    }
-}
-
-/// For messages.
-pub fn structure(error: &TpmError) -> String {
-    crate::error::chain(error)
 }

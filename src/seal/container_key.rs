@@ -92,6 +92,18 @@ impl ContainerKey {
         Ok(new)
     }
 
+    /// The same key for the hosts of another one as well; `None` if it has them all.
+    pub fn with_hosts_of(&self, other: &Self) -> Result<Option<Self>, SealError> {
+        let missing = other.hosts.iter().filter(|(host, jwk)| self.hosts.get(*host) != Some(jwk));
+        let missing: Vec<_> = missing.map(|(host, jwk)| (host.clone(), jwk.clone())).collect();
+        if missing.is_empty() {
+            return Ok(None);
+        }
+        let mut new = self.resealed()?;
+        new.hosts.extend(missing);
+        Ok(Some(new))
+    }
+
     /// Leaves a host out of a key that has not been sealed yet.
     pub fn without_host(mut self, host: &HostName) -> Self {
         self.hosts.remove(host);

@@ -75,6 +75,11 @@ impl OwnerRecipient {
         Self::of(key)?.map_err(|why| unusable(&why))
     }
 
+    /// The holder of this key.
+    pub fn of_public(key: PKey<Public>) -> Result<Self, SealError> {
+        Self::of(key)?.map_err(|why| SealError::Unsupported(format!("the public key {why}")))
+    }
+
     fn of(key: PKey<Public>) -> Result<Result<Self, String>, SealError> {
         Ok(examine(&key)?.map(|(algorithm, kid)| Self { key, algorithm, kid }))
     }
