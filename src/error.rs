@@ -8,6 +8,7 @@ use crate::{
     config::ConfigError,
     container::TrustError,
     device::DeviceError,
+    enrol::EnrolError,
     key::{ContainerKeyId, KeyReference, SecretMemoryError, StoreName},
     lockbox::{EntryError, LockboxError},
     seal::SealError,
@@ -109,6 +110,9 @@ pub enum Error {
     /// Key and data are on the same device, or nothing proves that they are not.
     #[error(transparent)]
     NotSeparate(#[from] Refusal),
+    /// The enrolment of a host.
+    #[error(transparent)]
+    Enrol(Box<EnrolError>),
     /// The TPM.
     #[error(transparent)]
     Tpm(#[from] TpmError),
@@ -189,6 +193,12 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl From<EnrolError> for Error {
+    fn from(error: EnrolError) -> Self {
+        Self::Enrol(Box::new(error))
+    }
 }
 
 impl Error {

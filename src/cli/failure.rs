@@ -7,6 +7,7 @@ use crate::{
     config::ConfigError,
     container::TrustError,
     device::DeviceError,
+    enrol::EnrolError,
     error::{Error, causes},
     lockbox::LockboxError,
     seal::SealError,
@@ -40,6 +41,7 @@ pub const EXIT_CODES: &str = "Exit codes:
   77  permission denied, here or by the key store
   78  the configuration is missing or wrong
   79  the TPM does not open the key: another boot state, another TPM, a wrong PIN, or no TPM at all
+  80  a host's proof is refused: a bundle, challenge or answer that is wrong, changed, used already or too old
 
 Files:
   /etc/cryptattach/cryptattach.toml   configuration (--config, CRYPTATTACH_CONFIG)
@@ -62,6 +64,7 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::Seal(SealError::Memory(_)) | Error::Memory(_) => 71,
         Error::Seal(error) if error.is_configuration() => 78,
         Error::Trust(TrustError::State(_)) => 74,
+        Error::Enrol(error) => enrol(error),
         Error::Tpm(error)
         | Error::Seal(SealError::Tpm(error))
         | Error::KeyRefused { source: SealError::Tpm(error), .. }
@@ -85,6 +88,33 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::Audit(_) | Error::Io { .. } => 74,
         Error::NotBlank { .. } | Error::KeyUsed { .. } | Error::Exists(_) | Error::StoreExists(_) => 73,
         Error::HalfFormatted { source, .. } => exit_code(source),
+    }
+}
+
+fn enrol(error: &EnrolError) -> u8 {
+    match error {
+        EnrolError::Tpm(error) => tpm(error),
+        EnrolError::File { source, .. } => match source.kind() {
+            std::io::ErrorKind::NotFound => 66,
+            std::io::ErrorKind::AlreadyExists => 73,
+            _ => 74,
+        },
+        EnrolError::State(_) => 74,
+        EnrolError::Authorities { .. } => 78,
+        EnrolError::NotEnrolled(_) | EnrolError::NotAdmitted(_) => 66,
+        EnrolError::Crypto(_) | EnrolError::Memory(_) => 71,
+        EnrolError::Document { .. }
+        | EnrolError::Refused { .. }
+        | EnrolError::Replayed { .. }
+        | EnrolError::OtherTpm { .. }
+        | EnrolError::OtherName { .. }
+        | EnrolError::Expired { .. }
+        | EnrolError::NotForThisHost(_)
+        | EnrolError::NotForThisTpm(_)
+        | EnrolError::NoChallenge(_)
+        | EnrolError::OtherAnswer { .. }
+        | EnrolError::WrongAnswer(_)
+        | EnrolError::Seal(_) => 80,
     }
 }
 
@@ -217,6 +247,7 @@ fn next_step(error: &Error) -> Option<String> {
             "if the administrator of the keys says that this key's fingerprint is right ('cryptattach container show'), remove the container's file from the state directory".to_owned()
         }
         Error::Seal(error) => error.next_step()?,
+        Error::Enrol(error) => error.next_step()?,
         Error::Tpm(error) => error.next_step()?,
         Error::NotSeparate(refusal) => refusal.next_step().to_owned(),
         Error::HalfFormatted { device, reference, .. } => format!(

@@ -6,6 +6,7 @@ mod detach;
 mod failure;
 mod format;
 mod hook;
+mod host;
 mod init;
 mod key;
 mod list;
@@ -82,6 +83,8 @@ enum Verb {
     #[command(subcommand)]
     Policy(policy::Policy),
     #[command(subcommand)]
+    Host(host::Host),
+    #[command(subcommand)]
     Hook(hook::Hook),
     #[command(hide = true)]
     Man(man::Man),
@@ -154,6 +157,7 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Verb::Key(key) => key.run(global),
         Verb::Container(container) => container.run(global),
         Verb::Policy(policy) => policy.run(global),
+        Verb::Host(host) => host.run(global),
         Verb::Hook(hook) => hook.run(global),
         Verb::Man(man) => man.run(),
         Verb::UserspaceWorker => Ok(()),

@@ -160,7 +160,8 @@ fn signed_pcrs(policy: &TpmPolicy, signatures: &PcrSignatures) -> Result<PcrSet,
     Ok(ours.fold(PcrSet::default(), |all, signature| all.with(signature.pcrs)))
 }
 
-fn in_words(policy: &TpmPolicy, signed_pcrs: PcrSet) -> Vec<String> {
+/// All that must hold.
+pub(super) fn in_words(policy: &TpmPolicy, signed_pcrs: PcrSet) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(signed) = &policy.signed {
         let pcrs = match signed_pcrs.is_empty() {

@@ -8,13 +8,17 @@ use std::{
     time::Duration,
 };
 
-use openssl::{memcmp, sha::sha256};
+use openssl::{
+    memcmp,
+    pkey::{PKey, Public},
+    sha::sha256,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Answer, Bundle, Challenge, EnrolError, Part, Register, Statement, Trust, Vouched,
+    Answer, Bundle, Challenge, Document, EnrolError, Part, Register, Statement, Trust, Vouched,
     credential::{self, SECRET_BYTES, answer_mac},
-    document::{self, sized},
+    document::sized,
     endorsement::Endorsed,
     evidence::{self, refused},
     register::{Admitted, remove},
@@ -145,14 +149,19 @@ struct Pending {
 pub struct Admission {
     id: Digest,
     pending: Pending,
-    /// Its identity key.
-    pub recipient: OwnerRecipient,
+    key: PKey<Public>,
+    kid: String,
 }
 
 impl Admission {
     /// The host.
     pub fn host(&self) -> &HostName {
         &self.pending.host
+    }
+
+    /// Its identity key: whom its lockbox key is sealed to.
+    pub fn recipient(&self) -> Result<OwnerRecipient, EnrolError> {
+        Ok(OwnerRecipient::of_public(self.key.clone())?)
     }
 
     /// What the register is to say of it.
@@ -164,7 +173,7 @@ impl Admission {
     ) -> Admitted {
         Admitted {
             host: self.pending.host.clone(),
-            kid: self.recipient.kid().to_owned(),
+            kid: self.kid.clone(),
             endorsement_key: self.pending.endorsement_key,
             vouched: self.pending.vouched.clone(),
             storage_root: self.pending.storage_root,
@@ -199,7 +208,7 @@ impl Administrator {
 
     /// Checks a bundle and makes a challenge that only the TPM in it can answer.
     pub fn challenge(&self, path: &Path, trust: &Trust, site: &Site, valid: Duration) -> Result<Issued, EnrolError> {
-        let bundle: Bundle = document::read(path)?;
+        let bundle: Bundle = Bundle::read(path)?;
         let statement = bundle.statement(path)?;
         check_time(&statement)?;
         evidence::check(&bundle, &statement, site)?;
@@ -267,8 +276,9 @@ impl Administrator {
         }
         // Of two challenges from one bundle only one is good for an admission.
         self.check_bundle(&host, &pending.enrolment)?;
-        let recipient = OwnerRecipient::of_public(to_pkey(&pending.identity)?)?;
-        Ok(Admission { id, pending, recipient })
+        let key = to_pkey(&pending.identity)?;
+        let kid = OwnerRecipient::of_public(key.clone())?.kid().to_owned();
+        Ok(Admission { id, pending, key, kid })
     }
 
     /// The host has all that it was to get: it stands in the register, and its challenge is closed.

@@ -28,6 +28,28 @@ const VERSION: u32 = 1;
 pub trait Document: Serialize + DeserializeOwned {
     /// Its `type`, in words.
     const TYPE: &'static str;
+
+    /// Reads a document.
+    fn read(path: &Path) -> Result<Self, EnrolError> {
+        let failed = |source| EnrolError::File { action: "read", path: path.to_owned(), source };
+        let mut json = Vec::new();
+        // One byte more than fits shows that there is more.
+        File::open(path).map_err(failed)?.take(MOST_BYTES + 1).read_to_end(&mut json).map_err(failed)?;
+        parse(&json).map_err(|why| EnrolError::Document { path: path.to_owned(), expected: Self::TYPE, why })
+    }
+
+    /// Writes it into a new file.
+    fn write(&self, path: &Path) -> Result<(), EnrolError> {
+        let write = || {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            serde_json::to_writer_pretty(&mut file, &Written { kind: Self::TYPE, version: VERSION, content: self })?;
+            file.write_all(b"\n")?;
+            file.as_file().sync_all()?;
+            file.persist_noclobber(path).map_err(|refused| refused.error).map(drop)
+        };
+        write().map_err(|source: io::Error| EnrolError::File { action: "write", path: path.to_owned(), source })
+    }
 }
 
 #[derive(Serialize)]
@@ -45,15 +67,6 @@ struct Head {
     #[serde(rename = "type")]
     kind: String,
     version: u32,
-}
-
-/// Reads a document.
-pub fn read<T: Document>(path: &Path) -> Result<T, EnrolError> {
-    let failed = |source| EnrolError::File { action: "read", path: path.to_owned(), source };
-    let mut json = Vec::new();
-    // One byte more than fits shows that there is more.
-    File::open(path).map_err(failed)?.take(MOST_BYTES + 1).read_to_end(&mut json).map_err(failed)?;
-    parse(&json).map_err(|why| EnrolError::Document { path: path.to_owned(), expected: T::TYPE, why })
 }
 
 fn parse<T: Document>(json: &[u8]) -> Result<T, String> {
@@ -75,19 +88,6 @@ fn parse<T: Document>(json: &[u8]) -> Result<T, String> {
         members.remove("version");
     }
     T::deserialize(value).map_err(damaged)
-}
-
-/// Writes a document into a new file.
-pub fn write<T: Document>(path: &Path, content: &T) -> Result<(), EnrolError> {
-    let write = || {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer_pretty(&mut file, &Written { kind: T::TYPE, version: VERSION, content })?;
-        file.write_all(b"\n")?;
-        file.as_file().sync_all()?;
-        file.persist_noclobber(path).map_err(|refused| refused.error).map(drop)
-    };
-    write().map_err(|source: io::Error| EnrolError::File { action: "write", path: path.to_owned(), source })
 }
 
 /// What a host says of itself, and how its keys were made.
@@ -302,9 +302,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("answer");
         let answer = Answer { challenge: [1; 32], host: "compute-7".parse().unwrap(), enrolment: [2; 32], mac: [3; 32] };
-        write(&path, &answer).unwrap();
-        assert_eq!(read::<Answer>(&path).unwrap().mac, [3; 32]);
-        assert!(matches!(write(&path, &answer), Err(EnrolError::File { action: "write", .. })), "never overwrites");
+        answer.write(&path).unwrap();
+        assert_eq!(Answer::read(&path).unwrap().mac, [3; 32]);
+        assert!(matches!(answer.write(&path), Err(EnrolError::File { action: "write", .. })), "never overwrites");
 
         let whole = std::fs::read_to_string(&path).unwrap();
         let cases = [

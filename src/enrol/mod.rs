@@ -27,7 +27,7 @@ mod host;
 mod register;
 
 pub use administrator::{Administrator, Admission, Issued, Site};
-pub use document::{Answer, Bundle, Challenge, Statement};
+pub use document::{Answer, Attestation, Bundle, Challenge, Document, EndorsementKey, Statement};
 pub use endorsement::{Trust, Vouched};
 pub use error::{EnrolError, Part};
 pub use host::{Enrolled, answer, enrol};
