@@ -6,6 +6,8 @@
 //! kernel lets nobody do that but processes of the same user. Where the user keyring is not to be had, the session keyring
 //! takes its place, and the secret is then gone with the session.
 
+use std::fmt;
+
 use linux_keyutils::{Key, KeyError, KeyPermissionsBuilder, KeyRing, KeyRingIdentifier, Permission};
 use serde::Serialize;
 
@@ -19,6 +21,15 @@ pub enum Kept {
     User,
     /// In the session keyring: until the session ends.
     Session,
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::User => "the kernel's keyring of this user, until power-off",
+            Self::Session => "the kernel's keyring of this session, until that ends: the user keyring is not to be had",
+        })
+    }
 }
 
 /// The kernel's keyring refuses.

@@ -9,6 +9,7 @@ mod hook;
 mod init;
 mod key;
 mod list;
+mod lockbox;
 mod man;
 mod output;
 mod resize;
@@ -77,6 +78,8 @@ enum Verb {
     Key(key::Key),
     #[command(subcommand)]
     Container(container::Container),
+    #[command(subcommand)]
+    Lockbox(lockbox::LockboxVerb),
     #[command(subcommand)]
     Hook(hook::Hook),
     #[command(hide = true)]
@@ -148,6 +151,7 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Verb::Separation(separation) => separation.run(global),
         Verb::Key(key) => key.run(global),
         Verb::Container(container) => container.run(global),
+        Verb::Lockbox(lockbox) => lockbox.run(global),
         Verb::Hook(hook) => hook.run(global),
         Verb::Man(man) => man.run(),
         Verb::UserspaceWorker => Ok(()),
