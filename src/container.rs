@@ -26,10 +26,10 @@ use crate::{
         BoundContext, ContainerKeyId, Epoch, KeyId, KeyReference, Location, Place, Ring, SealedKey, SecretBytes,
         StoreName,
     },
-    lockbox::Lockbox,
+    lockbox::{EntryError, Lockbox},
     seal::{self, ContainerKey, Content, Entry, Expected, Identity, Keyring, Opened, Recipient},
     separation::parse_endpoints,
-    store::{self, ContainerKeys, KeyStore, Released, RingAnswer, StoreError, Stored},
+    store::{self, ContainerKeys, KeyStore, Released, RingAnswer, Stored},
 };
 
 /// A container of keys.
@@ -49,6 +49,8 @@ pub struct Container {
     from_lockbox: bool,
     /// The store is used as the caller of a hook.
     as_caller: bool,
+    /// Why entries of the lockbox are not used.
+    unusable: Mutex<BTreeMap<KeyId, EntryError>>,
     /// Where keys rest, as the store has said.
     asked: Mutex<BTreeMap<KeyId, Vec<Place>>>,
 }
@@ -78,6 +80,7 @@ impl Container {
             own_places,
             lockbox,
             from_lockbox: false,
+            unusable: Mutex::default(),
             asked: Mutex::default(),
         })
     }
@@ -101,22 +104,14 @@ impl Container {
     ///
     /// If the lockbox is to be asked first, a valid entry is enough, and what the store gives becomes one.
     pub fn fetch(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Result<Fetched, Error> {
-        let unusable = match self.entry(id, volume) {
-            Ok(Some(Entry { opened, .. })) => return Ok(Fetched::Sealed(opened)),
-            Ok(None) => None,
-            Err(why) => Some(why),
-        };
-        unusable.iter().for_each(|why| self.set_aside(id, why));
-        match (self.fetch_from_store(id, volume), unusable) {
-            (Ok(Fetched::Sealed(opened)), _) => {
-                self.remember(&opened);
-                Ok(Fetched::Sealed(opened))
-            }
-            (Err(Error::Store(source)), Some(entry)) if !matches!(source, StoreError::NotFound { .. }) => {
-                Err(Error::NeitherStoreNorLockbox { reference: self.reference(*id), entry, source })
-            }
-            (fetched, _) => fetched,
+        if let Some(Entry { opened, .. }) = self.entry(id, volume) {
+            return Ok(Fetched::Sealed(opened));
         }
+        let fetched = self.fetch_from_store(id, volume).map_err(|error| self.explain(id, error))?;
+        if let Fetched::Sealed(opened) = &fetched {
+            self.remember(opened);
+        }
+        Ok(fetched)
     }
 
     fn fetch_from_store(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Result<Fetched, Error> {
@@ -208,9 +203,8 @@ impl Container {
     /// Of a key that comes out of the lockbox, its entry says where it rested in the store, and the store is not asked.
     pub fn places(&self, id: &KeyId) -> Result<Vec<Place>, Error> {
         let mut places = match self.entry(id, None) {
-            Ok(Some(entry)) => Self::remembered(entry.context.places),
-            // Why an entry is not used, is said when the key is fetched.
-            Ok(None) | Err(_) => self.places_in_store(id)?,
+            Some(entry) => Self::remembered(entry.context.places),
+            None => self.places_in_store(id).map_err(|error| self.explain(id, error))?,
         };
         places.extend(self.own_places.iter().cloned());
         Ok(places)

@@ -1,10 +1,14 @@
 //! The kernel's keyring, in which a secret stays until it is removed or the machine is switched off (keyrings(7)).
 //!
 //! A secret is a `user` key, for it has to be read back. It is in the user keyring of root (`@u`), which outlives sessions and
-//! the change from the initramfs to the system, and is the same for every service, whatever its session keyring is. Only who
-//! possesses the key may do anything with it: a process of ours links the user keyring into its own process keyring, and the
-//! kernel lets nobody do that but processes of the same user. Where the user keyring is not to be had, the session keyring
-//! takes its place, and the secret is then gone with the session.
+//! the change from the initramfs to the system, and is the same for every service, whatever its session keyring is. Where the
+//! user keyring is not to be had, the session keyring takes its place, and the secret is then gone with the session.
+//!
+//! Only processes of its owner may find and read the key, and nobody may change it. Mere possession gives nothing: a process
+//! that was root and gave that up still possesses what its inherited session keyring leads to, and that is root's user keyring
+//! if a session of root's was set up in the usual way.
+
+use std::fmt;
 
 use linux_keyutils::{Key, KeyError, KeyPermissionsBuilder, KeyRing, KeyRingIdentifier, Permission};
 use serde::Serialize;
@@ -19,6 +23,15 @@ pub enum Kept {
     User,
     /// In the session keyring: until the session ends.
     Session,
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::User => "the kernel's keyring of this user, until power-off",
+            Self::Session => "the kernel's keyring of this session, until that ends: the user keyring is not to be had",
+        })
+    }
 }
 
 /// The kernel's keyring refuses.
@@ -41,15 +54,16 @@ pub enum KeyringError {
 /// Keeps a secret under a description, in place of the one that is there.
 pub fn put(description: &str, secret: &SecretBytes) -> Result<Kept, KeyringError> {
     remove(description)?;
-    let (ring, kept) = user_ring().map(|ring| (ring, Kept::User)).or_else(|refused| {
-        tracing::debug!("the user keyring is not to be had: {refused}");
-        session_ring().map(|ring| (ring, Kept::Session)).ok_or(refused)
-    })?;
-    let key = ring.add_key(description, secret.expose()).map_err(failed("put a key into"))?;
+    let add = |kept| ring(kept)?.add_key(description, secret.expose()).map(|key| (key, kept));
+    let (key, kept) = add(Kept::User)
+        .or_else(|refused| {
+            tracing::debug!("the user keyring is not to be had: {refused}");
+            add(Kept::Session)
+        })
+        .map_err(failed("put a key into"))?;
     // Without SETATTR: nobody widens the permissions again, not even its owner.
-    let all_but_setattr = Permission::VIEW | Permission::READ | Permission::WRITE | Permission::SEARCH | Permission::LINK;
-    let permissions = KeyPermissionsBuilder::builder().posessor(all_but_setattr).build();
-    key.set_perms(permissions).map_err(|error| {
+    let permissions = Permission::VIEW | Permission::READ | Permission::SEARCH;
+    key.set_perms(KeyPermissionsBuilder::builder().user(permissions).build()).map_err(|error| {
         let _ = key.invalidate();
         failed("close a key in")(error)
     })?;
@@ -77,27 +91,29 @@ pub fn remove(description: &str) -> Result<bool, KeyringError> {
 }
 
 fn find(description: &str) -> Result<Option<(Key, Kept)>, KeyringError> {
-    for (ring, kept) in [(user_ring().ok(), Kept::User), (session_ring(), Kept::Session)] {
-        match ring.map(|ring| ring.search(description)) {
-            Some(Ok(key)) => return Ok(Some((key, kept))),
-            Some(Err(KeyError::KeyDoesNotExist | KeyError::KeyRevoked | KeyError::KeyExpired)) | None => {}
+    for kept in [Kept::User, Kept::Session] {
+        match ring(kept).and_then(|ring| ring.search(description)) {
+            Ok(key) => return Ok(Some((key, kept))),
             // Not ours to search: nothing of ours is in there.
-            Some(Err(KeyError::AccessDenied | KeyError::PermissionDenied)) => {}
-            Some(Err(error)) => return Err(failed("look into")(error)),
+            Err(
+                KeyError::KeyDoesNotExist
+                | KeyError::KeyRevoked
+                | KeyError::KeyExpired
+                | KeyError::AccessDenied
+                | KeyError::PermissionDenied,
+            ) => {}
+            Err(error) => return Err(failed("look into")(error)),
         }
     }
     Ok(None)
 }
 
-/// The user keyring, possessed by this process. Several threads have one process keyring, if it is there before they are.
-fn user_ring() -> Result<KeyRing, KeyringError> {
-    let process = KeyRing::from_special_id(KeyRingIdentifier::Process, true).map_err(failed("make"))?;
-    process.link_keyring_id(KeyRingIdentifier::User).map_err(failed("possess"))?;
-    KeyRing::from_special_id(KeyRingIdentifier::User, false).map_err(failed("possess"))
-}
-
-fn session_ring() -> Option<KeyRing> {
-    KeyRing::from_special_id(KeyRingIdentifier::Session, false).ok()
+fn ring(kept: Kept) -> Result<KeyRing, KeyError> {
+    let id = match kept {
+        Kept::User => KeyRingIdentifier::User,
+        Kept::Session => KeyRingIdentifier::Session,
+    };
+    KeyRing::from_special_id(id, false)
 }
 
 fn failed(action: &'static str) -> impl FnOnce(KeyError) -> KeyringError {
@@ -117,9 +133,9 @@ mod tests {
             let (secret, _) = get(&description, 8).unwrap().unwrap();
             assert_eq!(secret.expose(), bytes);
         }
-        // Its owner alone is nobody: possession opens it, which the process keyring of another process does not have.
         let (key, _) = find(&description).unwrap().unwrap();
-        assert_eq!(key.metadata().unwrap().get_perms().bits(), 0x1f00_0000);
+        assert_eq!(key.metadata().unwrap().get_perms().bits(), 0x000b_0000);
+        assert!(key.update(b"three").is_err());
         assert!(key.set_perms(KeyPermissionsBuilder::builder().user(Permission::ALL).build()).is_err());
         assert!(remove(&description).unwrap());
         assert!(!remove(&description).unwrap());

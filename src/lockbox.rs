@@ -69,7 +69,7 @@ impl Lockbox {
     }
 
     /// The lockbox key, which has to be open.
-    fn open_key(&self) -> Result<&Arc<LockboxKey>, LockboxError> {
+    pub fn open_key(&self) -> Result<&Arc<LockboxKey>, LockboxError> {
         self.key().ok_or_else(|| LockboxError::Closed(self.config.host.clone()))
     }
 

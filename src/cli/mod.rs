@@ -10,6 +10,7 @@ mod host;
 mod init;
 mod key;
 mod list;
+mod lockbox;
 mod man;
 mod output;
 mod policy;
@@ -85,6 +86,8 @@ enum Verb {
     #[command(subcommand)]
     Host(host::Host),
     #[command(subcommand)]
+    Lockbox(lockbox::LockboxVerb),
+    #[command(subcommand)]
     Hook(hook::Hook),
     #[command(hide = true)]
     Man(man::Man),
@@ -158,6 +161,7 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Verb::Container(container) => container.run(global),
         Verb::Policy(policy) => policy.run(global),
         Verb::Host(host) => host.run(global),
+        Verb::Lockbox(lockbox) => lockbox.run(global),
         Verb::Hook(hook) => hook.run(global),
         Verb::Man(man) => man.run(),
         Verb::UserspaceWorker => Ok(()),

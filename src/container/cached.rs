@@ -8,8 +8,9 @@ use super::Container;
 use crate::{
     error::{Error, chain},
     key::{KeyId, Location, Place},
-    lockbox::EntryError,
+    lockbox::{EntryError, Lockbox},
     seal::{Entry, EntryContext, Opened},
+    store::StoreError,
 };
 
 impl Container {
@@ -30,9 +31,37 @@ impl Container {
         Ok(Some(lockbox.add(&self.reference(*id), &opened, places)?))
     }
 
-    /// The lockbox's entry of a key, if it may be used.
-    pub(super) fn entry(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Result<Option<Entry>, EntryError> {
-        let Some(lockbox) = self.lockbox.as_ref().filter(|_| self.from_lockbox) else { return Ok(None) };
+    /// The lockbox's entry of a key, if it may be used. Why one may not, is said once, and it is removed if it never will be.
+    pub(super) fn entry(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Option<Entry> {
+        let lockbox = self.lockbox.as_ref().filter(|_| self.from_lockbox)?;
+        let mut unusable = self.unusable.lock().unwrap_or_else(PoisonError::into_inner);
+        if unusable.contains_key(id) {
+            return None;
+        }
+        let why = match self.valid_entry(lockbox, id, volume) {
+            Ok(entry) => return entry,
+            Err(why) => why,
+        };
+        let reference = self.reference(*id);
+        match why {
+            EntryError::Expired { .. } => tracing::debug!("the lockbox's entry of {reference} is not used: {why}"),
+            _ => tracing::warn!("the lockbox's entry of {reference} is not used: {}", chain(&why)),
+        }
+        if why.is_final()
+            && let Err(error) = lockbox.forget(&reference)
+        {
+            tracing::warn!("it cannot be removed: {}", chain(&error));
+        }
+        unusable.insert(*id, why);
+        None
+    }
+
+    fn valid_entry(
+        &self,
+        lockbox: &Lockbox,
+        id: &KeyId,
+        volume: Option<Option<Uuid>>,
+    ) -> Result<Option<Entry>, EntryError> {
         let entry = lockbox.entry(&self.reference(*id), volume)?;
         if let Some(Entry { opened, .. }) = &entry {
             // An older form opens the same volume, but the lockbox is not to bring back what the store has withdrawn.
@@ -44,16 +73,14 @@ impl Container {
         Ok(entry)
     }
 
-    /// Says why an entry is not used, and removes it if it never will be.
-    pub(super) fn set_aside(&self, id: &KeyId, why: &EntryError) {
-        let reference = self.reference(*id);
-        match why {
-            EntryError::Expired { .. } => tracing::debug!("the lockbox's entry of {reference} is not used: {why}"),
-            _ => tracing::warn!("the lockbox's entry of {reference} is not used: {}", chain(why)),
-        }
-        let removed = self.lockbox.as_ref().filter(|_| why.is_final()).map(|lockbox| lockbox.forget(&reference));
-        if let Some(Err(error)) = removed {
-            tracing::warn!("it cannot be removed: {}", chain(&error));
+    /// If the store could not be asked: why the lockbox's entry did not do instead.
+    pub(super) fn explain(&self, id: &KeyId, error: Error) -> Error {
+        let entry = self.unusable.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        match (error, entry) {
+            (Error::Store(source), Some(entry)) if !matches!(source, StoreError::NotFound { .. }) => {
+                Error::NeitherStoreNorLockbox { reference: self.reference(*id), entry, source }
+            }
+            (error, _) => error,
         }
     }
 

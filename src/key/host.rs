@@ -47,7 +47,8 @@ serde_as_str!(HostName);
 pub struct LockboxKeyId {
     /// The host.
     pub host: HostName,
-    /// Grows with each lockbox key that the host gets: the time at which the key was made, in seconds since 1970-01-01 UTC.
+    /// Grows with each lockbox key that the host gets: the time at which the key was made, in milliseconds since 1970-01-01
+    /// UTC.
     /// A counter could not go on after a removal, which leaves no record to count from.
     pub generation: u64,
 }

@@ -1,8 +1,10 @@
 //! Admission: an administrator makes a host's lockbox key, and takes it away again.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde::Serialize;
 
-use super::{LockboxError, now};
+use super::LockboxError;
 use crate::{
     key::{HostName, LockboxKeyId},
     seal::{LockboxKey, OwnerRecipient, Recipient},
@@ -37,7 +39,8 @@ pub fn admit(
         Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(error.into()),
     };
-    let key = LockboxKey::random(host, previous, now())?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map(|age| age.as_millis()).unwrap_or(0);
+    let key = LockboxKey::random(host, previous, u64::try_from(now).unwrap_or(u64::MAX))?;
     let sealed = key.seal_to(recipients)?;
     match previous {
         None => store.create(host, &sealed)?,

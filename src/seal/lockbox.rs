@@ -86,9 +86,9 @@ impl LockboxKey {
     /// Number of bytes.
     pub const BYTES: usize = KEY_BYTES;
 
-    /// A new random key for a host, made `now` (seconds since 1970); its generation is later than that of `previous`.
+    /// A new random key for a host, made `now` (milliseconds since 1970-01-01 UTC); its generation is later than that of `previous`.
     pub fn random(host: &HostName, previous: Option<u64>, now: u64) -> Result<Self, SealError> {
-        let generation = now.max(previous.map_or(1, |previous| previous + 1));
+        let generation = now.max(previous.map_or(1, |previous| previous.saturating_add(1)));
         Self::of(LockboxKeyId { host: host.clone(), generation }, SecretBytes::random(KEY_BYTES)?)
     }
 

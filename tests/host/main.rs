@@ -12,6 +12,7 @@ mod attach;
 mod busy;
 mod foreign;
 mod format;
+mod lockbox;
 mod refusals;
 mod secrets;
 mod separation;
