@@ -74,10 +74,13 @@ impl Show {
         };
         let signatures = PcrSignatures::read(&config.signatures)?;
         let signed = signed_pcrs(&policy, &signatures)?;
-        let why_not = match tpm.satisfiable(&policy, &signatures) {
-            Ok(_) => None,
-            Err(TpmError::NotThisState(why)) => Some(why),
-            Err(error) => return Err(error.into()),
+        let why_not = match &file {
+            None => None,
+            Some(file) => match tpm.satisfiable(&file.policy, &signatures) {
+                Ok(_) => None,
+                Err(TpmError::NotThisState(why)) => Some(why),
+                Err(error) => return Err(error.into()),
+            },
         };
         let shown = Shown {
             path,
@@ -102,7 +105,7 @@ impl Show {
             "policy": shown.policy,
             "digest": hex::encode(&shown.policy.digest()?),
             "signed_pcrs": shown.signed,
-            "opens_now": why_not.is_none(),
+            "opens_now": shown.enrolled.then_some(why_not.is_none()),
             "why_not": why_not,
             "pcrs": shown.values,
             "unnoticed": shown.exposures,
@@ -140,10 +143,10 @@ impl Shown<'_> {
             "opens if all of this holds:".to_owned(),
         ];
         lines.extend(in_words(&self.policy, self.signed).into_iter().map(|line| format!("  {line}")));
-        lines.push(match why_not {
+        lines.extend(self.enrolled.then(|| match why_not {
             None => "now           it opens".to_owned(),
             Some(why) => format!("now           it does not open: {why}"),
-        });
+        }));
         lines.push("without its noticing, somebody with a screwdriver can still change:".to_owned());
         lines.extend(self.exposures.iter().map(|exposure| format!("  {exposure}")));
         lines.push("PCRs (SHA-256):".to_owned());

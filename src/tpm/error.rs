@@ -247,7 +247,8 @@ impl TpmError {
             Self::Busy { .. } | Self::TimedOut { .. } => {
                 "see whether another program uses the TPM; if it goes on, power the machine off and on"
             }
-            Self::Malformed { .. } | Self::File { .. } => "check the [tpm] section of the configuration",
+            Self::File { .. } => "check [tpm] in the configuration; 'cryptattach host enrol' makes this host's key",
+            Self::Malformed { .. } => "check [tpm] in the configuration",
             _ => return None,
         }
         .to_owned())

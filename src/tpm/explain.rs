@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Code, Digest, Event, PcrSet, PcrValues, hex, policy::LATCH};
+use super::{Code, Counter, Digest, Event, PcrSet, PcrValues, hex, policy::LATCH};
 
 /// Why not: all reasons that were found.
 #[derive(Debug, Serialize)]
@@ -49,6 +49,11 @@ pub enum Finding {
         epoch: u64,
         /// The oldest epoch whose signatures count.
         oldest: u64,
+    },
+    /// The counter that retires signatures is gone.
+    NoCounter {
+        /// Its NV index.
+        counter: Counter,
     },
     /// PCR 15 has been extended.
     Latched,
@@ -118,6 +123,7 @@ impl fmt::Display for Finding {
                 f,
                 "this boot state is signed in epoch {epoch} only, and signatures before epoch {oldest} have been retired"
             ),
+            Self::NoCounter { counter } => write!(f, "the counter {counter} in the TPM is not there: it was removed"),
             Self::Latched => write!(f, "PCR {LATCH} has been extended: in this boot the keys have been opened already"),
             Self::Refused { command, code } => write!(f, "{command}: {}", Code(*code)),
         }

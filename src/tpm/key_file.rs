@@ -2,8 +2,9 @@
 //! (draft-bottomley-tpm2-keys).
 //!
 //! In front of the PEM block stands one line of ours, `cryptattach-identity: {...}`: the storage root key's name and the
-//! policy. Readers of PEM skip it (RFC 7468 section 5.2), and it cannot lie: the policy's digest is in the key itself. Where
-//! the standard form can say the policy, it says it as well.
+//! policy. Readers of PEM skip it (RFC 7468 section 5.2), and it cannot lie: the policy's digest is in the key itself. The
+//! draft's own optional member for policies is left out: Debian's tpm2-tools and tpm2-openssl refuse files that have it, and
+//! it has no words for counters.
 
 use std::path::Path;
 
@@ -16,8 +17,7 @@ use serde::{Deserialize, Serialize};
 use tss_esapi::structures::Public;
 
 use super::{
-    Name, PcrSet, Policy, TpmError,
-    policy::{LATCH, unextended},
+    Name, Policy, TpmError,
     public::{from_sized, to_pkey, to_sized},
     signature::read,
 };
@@ -55,19 +55,9 @@ struct TpmKey {
     kind: ObjectIdentifier,
     #[asn1(context_specific = "0", tag_mode = "EXPLICIT", optional = "true")]
     empty_auth: Option<bool>,
-    #[asn1(context_specific = "1", tag_mode = "EXPLICIT", optional = "true")]
-    policy: Option<Vec<TpmPolicy>>,
     parent: u32,
     public: OctetString,
     private: OctetString,
-}
-
-#[derive(Sequence)]
-struct TpmPolicy {
-    #[asn1(context_specific = "0", tag_mode = "EXPLICIT")]
-    command: u32,
-    #[asn1(context_specific = "1", tag_mode = "EXPLICIT")]
-    arguments: OctetString,
 }
 
 impl IdentityFile {
@@ -138,7 +128,6 @@ impl IdentityFile {
         let key = TpmKey {
             kind: LOADABLE,
             empty_auth: (!self.policy.pin).then_some(true),
-            policy: self.standard_policy()?,
             parent: PARENT,
             public: octets(to_sized(&self.public)?)?,
             private: octets(private)?,
@@ -149,28 +138,6 @@ impl IdentityFile {
         let preface = Preface { storage_root: self.storage_root, policy: self.policy.clone() };
         let preface = serde_json::to_string(&preface).map_err(|error| TpmError::Structure(error.to_string()))?;
         Ok(format!("{PREFACE}{preface}\n{pem}"))
-    }
-
-    /// The policy in the standard's words: it has some for PCRs and the PIN, not for signatures that come from elsewhere.
-    fn standard_policy(&self) -> Result<Option<Vec<TpmPolicy>>, TpmError> {
-        if self.policy.signed.is_some() {
-            return Ok(None);
-        }
-        let step = |command, arguments: Vec<u8>| {
-            let arguments = OctetString::new(arguments).map_err(|error| TpmError::Structure(error.to_string()))?;
-            Ok::<_, TpmError>(TpmPolicy { command, arguments })
-        };
-        let pcr = |values: super::Digest, pcrs: PcrSet| {
-            step(0x17F, [&(values.len() as u16).to_be_bytes()[..], &values, &pcrs.marshalled()].concat())
-        };
-        let mut steps = vec![pcr(self.policy.pcrs.digest(), self.policy.pcrs.pcrs())?];
-        if self.policy.latch {
-            steps.push(pcr(unextended().digest(), PcrSet::of(&[LATCH]))?);
-        }
-        if self.policy.pin {
-            steps.push(step(0x16B, Vec::new())?);
-        }
-        Ok(Some(steps))
     }
 
     /// The public key, as libcrypto knows it.

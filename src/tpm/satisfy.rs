@@ -1,7 +1,8 @@
 //! Satisfying a policy: first it is looked whether it can be, so that a failure has an explanation; then the TPM is convinced.
 
 use super::{
-    Digest, Explanation, Finding, Handle, PcrSet, PcrSignature, PcrSignatures, Policy, SignedPcrs, Tpm, TpmError,
+    Digest, Explanation, Finding, Handle, PcrSet, PcrSignature, PcrSignatures, Policy, Revocation, SignedPcrs, Tpm,
+    TpmError,
     policy::{EPOCHS, LATCH, pcr_policy, policy_ref, unextended},
 };
 
@@ -98,7 +99,10 @@ impl Tpm {
         let present = if pcrs.is_empty() { Default::default() } else { self.pcr_values(pcrs)? };
         let policy_now = |pcrs: PcrSet| pcr_policy(&present.only(pcrs));
         let oldest = match &signed.revocation {
-            Some(revocation) => self.counter(revocation.counter)?.0.saturating_sub(revocation.base),
+            Some(Revocation { counter, base }) => match self.counter_if_there(*counter)? {
+                Some(value) => value.0.saturating_sub(*base),
+                None => return Ok(Err(vec![Finding::NoCounter { counter: *counter }])),
+            },
             None => 0,
         };
         let mut retired = None;

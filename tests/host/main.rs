@@ -7,6 +7,8 @@ mod shell;
 mod site;
 #[path = "../common/swtpm.rs"]
 mod swtpm;
+#[path = "../common/wiretap.rs"]
+mod wiretap;
 
 mod attach;
 mod busy;
@@ -17,3 +19,5 @@ mod refusals;
 mod secrets;
 mod separation;
 mod tpm;
+mod tpm_bus;
+mod tpm_interop;

@@ -412,7 +412,7 @@ fn the_tpm_itself_refuses() {
     }
 }
 
-fn coordinates(key: &EcKey<Private>) -> (Vec<u8>, Vec<u8>) {
+pub fn coordinates(key: &EcKey<Private>) -> (Vec<u8>, Vec<u8>) {
     let (mut x, mut y, mut context) = (BigNum::new().unwrap(), BigNum::new().unwrap(), BigNumContext::new().unwrap());
     key.public_key().affine_coordinates(key.group(), &mut x, &mut y, &mut context).unwrap();
     (x.to_vec_padded(32).unwrap(), y.to_vec_padded(32).unwrap())
