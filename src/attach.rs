@@ -70,7 +70,7 @@ pub fn attach(config: &Config, request: Request<'_>) -> Result<Mapping, Error> {
         return Ok(mapping);
     }
     let reference = reference(request.key.clone(), &volume)?;
-    let container = Container::open(config, &reference.store, request.caller)?.as_one();
+    let container = Container::open(config, &reference.store, request.caller)?.as_one().lockbox_first();
     let report = separate(config, &container, &reference, &volume, request.target.as_ref(), request.separation)?;
     let key = open(&container, &reference, &volume)?;
     let mapping = backend.activate(&volume, &key, &options)?;

@@ -11,9 +11,13 @@ use serde::Deserialize;
 
 use crate::{key::StoreName, volume::PlainHash};
 
+mod lockbox;
 mod stores;
+mod tpm;
 
+pub use lockbox::LockboxConfig;
 pub use stores::{BarbicanConfig, CloudConfig, Location, Sealing, StoreConfig, SwiftConfig};
+pub use tpm::TpmConfig;
 
 /// Where the configuration is unless `--config` or `CRYPTATTACH_CONFIG` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cryptattach/cryptattach.toml";
@@ -36,10 +40,16 @@ pub struct Config {
     /// Limits on waiting for servers.
     #[serde(default)]
     pub network: Network,
+    /// This host's TPM.
+    #[serde(default)]
+    pub tpm: TpmConfig,
     /// The stores by name.
     #[serde(default)]
     pub stores: BTreeMap<StoreName, StoreConfig>,
-    /// Directory for what this host has to remember: which container keys it trusts. Root's; others have one of their own.
+    /// This host's cache of keys.
+    pub lockbox: Option<LockboxConfig>,
+    /// Directory for what this host has to remember: which container keys and which lockbox key it trusts. Root's; others have
+    /// one of their own.
     #[serde(default = "state")]
     pub state: PathBuf,
     /// The file itself: it is a place, too.
@@ -217,6 +227,15 @@ impl Config {
         config.path = path.to_owned();
         let folder = path.parent().unwrap_or(Path::new("."));
         config.separation.inventory = config.separation.inventory.take().map(|file| folder.join(file));
+        for file in config.tpm.files() {
+            *file = resolve(folder, file)?;
+        }
+        for file in config.lockbox.iter_mut().flat_map(LockboxConfig::files) {
+            *file = resolve(folder, file)?;
+        }
+        if let Some(lockbox) = &config.lockbox {
+            config.store(&lockbox.store)?;
+        }
         for (name, store) in &mut config.stores {
             let sealing = &mut store.sealing;
             // Sealed or not is a choice of Barbican's only; sealed, the choice of escrow has to be made.
@@ -228,6 +247,7 @@ impl Config {
                 return Err(ConfigError::Escrow { name: name.clone(), path: path.to_owned() });
             }
             store.network = config.network;
+            store.sealing.tpm = config.tpm.clone();
             for file in store.files() {
                 *file = resolve(folder, file)?;
             }
@@ -296,6 +316,24 @@ mod tests {
         assert_eq!(config.separation.level, SeparationLevel::Rack);
         assert_eq!(config.separation.inventory, Some(config.path.with_file_name("inventory.toml")));
         assert_eq!(read("").unwrap().separation.level, SeparationLevel::Host);
+    }
+
+    #[test]
+    fn a_lockbox_is_of_a_store_that_there_is() {
+        let store = "[stores.cinder]\ntype = 'directory'\npath = 'k'\nowner = 'o.pem'\nno_escrow = true\n";
+        let lockbox = "[lockbox]\nhost = 'compute-7'\nstore = 'cinder'\nidentities = ['host.key']\n";
+        let config = read(&format!("{store}{lockbox}")).unwrap();
+        let of = config.lockbox.as_ref().unwrap();
+        assert_eq!((of.lifetime.as_secs(), of.offline), (86400, false));
+        assert_eq!(of.identities, [config.path.with_file_name("host.key")]);
+        assert_eq!(of.path, Path::new("/var/lib/cryptattach/lockbox"));
+        let kept: Vec<_> = of.places(&config.state).iter().map(|place| place.what.clone()).collect();
+        assert_eq!(kept, ["lockbox entries", "private key"]);
+        assert!(matches!(read(lockbox), Err(ConfigError::UnknownStore { .. })));
+        for wrong in ["lifetime_hours = 0.0", "lifetime_hours = 9000.0", "lifetime_hours = nan", "host = '../x'"] {
+            let text = format!("{store}{lockbox}{wrong}\n");
+            assert!(matches!(read(&text), Err(ConfigError::Malformed { .. })), "{wrong}");
+        }
     }
 
     #[test]

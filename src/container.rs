@@ -2,8 +2,9 @@
 //!
 //! Verbs ask a container for keys and give it keys; what is between, a public-key operation or a container key, is here.
 
+mod cached;
+mod hosts;
 mod rotate;
-mod state;
 mod trust;
 
 use std::{
@@ -25,7 +26,8 @@ use crate::{
         BoundContext, ContainerKeyId, Epoch, KeyId, KeyReference, Location, Place, Ring, SealedKey, SecretBytes,
         StoreName,
     },
-    seal::{self, ContainerKey, Content, Expected, Keyring, Opened, Recipient},
+    lockbox::{EntryError, Lockbox},
+    seal::{self, ContainerKey, Content, Entry, Expected, Identity, Keyring, Opened, Recipient},
     separation::parse_endpoints,
     store::{self, ContainerKeys, KeyStore, Released, RingAnswer, Stored},
 };
@@ -41,6 +43,16 @@ pub struct Container {
     state: PathBuf,
     /// What this host keeps to open keys, and where it says so.
     own_places: Vec<Place>,
+    /// This host's lockbox, if it has one: its key opens what is sealed to this host.
+    lockbox: Option<Lockbox>,
+    /// The lockbox is asked for keys before the store.
+    from_lockbox: bool,
+    /// The store is used as the caller of a hook.
+    as_caller: bool,
+    /// Why entries of the lockbox are not used.
+    unusable: Mutex<BTreeMap<KeyId, EntryError>>,
+    /// Where keys rest, as the store has said.
+    asked: Mutex<BTreeMap<KeyId, Vec<Place>>>,
 }
 
 /// A key, opened or released.
@@ -55,13 +67,21 @@ impl Container {
     /// The container that the configuration describes; `caller` is the token of a hook's caller.
     pub fn open(config: &Config, name: &StoreName, caller: Option<SecretBytes>) -> Result<Self, Error> {
         let store_config = config.store(name)?;
+        let lockbox = Lockbox::of(config);
+        let mut own_places = store_config.places(&config.path);
+        own_places.extend(lockbox.iter().flat_map(Lockbox::places));
         Ok(Self {
             name: name.clone(),
+            as_caller: caller.is_some() && store_config.takes_caller_token(),
             store: store::open(name, store_config, caller)?,
             sealing: store_config.sealing.clone(),
             opened: Mutex::default(),
             state: config.state.clone(),
-            own_places: store_config.places(&config.path),
+            own_places,
+            lockbox,
+            from_lockbox: false,
+            unusable: Mutex::default(),
+            asked: Mutex::default(),
         })
     }
 
@@ -87,7 +107,20 @@ impl Container {
     }
 
     /// Fetches a key and opens it, if it is for this volume: its UUID, or `Some(None)` for plain dm-crypt; `None`: any.
+    ///
+    /// If the lockbox is to be asked first, a valid entry is enough, and what the store gives becomes one.
     pub fn fetch(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Result<Fetched, Error> {
+        if let Some(Entry { opened, .. }) = self.entry(id, volume) {
+            return Ok(Fetched::Sealed(opened));
+        }
+        let fetched = self.fetch_from_store(id, volume).map_err(|error| self.explain(id, error))?;
+        if let Fetched::Sealed(opened) = &fetched {
+            self.remember(opened);
+        }
+        Ok(fetched)
+    }
+
+    fn fetch_from_store(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Result<Fetched, Error> {
         match self.store.get(id)? {
             Stored::Released(released) => Ok(Fetched::Released(released)),
             Stored::Sealed(sealed) => {
@@ -144,8 +177,15 @@ impl Container {
         let ids = sealed.recipient_kids().filter_map(|kid| kid.parse().ok());
         match ids.into_iter().find(|id: &ContainerKeyId| id.container == self.name) {
             Some(id) => Ok(Keyring::of(vec![Box::new(self.container_key(id.epoch)?)])),
-            None => Ok(Keyring::read(&self.sealing.identities)?),
+            None => self.identities(),
         }
+    }
+
+    /// This host's identities: the lockbox key if it is open, and private keys.
+    fn identities(&self) -> Result<Keyring, Error> {
+        let lockbox_key = self.lockbox.as_ref().and_then(Lockbox::key);
+        let lockbox_key = lockbox_key.map(|key| Box::new(key.clone()) as Box<dyn Identity>);
+        Ok(Keyring::read(&self.sealing.identities, &self.sealing.tpm)?.with(lockbox_key))
     }
 
     /// A container key, fetched and opened once per process.
@@ -158,17 +198,28 @@ impl Container {
         let id = ContainerKeyId { container: self.name.clone(), epoch };
         let keys = self.store.container_keys().ok_or_else(|| Error::NoContainerKeys(self.name.clone()))?;
         let refused = |source| Error::ContainerKeyRefused { id: id.clone(), source };
-        let key = ContainerKey::open(&keys.get(epoch)?, &Keyring::read(&self.sealing.identities)?, &id);
+        let key = ContainerKey::open(&keys.get(epoch)?, &self.identities()?, &id);
         let key = Arc::new(key.map_err(refused)?);
         opened.insert(epoch, key.clone());
         Ok(key)
     }
 
     /// All places where the key, or what opens it, rests.
+    ///
+    /// Of a key that comes out of the lockbox, its entry says where it rested in the store, and the store is not asked.
     pub fn places(&self, id: &KeyId) -> Result<Vec<Place>, Error> {
+        let mut places = match self.entry(id, None) {
+            Some(entry) => Self::remembered(entry.context.places),
+            None => self.places_in_store(id).map_err(|error| self.explain(id, error))?,
+        };
+        places.extend(self.own_places.iter().cloned());
+        Ok(places)
+    }
+
+    fn places_in_store(&self, id: &KeyId) -> Result<Vec<Place>, Error> {
         let mut places = self.store.places(id)?;
         places.extend(self.store.rings(id)?.into_iter().flat_map(replicas));
-        places.extend(self.own_places.iter().cloned());
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(*id, places.clone());
         Ok(places)
     }
 }

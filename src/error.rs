@@ -8,10 +8,13 @@ use crate::{
     config::ConfigError,
     container::TrustError,
     device::DeviceError,
+    enrol::EnrolError,
     key::{ContainerKeyId, KeyReference, SecretMemoryError, StoreName},
+    lockbox::{EntryError, LockboxError},
     seal::SealError,
     separation::{InventoryError, MalformedConnectionInfo, Refusal},
     store::StoreError,
+    tpm::TpmError,
     volume::VolumeError,
 };
 
@@ -61,8 +64,25 @@ pub enum Error {
     #[error(transparent)]
     Trust(#[from] TrustError),
     /// The kind of store has no container keys.
-    #[error("the store '{0}' has no container keys: only a Swift container can have them")]
+    #[error("the store '{0}' has no container keys: only a directory and a Swift container can have them")]
     NoContainerKeys(StoreName),
+    /// The container has no container key yet, or there is no container.
+    #[error("the container '{0}' has no container key")]
+    NoContainerKey(StoreName),
+    /// The lockbox.
+    #[error(transparent)]
+    Lockbox(#[from] LockboxError),
+    /// The store cannot give the key now, and the lockbox's entry of it is not used.
+    #[error("the key {reference} cannot be had from the store, and the lockbox's entry of it is not used: {entry}")]
+    NeitherStoreNorLockbox {
+        /// The key.
+        reference: KeyReference,
+        /// Why the entry is not used.
+        entry: EntryError,
+        /// Why the store cannot.
+        #[source]
+        source: StoreError,
+    },
     /// There is nobody to seal to.
     #[error("the store '{0}' has no owner to seal a key to")]
     NoOwner(StoreName),
@@ -90,6 +110,12 @@ pub enum Error {
     /// Key and data are on the same device, or nothing proves that they are not.
     #[error(transparent)]
     NotSeparate(#[from] Refusal),
+    /// The enrolment of a host.
+    #[error(transparent)]
+    Enrol(Box<EnrolError>),
+    /// The TPM.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
     /// The backend.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -167,6 +193,12 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl From<EnrolError> for Error {
+    fn from(error: EnrolError) -> Self {
+        Self::Enrol(Box::new(error))
+    }
 }
 
 impl Error {

@@ -14,10 +14,11 @@
 //! | [`store`] | dictionaries from key id to sealed key: directory, Swift, Barbican |
 //! | [`container`] | a store with whom its keys are sealed to and what opens them here |
 //! | [`volume`] | headers, checked against an allow-list |
+//! | [`tpm`] | the host's identity in its TPM, and the boot states that it opens in |
 //! | [`separation`] | lineage of devices and places of keys; the verdict |
 //! | [`backend`] | mappings, by dm-crypt or in userspace |
 //!
-//! Dependencies point one way: `cli -> attach/format/... -> container -> {store, seal, volume, separation, backend} -> key`.
+//! Dependencies point one way: `cli -> attach/format/... -> container -> {store, seal, volume, separation, backend} -> {tpm, key}`.
 
 pub mod attach;
 pub mod audit;
@@ -27,6 +28,8 @@ pub mod config;
 pub mod container;
 pub mod detach;
 pub mod device;
+pub mod durable;
+pub mod enrol;
 pub mod error;
 pub mod format;
 pub mod holders;
@@ -34,8 +37,12 @@ pub mod hook;
 pub mod import;
 pub mod keep;
 pub mod key;
+pub mod keyring;
+pub mod lockbox;
 pub mod resize;
 pub mod seal;
 pub mod separation;
+pub mod state;
 pub mod store;
+pub mod tpm;
 pub mod volume;

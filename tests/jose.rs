@@ -13,6 +13,7 @@ use std::{
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use cryptattach::{
+    config::TpmConfig,
     key::{BoundContext, KeyId, KeySize, SealedKey, SecretBytes, VolumeKey},
     seal::{ContainerKey, Content, Expected, Keyring, OwnerKey, Payload, Recipient, seal},
 };
@@ -66,7 +67,7 @@ impl Party {
     }
 
     fn keyring(&self) -> Keyring {
-        Keyring::read(&[self.folder.path().join("pem")]).unwrap()
+        Keyring::read(&[self.folder.path().join("pem")], &TpmConfig::default()).unwrap()
     }
 }
 
@@ -141,7 +142,7 @@ fn content(volume_key: &VolumeKey) -> Content {
 fn jose_opens_a_key_under_a_container_key() {
     let (escrow, volume_key) = (Party::ec(), VolumeKey::random(KeySize::Bits512).unwrap());
     let container_key = Arc::new(ContainerKey::random(&"cinder".parse().unwrap(), None).unwrap());
-    let kek = escrow.file("kek", &container_key.seal_to(&[escrow.recipient()], 0).unwrap().to_json());
+    let kek = escrow.file("kek", &container_key.seal_to(vec![escrow.recipient()], 0).unwrap().to_json());
     let opened = jose(&["jwe", "dec", "-i", kek.to_str().unwrap(), "-k", &escrow.jwk_file()]);
     let opened: Value = serde_json::from_slice(&opened).unwrap();
     let jwk =

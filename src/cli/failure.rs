@@ -7,9 +7,12 @@ use crate::{
     config::ConfigError,
     container::TrustError,
     device::DeviceError,
+    enrol::EnrolError,
     error::{Error, causes},
+    lockbox::LockboxError,
     seal::SealError,
     store::{AuthError, HttpError, SendError, StoreError},
+    tpm::TpmError,
     volume::VolumeError,
 };
 
@@ -37,11 +40,13 @@ pub const EXIT_CODES: &str = "Exit codes:
   76  the store's answer is no sealed key
   77  permission denied, here or by the key store
   78  the configuration is missing or wrong
+  79  the TPM does not open the key: another boot state, another TPM, a wrong PIN, or no TPM at all
+  80  a host's proof is refused: a bundle, challenge or answer that is wrong, changed, used already or too old
 
 Files:
   /etc/cryptattach/cryptattach.toml   configuration (--config, CRYPTATTACH_CONFIG)
   /var/log/cryptattach.jsonl          audit record
-  /var/lib/cryptattach/               which container keys this host trusts
+  /var/lib/cryptattach/               which container keys this host trusts; its lockbox
   /run/cryptattach/                   userspace mappings";
 
 /// The exit code for an error.
@@ -59,12 +64,19 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::Seal(SealError::Memory(_)) | Error::Memory(_) => 71,
         Error::Seal(error) if error.is_configuration() => 78,
         Error::Trust(TrustError::State(_)) => 74,
+        Error::Enrol(error) => enrol(error),
+        Error::Tpm(error)
+        | Error::Seal(SealError::Tpm(error))
+        | Error::KeyRefused { source: SealError::Tpm(error), .. }
+        | Error::ContainerKeyRefused { source: SealError::Tpm(error), .. } => tpm(error),
         Error::KeyRefused { .. }
         | Error::ContainerKeyRefused { .. }
         | Error::Trust(_)
         | Error::Seal(_)
         | Error::NoPassphrase(_) => 68,
-        Error::NoContainerKeys(_) | Error::NoOwner(_) => 78,
+        Error::NoContainerKeys(_) | Error::NoContainerKey(_) | Error::NoOwner(_) => 78,
+        Error::Lockbox(error) => lockbox(error),
+        Error::NeitherStoreNorLockbox { source, .. } => store(source),
         Error::Unfinished { .. } => 69,
         Error::ReadBack(_) => 76,
         Error::NoSuchKey { .. } => 67,
@@ -76,6 +88,41 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::Audit(_) | Error::Io { .. } => 74,
         Error::NotBlank { .. } | Error::KeyUsed { .. } | Error::Exists(_) | Error::StoreExists(_) => 73,
         Error::HalfFormatted { source, .. } => exit_code(source),
+    }
+}
+
+fn enrol(error: &EnrolError) -> u8 {
+    match error {
+        EnrolError::Tpm(error) => tpm(error),
+        EnrolError::File { source, .. } => match source.kind() {
+            std::io::ErrorKind::NotFound => 66,
+            std::io::ErrorKind::AlreadyExists => 73,
+            _ => 74,
+        },
+        EnrolError::State(_) => 74,
+        EnrolError::Authorities { .. } => 78,
+        EnrolError::NotEnrolled(_) | EnrolError::NotAdmitted(_) => 66,
+        EnrolError::Crypto(_) | EnrolError::Memory(_) => 71,
+        EnrolError::Document { .. }
+        | EnrolError::Refused { .. }
+        | EnrolError::Replayed { .. }
+        | EnrolError::OtherTpm { .. }
+        | EnrolError::OtherName { .. }
+        | EnrolError::Expired { .. }
+        | EnrolError::NotForThisHost(_)
+        | EnrolError::NotForThisTpm(_)
+        | EnrolError::NoChallenge(_)
+        | EnrolError::OtherAnswer { .. }
+        | EnrolError::WrongAnswer(_)
+        | EnrolError::Seal(_) => 80,
+    }
+}
+
+fn tpm(error: &TpmError) -> u8 {
+    match error {
+        error if error.is_configuration() => 78,
+        TpmError::Crypto(_) | TpmError::Memory(_) => 71,
+        _ => 79,
     }
 }
 
@@ -117,6 +164,24 @@ fn store(error: &StoreError) -> u8 {
         },
         StoreError::Io { .. } | StoreError::Answer { .. } => 69,
         StoreError::Memory(_) => 71,
+    }
+}
+
+fn lockbox(error: &LockboxError) -> u8 {
+    match error {
+        LockboxError::NotConfigured(_) | LockboxError::Unsupported(_) => 78,
+        LockboxError::Removed { .. } => 67,
+        LockboxError::Seal(error) if error.is_configuration() => 78,
+        LockboxError::Closed(_)
+        | LockboxError::Refused { .. }
+        | LockboxError::Older { .. }
+        | LockboxError::Another { .. }
+        | LockboxError::Seal(_) => 68,
+        LockboxError::ReadBack(_) => 76,
+        LockboxError::Unreachable { source, .. } => store(source),
+        LockboxError::Store(error) => store(error),
+        LockboxError::Foreign(_) | LockboxError::Keyring(_) | LockboxError::Memory(_) => 71,
+        LockboxError::State(_) | LockboxError::Io { .. } => 74,
     }
 }
 
@@ -172,6 +237,9 @@ fn next_step(error: &Error) -> Option<String> {
         Error::Store(error) => store_next_step(error)?.to_owned(),
         Error::KeyRefused { source, .. } | Error::ContainerKeyRefused { source, .. } => source.next_step()?,
         Error::NoOwner(_) => "name the store's owner and escrow in the configuration, or use another store".to_owned(),
+        Error::NoContainerKey(name) => format!("'cryptattach container create {name}' makes its first one"),
+        Error::Lockbox(error) => lockbox_next_step(error)?,
+        Error::NeitherStoreNorLockbox { source, .. } => store_next_step(source)?.to_owned(),
         Error::Unfinished { container, .. } => format!("run 'cryptattach container rotate {container}' again"),
         Error::Trust(TrustError::State(_)) => "check the state directory ('state' in the configuration)".to_owned(),
         Error::Trust(TrustError::OldGeneration { key, .. }) => format!(
@@ -182,6 +250,8 @@ fn next_step(error: &Error) -> Option<String> {
             "if the administrator of the keys says that this key's fingerprint is right ('cryptattach container show'), remove the container's file from the state directory".to_owned()
         }
         Error::Seal(error) => error.next_step()?,
+        Error::Enrol(error) => error.next_step()?,
+        Error::Tpm(error) => error.next_step()?,
         Error::NotSeparate(refusal) => refusal.next_step().to_owned(),
         Error::HalfFormatted { device, reference, .. } => format!(
             "nothing was on {} before; format it again, and remove the unused key: cryptattach key delete {reference} --yes",
@@ -198,6 +268,36 @@ fn next_step(error: &Error) -> Option<String> {
             "'cryptattach list' shows what is".to_owned()
         }
         _ => return None,
+    })
+}
+
+fn lockbox_next_step(error: &LockboxError) -> Option<String> {
+    Some(match error {
+        LockboxError::NotConfigured(_) => {
+            "name this host and the store of its lockbox key: [lockbox] host = \"NAME\", store = \"STORE\"".to_owned()
+        }
+        LockboxError::Closed(_) => "'cryptattach lockbox open' opens it".to_owned(),
+        LockboxError::Removed { .. } => {
+            "if this host is to open keys again, the administrator of the keys has to admit it".to_owned()
+        }
+        LockboxError::Unreachable { source, .. } => store_next_step(source)?.to_owned(),
+        LockboxError::Store(error) => store_next_step(error)?.to_owned(),
+        LockboxError::Refused { source: SealError::NotForUs { .. }, .. } => {
+            "check 'identities' in [lockbox]; a host with a new identity has to be admitted anew".to_owned()
+        }
+        LockboxError::Refused { source, .. } => source.next_step()?,
+        LockboxError::Seal(error) => error.next_step()?,
+        LockboxError::Another { is, .. } => format!(
+            "if the administrator who admitted this host says that this fingerprint is right: cryptattach lockbox open \
+             --fingerprint {is}"
+        ),
+        LockboxError::Older { .. } => "try again when all of the store's replicas run; the store may lie".to_owned(),
+        LockboxError::State(_) => "check the state directory ('state' in the configuration)".to_owned(),
+        LockboxError::Io { .. } => "check 'path' in [lockbox], and that its device is there and has room".to_owned(),
+        LockboxError::Unsupported(_) => "name another 'store' in [lockbox]".to_owned(),
+        LockboxError::ReadBack(_) | LockboxError::Foreign(_) | LockboxError::Keyring(_) | LockboxError::Memory(_) => {
+            return None;
+        }
     })
 }
 

@@ -18,6 +18,7 @@ use crate::{
     error::Error,
     import::{self, Request},
     key::{KeyReference, SecretBytes, StoreName},
+    lockbox::Lockbox,
     seal::{Content, Opened},
     store::{Released, Stored},
 };
@@ -186,6 +187,7 @@ impl Delete {
             )));
         }
         store.delete(&self.key.key)?;
+        Lockbox::of(config).map_or(Ok(false), |lockbox| lockbox.forget(&self.key))?;
         let event = Event {
             action: "key delete",
             device: None,

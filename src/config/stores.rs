@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::Network;
-use crate::key::Place;
+use super::{Network, TpmConfig};
+use crate::{key::Place, tpm::IdentityFile};
 
 /// `[stores.NAME]`: where the sealed keys are, whom they are sealed to, and what opens them.
 #[derive(Debug, Deserialize)]
@@ -36,6 +36,9 @@ pub struct Sealing {
     /// Public keys or certificates (PEM) of hosts that new container keys are sealed to, besides owner and escrow.
     #[serde(default)]
     pub hosts: Vec<PathBuf>,
+    /// `[tpm]`
+    #[serde(skip)]
+    pub tpm: TpmConfig,
 }
 
 /// The part of `[stores.NAME]` that its `type` decides.
@@ -140,10 +143,23 @@ impl StoreConfig {
         }
     }
 
+    /// Whether the store is used as the caller of a hook, where there is one.
+    pub fn takes_caller_token(&self) -> bool {
+        match &self.location {
+            Location::Directory { .. } => false,
+            Location::Swift(SwiftConfig { caller_token, .. })
+            | Location::Barbican(BarbicanConfig { caller_token, .. }) => *caller_token,
+        }
+    }
+
     /// Where this host keeps what opens the store's keys. An owner's key on the volume's own disk is as bad as the
     /// volume key there.
     pub fn places(&self, config: &Path) -> Vec<Place> {
-        let identities = self.sealing.identities.iter().map(|path| Place::path("private key", path, true));
+        let identities = self.sealing.identities.iter().map(|path| match IdentityFile::is_at(path) {
+            // Without this host's TPM it opens nothing.
+            true => Place::path("TPM key", path, false),
+            false => Place::path("private key", path, true),
+        });
         let config = Place::path("configuration", config, false);
         // What logs in to Barbican gets unsealed keys; to Swift, sealed ones only.
         let (cloud, opens) = match &self.location {

@@ -14,7 +14,7 @@ mod swift;
 
 pub use barbican::Barbican;
 pub use clouds::CloudsError;
-pub use directory::Directory;
+pub use directory::{Directory, DirectoryFacts};
 pub use http::HttpError;
 pub use keystone::{AuthError, SendError};
 pub use swift::{Access, ContainerFacts, Swift};
@@ -22,7 +22,7 @@ pub use swift::{Access, ContainerFacts, Swift};
 use crate::{
     config::{Location, StoreConfig},
     key::{
-        Epoch, KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, Place, Ring, SealedKey, SecretBytes,
+        Epoch, HostName, KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, Place, Ring, SealedKey, SecretBytes,
         SecretMemoryError, StoreName,
     },
 };
@@ -56,6 +56,10 @@ pub trait KeyStore: Send + Sync {
     }
     /// The keys that the container's keys are sealed under, if this kind of store has such.
     fn container_keys(&self) -> Option<&dyn ContainerKeys> {
+        None
+    }
+    /// The lockbox keys of hosts, if this kind of store keeps such.
+    fn host_keys(&self) -> Option<&dyn HostKeys> {
         None
     }
     /// The objects that the store itself keeps unsealed, if this kind of store does that.
@@ -107,10 +111,26 @@ pub trait ContainerKeys {
     fn get(&self, epoch: Epoch) -> Result<SealedKey, StoreError>;
     /// Stores a new container key; never overwrites.
     fn create(&self, epoch: Epoch, key: &SealedKey) -> Result<(), StoreError>;
+    /// Replaces a container key by its re-sealed form: same key, other recipients, a later generation.
+    fn reseal(&self, epoch: Epoch, key: &SealedKey) -> Result<(), StoreError>;
     /// Deletes a container key: what is still sealed under it can never be opened again.
     fn delete(&self, epoch: Epoch) -> Result<(), StoreError>;
     /// All epochs that have a key, in order.
     fn epochs(&self) -> Result<Vec<Epoch>, StoreError>;
+}
+
+/// Lockbox keys: one per host, each an object of its own, sealed to that host's identity.
+pub trait HostKeys {
+    /// A host's lockbox key, sealed. `NotFound` says that the host is not admitted, or no longer.
+    fn get(&self, host: &HostName) -> Result<SealedKey, StoreError>;
+    /// Stores the lockbox key of a new host; never overwrites.
+    fn create(&self, host: &HostName, key: &SealedKey) -> Result<(), StoreError>;
+    /// Replaces a host's lockbox key by one of a later generation.
+    fn replace(&self, host: &HostName, key: &SealedKey) -> Result<(), StoreError>;
+    /// Deletes a host's lockbox key: the host opens nothing at its next boot.
+    fn delete(&self, host: &HostName) -> Result<(), StoreError>;
+    /// All hosts that have one, in order.
+    fn hosts(&self) -> Result<Vec<HostName>, StoreError>;
 }
 
 /// Objects that a store keeps unsealed.
@@ -130,7 +150,7 @@ pub fn open(
     caller: Option<SecretBytes>,
 ) -> Result<Box<dyn KeyStore>, StoreError> {
     Ok(match &config.location {
-        Location::Directory { path } => Box::new(Directory::open(path)?),
+        Location::Directory { path } => Box::new(Directory::open(path)),
         Location::Swift(swift) => Box::new(Swift::open(name, swift, &config.network, caller)?),
         Location::Barbican(barbican) => {
             let sealed = config.sealing.owner.is_some();

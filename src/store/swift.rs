@@ -1,4 +1,5 @@
-//! A store in a container of OpenStack's object store: one object per key, named by its id; container keys below `kek/`.
+//! A store in a container of OpenStack's object store: one object per key, named by its id; container keys below `kek/`,
+//! hosts' lockbox keys below `host/`.
 //!
 //! Swift is eventually consistent: a plain GET may be answered by a replica that missed an overwrite or a deletion, and
 //! not even `If-None-Match: *` is atomic. So what is read is asked for with `X-Newest`, which compares all replicas that
@@ -12,14 +13,14 @@ use std::sync::OnceLock;
 use reqwest::{Method, Url, header::HeaderValue};
 
 use super::{
-    ContainerKeys, Current, KeyStore, RingAnswer, StoreError, Stored,
+    ContainerKeys, Current, HostKeys, KeyStore, RingAnswer, StoreError, Stored,
     http::{self, Answer, HttpError, Repeat, Request},
     keystone::{AuthError, SendError, Session},
 };
 use crate::{
     config::{Network, SwiftConfig},
     error::chain,
-    key::{Epoch, KeyId, MalformedSealedKey, Place, Ring, SealedKey, SecretBytes, StoreName},
+    key::{Epoch, HostName, KeyId, MalformedSealedKey, Place, Ring, SealedKey, SecretBytes, StoreName},
 };
 
 /// The longest answer whose words do not matter.
@@ -233,6 +234,10 @@ impl KeyStore for Swift {
     fn container_keys(&self) -> Option<&dyn ContainerKeys> {
         Some(self)
     }
+
+    fn host_keys(&self) -> Option<&dyn HostKeys> {
+        Some(self)
+    }
 }
 
 impl ContainerKeys for Swift {
@@ -266,6 +271,10 @@ impl ContainerKeys for Swift {
         self.create_object(&format!("kek/{epoch}"), &key.to_json())
     }
 
+    fn reseal(&self, epoch: Epoch, key: &SealedKey) -> Result<(), StoreError> {
+        self.replace_object(&format!("kek/{epoch}"), key)
+    }
+
     fn delete(&self, epoch: Epoch) -> Result<(), StoreError> {
         self.delete_object(&format!("kek/{epoch}"))
     }
@@ -275,6 +284,30 @@ impl ContainerKeys for Swift {
         let mut epochs: Vec<Epoch> = names.iter().filter_map(|name| name.strip_prefix("kek/")?.parse().ok()).collect();
         epochs.sort_unstable();
         Ok(epochs)
+    }
+}
+
+impl HostKeys for Swift {
+    fn get(&self, host: &HostName) -> Result<SealedKey, StoreError> {
+        // Never what one replica has: a host that was removed is to be told so.
+        self.newest(&format!("host/{host}"))?.ok_or_else(|| self.not_found(&format!("host/{host}")))
+    }
+
+    fn create(&self, host: &HostName, key: &SealedKey) -> Result<(), StoreError> {
+        self.create_object(&format!("host/{host}"), &key.to_json())
+    }
+
+    fn replace(&self, host: &HostName, key: &SealedKey) -> Result<(), StoreError> {
+        self.replace_object(&format!("host/{host}"), key)
+    }
+
+    fn delete(&self, host: &HostName) -> Result<(), StoreError> {
+        self.delete_object(&format!("host/{host}"))
+    }
+
+    fn hosts(&self) -> Result<Vec<HostName>, StoreError> {
+        let names = self.names("host/")?;
+        Ok(names.iter().filter_map(|name| name.strip_prefix("host/")?.parse().ok()).collect())
     }
 }
 

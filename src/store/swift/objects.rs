@@ -119,7 +119,7 @@ impl Swift {
         }
     }
 
-    fn newest(&self, name: &str) -> Result<Option<SealedKey>, StoreError> {
+    pub(super) fn newest(&self, name: &str) -> Result<Option<SealedKey>, StoreError> {
         self.object(name, Read::Newest)?.map(|bytes| self.parse(name, &bytes)).transpose()
     }
 
@@ -146,7 +146,7 @@ impl Swift {
         StoreError::Malformed { what: format!("{self}/{name}"), source }
     }
 
-    fn not_found(&self, name: &str) -> StoreError {
+    pub(super) fn not_found(&self, name: &str) -> StoreError {
         StoreError::NotFound { id: name.to_owned(), at: self.to_string() }
     }
 
@@ -266,7 +266,7 @@ fn segments(name: &str) -> Vec<&str> {
 }
 
 fn generation(key: &SealedKey) -> u64 {
-    key.claimed_context().map_or(0, |context| context.generation)
+    key.claimed_generation().unwrap_or(0)
 }
 
 fn md5(bytes: &[u8]) -> String {

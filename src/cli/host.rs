@@ -1,0 +1,51 @@
+//! `cryptattach host ...`
+
+mod admission;
+mod enrolment;
+mod register;
+
+use clap::Subcommand;
+
+use super::Global;
+use crate::{
+    audit::{self, Event},
+    config::Config,
+    error::Error,
+    key::HostName,
+};
+
+/// Enrol hosts by their TPMs, admit them to containers, remove them
+#[derive(Subcommand)]
+#[command(after_help = "Examples:
+  cryptattach host enrol --output compute-7.bundle                       # on the host
+  cryptattach host challenge compute-7.bundle --ca /etc/tpm-makers --output compute-7.challenge   # the administrator
+  cryptattach host answer compute-7.challenge --output compute-7.answer  # on the host
+  cryptattach host admit compute-7.answer --store cinder                 # the administrator
+  cryptattach lockbox open                                               # on the host, once per boot")]
+pub enum Host {
+    Enrol(enrolment::Enrol),
+    Challenge(admission::Challenge),
+    Answer(enrolment::AnswerVerb),
+    Admit(admission::Admit),
+    List(register::List),
+    Remove(register::Remove),
+}
+
+impl Host {
+    pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
+        match self {
+            Self::Enrol(enrol) => enrol.run(global),
+            Self::Challenge(challenge) => challenge.run(global),
+            Self::Answer(answer) => answer.run(global),
+            Self::Admit(admit) => admit.run(global),
+            Self::List(list) => list.run(global),
+            Self::Remove(remove) => remove.run(global),
+        }
+    }
+}
+
+fn record(config: &Config, action: &str, host: &HostName, stores: Option<String>) -> Result<(), Error> {
+    let name = Some(host.to_string());
+    let event = Event { action, device: None, key: stores, name, separation: None, overridden: None };
+    Ok(audit::record(&config.audit.file, &event)?)
+}
