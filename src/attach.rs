@@ -11,7 +11,6 @@ use crate::{
     key::{KeyReference, SecretBytes, VolumeKey},
     seal::{Content, Opened, Payload},
     separation::{self, Inventory, Report, Surroundings, Target},
-    store::Released,
     volume::{self, CIPHER, PlainParameters, Volume},
 };
 
@@ -139,8 +138,16 @@ pub fn open(container: &Container, reference: &KeyReference, volume: &Volume) ->
             fits(&payload, volume).map_err(mismatch)?;
             Ok(payload.volume_key)
         }
-        Fetched::Sealed(Opened { content: Content::Object(object), .. })
-        | Fetched::Released(Released { object, .. }) => Ok(volume.unlock(&object.passphrase()?)?),
+        object => {
+            let passphrase = object.passphrase()?.ok_or_else(|| Error::NoPassphrase(reference.clone()))?;
+            let key = volume.unlock(&passphrase)?;
+            let what = volume.uuid().map_or_else(|| "a plain volume".to_owned(), |uuid| uuid.to_string());
+            // The volume is there; that its key still counts as unused is no reason to withhold it.
+            if let Err(error) = container.spend(&reference.key, &object, &what) {
+                tracing::warn!("the key {reference} still counts as unused: {}", chain(&error));
+            }
+            Ok(key)
+        }
     }
 }
 

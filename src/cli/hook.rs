@@ -229,7 +229,7 @@ impl Key {
 impl Create {
     fn into_facts(self) -> ObjectFacts {
         let Self { algorithm, bit_length, name } = self;
-        ObjectFacts { kind: ObjectKind::Symmetric, algorithm, bit_length, name, created: None, given_out: false }
+        ObjectFacts { kind: ObjectKind::Symmetric, algorithm, bit_length, name, created: None, fresh: false }
     }
 }
 

@@ -14,11 +14,10 @@ use super::{Global, SeparationOptions, attach::Plain, output};
 use crate::{
     audit::{self, Event},
     config::Config,
-    container::{Container, Fetched},
+    container::Container,
     error::Error,
     import::{self, Request},
     key::{KeyReference, SecretBytes, StoreName},
-    seal::{Content, Opened},
     store::{Released, Stored},
 };
 
@@ -220,12 +219,13 @@ impl Passphrase {
             return Err(Error::Usage("a passphrase is not written to a terminal; use a pipe".to_owned()));
         }
         let container = Container::open(config, &self.key.store, None)?;
-        let passphrase = match container.fetch(&self.key.key, None)? {
-            Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => payload.passphrase,
-            Fetched::Sealed(Opened { content: Content::Object(object), .. })
-            | Fetched::Released(Released { object, .. }) => Some(object.passphrase()?),
-        };
-        let passphrase = passphrase.ok_or_else(|| Error::NoPassphrase(self.key.clone()))?;
+        let fetched = container.fetch(&self.key.key, None)?;
+        container.spend(
+            &self.key.key,
+            &fetched,
+            "whatever another program does with it: 'key passphrase' gave it out",
+        )?;
+        let passphrase = fetched.passphrase()?.ok_or_else(|| Error::NoPassphrase(self.key.clone()))?;
         // Past the buffer of `Stdout`, which would keep a copy.
         let mut out = File::from(nix::unistd::dup(&out).map_err(|e| Error::io("write to standard output")(e.into()))?);
         out.write_all(passphrase.expose()).map_err(Error::io("write to standard output"))

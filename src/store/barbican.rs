@@ -29,7 +29,9 @@ const SEALED: &str = "cryptattach sealed key";
 const RESEALED: &str = "cryptattach re-sealed key";
 /// User metadata: the id of the re-sealed form.
 const CURRENT: &str = "cryptattach-resealed";
-/// User metadata: the volume that was formatted with a key.
+/// User metadata: we ordered this key, and nobody got it since.
+const FRESH: &str = "cryptattach-fresh";
+/// User metadata: what a key was used for.
 const USED_FOR: &str = "cryptattach-used-for";
 
 const MOST_BYTES: usize = 512 * 1024;
@@ -62,6 +64,19 @@ impl Barbican {
         Ok((self.parse_sealed(id, &bytes)?, current))
     }
 
+    /// What is known of an unsealed key, and what it was used for.
+    fn facts(&self, id: &KeyId, secret: Secret) -> Result<(ObjectFacts, Option<String>), StoreError> {
+        let metadata = self.metadata(id)?;
+        let used_for = metadata.get(USED_FOR).and_then(Value::as_str).map(str::to_owned);
+        let fresh = metadata.contains_key(FRESH) && used_for.is_none();
+        Ok((ObjectFacts { fresh, ..secret.facts() }, used_for))
+    }
+
+    fn secret(&self, id: &KeyId) -> Result<Secret, StoreError> {
+        let answer = self.find(&["secrets", &id.to_string()], "application/json")?;
+        self.parse(&answer.ok_or_else(|| self.not_found(id))?)
+    }
+
     fn parse_sealed(&self, id: &KeyId, bytes: &SecretBytes) -> Result<SealedKey, StoreError> {
         let malformed = |source| StoreError::Malformed { what: format!("{self}/{id}"), source };
         let key = SealedKey::from_json(bytes.expose()).map_err(malformed)?;
@@ -79,8 +94,7 @@ impl KeyStore for Barbican {
     }
 
     fn get(&self, id: &KeyId) -> Result<Stored, StoreError> {
-        let answer = self.find(&["secrets", &id.to_string()], "application/json")?;
-        let secret: Secret = self.parse(&answer.ok_or_else(|| self.not_found(id))?)?;
+        let secret = self.secret(id)?;
         if secret.name.as_deref() == Some(SEALED) {
             return self.sealed(id).map(|(key, _)| Stored::Sealed(key));
         }
@@ -89,8 +103,16 @@ impl KeyStore for Barbican {
         if value.is_empty() {
             return Err(self.wrong("read from", format!("the secret {id} is empty")));
         }
-        let used_for = self.metadata(id)?.get(USED_FOR).and_then(Value::as_str).map(str::to_owned);
-        Ok(Stored::Released(Released { object: ManagedObject { facts: secret.facts(), value }, used_for }))
+        let (facts, used_for) = self.facts(id, secret)?;
+        Ok(Stored::Released(Released { object: ManagedObject { facts, value }, used_for }))
+    }
+
+    fn released_facts(&self, id: &KeyId) -> Result<Option<ObjectFacts>, StoreError> {
+        let secret = self.secret(id)?;
+        if secret.name.as_deref() == Some(SEALED) {
+            return Ok(None);
+        }
+        self.facts(id, secret).map(|(facts, _)| Some(facts))
     }
 
     fn create(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError> {
@@ -138,6 +160,14 @@ impl KeyStore for Barbican {
         Ok(vec![Place { what: if self.sealed { "sealed key" } else { "key" }.to_owned(), at, opens: true }])
     }
 
+    fn mark_used(&self, id: &KeyId, what: &str) -> Result<(), StoreError> {
+        let mut metadata = self.metadata(id)?;
+        metadata.remove(FRESH);
+        metadata.entry(USED_FOR).or_insert_with(|| what.into());
+        self.put_metadata(id, &metadata)?;
+        if self.metadata(id)? == metadata { Ok(()) } else { Err(self.wrong("write to", "it forgets what it was told")) }
+    }
+
     fn objects(&self) -> Option<&dyn ObjectStore> {
         (!self.sealed).then_some(self)
     }
@@ -169,7 +199,12 @@ impl ObjectStore for Barbican {
             let answer = self.find(&["orders", &order], "application/json")?;
             let order: Value = answer.map(|answer| self.parse(&answer)).transpose()?.unwrap_or_default();
             match order["status"].as_str() {
-                Some("ACTIVE") => return self.id_of(order["secret_ref"].as_str().unwrap_or_default()),
+                Some("ACTIVE") => {
+                    let id = self.id_of(order["secret_ref"].as_str().unwrap_or_default())?;
+                    let marked = self.set_metadata(&id, FRESH, "true");
+                    // A key that was ordered and is not handed to anybody must not stay.
+                    return marked.map(|()| id).inspect_err(|_| drop(self.delete_secret(&id)));
+                }
                 Some("ERROR") => {
                     let why = order["error_reason"].as_str().unwrap_or("it does not say why");
                     return Err(self.wrong("order a key of", why));
@@ -200,16 +235,6 @@ impl ObjectStore for Barbican {
         }
         leave_out_nulls(&mut body);
         self.post_secret(http::secret_body(fill(&body, if passphrase { &object.value } else { &text })?))
-    }
-
-    fn mark_used(&self, id: &KeyId, volume: &str) -> Result<(), StoreError> {
-        self.set_metadata(id, USED_FOR, volume)?;
-        let stored = self.metadata(id)?.get(USED_FOR).and_then(Value::as_str).map(str::to_owned);
-        if stored.as_deref() == Some(volume) {
-            Ok(())
-        } else {
-            Err(self.wrong("write to", "it forgets what it was told"))
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! os-brick and castellan, the real ones, through the Python package.
 
-use std::process::Command;
+use std::{collections::BTreeMap, process::Command};
 
 use crate::{
     Story,
@@ -74,17 +74,21 @@ fn castellan(cloud: &Cloud, store: &str) {
     println!("{}", text.lines().rev().take(3).collect::<Vec<_>>().join(" "));
 }
 
+/// Two volumes, FILE.luks and FILE.luks2, made by stock os-brick with keys by castellan's own driver; the keys' ids.
+pub fn stock_keys(site: &Site<'_>, file: &str) -> BTreeMap<String, String> {
+    let mut command = python(site, "stock.py");
+    command.args(["make", file]);
+    serde_json::from_str(tells(command).lines().last().unwrap()).unwrap()
+}
+
 /// Made by stock os-brick, the key in Barbican by castellan's own driver; opened by us with nothing but the key's id.
 fn stock_volumes(cloud: &Cloud) {
     let site = Site::bare(cloud);
     site.barbican("barbican", false);
     let path = site.file("stock");
-    let mut command = python(&site, "stock.py");
-    command.args(["make", &path]);
-    let made = tells(command);
-    let made: serde_json::Value = serde_json::from_str(made.lines().last().unwrap()).unwrap();
+    let made = stock_keys(&site, &path);
     for provider in ["luks", "luks2"] {
-        let (volume, key) = (format!("{path}.{provider}"), made[provider].as_str().unwrap());
+        let (volume, key) = (format!("{path}.{provider}"), &made[provider]);
         let reference = format!("barbican/{key}");
         let name = site.name(provider);
         let arguments = ["attach", &volume, &name, "--backend", "userspace", "--key", &reference];

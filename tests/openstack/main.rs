@@ -4,6 +4,7 @@
 mod access;
 mod cloud;
 mod failures;
+mod fresh;
 mod hooks;
 mod keys;
 mod lies;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         lies::STORIES,
         placement::STORIES,
         hooks::STORIES,
+        fresh::STORIES,
     ]
     .concat();
     let stories: Vec<Story> = stories

@@ -140,7 +140,7 @@ fn object() -> ManagedObject {
         bit_length: Some(512),
         name: None,
         created: None,
-        given_out: false,
+        fresh: false,
     };
     ManagedObject { facts, value: SecretBytes::random(64).unwrap() }
 }

@@ -139,6 +139,10 @@ impl Barbican {
     pub(super) fn set_metadata(&self, id: &KeyId, name: &str, value: &str) -> Result<(), StoreError> {
         let mut metadata = self.metadata(id)?;
         metadata.insert(name.to_owned(), value.into());
+        self.put_metadata(id, &metadata)
+    }
+
+    pub(super) fn put_metadata(&self, id: &KeyId, metadata: &serde_json::Map<String, Value>) -> Result<(), StoreError> {
         let body = json!({"metadata": metadata}).to_string();
         let answer = self.send("write to", |urls| {
             Request::new(Method::PUT, Self::urls(urls, &["secrets", &id.to_string(), "metadata"]), MOST_BYTES)
@@ -247,7 +251,7 @@ impl Secret {
             bit_length: self.bit_length,
             name: self.name,
             created,
-            given_out: false,
+            fresh: false,
         }
     }
 }
