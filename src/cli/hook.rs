@@ -21,7 +21,7 @@ use crate::{
     error::{Error, chain},
     hook::{self, Described, Request},
     key::{KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, StoreName},
-    separation::Target,
+    separation::{ConnectionInfo, Target},
 };
 
 /// The version of requests that is understood.
@@ -87,7 +87,7 @@ struct Attach {
     provider: Option<String>,
     cipher: Option<String>,
     key_size: Option<u32>,
-    connection_info: Option<serde_json::Value>,
+    connection_info: Option<ConnectionInfo>,
 }
 
 #[derive(Deserialize)]
@@ -152,7 +152,7 @@ impl Serialize for Value<'_> {
 
 impl Hook {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
-        let input = read_secret(Path::new("-"))?;
+        let input = read_secret("the request", Path::new("-"))?;
         let version = parse::<Version>(&input)?.version;
         if version != VERSION {
             return Err(Error::Usage(format!(

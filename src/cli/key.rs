@@ -204,7 +204,7 @@ impl Import {
             store: self.store.clone(),
             header: self.header.as_deref(),
             plain: self.plain.parameters(),
-            secret: read_secret(&self.key_file)?,
+            secret: read_secret("the key file", &self.key_file)?,
             separation: self.separation.strictness(),
         };
         let reference = import::import(config, request)?;
@@ -232,10 +232,10 @@ impl Passphrase {
     }
 }
 
-/// The file's bytes, at most 8 MiB as cryptsetup allows, straight into secret memory.
-pub fn read_secret(path: &Path) -> Result<SecretBytes, Error> {
+/// The bytes of a file, at most 8 MiB as cryptsetup allows, straight into secret memory; `what` it is, in words.
+pub fn read_secret(what: &str, path: &Path) -> Result<SecretBytes, Error> {
     const MOST: usize = 8 << 20;
-    let action = || format!("read the key file {}", path.display());
+    let action = || format!("read {what} {}", path.display());
     let mut file = if path == Path::new("-") {
         File::from(nix::unistd::dup(io::stdin()).map_err(|e| Error::io(action())(e.into()))?)
     } else {
@@ -249,7 +249,7 @@ pub fn read_secret(path: &Path) -> Result<SecretBytes, Error> {
         }
         if len == secret.len() {
             if len >= MOST {
-                return Err(Error::Usage(format!("the key file {} has more than {MOST} bytes", path.display())));
+                return Err(Error::Usage(format!("{what} {} has more than {MOST} bytes", path.display())));
             }
             let mut larger = SecretBytes::zeroed(len * 2)?;
             larger.expose_mut()[..len].copy_from_slice(secret.expose());
