@@ -9,7 +9,7 @@ use std::{
 use uuid::Uuid;
 
 use crate::{
-    attach::{self, Strictness},
+    attach::{self, Case, Strictness},
     config::Config,
     container::Container,
     device::{Device, DeviceError, DeviceKind},
@@ -58,7 +58,9 @@ pub fn format(config: &Config, request: &Request<'_>) -> Result<Formatted, Error
     let key = VolumeKey::random(request.key_size)?;
     let passphrase = request.keyslot.then(keep::random_passphrase).transpose()?;
     let volume = plan(request, &ground.device, &reference, &key, passphrase.as_ref())?;
-    let report = attach::separate(config, &container, &reference, &volume, None, request.separation)?;
+    let case =
+        Case { config, container: &container, reference: &reference, volume: &volume, name: None, volume_id: None };
+    let report = case.separate(None, request.separation)?;
 
     keep::keep(&container, &reference, &volume, key, passphrase)?;
     let written = ground.write(&volume).and_then(|()| {
@@ -72,7 +74,7 @@ pub fn format(config: &Config, request: &Request<'_>) -> Result<Formatted, Error
         reference: reference.clone(),
         source: Box::new(source),
     })?;
-    attach::record("format", config, &reference, &volume, None, &report);
+    case.record("format", &report);
     Ok(Formatted { volume, reference })
 }
 

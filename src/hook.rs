@@ -15,7 +15,7 @@ use std::{
 pub use keys::{Described, create_key, create_pair, delete_key, get_key, list_keys, store_key};
 
 use crate::{
-    attach::{self, Options, Strictness},
+    attach::{self, Case, Options, Strictness},
     backend::{BackendError, Deferred, Mapping, MappingName},
     config::Config,
     container::{Container, Fetched},
@@ -52,6 +52,8 @@ pub struct Request {
     pub key_size: Option<KeySize>,
     /// Who serves the volume, as its connection_info says.
     pub target: Option<Target>,
+    /// What the caller calls the volume, for the audit record.
+    pub volume_id: Option<String>,
 }
 
 /// Attaches a volume; formats it first if that is its first time.
@@ -78,6 +80,7 @@ pub fn attach(config: &Config, request: &Request, caller: Option<SecretBytes>) -
             separation: Strictness::default(),
             caller,
             target: request.target.clone(),
+            volume_id: request.volume_id.as_deref(),
         },
     )?;
     if let Some(link) = &request.link {
@@ -160,7 +163,15 @@ fn format_first(config: &Config, request: &Request, caller: Option<SecretBytes>)
     }
     let (key, passphrase) = (VolumeKey::random(plan.key_size)?, unused.object.passphrase()?);
     let volume = format::plan(&plan, &ground.device, &request.key, &key, Some(&passphrase))?;
-    let report = attach::separate(config, &container, &request.key, &volume, request.target.as_ref(), plan.separation)?;
+    let case = Case {
+        config,
+        container: &container,
+        reference: &request.key,
+        volume: &volume,
+        name: Some(&request.name),
+        volume_id: request.volume_id.as_deref(),
+    };
+    let report = case.separate(request.target.as_ref(), plan.separation)?;
     ground.write(&volume)?;
     let written = || {
         volume::probe(&request.device, None)?.unlock(&passphrase)?;
@@ -169,7 +180,7 @@ fn format_first(config: &Config, request: &Request, caller: Option<SecretBytes>)
     // A header without the mark that its key is used must not stay; there was nothing before it.
     written().inspect_err(|_| drop(ground.erase_header()))?;
     tracing::warn!("{} was blank and its key unused: it is formatted now", request.device.display());
-    attach::record("format", config, &request.key, &volume, Some(&request.name), &report);
+    case.record("format", &report);
     Ok(())
 }
 

@@ -88,6 +88,7 @@ struct Attach {
     cipher: Option<String>,
     key_size: Option<u32>,
     connection_info: Option<ConnectionInfo>,
+    volume_id: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -256,6 +257,7 @@ impl Attach {
             plain,
             cipher: self.cipher,
             key_size: self.key_size.map(key_size).transpose()?,
+            volume_id: self.volume_id,
             // One that is not understood leaves a gap in the proof; it is no reason to refuse the volume.
             target: self.connection_info.map(|info| {
                 Target::from_connection_info(&info).unwrap_or_else(|error| Target::Unknown { why: chain(&error) })

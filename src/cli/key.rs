@@ -185,14 +185,7 @@ impl Delete {
             )));
         }
         store.delete(&self.key.key)?;
-        let event = Event {
-            action: "key delete",
-            device: None,
-            key: Some(self.key.to_string()),
-            name: None,
-            separation: None,
-            overridden: None,
-        };
+        let event = Event { action: "key delete", key: Some(self.key.to_string()), ..Event::default() };
         Ok(audit::record(&config.audit.file, &event)?)
     }
 }

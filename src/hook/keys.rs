@@ -155,7 +155,7 @@ pub fn list_keys(
 /// What was done is done: a record that cannot be written is a warning.
 fn record(config: &Config, action: &str, key: &KeyReference) {
     let key = Some(key.to_string());
-    let event = Event { action, device: None, key, name: None, separation: None, overridden: None };
+    let event = Event { action, key, ..Event::default() };
     if let Err(error) = audit::record(&config.audit.file, &event) {
         tracing::warn!("{}", chain(&error));
     }

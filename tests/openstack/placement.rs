@@ -47,7 +47,7 @@ fn replica_beside_the_volume(cloud: &Cloud) {
 
     // A hook's attach is judged in the same way.
     let request = format!(
-        r#"{{"version": 1, "device": "{volume}", "link": null, "name": "{}", "key_id": "{}", "connection_info": {}}}"#,
+        r#"{{"version": 1, "device": "{volume}", "link": null, "name": "{}", "key_id": "{}", "volume_id": "volume-7", "connection_info": {}}}"#,
         site.name("hook"),
         &reference[7..],
         std::fs::read_to_string(info("127.0.0.12")).unwrap()
@@ -56,4 +56,9 @@ fn replica_beside_the_volume(cloud: &Cloud) {
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(72), "{text}");
     assert!(text.contains("on 127.0.0.12 device sdb2"), "{text}");
+    let audit = std::fs::read_to_string(site.path("audit")).unwrap();
+    let refused: serde_json::Value = serde_json::from_str(audit.lines().last().unwrap()).unwrap();
+    assert_eq!((&refused["action"], &refused["volume_id"]), (&"refused".into(), &"volume-7".into()));
+    assert_eq!(refused["key"], *reference);
+    assert!(refused["separation"].to_string().contains("swift://127.0.0.12:"), "with the evidence: {refused}");
 }
