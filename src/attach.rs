@@ -121,7 +121,12 @@ fn activation(request: &Request<'_>, volume: &Volume) -> Result<Activate, Error>
     Ok(Activate { name, read_only, allow_discards, no_read_workqueue, no_write_workqueue })
 }
 
-impl Case<'_> {
+impl<'a> Case<'a> {
+    /// Without a mapping and a hook's caller.
+    pub fn new(config: &'a Config, container: &'a Container, reference: &'a KeyReference, volume: &'a Volume) -> Self {
+        Self { config, container, reference, volume, name: None, volume_id: None }
+    }
+
     /// Checks that nothing which opens the volume rests on the volume's device, and judges by the policy.
     pub fn separate(&self, target: Option<&Target>, strictness: Strictness) -> Result<Report, Error> {
         let Self { config, volume, .. } = *self;
@@ -152,7 +157,7 @@ impl Case<'_> {
         }
     }
 
-    fn event<'a>(&'a self, action: &'a str, report: &Report) -> Event<'a> {
+    fn event<'e>(&'e self, action: &'e str, report: &Report) -> Event<'e> {
         Event {
             action,
             device: Some(&self.volume.device.path),

@@ -124,7 +124,9 @@ impl Container {
             generation: 1,
             created: now(),
         };
-        Ok(self.store.create(id, &seal::seal(&context, content, &self.recipients()?)?)?)
+        let sealed = self.recipients().and_then(|recipients| Ok(seal::seal(&context, content, &recipients)?));
+        let sealed = sealed.inspect_err(|_| self.store.abandon(id))?;
+        Ok(self.store.create(id, &sealed)?)
     }
 
     /// Seals a key anew, to the recipients that keys have now, and replaces its sealed form.

@@ -55,12 +55,14 @@ pub fn format(config: &Config, request: &Request<'_>) -> Result<Formatted, Error
     let container = Container::open(config, &store_name, None)?;
     let reference = container.new_reference()?;
 
-    let key = VolumeKey::random(request.key_size)?;
-    let passphrase = request.keyslot.then(keep::random_passphrase).transpose()?;
-    let volume = plan(request, &ground.device, &reference, &key, passphrase.as_ref())?;
-    let case =
-        Case { config, container: &container, reference: &reference, volume: &volume, name: None, volume_id: None };
-    let report = case.separate(None, request.separation)?;
+    let prepare = || -> Result<_, Error> {
+        let key = VolumeKey::random(request.key_size)?;
+        let passphrase = request.keyslot.then(keep::random_passphrase).transpose()?;
+        let volume = plan(request, &ground.device, &reference, &key, passphrase.as_ref())?;
+        let report = Case::new(config, &container, &reference, &volume).separate(None, request.separation)?;
+        Ok((key, passphrase, volume, report))
+    };
+    let (key, passphrase, volume, report) = prepare().inspect_err(|_| container.store().abandon(&reference.key))?;
 
     keep::keep(&container, &reference, &volume, key, passphrase)?;
     let written = ground.write(&volume).and_then(|()| {
@@ -74,7 +76,7 @@ pub fn format(config: &Config, request: &Request<'_>) -> Result<Formatted, Error
         reference: reference.clone(),
         source: Box::new(source),
     })?;
-    case.record("format", &report);
+    Case::new(config, &container, &reference, &volume).record("format", &report);
     Ok(Formatted { volume, reference })
 }
 

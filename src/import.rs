@@ -34,11 +34,14 @@ pub fn import(config: &Config, request: Request<'_>) -> Result<KeyReference, Err
     let store_name = config.store_or_default(request.store.as_ref())?;
     let container = Container::open(config, &store_name, None)?;
     let reference = container.new_reference()?;
-    let case =
-        Case { config, container: &container, reference: &reference, volume: &volume, name: None, volume_id: None };
-    let report = case.separate(None, request.separation)?;
-    let key = volume_key(&volume, request.secret)?;
-    volume.verify_key(&key)?;
+    let case = Case::new(config, &container, &reference, &volume);
+    let prepare = || -> Result<_, Error> {
+        let report = case.separate(None, request.separation)?;
+        let key = volume_key(&volume, request.secret)?;
+        volume.verify_key(&key)?;
+        Ok((report, key))
+    };
+    let (report, key) = prepare().inspect_err(|_| container.store().abandon(&reference.key))?;
     keep::keep(&container, &reference, &volume, key, None)?;
     case.record("import", &report);
     Ok(reference)

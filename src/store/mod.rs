@@ -36,6 +36,8 @@ pub trait KeyStore: Send + Sync {
     fn new_id(&self) -> Result<KeyId, StoreError> {
         Ok(KeyId::random())
     }
+    /// Gives an id of [`KeyStore::new_id`] back under which nothing was stored.
+    fn abandon(&self, _: &KeyId) {}
     /// The key with this id.
     fn get(&self, id: &KeyId) -> Result<Stored, StoreError>;
     /// Stores a new key durably under an id of [`KeyStore::new_id`]; never overwrites.

@@ -22,7 +22,7 @@ pub const STORIES: &[Story] = &[
 const TESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openstack");
 
 /// Python with the servers' packages and ours, from a wheel as users install it.
-fn python(site: &Site<'_>, script: &str) -> Command {
+pub fn python(site: &Site<'_>, script: &str) -> Command {
     let (state, venv) = (site.cloud.var("STATE"), site.cloud.var("VENV"));
     sh(&format!(
         "[ -d {state}/site ] || (
@@ -37,14 +37,17 @@ fn python(site: &Site<'_>, script: &str) -> Command {
     command.env("PATH", format!("{venv}/bin:{}", std::env::var("PATH").unwrap()));
     command.env("TOKEN", site.cloud.token("cinder"));
     command.envs(
-        site.cloud.variables().iter().filter(|(name, _)| matches!(name.as_str(), "AUTH_URL" | "PASSWORD_CINDER")),
+        site.cloud
+            .variables()
+            .iter()
+            .filter(|(name, _)| matches!(name.as_str(), "AUTH_URL" | "PASSWORD_CINDER" | "PROJECT_ID_KEYS")),
     );
     command
 }
 
 /// Runs it, expects success, returns what it printed.
 #[track_caller]
-fn tells(mut command: Command) -> String {
+pub fn tells(mut command: Command) -> String {
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{command:?}: {text}{}", String::from_utf8_lossy(&output.stderr));

@@ -2,6 +2,7 @@
 //! share. Run by `scripts/test openstack`; a word on the command line picks the stories whose names contain it.
 
 mod access;
+mod barbican;
 mod cloud;
 mod failures;
 mod fresh;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         placement::STORIES,
         hooks::STORIES,
         fresh::STORIES,
+        barbican::STORIES,
     ]
     .concat();
     let stories: Vec<Story> = stories

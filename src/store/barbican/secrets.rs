@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Barbican, MOST_BYTES};
 use crate::{
+    error::chain,
     key::{KeyId, ObjectFacts, ObjectKind, SealedKey, SecretBytes},
     store::{
         StoreError,
@@ -203,6 +204,15 @@ impl Barbican {
             return Ok(false);
         }
         self.expect("delete from", answer).map(|_| true)
+    }
+
+    /// An order that is done only stands around.
+    pub(super) fn forget_order(&self, order: &str) {
+        let forgotten = self
+            .send("delete from", |urls| Request::new(Method::DELETE, Self::urls(urls, &["orders", order]), MOST_BYTES));
+        if let Err(error) = forgotten.and_then(|answer| self.expect("delete from", answer)) {
+            tracing::debug!("the order {order} stays: {}", chain(&error));
+        }
     }
 
     /// The ids of all secrets with a payload that `keep` says yes to.
