@@ -134,19 +134,22 @@ pub fn list_keys(
     kind: Option<ObjectKind>,
     with_values: bool,
 ) -> Result<Vec<Described>, Error> {
+    let look = |key: &KeyReference| -> Result<Option<Described>, Error> {
+        let object = get_key(config, container, key, false)?;
+        if kind.is_some_and(|kind| kind != object.facts.kind) {
+            return Ok(None);
+        }
+        // Only what is asked for is given out.
+        if with_values { get_key(config, container, key, true).map(Some) } else { Ok(Some(object)) }
+    };
     let mut found = Vec::new();
     for id in container.store().list()? {
         let key = container.reference(id);
-        match get_key(config, container, &key, false) {
-            Ok(object) if kind.is_none_or(|kind| kind == object.facts.kind) => found.push(object),
-            Ok(_) | Err(Error::NoPassphrase(_)) => {}
+        match look(&key) {
+            Ok(object) => found.extend(object),
+            Err(Error::NoPassphrase(_)) => {}
             // One that cannot be read must not hide the others.
-            Err(error) => tracing::warn!("{key}: {}", chain(&error)),
-        }
-    }
-    if with_values {
-        for object in &mut found {
-            object.value = get_key(config, container, &object.key, true)?.value;
+            Err(error) => tracing::warn!("{key} is left out: {}", chain(&error)),
         }
     }
     Ok(found)
