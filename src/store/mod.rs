@@ -72,7 +72,7 @@ pub trait KeyStore: Send + Sync {
     }
 }
 
-/// The answer of Swift's list_endpoints middleware for one ring.
+/// The answer of Swift's list_endpoints middleware for one ring, or what its ring file says in that form.
 pub struct RingAnswer {
     /// Which ring.
     pub ring: Ring,
