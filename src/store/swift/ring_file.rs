@@ -282,10 +282,7 @@ mod tests {
             (packed(&plain(&fine, &[0, 0, 0, 1])), "not listed"),
             (packed(&plain(&fine, &[0, 0, 0, 9])), "not listed"),
             (packed(&plain(&fine, &[0, 0, 0, 2, 0])), "something follows"),
-            (
-                packed(&plain(&header(r#""replica_count": 3, "byteorder": "big""#), &[0, 0, 0, 2, 0])),
-                "failed to fill",
-            ),
+            (packed(&plain(&header(r#""replica_count": 3, "byteorder": "big""#), &[0, 0, 0, 2, 0])), "failed to fill"),
             (packed(&plain(&header(r#""replica_count": 1, "byteorder": "x""#), &[0; 4])), "byte order"),
             (packed(&plain(&header(r#""replica_count": 0"#), &[])), "0 replicas"),
             (packed(&plain(&header(r#""replica_count": 4294967295"#), &[])), "4294967295 replicas"),
