@@ -115,6 +115,9 @@ impl Default for Audit {
 pub struct Hooks {
     /// What the cryptsetup that made os-brick's plain volumes hashed passphrases with.
     pub plain_hash: PlainHash,
+    /// Format blank devices also with keys of a Barbican of which nothing proves that they were never used: those that
+    /// castellan's own driver makes.
+    pub format_with_unmarked_keys: bool,
 }
 
 /// `[network]`: no wait on a server is without a bound.

@@ -3,6 +3,7 @@
 //! Verbs ask a container for keys and give it keys; what is between, a public-key operation or a container key, is here.
 
 mod cached;
+mod fresh;
 mod hosts;
 mod rotate;
 mod trust;
@@ -24,7 +25,7 @@ use crate::{
     error::{Error, chain},
     key::{
         BoundContext, ContainerKeyId, Epoch, KeyId, KeyReference, Location, Place, Ring, SealedKey, SecretBytes,
-        StoreName,
+        SecretMemoryError, StoreName,
     },
     lockbox::{EntryError, Lockbox},
     seal::{self, ContainerKey, Content, Entry, Expected, Identity, Keyring, Opened, Recipient},
@@ -61,6 +62,20 @@ pub enum Fetched {
     Sealed(Opened),
     /// The store keeps it unsealed.
     Released(Released),
+}
+
+impl Fetched {
+    /// The passphrase that cryptsetup and os-brick open the key's volume with; `None` if the volume has no keyslot.
+    pub fn passphrase(&self) -> Result<Option<SecretBytes>, SecretMemoryError> {
+        match self {
+            Self::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
+                payload.passphrase.as_ref().map(|passphrase| SecretBytes::copy_of(passphrase.expose())).transpose()
+            }
+            Self::Sealed(Opened { content: Content::Object(object), .. }) | Self::Released(Released { object, .. }) => {
+                object.passphrase().map(Some)
+            }
+        }
+    }
 }
 
 impl Container {
@@ -148,7 +163,9 @@ impl Container {
             generation: 1,
             created: now(),
         };
-        Ok(self.store.create(id, &seal::seal(&context, content, &self.recipients()?)?)?)
+        let sealed = self.recipients().and_then(|recipients| Ok(seal::seal(&context, content, &recipients)?));
+        let sealed = sealed.inspect_err(|_| self.store.abandon(id))?;
+        Ok(self.store.create(id, &sealed)?)
     }
 
     /// Seals a key anew, to the recipients that keys have now, and replaces its sealed form.

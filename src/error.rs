@@ -158,6 +158,9 @@ pub enum Error {
         /// For what.
         volume: String,
     },
+    /// A key of which nothing says whether it was used before.
+    #[error("nothing proves that the key {0} has never been used, and a device is formatted with an unused key only")]
+    KeyUnproven(KeyReference),
     /// The key is stored, but the header could not be written or does not read back.
     #[error("the header of {} could not be completed; its key {reference} is stored", .device.display())]
     HalfFormatted {

@@ -264,6 +264,6 @@ impl Rotate {
 
 fn record(config: &Config, action: &str, name: &StoreName) -> Result<(), Error> {
     let key = Some(name.to_string());
-    let event = Event { action, device: None, key, name: None, separation: None, overridden: None };
+    let event = Event { action, key, ..Event::default() };
     Ok(audit::record(&config.audit.file, &event)?)
 }

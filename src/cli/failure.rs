@@ -86,7 +86,11 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::Backend(BackendError::Busy { .. }) => 75,
         Error::Backend(_) => 71,
         Error::Audit(_) | Error::Io { .. } => 74,
-        Error::NotBlank { .. } | Error::KeyUsed { .. } | Error::Exists(_) | Error::StoreExists(_) => 73,
+        Error::NotBlank { .. }
+        | Error::KeyUsed { .. }
+        | Error::KeyUnproven(_)
+        | Error::Exists(_)
+        | Error::StoreExists(_) => 73,
         Error::HalfFormatted { source, .. } => exit_code(source),
     }
 }
@@ -227,6 +231,10 @@ fn next_step(error: &Error) -> Option<String> {
         Error::NoName(_) => "give the mapping a name: cryptattach attach DEVICE NAME".to_owned(),
         Error::KeyUsed { .. } => {
             "check that this is the right device: the volume's data must be on another one. If its first attach was cut off, nothing is on it yet: make a new volume".to_owned()
+        }
+        Error::KeyUnproven(_) => {
+            "check that this is the right device and that it should be blank; if castellan's own driver makes the keys in Barbican, which leaves no such proof, set format_with_unmarked_keys = true in [hooks] of the configuration: any blank device is then formatted that comes with such a key, even if its data are elsewhere"
+                .to_owned()
         }
         Error::NotBlank { .. } => "check that this is the right device; --force overwrites what is there".to_owned(),
         Error::Device(error) | Error::Backend(BackendError::Device(error)) => device_next_step(error)?,

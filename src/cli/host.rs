@@ -46,6 +46,6 @@ impl Host {
 
 fn record(config: &Config, action: &str, host: &HostName, stores: Option<String>) -> Result<(), Error> {
     let name = Some(host.to_string());
-    let event = Event { action, device: None, key: stores, name, separation: None, overridden: None };
+    let event = Event { action, key: stores, name, ..Event::default() };
     Ok(audit::record(&config.audit.file, &event)?)
 }

@@ -201,13 +201,7 @@ impl Forget {
 }
 
 fn record(config: &Config, action: &str, lockbox: &Lockbox, key: Option<&KeyReference>) -> Result<(), Error> {
-    let event = Event {
-        action,
-        device: None,
-        key: key.map(ToString::to_string),
-        name: Some(lockbox.host().to_string()),
-        separation: None,
-        overridden: None,
-    };
+    let event =
+        Event { action, key: key.map(ToString::to_string), name: Some(lockbox.host().to_string()), ..Event::default() };
     Ok(audit::record(&config.audit.file, &event)?)
 }

@@ -36,6 +36,8 @@ pub trait KeyStore: Send + Sync {
     fn new_id(&self) -> Result<KeyId, StoreError> {
         Ok(KeyId::random())
     }
+    /// Gives an id of [`KeyStore::new_id`] back under which nothing was stored.
+    fn abandon(&self, _: &KeyId) {}
     /// The key with this id.
     fn get(&self, id: &KeyId) -> Result<Stored, StoreError>;
     /// Stores a new key durably under an id of [`KeyStore::new_id`]; never overwrites.
@@ -62,13 +64,21 @@ pub trait KeyStore: Send + Sync {
     fn host_keys(&self) -> Option<&dyn HostKeys> {
         None
     }
+    /// What is known of a key that the store keeps unsealed, without fetching its value; `None` if the key is sealed.
+    fn released_facts(&self, _: &KeyId) -> Result<Option<ObjectFacts>, StoreError> {
+        Ok(None)
+    }
+    /// Notes what a key that the store keeps unsealed was used for, unless that is noted already; it is fresh no longer.
+    fn mark_used(&self, id: &KeyId, _: &str) -> Result<(), StoreError> {
+        Err(StoreError::NotFound { id: id.to_string(), at: "a store of sealed keys, unsealed".to_owned() })
+    }
     /// The objects that the store itself keeps unsealed, if this kind of store does that.
     fn objects(&self) -> Option<&dyn ObjectStore> {
         None
     }
 }
 
-/// The answer of Swift's list_endpoints middleware for one ring.
+/// The answer of Swift's list_endpoints middleware for one ring, or what its ring file says in that form.
 pub struct RingAnswer {
     /// Which ring.
     pub ring: Ring,
@@ -88,7 +98,7 @@ pub enum Stored {
 pub struct Released {
     /// The key.
     pub object: ManagedObject,
-    /// The volume that was formatted with it, in words; `None` if none has been, as far as the store knows.
+    /// What it was used for, in words; `None` if it was for nothing, as far as the store knows. See [`ObjectFacts::fresh`].
     pub used_for: Option<String>,
 }
 
@@ -135,12 +145,10 @@ pub trait HostKeys {
 
 /// Objects that a store keeps unsealed.
 pub trait ObjectStore {
-    /// Has the store make a symmetric key.
+    /// Has the store make a symmetric key, and marks it as fresh.
     fn order(&self, facts: &ObjectFacts) -> Result<KeyId, StoreError>;
     /// Stores an object.
     fn create(&self, object: &ManagedObject) -> Result<KeyId, StoreError>;
-    /// Notes that a volume is formatted with a key.
-    fn mark_used(&self, id: &KeyId, volume: &str) -> Result<(), StoreError>;
 }
 
 /// The store that a part of the configuration describes; `caller` is the token of a hook's caller.

@@ -2,8 +2,10 @@
 //! share. Run by `scripts/test openstack`; a word on the command line picks the stories whose names contain it.
 
 mod access;
+mod barbican;
 mod cloud;
 mod failures;
+mod fresh;
 mod hooks;
 mod keys;
 mod lies;
@@ -37,6 +39,8 @@ fn main() -> ExitCode {
         lies::STORIES,
         placement::STORIES,
         hooks::STORIES,
+        fresh::STORIES,
+        barbican::STORIES,
     ]
     .concat();
     let stories: Vec<Story> = stories
