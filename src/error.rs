@@ -71,15 +71,15 @@ pub enum Error {
     #[error(transparent)]
     Lockbox(#[from] LockboxError),
     /// The store cannot give the key now, and the lockbox's entry of it is not used.
-    #[error("the key {reference} cannot be had from the store, and the lockbox's entry of it is not used: {entry}")]
+    #[error("the key {reference} cannot be had from the store, and the lockbox's entry of it is not used: {}", chain(&**.entry))]
     NeitherStoreNorLockbox {
         /// The key.
         reference: KeyReference,
         /// Why the entry is not used.
-        entry: EntryError,
+        entry: Box<EntryError>,
         /// Why the store cannot.
         #[source]
-        source: StoreError,
+        source: Box<StoreError>,
     },
     /// There is nobody to seal to.
     #[error("the store '{0}' has no owner to seal a key to")]

@@ -29,7 +29,7 @@ pub enum EntryError {
     #[error("it was made in the future: this host's clock was set back, and when it expires cannot be told")]
     Future,
     /// It is damaged, or another lockbox's, or for something else.
-    #[error("it does not open: {0}")]
+    #[error("it does not open")]
     Refused(#[from] SealError),
     /// The store has shown a later form of the key.
     #[error("it is older than what the store has shown since: generation {is}, seen was {seen}")]
