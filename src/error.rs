@@ -8,7 +8,7 @@ use crate::{
     config::ConfigError,
     container::TrustError,
     device::DeviceError,
-    key::{ContainerKeyId, KeyReference, SecretMemoryError, StoreName},
+    key::{ContainerKeyId, HostName, KeyReference, SecretMemoryError, StoreName},
     lockbox::{EntryError, LockboxError},
     seal::SealError,
     separation::{InventoryError, MalformedConnectionInfo, Refusal},
@@ -54,6 +54,17 @@ pub enum Error {
     ContainerKeyRefused {
         /// The container key.
         id: ContainerKeyId,
+        /// Why.
+        #[source]
+        source: SealError,
+    },
+    /// A sealed key or container key does not open, and the lockbox, which might open it, is closed.
+    #[error("{what} is refused while the lockbox of '{host}' is closed")]
+    WhileClosed {
+        /// "the sealed key ...", "the container key ...".
+        what: String,
+        /// This host.
+        host: HostName,
         /// Why.
         #[source]
         source: SealError,

@@ -136,9 +136,8 @@ impl Directory {
     fn replace_file(&self, name: &str, key: &SealedKey) -> Result<(), StoreError> {
         let (folder, file) = self.part(name)?;
         let locked = Folder::lock(&folder).map_err(|error| self.absent(name, &folder, error))?;
-        let generation = |key: &SealedKey| {
-            key.claimed_generation().map_err(|source| malformed(&folder.join(&file), source))
-        };
+        let generation =
+            |key: &SealedKey| key.claimed_generation().map_err(|source| malformed(&folder.join(&file), source));
         let (new, stored) = (generation(key)?, generation(&self.read(name)?)?);
         if new <= stored {
             return Err(StoreError::Outdated { id: name.to_owned(), generation: stored });
@@ -181,9 +180,9 @@ impl Directory {
     fn container(&self) -> Result<Option<Container>, StoreError> {
         let path = self.path()?.join(CONTAINER);
         match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .map_err(|error| io_error("understand", &path)(error.into())),
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map(Some).map_err(|error| io_error("understand", &path)(error.into()))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(io_error("read", &path)(error)),
         }
@@ -325,7 +324,10 @@ mod tests {
         assert_eq!(store.read_key(&id).unwrap(), sealed(id, 1));
         assert!(matches!(KeyStore::create(&store, &id, &sealed(id, 2)), Err(StoreError::Exists { .. })));
         KeyStore::reseal(&store, &id, &sealed(id, 2)).unwrap();
-        assert!(matches!(KeyStore::reseal(&store, &id, &sealed(id, 2)), Err(StoreError::Outdated { generation: 2, .. })));
+        assert!(matches!(
+            KeyStore::reseal(&store, &id, &sealed(id, 2)),
+            Err(StoreError::Outdated { generation: 2, .. })
+        ));
         assert_eq!(store.read_key(&id).unwrap(), sealed(id, 2));
         assert_eq!(store.list().unwrap(), [id]);
         KeyStore::delete(&store, &id).unwrap();

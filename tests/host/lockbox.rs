@@ -152,6 +152,14 @@ fn opened_once_it_attaches_while_the_store_is_away() {
     let again = hosted.ok(&["lockbox", "open"]);
     assert!(again.contains("is open already") && again.contains("the store has its lockbox key"), "{again}");
 
+    // It is open for every service, whatever its session keyring is.
+    let elsewhere = format!(
+        "keyctl session - {} --config {} lockbox status 2>/dev/null",
+        env!("CARGO_BIN_EXE_cryptattach"),
+        hosted.config
+    );
+    assert!(sh(&elsewhere).contains("is open"));
+
     // The container key opens with the lockbox key: for a new volume, and for the first attach.
     let (volume, reference) = hosted.volume("one");
     assert!(!hosted.entry(&reference).exists(), "format looks at the store only");
@@ -193,7 +201,8 @@ fn closing_removes_key_and_entries() {
     assert!(keyring::get(&hosted.description(), 64).unwrap().is_none());
     assert_eq!(hosted.status()["open"], false);
     let refused = hosted.does_not_attach(68, &volume);
-    assert!(refused.contains("container key cinder/kek/1 is refused"), "{refused}");
+    assert!(refused.contains("container key cinder/kek/1 is refused while the lockbox of"), "{refused}");
+    assert!(refused.contains("next: 'cryptattach lockbox open' opens it"), "{refused}");
     assert!(hosted.ok(&["lockbox", "close"]).contains("it was closed"), "closing twice is no failure");
     hosted.ok(&["lockbox", "open"]);
     hosted.attaches(&volume);
@@ -328,8 +337,7 @@ fn killed_in_the_middle_it_leaves_whole_entries_only() {
     let mut killed = 0;
     for milliseconds in [2, 4, 6, 8, 10, 15, 20, 30] {
         let add = hosted.arguments(&[&["lockbox", "add"], &references[..]].concat());
-        let mut add =
-            hosted.site.command().args(add).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut add = hosted.site.command().args(add).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         thread::sleep(Duration::from_millis(milliseconds));
         let _ = add.kill();
         killed += usize::from(!add.wait().unwrap().success());

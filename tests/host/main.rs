@@ -8,6 +8,7 @@ mod site;
 
 mod attach;
 mod busy;
+mod container;
 mod foreign;
 mod format;
 mod lockbox;

@@ -46,15 +46,14 @@ fn away(cloud: &Cloud) {
     container.admit_host(&host, &admission.recipient).unwrap();
     let text = std::fs::read_to_string(site.path("cryptattach.toml")).unwrap();
     let text = text.replace("identities = [\"owner.key\"]", "identities = []");
-    let lockbox = format!(
-        "[lockbox]\nhost = \"{host}\"\nstore = \"cinder\"\nidentities = [\"host.key\"]\npath = \"lockbox\"\n"
-    );
+    let lockbox =
+        format!("[lockbox]\nhost = \"{host}\"\nstore = \"cinder\"\nidentities = [\"host.key\"]\npath = \"lockbox\"\n");
     site.write("cryptattach.toml", &format!("{text}{lockbox}"));
 
     let name = site.name("v");
     let attach = ["attach", &volume, &name, "--backend", "userspace"];
     let text = site.fails(68, &attach);
-    assert!(text.contains("the container key cinder/kek/1 is refused"), "{text}");
+    assert!(text.contains("the container key cinder/kek/1 is refused while the lockbox"), "{text}");
     assert!(site.ok(&["lockbox", "open"]).contains(&admission.fingerprint));
     site.attaches(&volume);
     assert_eq!(site.json(&["lockbox", "status"])["entries"][0]["state"], "valid");
