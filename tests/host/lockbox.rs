@@ -292,6 +292,21 @@ fn a_damaged_entry_is_named_and_never_in_the_way() {
 }
 
 #[test]
+fn an_entry_does_not_bring_back_what_the_store_has_replaced() {
+    let hosted = Hosted::new("");
+    hosted.ok(&["lockbox", "open"]);
+    let (volume, reference) = hosted.volume("one");
+    hosted.attaches(&volume);
+    let old = fs::read(hosted.entry(&reference)).unwrap();
+    hosted.site.ok(&["container", "rotate", "cinder"]);
+    hosted.ok(&["lockbox", "add", &reference]);
+    fs::write(hosted.entry(&reference), old).unwrap();
+    let said = hosted.attaches(&volume);
+    assert!(said.contains("older than what the store has shown since: generation 1, seen was 2"), "{said}");
+    assert_eq!(hosted.attaches(&volume), "");
+}
+
+#[test]
 fn nobody_but_root_has_the_open_key() {
     let hosted = Hosted::new("");
     hosted.ok(&["lockbox", "open"]);
@@ -418,6 +433,8 @@ fn a_store_cannot_put_a_lockbox_key_of_its_own_in_place() {
 
     // Nor give one host's key to another.
     let stranger = Hosted::bare(Site::new(), "");
+    stranger.site.ok(&["container", "create", "cinder"]);
+    assert!(stranger.fails(67, &["lockbox", "open"]).contains("is not admitted"), "nobody is");
     fs::create_dir(PathBuf::from(stranger.site.keys("cinder")).join("host")).unwrap();
     let other = PathBuf::from(stranger.site.keys("cinder")).join(format!("host/{}.jwe", stranger.host));
     fs::write(other, right.to_json()).unwrap();
@@ -430,6 +447,10 @@ fn a_store_cannot_put_a_lockbox_key_of_its_own_in_place() {
 fn offline_it_boots_without_the_store_and_says_what_that_costs() {
     let hosted = Hosted::new("");
     hosted.store_goes();
+    // Not there, or an empty mount point in its place, is no removal.
+    fs::create_dir(hosted.site.keys("cinder")).unwrap();
+    hosted.fails(69, &["lockbox", "open"]);
+    fs::remove_dir(hosted.site.keys("cinder")).unwrap();
     let refused = hosted.fails(69, &["lockbox", "open"]);
     assert!(refused.contains("no copy is kept on this host (offline = false)"), "{refused}");
     hosted.store_comes_back();

@@ -11,6 +11,7 @@ use cryptattach::{
 use crate::{
     Story,
     cloud::{Cloud, Site},
+    keys::{hook, run_hook},
     shell::sh,
 };
 
@@ -28,7 +29,7 @@ impl Drop for Open {
 fn away(cloud: &Cloud) {
     let site = Site::new(cloud);
     let volume = site.file("volume");
-    site.ok(&["format", &volume]);
+    let reference = site.ok(&["format", &volume]);
 
     // The administrator admits the host, whose own key is in host.key; then the owner's key leaves the host.
     let host: HostName = site.name("host").parse().unwrap();
@@ -57,6 +58,18 @@ fn away(cloud: &Cloud) {
     assert!(site.ok(&["lockbox", "open"]).contains(&admission.fingerprint));
     site.attaches(&volume);
     assert_eq!(site.json(&["lockbox", "status"])["entries"][0]["state"], "valid");
+
+    // Where the store is used as a hook's caller, it is the store that decides: the lockbox has the key, the caller does not.
+    let configured = std::fs::read_to_string(site.path("cryptattach.toml")).unwrap();
+    site.write("cryptattach.toml", &configured.replace("type = \"swift\"", "type = \"swift\"\ncaller_token = true"));
+    let (_, key) = reference.split_once('/').unwrap();
+    let request = |auth: &str| format!(r#"{{"version":1,"device":"{volume}","name":"{name}","key_id":"{key}"{auth}}}"#);
+    let refused = run_hook(&site, "attach", &request(r#","auth":{"token":"nobodys"}"#));
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(77) && text.contains("the caller's token"), "{text}");
+    hook(&site, "attach", &request(""));
+    site.ok(&["detach", &name]);
+    site.write("cryptattach.toml", &configured);
 
     // Down, and then hanging: neither is even asked, and the replicas that the ring named are remembered.
     let asks = || {
