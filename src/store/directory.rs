@@ -100,14 +100,19 @@ impl Directory {
     fn read(&self, name: &str) -> Result<SealedKey, StoreError> {
         let path = self.path()?.join(format!("{name}{END}"));
         let file = File::open(&path).map_err(|error| match error.kind() {
-            // A part of the store that is not there is a store that cannot be read: it says nothing of the key.
-            io::ErrorKind::NotFound if path.parent().is_some_and(Path::is_dir) => self.not_found(name),
+            io::ErrorKind::NotFound if self.is_there(&path) => self.not_found(name),
             _ => io_error("open", &path)(error),
         })?;
         let mut bytes = Vec::new();
         // One byte more than fits, so that the length check sees an overlong file without reading all of it.
         file.take(MAX_SEALED_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(io_error("read", &path))?;
         SealedKey::from_json(&bytes).map_err(|source| malformed(&path, source))
+    }
+
+    /// Whether a file that is not there is none, or belongs to a device that is not mounted now: a host that was removed wipes
+    /// its lockbox, and must not do so for the latter.
+    fn is_there(&self, path: &Path) -> bool {
+        path.parent().is_some_and(Path::is_dir) || self.path.join(CONTAINER).exists()
     }
 
     fn read_key(&self, id: &KeyId) -> Result<SealedKey, StoreError> {

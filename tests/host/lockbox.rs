@@ -152,6 +152,14 @@ fn opened_once_it_attaches_while_the_store_is_away() {
     let again = hosted.ok(&["lockbox", "open"]);
     assert!(again.contains("is open already") && again.contains("the store has its lockbox key"), "{again}");
 
+    // It is open for every service, whatever its session keyring is.
+    let elsewhere = format!(
+        "keyctl session - {} --config {} lockbox status 2>/dev/null",
+        env!("CARGO_BIN_EXE_cryptattach"),
+        hosted.config
+    );
+    assert!(sh(&elsewhere).contains("is open"));
+
     // The container key opens with the lockbox key: for a new volume, and for the first attach.
     let (volume, reference) = hosted.volume("one");
     assert!(!hosted.entry(&reference).exists(), "format looks at the store only");
@@ -161,6 +169,7 @@ fn opened_once_it_attaches_while_the_store_is_away() {
     assert_eq!(status["entries"][0]["key"], reference.as_str());
 
     hosted.store_goes();
+    assert!(hosted.ok(&["separation", &volume]).contains("unproven"), "as attach judges");
     let said = hosted.attaches(&volume);
     assert!(said.contains("it is not there now"), "where the sealed key rests cannot be proven: {said}");
     assert!(hosted.ok(&["lockbox", "open"]).contains("not known"), "it stays open");
@@ -188,12 +197,13 @@ fn closing_removes_key_and_entries() {
     hosted.attaches(&volume);
     assert!(hosted.entry(&reference).exists());
     let closed = hosted.ok(&["lockbox", "close"]);
-    assert!(closed.contains("taken out of the kernel's keyring") && closed.contains("1 entries"), "{closed}");
+    assert!(closed.contains("taken out of the kernel's keyring") && closed.contains("1 entry was removed"), "{closed}");
     assert!(!hosted.entry(&reference).exists());
     assert!(keyring::get(&hosted.description(), 64).unwrap().is_none());
     assert_eq!(hosted.status()["open"], false);
     let refused = hosted.does_not_attach(68, &volume);
-    assert!(refused.contains("container key cinder/kek/1 is refused"), "{refused}");
+    assert!(refused.contains("container key cinder/kek/1 is refused while the lockbox of"), "{refused}");
+    assert!(refused.contains("next: 'cryptattach lockbox open' opens it"), "{refused}");
     assert!(hosted.ok(&["lockbox", "close"]).contains("it was closed"), "closing twice is no failure");
     hosted.ok(&["lockbox", "open"]);
     hosted.attaches(&volume);
@@ -283,6 +293,21 @@ fn a_damaged_entry_is_named_and_never_in_the_way() {
 }
 
 #[test]
+fn an_entry_does_not_bring_back_what_the_store_has_replaced() {
+    let hosted = Hosted::new("");
+    hosted.ok(&["lockbox", "open"]);
+    let (volume, reference) = hosted.volume("one");
+    hosted.attaches(&volume);
+    let old = fs::read(hosted.entry(&reference)).unwrap();
+    hosted.site.ok(&["container", "rotate", "cinder"]);
+    hosted.ok(&["lockbox", "add", &reference]);
+    fs::write(hosted.entry(&reference), old).unwrap();
+    let said = hosted.attaches(&volume);
+    assert!(said.contains("older than what the store has shown since: generation 1, seen was 2"), "{said}");
+    assert_eq!(hosted.attaches(&volume), "");
+}
+
+#[test]
 fn nobody_but_root_has_the_open_key() {
     let hosted = Hosted::new("");
     hosted.ok(&["lockbox", "open"]);
@@ -365,7 +390,7 @@ fn a_removed_host_opens_nothing_new_and_nothing_at_its_next_boot() {
     assert!(refused.contains("cinder/kek/3 is refused"), "{refused}");
 
     let removed = hosted.fails(67, &["lockbox", "open"]);
-    assert!(removed.contains("was removed") && removed.contains("1 entries were removed"), "{removed}");
+    assert!(removed.contains("was removed") && removed.contains("1 entry was removed"), "{removed}");
     assert!(removed.contains("taken out of the kernel's keyring"), "{removed}");
     assert!(!copy.exists() && !hosted.entry(&reference).exists());
     hosted.does_not_attach(68, &volume);
@@ -395,10 +420,15 @@ fn a_store_cannot_put_a_lockbox_key_of_its_own_in_place() {
     hosted.ok(&["lockbox", "close"]);
     hosted.fails(68, &["lockbox", "open"]);
 
-    // Nor can it go back to a key from before.
+    // Nor is one open that was not meant.
+    let (wrong, right_one) = ("A".repeat(43), fingerprint["fingerprint"].as_str().unwrap());
     let path = PathBuf::from(hosted.site.keys("cinder")).join(format!("host/{}.jwe", hosted.host));
     fs::write(&path, right.to_json()).unwrap();
-    hosted.ok(&["lockbox", "open"]);
+    hosted.fails(68, &["lockbox", "open", "--fingerprint", &wrong]);
+    hosted.ok(&["lockbox", "open", "--fingerprint", right_one]);
+    hosted.fails(68, &["lockbox", "open", "--fingerprint", &wrong]);
+
+    // Nor can it go back to a key from before.
     fs::remove_file(&path).unwrap();
     let later = hosted.admit();
     hosted.ok(&["lockbox", "open", "--fingerprint", &later.fingerprint]);
@@ -409,6 +439,8 @@ fn a_store_cannot_put_a_lockbox_key_of_its_own_in_place() {
 
     // Nor give one host's key to another.
     let stranger = Hosted::bare(Site::new(), "");
+    stranger.site.ok(&["container", "create", "cinder"]);
+    assert!(stranger.fails(67, &["lockbox", "open"]).contains("is not admitted"), "nobody is");
     fs::create_dir(PathBuf::from(stranger.site.keys("cinder")).join("host")).unwrap();
     let other = PathBuf::from(stranger.site.keys("cinder")).join(format!("host/{}.jwe", stranger.host));
     fs::write(other, right.to_json()).unwrap();
@@ -421,6 +453,10 @@ fn a_store_cannot_put_a_lockbox_key_of_its_own_in_place() {
 fn offline_it_boots_without_the_store_and_says_what_that_costs() {
     let hosted = Hosted::new("");
     hosted.store_goes();
+    // Not there, or an empty mount point in its place, is no removal.
+    fs::create_dir(hosted.site.keys("cinder")).unwrap();
+    hosted.fails(69, &["lockbox", "open"]);
+    fs::remove_dir(hosted.site.keys("cinder")).unwrap();
     let refused = hosted.fails(69, &["lockbox", "open"]);
     assert!(refused.contains("no copy is kept on this host (offline = false)"), "{refused}");
     hosted.store_comes_back();
@@ -461,6 +497,7 @@ fn a_lockbox_on_the_volumes_own_disk_is_refused() {
     fs::write(hosted.config, text.replace("path = 'lockbox'", &format!("path = '{}'", beside.display()))).unwrap();
     let refused = hosted.does_not_attach(72, &volume);
     assert!(refused.contains("lockbox entries") && refused.contains("on the volume's"), "{refused}");
+    hosted.fails(72, &["lockbox", "add", &volume]);
     assert!(!beside.exists());
 }
 

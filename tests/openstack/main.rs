@@ -9,6 +9,7 @@ mod fresh;
 mod hooks;
 mod keys;
 mod lies;
+mod lockbox;
 mod placement;
 #[path = "../common/shell.rs"]
 mod shell;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         access::STORIES,
         failures::STORIES,
         lies::STORIES,
+        lockbox::STORIES,
         placement::STORIES,
         hooks::STORIES,
         fresh::STORIES,
