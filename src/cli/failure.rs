@@ -171,6 +171,9 @@ fn lockbox(error: &LockboxError) -> u8 {
     match error {
         LockboxError::NotConfigured(_) | LockboxError::Unsupported(_) => 78,
         LockboxError::Removed { .. } => 67,
+        LockboxError::Refused { source: SealError::Tpm(error), .. } | LockboxError::Seal(SealError::Tpm(error)) => {
+            tpm(error)
+        }
         LockboxError::Seal(error) if error.is_configuration() => 78,
         LockboxError::Closed(_)
         | LockboxError::Refused { .. }

@@ -2,7 +2,7 @@
 
 use std::{
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread::sleep,
     time::Duration,
@@ -21,6 +21,39 @@ impl Swtpm {
     pub fn start() -> Self {
         // A socket's path has 107 characters at most.
         let folder = tempfile::Builder::new().prefix("swtpm").tempdir_in("/tmp").unwrap();
+        let process = power_on(&folder);
+        Self { folder, process }
+    }
+
+    /// One with an endorsement key that an authority, whose folder this is, has certified; it makes the authority if there
+    /// is none.
+    pub fn certified(authority: &Path) -> Self {
+        let folder = tempfile::Builder::new().prefix("swtpm").tempdir_in("/tmp").unwrap();
+        let at = authority.display();
+        let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
+        write(
+            "localca.conf",
+            format!(
+                "statedir = {at}\nsigningkey = {at}/signkey.pem\nissuercert = {at}/issuercert.pem\n\
+                 certserial = {at}/certserial\n"
+            ),
+        );
+        let path = folder.path().display();
+        write(
+            "setup.conf",
+            format!(
+                "create_certs_tool = /usr/bin/swtpm_localca\ncreate_certs_tool_config = {path}/localca.conf\n\
+                 create_certs_tool_options = /etc/swtpm-localca.options\nactive_pcr_banks = sha256\n"
+            ),
+        );
+        let made = Command::new("swtpm_setup")
+            .args(["--tpm2", "--create-ek-cert", "--config"])
+            .arg(folder.path().join("setup.conf"))
+            .arg("--tpm-state")
+            .arg(folder.path())
+            .output()
+            .expect("swtpm-tools are missing: scripts/prerequisites host");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let process = power_on(&folder);
         Self { folder, process }
     }
