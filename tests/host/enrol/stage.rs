@@ -205,6 +205,7 @@ impl Host<'_> {
 
     /// Its bundle is made.
     pub fn enrolled(&self) {
+        let _ = fs::remove_file(self.file("bundle"));
         self.ok(&["host", "enrol", "--output", &self.file("bundle")]);
         assert!(self.swtpm.leftovers().is_empty(), "left in the TPM: {}", self.swtpm.leftovers());
     }
