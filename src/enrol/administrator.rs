@@ -265,7 +265,8 @@ impl Administrator {
             return Err(EnrolError::Expired { host, ago_seconds: now() - pending.expires });
         }
         if (&answer.host, &answer.enrolment) != (&pending.host, &pending.enrolment) {
-            let words = |host: &HostName, digest: &Digest| format!("'{host}', enrolment {}", &hex::encode(digest)[..16]);
+            let words =
+                |host: &HostName, digest: &Digest| format!("'{host}', enrolment {}", &hex::encode(digest)[..16]);
             return Err(EnrolError::OtherAnswer {
                 answered: words(&answer.host, &answer.enrolment),
                 challenged: words(&pending.host, &pending.enrolment),

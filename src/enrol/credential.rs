@@ -50,7 +50,11 @@ pub enum CredentialError {
 
 /// Encrypts `secret` so that only a TPM with this endorsement key *and* the object of this name decrypts it. The key is of one
 /// of the templates ([`crate::tpm::EndorsementKind`]): its name and its children are under SHA-256 and AES-128 in CFB mode.
-pub fn make(endorsement_key: &PKeyRef<Public>, object: &Name, secret: &SecretBytes) -> Result<Credential, CredentialError> {
+pub fn make(
+    endorsement_key: &PKeyRef<Public>,
+    object: &Name,
+    secret: &SecretBytes,
+) -> Result<Credential, CredentialError> {
     let (seed, encrypted_seed) = match endorsement_key.id() {
         Id::RSA => rsa_seed(endorsement_key)?,
         _ => ecc_seed(endorsement_key)?,

@@ -301,7 +301,8 @@ mod tests {
     fn reads_what_it_wrote_and_names_what_is_wrong() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("answer");
-        let answer = Answer { challenge: [1; 32], host: "compute-7".parse().unwrap(), enrolment: [2; 32], mac: [3; 32] };
+        let answer =
+            Answer { challenge: [1; 32], host: "compute-7".parse().unwrap(), enrolment: [2; 32], mac: [3; 32] };
         answer.write(&path).unwrap();
         assert_eq!(Answer::read(&path).unwrap().mac, [3; 32]);
         assert!(matches!(answer.write(&path), Err(EnrolError::File { action: "write", .. })), "never overwrites");

@@ -24,11 +24,7 @@ use openssl::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{
-    EnrolError, Part, Statement,
-    document::EndorsementKey,
-    evidence::refused,
-};
+use super::{EnrolError, Part, Statement, document::EndorsementKey, evidence::refused};
 use crate::{
     error::chain,
     tpm::{Digest, EndorsementKind, Name, hex, public},
@@ -116,11 +112,9 @@ impl Trust {
             let fingerprint = fingerprint(&key)?;
             let vouched = match (self, &authorities) {
                 (Self::Fingerprint(expected), _) if *expected == fingerprint => Ok(Vouched::Fingerprint),
-                (Self::Fingerprint(expected), _) => Err(format!(
-                    "its fingerprint is {}, and not {}",
-                    hex::encode(&fingerprint),
-                    hex::encode(expected)
-                )),
+                (Self::Fingerprint(expected), _) => {
+                    Err(format!("its fingerprint is {}, and not {}", hex::encode(&fingerprint), hex::encode(expected)))
+                }
                 (_, Some(authorities)) => certified(entry, &key, authorities)?,
                 _ => Ok(Vouched::FirstUse),
             };
@@ -189,7 +183,9 @@ fn authorities(folder: &Path) -> Result<X509Store, EnrolError> {
         }
     }
     match count {
-        0 => Err(EnrolError::Authorities { path: folder.to_owned(), why: "none of its files has a certificate".into() }),
+        0 => {
+            Err(EnrolError::Authorities { path: folder.to_owned(), why: "none of its files has a certificate".into() })
+        }
         _ => Ok(store.build()),
     }
 }
@@ -221,7 +217,9 @@ struct Extension {
 fn key_usages(certificate: &[u8]) -> der::Result<Option<Vec<ObjectIdentifier>>> {
     let parts = Vec::<Any>::from_der(certificate)?;
     let to_be_signed: Vec<Any> = parts.first().ok_or(der::ErrorKind::Failed)?.decode_as()?;
-    let tagged = to_be_signed.iter().find(|part| matches!(part.tag(), Tag::ContextSpecific { number, .. } if number.value() == 3));
+    let tagged = to_be_signed
+        .iter()
+        .find(|part| matches!(part.tag(), Tag::ContextSpecific { number, .. } if number.value() == 3));
     let Some(tagged) = tagged else { return Ok(None) };
     let extensions = Vec::<Extension>::from_der(tagged.value())?;
     let usage = extensions.iter().find(|extension| extension.id == EXTENDED_KEY_USAGE);

@@ -1,11 +1,6 @@
 //! Whether a bundle proves what it says. All of it in software, from the bundle's bytes and the site's own word.
 
-use openssl::{
-    bn::BigNum,
-    ecdsa::EcdsaSig,
-    hash::MessageDigest,
-    sign::Verifier,
-};
+use openssl::{bn::BigNum, ecdsa::EcdsaSig, hash::MessageDigest, sign::Verifier};
 use tss_esapi::{
     attributes::ObjectAttributes,
     interface_types::algorithm::HashingAlgorithm,
@@ -95,7 +90,9 @@ fn check_counter(bundle: &Bundle, statement: &Statement, name: &[u8], base: u64)
 fn check_creation(bundle: &Bundle, statement: &Statement) -> Result<(), EnrolError> {
     let no = |why: &str| Err(refused(statement, Part::Creation, why));
     match verified(statement, Part::Creation, &bundle.creation, &bundle.digest())? {
-        AttestInfo::Creation { info } if info.object_name().value() == name_of(&statement.identity)?.as_bytes() => Ok(()),
+        AttestInfo::Creation { info } if info.object_name().value() == name_of(&statement.identity)?.as_bytes() => {
+            Ok(())
+        }
         AttestInfo::Creation { .. } => no("it is for another key"),
         _ => no("it is a certification of something else"),
     }
@@ -172,7 +169,8 @@ fn differing(is: ObjectAttributes, expected: ObjectAttributes) -> Option<String>
         ("sign", ObjectAttributes::sign_encrypt),
     ];
     let wrong = NAMES.iter().filter(|(_, has)| has(&is) != has(&expected));
-    let words = wrong.map(|(name, has)| if has(&is) { format!("must not be {name}") } else { format!("must be {name}") });
+    let words =
+        wrong.map(|(name, has)| if has(&is) { format!("must not be {name}") } else { format!("must be {name}") });
     match words.collect::<Vec<_>>() {
         words if !words.is_empty() => Some(format!("it {}", words.join(", "))),
         _ if is != expected => Some("it has attributes that are not known".to_owned()),

@@ -98,15 +98,10 @@ pub fn enrol(tpm: &Tpm, host: &HostName, policy: &Policy, pin: Option<&SecretByt
         attestation_key: attestation_key.public,
         private: attestation_key.private,
     };
-    let fingerprints = endorsement.iter().map(|(_, key)| {
-        Ok::<_, EnrolError>((fingerprint(&*to_pkey(&key.public)?)?, key.certificate.is_some()))
-    });
-    Ok(Enrolled {
-        endorsement_keys: fingerprints.collect::<Result<_, _>>()?,
-        file: identity.file,
-        bundle,
-        answering,
-    })
+    let fingerprints = endorsement
+        .iter()
+        .map(|(_, key)| Ok::<_, EnrolError>((fingerprint(&*to_pkey(&key.public)?)?, key.certificate.is_some())));
+    Ok(Enrolled { endorsement_keys: fingerprints.collect::<Result<_, _>>()?, file: identity.file, bundle, answering })
 }
 
 fn endorsement_keys(tpm: &Tpm) -> Result<Vec<(EndorsementKind, EndorsementKey)>, TpmError> {

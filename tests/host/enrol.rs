@@ -84,7 +84,15 @@ fn signed_policies_are_checked_against_the_sites_key_and_the_counter() {
     host.configure("site_key = '../site.pem'\n");
     host.enrolled();
     // No value of a PCR needs to be believed.
-    let challenged = stage.ok(&["host", "challenge", &host.file("bundle"), "--ca", stage.authority(), "--output", &host.file("challenge")]);
+    let challenged = stage.ok(&[
+        "host",
+        "challenge",
+        &host.file("bundle"),
+        "--ca",
+        stage.authority(),
+        "--output",
+        &host.file("challenge"),
+    ]);
     assert!(challenged.contains("as signed by the site's key"), "{challenged}");
     host.answer();
     stage.admit(&host);

@@ -117,8 +117,13 @@ impl Challenge {
                 format!("  believed for      {}", issued.vouched),
                 "  its key opens if".to_owned(),
             ];
-            lines.extend(policy::in_words(&issued.policy, PcrSet::default()).into_iter().map(|line| format!("    {line}")));
-            lines.push(format!("next: bring it to the host within {} hours ('cryptattach host answer')", self.valid_hours));
+            lines.extend(
+                policy::in_words(&issued.policy, PcrSet::default()).into_iter().map(|line| format!("    {line}")),
+            );
+            lines.push(format!(
+                "next: bring it to the host within {} hours ('cryptattach host answer')",
+                self.valid_hours
+            ));
             lines.join("\n")
         })
     }

@@ -69,7 +69,8 @@ impl Enrol {
 
     /// What is in the way is said before a key is made.
     fn check_free(&self, key_file: &Path) -> Result<(), Error> {
-        let in_the_way = [key_file].into_iter().filter(|_| !self.replace).chain([&*self.output]).find(|path| path.exists());
+        let in_the_way =
+            [key_file].into_iter().filter(|_| !self.replace).chain([&*self.output]).find(|path| path.exists());
         in_the_way.map_or(Ok(()), |path| Err(Error::Exists(path.to_owned())))
     }
 

@@ -154,7 +154,10 @@ impl Remove {
 
     fn show(&self, removed: Removed, as_json: bool) -> Result<(), Error> {
         output::print(as_json, &removed, || {
-            let deleted = removed.lockbox_keys_deleted.iter().map(|store| format!("  deleted           {store}/host/{}", self.host));
+            let deleted = removed
+                .lockbox_keys_deleted
+                .iter()
+                .map(|store| format!("  deleted           {store}/host/{}", self.host));
             let next = removed.container_keys.iter().map(|id| format!("  next key          {id}"));
             [format!("removed '{}'", self.host)].into_iter().chain(deleted).chain(next).collect::<Vec<_>>().join("\n")
         })

@@ -7,8 +7,7 @@ use cryptattach::{
     enrol::{Attestation, Bundle, Document, EndorsementKey, Statement},
     key::HostName,
     tpm::{
-        Certified, Counter, EndorsementKind, Policy, SessionKind, Tpm, attestation_templates,
-        public::identity_p256,
+        Certified, Counter, EndorsementKind, Policy, SessionKind, Tpm, attestation_templates, public::identity_p256,
     },
 };
 use openssl::{
@@ -52,7 +51,9 @@ pub enum Certify {
     /// Nothing of the counter.
     NotTheCounter,
     /// The right things, said by software that has the attestation key of nobody's TPM.
-    InSoftware { magic: u32 },
+    InSoftware {
+        magic: u32,
+    },
 }
 
 /// Makes a bundle that lies, in place of the host's own.
@@ -147,7 +148,8 @@ fn sign_in_software(certified: Certified, key: &EcKey<openssl::pkey::Private>, m
     let mut attest = certified.attest;
     attest[..4].copy_from_slice(&magic.to_be_bytes());
     let signature = EcdsaSig::sign(&sha256(&attest), key).unwrap();
-    let parameter = |number: &openssl::bn::BigNumRef| EccParameter::try_from(number.to_vec_padded(32).unwrap()).unwrap();
+    let parameter =
+        |number: &openssl::bn::BigNumRef| EccParameter::try_from(number.to_vec_padded(32).unwrap()).unwrap();
     let (r, s) = (parameter(signature.r()), parameter(signature.s()));
     Certified { attest, signature: Signature::EcDsa(EccSignature::create(HashingAlgorithm::Sha256, r, s).unwrap()) }
 }
@@ -168,4 +170,3 @@ pub fn attributes(key: &mut Public, change: impl FnOnce(ObjectAttributesBuilder)
         .with_sign_encrypt(is.sign_encrypt());
     *object_attributes = change(builder).build().unwrap();
 }
-

@@ -108,7 +108,10 @@ fn the_counter_is_the_tpms_own_and_the_sites() {
     with(&|policy| signed(policy).key = other_key.clone(), Certify::TheIdentity);
     stage.refuses_part(&host, "policy", "and not the site's");
     host.configure("site_key = '../site.pem'\ncounter = 0x01800001\n");
-    with(&|policy| assert_eq!(signed(policy).revocation.unwrap().counter, Counter::at(0x0180_0001)), Certify::TheIdentity);
+    with(
+        &|policy| assert_eq!(signed(policy).revocation.unwrap().counter, Counter::at(0x0180_0001)),
+        Certify::TheIdentity,
+    );
     stage.refuses_part(&host, "policy", "its counter is 0x01800001");
     host.configure("");
     stage.configure("");

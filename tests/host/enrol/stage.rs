@@ -49,7 +49,9 @@ impl Stage {
     }
 
     pub fn host_with(&self, name: &str, swtpm: Swtpm) -> Host<'_> {
-        let folder = PathBuf::from(self.site.keys(&format!("host-{name}-{}", fs::read_dir(self.site.keys("")).unwrap().count())));
+        let folder = PathBuf::from(
+            self.site.keys(&format!("host-{name}-{}", fs::read_dir(self.site.keys("")).unwrap().count())),
+        );
         fs::create_dir(&folder).unwrap();
         let host = Host { swtpm, stage: self, name: self.site.name(name), folder };
         host.boot();
@@ -110,7 +112,10 @@ impl Stage {
     #[track_caller]
     pub fn refuses_part(&self, host: &Host<'_>, part: &str, why: &str) {
         let refused = self.refuses(host, &["--ca", self.authority()]);
-        assert!(refused.contains(&format!("the {part} in the bundle of")) && refused.contains(why), "not: {part}: {why}");
+        assert!(
+            refused.contains(&format!("the {part} in the bundle of")) && refused.contains(why),
+            "not: {part}: {why}"
+        );
         assert!(!Path::new(&host.file("challenge")).exists());
     }
 

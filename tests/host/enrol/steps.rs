@@ -20,7 +20,9 @@ fn an_answer_counts_once_and_so_does_a_bundle() {
     stage.challenge(&host);
     host.answer();
     stage.admit(&host);
-    assert!(stage.fails(80, &["host", "admit", &host.file("answer"), "--store", "cinder"]).contains("no open challenge"));
+    assert!(
+        stage.fails(80, &["host", "admit", &host.file("answer"), "--store", "cinder"]).contains("no open challenge")
+    );
     // The other challenge is still open, and its answer is right; but the bundle has been used.
     assert_eq!(stage.pending(), early);
     let refused = stage.fails(80, &["host", "admit", &first, "--store", "cinder"]);
@@ -50,7 +52,10 @@ fn edited_answers_are_refused_and_cost_nothing() {
     assert!(edited(&|answer| answer["enrolment"] = "0".repeat(64).into()).contains("but its challenge was for"));
     assert!(edited(&|answer| answer["challenge"] = "0".repeat(64).into()).contains("no open challenge 0000"));
     assert!(edited(&|answer| answer["challenge"] = "../../x".into()).contains("64 hexadecimal"));
-    assert!(edited(&|answer| answer["type"] = "cryptattach enrolment bundle".into()).contains("it is a 'cryptattach enrolment bundle'"));
+    assert!(
+        edited(&|answer| answer["type"] = "cryptattach enrolment bundle".into())
+            .contains("it is a 'cryptattach enrolment bundle'")
+    );
     assert!(edited(&|answer| answer["version"] = 2.into()).contains("it has version 2"));
     for len in [0, whole.len() / 2, whole.len() - 3] {
         fs::write(host.file("answer"), &whole[..len]).unwrap();
@@ -79,11 +84,16 @@ fn edited_challenges_are_refused() {
             challenge[member] = Base64::encode_string(&bytes).into();
         };
         assert!(edited(&flip).contains("the TPM does not open the challenge"));
-        assert!(edited(&|challenge| challenge[member] = Base64::encode_string(&[0; 4096]).into()).contains("does not open"));
+        assert!(
+            edited(&|challenge| challenge[member] = Base64::encode_string(&[0; 4096]).into()).contains("does not open")
+        );
     }
     assert!(edited(&|challenge| challenge["expires"] = 1.into()).contains("has expired"));
     assert!(edited(&|challenge| challenge["host"] = "compute-9".into()).contains("is for 'compute-9'"));
-    assert!(edited(&|challenge| challenge["endorsement_key"] = format!("000b{}", "0".repeat(64)).into()).contains("another host"));
+    assert!(
+        edited(&|challenge| challenge["endorsement_key"] = format!("000b{}", "0".repeat(64)).into())
+            .contains("another host")
+    );
     // A longer life, or another number, is not what the administrator has kept: the answer is wrong.
     fs::write(host.file("challenge"), &whole).unwrap();
     host.edit("challenge", |challenge| challenge["id"] = "1".repeat(64).into());
@@ -116,7 +126,9 @@ fn a_challenge_is_for_one_host_and_its_last_enrolment() {
     let (host, other) = (stage.host("compute-7"), stage.host("compute-8"));
     let challenge = host.file("challenge");
     host.enrolled();
-    assert!(other.fails(66, &["host", "answer", &challenge, "--output", &other.file("answer")]).contains("No such file"));
+    assert!(
+        other.fails(66, &["host", "answer", &challenge, "--output", &other.file("answer")]).contains("No such file")
+    );
     stage.challenge(&host);
     fs::copy(&challenge, other.file("challenge")).unwrap();
     assert!(other.does_not_answer(66).contains("no enrolment to answer for"));
