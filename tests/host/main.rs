@@ -20,3 +20,4 @@ mod separation;
 mod tpm;
 mod tpm_bus;
 mod tpm_interop;
+mod tpm_measured;

@@ -224,7 +224,7 @@ fn expected(context: &BoundContext) -> Expected {
     Expected { key_id: context.key_id, container: context.container.clone(), volume: Some(None) }
 }
 
-const P256: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-256";
+pub const P256: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-256";
 const RSA: &str = "-algorithm RSA -pkeyopt rsa_keygen_bits:2048";
 
 #[test]
