@@ -28,6 +28,7 @@ pub enum Policy {
     Test(Test),
     Sign(Sign),
     Refresh(Refresh),
+    RevokeOld(RevokeOld),
     Latch(Latch),
 }
 
@@ -38,6 +39,7 @@ impl Policy {
             Self::Test(test) => test.run(global),
             Self::Sign(sign) => sign.run(global),
             Self::Refresh(refresh) => refresh.run(global),
+            Self::RevokeOld(revoke) => revoke.run(global),
             Self::Latch(latch) => latch.run(global),
         }
     }
@@ -241,7 +243,7 @@ pub struct Sign {
     /// What systemd-measure has calculated (calculate --json), or has signed with another key or for another epoch
     #[arg(long, value_name = "FILE")]
     measured: Option<PathBuf>,
-    /// The epoch: 0 to 7; 'host revoke-old' retires the oldest
+    /// The epoch: 0 to 7; 'policy revoke-old' on a host retires its oldest
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..crate::tpm::EPOCHS as u64))]
     epoch: u64,
     /// A file whose signatures come first
@@ -388,6 +390,28 @@ fn write(path: &Path, signatures: Vec<PcrSignature>) -> Result<(), Error> {
         file.persist(path).map_err(|refused| refused.error).map(drop)
     };
     write().map_err(Error::io(format!("write {}", path.display())))
+}
+
+/// Retire the signatures of the oldest epoch, for good
+///
+/// For boot states that are not to be trusted any more: a kernel with a hole. Sign the good states in the next epoch, bring
+/// the signatures to the hosts, and run this on each. It refuses if the present boot state has no signature of a later epoch.
+#[derive(Args)]
+pub struct RevokeOld {
+    #[command(flatten)]
+    identity: IdentityOption,
+}
+
+impl RevokeOld {
+    pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
+        let config = global.config()?.tpm;
+        let file = IdentityFile::read(self.identity.path(&config))?;
+        let tpm = Tpm::open(&config)?;
+        let oldest = tpm.retire_oldest_epoch(&file, &PcrSignatures::read(&config.signatures)?)?;
+        output::print(global.json, &json!({"oldest_epoch": oldest}), || {
+            format!("signatures before epoch {oldest} open nothing on this host any more")
+        })
+    }
 }
 
 /// Extend PCR 15: until the next power-on the key opens nothing, whoever asks

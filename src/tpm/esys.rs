@@ -104,7 +104,9 @@ impl Esys {
             };
             match Code(code) {
                 Code(0) => return Ok(()),
-                code if code.is_busy() && start.elapsed() < self.limit.min(MOST_BUSY) => std::thread::sleep(BUSY_PAUSE),
+                code if code.is_busy() && start.elapsed() < MOST_BUSY.min(self.limit / 2) => {
+                    std::thread::sleep(BUSY_PAUSE)
+                }
                 code if code.is_busy() => return Err(TpmError::Busy { command }),
                 code => return Err(TpmError::Refused { command, code }),
             }
