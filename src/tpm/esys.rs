@@ -20,7 +20,7 @@ use super::{TpmError, error::Code};
 
 /// How long a TPM may say that it is busy.
 const MOST_BUSY: Duration = Duration::from_secs(10);
-/// The pause before a command is sent again to a TPM that was busy.
+/// The pause before a command is sent again to a TPM that was busy. It gives no sign when it is not any more.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// `TSS2_BASE_RC_TRY_AGAIN`: no answer within the time, or libtss2 has sent the command again.
 const TRY_AGAIN: u32 = 9;
@@ -104,7 +104,9 @@ impl Esys {
             };
             match Code(code) {
                 Code(0) => return Ok(()),
-                code if code.is_busy() && start.elapsed() < MOST_BUSY => std::thread::sleep(BUSY_PAUSE),
+                code if code.is_busy() && start.elapsed() < MOST_BUSY.min(self.limit / 2) => {
+                    std::thread::sleep(BUSY_PAUSE)
+                }
                 code if code.is_busy() => return Err(TpmError::Busy { command }),
                 code => return Err(TpmError::Refused { command, code }),
             }

@@ -1,8 +1,8 @@
 //! Satisfying a policy: first it is looked whether it can be, so that a failure has an explanation; then the TPM is convinced.
 
 use super::{
-    Digest, Explanation, Finding, Handle, PcrSet, PcrSignature, PcrSignatures, Policy, Revocation, SignedPcrs, Tpm,
-    TpmError,
+    Digest, Explanation, Finding, Handle, IdentityFile, PcrSet, PcrSignature, PcrSignatures, PcrValues, Policy,
+    Revocation, SessionKind, SignedPcrs, Tpm, TpmError,
     policy::{EPOCHS, LATCH, pcr_policy, policy_ref, unextended},
 };
 
@@ -31,7 +31,7 @@ impl Tpm {
         }
         let mut signature = None;
         if let Some(signed) = &policy.signed {
-            match self.signature_for_now(signed, signatures)? {
+            match self.signature_for_now(signed, signatures, 0)? {
                 Ok(found) => signature = Some((signed, found)),
                 Err(more) => findings.extend(more),
             }
@@ -87,11 +87,46 @@ impl Tpm {
         Ok(())
     }
 
-    /// A signature by the site's key for the present state, of an epoch that counts; or why there is none.
+    /// Raises the counter by one, so that signatures of the oldest epoch open nothing any more, for good. Returns the oldest
+    /// epoch that counts from now on.
+    ///
+    /// First the TPM must take, in a real session, a signature of a later epoch for the present boot state: a host must not
+    /// lock itself out.
+    pub fn retire_oldest_epoch(&self, file: &IdentityFile, signatures: &PcrSignatures) -> Result<u64, TpmError> {
+        let signed = file.policy.signed.as_ref();
+        let Some((signed, revocation)) = signed.and_then(|signed| Some((signed, signed.revocation?))) else {
+            return Err(TpmError::Policy(
+                "the key's policy has no counter: no signature of it can be retired".to_owned(),
+            ));
+        };
+        let oldest = self.counter(revocation.counter)?.0.saturating_sub(revocation.base);
+        if oldest + 1 >= EPOCHS {
+            return Err(TpmError::Policy(format!(
+                "the key knows {EPOCHS} epochs, and this is the last: enrol the host anew"
+            )));
+        }
+        let later = match self.signature_for_now(signed, signatures, oldest + 1)? {
+            Ok(later) => later,
+            Err(findings) => return Err(TpmError::NotThisState(Box::new(Explanation { findings }))),
+        };
+        let root = self.storage_root(Some(file.storage_root))?;
+        let session = self.esys().start_session(SessionKind::Policy, Some(&root.handle))?;
+        self.satisfy_signed(&session, signed, &later).map_err(not_this_state)?;
+        let part = Policy { signed: Some(signed.clone()), pcrs: PcrValues::default(), latch: false, pin: false };
+        if self.esys().policy_digest(&session)? != part.digest()? {
+            return Err(TpmError::Answer { command: "PolicyGetDigest" });
+        }
+        let raised = self.raise_counter(revocation.counter)?;
+        Ok(raised.0.saturating_sub(revocation.base))
+    }
+
+    /// A signature by the site's key for the present state, of an epoch that counts and is not below `least`; or why there is
+    /// none.
     fn signature_for_now(
         &self,
         signed: &SignedPcrs,
         signatures: &PcrSignatures,
+        least: u64,
     ) -> Result<Result<PcrSignature, Vec<Finding>>, TpmError> {
         let fingerprint = signed.key.fingerprint()?;
         let ours: Vec<_> = signatures.signatures.iter().filter(|entry| entry.fingerprint == fingerprint).collect();
@@ -104,7 +139,8 @@ impl Tpm {
                 None => return Ok(Err(vec![Finding::NoCounter { counter: *counter }])),
             },
             None => 0,
-        };
+        }
+        .max(least);
         let mut retired = None;
         for entry in &ours {
             let fits = !entry.pcrs.is_empty() && entry.policy == policy_now(entry.pcrs) && entry.is_by(&signed.key)?;
@@ -132,7 +168,7 @@ impl Tpm {
     }
 
     /// The PCRs that have other values than expected.
-    fn differing(&self, expected: &super::PcrValues) -> Result<Vec<Finding>, TpmError> {
+    fn differing(&self, expected: &PcrValues) -> Result<Vec<Finding>, TpmError> {
         if expected.pcrs().is_empty() {
             return Ok(Vec::new());
         }

@@ -281,3 +281,54 @@ mod base64 {
         Base64::decode_vec(&String::deserialize(deserializer)?).map_err(|_| de::Error::custom("not base64"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use openssl::{
+        ec::{EcGroup, EcKey},
+        nid::Nid,
+    };
+
+    use super::*;
+
+    fn signer() -> SiteSigner {
+        let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+        SiteSigner(PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap())
+    }
+
+    #[test]
+    fn a_signature_is_for_one_key_one_policy_and_one_epoch() {
+        let (site, other) = (signer(), signer());
+        let signed = site.sign(&[(7, [1; 32])].into_iter().collect(), 1).unwrap();
+        let key = site.key().unwrap();
+        assert!(signed.is_by(&key).unwrap());
+        assert!(!signed.is_by(&other.key().unwrap()).unwrap());
+        assert!(!PcrSignature { epoch: 0, ..signed.clone() }.is_by(&key).unwrap());
+        assert!(!PcrSignature { policy: [0; 32], ..signed.clone() }.is_by(&key).unwrap());
+        let json = PcrSignatures::to_json(vec![signed.clone()]).unwrap();
+        assert_eq!(PcrSignatures::parse(json.as_bytes()).unwrap(), [signed]);
+    }
+
+    #[test]
+    fn other_banks_are_ignored_and_damage_is_named() {
+        let systemd = r#"{"sha1":[{"pcrs":[11],"pkfp":"00","pol":"11","sig":"!"}],"sha256":[]}"#;
+        assert_eq!(PcrSignatures::parse(systemd.as_bytes()).unwrap(), []);
+        for wrong in [
+            "",
+            r#"{"sha256":[{"pcrs":[11]}]}"#,
+            r#"{"sha256":[{"pcrs":[24],"pkfp":"","pol":"","sig":""}]}"#,
+            &format!(r#"{{"sha256":[{{"pcrs":[11],"pkfp":"{0}","pol":"{0}x","sig":""}}]}}"#, "0".repeat(64)),
+            &format!(r#"{{"sha256":[{{"pcrs":[11],"pkfp":"{0}","pol":"{0}","sig":"%"}}]}}"#, "0".repeat(64)),
+        ] {
+            assert!(PcrSignatures::parse(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn keys_that_a_tpm_cannot_verify_by_are_refused() {
+        let group = EcGroup::from_curve_name(Nid::SECP384R1).unwrap();
+        let p384 = PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
+        let public = PKey::public_key_from_der(&p384.public_key_to_der().unwrap()).unwrap();
+        assert!(SiteKey::of(public).is_err());
+    }
+}

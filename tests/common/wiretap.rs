@@ -5,7 +5,10 @@ use std::{
     net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     thread,
 };
 
@@ -20,14 +23,20 @@ pub struct Wiretap {
 impl Wiretap {
     /// In front of this socket and its control channel.
     pub fn on(socket: &Path) -> Self {
+        Self::that_is_busy(socket, 0)
+    }
+
+    /// That answers so many commands itself: TPM_RC_RETRY.
+    pub fn that_is_busy(socket: &Path, times: usize) -> Self {
         let folder = tempfile::Builder::new().prefix("wiretap").tempdir_in("/tmp").unwrap();
         let tap = Self { folder, heard: Arc::default() };
         for suffix in ["", ".ctrl"] {
             let to = PathBuf::from(format!("{}{suffix}", socket.display()));
             let listener = UnixListener::bind(format!("{}{suffix}", tap.socket().display())).unwrap();
             let heard = tap.heard.clone();
+            let busy = Arc::new(AtomicUsize::new(if suffix.is_empty() { times } else { 0 }));
             // Ends with the process: the listener has nobody to tell it.
-            thread::spawn(move || listener.incoming().flatten().for_each(|client| join(client, &to, &heard)));
+            thread::spawn(move || listener.incoming().flatten().for_each(|client| join(client, &to, &heard, &busy)));
         }
         tap
     }
@@ -47,15 +56,20 @@ impl Wiretap {
     }
 }
 
-fn join(client: UnixStream, to: &Path, heard: &Arc<Mutex<Vec<u8>>>) {
+fn join(client: UnixStream, to: &Path, heard: &Arc<Mutex<Vec<u8>>>, busy: &Arc<AtomicUsize>) {
+    // TPM_ST_NO_SESSIONS, ten bytes, TPM_RC_RETRY.
+    const RETRY: [u8; 10] = [0x80, 1, 0, 0, 0, 10, 0, 0, 0x09, 0x22];
     let Ok(server) = UnixStream::connect(to) else { return };
-    for (from, to) in [(&client, &server), (&server, &client)] {
-        let (mut from, mut to, heard) = (from.try_clone().unwrap(), to.try_clone().unwrap(), heard.clone());
+    for (from, to, is_command) in [(&client, &server, true), (&server, &client, false)] {
+        let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+        let (heard, busy) = (heard.clone(), busy.clone());
         thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(len @ 1..) = from.read(&mut buffer) {
                 heard.lock().unwrap().extend(&buffer[..len]);
-                if to.write_all(&buffer[..len]).is_err() {
+                let refused = is_command && busy.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
+                let passed = if refused { from.write_all(&RETRY) } else { to.write_all(&buffer[..len]) };
+                if passed.is_err() {
                     break;
                 }
             }

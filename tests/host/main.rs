@@ -22,3 +22,4 @@ mod separation;
 mod tpm;
 mod tpm_bus;
 mod tpm_interop;
+mod tpm_measured;

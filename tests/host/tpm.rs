@@ -224,7 +224,7 @@ fn expected(context: &BoundContext) -> Expected {
     Expected { key_id: context.key_id, container: context.container.clone(), volume: Some(None) }
 }
 
-const P256: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-256";
+pub const P256: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-256";
 const RSA: &str = "-algorithm RSA -pkeyopt rsa_keygen_bits:2048";
 
 #[test]
@@ -350,12 +350,18 @@ fn a_raised_counter_retires_old_signatures() {
     };
     sign("0", &[]);
     host.open(&sealed).unwrap();
-    let counter = policy.signed.as_ref().unwrap().revocation.unwrap().counter;
-    host.tpm().raise_counter(counter).unwrap();
-    assert!(matches!(host.refusal(&sealed)[..], [Finding::Retired { epoch: 0, oldest: 1 }]));
-
-    sign("1", &["--append-to", "signatures.json"]);
+    // Not before there is a signature that would open then.
+    assert!(host.fails(&["policy", "revoke-old"]).contains("at least epoch 1 is needed"));
     host.open(&sealed).unwrap();
+    let old = fs::read(host.path("signatures.json")).unwrap();
+    sign("1", &["--append-to", "signatures.json"]);
+    host.ok(&["policy", "revoke-old"]);
+    host.open(&sealed).unwrap();
+    let both = fs::read(host.path("signatures.json")).unwrap();
+    fs::write(host.path("signatures.json"), old).unwrap();
+    assert!(matches!(host.refusal(&sealed)[..], [Finding::Retired { epoch: 0, oldest: 1 }]));
+    fs::write(host.path("signatures.json"), both).unwrap();
+    let counter = policy.signed.as_ref().unwrap().revocation.unwrap().counter;
     // The last epoch that the key knows.
     for _ in 1..7 {
         host.tpm().raise_counter(counter).unwrap();
@@ -363,6 +369,8 @@ fn a_raised_counter_retires_old_signatures() {
     assert!(matches!(host.refusal(&sealed)[..], [Finding::Retired { epoch: 1, oldest: 7 }]));
     sign("7", &["--append-to", "signatures.json"]);
     host.open(&sealed).unwrap();
+    let last = host.run(&["policy", "revoke-old"]);
+    assert!(String::from_utf8_lossy(&last.stderr).contains("this is the last"));
 
     // Whoever has the owner's authorization removes the counter and makes it again: it does not start anew.
     let index = counter.to_string();
