@@ -23,11 +23,11 @@ use crate::{
     config::{Config, Sealing},
     error::{Error, chain},
     key::{
-        BoundContext, ContainerKeyId, Epoch, KeyId, KeyReference, Location, Place, Ring, SealedKey, SecretBytes,
-        StoreName,
+        BoundContext, ContainerKeyId, Epoch, HostName, KeyId, KeyReference, Location, Place, Ring, SealedKey,
+        SecretBytes, StoreName,
     },
     lockbox::{EntryError, Lockbox},
-    seal::{self, ContainerKey, Content, Entry, Expected, Identity, Keyring, Opened, Recipient},
+    seal::{self, ContainerKey, Content, Entry, Expected, Identity, Keyring, Opened, Recipient, SealError},
     separation::parse_endpoints,
     store::{self, ContainerKeys, KeyStore, Released, RingAnswer, Stored},
 };
@@ -128,7 +128,10 @@ impl Container {
     /// Opens a sealed key.
     pub fn open_key(&self, id: &KeyId, sealed: &SealedKey, volume: Option<Option<Uuid>>) -> Result<Opened, Error> {
         let expected = Expected { key_id: *id, container: self.name.clone(), volume };
-        let refused = |source| Error::KeyRefused { reference: self.reference(*id), source };
+        let refused = |source| match self.closed_lockbox(&source) {
+            Some(host) => Error::WhileClosed { what: format!("the sealed key {}", self.reference(*id)), host, source },
+            None => Error::KeyRefused { reference: self.reference(*id), source },
+        };
         self.keyring(sealed)?.open(sealed, &expected).map_err(refused)
     }
 
@@ -182,6 +185,12 @@ impl Container {
         Ok(Keyring::read(&self.sealing.identities, &self.sealing.tpm)?.with(lockbox_key))
     }
 
+    /// Whose lockbox is closed, if it might have opened what did not open.
+    fn closed_lockbox(&self, error: &SealError) -> Option<HostName> {
+        let lockbox = self.lockbox.as_ref().filter(|_| matches!(error, SealError::NotForUs { .. }))?;
+        lockbox.key().is_none().then(|| lockbox.host().clone())
+    }
+
     /// A container key, fetched and opened once per process.
     fn container_key(&self, epoch: Epoch) -> Result<Arc<ContainerKey>, Error> {
         // Held meanwhile: of several threads one opens the key, the others wait for it.
@@ -191,7 +200,10 @@ impl Container {
         }
         let id = ContainerKeyId { container: self.name.clone(), epoch };
         let keys = self.store.container_keys().ok_or_else(|| Error::NoContainerKeys(self.name.clone()))?;
-        let refused = |source| Error::ContainerKeyRefused { id: id.clone(), source };
+        let refused = |source| match self.closed_lockbox(&source) {
+            Some(host) => Error::WhileClosed { what: format!("the container key {id}"), host, source },
+            None => Error::ContainerKeyRefused { id: id.clone(), source },
+        };
         let key = ContainerKey::open(&keys.get(epoch)?, &self.identities()?, &id);
         let key = Arc::new(key.map_err(refused)?);
         opened.insert(epoch, key.clone());

@@ -9,7 +9,7 @@ use crate::{
     container::TrustError,
     device::DeviceError,
     enrol::EnrolError,
-    key::{ContainerKeyId, KeyReference, SecretMemoryError, StoreName},
+    key::{ContainerKeyId, HostName, KeyReference, SecretMemoryError, StoreName},
     lockbox::{EntryError, LockboxError},
     seal::SealError,
     separation::{InventoryError, MalformedConnectionInfo, Refusal},
@@ -60,6 +60,17 @@ pub enum Error {
         #[source]
         source: SealError,
     },
+    /// A sealed key or container key does not open, and the lockbox, which might open it, is closed.
+    #[error("{what} is refused while the lockbox of '{host}' is closed")]
+    WhileClosed {
+        /// "the sealed key ...", "the container key ...".
+        what: String,
+        /// This host.
+        host: HostName,
+        /// Why.
+        #[source]
+        source: SealError,
+    },
     /// A container key is not to be sealed under.
     #[error(transparent)]
     Trust(#[from] TrustError),
@@ -73,15 +84,15 @@ pub enum Error {
     #[error(transparent)]
     Lockbox(#[from] LockboxError),
     /// The store cannot give the key now, and the lockbox's entry of it is not used.
-    #[error("the key {reference} cannot be had from the store, and the lockbox's entry of it is not used: {entry}")]
+    #[error("the key {reference} cannot be had from the store, and the lockbox's entry of it is not used: {}", chain(&**.entry))]
     NeitherStoreNorLockbox {
         /// The key.
         reference: KeyReference,
         /// Why the entry is not used.
-        entry: EntryError,
+        entry: Box<EntryError>,
         /// Why the store cannot.
         #[source]
-        source: StoreError,
+        source: Box<StoreError>,
     },
     /// There is nobody to seal to.
     #[error("the store '{0}' has no owner to seal a key to")]

@@ -70,13 +70,14 @@ pub fn put(description: &str, secret: &SecretBytes) -> Result<Kept, KeyringError
     Ok(kept)
 }
 
-/// The secret of that description and where it is kept; `None` if there is none. `most` bytes are read.
+/// The secret of that description and where it is kept; `None` if there is none. One of more than `most` bytes is not ours
+/// and is given as empty.
 pub fn get(description: &str, most: usize) -> Result<Option<(SecretBytes, Kept)>, KeyringError> {
     let Some((key, kept)) = find(description)? else { return Ok(None) };
     let mut secret = SecretBytes::zeroed(most)?;
     // The kernel says the length of the whole, even if that does not fit.
     let len = key.read(&mut secret.expose_mut()).map_err(failed("read a key from"))?;
-    secret.truncate(len);
+    secret.truncate(if len > most { 0 } else { len });
     Ok(Some((secret, kept)))
 }
 
@@ -132,6 +133,7 @@ mod tests {
             put(&description, &SecretBytes::copy_of(bytes).unwrap()).unwrap();
             let (secret, _) = get(&description, 8).unwrap().unwrap();
             assert_eq!(secret.expose(), bytes);
+            assert!(get(&description, 2).unwrap().unwrap().0.is_empty());
         }
         let (key, _) = find(&description).unwrap().unwrap();
         assert_eq!(key.metadata().unwrap().get_perms().bits(), 0x000b_0000);

@@ -142,7 +142,7 @@ fn content(volume_key: &VolumeKey) -> Content {
 fn jose_opens_a_key_under_a_container_key() {
     let (escrow, volume_key) = (Party::ec(), VolumeKey::random(KeySize::Bits512).unwrap());
     let container_key = Arc::new(ContainerKey::random(&"cinder".parse().unwrap(), None).unwrap());
-    let kek = escrow.file("kek", &container_key.seal_to(&[escrow.recipient()], 0).unwrap().to_json());
+    let kek = escrow.file("kek", &container_key.seal_to(vec![escrow.recipient()], 0).unwrap().to_json());
     let opened = jose(&["jwe", "dec", "-i", kek.to_str().unwrap(), "-k", &escrow.jwk_file()]);
     let opened: Value = serde_json::from_slice(&opened).unwrap();
     let jwk =

@@ -129,7 +129,9 @@ impl Create {
                 Directory::make(path).map(drop)?;
             }
             Location::Directory { .. } => {
-                return Err(Error::Usage("a directory has no access lists: its mode and owner say who may use it".into()));
+                return Err(Error::Usage(
+                    "a directory has no access lists: its mode and owner say who may use it".into(),
+                ));
             }
             Location::Swift(swift) => {
                 let access = Access { readers: &self.readers, writers: &self.writers };
@@ -201,7 +203,8 @@ fn show(config: &Config, name: &StoreName, json: bool) -> Result<(), Error> {
             let facts = Directory::open(path).facts()?;
             output::print(json, &facts, || {
                 let epoch = facts.epoch.map(|epoch| epoch.to_string());
-                let head = format!("store '{name}'\n  directory        {}\n  keys             {}", path.display(), facts.keys);
+                let head =
+                    format!("store '{name}'\n  directory        {}\n  keys             {}", path.display(), facts.keys);
                 head + &keys(name, epoch.as_deref(), facts.fingerprint.as_deref(), facts.rotating)
             })
         }

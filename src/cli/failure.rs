@@ -71,6 +71,7 @@ pub fn exit_code(error: &Error) -> u8 {
         | Error::ContainerKeyRefused { source: SealError::Tpm(error), .. } => tpm(error),
         Error::KeyRefused { .. }
         | Error::ContainerKeyRefused { .. }
+        | Error::WhileClosed { .. }
         | Error::Trust(_)
         | Error::Seal(_)
         | Error::NoPassphrase(_) => 68,
@@ -236,6 +237,7 @@ fn next_step(error: &Error) -> Option<String> {
         }
         Error::Store(error) => store_next_step(error)?.to_owned(),
         Error::KeyRefused { source, .. } | Error::ContainerKeyRefused { source, .. } => source.next_step()?,
+        Error::WhileClosed { .. } => "'cryptattach lockbox open' opens it".to_owned(),
         Error::NoOwner(_) => "name the store's owner and escrow in the configuration, or use another store".to_owned(),
         Error::NoContainerKey(name) => format!("'cryptattach container create {name}' makes its first one"),
         Error::Lockbox(error) => lockbox_next_step(error)?,

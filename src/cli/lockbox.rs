@@ -108,7 +108,10 @@ fn said(lockbox: &Lockbox, opening: &Opening) -> String {
     });
     lines.push(format!("  key kept in  {}", opening.kept));
     if opening.swept > 0 {
-        lines.push(format!("  removed      {} entries that were expired, damaged or of another lockbox key", opening.swept));
+        lines.push(format!(
+            "  removed      {} entries that were expired, damaged or of another lockbox key",
+            opening.swept
+        ));
     }
     lines.join("\n")
 }
@@ -130,7 +133,9 @@ fn words(known: &Known) -> String {
         format!("the lockbox of '{host}' is {}", if known.open { "open" } else { "closed" }),
         format!("  sealed key   in the store '{store}'"),
     ];
-    lines.extend(known.copy.iter().map(|copy| format!("               and in {}, for boots without the store", copy.display())));
+    lines.extend(
+        known.copy.iter().map(|copy| format!("               and in {}, for boots without the store", copy.display())),
+    );
     lines.extend(known.fingerprint.iter().map(|fingerprint| format!("  fingerprint  {fingerprint}")));
     lines.extend(known.kept.iter().map(|kept| format!("  open key     in {kept}")));
     lines.push(format!("  entries      {} in {}", known.entries.len(), path.display()));

@@ -78,6 +78,7 @@ impl Container {
         let entry = self.unusable.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         match (error, entry) {
             (Error::Store(source), Some(entry)) if !matches!(source, StoreError::NotFound { .. }) => {
+                let (entry, source) = (Box::new(entry), Box::new(source));
                 Error::NeitherStoreNorLockbox { reference: self.reference(*id), entry, source }
             }
             (error, _) => error,

@@ -37,7 +37,9 @@ impl Container {
         // Keys may still be sealed under the key before the current one.
         if let Some(before) = current.epoch().before() {
             match self.container_key(before) {
-                Ok(previous) if current.follows(&previous)? => self.reseal_key(&previous.with_host(host, recipient)?)?,
+                Ok(previous) if current.follows(&previous)? => {
+                    self.reseal_key(&previous.with_host(host, recipient)?)?
+                }
                 Ok(previous) => return Err(TrustError::Unproven(self.key_id(previous.epoch().next())).into()),
                 Err(Error::Store(StoreError::NotFound { .. })) => {}
                 Err(error) => return Err(error),

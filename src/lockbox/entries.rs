@@ -29,7 +29,7 @@ pub enum EntryError {
     #[error("it was made in the future: this host's clock was set back, and when it expires cannot be told")]
     Future,
     /// It is damaged, or another lockbox's, or for something else.
-    #[error("it does not open: {0}")]
+    #[error("it does not open")]
     Refused(#[from] SealError),
     /// The store has shown a later form of the key.
     #[error("it is older than what the store has shown since: generation {is}, seen was {seen}")]
@@ -84,8 +84,7 @@ impl Lockbox {
         let added = now();
         // Rounded up, for a life of less than a second is none.
         let life = self.config.lifetime.as_secs_f64().ceil() as u64;
-        let context =
-            EntryContext { version: 1, added, expires: added + life, key: opened.context.clone(), places };
+        let context = EntryContext { version: 1, added, expires: added + life, key: opened.context.clone(), places };
         let sealed = self.open_key()?.close_entry(&context, &opened.content)?;
         let folder = self.folder(&key.store);
         let write = || Folder::make(&folder)?.replace(&format!("{}{END}", key.key), &sealed.to_json());
@@ -173,5 +172,34 @@ pub(super) fn check_time(context: &EntryContext, now: u64) -> Result<(), EntryEr
         () if now >= context.expires => Err(EntryError::Expired { since: now - context.expires }),
         () if context.added > now + CLOCK_STEP_SECONDS => Err(EntryError::Future),
         () => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::{BoundContext, KeyId};
+
+    #[test]
+    fn an_entry_is_used_from_when_it_was_added_until_it_expires() {
+        let container = "cinder".parse().unwrap();
+        let key =
+            BoundContext { version: 1, key_id: KeyId::random(), container, volume: None, generation: 1, created: 0 };
+        let context = EntryContext { version: 1, added: 10_000, expires: 20_000, key, places: Vec::new() };
+        assert!(check_time(&context, 10_000).is_ok() && check_time(&context, 19_999).is_ok());
+        assert!(check_time(&context, 10_000 - CLOCK_STEP_SECONDS).is_ok(), "the clock may be set right a little");
+        assert!(matches!(check_time(&context, 20_000), Err(EntryError::Expired { since: 0 })));
+        // A clock that starts in 1970 at each boot would otherwise make entries live for ever.
+        assert!(matches!(check_time(&context, 9_000), Err(EntryError::Future)));
+        assert!(matches!(check_time(&context, 0), Err(EntryError::Future)));
+    }
+
+    #[test]
+    fn says_since_when() {
+        for (seconds, text) in
+            [(3, "3 seconds ago"), (300, "5 minutes ago"), (7200, "2 hours ago"), (200_000, "2 days ago")]
+        {
+            assert_eq!(EntryError::Expired { since: seconds }.to_string(), format!("it expired {text}"));
+        }
     }
 }

@@ -87,7 +87,8 @@ impl Lockbox {
         self.keep_copy(&sealed)?;
         self.keep(&key)?;
         // Looked at afresh: what is said next is what the kernel has.
-        Self { config: self.config.clone(), state: self.state.clone(), open: Default::default() }.opened(Some(from), false)
+        Self { config: self.config.clone(), state: self.state.clone(), open: Default::default() }
+            .opened(Some(from), false)
     }
 
     fn opened(&self, from: Option<Source>, already_open: bool) -> Result<Opening, LockboxError> {
@@ -140,7 +141,8 @@ impl Lockbox {
     fn copy(&self) -> Result<SealedKey, String> {
         let path = self.config.offline_copy(&self.state);
         let bytes = fs::read(&path).map_err(|error| format!("there is no copy {}: {error}", path.display()))?;
-        SealedKey::from_json(&bytes).map_err(|error| format!("the copy {} is damaged: {}", path.display(), chain(&error)))
+        SealedKey::from_json(&bytes)
+            .map_err(|error| format!("the copy {} is damaged: {}", path.display(), chain(&error)))
     }
 
     /// Keeps the copy that the configuration wants, or removes the one that it does not want.
@@ -169,7 +171,8 @@ impl Lockbox {
         let (host, is) = (host.clone(), key.fingerprint());
         let path = self.state.join("host").join(format!("{host}.json"));
         let now = Trusted { generation: *generation, fingerprint: is.to_owned() };
-        let another = |trusted: &str| LockboxError::Another { host: host.clone(), is: is.into(), trusted: trusted.into() };
+        let another =
+            |trusted: &str| LockboxError::Another { host: host.clone(), is: is.into(), trusted: trusted.into() };
         match (state::read::<Trusted>(&path)?, expected) {
             (_, Some(expected)) if expected != is => return Err(another(expected)),
             (Some(known), _) if known == now => return Ok(()),

@@ -16,7 +16,8 @@ use super::{
     payload::{Base64, decode_bytes, read_json, write_json},
 };
 use crate::key::{
-    ContainerKeyId, Epoch, HostName, JoseHeader, JweRecipient, MAX_RECIPIENTS, MalformedSealedKey, SealedKey, SecretBytes, StoreName,
+    ContainerKeyId, Epoch, HostName, JoseHeader, JweRecipient, MAX_RECIPIENTS, MalformedSealedKey, SealedKey,
+    SecretBytes, StoreName,
 };
 
 const KEY_BYTES: usize = 32;
@@ -129,9 +130,9 @@ impl ContainerKey {
     pub fn seal_to(&self, mut recipients: Vec<Box<dyn Recipient>>, created: u64) -> Result<SealedKey, SealError> {
         for (host, jwk) in &self.hosts {
             let recipient = OwnerRecipient::from_jwk(jwk);
-            recipients.push(Box::new(recipient.map_err(|why| {
-                SealError::Unsupported(format!("the public key of the host {host} {why}"))
-            })?));
+            recipients.push(Box::new(
+                recipient.map_err(|why| SealError::Unsupported(format!("the public key of the host {host} {why}")))?,
+            ));
         }
         if recipients.len() > MAX_RECIPIENTS {
             return Err(SealError::Unsupported(format!("a key has at most {MAX_RECIPIENTS} recipients")));

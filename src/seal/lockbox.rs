@@ -96,11 +96,8 @@ impl LockboxKey {
     pub fn of(id: LockboxKeyId, key: SecretBytes) -> Result<Self, SealError> {
         let kid = id.to_string();
         let wrapping_key = hkdf(&key, &format!("cryptattach wrapping key of {kid}"), KEY_BYTES)?;
-        let pair = OwnerKey::of_p256(key_pair(&hkdf(
-            &key,
-            &format!("cryptattach P-256 key of {kid}"),
-            SCALAR_BYTES,
-        )?)?)?;
+        let pair =
+            OwnerKey::of_p256(key_pair(&hkdf(&key, &format!("cryptattach P-256 key of {kid}"), SCALAR_BYTES)?)?)?;
         Ok(Self { id, kid, key, wrapping_key, pair })
     }
 

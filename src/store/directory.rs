@@ -100,14 +100,19 @@ impl Directory {
     fn read(&self, name: &str) -> Result<SealedKey, StoreError> {
         let path = self.path()?.join(format!("{name}{END}"));
         let file = File::open(&path).map_err(|error| match error.kind() {
-            // A part of the store that is not there is a store that cannot be read: it says nothing of the key.
-            io::ErrorKind::NotFound if path.parent().is_some_and(Path::is_dir) => self.not_found(name),
+            io::ErrorKind::NotFound if self.is_there(&path) => self.not_found(name),
             _ => io_error("open", &path)(error),
         })?;
         let mut bytes = Vec::new();
         // One byte more than fits, so that the length check sees an overlong file without reading all of it.
         file.take(MAX_SEALED_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(io_error("read", &path))?;
         SealedKey::from_json(&bytes).map_err(|source| malformed(&path, source))
+    }
+
+    /// Whether a file that is not there is none, or belongs to a device that is not mounted now: a host that was removed wipes
+    /// its lockbox, and must not do so for the latter.
+    fn is_there(&self, path: &Path) -> bool {
+        path.parent().is_some_and(Path::is_dir) || self.path.join(CONTAINER).exists()
     }
 
     fn read_key(&self, id: &KeyId) -> Result<SealedKey, StoreError> {
@@ -136,9 +141,8 @@ impl Directory {
     fn replace_file(&self, name: &str, key: &SealedKey) -> Result<(), StoreError> {
         let (folder, file) = self.part(name)?;
         let locked = Folder::lock(&folder).map_err(|error| self.absent(name, &folder, error))?;
-        let generation = |key: &SealedKey| {
-            key.claimed_generation().map_err(|source| malformed(&folder.join(&file), source))
-        };
+        let generation =
+            |key: &SealedKey| key.claimed_generation().map_err(|source| malformed(&folder.join(&file), source));
         let (new, stored) = (generation(key)?, generation(&self.read(name)?)?);
         if new <= stored {
             return Err(StoreError::Outdated { id: name.to_owned(), generation: stored });
@@ -181,9 +185,9 @@ impl Directory {
     fn container(&self) -> Result<Option<Container>, StoreError> {
         let path = self.path()?.join(CONTAINER);
         match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .map_err(|error| io_error("understand", &path)(error.into())),
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map(Some).map_err(|error| io_error("understand", &path)(error.into()))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(io_error("read", &path)(error)),
         }
@@ -325,7 +329,10 @@ mod tests {
         assert_eq!(store.read_key(&id).unwrap(), sealed(id, 1));
         assert!(matches!(KeyStore::create(&store, &id, &sealed(id, 2)), Err(StoreError::Exists { .. })));
         KeyStore::reseal(&store, &id, &sealed(id, 2)).unwrap();
-        assert!(matches!(KeyStore::reseal(&store, &id, &sealed(id, 2)), Err(StoreError::Outdated { generation: 2, .. })));
+        assert!(matches!(
+            KeyStore::reseal(&store, &id, &sealed(id, 2)),
+            Err(StoreError::Outdated { generation: 2, .. })
+        ));
         assert_eq!(store.read_key(&id).unwrap(), sealed(id, 2));
         assert_eq!(store.list().unwrap(), [id]);
         KeyStore::delete(&store, &id).unwrap();

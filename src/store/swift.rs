@@ -281,8 +281,13 @@ impl ContainerKeys for Swift {
 
 impl HostKeys for Swift {
     fn get(&self, host: &HostName) -> Result<SealedKey, StoreError> {
-        // Never what one replica has: a host that was removed is to be told so.
-        self.newest(&format!("host/{host}"))?.ok_or_else(|| self.not_found(&format!("host/{host}")))
+        // Never what one replica has: a host that was removed is to be told so, and to wipe what it has; so no other answer
+        // may look like that one, such as that there is no container of this name.
+        let name = format!("host/{host}");
+        match self.newest(&name)? {
+            Some(key) => Ok(key),
+            None => self.head().and_then(|_| Err(self.not_found(&name))),
+        }
     }
 
     fn create(&self, host: &HostName, key: &SealedKey) -> Result<(), StoreError> {

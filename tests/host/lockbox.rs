@@ -152,6 +152,14 @@ fn opened_once_it_attaches_while_the_store_is_away() {
     let again = hosted.ok(&["lockbox", "open"]);
     assert!(again.contains("is open already") && again.contains("the store has its lockbox key"), "{again}");
 
+    // It is open for every service, whatever its session keyring is.
+    let elsewhere = format!(
+        "keyctl session - {} --config {} lockbox status 2>/dev/null",
+        env!("CARGO_BIN_EXE_cryptattach"),
+        hosted.config
+    );
+    assert!(sh(&elsewhere).contains("is open"));
+
     // The container key opens with the lockbox key: for a new volume, and for the first attach.
     let (volume, reference) = hosted.volume("one");
     assert!(!hosted.entry(&reference).exists(), "format looks at the store only");
@@ -193,7 +201,8 @@ fn closing_removes_key_and_entries() {
     assert!(keyring::get(&hosted.description(), 64).unwrap().is_none());
     assert_eq!(hosted.status()["open"], false);
     let refused = hosted.does_not_attach(68, &volume);
-    assert!(refused.contains("container key cinder/kek/1 is refused"), "{refused}");
+    assert!(refused.contains("container key cinder/kek/1 is refused while the lockbox of"), "{refused}");
+    assert!(refused.contains("next: 'cryptattach lockbox open' opens it"), "{refused}");
     assert!(hosted.ok(&["lockbox", "close"]).contains("it was closed"), "closing twice is no failure");
     hosted.ok(&["lockbox", "open"]);
     hosted.attaches(&volume);
@@ -283,6 +292,21 @@ fn a_damaged_entry_is_named_and_never_in_the_way() {
 }
 
 #[test]
+fn an_entry_does_not_bring_back_what_the_store_has_replaced() {
+    let hosted = Hosted::new("");
+    hosted.ok(&["lockbox", "open"]);
+    let (volume, reference) = hosted.volume("one");
+    hosted.attaches(&volume);
+    let old = fs::read(hosted.entry(&reference)).unwrap();
+    hosted.site.ok(&["container", "rotate", "cinder"]);
+    hosted.ok(&["lockbox", "add", &reference]);
+    fs::write(hosted.entry(&reference), old).unwrap();
+    let said = hosted.attaches(&volume);
+    assert!(said.contains("older than what the store has shown since: generation 1, seen was 2"), "{said}");
+    assert_eq!(hosted.attaches(&volume), "");
+}
+
+#[test]
 fn nobody_but_root_has_the_open_key() {
     let hosted = Hosted::new("");
     hosted.ok(&["lockbox", "open"]);
@@ -328,8 +352,7 @@ fn killed_in_the_middle_it_leaves_whole_entries_only() {
     let mut killed = 0;
     for milliseconds in [2, 4, 6, 8, 10, 15, 20, 30] {
         let add = hosted.arguments(&[&["lockbox", "add"], &references[..]].concat());
-        let mut add =
-            hosted.site.command().args(add).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut add = hosted.site.command().args(add).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         thread::sleep(Duration::from_millis(milliseconds));
         let _ = add.kill();
         killed += usize::from(!add.wait().unwrap().success());
@@ -410,6 +433,8 @@ fn a_store_cannot_put_a_lockbox_key_of_its_own_in_place() {
 
     // Nor give one host's key to another.
     let stranger = Hosted::bare(Site::new(), "");
+    stranger.site.ok(&["container", "create", "cinder"]);
+    assert!(stranger.fails(67, &["lockbox", "open"]).contains("is not admitted"), "nobody is");
     fs::create_dir(PathBuf::from(stranger.site.keys("cinder")).join("host")).unwrap();
     let other = PathBuf::from(stranger.site.keys("cinder")).join(format!("host/{}.jwe", stranger.host));
     fs::write(other, right.to_json()).unwrap();
@@ -422,6 +447,10 @@ fn a_store_cannot_put_a_lockbox_key_of_its_own_in_place() {
 fn offline_it_boots_without_the_store_and_says_what_that_costs() {
     let hosted = Hosted::new("");
     hosted.store_goes();
+    // Not there, or an empty mount point in its place, is no removal.
+    fs::create_dir(hosted.site.keys("cinder")).unwrap();
+    hosted.fails(69, &["lockbox", "open"]);
+    fs::remove_dir(hosted.site.keys("cinder")).unwrap();
     let refused = hosted.fails(69, &["lockbox", "open"]);
     assert!(refused.contains("no copy is kept on this host (offline = false)"), "{refused}");
     hosted.store_comes_back();

@@ -12,6 +12,7 @@ mod wiretap;
 
 mod attach;
 mod busy;
+mod container;
 mod enrol;
 mod foreign;
 mod format;

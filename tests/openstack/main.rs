@@ -7,6 +7,7 @@ mod failures;
 mod hooks;
 mod keys;
 mod lies;
+mod lockbox;
 mod placement;
 #[path = "../common/shell.rs"]
 mod shell;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         access::STORIES,
         failures::STORIES,
         lies::STORIES,
+        lockbox::STORIES,
         placement::STORIES,
         hooks::STORIES,
     ]
