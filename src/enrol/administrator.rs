@@ -27,7 +27,8 @@ use crate::{
     config::TpmConfig,
     container::now,
     durable,
-    key::{HostName, SecretBytes},
+    key::{HostName, SecretBytes, StoreName},
+    lockbox,
     seal::OwnerRecipient,
     state,
     tpm::{
@@ -98,7 +99,12 @@ impl Site {
         };
         for (pcr, said) in said.pcrs.iter() {
             match pcrs.get(pcr) {
-                None => return Err(format!("it binds PCR {pcr}, for which no value was given")),
+                None => {
+                    return Err(format!(
+                        "it binds PCR {pcr} to {}, and nothing says that this is right (--pcr-values, --trust-pcr-values)",
+                        hex::encode(said)
+                    ));
+                }
                 Some(value) if value != said => {
                     return Err(format!(
                         "it binds PCR {pcr} to {}, given was {}",
@@ -108,6 +114,11 @@ impl Site {
                 }
                 Some(_) => {}
             }
+        }
+        if signed.is_none() && pcrs.iter().all(|(_, value)| *value == [0; 32]) && !pcrs.pcrs().is_empty() {
+            return Err(format!(
+                "PCR {bound} are as after power-on: nothing was measured, and any boot state opens the key"
+            ));
         }
         Ok(Policy { signed, pcrs, latch: self.latch, pin: said.pin })
     }
@@ -165,12 +176,7 @@ impl Admission {
     }
 
     /// What the register is to say of it.
-    pub fn admitted(
-        &self,
-        lockbox: &crate::lockbox::Admission,
-        lockbox_store: crate::key::StoreName,
-        stores: Vec<crate::key::StoreName>,
-    ) -> Admitted {
+    pub fn admitted(&self, lockbox: &lockbox::Admission, lockbox_store: StoreName, stores: Vec<StoreName>) -> Admitted {
         Admitted {
             host: self.pending.host.clone(),
             kid: self.kid.clone(),

@@ -77,6 +77,34 @@ fn a_host_that_enrols_again_gets_a_later_lockbox_key() {
 }
 
 #[test]
+fn a_host_keeps_its_stores_and_has_one_lockbox_key() {
+    let stage = Stage::new();
+    let (owner, key) = (stage.keys("cinder.owner.pem"), stage.keys("cinder.owner.key"));
+    let logs = ["container", "create", "logs", "--path", stage.keys("logs"), "--owner", owner, "--identity", key];
+    stage.ok(&[&logs[..], &["--no-escrow"]].concat());
+    let host = stage.host("compute-7");
+    host.enrolled();
+    stage.challenge(&host);
+    host.answer();
+    stage.admit(&host);
+    assert!(fs::exists(stage.keys(&format!("cinder/host/{}.jwe", host.name()))).unwrap());
+
+    fs::remove_file(host.file("bundle")).unwrap();
+    host.ok(&["host", "enrol", "--replace", "--output", &host.file("bundle")]);
+    stage.challenge(&host);
+    host.answer();
+    stage.ok(&["host", "admit", &host.file("answer"), "--store", "logs", "--lockbox-store", "logs"]);
+    let listed = stage.json(&["host", "list"])[0].clone();
+    assert_eq!(listed["stores"], serde_json::json!(["cinder", "logs"]));
+    assert_eq!((&listed["lockbox_store"], &listed["store_says"]), (&"logs".into(), &"there".into()));
+    assert!(!fs::exists(stage.keys(&format!("cinder/host/{}.jwe", host.name()))).unwrap());
+    let removed = stage.ok(&["host", "remove", host.name()]);
+    for part in ["logs/host/", "cinder/kek/2", "logs/kek/2"] {
+        assert!(removed.contains(part), "{removed}");
+    }
+}
+
+#[test]
 fn signed_policies_are_checked_against_the_sites_key_and_the_counter() {
     let stage = Stage::new();
     stage.site_key("site.pem");

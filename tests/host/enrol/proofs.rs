@@ -1,7 +1,10 @@
 //! Bundles that lie: each in one point, signed by a real TPM, and refused for that point.
 
 use base64ct::{Base64, Encoding};
-use cryptattach::tpm::{Counter, Policy, SiteKey, public::identity_p256};
+use cryptattach::tpm::{
+    Counter, Policy, SiteKey, attestation_templates,
+    public::{identity_p256, identity_rsa},
+};
 use openssl::{
     ec::{EcGroup, EcKey},
     nid::Nid,
@@ -10,7 +13,7 @@ use serde_json::Value;
 
 use super::{
     forger::{Certify, attributes, endorsement_keys, forge, with_point},
-    stage::Stage,
+    stage::{Host, Stage},
 };
 
 #[test]
@@ -20,6 +23,12 @@ fn the_forger_is_admitted_as_long_as_it_tells_the_truth() {
     let host = stage.host("compute-7");
     host.configure("site_key = '../site.pem'\n");
     forge(&host, |_| {});
+    stage.challenge(&host);
+    // A TPM that has no P-256.
+    forge(&host, |plan| {
+        plan.attestation_key = attestation_templates().unwrap()[1].clone();
+        plan.identity = identity_rsa(&plan.policy.digest().unwrap(), false).unwrap();
+    });
     stage.challenge(&host);
 }
 
@@ -49,18 +58,18 @@ fn keys_with_other_attributes_are_refused() {
 #[test]
 fn policies_that_are_not_the_sites_are_refused() {
     let stage = Stage::new();
-    let host = stage.host("compute-7");
-    let weaker = |change: fn(&mut Policy)| {
-        forge(&host, |plan| {
+    let mut host = stage.host("compute-7");
+    let weaken = |host: &Host<'_>, change: fn(&mut Policy)| {
+        forge(host, |plan| {
             change(&mut plan.policy);
             plan.identity = identity_p256(&plan.policy.digest().unwrap(), false).unwrap();
         });
     };
-    weaker(|policy| policy.latch = false);
+    weaken(&host, |policy| policy.latch = false);
     stage.refuses_part(&host, "policy", "it is without the latch");
-    weaker(|policy| policy.pcrs.insert(4, [9; 32]));
+    weaken(&host, |policy| policy.pcrs.insert(4, [9; 32]));
     stage.refuses_part(&host, "policy", "it binds PCR 4 to 0909");
-    weaker(|policy| policy.pcrs = Default::default());
+    weaken(&host, |policy| policy.pcrs = Default::default());
     stage.refuses_part(&host, "policy", "it names no PCR");
     // The bundle says the right policy, the key has another.
     forge(&host, |plan| plan.identity = identity_p256(&[5; 32], false).unwrap());
@@ -77,8 +86,14 @@ fn policies_that_are_not_the_sites_are_refused() {
     host.enrolled();
     let (bundle, output) = (host.file("bundle"), host.file("challenge"));
     let arguments = ["host", "challenge", &bundle, "--output", &output, "--ca", stage.authority()];
-    assert!(stage.fails(80, &arguments).contains("it binds PCR 4, for which no value was given"));
-    stage.ok(&[&arguments[..], &["--trust-pcr-values"]].concat());
+    assert!(stage.fails(80, &arguments).contains("nothing says that this is right"));
+    let output = stage.run(&[&arguments[..], &["--trust-pcr-values"]].concat());
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("nothing shows that"));
+    // Where nothing is measured, any boot state opens the key; no one can want that.
+    host.swtpm.reboot();
+    forge(&host, |_| {});
+    stage.refuses_part(&host, "policy", "nothing was measured, and any boot state opens the key");
 }
 
 #[test]
@@ -147,7 +162,7 @@ fn the_attestation_is_of_this_key_in_this_enrolment_by_a_tpm() {
 }
 
 /// A host that lies to its own program, too: it answers for whatever bundle it was challenged for.
-fn forget_which_enrolment(host: &super::stage::Host<'_>) {
+fn forget_which_enrolment(host: &Host<'_>) {
     let challenge: Value = serde_json::from_slice(&std::fs::read(host.file("challenge")).unwrap()).unwrap();
     host.edit("state/enrolment.json", |kept| kept["enrolment"] = challenge["enrolment"].clone());
 }

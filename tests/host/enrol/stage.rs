@@ -88,6 +88,10 @@ impl Stage {
         self.site.ok(arguments)
     }
 
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.site.run(arguments)
+    }
+
     pub fn json(&self, arguments: &[&str]) -> Value {
         self.site.json(arguments)
     }
