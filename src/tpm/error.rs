@@ -109,12 +109,13 @@ impl fmt::Display for Code {
 #[derive(Debug, thiserror::Error)]
 pub enum TpmError {
     /// There is none.
-    #[error("there is no TPM at '{tcti}': {code}")]
+    #[error("there is no TPM at '{tcti}' that can be used")]
     Missing {
         /// The TCTI, as in `device:/dev/tpmrm0`.
         tcti: String,
-        /// libtss2's code.
-        code: Code,
+        /// The system's reason, or libtss2's code.
+        #[source]
+        source: std::io::Error,
     },
     /// A command was refused.
     #[error("the TPM refuses {command}: {code}")]

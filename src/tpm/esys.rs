@@ -7,6 +7,8 @@
 use std::{
     cell::Cell,
     ffi::CString,
+    fs::OpenOptions,
+    io,
     marker::PhantomData,
     ops::Deref,
     ptr::{NonNull, null_mut},
@@ -63,7 +65,7 @@ pub fn silence() {
 impl Esys {
     /// Connects by the TCTI of this name and configuration, as in `device:/dev/tpmrm0`.
     pub fn connect(tcti_name: &str, limit: Duration) -> Result<Self, TpmError> {
-        let missing = |code| TpmError::Missing { tcti: tcti_name.to_owned(), code };
+        let missing = |code| TpmError::Missing { tcti: tcti_name.to_owned(), source: why_missing(tcti_name, code) };
         let name = CString::new(tcti_name).map_err(|_| missing(Code(0)))?;
         let mut tcti = null_mut();
         // SAFETY: a valid string in, a pointer to a variable of ours out.
@@ -156,6 +158,13 @@ impl Drop for Esys {
             sys::Tss2_TctiLdr_Finalize(&mut self.tcti.as_ptr());
         }
     }
+}
+
+/// Why there is no connection. libtss2 does not say, but for devices the system does.
+fn why_missing(tcti_name: &str, code: Code) -> io::Error {
+    let device = tcti_name.strip_prefix("device:");
+    let opened = device.map(|path| OpenOptions::new().read(true).write(true).open(path));
+    opened.and_then(Result::err).unwrap_or_else(|| io::Error::other(code.to_string()))
 }
 
 /// A session, an object or an NV index of a connection. Sessions and objects are flushed on drop: the TPM has room for
