@@ -161,9 +161,14 @@ pub enum TpmError {
         /// The name of what is there.
         seen: Name,
     },
+    /// There is no storage root key where ours was.
+    #[error(
+        "there is no storage root key at 0x81000001: this is another TPM than the key was made in, or it was cleared"
+    )]
+    NoStorageRoot,
     /// The storage root key is of no use to us.
     #[error("the object at 0x81000001 is no storage root key: {0}")]
-    NoStorageRoot(String),
+    BadStorageRoot(&'static str),
     /// The policy does not hold in this boot state.
     #[error("the TPM does not open the key in this boot state")]
     NotThisState(#[source] Box<Explanation>),
@@ -232,11 +237,14 @@ impl TpmError {
             Self::Missing { .. } => {
                 "check that the machine has a TPM 2.0 and that it is enabled in the firmware's settings; 'tcti' in [tpm] says where it is"
             }
-            Self::OtherTpm { .. } | Self::NoStorageRoot(_) => {
+            Self::BadStorageRoot(_) => {
+                "see what has put it there (tpm2_readpublic -c 0x81000001); tpm2_evictcontrol removes it"
+            }
+            Self::OtherTpm { .. } | Self::NoStorageRoot => {
                 "enrol this host again; until then the owner's or the escrow's key opens its volumes"
             }
             Self::NotThisState(_) => {
-                "'cryptattach policy show' says what is bound; boot what is trusted, or have the site sign this state ('cryptattach policy sign')"
+                "'cryptattach policy show' says what is bound; boot what is trusted, or have the site sign this state ('cryptattach policy sign'); until then the owner's or the escrow's key opens"
             }
             Self::LockedOut { .. } => "wait, or clear the lock-out with the TPM's lockout authorization (tpm2_dictionarylockout -c)",
             Self::NoPin => "name a file with it as 'pin' in [tpm], or run it on a terminal",

@@ -89,7 +89,7 @@ impl Esys {
         self.sent.get()
     }
 
-    /// Sends a command and waits for its answer, in bounded time. For [`command!`].
+    /// Sends a command and waits for its answer, in bounded time. For `command!`.
     pub fn call(
         &self,
         command: &'static str,
@@ -152,6 +152,7 @@ impl Esys {
 
 impl Drop for Esys {
     fn drop(&mut self) {
+        tracing::debug!("the TPM took {} commands", self.sent.get());
         // SAFETY: both are live, and no handle outlives `self`; the context goes before the TCTI that it uses.
         unsafe {
             sys::Esys_Finalize(&mut self.context.as_ptr());

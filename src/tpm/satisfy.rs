@@ -155,8 +155,11 @@ impl Tpm {
         if let Some(epoch) = retired {
             return Ok(Err(vec![Finding::Retired { epoch, oldest }]));
         }
-        // If the signer has said the values, it can be said which of them differ.
-        if let [PcrSignature { values: Some(values), .. }] = ours.as_slice() {
+        // Where signers have said the values, it can be said what differs from the state that is the closest.
+        let said = ours.iter().filter_map(|entry| entry.values.as_ref());
+        let closest =
+            said.min_by_key(|values| values.iter().filter(|(pcr, value)| present.get(*pcr) != Some(*value)).count());
+        if let Some(values) = closest {
             let differing = self.differing(values)?;
             if !differing.is_empty() {
                 return Ok(Err(differing));
