@@ -151,6 +151,9 @@ pub enum TpmError {
     /// A structure that the TPM does not have.
     #[error("not a structure of a TPM: {0}")]
     Structure(String),
+    /// This host has no key.
+    #[error("this host has no key in its TPM: there is no {}", .0.display())]
+    NotEnrolled(PathBuf),
     /// The storage root key is not that of the enrolment.
     #[error(
         "this is another TPM than the key was made in, or it was cleared: its storage root key is {seen}, expected was {expected}"
@@ -228,7 +231,7 @@ impl From<tss_esapi::Error> for TpmError {
 impl TpmError {
     /// Whether a file that the configuration names is at fault, not the TPM.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Malformed { .. } | Self::File { .. } | Self::Policy(_))
+        matches!(self, Self::Malformed { .. } | Self::File { .. } | Self::NotEnrolled(_) | Self::Policy(_))
     }
 
     /// What the user can do about it.
@@ -251,8 +254,8 @@ impl TpmError {
             Self::Busy { .. } | Self::TimedOut { .. } => {
                 "see whether another program uses the TPM; if it goes on, power the machine off and on"
             }
-            Self::File { .. } => "check [tpm] in the configuration; 'cryptattach host enrol' makes this host's key",
-            Self::Malformed { .. } => "check [tpm] in the configuration",
+            Self::NotEnrolled(_) => "'cryptattach host enrol' makes one; 'identity' in [tpm] says where it is",
+            Self::File { .. } | Self::Malformed { .. } => "check the command line, and [tpm] in the configuration",
             _ => return None,
         }
         .to_owned())

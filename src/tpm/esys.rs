@@ -225,7 +225,8 @@ impl<T> Deref for Answer<'_, T> {
 
 impl<T> Drop for Answer<'_, T> {
     fn drop(&mut self) {
-        // SAFETY: the allocation has the size of T and is ours. T is a plain C structure, for which no value is wrong.
+        // SAFETY: the allocation has the size of T (the structures that are taken so have one size in the bindings, in tss2
+        // 3.2 and in 4.1) and is ours. T is a plain C structure, for which no value is wrong.
         unsafe {
             let bytes = slice::from_raw_parts_mut(self.value.as_ptr().cast::<u8>(), size_of::<T>());
             zeroize::Zeroize::zeroize(bytes);

@@ -6,7 +6,11 @@
 //! draft's own optional member for policies is left out: Debian's tpm2-tools and tpm2-openssl refuse files that have it, and
 //! it has no words for counters.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
 
 use der::{
     Decode, Encode, Sequence,
@@ -72,7 +76,12 @@ impl IdentityFile {
 
     /// Reads the file.
     pub fn read(path: &Path) -> Result<Self, TpmError> {
-        let content = read(path)?;
+        let content = read(path).map_err(|error| match error {
+            TpmError::File { path, source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                TpmError::NotEnrolled(path)
+            }
+            other => other,
+        })?;
         Self::parse(&content).map_err(|why| TpmError::Malformed { path: path.to_owned(), why })
     }
 
