@@ -350,6 +350,7 @@ impl Refresh {
         let trusted = TpmPolicy { signed: Some(signed.clone()), latch: false, ..file.policy.clone() };
         let signatures = PcrSignatures::read(&config.signatures)?;
         let now = tpm.satisfiable(&trusted, &signatures)?;
+        tpm.identity(&file)?.test(&now)?;
         let of_now = now.signature().ok_or(TpmError::Policy("it is not signed".to_owned()))?;
         let pcrs = self.pcrs.unwrap_or(of_now.pcrs);
         let epoch = of_now.epoch;

@@ -6,7 +6,11 @@
 //! draft's own optional member for policies is left out: Debian's tpm2-tools and tpm2-openssl refuse files that have it, and
 //! it has no words for counters.
 
-use std::path::Path;
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
 
 use der::{
     Decode, Encode, Sequence,
@@ -61,19 +65,23 @@ struct TpmKey {
 }
 
 impl IdentityFile {
-    fn is_one(content: &[u8]) -> bool {
-        let begin = format!("-----BEGIN {LABEL}-----");
-        content.windows(begin.len()).any(|window| window == begin.as_bytes())
-    }
-
-    /// Whether there is one at this path.
+    /// Whether there is one at this path. Of another private key no more is read than how its PEM block begins.
     pub fn is_at(path: &Path) -> bool {
-        read(path).is_ok_and(|content| Self::is_one(&content))
+        let starts = [PREFACE.to_owned(), format!("-----BEGIN {LABEL}")];
+        let longest = starts.iter().map(String::len).max().unwrap_or_default() as u64;
+        let mut start = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(longest).read_to_end(&mut start));
+        read.is_ok() && starts.iter().any(|known| start.starts_with(known.as_bytes()))
     }
 
     /// Reads the file.
     pub fn read(path: &Path) -> Result<Self, TpmError> {
-        let content = read(path)?;
+        let content = read(path).map_err(|error| match error {
+            TpmError::File { path, source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                TpmError::NotEnrolled(path)
+            }
+            other => other,
+        })?;
         Self::parse(&content).map_err(|why| TpmError::Malformed { path: path.to_owned(), why })
     }
 
@@ -182,6 +190,22 @@ mod tests {
         let read = IdentityFile::parse(file.to_pem().unwrap().as_bytes()).unwrap();
         assert_eq!(read.public, file.public);
         assert_eq!((read.private, read.storage_root, read.policy), (file.private, file.storage_root, file.policy));
+    }
+
+    #[test]
+    fn is_told_from_other_private_keys_by_its_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        let is_one = |content: &str| {
+            std::fs::write(&path, content).unwrap();
+            IdentityFile::is_at(&path)
+        };
+        let pem = file().to_pem().unwrap();
+        assert!(is_one(&pem));
+        assert!(is_one(&pem[pem.find("-----BEGIN").unwrap()..]));
+        assert!(!is_one("-----BEGIN PRIVATE KEY-----\nMIG"));
+        assert!(!is_one(""));
+        assert!(!IdentityFile::is_at(&folder.path().join("none")));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::{
     Digest, Explanation, Finding, Handle, IdentityFile, PcrSet, PcrSignature, PcrSignatures, PcrValues, Policy,
-    Revocation, SessionKind, SignedPcrs, Tpm, TpmError,
+    Revocation, SignedPcrs, Tpm, TpmError,
     policy::{EPOCHS, LATCH, pcr_policy, policy_ref, unextended},
 };
 
@@ -16,6 +16,10 @@ pub struct Satisfiable<'a> {
 }
 
 impl Satisfiable<'_> {
+    pub(super) fn policy(&self) -> &Policy {
+        self.policy
+    }
+
     /// The signature that the state is approved by.
     pub fn signature(&self) -> Option<&PcrSignature> {
         self.signature.as_ref().map(|(_, signature)| signature)
@@ -109,13 +113,8 @@ impl Tpm {
             Ok(later) => later,
             Err(findings) => return Err(TpmError::NotThisState(Box::new(Explanation { findings }))),
         };
-        let root = self.storage_root(Some(file.storage_root))?;
-        let session = self.esys().start_session(SessionKind::Policy, Some(&root.handle))?;
-        self.satisfy_signed(&session, signed, &later).map_err(not_this_state)?;
         let part = Policy { signed: Some(signed.clone()), pcrs: PcrValues::default(), latch: false, pin: false };
-        if self.esys().policy_digest(&session)? != part.digest()? {
-            return Err(TpmError::Answer { command: "PolicyGetDigest" });
-        }
+        self.identity(file)?.test(&Satisfiable { policy: &part, signature: Some((signed, later)) })?;
         let raised = self.raise_counter(revocation.counter)?;
         Ok(raised.0.saturating_sub(revocation.base))
     }
@@ -155,8 +154,11 @@ impl Tpm {
         if let Some(epoch) = retired {
             return Ok(Err(vec![Finding::Retired { epoch, oldest }]));
         }
-        // If the signer has said the values, it can be said which of them differ.
-        if let [PcrSignature { values: Some(values), .. }] = ours.as_slice() {
+        // Where signers have said the values, it can be said what differs from the state that is the closest.
+        let said = ours.iter().filter_map(|entry| entry.values.as_ref());
+        let closest =
+            said.min_by_key(|values| values.iter().filter(|(pcr, value)| present.get(*pcr) != Some(*value)).count());
+        if let Some(values) = closest {
             let differing = self.differing(values)?;
             if !differing.is_empty() {
                 return Ok(Err(differing));

@@ -9,7 +9,9 @@
 //! is over `pol` and the epoch's policyRef) and `values`, the PCRs' values, for the explanation when they differ.
 
 use std::{
-    fmt, fs, io,
+    fmt,
+    fs::{self, File},
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -35,6 +37,7 @@ use super::{
     policy::{approved_message, pcr_policy},
     public::{name_of, signing_key},
 };
+use crate::key::SecretBytes;
 
 /// The largest file that is read; systemd-measure's have 1 to 20 KiB.
 const MOST_FILE_BYTES: u64 = 1 << 20;
@@ -128,9 +131,9 @@ pub struct SiteSigner(PKey<Private>);
 impl SiteSigner {
     /// Reads a private key (PEM).
     pub fn read(path: &Path) -> Result<Self, TpmError> {
-        let mut pem = read(path)?;
-        let key = PKey::private_key_from_pem_passphrase(&pem, b"");
-        zeroize::Zeroize::zeroize(&mut pem);
+        let pem = read_secret(path)?;
+        // The passphrase callback of the plain function would ask on the terminal.
+        let key = PKey::private_key_from_pem_passphrase(pem.expose(), b"");
         let why = "is no private key in PEM, or one with a passphrase".to_owned();
         let key = key.map_err(|_| TpmError::Malformed { path: path.to_owned(), why })?;
         signing_key(&key)?;
@@ -266,6 +269,16 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, TpmError> {
         return Err(failed(io::ErrorKind::FileTooLarge.into()));
     }
     fs::read(path).map_err(failed)
+}
+
+/// Reads a private key straight into secret memory.
+fn read_secret(path: &Path) -> Result<SecretBytes, TpmError> {
+    let failed = |source| TpmError::File { action: "read", path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(failed)?;
+    let len = file.metadata().map_err(failed)?.len().min(MOST_FILE_BYTES);
+    let mut secret = SecretBytes::zeroed(usize::try_from(len).unwrap_or(0))?;
+    file.read_exact(secret.expose_mut()).map_err(failed)?;
+    Ok(secret)
 }
 
 /// Base64 with padding, for serde's `with`.

@@ -66,7 +66,10 @@ impl Swtpm {
 
     fn power_off(&mut self) {
         let control = format!("{}.ctrl", self.socket().display());
-        let _ = Command::new("swtpm_ioctl").args(["--unix", &control, "-s"]).stderr(Stdio::null()).status();
+        let asked = Command::new("swtpm_ioctl").args(["--unix", &control, "-s"]).stderr(Stdio::null()).status();
+        if !asked.is_ok_and(|status| status.success()) {
+            let _ = self.process.kill();
+        }
         let _ = self.process.wait();
     }
 
@@ -107,7 +110,7 @@ fn power_on(folder: &TempDir) -> Child {
     let path = folder.path().join("tpm");
     let _ = std::fs::remove_file(&path);
     let path = path.display();
-    let process = Command::new("swtpm")
+    let mut process = Command::new("swtpm")
         .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
         .arg(format!("--tpmstate=dir={}", folder.path().display()))
         .arg(format!("--server=type=unixio,path={path}"))
@@ -122,6 +125,8 @@ fn power_on(folder: &TempDir) -> Child {
         }
         sleep(Duration::from_millis(10));
     }
+    let _ = process.kill();
+    let _ = process.wait();
     panic!("swtpm does not listen on {path}");
 }
 

@@ -21,6 +21,7 @@ mod refusals;
 mod secrets;
 mod separation;
 mod tpm;
+mod tpm_attach;
 mod tpm_bus;
 mod tpm_interop;
 mod tpm_measured;

@@ -472,7 +472,7 @@ fn another_tpm_opens_nothing() {
     let sealed = host.enrol(&host.literal("7"), None);
     fs::copy(host.path("host.tpm.pem"), thief.path("host.tpm.pem")).unwrap();
     let refused = thief.open(&sealed).unwrap_err();
-    assert!(matches!(refused, SealError::Tpm(TpmError::NoStorageRoot(_))), "{refused}");
+    assert!(matches!(refused, SealError::Tpm(TpmError::NoStorageRoot)), "{refused}");
     // Where the thief's TPM has a storage root key of its own, too.
     thief.tpm().storage_root(None).unwrap();
     let refused = thief.open(&sealed).unwrap_err();
@@ -491,7 +491,7 @@ fn a_cleared_tpm_opens_nothing() {
     let sealed = host.enrol(&host.literal("7"), None);
     host.swtpm.tool(&["tpm2_clear", "-c", "platform"]);
     let refused = host.open(&sealed).unwrap_err();
-    assert!(matches!(refused, SealError::Tpm(TpmError::NoStorageRoot(_))), "{refused}");
+    assert!(matches!(refused, SealError::Tpm(TpmError::NoStorageRoot)), "{refused}");
     host.tpm().storage_root(None).unwrap();
     let refused = host.open(&sealed).unwrap_err();
     assert!(matches!(refused, SealError::Tpm(TpmError::OtherTpm { .. })), "{refused}");
@@ -506,6 +506,27 @@ fn an_rsa_storage_root_key_is_taken() {
     host.swtpm.tool(&["tpm2_flushcontext", "-t"]);
     let sealed = host.enrol(&host.literal("7"), None);
     host.open(&sealed).unwrap();
+}
+
+#[test]
+fn an_object_that_is_no_storage_root_key_is_not_taken() {
+    let host = Host::new();
+    host.swtpm.tool(&[
+        "tpm2_createprimary",
+        "-C",
+        "o",
+        "-G",
+        "ecc",
+        "-a",
+        "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|decrypt|sign",
+        "-c",
+        "key",
+    ]);
+    host.swtpm.tool(&["tpm2_evictcontrol", "-C", "o", "-c", "key", "0x81000001"]);
+    host.swtpm.tool(&["tpm2_flushcontext", "-t"]);
+    let refused = host.tpm().create_identity(&host.literal("7"), None).err().unwrap();
+    assert!(matches!(refused, TpmError::BadStorageRoot(_)), "{refused}");
+    assert_eq!(host.swtpm.leftovers(), "");
 }
 
 #[test]

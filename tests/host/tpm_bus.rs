@@ -10,7 +10,7 @@ use std::{
 use cryptattach::{
     config::TpmConfig,
     key::SecretBytes,
-    tpm::{Policy, Tpm, TpmError},
+    tpm::{IdentityFile, Policy, Tpm, TpmError, hex},
 };
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use openssl::{
@@ -116,4 +116,31 @@ fn a_busy_tpm_is_asked_again_for_a_while() {
     ask(20).unwrap();
     let error = ask(usize::MAX).unwrap_err();
     assert!(matches!(error, TpmError::Busy { command: "PCR_Read" }), "{error}");
+}
+
+/// An interposer that wants to know the sessions' keys answers with a storage root key of its own, under the right name.
+#[test]
+fn a_storage_root_key_of_somebody_between_is_noticed() {
+    let host = Host::new();
+    host.enrol(&host.literal("7"), None);
+    let file = IdentityFile::read(&host.path("host.tpm.pem")).unwrap();
+    let public = |swtpm: &Swtpm| {
+        let root = swtpm.tool(&["tpm2_readpublic", "-c", "0x81000001"]);
+        let coordinate = |name| {
+            let line = root.lines().find_map(|line| line.trim().strip_prefix(name)).unwrap();
+            hex::decode(line.trim()).unwrap()
+        };
+        // As they stand in the public area, each with its length.
+        [&[0, 32][..], &coordinate("x:"), &[0, 32], &coordinate("y:")].concat()
+    };
+    let (original, other) = (public(&host.swtpm), Host::new());
+    other.tpm().storage_root(None).unwrap();
+    let tap = Wiretap::on(&host.swtpm.socket());
+    let config = TpmConfig { tcti: tap.tcti(), ..TpmConfig::default() };
+    let tpm = Tpm::open(&config).unwrap();
+    tpm.identity(&file).unwrap();
+    tap.forge(&original, &public(&other.swtpm));
+    let refused = Tpm::open(&config).unwrap().identity(&file).err().unwrap();
+    assert!(matches!(refused, TpmError::OtherTpm { expected, .. } if expected == file.storage_root), "{refused}");
+    assert!(tap.heard(file.storage_root.as_bytes()));
 }
