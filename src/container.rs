@@ -224,6 +224,14 @@ impl Container {
 
     fn places_in_store(&self, id: &KeyId) -> Result<Vec<Place>, Error> {
         let mut places = self.store.places(id)?;
+        for place in &mut places {
+            // It may be remembered, and be read in another directory.
+            if let Location::Path(path) = &mut place.at
+                && let Ok(absolute) = std::path::absolute(&*path)
+            {
+                *path = absolute;
+            }
+        }
         places.extend(self.store.rings(id)?.into_iter().flat_map(replicas));
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(*id, places.clone());
         Ok(places)

@@ -117,6 +117,14 @@ impl Lockbox {
     }
 }
 
+/// "1 entry was removed", "3 entries were removed".
+pub fn removed(entries: usize) -> String {
+    match entries {
+        1 => "1 entry was removed".to_owned(),
+        _ => format!("{entries} entries were removed"),
+    }
+}
+
 /// Seconds since 1970-01-01 UTC.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map(|age| age.as_secs()).unwrap_or(0)

@@ -7,12 +7,14 @@ use serde_json::{Value, json};
 
 use super::{Global, output};
 use crate::{
+    attach::{self, Strictness},
     audit::{self, Event},
     config::Config,
     container::Container,
     error::Error,
     key::KeyReference,
-    lockbox::{EntryStatus, Lockbox, Opening, Source, State, Status as Known},
+    lockbox::{self, EntryStatus, Lockbox, LockboxError, Opening, Source, State, Status as Known},
+    seal::EntryContext,
     volume,
 };
 
@@ -86,7 +88,7 @@ impl LockboxVerb {
 impl Open {
     fn run(&self, config: &Config, lockbox: &Lockbox, json: bool) -> Result<(), Error> {
         let opened = lockbox.open(config, self.fingerprint.as_deref());
-        if let Err(crate::lockbox::LockboxError::Removed { .. }) = &opened {
+        if let Err(LockboxError::Removed { .. }) = &opened {
             record(config, "lockbox wipe", lockbox, None)?;
         }
         let opening = opened?;
@@ -109,8 +111,8 @@ fn said(lockbox: &Lockbox, opening: &Opening) -> String {
     lines.push(format!("  key kept in  {}", opening.kept));
     if opening.swept > 0 {
         lines.push(format!(
-            "  removed      {} entries that were expired, damaged or of another lockbox key",
-            opening.swept
+            "  swept        {}: expired, damaged or of another lockbox key",
+            lockbox::removed(opening.swept)
         ));
     }
     lines.join("\n")
@@ -166,27 +168,37 @@ fn duration(seconds: u64) -> String {
 
 impl Add {
     fn run(&self, config: &Config, lockbox: &Lockbox, json: bool) -> Result<(), Error> {
-        let references = self.keys.iter().map(|key| reference(key)).collect::<Result<Vec<_>, _>>()?;
         lockbox.open_key()?;
         let mut added: Vec<Value> = Vec::new();
-        for key in &references {
-            let entry = Container::open(config, &key.store, None)?.prefetch(&key.key)?;
-            let entry = entry.ok_or_else(|| {
-                Error::Usage(format!("the store keeps {key} unsealed and decides each time who may have it: no entry"))
-            })?;
+        for text in &self.keys {
+            let (key, entry) = add(config, text)?;
+            record(config, "lockbox add", lockbox, Some(&key))?;
             added.push(json!({"key": key, "expires": entry.expires}));
         }
-        output::print(json, &added, || format!("added {} entries to the lockbox of '{}'", added.len(), lockbox.host()))
+        output::print(json, &added, || match added.len() {
+            1 => format!("1 entry was added to the lockbox of '{}'", lockbox.host()),
+            many => format!("{many} entries were added to the lockbox of '{}'", lockbox.host()),
+        })
     }
 }
 
-/// A key's reference as it is, or out of a device's header.
-fn reference(text: &str) -> Result<KeyReference, Error> {
-    if let Ok(reference) = text.parse() {
-        return Ok(reference);
+/// Adds a key, given as it is, or by a device: then its entry must not come to be on that device.
+fn add(config: &Config, text: &str) -> Result<(KeyReference, EntryContext), Error> {
+    let (reference, volume) = match text.parse::<KeyReference>() {
+        Ok(reference) => (reference, None),
+        Err(_) => {
+            let volume = volume::probe(Path::new(text), None)?;
+            (attach::reference(None, &volume)?, Some(volume))
+        }
+    };
+    let container = Container::open(config, &reference.store, None)?;
+    if let Some(volume) = &volume {
+        attach::separate(config, &container, &reference, volume, None, Strictness::default())?;
     }
-    let volume = volume::probe(Path::new(text), None)?;
-    crate::attach::reference(None, &volume)
+    let unsealed =
+        || Error::Usage(format!("the store keeps {reference} unsealed and decides each time who may have it"));
+    let entry = container.prefetch(&reference.key)?.ok_or_else(unsealed)?;
+    Ok((reference, entry))
 }
 
 impl Forget {
@@ -196,7 +208,7 @@ impl Forget {
             None => lockbox.forget_all()?,
         };
         record(config, "lockbox forget", lockbox, self.key.as_ref())?;
-        output::print(json, &json!({"removed": removed}), || format!("{removed} entries were removed"))
+        output::print(json, &json!({"removed": removed}), || lockbox::removed(removed))
     }
 }
 

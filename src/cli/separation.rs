@@ -62,7 +62,7 @@ impl Separation {
             None => in_token()?,
         };
         let store_name = config.store_or_default(reference.as_ref().map(|reference| &reference.store))?;
-        let container = Container::open(&config, &store_name, None)?;
+        let container = Container::open(&config, &store_name, None)?.lockbox_first();
         // Without a key yet: where a new one would rest.
         let key = reference.map_or_else(KeyId::random, |reference| reference.key);
         let places = container.places(&key)?;

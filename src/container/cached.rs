@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 
 use uuid::Uuid;
 
-use super::Container;
+use super::{Container, Fetched};
 use crate::{
     error::{Error, chain},
     key::{KeyId, Location, Place},
@@ -23,12 +23,18 @@ impl Container {
         Self { from_lockbox, ..self }
     }
 
-    /// Fetches a key from the store and adds it to the lockbox.
+    /// Fetches a key from the store and adds it to the lockbox; `None` if the store releases it unsealed, and so decides each
+    /// time who may have it.
     pub fn prefetch(&self, id: &KeyId) -> Result<Option<EntryContext>, Error> {
-        let super::Fetched::Sealed(opened) = self.fetch_from_store(id, None)? else { return Ok(None) };
+        let Fetched::Sealed(opened) = self.fetch_from_store(id, None)? else { return Ok(None) };
         let Some(lockbox) = &self.lockbox else { return Ok(None) };
-        let places = self.places_in_store(id)?;
+        let places = self.asked(id).map_or_else(|| self.places_in_store(id), Ok)?;
         Ok(Some(lockbox.add(&self.reference(*id), &opened, places)?))
+    }
+
+    /// Where the store has said that a key rests.
+    fn asked(&self, id: &KeyId) -> Option<Vec<Place>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
     /// The lockbox's entry of a key, if it may be used. Why one may not, is said once, and it is removed if it never will be.
@@ -92,8 +98,7 @@ impl Container {
         };
         let id = &opened.context.key_id;
         // An entry says where its key rests. Who did not ask for that does not wait for the answer now.
-        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
-        let Some(places) = asked else { return };
+        let Some(places) = self.asked(id) else { return };
         match lockbox.add(&self.reference(*id), opened, places) {
             Ok(entry) => tracing::debug!("the lockbox keeps {} until {}", self.reference(*id), entry.expires),
             Err(error) => tracing::warn!("the lockbox gets no entry of {}: {}", self.reference(*id), chain(&error)),

@@ -4,7 +4,7 @@ use std::{fmt, fs, io};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Lockbox, LockboxError, io_error};
+use super::{Lockbox, LockboxError, io_error, removed};
 use crate::{
     config::{Config, LockboxConfig},
     error::chain,
@@ -195,6 +195,6 @@ impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let key = if self.was_open { "the lockbox key was taken out of the kernel's keyring" } else { "it was closed" };
         let copy = if self.copy { ", the copy of the sealed lockbox key was removed" } else { "" };
-        write!(f, "{key}, {} entries were removed{copy}", self.entries)
+        write!(f, "{key}, {}{copy}", removed(self.entries))
     }
 }

@@ -169,6 +169,7 @@ fn opened_once_it_attaches_while_the_store_is_away() {
     assert_eq!(status["entries"][0]["key"], reference.as_str());
 
     hosted.store_goes();
+    assert!(hosted.ok(&["separation", &volume]).contains("unproven"), "as attach judges");
     let said = hosted.attaches(&volume);
     assert!(said.contains("it is not there now"), "where the sealed key rests cannot be proven: {said}");
     assert!(hosted.ok(&["lockbox", "open"]).contains("not known"), "it stays open");
@@ -196,7 +197,7 @@ fn closing_removes_key_and_entries() {
     hosted.attaches(&volume);
     assert!(hosted.entry(&reference).exists());
     let closed = hosted.ok(&["lockbox", "close"]);
-    assert!(closed.contains("taken out of the kernel's keyring") && closed.contains("1 entries"), "{closed}");
+    assert!(closed.contains("taken out of the kernel's keyring") && closed.contains("1 entry was removed"), "{closed}");
     assert!(!hosted.entry(&reference).exists());
     assert!(keyring::get(&hosted.description(), 64).unwrap().is_none());
     assert_eq!(hosted.status()["open"], false);
@@ -389,7 +390,7 @@ fn a_removed_host_opens_nothing_new_and_nothing_at_its_next_boot() {
     assert!(refused.contains("cinder/kek/3 is refused"), "{refused}");
 
     let removed = hosted.fails(67, &["lockbox", "open"]);
-    assert!(removed.contains("was removed") && removed.contains("1 entries were removed"), "{removed}");
+    assert!(removed.contains("was removed") && removed.contains("1 entry was removed"), "{removed}");
     assert!(removed.contains("taken out of the kernel's keyring"), "{removed}");
     assert!(!copy.exists() && !hosted.entry(&reference).exists());
     hosted.does_not_attach(68, &volume);
@@ -491,6 +492,7 @@ fn a_lockbox_on_the_volumes_own_disk_is_refused() {
     fs::write(hosted.config, text.replace("path = 'lockbox'", &format!("path = '{}'", beside.display()))).unwrap();
     let refused = hosted.does_not_attach(72, &volume);
     assert!(refused.contains("lockbox entries") && refused.contains("on the volume's"), "{refused}");
+    hosted.fails(72, &["lockbox", "add", &volume]);
     assert!(!beside.exists());
 }
 

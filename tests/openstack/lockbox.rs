@@ -101,6 +101,6 @@ fn away(cloud: &Cloud) {
     let rotation = container.remove_host(&host, &|_, _| {}).unwrap();
     assert!(rotation.failed.is_empty() && rotation.resealed == 1);
     let text = site.fails(67, &["lockbox", "open"]);
-    assert!(text.contains("is not admitted, or was removed") && text.contains("1 entries were removed"), "{text}");
+    assert!(text.contains("is not admitted, or was removed") && text.contains("1 entry was removed"), "{text}");
     site.fails(68, &attach);
 }
