@@ -46,7 +46,7 @@ pub const EXIT_CODES: &str = "Exit codes:
 Files:
   /etc/cryptattach/cryptattach.toml   configuration (--config, CRYPTATTACH_CONFIG)
   /var/log/cryptattach.jsonl          audit record
-  /var/lib/cryptattach/               which container keys this host trusts; its lockbox
+  /var/lib/cryptattach/               which container keys this host trusts, its enrolment, its lockbox; which hosts were admitted
   /run/cryptattach/                   userspace mappings";
 
 /// The exit code for an error.
