@@ -1,6 +1,7 @@
 //! `cryptattach policy`
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Write,
     os::unix::fs::PermissionsExt,
@@ -79,7 +80,13 @@ impl Show {
             None => tpm.policy_preview(&config, config.pin.is_some())?,
         };
         let signatures = PcrSignatures::read(&config.signatures)?;
+        let chain = tpm.boot_chain()?;
         let signed = signed_pcrs(&policy, &signatures)?;
+        // Before the first signature: as if the site signed what is worth it.
+        let proposed = policy.signed.is_some() && signed.is_empty();
+        // An attacker chooses the signature, so what counts is bound by all of them.
+        let by_all = signed.iter().copied().reduce(PcrSet::common);
+        let bound = policy.pcrs.pcrs().with(if proposed { chain.worth_binding() } else { by_all.unwrap_or_default() });
         let why_not = match &file {
             None => None,
             Some(file) => match tpm.satisfiable(&file.policy, &signatures) {
@@ -91,15 +98,10 @@ impl Show {
         let shown = Shown {
             path,
             enrolled: file.is_some(),
-            chain: tpm.boot_chain()?,
+            chain,
             secure_boot: tpm.event_log().secure_boot(),
             values: tpm.boot_values()?,
-            exposures: exposures(
-                policy.pcrs.pcrs().with(signed),
-                tpm.boot_chain()?,
-                tpm.event_log().secure_boot(),
-                policy.latch,
-            ),
+            exposures: exposures(bound, chain, tpm.event_log().secure_boot(), policy.latch),
             signed,
             policy,
         };
@@ -126,7 +128,7 @@ struct Shown<'a> {
     chain: BootChain,
     secure_boot: Option<bool>,
     policy: TpmPolicy,
-    signed: PcrSet,
+    signed: BTreeSet<PcrSet>,
     values: PcrValues,
     exposures: Vec<Exposure>,
 }
@@ -148,7 +150,7 @@ impl Shown<'_> {
             format!("key           {key}"),
             "opens if all of this holds:".to_owned(),
         ];
-        lines.extend(in_words(&self.policy, self.signed).into_iter().map(|line| format!("  {line}")));
+        lines.extend(self.policy_in_words().into_iter().map(|line| format!("  {line}")));
         lines.extend(self.enrolled.then(|| match why_not {
             None => "now           it opens".to_owned(),
             Some(why) => format!("now           it does not open: {why}"),
@@ -159,40 +161,46 @@ impl Shown<'_> {
         lines.extend(self.values.iter().map(|(pcr, value)| format!("  {pcr:2} {}", hex::encode(value))));
         lines.join("\n")
     }
+
+    fn policy_in_words(&self) -> Vec<String> {
+        let (policy, mut lines) = (&self.policy, Vec::new());
+        if let Some(signed) = &policy.signed {
+            let sets: Vec<_> = self.signed.iter().map(|pcrs| format!("PCR {pcrs}")).collect();
+            lines.push(match sets.is_empty() {
+                false => format!("{} as signed by the site's key {}", sets.join(" or "), signed.key),
+                true => format!(
+                    "PCRs as signed by the site's key {}; there is no signature yet: PCR {} would do",
+                    signed.key,
+                    self.chain.worth_binding()
+                ),
+            });
+        }
+        lines.extend(besides_in_words(policy));
+        lines
+    }
 }
 
-/// The PCRs that the site's signatures are over.
-fn signed_pcrs(policy: &TpmPolicy, signatures: &PcrSignatures) -> Result<PcrSet, TpmError> {
-    let Some(signed) = &policy.signed else { return Ok(PcrSet::default()) };
+/// What must hold besides a signature.
+pub(super) fn besides_in_words(policy: &TpmPolicy) -> Vec<String> {
+    let revocation = policy.signed.as_ref().and_then(|signed| signed.revocation);
+    let mut lines: Vec<_> = revocation
+        .map(|revocation| {
+            format!("the signature's epoch has not been retired (counter {} in the TPM)", revocation.counter)
+        })
+        .into_iter()
+        .collect();
+    lines.extend(policy.pcrs.iter().map(|(pcr, value)| format!("PCR {pcr} = {}", hex::encode(value))));
+    lines.extend(policy.latch.then(|| "PCR 15 has not been extended in this boot".to_owned()));
+    lines.extend(policy.pin.then(|| "the PIN is given".to_owned()));
+    lines
+}
+
+/// The sets of PCRs that the site's signatures are over.
+fn signed_pcrs(policy: &TpmPolicy, signatures: &PcrSignatures) -> Result<BTreeSet<PcrSet>, TpmError> {
+    let Some(signed) = &policy.signed else { return Ok(BTreeSet::new()) };
     let fingerprint = signed.key.fingerprint()?;
     let ours = signatures.signatures.iter().filter(|signature| signature.fingerprint == fingerprint);
-    Ok(ours.fold(PcrSet::default(), |all, signature| all.with(signature.pcrs)))
-}
-
-/// All that must hold.
-pub(super) fn in_words(policy: &TpmPolicy, signed_pcrs: PcrSet) -> Vec<String> {
-    let mut lines = Vec::new();
-    if let Some(signed) = &policy.signed {
-        let pcrs = match signed_pcrs.is_empty() {
-            true => "PCRs (there is no signature yet that says which)".to_owned(),
-            false => format!("PCR {signed_pcrs}"),
-        };
-        lines.push(format!("{pcrs} as signed by the site's key {}", signed.key));
-        lines.extend(signed.revocation.iter().map(|revocation| {
-            format!(
-                "the signature's epoch is not older than the counter {} says (it was {} at enrolment)",
-                revocation.counter, revocation.base
-            )
-        }));
-    }
-    lines.extend(policy.pcrs.iter().map(|(pcr, value)| format!("PCR {pcr} = {}", hex::encode(value))));
-    if policy.latch {
-        lines.push("PCR 15 has not been extended in this boot".to_owned());
-    }
-    if policy.pin {
-        lines.push("the PIN is given".to_owned());
-    }
-    lines
+    Ok(ours.map(|signature| signature.pcrs).collect())
 }
 
 /// Say whether the key would open in the present boot state; nothing is opened, and the latch is not touched

@@ -121,7 +121,7 @@ fn signed_policies_are_checked_against_the_sites_key_and_the_counter() {
         "--output",
         &host.file("challenge"),
     ]);
-    assert!(challenged.contains("as signed by the site's key"), "{challenged}");
+    assert!(challenged.contains("the PCRs are as signed by the site's key"), "{challenged}");
     host.answer();
     stage.admit(&host);
 }

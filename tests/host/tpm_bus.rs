@@ -66,6 +66,9 @@ fn neither_pin_nor_shared_secret_nor_decrypted_key_is_heard_on_the_bus() {
         // Halves of it neither.
         assert!(!tap.heard(&secret[..secret.len() / 2]));
     }
+    // TPM2_StartAuthSession: salted to 0x81000001 each time, never to nothing (TPM_RH_NULL), whose key all could compute.
+    assert!(tap.heard(&[0, 0, 1, 0x76, 0x81, 0, 0, 1]));
+    assert!(!tap.heard(&[0, 0, 1, 0x76, 0x40, 0, 0, 7]));
     // The tap does hear: what is public, and what programs without such sessions say.
     assert!(tap.heard(&policy.digest().unwrap()));
     drop(tpm);

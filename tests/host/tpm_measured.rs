@@ -106,3 +106,25 @@ fn nothing_is_foretold_from_a_log_that_does_not_explain_the_pcrs() {
     host.swtpm.extend(9, 'a');
     assert!(host.tpm().foretell(pcrs).unwrap().is_none());
 }
+
+/// Whoever attacks chooses among the signatures: the weakest counts.
+#[test]
+fn what_goes_unnoticed_is_told_by_the_weakest_signature() {
+    let host = installed();
+    Boot::of(&host, "linux /vmlinuz");
+    let policy = host.revocable(P256);
+    host.enrol(&policy, None);
+    let shown = |signed: &str| {
+        fs::write(host.path("signatures.json"), signed).unwrap();
+        host.ok(&["policy", "show"])
+    };
+    let sign = ["policy", "sign", "--private-key", "site.key", "--current"];
+    let strong = host.ok(&[&sign[..], &["4+7+8+9"]].concat());
+    let told = shown(&strong);
+    assert!(told.contains("PCR 4+7+8+9 as signed") && told.contains("it opens"), "{told}");
+    assert!(!told.contains("init=/bin/sh"), "{told}");
+    let weak = host.ok(&[&sign[..], &["7", "--append-to", "signatures.json"]].concat());
+    let told = shown(&weak);
+    assert!(told.contains("PCR 7 or PCR 4+7+8+9 as signed"), "{told}");
+    assert!(told.contains("init=/bin/sh") && told.contains("the kernel and the initramfs"), "{told}");
+}

@@ -14,7 +14,7 @@ use crate::{
     key::StoreName,
     lockbox,
     seal::Recipient,
-    tpm::{Digest, PcrSet, PcrValues, TpmError, hex},
+    tpm::{Digest, PcrValues, TpmError, hex},
 };
 
 /// Check a host's bundle and make a challenge that only its TPM can answer
@@ -125,9 +125,9 @@ impl Challenge {
                 format!("  believed for      {}", issued.vouched),
                 "  its key opens if".to_owned(),
             ];
-            lines.extend(
-                policy::in_words(&issued.policy, PcrSet::default()).into_iter().map(|line| format!("    {line}")),
-            );
+            let signed = issued.policy.signed.iter();
+            lines.extend(signed.map(|signed| format!("    the PCRs are as signed by the site's key {}", signed.key)));
+            lines.extend(policy::besides_in_words(&issued.policy).iter().map(|line| format!("    {line}")));
             lines.push(format!(
                 "next: bring it to the host within {} hours ('cryptattach host answer')",
                 self.valid_hours
