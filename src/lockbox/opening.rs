@@ -76,7 +76,9 @@ impl Lockbox {
             fetched => fetched?,
         };
         // What it claims is enough here: nothing is opened with it.
-        if open_already.is_some_and(|(key, _)| sealed.claimed_generation().is_ok_and(|is| is == key.id().generation)) {
+        let is_open = |key: &LockboxKey| sealed.claimed_generation().is_ok_and(|is| is == key.id().generation);
+        if let Some((key, _)) = open_already.filter(|(key, _)| is_open(key)) {
+            self.trust(key, fingerprint)?;
             self.keep_copy(&sealed)?;
             return self.opened(Some(from), true);
         }
@@ -120,7 +122,8 @@ impl Lockbox {
         match from_store() {
             Ok(sealed) => Ok((sealed, Source::Store)),
             Err(LockboxError::Store(StoreError::NotFound { .. })) => {
-                let closed = Closed { copy: self.remove_copy()?, ..self.close()? };
+                let closed = self.close()?;
+                let closed = Closed { copy: self.remove_copy()?, ..closed };
                 Err(LockboxError::Removed { host: host.clone(), store: name.clone(), closed })
             }
             Err(LockboxError::Store(source)) if !self.config.offline => {

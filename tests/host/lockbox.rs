@@ -420,10 +420,15 @@ fn a_store_cannot_put_a_lockbox_key_of_its_own_in_place() {
     hosted.ok(&["lockbox", "close"]);
     hosted.fails(68, &["lockbox", "open"]);
 
-    // Nor can it go back to a key from before.
+    // Nor is one open that was not meant.
+    let (wrong, right_one) = ("A".repeat(43), fingerprint["fingerprint"].as_str().unwrap());
     let path = PathBuf::from(hosted.site.keys("cinder")).join(format!("host/{}.jwe", hosted.host));
     fs::write(&path, right.to_json()).unwrap();
-    hosted.ok(&["lockbox", "open"]);
+    hosted.fails(68, &["lockbox", "open", "--fingerprint", &wrong]);
+    hosted.ok(&["lockbox", "open", "--fingerprint", right_one]);
+    hosted.fails(68, &["lockbox", "open", "--fingerprint", &wrong]);
+
+    // Nor can it go back to a key from before.
     fs::remove_file(&path).unwrap();
     let later = hosted.admit();
     hosted.ok(&["lockbox", "open", "--fingerprint", &later.fingerprint]);
