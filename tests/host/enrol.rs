@@ -2,6 +2,7 @@
 
 mod certificates;
 mod forger;
+mod others;
 mod proofs;
 mod stage;
 mod steps;
