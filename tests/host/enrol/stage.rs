@@ -30,9 +30,6 @@ pub struct Host<'s> {
 impl Stage {
     pub fn new() -> Self {
         let site = Site::new();
-        let config = site.keys("cryptattach.toml");
-        let text = fs::read_to_string(config).unwrap();
-        fs::write(config, format!("state = '{}'\n{text}", site.keys("state"))).unwrap();
         site.ok(&["container", "create", "cinder"]);
         fs::create_dir(site.keys("authority")).unwrap();
         Self { site }
@@ -152,7 +149,7 @@ impl Stage {
 
     /// The one open challenge, as the administrator keeps it.
     pub fn pending(&self) -> PathBuf {
-        let mut open = fs::read_dir(self.site.keys("state/challenges")).unwrap();
+        let mut open = fs::read_dir(self.site.keys("site-state/challenges")).unwrap();
         let path = open.next().expect("a challenge is open").unwrap().path();
         assert!(open.next().is_none());
         path

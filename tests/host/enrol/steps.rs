@@ -162,7 +162,7 @@ fn a_cleared_tpm_does_not_answer() {
     stage.challenge(&host);
     host.swtpm.tool(&["tpm2_clear"]);
     let refused = host.does_not_answer(79);
-    assert!(refused.contains("there is none: another TPM, or it was cleared"), "{refused}");
+    assert!(refused.contains("this is another TPM than the key was made in, or it was cleared"), "{refused}");
 }
 
 #[test]
