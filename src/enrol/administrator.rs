@@ -219,7 +219,7 @@ impl Administrator {
         check_time(&statement)?;
         evidence::check(&bundle, &statement, site)?;
         let endorsed = trust.choose(&statement)?;
-        self.check_known(&statement, &endorsed, &bundle.digest())?;
+        self.check_known(&statement.host, &endorsed.fingerprint, &bundle.digest())?;
         self.forget_expired()?;
         self.issue(statement, bundle.digest(), endorsed, valid)
     }
@@ -281,8 +281,8 @@ impl Administrator {
         if !memcmp::eq(&sha256(&answer.mac), &pending.answer) {
             return Err(EnrolError::WrongAnswer(host));
         }
-        // Of two challenges from one bundle only one is good for an admission.
-        self.check_bundle(&host, &pending.enrolment)?;
+        // Of the challenges that were open at once, for one bundle or one name, only one is good for an admission.
+        self.check_known(&host, &pending.endorsement_key, &pending.enrolment)?;
         let key = to_pkey(&pending.identity)?;
         let kid = OwnerRecipient::of_public(key.clone())?.kid().to_owned();
         Ok(Admission { id, pending, key, kid })
@@ -295,31 +295,21 @@ impl Administrator {
     }
 
     /// One bundle admits one host once; a host's name and its TPM belong together.
-    fn check_known(&self, statement: &Statement, endorsed: &Endorsed, enrolment: &Digest) -> Result<(), EnrolError> {
-        self.check_bundle(&statement.host, enrolment)?;
+    fn check_known(&self, host: &HostName, endorsement_key: &Digest, enrolment: &Digest) -> Result<(), EnrolError> {
+        if let Some(known) = self.register.get(host)?.filter(|known| known.enrolment == *enrolment) {
+            return Err(EnrolError::Replayed { host: known.host, admitted: known.admitted });
+        }
         for known in self.register.all()?.into_iter().filter(|known| known.removed.is_none()) {
-            let (same_name, same_tpm) = (known.host == statement.host, known.endorsement_key == endorsed.fingerprint);
+            let (same_name, same_tpm) = (known.host == *host, known.endorsement_key == *endorsement_key);
             if same_name && !same_tpm {
-                return Err(EnrolError::OtherTpm {
-                    host: known.host,
-                    known: hex::encode(&known.endorsement_key),
-                    seen: hex::encode(&endorsed.fingerprint),
-                });
+                let (known, seen) = (hex::encode(&known.endorsement_key), hex::encode(endorsement_key));
+                return Err(EnrolError::OtherTpm { host: host.clone(), known, seen });
             }
             if same_tpm && !same_name {
-                return Err(EnrolError::OtherName { host: statement.host.clone(), known: known.host });
+                return Err(EnrolError::OtherName { host: host.clone(), known: known.host });
             }
         }
         Ok(())
-    }
-
-    fn check_bundle(&self, host: &HostName, enrolment: &Digest) -> Result<(), EnrolError> {
-        match self.register.get(host)? {
-            Some(known) if known.enrolment == *enrolment => {
-                Err(EnrolError::Replayed { host: known.host, admitted: known.admitted })
-            }
-            _ => Ok(()),
-        }
     }
 
     fn forget_expired(&self) -> Result<(), EnrolError> {

@@ -168,14 +168,16 @@ fn a_cleared_tpm_does_not_answer() {
 #[test]
 fn a_name_and_a_tpm_belong_together_until_the_host_is_removed() {
     let stage = Stage::new();
-    let host = stage.host("compute-7");
-    host.enrolled();
-    stage.challenge(&host);
-    host.answer();
+    let (host, exchanged) = (stage.host("compute-7"), stage.host("compute-7"));
+    for host in [&host, &exchanged] {
+        host.enrolled();
+        stage.challenge(host);
+        host.answer();
+    }
     stage.admit(&host);
-
-    let exchanged = stage.host("compute-7");
-    exchanged.enrolled();
+    // It was challenged before the other was admitted.
+    let refused = stage.fails(80, &["host", "admit", &exchanged.file("answer"), "--store", "cinder"]);
+    assert!(refused.contains("is known with another TPM"), "{refused}");
     let refused = stage.refuses(&exchanged, &["--ca", stage.authority()]);
     assert!(refused.contains("is known with another TPM") && refused.contains("host remove"), "{refused}");
     let refused = stage.refuses(&exchanged, &["--trust-first-use"]);
