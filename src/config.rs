@@ -230,6 +230,8 @@ impl Config {
         config.path = path.to_owned();
         let folder = path.parent().unwrap_or(Path::new("."));
         config.separation.inventory = config.separation.inventory.take().map(|file| folder.join(file));
+        config.audit.file = folder.join(&config.audit.file);
+        config.state = folder.join(&config.state);
         for file in config.tpm.files() {
             *file = resolve(folder, file)?;
         }

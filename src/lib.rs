@@ -16,6 +16,7 @@
 //! | [`lockbox`] | this host's cache of keys, and the key that it opens once per boot |
 //! | [`volume`] | headers, checked against an allow-list |
 //! | [`tpm`] | the host's identity in its TPM, and the boot states that it opens in |
+//! | [`enrol`] | how a host proves by its TPM what its key is, and how an administrator checks it |
 //! | [`separation`] | lineage of devices and places of keys; the verdict |
 //! | [`backend`] | mappings, by dm-crypt or in userspace |
 //!

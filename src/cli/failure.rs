@@ -46,7 +46,7 @@ pub const EXIT_CODES: &str = "Exit codes:
 Files:
   /etc/cryptattach/cryptattach.toml   configuration (--config, CRYPTATTACH_CONFIG)
   /var/log/cryptattach.jsonl          audit record
-  /var/lib/cryptattach/               which container keys this host trusts; its lockbox
+  /var/lib/cryptattach/               which container keys this host trusts, its enrolment, its lockbox; which hosts were admitted
   /run/cryptattach/                   userspace mappings";
 
 /// The exit code for an error.
@@ -176,6 +176,9 @@ fn lockbox(error: &LockboxError) -> u8 {
     match error {
         LockboxError::NotConfigured(_) | LockboxError::Unsupported(_) => 78,
         LockboxError::Removed { .. } => 67,
+        LockboxError::Refused { source: SealError::Tpm(error), .. } | LockboxError::Seal(SealError::Tpm(error)) => {
+            tpm(error)
+        }
         LockboxError::Seal(error) if error.is_configuration() => 78,
         LockboxError::Closed(_)
         | LockboxError::Refused { .. }

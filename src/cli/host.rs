@@ -10,8 +10,11 @@ use super::Global;
 use crate::{
     audit::{self, Event},
     config::Config,
+    container::Container,
     error::Error,
-    key::HostName,
+    key::{HostName, StoreName},
+    lockbox::{self, LockboxError},
+    store::StoreError,
 };
 
 /// Enrol hosts by their TPMs, admit them to containers, remove them
@@ -42,6 +45,19 @@ impl Host {
             Self::Remove(remove) => remove.run(global),
         }
     }
+}
+
+/// Deletes a host's lockbox key; whether there was one.
+fn withdraw(config: &Config, store: &StoreName, host: &HostName) -> Result<bool, Error> {
+    match lockbox::withdraw(Container::open(config, store, None)?.host_keys()?, host) {
+        Ok(()) => Ok(true),
+        Err(LockboxError::Store(StoreError::NotFound { .. })) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn names(stores: &[StoreName]) -> String {
+    stores.iter().map(StoreName::as_str).collect::<Vec<_>>().join(", ")
 }
 
 fn record(config: &Config, action: &str, host: &HostName, stores: Option<String>) -> Result<(), Error> {

@@ -1,7 +1,10 @@
 //! `cryptattach policy`
 
 use std::{
+    collections::BTreeSet,
     fs,
+    io::Write,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -25,6 +28,8 @@ pub enum Policy {
     Show(Show),
     Test(Test),
     Sign(Sign),
+    Refresh(Refresh),
+    RevokeOld(RevokeOld),
     Latch(Latch),
 }
 
@@ -34,6 +39,8 @@ impl Policy {
             Self::Show(show) => show.run(global),
             Self::Test(test) => test.run(global),
             Self::Sign(sign) => sign.run(global),
+            Self::Refresh(refresh) => refresh.run(global),
+            Self::RevokeOld(revoke) => revoke.run(global),
             Self::Latch(latch) => latch.run(global),
         }
     }
@@ -73,7 +80,13 @@ impl Show {
             None => tpm.policy_preview(&config, config.pin.is_some())?,
         };
         let signatures = PcrSignatures::read(&config.signatures)?;
+        let chain = tpm.boot_chain()?;
         let signed = signed_pcrs(&policy, &signatures)?;
+        // Before the first signature: as if the site signed what is worth it.
+        let proposed = policy.signed.is_some() && signed.is_empty();
+        // An attacker chooses the signature, so what counts is bound by all of them.
+        let by_all = signed.iter().copied().reduce(PcrSet::common);
+        let bound = policy.pcrs.pcrs().with(if proposed { chain.worth_binding() } else { by_all.unwrap_or_default() });
         let why_not = match &file {
             None => None,
             Some(file) => match tpm.satisfiable(&file.policy, &signatures) {
@@ -85,15 +98,10 @@ impl Show {
         let shown = Shown {
             path,
             enrolled: file.is_some(),
-            chain: tpm.boot_chain()?,
+            chain,
             secure_boot: tpm.event_log().secure_boot(),
             values: tpm.boot_values()?,
-            exposures: exposures(
-                policy.pcrs.pcrs().with(signed),
-                tpm.boot_chain()?,
-                tpm.event_log().secure_boot(),
-                policy.latch,
-            ),
+            exposures: exposures(bound, chain, tpm.event_log().secure_boot(), policy.latch),
             signed,
             policy,
         };
@@ -120,7 +128,7 @@ struct Shown<'a> {
     chain: BootChain,
     secure_boot: Option<bool>,
     policy: TpmPolicy,
-    signed: PcrSet,
+    signed: BTreeSet<PcrSet>,
     values: PcrValues,
     exposures: Vec<Exposure>,
 }
@@ -142,7 +150,7 @@ impl Shown<'_> {
             format!("key           {key}"),
             "opens if all of this holds:".to_owned(),
         ];
-        lines.extend(in_words(&self.policy, self.signed).into_iter().map(|line| format!("  {line}")));
+        lines.extend(self.policy_in_words().into_iter().map(|line| format!("  {line}")));
         lines.extend(self.enrolled.then(|| match why_not {
             None => "now           it opens".to_owned(),
             Some(why) => format!("now           it does not open: {why}"),
@@ -153,40 +161,46 @@ impl Shown<'_> {
         lines.extend(self.values.iter().map(|(pcr, value)| format!("  {pcr:2} {}", hex::encode(value))));
         lines.join("\n")
     }
+
+    fn policy_in_words(&self) -> Vec<String> {
+        let (policy, mut lines) = (&self.policy, Vec::new());
+        if let Some(signed) = &policy.signed {
+            let sets: Vec<_> = self.signed.iter().map(|pcrs| format!("PCR {pcrs}")).collect();
+            lines.push(match sets.is_empty() {
+                false => format!("{} as signed by the site's key {}", sets.join(" or "), signed.key),
+                true => format!(
+                    "PCRs as signed by the site's key {}; there is no signature yet: PCR {} would do",
+                    signed.key,
+                    self.chain.worth_binding()
+                ),
+            });
+        }
+        lines.extend(besides_in_words(policy));
+        lines
+    }
 }
 
-/// The PCRs that the site's signatures are over.
-fn signed_pcrs(policy: &TpmPolicy, signatures: &PcrSignatures) -> Result<PcrSet, TpmError> {
-    let Some(signed) = &policy.signed else { return Ok(PcrSet::default()) };
+/// What must hold besides a signature.
+pub(super) fn besides_in_words(policy: &TpmPolicy) -> Vec<String> {
+    let revocation = policy.signed.as_ref().and_then(|signed| signed.revocation);
+    let mut lines: Vec<_> = revocation
+        .map(|revocation| {
+            format!("the signature's epoch has not been retired (counter {} in the TPM)", revocation.counter)
+        })
+        .into_iter()
+        .collect();
+    lines.extend(policy.pcrs.iter().map(|(pcr, value)| format!("PCR {pcr} = {}", hex::encode(value))));
+    lines.extend(policy.latch.then(|| "PCR 15 has not been extended in this boot".to_owned()));
+    lines.extend(policy.pin.then(|| "the PIN is given".to_owned()));
+    lines
+}
+
+/// The sets of PCRs that the site's signatures are over.
+fn signed_pcrs(policy: &TpmPolicy, signatures: &PcrSignatures) -> Result<BTreeSet<PcrSet>, TpmError> {
+    let Some(signed) = &policy.signed else { return Ok(BTreeSet::new()) };
     let fingerprint = signed.key.fingerprint()?;
     let ours = signatures.signatures.iter().filter(|signature| signature.fingerprint == fingerprint);
-    Ok(ours.fold(PcrSet::default(), |all, signature| all.with(signature.pcrs)))
-}
-
-/// All that must hold.
-pub(super) fn in_words(policy: &TpmPolicy, signed_pcrs: PcrSet) -> Vec<String> {
-    let mut lines = Vec::new();
-    if let Some(signed) = &policy.signed {
-        let pcrs = match signed_pcrs.is_empty() {
-            true => "PCRs (there is no signature yet that says which)".to_owned(),
-            false => format!("PCR {signed_pcrs}"),
-        };
-        lines.push(format!("{pcrs} as signed by the site's key {}", signed.key));
-        lines.extend(signed.revocation.iter().map(|revocation| {
-            format!(
-                "the signature's epoch is not older than the counter {} says (it was {} at enrolment)",
-                revocation.counter, revocation.base
-            )
-        }));
-    }
-    lines.extend(policy.pcrs.iter().map(|(pcr, value)| format!("PCR {pcr} = {}", hex::encode(value))));
-    if policy.latch {
-        lines.push("PCR 15 has not been extended in this boot".to_owned());
-    }
-    if policy.pin {
-        lines.push("the PIN is given".to_owned());
-    }
-    lines
+    Ok(ours.map(|signature| signature.pcrs).collect())
 }
 
 /// Say whether the key would open in the present boot state; nothing is opened, and the latch is not touched
@@ -238,7 +252,7 @@ pub struct Sign {
     /// What systemd-measure has calculated (calculate --json), or has signed with another key or for another epoch
     #[arg(long, value_name = "FILE")]
     measured: Option<PathBuf>,
-    /// The epoch: 0 to 7; 'host revoke-old' retires the oldest
+    /// The epoch: 0 to 7; 'policy revoke-old' on a host retires its oldest
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..crate::tpm::EPOCHS as u64))]
     epoch: u64,
     /// A file whose signatures come first
@@ -309,6 +323,105 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let json = fs::read(path).map_err(Error::io(format!("read {}", path.display())))?;
     let why = |error| TpmError::Malformed { path: path.to_owned(), why: format!("is not what was expected: {error}") };
     Ok(serde_json::from_slice(&json).map_err(why)?)
+}
+
+/// Sign the present boot state and the next one, on a host that keeps the site's key itself
+///
+/// For a host on its own that boots by GRUB: run it from the hooks of kernel and initramfs packages, with the key on an
+/// encrypted volume. It signs only while the present boot state is one that is signed already. The next state is foretold
+/// from the event log and from the files that GRUB will read; a kernel under another name changes GRUB's commands as well,
+/// which only a boot shows. The file of signatures is written anew, so states from before are signed no more.
+#[derive(Args)]
+pub struct Refresh {
+    #[command(flatten)]
+    identity: IdentityOption,
+    /// The site's private key (PEM)
+    #[arg(long, value_name = "FILE")]
+    private_key: PathBuf,
+    /// The PCRs to sign [default: those that are signed for the present state]
+    #[arg(long, value_name = "PCRS")]
+    pcrs: Option<PcrSet>,
+}
+
+impl Refresh {
+    fn run(&self, global: &Global) -> Result<(), Error> {
+        let config = global.config()?.tpm;
+        let file = IdentityFile::read(self.identity.path(&config))?;
+        let signer = SiteSigner::read(&self.private_key)?;
+        let Some(signed) = file.policy.signed.as_ref().filter(|signed| signer.key().is_ok_and(|key| key == signed.key))
+        else {
+            let path = self.private_key.display();
+            return Err(Error::Usage(format!("this host's key does not follow signatures by {path}")));
+        };
+        let tpm = Tpm::open(&config)?;
+        // The latch does not matter: the system runs, and its keys have been opened.
+        let trusted = TpmPolicy { signed: Some(signed.clone()), latch: false, ..file.policy.clone() };
+        let signatures = PcrSignatures::read(&config.signatures)?;
+        let now = tpm.satisfiable(&trusted, &signatures)?;
+        tpm.identity(&file)?.test(&now)?;
+        let of_now = now.signature().ok_or(TpmError::Policy("it is not signed".to_owned()))?;
+        let pcrs = self.pcrs.unwrap_or(of_now.pcrs);
+        let epoch = of_now.epoch;
+
+        let mut states = vec![signer.sign(&tpm.pcr_values(pcrs)?, epoch)?];
+        let changed = match tpm.foretell(pcrs)? {
+            Some(foretold) if !foretold.changed.is_empty() => {
+                states.push(signer.sign(&foretold.values, epoch)?);
+                foretold.changed
+            }
+            Some(_) => Vec::new(),
+            None => {
+                tracing::warn!("the event log does not explain PCR {pcrs}: only the present boot state is signed");
+                Vec::new()
+            }
+        };
+        let path =
+            config.signatures.first().ok_or_else(|| Error::Usage("'signatures' in [tpm] is empty".to_owned()))?;
+        write(path, states)?;
+        output::print(global.json, &json!({"signatures": path, "pcrs": pcrs, "changed": changed}), || {
+            let mut lines = vec![format!("{}: PCR {pcrs} as it is now", path.display())];
+            if !changed.is_empty() {
+                let files: Vec<_> = changed.iter().map(|file| file.display().to_string()).collect();
+                lines.push(format!("and as it will be with the new {}", files.join(", ")));
+            }
+            lines.join("\n")
+        })
+    }
+}
+
+/// Replaces the file, whole or not at all.
+fn write(path: &Path, signatures: Vec<PcrSignature>) -> Result<(), Error> {
+    let write = || {
+        let json = PcrSignatures::to_json(signatures)?;
+        let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new("/")))?;
+        file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+        writeln!(file, "{json}")?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|refused| refused.error).map(drop)
+    };
+    write().map_err(Error::io(format!("write {}", path.display())))
+}
+
+/// Retire the signatures of the oldest epoch, for good
+///
+/// For boot states that are not to be trusted any more: a kernel with a hole. Sign the good states in the next epoch, bring
+/// the signatures to the hosts, and run this on each. It refuses if the present boot state has no signature of a later epoch.
+#[derive(Args)]
+pub struct RevokeOld {
+    #[command(flatten)]
+    identity: IdentityOption,
+}
+
+impl RevokeOld {
+    pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
+        let config = global.config()?.tpm;
+        let file = IdentityFile::read(self.identity.path(&config))?;
+        let tpm = Tpm::open(&config)?;
+        let oldest = tpm.retire_oldest_epoch(&file, &PcrSignatures::read(&config.signatures)?)?;
+        output::print(global.json, &json!({"oldest_epoch": oldest}), || {
+            format!("signatures before epoch {oldest} open nothing on this host any more")
+        })
+    }
 }
 
 /// Extend PCR 15: until the next power-on the key opens nothing, whoever asks

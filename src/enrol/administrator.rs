@@ -27,7 +27,8 @@ use crate::{
     config::TpmConfig,
     container::now,
     durable,
-    key::{HostName, SecretBytes},
+    key::{HostName, SecretBytes, StoreName},
+    lockbox,
     seal::OwnerRecipient,
     state,
     tpm::{
@@ -98,7 +99,12 @@ impl Site {
         };
         for (pcr, said) in said.pcrs.iter() {
             match pcrs.get(pcr) {
-                None => return Err(format!("it binds PCR {pcr}, for which no value was given")),
+                None => {
+                    return Err(format!(
+                        "it binds PCR {pcr} to {}, and nothing says that this is right (--pcr-values, --trust-pcr-values)",
+                        hex::encode(said)
+                    ));
+                }
                 Some(value) if value != said => {
                     return Err(format!(
                         "it binds PCR {pcr} to {}, given was {}",
@@ -108,6 +114,11 @@ impl Site {
                 }
                 Some(_) => {}
             }
+        }
+        if signed.is_none() && pcrs.iter().all(|(_, value)| *value == [0; 32]) && !pcrs.pcrs().is_empty() {
+            return Err(format!(
+                "PCR {bound} are as after power-on: nothing was measured, and any boot state opens the key"
+            ));
         }
         Ok(Policy { signed, pcrs, latch: self.latch, pin: said.pin })
     }
@@ -165,12 +176,7 @@ impl Admission {
     }
 
     /// What the register is to say of it.
-    pub fn admitted(
-        &self,
-        lockbox: &crate::lockbox::Admission,
-        lockbox_store: crate::key::StoreName,
-        stores: Vec<crate::key::StoreName>,
-    ) -> Admitted {
+    pub fn admitted(&self, lockbox: &lockbox::Admission, lockbox_store: StoreName, stores: Vec<StoreName>) -> Admitted {
         Admitted {
             host: self.pending.host.clone(),
             kid: self.kid.clone(),
@@ -213,7 +219,7 @@ impl Administrator {
         check_time(&statement)?;
         evidence::check(&bundle, &statement, site)?;
         let endorsed = trust.choose(&statement)?;
-        self.check_known(&statement, &endorsed, &bundle.digest())?;
+        self.check_known(&statement.host, &endorsed.fingerprint, &bundle.digest())?;
         self.forget_expired()?;
         self.issue(statement, bundle.digest(), endorsed, valid)
     }
@@ -275,8 +281,8 @@ impl Administrator {
         if !memcmp::eq(&sha256(&answer.mac), &pending.answer) {
             return Err(EnrolError::WrongAnswer(host));
         }
-        // Of two challenges from one bundle only one is good for an admission.
-        self.check_bundle(&host, &pending.enrolment)?;
+        // Of the challenges that were open at once, for one bundle or one name, only one is good for an admission.
+        self.check_known(&host, &pending.endorsement_key, &pending.enrolment)?;
         let key = to_pkey(&pending.identity)?;
         let kid = OwnerRecipient::of_public(key.clone())?.kid().to_owned();
         Ok(Admission { id, pending, key, kid })
@@ -289,31 +295,21 @@ impl Administrator {
     }
 
     /// One bundle admits one host once; a host's name and its TPM belong together.
-    fn check_known(&self, statement: &Statement, endorsed: &Endorsed, enrolment: &Digest) -> Result<(), EnrolError> {
-        self.check_bundle(&statement.host, enrolment)?;
+    fn check_known(&self, host: &HostName, endorsement_key: &Digest, enrolment: &Digest) -> Result<(), EnrolError> {
+        if let Some(known) = self.register.get(host)?.filter(|known| known.enrolment == *enrolment) {
+            return Err(EnrolError::Replayed { host: known.host, admitted: known.admitted });
+        }
         for known in self.register.all()?.into_iter().filter(|known| known.removed.is_none()) {
-            let (same_name, same_tpm) = (known.host == statement.host, known.endorsement_key == endorsed.fingerprint);
+            let (same_name, same_tpm) = (known.host == *host, known.endorsement_key == *endorsement_key);
             if same_name && !same_tpm {
-                return Err(EnrolError::OtherTpm {
-                    host: known.host,
-                    known: hex::encode(&known.endorsement_key),
-                    seen: hex::encode(&endorsed.fingerprint),
-                });
+                let (known, seen) = (hex::encode(&known.endorsement_key), hex::encode(endorsement_key));
+                return Err(EnrolError::OtherTpm { host: host.clone(), known, seen });
             }
             if same_tpm && !same_name {
-                return Err(EnrolError::OtherName { host: statement.host.clone(), known: known.host });
+                return Err(EnrolError::OtherName { host: host.clone(), known: known.host });
             }
         }
         Ok(())
-    }
-
-    fn check_bundle(&self, host: &HostName, enrolment: &Digest) -> Result<(), EnrolError> {
-        match self.register.get(host)? {
-            Some(known) if known.enrolment == *enrolment => {
-                Err(EnrolError::Replayed { host: known.host, admitted: known.admitted })
-            }
-            _ => Ok(()),
-        }
     }
 
     fn forget_expired(&self) -> Result<(), EnrolError> {

@@ -238,7 +238,7 @@ pub struct Answer {
     /// Digest of the bundle's statement.
     #[serde(with = "hex")]
     pub enrolment: Digest,
-    /// HMAC-SHA256 of all that under the secret in the challenge ([`super::credential::answer_mac`]).
+    /// HMAC-SHA256 of all that under the secret in the challenge (docs/enrolment.md).
     #[serde(with = "hex")]
     pub mac: Digest,
 }

@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf};
 
 use openssl::error::ErrorStack;
 
-use super::credential::CredentialError;
+use super::{credential::CredentialError, register::date};
 use crate::{
     key::{HostName, SecretMemoryError},
     seal::SealError,
@@ -88,11 +88,11 @@ pub enum EnrolError {
         why: String,
     },
     /// A bundle has been used already.
-    #[error("the bundle of '{host}' has been used already: it was admitted by it at {admitted} (seconds since 1970)")]
+    #[error("the bundle of '{host}' has been used already: by it the host was admitted on {}", date(*.admitted))]
     Replayed {
         /// The host.
         host: HostName,
-        /// When.
+        /// When, in seconds since 1970.
         admitted: u64,
     },
     /// The host is known with another TPM.
@@ -173,7 +173,7 @@ impl EnrolError {
                 "check the folder of the makers' certificates (--ca); or compare the endorsement key's fingerprint with the one that 'host enrol' shows on the host's own console, and name it with --ek".to_owned()
             }
             Self::Refused { part: Part::Policy | Part::Counter, .. } => {
-                "compare [tpm] here and on the host ('cryptattach policy show'), then run 'cryptattach host enrol --replace' there".to_owned()
+                "if the host is what it should be, compare [tpm] here and on the host ('cryptattach policy show'), then run 'cryptattach host enrol --replace' there".to_owned()
             }
             Self::Refused { .. } => {
                 "do not admit this host before it is clear who made the bundle; 'cryptattach host enrol --replace' makes a new one".to_owned()

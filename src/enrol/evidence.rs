@@ -17,7 +17,7 @@ use crate::tpm::{
 };
 
 /// A refusal of a part of this host's bundle.
-pub fn refused(statement: &Statement, part: Part, why: impl Into<String>) -> EnrolError {
+pub(super) fn refused(statement: &Statement, part: Part, why: impl Into<String>) -> EnrolError {
     EnrolError::Refused { host: statement.host.clone(), part, why: why.into() }
 }
 
@@ -155,7 +155,8 @@ fn auth_policy(key: &Public) -> &[u8] {
 
 /// What is wrong with a key's attributes, in the words of TPM 2.0 Part 2, section 8.3.
 fn differing(is: ObjectAttributes, expected: ObjectAttributes) -> Option<String> {
-    const NAMES: [(&str, fn(&ObjectAttributes) -> bool); 11] = [
+    type Has = fn(&ObjectAttributes) -> bool;
+    const NAMES: [(&str, Has); 11] = [
         ("fixedTPM", ObjectAttributes::fixed_tpm),
         ("stClear", ObjectAttributes::st_clear),
         ("fixedParent", ObjectAttributes::fixed_parent),
@@ -175,5 +176,48 @@ fn differing(is: ObjectAttributes, expected: ObjectAttributes) -> Option<String>
         words if !words.is_empty() => Some(format!("it {}", words.join(", "))),
         _ if is != expected => Some("it has attributes that are not known".to_owned()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What TPM2_CertifyCreation makes up over 32 zero bytes (TPM 2.0 Part 2, section 10.12).
+    fn attest() -> Vec<u8> {
+        let mut attest = vec![0xFF, b'T', b'C', b'G', 0x80, 0x1A];
+        attest.extend([&[0, 34, 0, 0x0B][..], &[1; 32], &[0, 32], &[0; 32]].concat()); // signer, extraData
+        attest.extend([&[0; 8][..], &[0, 0, 0, 1, 0, 0, 0, 2, 1], &[3; 8]].concat()); // clock, firmware
+        attest.extend([&[0, 34, 0, 0x0B][..], &[4; 32], &[0, 32], &[5; 32]].concat()); // name, creationHash
+        attest
+    }
+
+    #[test]
+    fn no_byte_that_a_bundle_may_have_makes_the_parsers_panic() {
+        let key = crate::tpm::public::to_sized(&attestation_templates().unwrap()[0]).unwrap();
+        assert!(Attest::unmarshall(&attest()).is_ok());
+        for whole in [attest(), key] {
+            for at in 0..whole.len() {
+                for byte in [0, 1, 0x7F, 0x80, 0xFF] {
+                    let mut changed = whole.clone();
+                    changed[at] = byte;
+                    let _ = Attest::unmarshall(&changed).map(|attest| attest.marshall());
+                    let _ = Signature::unmarshall(&changed);
+                    let _ = crate::tpm::public::from_sized(&changed).map(|key| to_pkey(&key));
+                    let _ = Attest::unmarshall(&changed[..at]);
+                    let _ = crate::tpm::public::from_sized(&changed[..at]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn attributes_are_named_that_are_wrong() {
+        let right = attestation_attributes().unwrap();
+        assert_eq!(differing(right, right), None);
+        let why = differing(identity_attributes(false).unwrap(), right).unwrap();
+        for part in ["must be userWithAuth", "must not be adminWithPolicy", "must be restricted", "must be sign"] {
+            assert!(why.contains(part), "{why}");
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use openssl::asn1::Asn1Time;
 use serde::{Deserialize, Serialize};
 
 use super::{EnrolError, Vouched};
@@ -51,6 +52,12 @@ pub struct Admitted {
     /// Seconds since 1970 at which it was removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removed: Option<u64>,
+}
+
+/// Seconds since 1970 as people read them.
+pub fn date(seconds: u64) -> String {
+    let time = Asn1Time::from_unix(i64::try_from(seconds).unwrap_or(i64::MAX));
+    time.map_or_else(|_| format!("second {seconds}"), |time| time.to_string())
 }
 
 /// The register: one file per host.

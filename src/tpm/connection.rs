@@ -73,7 +73,7 @@ impl Tpm {
                 self.esys.make_persistent(&key, STORAGE_ROOT)?
             }
             Err(error) if error.code().is_some_and(|code| code.is_no_handle()) => {
-                return Err(TpmError::NoStorageRoot("there is none: another TPM, or it was cleared".to_owned()));
+                return Err(TpmError::NoStorageRoot);
             }
             found => found?,
         };
@@ -110,7 +110,7 @@ impl Tpm {
 
 /// A key that others made is taken, if it is a storage key that cannot be moved here from elsewhere.
 fn check_storage_root(public: &Public) -> Result<(), TpmError> {
-    let wrong = |what: &str| Err(TpmError::NoStorageRoot(what.to_owned()));
+    let wrong = |what| Err(TpmError::BadStorageRoot(what));
     let attributes = public.object_attributes();
     if !(attributes.restricted() && attributes.decrypt() && !attributes.sign_encrypt()) {
         return wrong("it is no storage key");

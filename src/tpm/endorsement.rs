@@ -160,7 +160,14 @@ impl Tpm {
 
     /// The certificate (DER) that the TPM's maker has left in the TPM, without what fills the index up behind it.
     pub fn endorsement_certificate(&self, kind: EndorsementKind) -> Result<Option<Vec<u8>>, TpmError> {
-        let Some(content) = self.esys().nv_content(kind.certificate_index())? else { return Ok(None) };
+        let content = match self.esys().nv_content(kind.certificate_index()) {
+            Err(TpmError::Refused { code, .. }) => {
+                tracing::warn!("the NV index 0x{:08x} cannot be read: {code}", kind.certificate_index());
+                None
+            }
+            content => content?,
+        };
+        let Some(content) = content else { return Ok(None) };
         let len = der_len(&content).filter(|len| *len <= content.len());
         let Some(len) = len else {
             tracing::warn!("the NV index 0x{:08x} has no certificate in DER", kind.certificate_index());

@@ -97,12 +97,12 @@ impl fmt::Display for Code {
             (_, Some(0x09F)) => "the key was not made by this TPM, or was damaged",
             (_, Some(0x09B)) => "the signature is not valid",
             (_, Some(0x0A6)) => "it does not have the curve",
-            (_, Some(0x902 | 0x903 | 0x904 | 0x905)) => "it has no room for another object or session",
+            (_, Some(0x902..=0x905)) => "it has no room for another object or session",
             (_, Some(0x100)) => "it has not been started",
             (_, Some(0x101)) => "it is in failure mode",
             (_, Some(0x14A)) => "the NV index has not been written",
             (_, Some(_)) => "it says no",
-            (7 | 6 | 8 | 9, None) => "libtss2 refuses, or its answer is not authentic",
+            (6..=9, None) => "libtss2 refuses, or its answer is not authentic",
             (10, None) => "no connection",
             (_, None) => "libtss2 refuses",
         };
@@ -114,12 +114,13 @@ impl fmt::Display for Code {
 #[derive(Debug, thiserror::Error)]
 pub enum TpmError {
     /// There is none.
-    #[error("there is no TPM at '{tcti}': {code}")]
+    #[error("there is no TPM at '{tcti}' that can be used")]
     Missing {
         /// The TCTI, as in `device:/dev/tpmrm0`.
         tcti: String,
-        /// libtss2's code.
-        code: Code,
+        /// The system's reason, or libtss2's code.
+        #[source]
+        source: std::io::Error,
     },
     /// A command was refused.
     #[error("the TPM refuses {command}: {code}")]
@@ -155,6 +156,9 @@ pub enum TpmError {
     /// A structure that the TPM does not have.
     #[error("not a structure of a TPM: {0}")]
     Structure(String),
+    /// This host has no key.
+    #[error("this host has no key in its TPM: there is no {}", .0.display())]
+    NotEnrolled(PathBuf),
     /// The storage root key is not that of the enrolment.
     #[error(
         "this is another TPM than the key was made in, or it was cleared: its storage root key is {seen}, expected was {expected}"
@@ -165,9 +169,14 @@ pub enum TpmError {
         /// The name of what is there.
         seen: Name,
     },
+    /// There is no storage root key where ours was.
+    #[error(
+        "there is no storage root key at 0x81000001: this is another TPM than the key was made in, or it was cleared"
+    )]
+    NoStorageRoot,
     /// The storage root key is of no use to us.
     #[error("the object at 0x81000001 is no storage root key: {0}")]
-    NoStorageRoot(String),
+    BadStorageRoot(&'static str),
     /// The policy does not hold in this boot state.
     #[error("the TPM does not open the key in this boot state")]
     NotThisState(#[source] Box<Explanation>),
@@ -227,7 +236,7 @@ impl From<tss_esapi::Error> for TpmError {
 impl TpmError {
     /// Whether a file that the configuration names is at fault, not the TPM.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Malformed { .. } | Self::File { .. } | Self::Policy(_))
+        matches!(self, Self::Malformed { .. } | Self::File { .. } | Self::NotEnrolled(_) | Self::Policy(_))
     }
 
     /// What the user can do about it.
@@ -236,19 +245,22 @@ impl TpmError {
             Self::Missing { .. } => {
                 "check that the machine has a TPM 2.0 and that it is enabled in the firmware's settings; 'tcti' in [tpm] says where it is"
             }
-            Self::OtherTpm { .. } | Self::NoStorageRoot(_) => {
+            Self::BadStorageRoot(_) => {
+                "see what has put it there (tpm2_readpublic -c 0x81000001); tpm2_evictcontrol removes it"
+            }
+            Self::OtherTpm { .. } | Self::NoStorageRoot => {
                 "enrol this host again; until then the owner's or the escrow's key opens its volumes"
             }
             Self::NotThisState(_) => {
-                "'cryptattach policy show' says what is bound; boot what is trusted, or have the site sign this state ('cryptattach policy sign')"
+                "'cryptattach policy show' says what is bound; boot what is trusted, or have the site sign this state ('cryptattach policy sign'); until then the owner's or the escrow's key opens"
             }
             Self::LockedOut { .. } => "wait, or clear the lock-out with the TPM's lockout authorization (tpm2_dictionarylockout -c)",
             Self::NoPin => "name a file with it as 'pin' in [tpm], or run it on a terminal",
             Self::Busy { .. } | Self::TimedOut { .. } => {
                 "see whether another program uses the TPM; if it goes on, power the machine off and on"
             }
-            Self::File { .. } => "check [tpm] in the configuration; 'cryptattach host enrol' makes this host's key",
-            Self::Malformed { .. } => "check [tpm] in the configuration",
+            Self::NotEnrolled(_) => "'cryptattach host enrol' makes one; 'identity' in [tpm] says where it is",
+            Self::File { .. } | Self::Malformed { .. } => "check the command line, and [tpm] in the configuration",
             _ => return None,
         }
         .to_owned())

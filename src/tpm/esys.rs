@@ -7,6 +7,8 @@
 use std::{
     cell::Cell,
     ffi::CString,
+    fs::OpenOptions,
+    io,
     marker::PhantomData,
     ops::Deref,
     ptr::{NonNull, null_mut},
@@ -20,7 +22,7 @@ use super::{TpmError, error::Code};
 
 /// How long a TPM may say that it is busy.
 const MOST_BUSY: Duration = Duration::from_secs(10);
-/// The pause before a command is sent again to a TPM that was busy.
+/// The pause before a command is sent again to a TPM that was busy. It gives no sign when it is not any more.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// `TSS2_BASE_RC_TRY_AGAIN`: no answer within the time, or libtss2 has sent the command again.
 const TRY_AGAIN: u32 = 9;
@@ -63,7 +65,7 @@ pub fn silence() {
 impl Esys {
     /// Connects by the TCTI of this name and configuration, as in `device:/dev/tpmrm0`.
     pub fn connect(tcti_name: &str, limit: Duration) -> Result<Self, TpmError> {
-        let missing = |code| TpmError::Missing { tcti: tcti_name.to_owned(), code };
+        let missing = |code| TpmError::Missing { tcti: tcti_name.to_owned(), source: why_missing(tcti_name, code) };
         let name = CString::new(tcti_name).map_err(|_| missing(Code(0)))?;
         let mut tcti = null_mut();
         // SAFETY: a valid string in, a pointer to a variable of ours out.
@@ -87,7 +89,7 @@ impl Esys {
         self.sent.get()
     }
 
-    /// Sends a command and waits for its answer, in bounded time. For [`command!`].
+    /// Sends a command and waits for its answer, in bounded time. For `command!`.
     pub fn call(
         &self,
         command: &'static str,
@@ -104,7 +106,9 @@ impl Esys {
             };
             match Code(code) {
                 Code(0) => return Ok(()),
-                code if code.is_busy() && start.elapsed() < MOST_BUSY => std::thread::sleep(BUSY_PAUSE),
+                code if code.is_busy() && start.elapsed() < MOST_BUSY.min(self.limit / 2) => {
+                    std::thread::sleep(BUSY_PAUSE)
+                }
                 code if code.is_busy() => return Err(TpmError::Busy { command }),
                 code => return Err(TpmError::Refused { command, code }),
             }
@@ -148,12 +152,20 @@ impl Esys {
 
 impl Drop for Esys {
     fn drop(&mut self) {
+        tracing::debug!("the TPM took {} commands", self.sent.get());
         // SAFETY: both are live, and no handle outlives `self`; the context goes before the TCTI that it uses.
         unsafe {
             sys::Esys_Finalize(&mut self.context.as_ptr());
             sys::Tss2_TctiLdr_Finalize(&mut self.tcti.as_ptr());
         }
     }
+}
+
+/// Why there is no connection. libtss2 does not say, but for devices the system does.
+fn why_missing(tcti_name: &str, code: Code) -> io::Error {
+    let device = tcti_name.strip_prefix("device:");
+    let opened = device.map(|path| OpenOptions::new().read(true).write(true).open(path));
+    opened.and_then(Result::err).unwrap_or_else(|| io::Error::other(code.to_string()))
 }
 
 /// A session, an object or an NV index of a connection. Sessions and objects are flushed on drop: the TPM has room for
@@ -213,7 +225,8 @@ impl<T> Deref for Answer<'_, T> {
 
 impl<T> Drop for Answer<'_, T> {
     fn drop(&mut self) {
-        // SAFETY: the allocation has the size of T and is ours. T is a plain C structure, for which no value is wrong.
+        // SAFETY: the allocation has the size of T (the structures that are taken so have one size in the bindings, in tss2
+        // 3.2 and in 4.1) and is ours. T is a plain C structure, for which no value is wrong.
         unsafe {
             let bytes = slice::from_raw_parts_mut(self.value.as_ptr().cast::<u8>(), size_of::<T>());
             zeroize::Zeroize::zeroize(bytes);

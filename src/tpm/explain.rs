@@ -119,12 +119,15 @@ impl fmt::Display for Finding {
                 }
                 write_events(f, events)
             }
-            Self::Retired { epoch, oldest } => write!(
-                f,
-                "this boot state is signed in epoch {epoch} only, and signatures before epoch {oldest} have been retired"
-            ),
+            Self::Retired { epoch, oldest } => {
+                write!(f, "this boot state is signed in epoch {epoch} only; at least epoch {oldest} is needed")
+            }
             Self::NoCounter { counter } => write!(f, "the counter {counter} in the TPM is not there: it was removed"),
-            Self::Latched => write!(f, "PCR {LATCH} has been extended: in this boot the keys have been opened already"),
+            Self::Latched => write!(
+                f,
+                "PCR {LATCH} has been extended: in this boot the keys have been opened already, or something else came \
+                 first that measures into it (systemd-pcrmachine.service)"
+            ),
             Self::Refused { command, code } => write!(f, "{command}: {}", Code(*code)),
         }
     }

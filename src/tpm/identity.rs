@@ -71,10 +71,10 @@ impl Identity<'_> {
         &self.key
     }
 
-    /// Whether the present boot state opens: everything but the key's use, in the TPM. A PIN is not tried.
+    /// Convinces the TPM that the policy holds, all but the key's use. A PIN is not tried.
     pub fn test(&self, now: &Satisfiable<'_>) -> Result<(), TpmError> {
         let session = self.session(now)?;
-        if self.tpm.esys().policy_digest(&session)? != self.file.policy.digest()? {
+        if self.tpm.esys().policy_digest(&session)? != now.policy().digest()? {
             return Err(TpmError::Answer { command: "PolicyGetDigest" });
         }
         Ok(())

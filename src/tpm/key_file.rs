@@ -6,7 +6,11 @@
 //! draft's own optional member for policies is left out: Debian's tpm2-tools and tpm2-openssl refuse files that have it, and
 //! it has no words for counters.
 
-use std::path::Path;
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
 
 use der::{
     Decode, Encode, Sequence,
@@ -61,19 +65,23 @@ struct TpmKey {
 }
 
 impl IdentityFile {
-    fn is_one(content: &[u8]) -> bool {
-        let begin = format!("-----BEGIN {LABEL}-----");
-        content.windows(begin.len()).any(|window| window == begin.as_bytes())
-    }
-
-    /// Whether there is one at this path.
+    /// Whether there is one at this path. Of another private key no more is read than how its PEM block begins.
     pub fn is_at(path: &Path) -> bool {
-        read(path).is_ok_and(|content| Self::is_one(&content))
+        let starts = [PREFACE.to_owned(), format!("-----BEGIN {LABEL}")];
+        let longest = starts.iter().map(String::len).max().unwrap_or_default() as u64;
+        let mut start = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(longest).read_to_end(&mut start));
+        read.is_ok() && starts.iter().any(|known| start.starts_with(known.as_bytes()))
     }
 
     /// Reads the file.
     pub fn read(path: &Path) -> Result<Self, TpmError> {
-        let content = read(path)?;
+        let content = read(path).map_err(|error| match error {
+            TpmError::File { path, source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                TpmError::NotEnrolled(path)
+            }
+            other => other,
+        })?;
         Self::parse(&content).map_err(|why| TpmError::Malformed { path: path.to_owned(), why })
     }
 
@@ -148,5 +156,93 @@ impl IdentityFile {
     /// The public key (PEM), to seal to.
     pub fn public_pem(&self) -> Result<Vec<u8>, TpmError> {
         Ok(self.public_key()?.public_key_to_pem()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openssl::{
+        ec::{EcGroup, EcKey},
+        nid::Nid,
+    };
+    use proptest::prelude::*;
+    use tss_esapi::structures::{EccParameter, EccPoint};
+
+    use super::*;
+    use crate::tpm::public::{identity_p256, signing_key};
+
+    /// As a TPM would have made it, but for the private part.
+    fn file() -> IdentityFile {
+        let policy = Policy { signed: None, pcrs: [(7, [7; 32])].into_iter().collect(), latch: true, pin: false };
+        let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+        let key = PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
+        let Public::Ecc { unique: point, .. } = signing_key(&key).unwrap() else { unreachable!() };
+        let mut public = identity_p256(&policy.digest().unwrap(), false).unwrap();
+        if let Public::Ecc { unique, .. } = &mut public {
+            *unique = point;
+        }
+        IdentityFile { public, private: vec![9; 126], storage_root: Name::of(b"parent"), policy }
+    }
+
+    #[test]
+    fn is_read_as_it_was_written() {
+        let file = file();
+        let read = IdentityFile::parse(file.to_pem().unwrap().as_bytes()).unwrap();
+        assert_eq!(read.public, file.public);
+        assert_eq!((read.private, read.storage_root, read.policy), (file.private, file.storage_root, file.policy));
+    }
+
+    #[test]
+    fn is_told_from_other_private_keys_by_its_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        let is_one = |content: &str| {
+            std::fs::write(&path, content).unwrap();
+            IdentityFile::is_at(&path)
+        };
+        let pem = file().to_pem().unwrap();
+        assert!(is_one(&pem));
+        assert!(is_one(&pem[pem.find("-----BEGIN").unwrap()..]));
+        assert!(!is_one("-----BEGIN PRIVATE KEY-----\nMIG"));
+        assert!(!is_one(""));
+        assert!(!IdentityFile::is_at(&folder.path().join("none")));
+    }
+
+    #[test]
+    fn says_what_is_wrong() {
+        let pem = file().to_pem().unwrap();
+        let without_preface = &pem[pem.find("-----BEGIN").unwrap()..];
+        let mut off_curve = file();
+        if let Public::Ecc { unique, .. } = &mut off_curve.public {
+            *unique = EccPoint::new(
+                EccParameter::try_from(vec![1; 32]).unwrap(),
+                EccParameter::try_from(vec![1; 32]).unwrap(),
+            );
+        }
+        assert!(off_curve.public_key().is_err());
+        for (content, why) in [
+            (without_preface.to_owned(), "was not made by cryptattach"),
+            (pem.replace("TSS2 PRIVATE", "EC PRIVATE"), "is a 'EC PRIVATE KEY'"),
+            (pem.replace("\"latch\":true", "\"latch\":false"), "another one than its file says"),
+            (pem.replace("{\"storage_root", "{\"storage"), "damaged line"),
+        ] {
+            let said = IdentityFile::parse(content.as_bytes()).err().unwrap();
+            assert!(said.contains(why), "{said}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn damage_is_no_key(at in 0_usize..2000, byte: u8) {
+            let whole = file().to_pem().unwrap().into_bytes();
+            let mut damaged = whole.clone();
+            let at = at % damaged.len();
+            damaged[at] = byte;
+            // White space may change; else it does not parse, or says the same.
+            if let Ok(read) = IdentityFile::parse(&damaged) {
+                let same = IdentityFile::parse(&whole).unwrap();
+                prop_assert_eq!(read.policy, same.policy);
+            }
+        }
     }
 }

@@ -49,6 +49,11 @@ impl PcrSet {
         Self(self.0 | others.0)
     }
 
+    /// Those of both.
+    pub fn common(self, others: Self) -> Self {
+        Self(self.0 & others.0)
+    }
+
     /// These, but not those.
     pub fn without(self, others: Self) -> Self {
         Self(self.0 & !others.0)

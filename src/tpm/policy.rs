@@ -172,3 +172,46 @@ impl Running {
         self.extend(&[&POLICY_AUTH_VALUE.to_be_bytes()])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tpm::hex;
+
+    /// systemd-measure 252 on one set of files: `calculate` gave the PCR's value, `sign` the policy.
+    #[test]
+    fn pcr_policy_as_systemd_measure_computes_it() {
+        let digest = |text: &str| Digest::try_from(hex::decode(text).unwrap()).unwrap();
+        let pcr_11 = digest("4a6bb2d6efc45facd2a09fe8e7fb4ba2e432ffd1e1d1a14d0d1ea3cfe4e48409");
+        let values = [(11, pcr_11)].into_iter().collect();
+        let expected = digest("861a7e57d37a04973ca9b36388588988104f7a30c02307324af90d15d9f756bb");
+        assert_eq!(pcr_policy(&values), expected);
+        let literal = Policy { signed: None, pcrs: values, latch: false, pin: false };
+        assert_eq!(literal.digest().unwrap(), expected);
+    }
+
+    #[test]
+    fn a_policy_that_always_holds_is_refused() {
+        let always = Policy { signed: None, pcrs: PcrValues::default(), latch: true, pin: true };
+        assert!(always.check().is_err());
+        let twice = Policy { signed: None, pcrs: unextended(), latch: true, pin: false };
+        assert!(twice.check().is_err());
+    }
+
+    #[test]
+    fn every_part_counts() {
+        let values: PcrValues = [(7, [1; 32])].into_iter().collect();
+        let plain = Policy { signed: None, pcrs: values, latch: false, pin: false };
+        let others = [
+            Policy { latch: true, ..plain.clone() },
+            Policy { pin: true, ..plain.clone() },
+            Policy { latch: true, pin: true, ..plain.clone() },
+            Policy { pcrs: [(7, [2; 32])].into_iter().collect(), ..plain.clone() },
+            Policy { pcrs: [(8, [1; 32])].into_iter().collect(), ..plain.clone() },
+        ];
+        let mut digests: Vec<_> = others.iter().chain([&plain]).map(|policy| policy.digest().unwrap()).collect();
+        digests.sort_unstable();
+        digests.dedup();
+        assert_eq!(digests.len(), 6);
+    }
+}

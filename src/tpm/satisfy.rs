@@ -1,8 +1,8 @@
 //! Satisfying a policy: first it is looked whether it can be, so that a failure has an explanation; then the TPM is convinced.
 
 use super::{
-    Digest, Explanation, Finding, Handle, PcrSet, PcrSignature, PcrSignatures, Policy, Revocation, SignedPcrs, Tpm,
-    TpmError,
+    Digest, Explanation, Finding, Handle, IdentityFile, PcrSet, PcrSignature, PcrSignatures, PcrValues, Policy,
+    Revocation, SignedPcrs, Tpm, TpmError,
     policy::{EPOCHS, LATCH, pcr_policy, policy_ref, unextended},
 };
 
@@ -16,6 +16,10 @@ pub struct Satisfiable<'a> {
 }
 
 impl Satisfiable<'_> {
+    pub(super) fn policy(&self) -> &Policy {
+        self.policy
+    }
+
     /// The signature that the state is approved by.
     pub fn signature(&self) -> Option<&PcrSignature> {
         self.signature.as_ref().map(|(_, signature)| signature)
@@ -31,7 +35,7 @@ impl Tpm {
         }
         let mut signature = None;
         if let Some(signed) = &policy.signed {
-            match self.signature_for_now(signed, signatures)? {
+            match self.signature_for_now(signed, signatures, 0)? {
                 Ok(found) => signature = Some((signed, found)),
                 Err(more) => findings.extend(more),
             }
@@ -87,11 +91,41 @@ impl Tpm {
         Ok(())
     }
 
-    /// A signature by the site's key for the present state, of an epoch that counts; or why there is none.
+    /// Raises the counter by one, so that signatures of the oldest epoch open nothing any more, for good. Returns the oldest
+    /// epoch that counts from now on.
+    ///
+    /// First the TPM must take, in a real session, a signature of a later epoch for the present boot state: a host must not
+    /// lock itself out.
+    pub fn retire_oldest_epoch(&self, file: &IdentityFile, signatures: &PcrSignatures) -> Result<u64, TpmError> {
+        let signed = file.policy.signed.as_ref();
+        let Some((signed, revocation)) = signed.and_then(|signed| Some((signed, signed.revocation?))) else {
+            return Err(TpmError::Policy(
+                "the key's policy has no counter: no signature of it can be retired".to_owned(),
+            ));
+        };
+        let oldest = self.counter(revocation.counter)?.0.saturating_sub(revocation.base);
+        if oldest + 1 >= EPOCHS {
+            return Err(TpmError::Policy(format!(
+                "the key knows {EPOCHS} epochs, and this is the last: enrol the host anew"
+            )));
+        }
+        let later = match self.signature_for_now(signed, signatures, oldest + 1)? {
+            Ok(later) => later,
+            Err(findings) => return Err(TpmError::NotThisState(Box::new(Explanation { findings }))),
+        };
+        let part = Policy { signed: Some(signed.clone()), pcrs: PcrValues::default(), latch: false, pin: false };
+        self.identity(file)?.test(&Satisfiable { policy: &part, signature: Some((signed, later)) })?;
+        let raised = self.raise_counter(revocation.counter)?;
+        Ok(raised.0.saturating_sub(revocation.base))
+    }
+
+    /// A signature by the site's key for the present state, of an epoch that counts and is not below `least`; or why there is
+    /// none.
     fn signature_for_now(
         &self,
         signed: &SignedPcrs,
         signatures: &PcrSignatures,
+        least: u64,
     ) -> Result<Result<PcrSignature, Vec<Finding>>, TpmError> {
         let fingerprint = signed.key.fingerprint()?;
         let ours: Vec<_> = signatures.signatures.iter().filter(|entry| entry.fingerprint == fingerprint).collect();
@@ -104,7 +138,8 @@ impl Tpm {
                 None => return Ok(Err(vec![Finding::NoCounter { counter: *counter }])),
             },
             None => 0,
-        };
+        }
+        .max(least);
         let mut retired = None;
         for entry in &ours {
             let fits = !entry.pcrs.is_empty() && entry.policy == policy_now(entry.pcrs) && entry.is_by(&signed.key)?;
@@ -119,8 +154,11 @@ impl Tpm {
         if let Some(epoch) = retired {
             return Ok(Err(vec![Finding::Retired { epoch, oldest }]));
         }
-        // If the signer has said the values, it can be said which of them differ.
-        if let [PcrSignature { values: Some(values), .. }] = ours.as_slice() {
+        // Where signers have said the values, it can be said what differs from the state that is the closest.
+        let said = ours.iter().filter_map(|entry| entry.values.as_ref());
+        let closest =
+            said.min_by_key(|values| values.iter().filter(|(pcr, value)| present.get(*pcr) != Some(*value)).count());
+        if let Some(values) = closest {
             let differing = self.differing(values)?;
             if !differing.is_empty() {
                 return Ok(Err(differing));
@@ -132,7 +170,7 @@ impl Tpm {
     }
 
     /// The PCRs that have other values than expected.
-    fn differing(&self, expected: &super::PcrValues) -> Result<Vec<Finding>, TpmError> {
+    fn differing(&self, expected: &PcrValues) -> Result<Vec<Finding>, TpmError> {
         if expected.pcrs().is_empty() {
             return Ok(Vec::new());
         }

@@ -9,7 +9,9 @@
 //! is over `pol` and the epoch's policyRef) and `values`, the PCRs' values, for the explanation when they differ.
 
 use std::{
-    fmt, fs, io,
+    fmt,
+    fs::{self, File},
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -35,6 +37,7 @@ use super::{
     policy::{approved_message, pcr_policy},
     public::{name_of, signing_key},
 };
+use crate::key::SecretBytes;
 
 /// The largest file that is read; systemd-measure's have 1 to 20 KiB.
 const MOST_FILE_BYTES: u64 = 1 << 20;
@@ -128,9 +131,9 @@ pub struct SiteSigner(PKey<Private>);
 impl SiteSigner {
     /// Reads a private key (PEM).
     pub fn read(path: &Path) -> Result<Self, TpmError> {
-        let mut pem = read(path)?;
-        let key = PKey::private_key_from_pem_passphrase(&pem, b"");
-        zeroize::Zeroize::zeroize(&mut pem);
+        let pem = read_secret(path)?;
+        // The passphrase callback of the plain function would ask on the terminal.
+        let key = PKey::private_key_from_pem_passphrase(pem.expose(), b"");
         let why = "is no private key in PEM, or one with a passphrase".to_owned();
         let key = key.map_err(|_| TpmError::Malformed { path: path.to_owned(), why })?;
         signing_key(&key)?;
@@ -268,6 +271,16 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, TpmError> {
     fs::read(path).map_err(failed)
 }
 
+/// Reads a private key straight into secret memory.
+fn read_secret(path: &Path) -> Result<SecretBytes, TpmError> {
+    let failed = |source| TpmError::File { action: "read", path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(failed)?;
+    let len = file.metadata().map_err(failed)?.len().min(MOST_FILE_BYTES);
+    let mut secret = SecretBytes::zeroed(usize::try_from(len).unwrap_or(0))?;
+    file.read_exact(secret.expose_mut()).map_err(failed)?;
+    Ok(secret)
+}
+
 /// Base64 with padding, for serde's `with`.
 mod base64 {
     use base64ct::{Base64, Encoding};
@@ -279,5 +292,56 @@ mod base64 {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
         Base64::decode_vec(&String::deserialize(deserializer)?).map_err(|_| de::Error::custom("not base64"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openssl::{
+        ec::{EcGroup, EcKey},
+        nid::Nid,
+    };
+
+    use super::*;
+
+    fn signer() -> SiteSigner {
+        let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+        SiteSigner(PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap())
+    }
+
+    #[test]
+    fn a_signature_is_for_one_key_one_policy_and_one_epoch() {
+        let (site, other) = (signer(), signer());
+        let signed = site.sign(&[(7, [1; 32])].into_iter().collect(), 1).unwrap();
+        let key = site.key().unwrap();
+        assert!(signed.is_by(&key).unwrap());
+        assert!(!signed.is_by(&other.key().unwrap()).unwrap());
+        assert!(!PcrSignature { epoch: 0, ..signed.clone() }.is_by(&key).unwrap());
+        assert!(!PcrSignature { policy: [0; 32], ..signed.clone() }.is_by(&key).unwrap());
+        let json = PcrSignatures::to_json(vec![signed.clone()]).unwrap();
+        assert_eq!(PcrSignatures::parse(json.as_bytes()).unwrap(), [signed]);
+    }
+
+    #[test]
+    fn other_banks_are_ignored_and_damage_is_named() {
+        let systemd = r#"{"sha1":[{"pcrs":[11],"pkfp":"00","pol":"11","sig":"!"}],"sha256":[]}"#;
+        assert_eq!(PcrSignatures::parse(systemd.as_bytes()).unwrap(), []);
+        for wrong in [
+            "",
+            r#"{"sha256":[{"pcrs":[11]}]}"#,
+            r#"{"sha256":[{"pcrs":[24],"pkfp":"","pol":"","sig":""}]}"#,
+            &format!(r#"{{"sha256":[{{"pcrs":[11],"pkfp":"{0}","pol":"{0}x","sig":""}}]}}"#, "0".repeat(64)),
+            &format!(r#"{{"sha256":[{{"pcrs":[11],"pkfp":"{0}","pol":"{0}","sig":"%"}}]}}"#, "0".repeat(64)),
+        ] {
+            assert!(PcrSignatures::parse(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn keys_that_a_tpm_cannot_verify_by_are_refused() {
+        let group = EcGroup::from_curve_name(Nid::SECP384R1).unwrap();
+        let p384 = PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
+        let public = PKey::public_key_from_der(&p384.public_key_to_der().unwrap()).unwrap();
+        assert!(SiteKey::of(public).is_err());
     }
 }

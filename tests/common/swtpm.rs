@@ -2,7 +2,7 @@
 
 use std::{
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread::sleep,
     time::Duration,
@@ -25,6 +25,39 @@ impl Swtpm {
         Self { folder, process }
     }
 
+    /// One with an endorsement key that an authority, whose folder this is, has certified; it makes the authority if there
+    /// is none.
+    pub fn certified(authority: &Path) -> Self {
+        let folder = tempfile::Builder::new().prefix("swtpm").tempdir_in("/tmp").unwrap();
+        let at = authority.display();
+        let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
+        write(
+            "localca.conf",
+            format!(
+                "statedir = {at}\nsigningkey = {at}/signkey.pem\nissuercert = {at}/issuercert.pem\n\
+                 certserial = {at}/certserial\n"
+            ),
+        );
+        let path = folder.path().display();
+        write(
+            "setup.conf",
+            format!(
+                "create_certs_tool = /usr/bin/swtpm_localca\ncreate_certs_tool_config = {path}/localca.conf\n\
+                 create_certs_tool_options = /etc/swtpm-localca.options\nactive_pcr_banks = sha256\n"
+            ),
+        );
+        let made = Command::new("swtpm_setup")
+            .args(["--tpm2", "--create-ek-cert", "--config"])
+            .arg(folder.path().join("setup.conf"))
+            .arg("--tpm-state")
+            .arg(folder.path())
+            .output()
+            .expect("swtpm-tools are missing: scripts/prerequisites host");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let process = power_on(&folder);
+        Self { folder, process }
+    }
+
     /// Off and on again: the PCRs are what they are after power-on.
     pub fn reboot(&mut self) {
         self.power_off();
@@ -33,7 +66,10 @@ impl Swtpm {
 
     fn power_off(&mut self) {
         let control = format!("{}.ctrl", self.socket().display());
-        let _ = Command::new("swtpm_ioctl").args(["--unix", &control, "-s"]).stderr(Stdio::null()).status();
+        let asked = Command::new("swtpm_ioctl").args(["--unix", &control, "-s"]).stderr(Stdio::null()).status();
+        if !asked.is_ok_and(|status| status.success()) {
+            let _ = self.process.kill();
+        }
         let _ = self.process.wait();
     }
 
@@ -74,7 +110,7 @@ fn power_on(folder: &TempDir) -> Child {
     let path = folder.path().join("tpm");
     let _ = std::fs::remove_file(&path);
     let path = path.display();
-    let process = Command::new("swtpm")
+    let mut process = Command::new("swtpm")
         .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
         .arg(format!("--tpmstate=dir={}", folder.path().display()))
         .arg(format!("--server=type=unixio,path={path}"))
@@ -89,6 +125,8 @@ fn power_on(folder: &TempDir) -> Child {
         }
         sleep(Duration::from_millis(10));
     }
+    let _ = process.kill();
+    let _ = process.wait();
     panic!("swtpm does not listen on {path}");
 }
 

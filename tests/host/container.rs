@@ -20,9 +20,6 @@ impl Containers {
     /// A store `logs`, made by `container create`.
     fn new() -> Self {
         let site = Site::new();
-        let state = format!("state = '{}'\n", site.keys("state"));
-        let config = site.keys("cryptattach.toml");
-        fs::write(config, state + &fs::read_to_string(config).unwrap()).unwrap();
         site.ok(&[
             "container",
             "create",
@@ -57,7 +54,7 @@ impl Containers {
     fn rotation_is_killed(&self) {
         let site = &self.site;
         let before = fs::read(PathBuf::from(site.keys("logs")).join("container.json")).unwrap();
-        let trusted = PathBuf::from(site.keys("state")).join("containers/logs");
+        let trusted = PathBuf::from(site.keys("site-state")).join("containers/logs");
         let known = fs::read(&trusted).unwrap();
         site.ok(&["container", "rotate", "logs"]);
         fs::write(PathBuf::from(site.keys("logs")).join("container.json"), before).unwrap();

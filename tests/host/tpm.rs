@@ -224,7 +224,7 @@ fn expected(context: &BoundContext) -> Expected {
     Expected { key_id: context.key_id, container: context.container.clone(), volume: Some(None) }
 }
 
-const P256: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-256";
+pub const P256: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-256";
 const RSA: &str = "-algorithm RSA -pkeyopt rsa_keygen_bits:2048";
 
 #[test]
@@ -350,12 +350,18 @@ fn a_raised_counter_retires_old_signatures() {
     };
     sign("0", &[]);
     host.open(&sealed).unwrap();
-    let counter = policy.signed.as_ref().unwrap().revocation.unwrap().counter;
-    host.tpm().raise_counter(counter).unwrap();
-    assert!(matches!(host.refusal(&sealed)[..], [Finding::Retired { epoch: 0, oldest: 1 }]));
-
-    sign("1", &["--append-to", "signatures.json"]);
+    // Not before there is a signature that would open then.
+    assert!(host.fails(&["policy", "revoke-old"]).contains("at least epoch 1 is needed"));
     host.open(&sealed).unwrap();
+    let old = fs::read(host.path("signatures.json")).unwrap();
+    sign("1", &["--append-to", "signatures.json"]);
+    host.ok(&["policy", "revoke-old"]);
+    host.open(&sealed).unwrap();
+    let both = fs::read(host.path("signatures.json")).unwrap();
+    fs::write(host.path("signatures.json"), old).unwrap();
+    assert!(matches!(host.refusal(&sealed)[..], [Finding::Retired { epoch: 0, oldest: 1 }]));
+    fs::write(host.path("signatures.json"), both).unwrap();
+    let counter = policy.signed.as_ref().unwrap().revocation.unwrap().counter;
     // The last epoch that the key knows.
     for _ in 1..7 {
         host.tpm().raise_counter(counter).unwrap();
@@ -363,6 +369,8 @@ fn a_raised_counter_retires_old_signatures() {
     assert!(matches!(host.refusal(&sealed)[..], [Finding::Retired { epoch: 1, oldest: 7 }]));
     sign("7", &["--append-to", "signatures.json"]);
     host.open(&sealed).unwrap();
+    let last = host.run(&["policy", "revoke-old"]);
+    assert!(String::from_utf8_lossy(&last.stderr).contains("this is the last"));
 
     // Whoever has the owner's authorization removes the counter and makes it again: it does not start anew.
     let index = counter.to_string();
@@ -464,7 +472,7 @@ fn another_tpm_opens_nothing() {
     let sealed = host.enrol(&host.literal("7"), None);
     fs::copy(host.path("host.tpm.pem"), thief.path("host.tpm.pem")).unwrap();
     let refused = thief.open(&sealed).unwrap_err();
-    assert!(matches!(refused, SealError::Tpm(TpmError::NoStorageRoot(_))), "{refused}");
+    assert!(matches!(refused, SealError::Tpm(TpmError::NoStorageRoot)), "{refused}");
     // Where the thief's TPM has a storage root key of its own, too.
     thief.tpm().storage_root(None).unwrap();
     let refused = thief.open(&sealed).unwrap_err();
@@ -483,7 +491,7 @@ fn a_cleared_tpm_opens_nothing() {
     let sealed = host.enrol(&host.literal("7"), None);
     host.swtpm.tool(&["tpm2_clear", "-c", "platform"]);
     let refused = host.open(&sealed).unwrap_err();
-    assert!(matches!(refused, SealError::Tpm(TpmError::NoStorageRoot(_))), "{refused}");
+    assert!(matches!(refused, SealError::Tpm(TpmError::NoStorageRoot)), "{refused}");
     host.tpm().storage_root(None).unwrap();
     let refused = host.open(&sealed).unwrap_err();
     assert!(matches!(refused, SealError::Tpm(TpmError::OtherTpm { .. })), "{refused}");
@@ -498,6 +506,27 @@ fn an_rsa_storage_root_key_is_taken() {
     host.swtpm.tool(&["tpm2_flushcontext", "-t"]);
     let sealed = host.enrol(&host.literal("7"), None);
     host.open(&sealed).unwrap();
+}
+
+#[test]
+fn an_object_that_is_no_storage_root_key_is_not_taken() {
+    let host = Host::new();
+    host.swtpm.tool(&[
+        "tpm2_createprimary",
+        "-C",
+        "o",
+        "-G",
+        "ecc",
+        "-a",
+        "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|decrypt|sign",
+        "-c",
+        "key",
+    ]);
+    host.swtpm.tool(&["tpm2_evictcontrol", "-C", "o", "-c", "key", "0x81000001"]);
+    host.swtpm.tool(&["tpm2_flushcontext", "-t"]);
+    let refused = host.tpm().create_identity(&host.literal("7"), None).err().unwrap();
+    assert!(matches!(refused, TpmError::BadStorageRoot(_)), "{refused}");
+    assert_eq!(host.swtpm.leftovers(), "");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::{
 use cryptattach::{
     config::TpmConfig,
     key::SecretBytes,
-    tpm::{Policy, Tpm, TpmError},
+    tpm::{IdentityFile, Policy, Tpm, TpmError, hex},
 };
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use openssl::{
@@ -66,6 +66,9 @@ fn neither_pin_nor_shared_secret_nor_decrypted_key_is_heard_on_the_bus() {
         // Halves of it neither.
         assert!(!tap.heard(&secret[..secret.len() / 2]));
     }
+    // TPM2_StartAuthSession: salted to 0x81000001 each time, never to nothing (TPM_RH_NULL), whose key all could compute.
+    assert!(tap.heard(&[0, 0, 1, 0x76, 0x81, 0, 0, 1]));
+    assert!(!tap.heard(&[0, 0, 1, 0x76, 0x40, 0, 0, 7]));
     // The tap does hear: what is public, and what programs without such sessions say.
     assert!(tap.heard(&policy.digest().unwrap()));
     drop(tpm);
@@ -102,4 +105,45 @@ fn a_tpm_that_does_not_answer_is_given_up() {
     let error = tpm.boot_values().unwrap_err();
     assert!(matches!(error, TpmError::TimedOut { command: "PCR_Read", .. }), "{error}");
     drop(answering.join());
+}
+
+/// It says so for a while, then takes the command; or it never does.
+#[test]
+fn a_busy_tpm_is_asked_again_for_a_while() {
+    let swtpm = Swtpm::start();
+    let ask = |busy_times| {
+        let tap = Wiretap::that_is_busy(&swtpm.socket(), busy_times);
+        let config = TpmConfig { tcti: tap.tcti(), command_seconds: 2.0, ..TpmConfig::default() };
+        Tpm::open(&config).unwrap().boot_values().map(drop)
+    };
+    ask(20).unwrap();
+    let error = ask(usize::MAX).unwrap_err();
+    assert!(matches!(error, TpmError::Busy { command: "PCR_Read" }), "{error}");
+}
+
+/// An interposer that wants to know the sessions' keys answers with a storage root key of its own, under the right name.
+#[test]
+fn a_storage_root_key_of_somebody_between_is_noticed() {
+    let host = Host::new();
+    host.enrol(&host.literal("7"), None);
+    let file = IdentityFile::read(&host.path("host.tpm.pem")).unwrap();
+    let public = |swtpm: &Swtpm| {
+        let root = swtpm.tool(&["tpm2_readpublic", "-c", "0x81000001"]);
+        let coordinate = |name| {
+            let line = root.lines().find_map(|line| line.trim().strip_prefix(name)).unwrap();
+            hex::decode(line.trim()).unwrap()
+        };
+        // As they stand in the public area, each with its length.
+        [&[0, 32][..], &coordinate("x:"), &[0, 32], &coordinate("y:")].concat()
+    };
+    let (original, other) = (public(&host.swtpm), Host::new());
+    other.tpm().storage_root(None).unwrap();
+    let tap = Wiretap::on(&host.swtpm.socket());
+    let config = TpmConfig { tcti: tap.tcti(), ..TpmConfig::default() };
+    let tpm = Tpm::open(&config).unwrap();
+    tpm.identity(&file).unwrap();
+    tap.forge(&original, &public(&other.swtpm));
+    let refused = Tpm::open(&config).unwrap().identity(&file).err().unwrap();
+    assert!(matches!(refused, TpmError::OtherTpm { expected, .. } if expected == file.storage_root), "{refused}");
+    assert!(tap.heard(file.storage_root.as_bytes()));
 }

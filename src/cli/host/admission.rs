@@ -1,11 +1,11 @@
 //! The administrator's verbs: `challenge`, `admit`.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args};
 use serde_json::json;
 
-use super::{Global, record};
+use super::{Global, names, record, withdraw};
 use crate::{
     cli::{output, policy},
     container::Container,
@@ -14,7 +14,7 @@ use crate::{
     key::StoreName,
     lockbox,
     seal::Recipient,
-    tpm::{Digest, PcrSet, PcrValues, TpmError, hex},
+    tpm::{Digest, PcrValues, TpmError, hex},
 };
 
 /// Check a host's bundle and make a challenge that only its TPM can answer
@@ -102,6 +102,14 @@ impl Challenge {
                 issued.challenge.host
             );
         }
+        let bound = issued.policy.pcrs.pcrs();
+        if self.trust_pcr_values && !bound.is_empty() {
+            tracing::warn!(
+                "nothing shows that '{}' was in a good boot state when its key was made: the values of PCR {bound} are trusted as \
+                 the bundle says them",
+                issued.challenge.host
+            );
+        }
         let value = json!({
             "host": issued.challenge.host,
             "challenge": self.output,
@@ -117,9 +125,9 @@ impl Challenge {
                 format!("  believed for      {}", issued.vouched),
                 "  its key opens if".to_owned(),
             ];
-            lines.extend(
-                policy::in_words(&issued.policy, PcrSet::default()).into_iter().map(|line| format!("    {line}")),
-            );
+            let signed = issued.policy.signed.iter();
+            lines.extend(signed.map(|signed| format!("    the PCRs are as signed by the site's key {}", signed.key)));
+            lines.extend(policy::besides_in_words(&issued.policy).iter().map(|line| format!("    {line}")));
             lines.push(format!(
                 "next: bring it to the host within {} hours ('cryptattach host answer')",
                 self.valid_hours
@@ -130,6 +138,8 @@ impl Challenge {
 }
 
 /// Admit a host that has answered: make its lockbox key, and seal the container keys of these stores to it
+///
+/// A host that was admitted before keeps its stores; its lockbox key is a new one.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach host admit compute-7.answer --store cinder --store logs")]
@@ -139,7 +149,7 @@ pub struct Admit {
     /// A store whose keys the host may open; repeatable
     #[arg(long = "store", value_name = "STORE", required = true)]
     stores: Vec<StoreName>,
-    /// The store that keeps the host's lockbox key [default: the first of them]
+    /// The store that keeps the host's lockbox key [default: the one that keeps it already, or the first of them]
     #[arg(long, value_name = "STORE")]
     lockbox_store: Option<StoreName>,
 }
@@ -150,12 +160,14 @@ impl Admit {
         let administrator = Administrator::of(&config.state);
         let admission = administrator.verify(&Answer::read(&self.answer)?)?;
         let host = admission.host().clone();
+        let before = administrator.register().get(&host)?.filter(|known| known.removed.is_none());
+        let stores = self.all_stores(before.as_ref());
         // All that can be refused is refused before anything is changed.
-        let containers = self.stores.iter().map(|store| Container::open(&config, store, None));
+        let containers = stores.iter().map(|store| Container::open(&config, store, None));
         let containers = containers.collect::<Result<Vec<_>, _>>()?;
         containers.iter().try_for_each(|container| container.hosts().map(drop))?;
-        let lockbox_store = self.lockbox_store.as_ref().unwrap_or(&self.stores[0]).clone();
-        let keeper = Container::open(&config, &lockbox_store, None)?;
+        let keeper_name = self.keeper(before.as_ref());
+        let keeper = Container::open(&config, &keeper_name, None)?;
 
         let mut recipients: Vec<Box<dyn Recipient>> = keeper.escrow()?;
         recipients.push(Box::new(admission.recipient()?));
@@ -163,14 +175,24 @@ impl Admit {
         for container in &containers {
             container.admit_host(&host, &lockbox.recipient)?;
         }
-        let admitted = admission.admitted(&lockbox, lockbox_store, self.stores.clone());
+        if let Some(moved) = before.map(|before| before.lockbox_store).filter(|before| *before != keeper_name) {
+            withdraw(&config, &moved, &host)?;
+        }
+        let admitted = admission.admitted(&lockbox, keeper_name, stores);
         administrator.admitted(&admission, &admitted)?;
-        record(&config, "host admit", &host, Some(self.names()))?;
+        record(&config, "host admit", &host, Some(names(&admitted.stores)))?;
         self.show(&admitted, global.json)
     }
 
-    fn names(&self) -> String {
-        self.stores.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    /// Those that are named, and those that the host is admitted to already: its lockbox key of before is for neither any more.
+    fn all_stores(&self, before: Option<&Admitted>) -> Vec<StoreName> {
+        let all = self.stores.iter().chain(before.iter().flat_map(|before| &before.stores));
+        all.cloned().collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    fn keeper(&self, before: Option<&Admitted>) -> StoreName {
+        let before = before.map(|before| &before.lockbox_store);
+        self.lockbox_store.as_ref().or(before).unwrap_or(&self.stores[0]).clone()
     }
 
     fn show(&self, admitted: &Admitted, as_json: bool) -> Result<(), Error> {
@@ -181,7 +203,7 @@ impl Admit {
                 format!("  believed for      {}", admitted.vouched),
                 format!("  lockbox key       generation {}, fingerprint {}", admitted.generation, admitted.lockbox_key),
                 format!("  kept in           {}", admitted.lockbox_store),
-                format!("  stores            {}", self.names()),
+                format!("  stores            {}", names(&admitted.stores)),
                 format!("next, on the host: cryptattach lockbox open --fingerprint {}", admitted.lockbox_key),
             ]
             .join("\n")

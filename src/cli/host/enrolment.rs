@@ -11,11 +11,11 @@ use serde_json::json;
 use super::{Global, record};
 use crate::{
     cli::output,
-    config::Config,
+    config::{Config, TpmConfig},
     durable::Folder,
     enrol::{self, Challenge, Document, Enrolled},
     error::Error,
-    key::HostName,
+    key::{HostName, SecretBytes},
     tpm::{self, Tpm, hex},
 };
 
@@ -48,7 +48,7 @@ impl Enrol {
         let tpm = Tpm::open(&config.tpm)?;
         let with_pin = self.pin || config.tpm.pin.is_some();
         let policy = tpm.policy_here(&config.tpm, with_pin)?;
-        let pin = with_pin.then(|| tpm::pin(&config.tpm)).transpose()?;
+        let pin = with_pin.then(|| new_pin(&config.tpm)).transpose()?;
         let enrolled = enrol::enrol(&tpm, &host, &policy, pin.as_ref())?;
         write_key(key_file, enrolled.file.to_pem()?.as_bytes())?;
         enrolled.keep(&config.state)?;
@@ -99,6 +99,15 @@ impl Enrol {
             lines.join("\n")
         })
     }
+}
+
+/// From the file that the configuration names, or asked for twice: a slip would make a key that nobody can use.
+fn new_pin(config: &TpmConfig) -> Result<SecretBytes, Error> {
+    if config.pin.is_some() {
+        return Ok(tpm::pin(config)?);
+    }
+    let (pin, again) = (tpm::ask("New PIN of this host's key: ")?, tpm::ask("Again: ")?);
+    if pin == again { Ok(pin) } else { Err(Error::Usage("the two PINs differ".to_owned())) }
 }
 
 /// Writes the key's file, for this user alone; one that is there is kept beside it.

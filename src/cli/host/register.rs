@@ -5,15 +5,14 @@ use std::collections::BTreeSet;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Global, record};
+use super::{Global, names, record, withdraw};
 use crate::{
     cli::output,
     config::Config,
     container::{Container, now},
-    enrol::{Administrator, Admitted, EnrolError},
+    enrol::{Administrator, Admitted, EnrolError, date},
     error::{Error, chain},
     key::{HostName, StoreName},
-    lockbox::{self, LockboxError},
     store::StoreError,
     tpm::hex,
 };
@@ -51,17 +50,16 @@ impl List {
 impl Listed {
     fn text(&self) -> String {
         let Admitted { host, kid, generation, lockbox_key, lockbox_store, admitted, .. } = &self.admitted;
-        let stores: Vec<_> = self.admitted.stores.iter().map(StoreName::as_str).collect();
-        let removed = self.admitted.removed.map(|at| format!(", removed {at}")).unwrap_or_default();
+        let removed = self.admitted.removed.map(|at| format!(", removed on {}", date(at))).unwrap_or_default();
         [
             format!("{host}"),
-            format!("  admitted          {admitted}{removed} (seconds since 1970)"),
+            format!("  admitted on       {}{removed}", date(*admitted)),
             format!("  endorsement key   {}", hex::encode(&self.admitted.endorsement_key)),
             format!("  believed for      {}", self.admitted.vouched),
             format!("  identity key      {kid}"),
             format!("  lockbox key       generation {generation}, fingerprint {lockbox_key}"),
             format!("  kept in           {lockbox_store}: {}", self.store_says),
-            format!("  stores            {}", stores.join(", ")),
+            format!("  stores            {}", names(&self.admitted.stores)),
         ]
         .join("\n")
     }
@@ -118,8 +116,7 @@ impl Remove {
         if let Some(known) = known {
             administrator.register().put(&Admitted { removed: Some(now()), ..known })?;
         }
-        let names = deleted.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        record(&config, "host remove", &self.host, Some(names))?;
+        record(&config, "host remove", &self.host, Some(names(&deleted)))?;
         self.show(Removed { host: self.host.clone(), lockbox_keys_deleted: deleted, container_keys }, global.json)
     }
 
@@ -127,10 +124,8 @@ impl Remove {
     fn delete_lockbox_keys(&self, config: &Config, stores: BTreeSet<&StoreName>) -> Result<Vec<StoreName>, Error> {
         let mut deleted = Vec::new();
         for store in stores {
-            match lockbox::withdraw(Container::open(config, store, None)?.host_keys()?, &self.host) {
-                Ok(()) => deleted.push(store.clone()),
-                Err(LockboxError::Store(StoreError::NotFound { .. })) => {}
-                Err(error) => return Err(error.into()),
+            if withdraw(config, store, &self.host)? {
+                deleted.push(store.clone());
             }
         }
         Ok(deleted)
