@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use crate::{
-    attach::{self, Strictness},
+    attach::{Case, Strictness},
     config::Config,
     container::Container,
     error::Error,
@@ -40,14 +40,19 @@ pub fn import(config: &Config, request: Request<'_>) -> Result<KeyReference, Err
     let store_name = config.store_or_default(request.store.as_ref())?;
     let container = Container::open(config, &store_name, None)?;
     let reference = container.new_reference()?;
-    let report = attach::separate(config, &container, &reference, &volume, None, request.separation)?;
-    let key = volume_key(&volume, request.secret)?;
-    volume.verify_key(&key)?;
+    let case = Case::new(config, &container, &reference, &volume);
+    let prepare = || -> Result<_, Error> {
+        let report = case.separate(None, request.separation)?;
+        let key = volume_key(&volume, request.secret)?;
+        volume.verify_key(&key)?;
+        Ok((report, key))
+    };
+    let (report, key) = prepare().inspect_err(|_| container.store().abandon(&reference.key))?;
     keep::keep(&container, &reference, &volume, key, None)?;
     if request.token {
         volume.write_token(&reference)?;
     }
-    attach::record("import", config, &reference, &volume, None, &report);
+    case.record("import", &report);
     Ok(reference)
 }
 

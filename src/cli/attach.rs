@@ -124,6 +124,7 @@ impl Attach {
             separation: self.separation.strictness(),
             caller: None,
             target: None,
+            volume_id: None,
         };
         let mapping = attach::attach(&config, request)?;
         if mapping.already_active {

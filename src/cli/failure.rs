@@ -8,9 +8,12 @@ use crate::{
     config::ConfigError,
     container::TrustError,
     device::DeviceError,
+    enrol::EnrolError,
     error::{Error, causes},
+    lockbox::LockboxError,
     seal::SealError,
     store::{AuthError, HttpError, SendError, StoreError},
+    tpm::TpmError,
     volume::VolumeError,
 };
 
@@ -38,12 +41,14 @@ pub const EXIT_CODES: &str = "Exit codes:
   76  the store's answer is no sealed key
   77  permission denied, here or by the key store
   78  the configuration is missing or wrong, or an initramfs does not fit it
+  79  the TPM does not open the key: another boot state, another TPM, a wrong PIN, or no TPM at all
+  80  a host's proof is refused: a bundle, challenge or answer that is wrong, changed, used already or too old
   81  boot: not all volumes could be attached in time
 
 Files:
   /etc/cryptattach/cryptattach.toml   configuration (--config, CRYPTATTACH_CONFIG)
   /var/log/cryptattach.jsonl          audit record
-  /var/lib/cryptattach/               which container keys this host trusts
+  /var/lib/cryptattach/               which container keys this host trusts, its enrolment, its lockbox; which hosts were admitted
   /run/cryptattach/                   userspace mappings; boot.json and boot.log of this boot";
 
 /// The exit code for an error.
@@ -61,12 +66,20 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::Seal(SealError::Memory(_)) | Error::Memory(_) => 71,
         Error::Seal(error) if error.is_configuration() => 78,
         Error::Trust(TrustError::State(_)) => 74,
+        Error::Enrol(error) => enrol(error),
+        Error::Tpm(error)
+        | Error::Seal(SealError::Tpm(error))
+        | Error::KeyRefused { source: SealError::Tpm(error), .. }
+        | Error::ContainerKeyRefused { source: SealError::Tpm(error), .. } => tpm(error),
         Error::KeyRefused { .. }
         | Error::ContainerKeyRefused { .. }
+        | Error::WhileClosed { .. }
         | Error::Trust(_)
         | Error::Seal(_)
         | Error::NoPassphrase(_) => 68,
-        Error::NoContainerKeys(_) | Error::NoOwner(_) => 78,
+        Error::NoContainerKeys(_) | Error::NoContainerKey(_) | Error::NoOwner(_) => 78,
+        Error::Lockbox(error) => lockbox(error),
+        Error::NeitherStoreNorLockbox { source, .. } => store(source),
         Error::Unfinished { .. } => 69,
         Error::ReadBack(_) => 76,
         Error::NoSuchKey { .. } => 67,
@@ -77,7 +90,11 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::Boot(error) => boot(error),
         Error::Backend(_) => 71,
         Error::Audit(_) | Error::Io { .. } => 74,
-        Error::NotBlank { .. } | Error::KeyUsed { .. } | Error::Exists(_) | Error::StoreExists(_) => 73,
+        Error::NotBlank { .. }
+        | Error::KeyUsed { .. }
+        | Error::KeyUnproven(_)
+        | Error::Exists(_)
+        | Error::StoreExists(_) => 73,
         Error::HalfFormatted { source, .. } => exit_code(source),
     }
 }
@@ -88,6 +105,41 @@ fn boot(error: &BootError) -> u8 {
         BootError::TooLate { .. } => 69,
         BootError::Mount { .. } | BootError::Image { .. } => 74,
         BootError::Unfit(_) => 78,
+    }
+}
+
+fn enrol(error: &EnrolError) -> u8 {
+    match error {
+        EnrolError::Tpm(error) => tpm(error),
+        EnrolError::File { source, .. } => match source.kind() {
+            std::io::ErrorKind::NotFound => 66,
+            std::io::ErrorKind::AlreadyExists => 73,
+            _ => 74,
+        },
+        EnrolError::State(_) => 74,
+        EnrolError::Authorities { .. } => 78,
+        EnrolError::NotEnrolled(_) | EnrolError::NotAdmitted(_) => 66,
+        EnrolError::Crypto(_) | EnrolError::Memory(_) => 71,
+        EnrolError::Document { .. }
+        | EnrolError::Refused { .. }
+        | EnrolError::Replayed { .. }
+        | EnrolError::OtherTpm { .. }
+        | EnrolError::OtherName { .. }
+        | EnrolError::Expired { .. }
+        | EnrolError::NotForThisHost(_)
+        | EnrolError::NotForThisTpm(_)
+        | EnrolError::NoChallenge(_)
+        | EnrolError::OtherAnswer { .. }
+        | EnrolError::WrongAnswer(_)
+        | EnrolError::Seal(_) => 80,
+    }
+}
+
+fn tpm(error: &TpmError) -> u8 {
+    match error {
+        error if error.is_configuration() => 78,
+        TpmError::Crypto(_) | TpmError::Memory(_) => 71,
+        _ => 79,
     }
 }
 
@@ -133,6 +185,27 @@ fn store(error: &StoreError) -> u8 {
     }
 }
 
+fn lockbox(error: &LockboxError) -> u8 {
+    match error {
+        LockboxError::NotConfigured(_) | LockboxError::Unsupported(_) => 78,
+        LockboxError::Removed { .. } => 67,
+        LockboxError::Refused { source: SealError::Tpm(error), .. } | LockboxError::Seal(SealError::Tpm(error)) => {
+            tpm(error)
+        }
+        LockboxError::Seal(error) if error.is_configuration() => 78,
+        LockboxError::Closed(_)
+        | LockboxError::Refused { .. }
+        | LockboxError::Older { .. }
+        | LockboxError::Another { .. }
+        | LockboxError::Seal(_) => 68,
+        LockboxError::ReadBack(_) => 76,
+        LockboxError::Unreachable { source, .. } => store(source),
+        LockboxError::Store(error) => store(error),
+        LockboxError::Foreign(_) | LockboxError::Keyring(_) | LockboxError::Memory(_) => 71,
+        LockboxError::State(_) | LockboxError::Io { .. } => 74,
+    }
+}
+
 fn auth(error: &AuthError) -> u8 {
     match error {
         AuthError::Clouds(_) | AuthError::NoEndpoint { .. } => 78,
@@ -148,7 +221,10 @@ fn http(error: &HttpError) -> u8 {
         HttpError::Insecure(_) | HttpError::Url(_) => 78,
         HttpError::TooLong { .. } => 76,
         HttpError::Client(_) | HttpError::Memory(_) => 71,
-        HttpError::Connect { .. } | HttpError::TimedOut { .. } | HttpError::Broken { .. } => 69,
+        HttpError::Connect { .. }
+        | HttpError::TimedOut { .. }
+        | HttpError::NoTime { .. }
+        | HttpError::Broken { .. } => 69,
     }
 }
 
@@ -171,7 +247,11 @@ pub fn next_step(error: &Error) -> Option<String> {
         Error::NoReference(_) => "name the key with --key STORE/KEY-ID ('cryptattach key list' shows them)".to_owned(),
         Error::NoName(_) => "give the mapping a name: cryptattach attach DEVICE NAME".to_owned(),
         Error::KeyUsed { .. } => {
-            "check that this is the right device: the volume's data must be on another one, or is lost".to_owned()
+            "check that this is the right device: the volume's data must be on another one. If its first attach was cut off, nothing is on it yet: make a new volume".to_owned()
+        }
+        Error::KeyUnproven(_) => {
+            "check that this is the right device and that it should be blank; if castellan's own driver makes the keys in Barbican, which leaves no such proof, set format_with_unmarked_keys = true in [hooks] of the configuration: any blank device is then formatted that comes with such a key, even if its data are elsewhere"
+                .to_owned()
         }
         Error::NotBlank { .. } => "check that this is the right device; --force overwrites what is there".to_owned(),
         Error::Device(error) | Error::Backend(BackendError::Device(error)) => device_next_step(error)?,
@@ -181,7 +261,11 @@ pub fn next_step(error: &Error) -> Option<String> {
         }
         Error::Store(error) => store_next_step(error)?.to_owned(),
         Error::KeyRefused { source, .. } | Error::ContainerKeyRefused { source, .. } => source.next_step()?,
+        Error::WhileClosed { .. } => "'cryptattach lockbox open' opens it".to_owned(),
         Error::NoOwner(_) => "name the store's owner and escrow in the configuration, or use another store".to_owned(),
+        Error::NoContainerKey(name) => format!("'cryptattach container create {name}' makes its first one"),
+        Error::Lockbox(error) => lockbox_next_step(error)?,
+        Error::NeitherStoreNorLockbox { source, .. } => store_next_step(source)?.to_owned(),
         Error::Unfinished { container, .. } => format!("run 'cryptattach container rotate {container}' again"),
         Error::Trust(TrustError::State(_)) => "check the state directory ('state' in the configuration)".to_owned(),
         Error::Trust(TrustError::OldGeneration { key, .. }) => format!(
@@ -192,6 +276,8 @@ pub fn next_step(error: &Error) -> Option<String> {
             "if the administrator of the keys says that this key's fingerprint is right ('cryptattach container show'), remove the container's file from the state directory".to_owned()
         }
         Error::Seal(error) => error.next_step()?,
+        Error::Enrol(error) => error.next_step()?,
+        Error::Tpm(error) => error.next_step()?,
         Error::NotSeparate(refusal) => refusal.next_step().to_owned(),
         Error::HalfFormatted { device, reference, .. } => format!(
             "nothing was on {} before; format it again, and remove the unused key: cryptattach key delete {reference} --yes",
@@ -209,6 +295,36 @@ pub fn next_step(error: &Error) -> Option<String> {
             "'cryptattach list' shows what is".to_owned()
         }
         _ => return None,
+    })
+}
+
+fn lockbox_next_step(error: &LockboxError) -> Option<String> {
+    Some(match error {
+        LockboxError::NotConfigured(_) => {
+            "name this host and the store of its lockbox key: [lockbox] host = \"NAME\", store = \"STORE\"".to_owned()
+        }
+        LockboxError::Closed(_) => "'cryptattach lockbox open' opens it".to_owned(),
+        LockboxError::Removed { .. } => {
+            "if this host is to open keys again, the administrator of the keys has to admit it".to_owned()
+        }
+        LockboxError::Unreachable { source, .. } => store_next_step(source)?.to_owned(),
+        LockboxError::Store(error) => store_next_step(error)?.to_owned(),
+        LockboxError::Refused { source: SealError::NotForUs { .. }, .. } => {
+            "check 'identities' in [lockbox]; a host with a new identity has to be admitted anew".to_owned()
+        }
+        LockboxError::Refused { source, .. } => source.next_step()?,
+        LockboxError::Seal(error) => error.next_step()?,
+        LockboxError::Another { is, .. } => format!(
+            "if the administrator who admitted this host says that this fingerprint is right: cryptattach lockbox open \
+             --fingerprint {is}"
+        ),
+        LockboxError::Older { .. } => "try again when all of the store's replicas run; the store may lie".to_owned(),
+        LockboxError::State(_) => "check the state directory ('state' in the configuration)".to_owned(),
+        LockboxError::Io { .. } => "check 'path' in [lockbox], and that its device is there and has room".to_owned(),
+        LockboxError::Unsupported(_) => "name another 'store' in [lockbox]".to_owned(),
+        LockboxError::ReadBack(_) | LockboxError::Foreign(_) | LockboxError::Keyring(_) | LockboxError::Memory(_) => {
+            return None;
+        }
     })
 }
 
@@ -258,9 +374,10 @@ fn http_next_step(error: &HttpError) -> Option<&'static str> {
             "check the server's certificate, this host's clock, and 'cacert' in clouds.yaml (the authority that signed it)"
         }
         HttpError::Insecure(_) => "use an https URL",
-        HttpError::Connect { .. } | HttpError::TimedOut { .. } | HttpError::Broken { .. } => {
-            "check that the server runs and that this host reaches it; -v shows every try"
-        }
+        HttpError::Connect { .. }
+        | HttpError::TimedOut { .. }
+        | HttpError::NoTime { .. }
+        | HttpError::Broken { .. } => "check that the server runs and that this host reaches it; -v shows every try",
         HttpError::TooLong { .. } => "something else than the key store answers there, or it lies; check the URL",
         HttpError::Url(_) => "check the URLs in clouds.yaml and in the configuration",
         HttpError::Client(_) | HttpError::Memory(_) => return None,

@@ -14,11 +14,11 @@ use super::{Global, SeparationOptions, attach::Plain, output};
 use crate::{
     audit::{self, Event},
     config::Config,
-    container::{Container, Fetched},
+    container::Container,
     error::Error,
     import::{self, Request},
     key::{KeyReference, SecretBytes, StoreName},
-    seal::{Content, Opened},
+    lockbox::Lockbox,
     store::{Released, Stored},
 };
 
@@ -190,14 +190,8 @@ impl Delete {
             )));
         }
         store.delete(&self.key.key)?;
-        let event = Event {
-            action: "key delete",
-            device: None,
-            key: Some(self.key.to_string()),
-            name: None,
-            separation: None,
-            overridden: None,
-        };
+        Lockbox::of(config).map_or(Ok(false), |lockbox| lockbox.forget(&self.key))?;
+        let event = Event { action: "key delete", key: Some(self.key.to_string()), ..Event::default() };
         Ok(audit::record(&config.audit.file, &event)?)
     }
 }
@@ -209,7 +203,7 @@ impl Import {
             store: self.store.clone(),
             header: self.header.as_deref(),
             plain: self.plain.parameters(),
-            secret: read_secret(&self.key_file)?,
+            secret: read_secret("the key file", &self.key_file)?,
             token: self.token,
             separation: self.separation.strictness(),
         };
@@ -225,22 +219,23 @@ impl Passphrase {
             return Err(Error::Usage("a passphrase is not written to a terminal; use a pipe".to_owned()));
         }
         let container = Container::open(config, &self.key.store, None)?;
-        let passphrase = match container.fetch(&self.key.key, None)? {
-            Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => payload.passphrase,
-            Fetched::Sealed(Opened { content: Content::Object(object), .. })
-            | Fetched::Released(Released { object, .. }) => Some(object.passphrase()?),
-        };
-        let passphrase = passphrase.ok_or_else(|| Error::NoPassphrase(self.key.clone()))?;
+        let fetched = container.fetch(&self.key.key, None)?;
+        container.spend(
+            &self.key.key,
+            &fetched,
+            "whatever another program does with it: 'key passphrase' gave it out",
+        )?;
+        let passphrase = fetched.passphrase()?.ok_or_else(|| Error::NoPassphrase(self.key.clone()))?;
         // Past the buffer of `Stdout`, which would keep a copy.
         let mut out = File::from(nix::unistd::dup(&out).map_err(|e| Error::io("write to standard output")(e.into()))?);
         out.write_all(passphrase.expose()).map_err(Error::io("write to standard output"))
     }
 }
 
-/// The file's bytes, at most 8 MiB as cryptsetup allows, straight into secret memory.
-pub fn read_secret(path: &Path) -> Result<SecretBytes, Error> {
+/// The bytes of a file, at most 8 MiB as cryptsetup allows, straight into secret memory; `what` it is, in words.
+pub fn read_secret(what: &str, path: &Path) -> Result<SecretBytes, Error> {
     const MOST: usize = 8 << 20;
-    let action = || format!("read the key file {}", path.display());
+    let action = || format!("read {what} {}", path.display());
     let mut file = if path == Path::new("-") {
         File::from(nix::unistd::dup(io::stdin()).map_err(|e| Error::io(action())(e.into()))?)
     } else {
@@ -254,7 +249,7 @@ pub fn read_secret(path: &Path) -> Result<SecretBytes, Error> {
         }
         if len == secret.len() {
             if len >= MOST {
-                return Err(Error::Usage(format!("the key file {} has more than {MOST} bytes", path.display())));
+                return Err(Error::Usage(format!("{what} {} has more than {MOST} bytes", path.display())));
             }
             let mut larger = SecretBytes::zeroed(len * 2)?;
             larger.expose_mut()[..len].copy_from_slice(secret.expose());

@@ -8,11 +8,14 @@ mod doctor;
 mod failure;
 mod format;
 mod hook;
+mod host;
 mod init;
 mod key;
 mod list;
+mod lockbox;
 mod man;
 mod output;
+mod policy;
 mod resize;
 mod separation;
 mod status;
@@ -40,6 +43,7 @@ use crate::{
     backend::userspace,
     config::{self, Config, ConfigError, SeparationPolicy},
     error::Error,
+    tpm,
 };
 
 /// Attach encrypted block devices, with the key on another device.
@@ -84,6 +88,12 @@ enum Verb {
     #[command(subcommand)]
     Container(container::Container),
     #[command(subcommand)]
+    Policy(policy::Policy),
+    #[command(subcommand)]
+    Host(host::Host),
+    #[command(subcommand)]
+    Lockbox(lockbox::LockboxVerb),
+    #[command(subcommand)]
     Hook(hook::Hook),
     #[command(hide = true)]
     Man(man::Man),
@@ -119,6 +129,7 @@ impl Global {
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     keep_out_of_core_dumps();
+    tpm::silence();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -156,6 +167,9 @@ fn run(cli: &Cli) -> Result<ExitCode, Error> {
         Verb::Doctor(doctor) => doctor.run(global),
         Verb::Key(key) => key.run(global),
         Verb::Container(container) => container.run(global),
+        Verb::Policy(policy) => policy.run(global),
+        Verb::Host(host) => host.run(global),
+        Verb::Lockbox(lockbox) => lockbox.run(global),
         Verb::Hook(hook) => hook.run(global),
         Verb::Man(man) => man.run(),
         Verb::UserspaceWorker => Ok(()),

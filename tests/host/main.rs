@@ -5,11 +5,23 @@ mod luks2;
 #[path = "../common/shell.rs"]
 mod shell;
 mod site;
+#[path = "../common/swtpm.rs"]
+mod swtpm;
+#[path = "../common/wiretap.rs"]
+mod wiretap;
 
 mod attach;
 mod busy;
+mod container;
+mod enrol;
 mod foreign;
 mod format;
+mod lockbox;
 mod refusals;
 mod secrets;
 mod separation;
+mod tpm;
+mod tpm_attach;
+mod tpm_bus;
+mod tpm_interop;
+mod tpm_measured;

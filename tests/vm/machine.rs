@@ -154,14 +154,14 @@ impl Machine {
             }),
         );
         let disk = Disk { serial, file: file.to_owned() };
-        self.ok(&format!("for i in $(seq 100); do [ -e {0} ] && exit 0; sleep 0.1; done; exit 1", disk.path()));
+        self.ok(&format!("for i in $(seq 600); do [ -e {0} ] && exit 0; sleep 0.1; done; exit 1", disk.path()));
         disk
     }
 
     /// Pulls a disk out, in use or not.
     pub fn unplug(&mut self, disk: &Disk) {
         self.qmp("device_del", json!({"id": disk.serial}));
-        self.ok(&format!("for i in $(seq 100); do [ -e {0} ] || exit 0; sleep 0.1; done; exit 1", disk.path()));
+        self.ok(&format!("for i in $(seq 600); do [ -e {0} ] || exit 0; sleep 0.1; done; exit 1", disk.path()));
     }
 
     fn agent_line(&mut self) -> String {
