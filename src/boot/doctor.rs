@@ -119,6 +119,7 @@ fn examine_part(initrd: &Initrd, part: &Part) -> Finding {
     match part {
         Part::Program(path) => examine_file(initrd, "program", path),
         Part::File(path) => examine_file(initrd, "file", path),
+        Part::Library(path) => examine_file(initrd, "library", path),
         Part::Module(name) => {
             let is = if has_module(initrd, name) { Health::Well } else { Health::Missing };
             Finding::new(part.to_string(), is, (is != Health::Well).then_some("the kernel cannot load it"))

@@ -13,9 +13,11 @@ use super::{Planned, plan};
 use crate::{
     config::{Config, IMAGES, Location, SeparationLevel, SeparationPolicy, StoreConfig},
     error::{Error, chain},
-    key::{Place, StoreName},
+    key::{KeyReference, Place, StoreName},
     separation::{self, Inventory, Surroundings},
-    store, volume,
+    store,
+    tpm::IdentityFile,
+    volume,
 };
 
 /// What dm-crypt takes for aes-xts-plain64, and libcryptsetup for keyslots; on another architecture some are not known.
@@ -28,6 +30,8 @@ pub enum Part {
     Program(PathBuf),
     /// A file.
     File(PathBuf),
+    /// A library that is loaded by name when it is needed, with those that it needs.
+    Library(PathBuf),
     /// A kernel module, if the kernel has it as a module.
     Module(String),
 }
@@ -38,6 +42,7 @@ impl fmt::Display for Part {
         match self {
             Self::Program(path) => write!(f, "program {}", path.display()),
             Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Library(path) => write!(f, "library {}", path.display()),
             Self::Module(name) => write!(f, "module {name}"),
         }
     }
@@ -88,6 +93,8 @@ pub fn image(config: &Config, crypttab: Option<&str>) -> Result<Image, Error> {
     for name in &stores {
         image.store(config, name, config.store(name)?, &planned)?;
     }
+    image.lockbox(config, &planned)?;
+    image.tpm(config, &planned)?;
     if needs_network_for(config, &stores)? {
         image.parts.extend(network_modules().into_iter().map(Part::Module));
     }
@@ -100,7 +107,10 @@ pub fn needs_network(config: &Config, crypttab: Option<&str>) -> Result<bool, Er
 }
 
 fn needs_network_for(config: &Config, stores: &BTreeSet<StoreName>) -> Result<bool, Error> {
-    for name in stores {
+    if stores.is_empty() {
+        return Ok(false);
+    }
+    for name in stores.iter().chain(config.lockbox.as_ref().map(|lockbox| &lockbox.store)) {
         if !store::servers(config.store(name)?)?.is_empty() {
             return Ok(true);
         }
@@ -144,14 +154,67 @@ impl Image {
             self.secret_or_file(config, &file, is_secret, "what logs in there gets unsealed keys", planned)?;
         }
         for identity in &store.sealing.identities {
-            let is_secret = !is_bound_to_tpm(identity);
-            self.secret_or_file(config, identity, is_secret, "it is a private key that any machine can use", planned)?;
+            self.identity(config, identity, planned)?;
         }
         // What this host has seen of the store, so that the store cannot show the boot something older.
         for folder in ["generations", "containers"] {
             for file in files_below(&config.state.join(folder).join(name.as_str())) {
                 self.file(config, &file);
             }
+        }
+        Ok(())
+    }
+
+    fn identity(&mut self, config: &Config, path: &Path, planned: &[Planned]) -> Result<(), Error> {
+        let is_secret = !IdentityFile::is_at(path);
+        self.secret_or_file(config, path, is_secret, "it is a private key that any machine can use", planned)
+    }
+
+    /// What opens the lockbox, what this host remembers of it, and its entries for the volumes of the boot.
+    fn lockbox(&mut self, config: &Config, planned: &[Planned]) -> Result<(), Error> {
+        let Some(lockbox) = &config.lockbox else { return Ok(()) };
+        for identity in &lockbox.identities {
+            self.identity(config, identity, planned)?;
+        }
+        self.parts.extend(
+            files_below(&config.state.join("host").join(format!("{}.json", lockbox.host))).into_iter().map(Part::File),
+        );
+        // Sealed, but of use to whoever has this host: they are not to rest on the disk of what they open.
+        let copy = lockbox.offline.then(|| lockbox.offline_copy(&config.state));
+        let entries = planned.iter().flat_map(|planned| keys(planned)).flat_map(|key| {
+            files_below(&lockbox.path.join(key.store.as_str())).into_iter().filter(move |path| {
+                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&key.key.to_string()))
+            })
+        });
+        for path in entries.chain(copy.filter(|path| path.exists())) {
+            if config.boot.mount_of(&path).is_some() {
+                continue;
+            }
+            match shares_disk(config, planned)? {
+                None => self.file(config, &path),
+                Some(why) => self.kept_out.push(KeptOut { path, why: format!("it helps to open a volume, and {why}") }),
+            }
+        }
+        Ok(())
+    }
+
+    /// What the TPM takes: its driver, the library that talks to it, and the files of the policy.
+    fn tpm(&mut self, config: &Config, planned: &[Planned]) -> Result<(), Error> {
+        let is_tpm = |part: &Part| matches!(part, Part::File(path) if IdentityFile::is_at(path));
+        if !self.parts.iter().any(is_tpm) {
+            return Ok(());
+        }
+        let tcti = config.tpm.tcti();
+        let name = tcti.split(':').next().unwrap_or_default();
+        self.parts.extend(library(&format!("libtss2-tcti-{name}.so.0")).map(Part::Library));
+        self.parts.extend(tpm_modules().into_iter().map(Part::Module));
+        for file in config.tpm.signatures.iter().chain(&config.tpm.site_key) {
+            if file.exists() && !file.starts_with("/run") {
+                self.file(config, file);
+            }
+        }
+        if let Some(pin) = &config.tpm.pin {
+            self.secret_or_file(config, pin, true, "it is the PIN of this host's key", planned)?;
         }
         Ok(())
     }
@@ -195,11 +258,6 @@ fn shares_disk(config: &Config, planned: &[Planned]) -> Result<Option<String>, E
     Ok(None)
 }
 
-/// Whether only this machine's TPM can use the key ("TSS2 PRIVATE KEY", draft-woodhouse-cert-best-practice section 3).
-fn is_bound_to_tpm(path: &Path) -> bool {
-    fs::read_to_string(path).is_ok_and(|pem| pem.contains("-----BEGIN TSS2 PRIVATE KEY-----"))
-}
-
 /// Certificates hide nothing.
 fn is_public(path: &Path) -> bool {
     fs::read_to_string(path)
@@ -220,9 +278,33 @@ fn file_system_modules(kind: &str) -> Vec<String> {
     [kind].iter().chain(others).map(|name| (*name).to_owned()).collect()
 }
 
+/// The keys of a volume, as far as they can be told now.
+fn keys(planned: &Planned) -> Vec<KeyReference> {
+    let in_token = || volume::probe(planned.device.path(), planned.header.as_deref()).ok()?.luks()?.reference.clone();
+    if planned.keys.is_empty() { in_token().into_iter().collect() } else { planned.keys.clone() }
+}
+
+/// A library beside those of libtss2 that this process has loaded.
+fn library(name: &str) -> Option<PathBuf> {
+    let maps = fs::read_to_string("/proc/self/maps").ok()?;
+    let tss = maps.lines().find_map(|line| line.split_once('/').filter(|(_, path)| path.contains("libtss2-")))?;
+    let path = Path::new("/").join(tss.1).with_file_name(name);
+    path.exists().then_some(path)
+}
+
+/// The modules that drive this machine's TPM; the usual ones where none is seen.
+fn tpm_modules() -> BTreeSet<String> {
+    let found = driver_modules("/sys/class/tpm");
+    if found.is_empty() { ["tpm_tis", "tpm_crb"].map(str::to_owned).into() } else { found }
+}
+
 /// The modules that drive this machine's network interfaces, and the buses that they are on.
 fn network_modules() -> BTreeSet<String> {
-    let interfaces = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    driver_modules("/sys/class/net")
+}
+
+fn driver_modules(class: &str) -> BTreeSet<String> {
+    let interfaces = fs::read_dir(class).into_iter().flatten().flatten();
     let devices = interfaces.filter_map(|interface| fs::canonicalize(interface.path().join("device")).ok());
     let drivers = devices.flat_map(|device| {
         let above: Vec<PathBuf> =

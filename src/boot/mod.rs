@@ -43,6 +43,9 @@ use crate::{
 /// Where a boot leaves its record for those who look later; a tmpfs that outlives the initramfs.
 pub const RECORD: &str = "/run/cryptattach/boot.json";
 
+/// How long the end of a boot waits for the TPM to extend PCR 15; old chips take half a second.
+const LONGEST_LATCH: Duration = Duration::from_secs(10);
+
 /// A volume that this boot attaches.
 #[derive(Clone, Debug)]
 pub struct Planned {
@@ -83,6 +86,9 @@ pub enum BootError {
         /// How long it was waited for.
         after: Duration,
     },
+    /// The lockbox did not open, for another volume of this boot either.
+    #[error("the lockbox is closed: {0}")]
+    LockboxClosed(String),
     /// A file system with keys cannot be mounted.
     #[error("cannot mount {device} on {}", .at.display())]
     Mount {
@@ -326,11 +332,10 @@ impl Boot {
             let _ = self.sender.send(Report::Failed(number, By::Device, error));
         }
         let left = Arc::new(());
-        for key in keys {
+        for by in self.sources.of(&keys) {
             let (sources, sender, volume) = (self.sources.clone(), self.sender.clone(), volume.clone());
             let (claim, options, left) = (self.claims[number].clone(), activation(planned, &volume), left.clone());
             thread::spawn(move || {
-                let by = By::Store(key);
                 let attached =
                     sources.fetch(number, &volume, &by).and_then(|key| claim.attach(&volume, &key, &options));
                 report_attached(&sender, number, by, attached);
@@ -419,11 +424,27 @@ impl Boot {
         self.states.iter().all(settled) || Instant::now() >= self.deadline
     }
 
+    /// The latch, but no wait for a TPM that hangs.
+    fn latch(&mut self) {
+        let (sender, done) = mpsc::channel();
+        let sources = self.sources.clone();
+        thread::spawn(move || {
+            let _ = sender.send(sources.latch());
+        });
+        match done.recv_timeout(LONGEST_LATCH) {
+            Ok(Ok(true)) => self.record.note("PCR 15 is latched"),
+            Ok(Ok(false)) => {}
+            Ok(Err(error)) => self.record.say(&format!("PCR 15 is not latched: {}", line(&error))),
+            Err(_) => self.record.say("PCR 15 is not latched: the TPM does not answer"),
+        }
+    }
+
     fn end(mut self) -> Result<(), Error> {
         self.prompt = None;
         self.sources.unmount();
         let open = |number: &usize| !matches!(self.states[*number], State::Done);
         let left: Vec<usize> = (0..self.states.len()).filter(open).collect();
+        self.latch();
         let names: Vec<String> = left.iter().map(|number| self.planned[*number].name.to_string()).collect();
         self.record.end(&left, self.config.boot.total);
         if names.is_empty() { Ok(()) } else { Err(BootError::Unfinished(names).into()) }

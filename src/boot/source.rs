@@ -4,8 +4,12 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::ToSocketAddrs,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError, mpsc::Sender},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc::Sender,
+    },
     time::Instant,
 };
 
@@ -19,9 +23,11 @@ use crate::{
     backend::{self, Activate},
     config::{Config, DeviceSpec},
     container::Container,
-    error::Error,
+    error::{Error, chain},
     key::{KeyReference, StoreName, VolumeKey},
+    lockbox::Lockbox,
     store,
+    tpm::{IdentityFile, Tpm},
     volume::{self, Volume},
 };
 
@@ -30,6 +36,8 @@ use crate::{
 pub enum By {
     /// A key in a store.
     Store(KeyReference),
+    /// The same, with the lockbox open: its entry, or what is sealed to this host.
+    Lockbox(KeyReference),
     /// A person.
     Passphrase,
     /// It was attached before.
@@ -42,6 +50,7 @@ impl fmt::Display for By {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Store(key) => key.fmt(f),
+            Self::Lockbox(key) => write!(f, "{key} with the lockbox"),
             Self::Passphrase => f.write_str("passphrase"),
             Self::Before => f.write_str("another program"),
             Self::Device => f.write_str("device"),
@@ -74,6 +83,10 @@ pub struct Sources {
     deadline: Instant,
     containers: Mutex<BTreeMap<StoreName, Arc<Container>>>,
     mounts: Mounts,
+    /// Opened by the first who needs it, once; why it is closed, in words.
+    lockbox: OnceLock<Result<(), String>>,
+    /// The TPM has been asked for a key.
+    tpm_used: AtomicBool,
     /// What is waited for.
     pub waits: Waits,
     reports: Sender<Report>,
@@ -83,7 +96,16 @@ impl Sources {
     /// None is asked yet.
     pub fn new(config: Arc<Config>, deadline: Instant, reports: Sender<Report>) -> Self {
         let mounts = Mounts::of(&config.boot.mounts);
-        Self { config, deadline, containers: Mutex::default(), mounts, waits: Waits::default(), reports }
+        Self {
+            config,
+            deadline,
+            containers: Mutex::default(),
+            mounts,
+            lockbox: OnceLock::new(),
+            tpm_used: AtomicBool::new(false),
+            waits: Waits::default(),
+            reports,
+        }
     }
 
     /// The volume, once its device is there.
@@ -95,17 +117,103 @@ impl Sources {
         Ok(volume::probe(planned.device.path(), planned.header.as_deref())?)
     }
 
+    /// Who may have a volume's key: the lockbox, and the store itself if this host has a private key for it besides.
+    pub fn of(&self, keys: &[KeyReference]) -> Vec<By> {
+        let has_lockbox = self.config.lockbox.is_some();
+        let has_identities =
+            |key: &KeyReference| self.config.store(&key.store).is_ok_and(|store| !store.sealing.identities.is_empty());
+        let of = |key: &KeyReference| {
+            let from_store = (!has_lockbox || has_identities(key)).then(|| By::Store(key.clone()));
+            has_lockbox.then(|| By::Lockbox(key.clone())).into_iter().chain(from_store)
+        };
+        keys.iter().flat_map(of).collect()
+    }
+
     /// The volume's key, once the way to it is there.
     pub fn fetch(&self, number: usize, volume: &Volume, by: &By) -> Result<VolumeKey, Error> {
-        let By::Store(reference) = by else { return Err(Error::NoReference(volume.device.path.clone())) };
-        let store = self.config.store(&reference.store)?;
-        for path in store.paths() {
-            self.await_path(number, path)?;
-        }
-        self.await_route(number, &store::servers(store)?)?;
-        let container = self.container(&reference.store)?;
+        let (reference, container) = match by {
+            By::Store(reference) => {
+                let store = self.config.store(&reference.store)?;
+                self.await_files(number, &store.paths())?;
+                self.await_route(number, &store::servers(store)?)?;
+                (reference, self.container(&reference.store)?)
+            }
+            By::Lockbox(reference) => {
+                self.open_lockbox(number)?;
+                // Of its own: whether the lockbox is open is looked at once.
+                let container = Container::open(&self.config, &reference.store, None)?.lockbox_first();
+                (reference, Arc::new(container))
+            }
+            By::Passphrase | By::Before | By::Device => return Err(Error::NoReference(volume.device.path.clone())),
+        };
         attach::separate(&self.config, &container, reference, volume, None, Strictness::default())?;
         attach::open(&container, reference, volume)
+    }
+
+    /// Opens the lockbox, once for all volumes; who comes second waits for the first.
+    fn open_lockbox(&self, number: usize) -> Result<(), Error> {
+        let mut error = None;
+        let opened = self.lockbox.get_or_init(|| {
+            self.try_lockbox(number).map_err(|failed| {
+                let words = chain(&failed);
+                error = Some(failed);
+                words
+            })
+        });
+        match (opened, error) {
+            (Ok(()), _) => Ok(()),
+            (Err(_), Some(error)) => Err(error),
+            (Err(why), None) => Err(BootError::LockboxClosed(why.clone()).into()),
+        }
+    }
+
+    fn try_lockbox(&self, number: usize) -> Result<(), Error> {
+        let lockbox = Lockbox::configured(&self.config)?;
+        let Some(settings) = &self.config.lockbox else { return Ok(()) };
+        let store = self.config.store(&settings.store)?;
+        let identities = if settings.identities.is_empty() { &store.sealing.identities } else { &settings.identities };
+        self.await_files(number, &identities.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+        if !settings.offline {
+            self.await_route(number, &store::servers(store)?)?;
+            return Ok(lockbox.open(&self.config, None).map(drop)?);
+        }
+        // The copy on this host does as well: the store is asked whether this host is still admitted, but not waited for.
+        let mut impatient = Config::read(&self.config.path)?;
+        for store in impatient.stores.values_mut() {
+            store.network.total_seconds = self.config.boot.prompt_after.as_secs_f64();
+        }
+        Ok(lockbox.open(&impatient, None).map(drop)?)
+    }
+
+    /// Waits for the file systems that these files are on, and for the TPM if one of them is a key of it.
+    fn await_files(&self, number: usize, paths: &[&Path]) -> Result<(), Error> {
+        for path in paths {
+            self.await_path(number, path)?;
+        }
+        if paths.iter().any(|path| IdentityFile::is_at(path)) {
+            self.tpm_used.store(true, Ordering::Relaxed);
+            if let Some(device) = self.config.tpm.tcti().strip_prefix("device:") {
+                let device = Path::new(device).to_owned();
+                self.wait(number, Announced::Devices, &format!("the TPM {}", device.display()), || device.exists())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Extends PCR 15, if the TPM was asked for a key: nothing that runs later in this boot can use it again. False if there
+    /// is nothing to latch.
+    pub fn latch(&self) -> Result<bool, Error> {
+        let asked = self.tpm_used.load(Ordering::Relaxed);
+        let device = self.config.tpm.tcti();
+        let is_there = device.strip_prefix("device:").is_none_or(|device| Path::new(device).exists());
+        if !asked || !is_there || !self.config.tpm.latch {
+            return Ok(false);
+        }
+        let tpm = Tpm::open(&self.config.tpm)?;
+        if !tpm.is_latched()? {
+            tpm.latch()?;
+        }
+        Ok(true)
     }
 
     /// One per store: its connections, its log-in and the container keys that it has opened are for all volumes.

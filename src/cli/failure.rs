@@ -102,7 +102,7 @@ pub fn exit_code(error: &Error) -> u8 {
 fn boot(error: &BootError) -> u8 {
     match error {
         BootError::Unfinished(_) => 81,
-        BootError::TooLate { .. } => 69,
+        BootError::TooLate { .. } | BootError::LockboxClosed(_) => 69,
         BootError::Mount { .. } | BootError::Image { .. } => 74,
         BootError::Unfit(_) => 78,
     }
@@ -392,7 +392,7 @@ fn boot_next_step(error: &BootError) -> Option<&'static str> {
         }
         BootError::Mount { .. } => "check the device's file system, and its type in [[boot.mounts]]",
         BootError::Unfit(_) => "change the configuration or make the image anew (update-initramfs -u, dracut -f)",
-        BootError::Image { .. } => return None,
+        BootError::Image { .. } | BootError::LockboxClosed(_) => return None,
     })
 }
 

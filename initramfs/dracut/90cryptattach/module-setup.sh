@@ -24,7 +24,7 @@ installkernel() {
 
 install() {
     # The warnings of this one are shown: what is kept out of the image, and why.
-    cryptattach boot --image-parts | sed -nE 's/^(program|file) //p' | while read -r path; do
+    cryptattach boot --image-parts | sed -nE 's/^(program|library|file) //p' | while read -r path; do
         inst "$path"
     done
     inst_multiple -o systemd-ask-password
