@@ -3,14 +3,13 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    net::ToSocketAddrs,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc::Sender,
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -74,6 +73,17 @@ impl Claim {
             *attached = true;
         }
         Ok(())
+    }
+}
+
+/// How long a store is asked whether this host is still admitted, where a copy of the lockbox key does without.
+const LONGEST_QUESTION: Duration = Duration::from_secs(2);
+
+/// Whether there is a way to a server, as far as this host knows.
+fn is_reachable(server: &store::Server) -> bool {
+    match server.address() {
+        Some(address) => wait::has_route((address, server.port).into()),
+        None => wait::has_address(),
     }
 }
 
@@ -179,8 +189,9 @@ impl Sources {
         }
         // The copy on this host does as well: the store is asked whether this host is still admitted, but not waited for.
         let mut impatient = Config::read(&self.config.path)?;
+        let patience = if store::servers(store)?.iter().any(is_reachable) { LONGEST_QUESTION } else { Duration::ZERO };
         for store in impatient.stores.values_mut() {
-            store.network.total_seconds = self.config.boot.prompt_after.as_secs_f64();
+            store.network.total_seconds = patience.as_secs_f64();
         }
         Ok(lockbox.open(&impatient, None).map(drop)?)
     }
@@ -242,12 +253,8 @@ impl Sources {
     /// any address of this host will do.
     fn await_route(&self, number: usize, servers: &[store::Server]) -> Result<(), Error> {
         let Some(first) = servers.first() else { return Ok(()) };
-        let reachable = |server: &store::Server| match (server.address(), server.port) {
-            (Some(address), port) => (address, port).to_socket_addrs().into_iter().flatten().any(wait::has_route),
-            (None, _) => wait::has_address(),
-        };
         let what = format!("a route to {}", first.host);
-        self.wait(number, Announced::Routes, &what, || servers.iter().any(reachable))
+        self.wait(number, Announced::Routes, &what, || servers.iter().any(is_reachable))
     }
 
     fn wait(

@@ -142,6 +142,54 @@ impl Site {
         initrd
     }
 
+    /// Enrols a machine by the TPM in `tpm.box`: the store `box`, with the root's key `key`, opens by its lockbox only. The site
+    /// signs the boot state `values`; with none of it the TPM does not open. The machine's files are put where its initramfs
+    /// `name` is made.
+    pub fn enrol(&self, name: &str, values: &str) -> String {
+        let files = self.file(&format!("{name}.files"));
+        let tpm = self.file(&format!("{name}.tpm"));
+        fs::create_dir_all(&tpm).unwrap();
+        fs::write(self.file("values.json"), values).unwrap();
+        self.sh(&format!(
+            "rm -rf box && mkdir box && cd box && mkdir state
+            swtpm socket --tpm2 --tpmstate dir={tpm} --server type=unixio,path=$PWD/tpm --ctrl type=unixio,path=$PWD/tpm.ctrl \
+                --flags not-need-init,startup-clear 2>/dev/null & swtpm=$!
+            trap 'kill $swtpm' EXIT
+            for i in $(seq 100); do [ -e tpm ] && break; sleep 0.1; done
+            export CRYPTATTACH_TCTI=swtpm:path=$PWD/tpm
+            openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out owner.key
+            openssl pkey -in owner.key -pubout -out owner.pem
+            openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out site.key
+            openssl pkey -in site.key -pubout -out site.pem
+            store='[stores.box]\ntype = \"directory\"\npath = \"keys\"\nowner = \"owner.pem\"\nno_escrow = true\n'
+            printf \"state = 'astate'\n[audit]\nfile = 'audit'\n[tpm]\nsite_key = 'site.pem'\n${{store}}identities = ['owner.key']\n\" >admin.toml
+            printf \"state = 'state'\n[audit]\nfile = 'audit'\n[tpm]\nidentity = 'host.tpm.pem'\nsite_key = 'site.pem'\nsignatures = ['now.json']\n\
+[lockbox]\nhost = 'vm'\nstore = 'box'\nidentities = ['host.tpm.pem']\npath = 'lockbox'\nlifetime_hours = 100\noffline = true\n$store\" >host.toml
+            mkdir keys
+            admin=\"$CRYPTATTACH --config admin.toml\" host=\"$CRYPTATTACH --config host.toml\"
+            $admin container create box
+            $host host enrol --output bundle
+            $admin host challenge bundle --trust-first-use --output challenge
+            $host host answer challenge --output answer
+            $admin host admit answer --store box
+            key=$($admin key import $TREE/root.img --key-file $TREE/passphrase --allow-shared --store box)
+            $host policy sign --private-key site.key --current 4+7 >now.json
+            $host lockbox open
+            $host lockbox add $key
+            $host policy sign --private-key site.key --values ../values.json >signed.json
+            mkdir -p {files}/etc/cryptattach {files}/var/lib/cryptattach/host
+            cp host.tpm.pem site.pem {files}/etc/cryptattach/
+            cp signed.json {files}/etc/cryptattach/tpm2-pcr-signature.json
+            cp state/host/vm.* {files}/var/lib/cryptattach/host/
+            cp -r lockbox {files}/var/lib/cryptattach/
+            $host lockbox close
+            echo $key >key",
+            files = files.display(),
+            tpm = tpm.display(),
+        ));
+        self.sh("cat box/key")
+    }
+
     /// A machine with the root disk, this initramfs, and a log of its console.
     pub fn parts(&self, initrd: &Initrd) -> Parts {
         Parts {

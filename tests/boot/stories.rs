@@ -19,6 +19,9 @@ pub const STORIES: &[Story] = &[
     ("a key that is not there is told and left to the system", no_such_key),
     ("when time is over the system asks as ever", out_of_time),
     ("a volume that is none of ours is left to the system at once", not_ours),
+    ("the TPM's lockbox opens the root without a network", lockbox),
+    ("in another boot state the TPM refuses and a person is asked", wrong_pcr),
+    ("a TPM that is not there is waited for beside the prompt", no_tpm),
     ("dracut: a directory on another disk opens the root", dracut),
     ("dracut: a person is asked by systemd's way", dracut_person),
     ("the doctor finds what is missing and what should not be there", doctor),
@@ -187,6 +190,71 @@ fn not_ours(site: &Site, story: &str) {
     parts.disks = vec![("root".to_owned(), site.tree("root.img"))];
     let record = boots_by_the_system(&mut site.start(story, &parts));
     assert_eq!(record["volumes"][0]["result"], "not-ours");
+}
+
+/// PCRs 4 and 7 as this machine's firmware leaves them.
+fn values(site: &Site) -> String {
+    let parts = Parts {
+        disks: vec![("root".to_owned(), site.tree("root.img"))],
+        append: "guest-shows=pcrs".to_owned(),
+        tpm: Some(site.file("tpm.blank")),
+        ..site.parts(&net_initrd(site))
+    };
+    site.sh("mkdir -p tpm.blank");
+    let mut machine = site.start("values", &parts);
+    boots_by_the_system(&mut machine);
+    machine.see("PCRS ");
+    machine.see("\n");
+    let line = machine.shown.rsplit_once("PCRS ").unwrap().1;
+    line.lines().next().unwrap().to_ascii_lowercase()
+}
+
+/// A machine whose root's key comes out of its lockbox, which its TPM opens in that boot state.
+fn lockbox_parts(site: &Site, name: &str, values: &str) -> (Parts, String) {
+    let key = site.enrol(name, values);
+    let config = format!(
+        "[tpm]\nsite_key = \"site.pem\"\n[lockbox]\nhost = \"vm\"\nstore = \"box\"\nidentities = [\"host.tpm.pem\"]\n\
+         lifetime_hours = 100\noffline = true\n[boot]\n\
+         [[boot.volumes]]\nname = \"root\"\ndevice = \"UUID={UUID}\"\nkeys = [\"{key}\"]\n{}",
+        NET.replace("stores.net", "stores.box").replace("identities = [\"net.owner.key\"]\n", "")
+    );
+    let initrd = site.initrd(name, &config);
+    assert!(!initrd.doctor.contains("unfit"), "{}\n{}", initrd.warnings, initrd.doctor);
+    let parts = Parts {
+        tpm: Some(site.file(&format!("{name}.tpm"))),
+        append: "guest-shows=pcrs".into(),
+        ..site.parts(&initrd)
+    };
+    (parts, key)
+}
+
+fn lockbox(site: &Site, story: &str) {
+    let (parts, key) = lockbox_parts(site, "lockbox", &values(site));
+    let mut machine = site.start(story, &parts);
+    boots(&mut machine, &format!("{key} with the lockbox"));
+    // Latched: nothing that runs later in this boot opens the lockbox again.
+    machine.see("PCRS ");
+    machine.see("END");
+    let pcrs = machine.shown.rsplit_once("PCRS ").unwrap().1.to_owned();
+    assert!(!pcrs.contains(&format!("\"15\":\"{}\"", "0".repeat(64))), "{pcrs}");
+}
+
+fn wrong_pcr(site: &Site, story: &str) {
+    let other = format!("{{\"4\":\"{}\",\"7\":\"{}\"}}", "11".repeat(32), "22".repeat(32));
+    let (parts, _) = lockbox_parts(site, "other-state", &other);
+    let mut machine = site.start(story, &parts);
+    machine.see("root: the lockbox key of 'vm' is refused");
+    let record = boots_by_the_system(&mut machine);
+    assert_eq!(record["volumes"][0]["failures"][0]["reason"], 79, "{record}");
+}
+
+fn no_tpm(site: &Site, story: &str) {
+    let (parts, _) = lockbox_parts(site, "no-tpm", "{\"4\":\"00\"}".replace("00", &"33".repeat(32)).as_str());
+    let mut machine = site.start(story, &Parts { tpm: None, ..parts });
+    machine.see("waiting for the TPM /dev/tpmrm0 (");
+    machine.see("Please unlock disk root (it is being opened automatically, too): ");
+    machine.type_line(PASSPHRASE);
+    boots(&mut machine, "passphrase");
 }
 
 fn dracut_parts(site: &Site) -> Parts {
