@@ -18,7 +18,7 @@ use super::{
     wait::{self, Waits},
 };
 use crate::{
-    attach::{self, Strictness},
+    attach::{self, Case, Strictness},
     backend::{self, Activate},
     config::{Config, DeviceSpec},
     container::Container,
@@ -156,7 +156,7 @@ impl Sources {
             }
             By::Passphrase | By::Before | By::Device => return Err(Error::NoReference(volume.device.path.clone())),
         };
-        attach::separate(&self.config, &container, reference, volume, None, Strictness::default())?;
+        Case::new(&self.config, &container, reference, volume).separate(None, Strictness::default())?;
         attach::open(&container, reference, volume)
     }
 
