@@ -69,7 +69,7 @@ impl Machine {
             .args([
                 "-append",
                 &format!(
-                    "console=ttyS0 quiet panic=-1 root=/dev/mapper/root rw init=/sbin/guest-init {}",
+                    "console=ttyS0 quiet panic=-1 no_timer_check root=/dev/mapper/root rw init=/sbin/guest-init {}",
                     parts.append
                 ),
             ]);

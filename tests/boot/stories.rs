@@ -206,7 +206,7 @@ fn values(site: &Site) -> String {
     machine.see("PCRS ");
     machine.see("\n");
     let line = machine.shown.rsplit_once("PCRS ").unwrap().1;
-    line.lines().next().unwrap().to_ascii_lowercase()
+    line.split_once('}').unwrap().0.to_ascii_lowercase() + "}"
 }
 
 /// A machine whose root's key comes out of its lockbox, which its TPM opens in that boot state.
