@@ -3,11 +3,9 @@
 use std::{
     fs::File,
     io::{self, Seek, SeekFrom},
+    ops::Range,
     os::unix::fs::FileExt,
-    sync::{
-        PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use nix::{
@@ -17,11 +15,21 @@ use nix::{
 };
 use zeroize::Zeroize;
 
-use super::xts::Xts;
+use super::{
+    discard::discard,
+    ranges::{Access, Ranges},
+    xts::Xts,
+};
 use crate::{key::VolumeKey, volume::Geometry};
 
 /// Where buffers for `O_DIRECT` begin in memory: at a multiple of any block size that Linux has.
 const BUFFER_ALIGNMENT: usize = 4096;
+
+/// Larger requests are rare: their buffers are not kept.
+const KEPT_BYTES: usize = 2 << 20;
+
+/// Written again and again where zeroes are to be read.
+static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// A volume's plaintext, over its open device.
 pub struct Image {
@@ -32,9 +40,10 @@ pub struct Image {
     size: AtomicU64,
     /// What is read and written at once: the encryption sector, or the device's block where that is larger.
     unit: u64,
-    /// Writers of whole units share it. A writer of a part reads, changes and writes back a whole unit and must be alone,
-    /// or it would undo what another wrote to the rest of the unit.
-    partial_write: RwLock<()>,
+    /// A writer has its units for itself. One that writes a part reads, changes and writes back a whole unit, and would
+    /// undo what another wrote to the rest of it; and of two that write the same unit, the device may keep a half each.
+    requests: Ranges,
+    discards: bool,
 }
 
 /// A buffer for one request, aligned for `O_DIRECT`; it grows and is used again. It holds plaintext: wiped on drop.
@@ -45,9 +54,10 @@ pub struct Scratch {
 
 impl Scratch {
     fn aligned(&mut self, length: usize) -> &mut [u8] {
-        if self.bytes.len() < length + BUFFER_ALIGNMENT {
+        let (needed, has) = (length + BUFFER_ALIGNMENT, self.bytes.len());
+        if has < needed || (has > KEPT_BYTES && needed <= KEPT_BYTES) {
             self.bytes.zeroize();
-            self.bytes = vec![0; length + BUFFER_ALIGNMENT];
+            self.bytes = vec![0; needed];
         }
         let start = self.bytes.as_ptr().align_offset(BUFFER_ALIGNMENT);
         &mut self.bytes[start..start + length]
@@ -68,6 +78,12 @@ struct Span {
     length: usize,
     /// Where the request begins in the span.
     skip: usize,
+}
+
+impl Span {
+    fn range(&self) -> Range<u64> {
+        self.start..self.start + self.length as u64
+    }
 }
 
 impl Image {
@@ -93,7 +109,23 @@ impl Image {
             set_direct(&backing, false).ok();
         }
         let unit = direct.unwrap_or(sector);
-        Self { backing, cipher, data_offset, size: AtomicU64::new(size), unit, partial_write: RwLock::new(()) }
+        let (size, requests) = (AtomicU64::new(size), Ranges::default());
+        Self { backing, cipher, data_offset, size, unit, requests, discards: false }
+    }
+
+    /// Has [`Self::discard`] reach the device.
+    pub fn with_discards(self, discards: bool) -> Self {
+        Self { discards, ..self }
+    }
+
+    /// Whether discards reach the device.
+    pub fn passes_discards(&self) -> bool {
+        self.discards
+    }
+
+    /// The name of the XTS engine.
+    pub fn engine_name(&self) -> &'static str {
+        self.cipher.engine_name()
     }
 
     /// Number of plaintext bytes.
@@ -126,38 +158,67 @@ impl Image {
         }
         let span = self.span(offset, length);
         let units = scratch.aligned(span.length);
+        let _shared = self.requests.claim(span.range(), Access::Read);
         self.load(span.start, units)?;
         Ok(&units[span.skip..span.skip + length])
     }
 
     /// Writes all of `data` at `offset`; beyond the end is `ENOSPC`, as block devices have it.
     pub fn write_at(&self, offset: u64, data: &[u8], scratch: &mut Scratch) -> io::Result<()> {
-        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= self.size());
-        if end.is_none() {
-            return Err(Errno::ENOSPC.into());
-        }
+        self.check(offset, data.len() as u64)?;
         if data.is_empty() {
             return Ok(());
         }
         let span = self.span(offset, data.len());
         let units = scratch.aligned(span.length);
-        let whole = span.skip == 0 && span.length == data.len();
-        // The lock guards no data that a panicking writer could have left half changed.
-        if whole {
-            let _shared = self.partial_write.read().unwrap_or_else(PoisonError::into_inner);
-            units.copy_from_slice(data);
-            self.save(span.start, units)
+        let _alone = self.requests.claim(span.range(), Access::Write);
+        if span.length == data.len() {
+            self.cipher.encrypt(span.start, data, units);
         } else {
-            let _alone = self.partial_write.write().unwrap_or_else(PoisonError::into_inner);
             self.load(span.start, units)?;
             units[span.skip..span.skip + data.len()].copy_from_slice(data);
-            self.save(span.start, units)
+            self.cipher.encrypt_in_place(span.start, units);
+        }
+        self.backing.write_all_at(units, self.data_offset + span.start)
+    }
+
+    /// Makes the range read as zeroes. The device is written to: a hole in the ciphertext would be noise.
+    pub fn write_zeroes(&self, mut offset: u64, length: u64, scratch: &mut Scratch) -> io::Result<()> {
+        self.check(offset, length)?;
+        let end = offset + length;
+        while offset < end {
+            // Up to the next multiple, so that all but the first and the last are whole units.
+            let piece = (ZEROES.len() as u64 - offset % ZEROES.len() as u64).min(end - offset);
+            self.write_at(offset, &ZEROES[..usize::try_from(piece).expect("at most all")], scratch)?;
+            offset += piece;
+        }
+        Ok(())
+    }
+
+    /// Tells the device that the range is not needed any more, where that was allowed; what it reads as is not defined
+    /// then. Parts of units keep their data.
+    pub fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.check(offset, length)?;
+        let (start, end) = (offset.next_multiple_of(self.unit), (offset + length) / self.unit * self.unit);
+        if !self.discards || start >= end {
+            return Ok(());
+        }
+        let _alone = self.requests.claim(start..end, Access::Write);
+        match discard(&self.backing, self.data_offset + start..self.data_offset + end) {
+            // It is advice. Not every device or file system takes it.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+            result => result,
         }
     }
 
     /// Waits until all that was written is on the device, its own cache included.
     pub fn flush(&self) -> io::Result<()> {
         self.backing.sync_data()
+    }
+
+    fn check(&self, offset: u64, length: u64) -> io::Result<()> {
+        let fits = offset.checked_add(length).is_some_and(|end| end <= self.size());
+        if fits { Ok(()) } else { Err(Errno::ENOSPC.into()) }
     }
 
     fn span(&self, offset: u64, length: usize) -> Span {
@@ -169,13 +230,8 @@ impl Image {
 
     fn load(&self, start: u64, units: &mut [u8]) -> io::Result<()> {
         self.backing.read_exact_at(units, self.data_offset + start)?;
-        self.cipher.decrypt(start, units);
+        self.cipher.decrypt_in_place(start, units);
         Ok(())
-    }
-
-    fn save(&self, start: u64, units: &mut [u8]) -> io::Result<()> {
-        self.cipher.encrypt(start, units);
-        self.backing.write_all_at(units, self.data_offset + start)
     }
 }
 
@@ -275,7 +331,7 @@ mod tests {
             image.flush().unwrap();
             drop(image);
             set_direct(&backing, false).unwrap();
-            Xts::new(&key(), geometry.sector_size, geometry.iv_offset_sectors).encrypt(0, &mut model);
+            Xts::new(&key(), geometry.sector_size, geometry.iv_offset_sectors).encrypt_in_place(0, &mut model);
             let mut expected = vec![0; data_offset as usize];
             expected.extend(model);
             let mut rests = vec![0; expected.len()];

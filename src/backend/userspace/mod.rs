@@ -32,12 +32,14 @@ use crate::{
     volume::{CIPHER, Volume},
 };
 
+mod discard;
 mod fuse;
 mod image;
 mod lockdown;
 mod loop_device;
 mod places;
 mod protocol;
+mod ranges;
 mod removal;
 mod state;
 mod worker;
