@@ -43,7 +43,7 @@ mod ranges;
 mod removal;
 mod state;
 mod worker;
-mod xts;
+pub mod xts;
 
 pub use places::Places;
 pub use worker::{SUBCOMMAND, worker_main};

@@ -10,7 +10,7 @@ use crate::{
 };
 
 mod batched;
-mod reference;
+pub mod reference;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]

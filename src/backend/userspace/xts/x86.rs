@@ -1,4 +1,4 @@
-//! AES-XTS in x86-64's vector instructions: AES-NI (one block per register), VAES with 256 bits (two) and 512 bits (four).
+//! AES-XTS in x86-64's vector instructions: AES-NI with AVX's encoding (one block per register), VAES with 256 bits (two) and 512 bits (four).
 //!
 //! One kernel, written once as a macro, over the three widths: eight registers are in flight, which hides the latency of
 //! the AES instructions, and the tweaks of the next eight are computed beside them.
@@ -26,7 +26,8 @@ struct Schedule {
 /// The engines that this processor has, the fastest first.
 pub fn engines(key: &VolumeKey) -> Vec<Box<dyn Engine>> {
     let mut engines: Vec<Box<dyn Engine>> = Vec::new();
-    if !(is_x86_feature_detected!("aes") && is_x86_feature_detected!("pclmulqdq")) {
+    let basics = is_x86_feature_detected!("aes") && is_x86_feature_detected!("pclmulqdq");
+    if !(basics && is_x86_feature_detected!("avx")) {
         return engines;
     }
     let vaes = is_x86_feature_detected!("vaes") && is_x86_feature_detected!("vpclmulqdq");
@@ -319,7 +320,7 @@ engine! {
 
 engine! {
     /// One block per register.
-    AesNi, aes_ni, "AES-NI", features: "aes,pclmulqdq", register: __m128i, blocks: 1,
+    AesNi, aes_ni, "AES-NI", features: "avx,aes,pclmulqdq", register: __m128i, blocks: 1,
     load: _mm_loadu_si128, store: _mm_storeu_si128, broadcast: std::convert::identity, xor: _mm_xor_si128,
     encrypt: _mm_aesenc_si128, encrypt_last: _mm_aesenclast_si128,
     decrypt: _mm_aesdec_si128, decrypt_last: _mm_aesdeclast_si128,
