@@ -139,11 +139,9 @@ macro_rules! engine {
                 let keys = &self.0;
                 // SAFETY: an engine is made only where all these instruction sets have been detected.
                 unsafe {
-                    match (direction, keys.rounds) {
-                        (Direction::Encrypt, 10) => $kernel::run::<false, 10>(keys, from, to, sectors),
-                        (Direction::Decrypt, 10) => $kernel::run::<true, 10>(keys, from, to, sectors),
-                        (Direction::Encrypt, _) => $kernel::run::<false, 14>(keys, from, to, sectors),
-                        (Direction::Decrypt, _) => $kernel::run::<true, 14>(keys, from, to, sectors),
+                    match direction {
+                        Direction::Encrypt => $kernel::run::<false>(keys, from, to, sectors),
+                        Direction::Decrypt => $kernel::run::<true>(keys, from, to, sectors),
                     }
                 }
             }
@@ -161,14 +159,17 @@ macro_rules! engine {
             const BATCH: usize = REGISTERS * BLOCKS;
 
             #[target_feature(enable = $features)]
-            pub(super) fn run<const DECRYPT: bool, const ROUNDS: usize>(
+            pub(super) fn run<const DECRYPT: bool>(
                 keys: &Schedule,
                 from: Option<&[u8]>,
                 to: &mut [u8],
                 sectors: Sectors,
             ) {
-                let data_keys = broadcast(if DECRYPT { &keys.decrypt } else { &keys.encrypt });
-                let tweak_keys = broadcast(&keys.tweak);
+                let (data_keys, tweak_keys) =
+                    (broadcast(if DECRYPT { &keys.decrypt } else { &keys.encrypt }), broadcast(&keys.tweak));
+                // As many as there are, and not known to the compiler: it would unroll the rounds, and take the registers
+                // through them one after the other, not side by side.
+                let (data_keys, tweak_keys) = (&data_keys[..=keys.rounds], &tweak_keys[..=keys.rounds]);
                 let mut tweaks = [[0; 16]; BATCH];
                 let batch_bytes = BATCH * sectors.bytes;
                 for (batch, to) in to.chunks_mut(batch_bytes).enumerate() {
@@ -179,43 +180,48 @@ macro_rules! engine {
                     }
                     let (registers, _) = tweaks.as_flattened_mut().as_chunks_mut::<REGISTER_BYTES>();
                     if count <= BLOCKS {
-                        encrypt_tweaks::<1, ROUNDS>((&mut registers[..1]).try_into().expect("one"), &tweak_keys);
+                        encrypt_tweaks::<1>((&mut registers[..1]).try_into().expect("one"), tweak_keys);
                     } else {
-                        encrypt_tweaks::<REGISTERS, ROUNDS>(registers.try_into().expect("all"), &tweak_keys);
+                        encrypt_tweaks::<REGISTERS>(registers.try_into().expect("all"), tweak_keys);
                     }
-                    let from = from.map(|from| &from[batch * batch_bytes..][..to.len()]);
                     for (index, to) in to.chunks_exact_mut(sectors.bytes).enumerate() {
-                        let from = from.map(|from| from[index * sectors.bytes..][..sectors.bytes].as_chunks().0);
-                        sector::<DECRYPT, ROUNDS>(&data_keys, &tweaks[index], from, to.as_chunks_mut().0);
+                        // Not by `Option::map`, into which no code for other instruction sets is inlined.
+                        let from = match from {
+                            Some(from) => Some(from[batch * batch_bytes + index * sectors.bytes..][..sectors.bytes].as_chunks().0),
+                            None => None,
+                        };
+                        sector::<DECRYPT>(data_keys, &tweaks[index], from, to.as_chunks_mut().0);
                     }
                 }
             }
 
             #[inline]
             #[target_feature(enable = $features)]
-            fn encrypt_tweaks<const N: usize, const ROUNDS: usize>(
+            fn encrypt_tweaks<const N: usize>(
                 tweaks: &mut [[u8; REGISTER_BYTES]; N],
-                keys: &[$Register; 15],
+                keys: &[$Register],
             ) {
-                let mut state: [_; N] = std::array::from_fn(|at| $xor(load(&tweaks[at]), keys[0]));
-                for key in &keys[1..ROUNDS] {
+                let [first, middle @ .., last] = keys else { return };
+                let mut state: [_; N] = std::array::from_fn(|at| $xor(load(&tweaks[at]), *first));
+                for key in middle {
                     for state in &mut state {
                         *state = $encrypt(*state, *key);
                     }
                 }
                 for (tweak, state) in tweaks.iter_mut().zip(state) {
-                    store(tweak, $encrypt_last(state, keys[ROUNDS]));
+                    store(tweak, $encrypt_last(state, *last));
                 }
             }
 
             #[inline]
             #[target_feature(enable = $features)]
-            fn sector<const DECRYPT: bool, const ROUNDS: usize>(
-                keys: &[$Register; 15],
+            fn sector<const DECRYPT: bool>(
+                keys: &[$Register],
                 tweak: &[u8; 16],
                 from: Option<&[[u8; GROUP_BYTES]]>,
                 to: &mut [[u8; GROUP_BYTES]],
             ) {
+                let [whitening, rounds @ .., last] = keys else { return };
                 let first = $broadcast(load128(tweak));
                 let mut next: [_; STRIDE] = std::array::from_fn(|at| first_powers(first, (at * BLOCKS) as i64));
                 for (index, to) in to.iter_mut().enumerate() {
@@ -226,17 +232,21 @@ macro_rules! engine {
                     }
                     next = std::array::from_fn(|at| times_x8(masks[REGISTERS - STRIDE + at]));
 
-                    let source = from.map_or(&*to, |from| &from[index]).as_chunks::<REGISTER_BYTES>().0;
+                    let source = match from {
+                        Some(from) => &from[index],
+                        None => &*to,
+                    };
+                    let source = source.as_chunks::<REGISTER_BYTES>().0;
                     let mut state: [_; REGISTERS] =
-                        std::array::from_fn(|at| $xor($xor(load(&source[at]), masks[at]), keys[0]));
-                    for key in &keys[1..ROUNDS] {
+                        std::array::from_fn(|at| $xor($xor(load(&source[at]), masks[at]), *whitening));
+                    for key in rounds {
                         for state in &mut state {
                             *state = if DECRYPT { $decrypt(*state, *key) } else { $encrypt(*state, *key) };
                         }
                     }
-                    let (last, to) = (keys[ROUNDS], to.as_chunks_mut::<REGISTER_BYTES>().0);
+                    let to = to.as_chunks_mut::<REGISTER_BYTES>().0;
                     for at in 0..REGISTERS {
-                        let done = if DECRYPT { $decrypt_last(state[at], last) } else { $encrypt_last(state[at], last) };
+                        let done = if DECRYPT { $decrypt_last(state[at], *last) } else { $encrypt_last(state[at], *last) };
                         store(&mut to[at], $xor(done, masks[at]));
                     }
                 }
