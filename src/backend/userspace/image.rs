@@ -163,6 +163,18 @@ impl Image {
         Ok(&units[span.skip..span.skip + length])
     }
 
+    /// Fills `data` from `offset` on, all of which must be there.
+    pub fn read_into(&self, offset: u64, data: &mut [u8], scratch: &mut Scratch) -> io::Result<()> {
+        self.check(offset, data.len() as u64)?;
+        let span = self.span(offset, data.len());
+        if span.length == data.len() && data.as_ptr().addr().is_multiple_of(BUFFER_ALIGNMENT) {
+            let _shared = self.requests.claim(span.range(), Access::Read);
+            return self.load(span.start, data);
+        }
+        data.copy_from_slice(self.read_at(offset, data.len(), scratch)?);
+        Ok(())
+    }
+
     /// Writes all of `data` at `offset`; beyond the end is `ENOSPC`, as block devices have it.
     pub fn write_at(&self, offset: u64, data: &[u8], scratch: &mut Scratch) -> io::Result<()> {
         self.check(offset, data.len() as u64)?;

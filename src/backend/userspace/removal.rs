@@ -7,10 +7,13 @@ use std::{
 };
 
 use super::{
+    control::{self, Order, Reply},
+    export::Exported,
     fuse,
     loop_device::{Cleared, Flush, LoopDevice},
     places::Places,
     state::State,
+    ublk::UblkDevice,
 };
 use crate::{
     backend::{BackendError, Deferred, MappingName},
@@ -37,23 +40,65 @@ pub fn detach(places: &Places, name: &MappingName, deferred: Deferred) -> Result
 /// As [`detach`], for whoever has the name's lock.
 pub fn remove(places: &Places, state: &State, deferred: Deferred) -> Result<(), BackendError> {
     let worker_lives = state.worker.is_alive();
-    if let Some(device) = state.bound_loop_device(places) {
-        let cleared = match deferred {
-            Deferred::No => clear(device, state, worker_lives)?,
-            Deferred::Yes => device
-                .clear_when_unused(Duration::from_millis(200))
-                .map_err(BackendError::failed(format!("cannot have {} go", device.path().display())))?,
-        };
-        match (cleared, deferred) {
-            (Cleared::Gone, _) => {}
-            (Cleared::InUse, Deferred::No) => return Err(busy(state, device)),
-            // The worker sees it go. A dead one's loop device goes by itself.
-            (Cleared::InUse, Deferred::Yes) if worker_lives => return Ok(()),
-            (Cleared::InUse, Deferred::Yes) => {}
-        }
+    let gone = match state.exported(places) {
+        Some(Exported::Loop(device)) => clear_loop(device, state, worker_lives, deferred)?,
+        Some(Exported::Ublk(device)) => clear_ublk(device, state, worker_lives, deferred)?,
+        Some(Exported::Socket(_)) if worker_lives => end_socket(places, state, deferred)?,
+        Some(Exported::Socket(_)) | None => true,
+    };
+    // The worker sees its last user go. A dead one's device goes by itself.
+    if !gone && worker_lives {
+        return Ok(());
     }
     wait_for_end(state)?;
+    if let Some(device) = state.ublk_device {
+        device.sweep().map_err(BackendError::failed(format!("cannot remove {}", device.path().display())))?;
+    }
     sweep(places, &state.name)
+}
+
+/// Whether it has gone; otherwise it will, with its last user.
+fn clear_loop(device: LoopDevice, state: &State, worker_lives: bool, deferred: Deferred) -> Result<bool, BackendError> {
+    let cleared = match deferred {
+        Deferred::No => clear(device, state, worker_lives)?,
+        Deferred::Yes => device
+            .clear_when_unused(Duration::from_millis(200))
+            .map_err(BackendError::failed(format!("cannot have {} go", device.path().display())))?,
+    };
+    match (cleared, deferred) {
+        (Cleared::Gone, _) => Ok(true),
+        (Cleared::InUse, Deferred::No) => Err(busy(state, &Exported::Loop(device))),
+        (Cleared::InUse, Deferred::Yes) => Ok(false),
+    }
+}
+
+fn clear_ublk(device: UblkDevice, state: &State, worker_lives: bool, deferred: Deferred) -> Result<bool, BackendError> {
+    let path = device.path();
+    let cleared = device.clear(BUSY_PATIENCE, worker_lives).map_err(BackendError::failed(format!(
+        "cannot write all data of '{}' ({}) to {}",
+        state.name,
+        path.display(),
+        state.device.display()
+    )))?;
+    match (cleared, deferred) {
+        (Cleared::Gone, _) => Ok(true),
+        (Cleared::InUse, Deferred::No) => Err(busy(state, &Exported::Ublk(device))),
+        (Cleared::InUse, Deferred::Yes) => Err(BackendError::Unavailable(format!(
+            "cannot have {} go with its last user: ublk does not know who that is",
+            path.display()
+        ))),
+    }
+}
+
+fn end_socket(places: &Places, state: &State, deferred: Deferred) -> Result<bool, BackendError> {
+    let order = Order::End { deferred: deferred == Deferred::Yes };
+    let action = || format!("cannot have the worker of '{}' end", state.name);
+    match control::give(&places.control(&state.name), order).map_err(BackendError::failed(action()))? {
+        Reply::Done => Ok(true),
+        Reply::InUse(_) if deferred == Deferred::Yes => Ok(false),
+        Reply::InUse(holders) => Err(BackendError::Busy { name: state.name.clone(), holders }),
+        Reply::Failed(number) => Err(BackendError::failed(action())(io::Error::from_raw_os_error(number))),
+    }
 }
 
 /// Waits until the worker has ended.
@@ -84,10 +129,11 @@ fn clear(device: LoopDevice, state: &State, worker_lives: bool) -> Result<Cleare
     }
 }
 
-fn busy(state: &State, device: LoopDevice) -> BackendError {
-    let mut holders = holders::of_path(&device.path());
+fn busy(state: &State, exported: &Exported) -> BackendError {
+    let path = exported.path();
+    let mut holders = holders::of_path(&path);
     if holders.is_empty() {
-        holders.push(format!("someone who has {} mounted or open", device.path().display()));
+        holders.push(format!("someone who has {} mounted or open", path.display()));
     }
     BackendError::Busy { name: state.name.clone(), holders }
 }
