@@ -8,8 +8,11 @@ mod site;
 
 mod attach;
 mod busy;
+mod disk;
+mod exports;
 mod foreign;
 mod format;
 mod refusals;
+mod safety;
 mod secrets;
 mod separation;

@@ -93,11 +93,16 @@ fn clear_ublk(device: UblkDevice, state: &State, worker_lives: bool, deferred: D
 fn end_socket(places: &Places, state: &State, deferred: Deferred) -> Result<bool, BackendError> {
     let order = Order::End { deferred: deferred == Deferred::Yes };
     let action = || format!("cannot have the worker of '{}' end", state.name);
-    match control::give(&places.control(&state.name), order).map_err(BackendError::failed(action()))? {
-        Reply::Done => Ok(true),
-        Reply::InUse(_) if deferred == Deferred::Yes => Ok(false),
-        Reply::InUse(holders) => Err(BackendError::Busy { name: state.name.clone(), holders }),
-        Reply::Failed(number) => Err(BackendError::failed(action())(io::Error::from_raw_os_error(number))),
+    let deadline = Instant::now() + BUSY_PATIENCE;
+    loop {
+        match control::give(&places.control(&state.name), order).map_err(BackendError::failed(action()))? {
+            Reply::Done => return Ok(true),
+            Reply::InUse(_) if deferred == Deferred::Yes => return Ok(false),
+            // A client that has just ended is there until the worker has noticed.
+            Reply::InUse(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+            Reply::InUse(holders) => return Err(BackendError::Busy { name: state.name.clone(), holders }),
+            Reply::Failed(number) => return Err(BackendError::failed(action())(io::Error::from_raw_os_error(number))),
+        }
     }
 }
 
