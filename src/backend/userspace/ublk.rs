@@ -259,7 +259,8 @@ fn serve(number: u16, device: &UblkDev, image: &Image) -> Result<(), UblkError> 
 
 /// Does one request; the number of bytes that were read or written.
 fn request(request: &sys::ublksrv_io_desc, image: &Image, buffer: &mut [u8], scratch: &mut Scratch) -> io::Result<i32> {
-    let (offset, length) = (request.start_sector * 512, u64::from(request.nr_sectors) * 512);
+    // A flush has no place: its sector is the highest number. Any other that lies so far behind the end fails.
+    let (offset, length) = (request.start_sector.saturating_mul(512), u64::from(request.nr_sectors) * 512);
     let forced = request.op_flags & sys::UBLK_IO_F_FUA != 0;
     let data = match request.op_flags & 0xff {
         operation @ (sys::UBLK_IO_OP_READ | sys::UBLK_IO_OP_WRITE) => {
