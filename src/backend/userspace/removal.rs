@@ -42,9 +42,10 @@ pub fn remove(places: &Places, state: &State, deferred: Deferred) -> Result<(), 
     let worker_lives = state.worker.is_alive();
     let gone = match state.exported(places) {
         Some(Exported::Loop(device)) => clear_loop(device, state, worker_lives, deferred)?,
-        Some(Exported::Ublk(device)) => clear_ublk(device, state, worker_lives, deferred)?,
+        Some(Exported::Ublk(device)) if worker_lives => clear_ublk(device, places, state, deferred)?,
         Some(Exported::Socket(_)) if worker_lives => end_socket(places, state, deferred)?,
-        Some(Exported::Socket(_)) | None => true,
+        // Without its worker a ublk device goes by itself.
+        Some(Exported::Ublk(_) | Exported::Socket(_)) | None => true,
     };
     // The worker sees its last user go. A dead one's device goes by itself.
     if !gone && worker_lives {
@@ -72,9 +73,13 @@ fn clear_loop(device: LoopDevice, state: &State, worker_lives: bool, deferred: D
     }
 }
 
-fn clear_ublk(device: UblkDevice, state: &State, worker_lives: bool, deferred: Deferred) -> Result<bool, BackendError> {
+fn clear_ublk(device: UblkDevice, places: &Places, state: &State, deferred: Deferred) -> Result<bool, BackendError> {
     let path = device.path();
-    let cleared = device.clear(BUSY_PATIENCE, worker_lives).map_err(BackendError::failed(format!(
+    let stop = || match control::give(&places.control(&state.name), Order::End { deferred: false })? {
+        Reply::Failed(number) => Err(io::Error::from_raw_os_error(number)),
+        Reply::Done | Reply::InUse(_) => Ok(()),
+    };
+    let cleared = device.clear(BUSY_PATIENCE, stop).map_err(BackendError::failed(format!(
         "cannot write all data of '{}' ({}) to {}",
         state.name,
         path.display(),

@@ -55,44 +55,47 @@ impl UblkDevice {
         format!("/dev/ublkb{}", self.number).into()
     }
 
-    /// Writes out what was written to it and has it go, unless someone else has it open for all of `patience`.
+    /// Writes out what was written to it and has its worker `stop` it, unless someone else has it open for all of `patience`.
     ///
-    /// Its worker then sees it end. The kernel would take it from its users, so that they are looked for first; one that
-    /// comes in between and does not open it exclusively, as a mount does, finds a device that has gone.
-    pub fn clear(&self, patience: Duration, required: bool) -> io::Result<Cleared> {
+    /// The kernel would take it from its users, so that they are looked for first; one that comes in between and does not
+    /// open it exclusively, as a mount does, finds a device that has gone.
+    pub fn clear(&self, patience: Duration, stop: impl FnOnce() -> io::Result<()>) -> io::Result<Cleared> {
         let deadline = Instant::now() + patience;
         let node = loop {
             match self.open_exclusively() {
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() >= deadline => {
-                    return Ok(Cleared::InUse);
-                }
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Cleared::Gone),
                 node => {
                     let node = node?;
-                    // Not this process, which is left out of it.
+                    // By others than this process.
                     if holders::of_path(&self.path()).is_empty() {
                         break node;
                     }
-                    if Instant::now() >= deadline {
-                        return Ok(Cleared::InUse);
-                    }
                 }
+            }
+            if Instant::now() >= deadline {
+                return Ok(Cleared::InUse);
             }
             thread::sleep(POLL);
         };
-        match node.sync_all() {
-            Err(error) if required => return Err(error),
-            _ => {}
-        }
-        self.control()?.kill_dev().map_err(error)?;
+        node.sync_all()?;
+        // Still open: nobody can mount it now.
+        stop()?;
         Ok(Cleared::Gone)
+    }
+
+    /// Takes it from its users. Its worker then sees it end.
+    pub fn stop(&self) -> io::Result<()> {
+        self.control()?.kill_dev().map(drop).map_err(error)
     }
 
     /// Removes what a worker that died has left of it.
     pub fn sweep(&self) -> io::Result<()> {
-        // None of that number, or one that lives: another's.
-        let Ok(control) = self.control() else { return Ok(()) };
+        if !Path::new(&format!("/dev/ublkc{}", self.number)).exists() {
+            return Ok(());
+        }
+        let control = self.control()?;
+        // One that lives is another's, which has got the number since.
         if control.dev_info().state == sys::UBLK_S_DEV_DEAD as u16 {
             control.del_dev().map_err(error)?;
         }
@@ -105,6 +108,12 @@ impl UblkDevice {
     }
 
     fn control(&self) -> io::Result<UblkCtrl> {
+        // The library's note about the device. Where there is none, it says so on standard error.
+        guard_run_directory()?;
+        let note = PathBuf::from(UblkCtrl::run_dir()).join(format!("{:04}.json", self.number));
+        if !note.exists() {
+            fs::write(note, "{}")?;
+        }
         UblkCtrl::new_simple(self.number.cast_signed()).map_err(error)
     }
 
@@ -155,7 +164,7 @@ impl Export {
     fn stop(&mut self) -> io::Result<()> {
         let Some(serving) = self.serving.take() else { return Ok(()) };
         if !serving.is_finished() {
-            self.device.control().and_then(|control| control.kill_dev().map_err(error)).ok();
+            self.device.stop().ok();
         }
         serving.join().map_err(|_| io::Error::other("the thread that served it has panicked"))
     }

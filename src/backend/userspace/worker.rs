@@ -220,6 +220,7 @@ impl Serving {
                 Ok(Event::Order(order, stream)) => {
                     let reply = self.obey(order);
                     let ends = matches!((order, &reply), (Order::End { .. }, Reply::Done));
+                    let ends = ends && matches!(self.export, Export::Nbd(_));
                     if let Err(error) = protocol::send(&stream, &reply) {
                         tracing::warn!("cannot answer: {error}");
                     }
@@ -260,8 +261,9 @@ impl Serving {
                 self.state.going |= deferred;
                 return self.state.update(&self.places).map_or_else(failed, |()| Reply::InUse(clients));
             }
-            // Its device is stopped, and that is how it ends.
-            (Order::End { .. }, _) => Err(Errno::EINVAL.into()),
+            // The command has made sure that nobody uses it. What follows is an event of the export.
+            (Order::End { .. }, Export::Ublk(export)) => export.device().stop(),
+            (Order::End { .. }, Export::Fuse(_)) => Err(Errno::EINVAL.into()),
             (Order::Grow { size_bytes }, export) => self.image.grow(size_bytes).and_then(|()| {
                 if let Export::Ublk(export) = export {
                     export.device().grow(size_bytes)?;
