@@ -25,6 +25,10 @@ fn main() -> ExitCode {
         speed::compare(&mut boot());
         return ExitCode::SUCCESS;
     }
+    if wanted == ["bench-ublk"] {
+        ublk::compare(&mut ublk::boot());
+        return ExitCode::SUCCESS;
+    }
     let wanted = |stories: Vec<Story>| -> Vec<Story> {
         let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
         stories.into_iter().filter(|(name, _)| is_wanted(name)).collect()

@@ -128,3 +128,41 @@ fn failing(machine: &mut Machine) {
     machine.ok("cryptattach detach data && dmsetup remove bad");
     machine.unplug(&disk);
 }
+
+/// Megabytes per second through ublk next to FUSE + loop, interleaved, in this very machine; prints medians and ratios.
+pub fn compare(machine: &mut Machine) {
+    const ROUNDS: usize = 5;
+    machine.ok("truncate -s 300M /dev/shm/volume && cryptattach format --allow-shared /dev/shm/volume");
+    let work = [
+        "if={} of=/dev/null iflag=direct bs=1M count=256",
+        "if=/dev/zero of={} oflag=direct bs=1M count=256",
+        "if={} of=/dev/null iflag=direct bs=4k count=4000",
+        "if=/dev/zero of={} oflag=direct bs=4k count=4000",
+    ];
+    let mut rates = [const { [const { Vec::new() }; 4] }; 2];
+    for _ in 0..ROUNDS {
+        for (way, export) in ["ublk", "fuse"].iter().enumerate() {
+            let device =
+                machine.ok(&format!("cryptattach attach /dev/shm/volume data --allow-shared --export {export}"));
+            for (at, work) in work.iter().enumerate() {
+                let dd = work.replace("{}", &device);
+                let text = machine.ok(&format!(
+                    "s=$(date +%s%N); dd {dd} conv=notrunc status=none; e=$(date +%s%N); echo $((e - s))"
+                ));
+                let bytes = if at < 2 { 256e6 * 1.048_576 } else { 4000.0 * 4096.0 };
+                rates[way][at].push(bytes * 1e3 / text.parse::<f64>().unwrap());
+            }
+            machine.ok("cryptattach detach data");
+        }
+    }
+    let [ublk, fuse] = rates.map(|way| {
+        way.map(|mut rates| {
+            rates.sort_by(f64::total_cmp);
+            rates[ROUNDS / 2]
+        })
+    });
+    println!("MB/s, medians of {ROUNDS} rounds, interleaved, in one virtual machine (emulated processor):");
+    for (at, what) in ["1 MiB read", "1 MiB write", "4 KiB read, depth 1", "4 KiB write, depth 1"].iter().enumerate() {
+        println!("{what:<22} ublk {:>8.1}  fuse {:>8.1}  ratio {:.2}", ublk[at], fuse[at], ublk[at] / fuse[at]);
+    }
+}

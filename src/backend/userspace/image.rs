@@ -290,14 +290,18 @@ mod tests {
     enum Step {
         Read { offset: u64, length: usize },
         Write { offset: u64, length: usize, seed: u8 },
+        Zero { offset: u64, length: usize },
+        Discard { offset: u64, length: usize },
     }
 
     fn step(size: u64) -> impl Strategy<Value = Step> {
         let offset = prop_oneof![0..size + 5000, (0..size / 512).prop_map(|sector| sector * 512)];
         let length = prop_oneof![0_usize..20_000, (0_usize..24).prop_map(|sectors| sectors * 512)];
-        (offset, length, any::<Option<u8>>()).prop_map(|(offset, length, seed)| match seed {
-            Some(seed) => Step::Write { offset, length, seed },
-            None => Step::Read { offset, length },
+        (offset, length, 0_u8..8, any::<u8>()).prop_map(|(offset, length, kind, seed)| match kind {
+            0..3 => Step::Write { offset, length, seed },
+            3 => Step::Zero { offset, length },
+            4 => Step::Discard { offset, length },
+            _ => Step::Read { offset, length },
         })
     }
 
@@ -317,6 +321,7 @@ mod tests {
             let geometry = geometry(sector_bytes, data_offset, SIZE);
             let backing = file(data_offset + SIZE);
             let image = Image::new(backing.try_clone().unwrap(), &geometry, &key(), device_block_bytes);
+            let image = image.with_discards(true);
             let mut scratch = Scratch::default();
             let mut model = vec![0; SIZE as usize];
             image.write_at(0, &model, &mut scratch).unwrap();
@@ -326,6 +331,34 @@ mod tests {
                         let from = (offset as usize).min(model.len());
                         let to = (from + length).min(model.len());
                         prop_assert_eq!(image.read_at(offset, length, &mut scratch).unwrap(), &model[from..to]);
+                        let mut aligned = Scratch::default();
+                        let data = aligned.aligned(length);
+                        match image.read_into(offset, data, &mut scratch) {
+                            Ok(()) => prop_assert!(*data == model[from..to]),
+                            Err(error) => {
+                                prop_assert!(offset as usize + length > model.len());
+                                prop_assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+                            }
+                        }
+                    }
+                    Step::Zero { offset, length } => {
+                        let zeroed = image.write_zeroes(offset, length as u64, &mut scratch);
+                        prop_assert_eq!(zeroed.is_ok(), offset as usize + length <= model.len());
+                        if zeroed.is_ok() {
+                            model[offset as usize..][..length].fill(0);
+                        }
+                    }
+                    Step::Discard { offset, length } => {
+                        if image.discard(offset, length as u64).is_ok() {
+                            // What is in whole units is noise now, the rest stays.
+                            let unit = image.unit_bytes() as usize;
+                            let end = offset as usize + length;
+                            let (from, to) = ((offset as usize).next_multiple_of(unit), end / unit * unit);
+                            if from < to {
+                                image.write_zeroes(from as u64, (to - from) as u64, &mut scratch).unwrap();
+                                model[from..to].fill(0);
+                            }
+                        }
                     }
                     Step::Write { offset, length, seed } => {
                         let data: Vec<u8> = (0..length).map(|at| (at as u8).wrapping_add(seed)).collect();
@@ -373,6 +406,31 @@ mod tests {
         let mut scratch = Scratch::default();
         let all = image.read_at(0, SIZE as usize, &mut scratch).unwrap();
         assert!(all.chunks(512).enumerate().all(|(at, part)| part == [(at % 8) as u8 + 1; 512]));
+    }
+
+    /// Of two that write the same sectors, one wins, in every sector; and who reads meanwhile sees one of them, whole.
+    #[test]
+    fn overlapping_writes_do_not_mix() {
+        let image = Image::new(file(SIZE), &geometry(4096, 0, SIZE), &key(), 512);
+        let whole = |data: &[u8]| data.chunks(4096).all(|sector| sector.iter().all(|byte| *byte == sector[0]));
+        image.write_at(0, &vec![1; SIZE as usize], &mut Scratch::default()).unwrap();
+        thread::scope(|scope| {
+            for writer in 1..4_u8 {
+                let image = &image;
+                scope.spawn(move || {
+                    let mut scratch = Scratch::default();
+                    for round in 0..50 {
+                        let offset = u64::from(writer + round) % 8 * 4096;
+                        image.write_at(offset, &[writer; 32 * 1024], &mut scratch).unwrap();
+                    }
+                });
+            }
+            let mut scratch = Scratch::default();
+            for _ in 0..50 {
+                assert!(whole(image.read_at(0, SIZE as usize, &mut scratch).unwrap()));
+            }
+        });
+        assert!(whole(image.read_at(0, SIZE as usize, &mut Scratch::default()).unwrap()));
     }
 
     #[test]
