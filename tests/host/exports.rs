@@ -203,6 +203,8 @@ fn detach_says_who_is_connected_and_can_wait() {
     let mut told = String::new();
     BufReader::new(client.stdout.take().unwrap()).read_line(&mut told).unwrap();
     assert_eq!(told, "connected\n");
+    let status = site.json(&["status", &name]);
+    assert!(status["holders"][0].as_str().unwrap().contains(&client.id().to_string()), "{status}");
     let refused = site.fails(75, &["detach", &name]);
     assert!(refused.contains("python3") && refused.contains(&client.id().to_string()), "{refused}");
     site.ok(&["detach", &name, "--deferred"]);

@@ -20,6 +20,8 @@ pub enum Order {
         /// Then end when the last user goes.
         deferred: bool,
     },
+    /// Say who uses the mapping.
+    Users,
     /// Show so many bytes.
     Grow {
         /// The new size.
@@ -33,7 +35,7 @@ pub enum Order {
 pub enum Reply {
     /// It is done, or the worker is about to end.
     Done,
-    /// These use it.
+    /// These use it, if any.
     InUse(Vec<String>),
     /// It could not be done: an error number.
     Failed(i32),

@@ -127,7 +127,7 @@ impl Userspace {
     }
 
     /// Starts a worker and waits until the mapping is there.
-    fn start(&self, request: Attach, key: &VolumeKey, lock: Flock<File>) -> Result<(), BackendError> {
+    fn start(&self, request: Attach, key: &VolumeKey, lock: &Flock<File>) -> Result<(), BackendError> {
         let action = || format!("cannot start a worker for '{}'", request.name);
         let (socket, theirs) = UnixStream::pair().map_err(BackendError::failed(action()))?;
         // The worker has the lock as well, should this process die.
@@ -218,13 +218,21 @@ impl Backend for Userspace {
         if options.allow_discards && request.export == ExportKind::Fuse {
             tracing::warn!("a FUSE export passes no discards on (others do: --export ublk, --export nbd)");
         }
-        let export = request.export;
         self.places.create()?;
         let lock = self.places.lock(&options.name, removal::LOCK_PATIENCE)?;
         if let Some(mapping) = self.existing(&request, options.export)? {
             return Ok(mapping);
         }
-        self.start(request, key, lock)?;
+        let mut export = request.export;
+        match self.start(request.clone(), key, &lock) {
+            // It was not asked for, and the driver may be older than what libublk needs.
+            Err(error @ BackendError::Failed { .. }) if export == ExportKind::Ublk && options.export.is_none() => {
+                tracing::warn!("{error}; a loop device over FUSE instead");
+                export = ExportKind::Fuse;
+                self.start(Attach { export, ..request }, key, &lock)?;
+            }
+            started => started?,
+        }
         Ok(self.mapping(&options.name, export, false))
     }
 
@@ -286,7 +294,14 @@ impl Backend for Userspace {
             size_bytes: state.size_bytes,
             read_only: state.read_only,
             trouble,
-            holders: exported.map(|exported| holders::of_path(&exported.path())).unwrap_or_default(),
+            holders: match exported {
+                Some(Exported::Socket(_)) => match control::give(&self.places.control(name), Order::Users) {
+                    Ok(Reply::InUse(clients)) => clients,
+                    _ => Vec::new(),
+                },
+                Some(exported) => holders::of_path(&exported.path()),
+                None => Vec::new(),
+            },
         }))
     }
 

@@ -53,7 +53,9 @@ pub fn remove(places: &Places, state: &State, deferred: Deferred) -> Result<(), 
     }
     wait_for_end(state)?;
     if let Some(device) = state.ublk_device {
-        device.sweep().map_err(BackendError::failed(format!("cannot remove {}", device.path().display())))?;
+        device
+            .sweep(state.worker.pid)
+            .map_err(BackendError::failed(format!("cannot remove {}", device.path().display())))?;
     }
     sweep(places, &state.name)
 }

@@ -7,7 +7,11 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -36,6 +40,8 @@ const MAX_REQUEST_BYTES: u32 = 512 * 1024;
 /// At once; the request itself is served in smaller pieces.
 const MAX_DISCARD_BYTES: u32 = 1 << 30;
 const POLL: Duration = Duration::from_millis(20);
+/// How long the kernel may take to notice that a device's worker has died.
+const SWEEP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Whether the kernel has ublk, and its driver is loaded.
 pub fn is_available() -> bool {
@@ -89,15 +95,20 @@ impl UblkDevice {
         self.control()?.kill_dev().map(drop).map_err(error)
     }
 
-    /// Removes what a worker that died has left of it.
-    pub fn sweep(&self) -> io::Result<()> {
-        if !Path::new(&format!("/dev/ublkc{}", self.number)).exists() {
-            return Ok(());
-        }
-        let control = self.control()?;
-        // One that lives is another's, which has got the number since.
-        if control.dev_info().state == sys::UBLK_S_DEV_DEAD as u16 {
-            control.del_dev().map_err(error)?;
+    /// Removes what a worker that died, the process `pid`, has left of it.
+    pub fn sweep(&self, pid: u32) -> io::Result<()> {
+        let deadline = Instant::now() + SWEEP_PATIENCE;
+        while Path::new(&format!("/dev/ublkc{}", self.number)).exists() {
+            let control = self.control()?;
+            let info = control.dev_info();
+            if info.state == sys::UBLK_S_DEV_DEAD as u16 {
+                return control.del_dev().map(drop).map_err(error);
+            }
+            // One that lives is another's, which has got the number since, unless the kernel has not noticed yet.
+            if info.ublksrv_pid.unsigned_abs() != pid || Instant::now() >= deadline {
+                break;
+            }
+            thread::sleep(POLL);
         }
         Ok(())
     }
@@ -126,6 +137,8 @@ impl UblkDevice {
 /// A device that is being served. It goes on drop.
 pub struct Export {
     device: UblkDevice,
+    /// It has been deleted: its number may be another device's by now.
+    gone: Arc<AtomicBool>,
     serving: Option<JoinHandle<()>>,
 }
 
@@ -137,18 +150,25 @@ impl Export {
     {
         guard_run_directory()?;
         let (started, starting) = mpsc::channel();
-        let failed = started.clone();
-        let run = move || {
+        let (failed, gone) = (started.clone(), Arc::new(AtomicBool::new(false)));
+        let deleted = Arc::clone(&gone);
+        let serve = move || {
             // The library's rings belong to their thread: all is done in this one.
             let ran = run(&image, read_only, move |device| started.send(Ok(device)).unwrap_or_default());
+            deleted.store(true, Ordering::Release);
             match ran {
-                Err(error) => failed.send(Err(error)).unwrap_or_default(),
                 Ok(()) => notify(Happening::Ended(Ok(()))),
+                // Nobody waits for the start any more: it has been served.
+                Err(error) => {
+                    if let Err(mpsc::SendError(ended)) = failed.send(Err(error)) {
+                        notify(Happening::Ended(ended.map(drop)));
+                    }
+                }
             }
         };
-        let serving = thread::Builder::new().name("ublk".to_owned()).spawn(run)?;
+        let serving = thread::Builder::new().name("ublk".to_owned()).spawn(serve)?;
         let device = starting.recv().map_err(|_| io::Error::other("the thread that serves it has panicked"))??;
-        Ok(Self { device, serving: Some(serving) })
+        Ok(Self { device, gone, serving: Some(serving) })
     }
 
     /// The device.
@@ -163,7 +183,7 @@ impl Export {
 
     fn stop(&mut self) -> io::Result<()> {
         let Some(serving) = self.serving.take() else { return Ok(()) };
-        if !serving.is_finished() {
+        if !self.gone.load(Ordering::Acquire) {
             self.device.stop().ok();
         }
         serving.join().map_err(|_| io::Error::other("the thread that served it has panicked"))

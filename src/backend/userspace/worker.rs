@@ -261,6 +261,9 @@ impl Serving {
                 self.state.going |= deferred;
                 return self.state.update(&self.places).map_or_else(failed, |()| Reply::InUse(clients));
             }
+            (Order::Users, Export::Nbd(export)) => return Reply::InUse(export.clients()),
+            // The kernel knows.
+            (Order::Users, _) => return Reply::InUse(Vec::new()),
             // The command has made sure that nobody uses it. What follows is an event of the export.
             (Order::End { .. }, Export::Ublk(export)) => export.device().stop(),
             (Order::End { .. }, Export::Fuse(_)) => Err(Errno::EINVAL.into()),
