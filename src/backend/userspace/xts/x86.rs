@@ -226,9 +226,8 @@ macro_rules! engine {
                 let mut next: [_; STRIDE] = std::array::from_fn(|at| first_powers(first, (at * BLOCKS) as i64));
                 for (index, to) in to.iter_mut().enumerate() {
                     let mut masks = [next[0]; REGISTERS];
-                    masks[..STRIDE].copy_from_slice(&next);
-                    for at in STRIDE..REGISTERS {
-                        masks[at] = times_x8(masks[at - STRIDE]);
+                    for at in 0..REGISTERS {
+                        masks[at] = if at < STRIDE { next[at] } else { times_x8(masks[at - STRIDE]) };
                     }
                     next = std::array::from_fn(|at| times_x8(masks[REGISTERS - STRIDE + at]));
 
