@@ -24,6 +24,8 @@ use crate::{
 pub const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 /// Programs that look at every device (udev's, say) have it open for moments; a real user, for longer than this.
 const BUSY_PATIENCE: Duration = Duration::from_secs(2);
+/// A worker that is dying closes its files before it has died.
+const DEATH_PATIENCE: Duration = Duration::from_millis(500);
 /// With the loop device gone, the worker has at most the backing device's cache left to flush.
 const END_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -40,6 +42,16 @@ pub fn detach(places: &Places, name: &MappingName, deferred: Deferred) -> Result
 /// As [`detach`], for whoever has the name's lock.
 pub fn remove(places: &Places, state: &State, deferred: Deferred) -> Result<(), BackendError> {
     let worker_lives = state.worker.is_alive();
+    match remove_from(places, state, deferred, worker_lives) {
+        // It died while it was asked: what it leaves is removed in another way.
+        Err(BackendError::Failed { .. }) if worker_lives && ends_within(state, DEATH_PATIENCE) => {
+            remove_from(places, state, deferred, false)
+        }
+        result => result,
+    }
+}
+
+fn remove_from(places: &Places, state: &State, deferred: Deferred, worker_lives: bool) -> Result<(), BackendError> {
     let gone = match state.exported(places) {
         Some(Exported::Loop(device)) => clear_loop(device, state, worker_lives, deferred)?,
         Some(Exported::Ublk(device)) if worker_lives => clear_ublk(device, places, state, deferred)?,
@@ -115,15 +127,22 @@ fn end_socket(places: &Places, state: &State, deferred: Deferred) -> Result<bool
 
 /// Waits until the worker has ended.
 pub fn wait_for_end(state: &State) -> Result<(), BackendError> {
-    let deadline = Instant::now() + END_PATIENCE;
+    if ends_within(state, END_PATIENCE) {
+        return Ok(());
+    }
+    let reason = format!("process {} still runs, see worker.log", state.worker.pid);
+    Err(BackendError::failed(format!("the worker of '{}' does not end", state.name))(reason))
+}
+
+fn ends_within(state: &State, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
     while state.worker.is_alive() {
         if Instant::now() >= deadline {
-            let reason = format!("process {} still runs, see worker.log", state.worker.pid);
-            return Err(BackendError::failed(format!("the worker of '{}' does not end", state.name))(reason));
+            return false;
         }
         thread::sleep(Duration::from_millis(5));
     }
-    Ok(())
+    true
 }
 
 fn clear(device: LoopDevice, state: &State, worker_lives: bool) -> Result<Cleared, BackendError> {
