@@ -15,6 +15,11 @@ pub const STORIES: &[Story] = &[
 
 const MIB: u64 = 1 << 20;
 
+/// Where a guest with ublk is known.
+pub fn is_possible() -> bool {
+    std::fs::read_to_string("/etc/os-release").is_ok_and(|text| text.lines().any(|line| line == "ID=debian"))
+}
+
 pub fn boot() -> Machine {
     let mut machine = crate::with_store(|| Machine::boot_release(Some("trixie")));
     machine.ok("test -e /dev/ublk-control");

@@ -127,3 +127,77 @@ fn array<const N: usize>(mut input: impl Read) -> io::Result<[u8; N]> {
     input.read_exact(&mut bytes)?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const OFFER: Offer = Offer { size: 1 << 30, preferred_block_bytes: 4096, flags: SEND_HAS_FLAGS | SEND_FLUSH };
+
+    fn option(number: u32, data: &[u8]) -> Vec<u8> {
+        let header = [number, u32::try_from(data.len()).unwrap()].map(u32::to_be_bytes).concat();
+        [&IHAVEOPT.to_be_bytes()[..], &header, data].concat()
+    }
+
+    /// What the server says after its greeting of 18 bytes, and what was agreed on.
+    fn talk(flags: u32, options: &[Vec<u8>]) -> (Vec<u8>, io::Result<Option<Agreed>>) {
+        let (mut output, input) = (Vec::new(), [&flags.to_be_bytes()[..], &options.concat()].concat());
+        let agreed = negotiate(&input[..], &mut output, &OFFER);
+        (output.split_off(18), agreed)
+    }
+
+    #[test]
+    fn go_begins_after_what_was_asked() {
+        let go = option(OPT_GO, &[0, 0, 0, 0, 0, 1, 0, 3]);
+        let (said, agreed) = talk(3, &[option(OPT_STRUCTURED_REPLY, &[]), option(99, b"?"), go]);
+        assert_eq!(agreed.unwrap(), Some(Agreed { structured_replies: true }));
+        let export = [&[0, 0][..], &OFFER.export()].concat();
+        let expected = [
+            option_reply(OPT_STRUCTURED_REPLY, REP_ACK, &[]),
+            option_reply(99, REP_ERR_UNSUP, &[]),
+            option_reply(OPT_GO, REP_INFO, &export),
+            option_reply(OPT_GO, REP_INFO, &OFFER.block_sizes()),
+            option_reply(OPT_GO, REP_ACK, &[]),
+        ];
+        assert_eq!(said, expected.concat());
+    }
+
+    /// `EXPORT_NAME` is answered without a header, and padded for those who have not asked for less.
+    #[test]
+    fn old_clients_get_zeroes() {
+        for (flags, length) in [(1, 10 + 124), (3, 10)] {
+            let (said, agreed) = talk(flags, &[option(OPT_EXPORT_NAME, &[])]);
+            assert_eq!((said.len(), agreed.unwrap()), (length, Some(Agreed { structured_replies: false })));
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_ends_the_connection() {
+        for (flags, options) in [
+            (0, vec![]),
+            (7, vec![]),
+            (3, vec![b"GET / HTTP/1.0\\r\\n\\r\\n".to_vec()]),
+            (3, vec![option(OPT_EXPORT_NAME, b"other")]),
+            (3, vec![[&IHAVEOPT.to_be_bytes()[..], &[0, 0, 0, 7], &[0xff; 4]].concat()]),
+        ] {
+            assert!(talk(flags, &options).1.is_err(), "{flags} {options:?}");
+        }
+        assert_eq!(talk(3, &[option(OPT_ABORT, &[])]).1.unwrap(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_options_are_answered_or_refused(
+            options in prop::collection::vec((0_u32..12, prop::collection::vec(any::<u8>(), 0..20)), 0..8)
+        ) {
+            let options: Vec<_> = options.iter().map(|(number, data)| option(*number, data)).collect();
+            // No panic, and no agreement without a word about the export.
+            let (said, agreed) = talk(3, &options);
+            if let Ok(Some(_)) = agreed {
+                prop_assert!(said.windows(8).any(|bytes| bytes == OFFER.size.to_be_bytes()));
+            }
+        }
+    }
+}
