@@ -1,5 +1,5 @@
 # The same targets in CI and on a laptop. Each installs what it misses.
-.PHONY: demo test test-unit test-host test-openstack test-vm bench-attach bench-boot bench-stores
+.PHONY: demo test test-unit test-host test-openstack test-vm bench bench-ublk bench-attach bench-boot bench-stores torture
 
 demo:
 	scripts/demo
@@ -9,6 +9,15 @@ test:
 
 test-unit test-host test-openstack test-vm:
 	scripts/test $(@:test-%=%)
+
+bench:
+	benches/datapath
+
+bench-ublk:
+	benches/ublk
+
+torture:
+	benches/torture
 
 bench-attach:
 	benches/attach

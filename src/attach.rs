@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::{
     audit::{self, Event},
-    backend::{self, Activate, BackendKind, Mapping, MappingName},
+    backend::{self, Activate, BackendKind, ExportKind, Mapping, MappingName},
     config::{Config, SeparationPolicy},
     container::{Container, Fetched},
     error::{Error, chain},
@@ -61,6 +61,8 @@ pub struct Case<'a> {
 pub struct Options {
     /// No writes.
     pub read_only: bool,
+    /// How the userspace backend exports it.
+    pub export: Option<ExportKind>,
     /// Pass discards on.
     pub allow_discards: bool,
     /// No work queue for reads.
@@ -82,7 +84,7 @@ pub struct Strictness {
 pub fn attach(config: &Config, request: Request<'_>) -> Result<Mapping, Error> {
     let volume = volume::find(request.device, request.header, request.plain.as_ref())?;
     let options = activation(&request, &volume)?;
-    let backend = backend::choose(request.backend, &volume.device)?;
+    let backend = backend::choose(backend_kind(&request)?, &volume.device)?;
     if let Some(mapping) = backend.active(&volume, &options)? {
         return Ok(mapping);
     }
@@ -103,6 +105,17 @@ pub fn attach(config: &Config, request: Request<'_>) -> Result<Mapping, Error> {
     Ok(mapping)
 }
 
+/// The backend that is asked for; an export is the userspace backend's.
+fn backend_kind(request: &Request<'_>) -> Result<Option<BackendKind>, Error> {
+    match (request.backend, request.options.export) {
+        (Some(BackendKind::DmCrypt), Some(_)) => {
+            Err(Error::Usage("--export is for the userspace backend: dm-crypt makes a block device itself".to_owned()))
+        }
+        (None, Some(_)) => Ok(Some(BackendKind::Userspace)),
+        (asked, _) => Ok(asked),
+    }
+}
+
 /// The key that is asked for, or else the one that the header's token names.
 pub fn reference(asked: Option<KeyReference>, volume: &Volume) -> Result<KeyReference, Error> {
     let in_token = || volume.luks().and_then(|header| header.reference.clone());
@@ -116,9 +129,9 @@ fn activation(request: &Request<'_>, volume: &Volume) -> Result<Activate, Error>
         (None, Some(uuid)) => format!("luks-{uuid}").parse()?,
         (None, None) => return Err(Error::NoName(volume.device.path.clone())),
     };
-    let Options { read_only, allow_discards, no_read_workqueue, no_write_workqueue } = request.options;
+    let Options { read_only, export, allow_discards, no_read_workqueue, no_write_workqueue } = request.options;
     let read_only = read_only || volume.device.read_only;
-    Ok(Activate { name, read_only, allow_discards, no_read_workqueue, no_write_workqueue })
+    Ok(Activate { name, read_only, export, allow_discards, no_read_workqueue, no_write_workqueue })
 }
 
 impl<'a> Case<'a> {

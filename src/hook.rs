@@ -127,6 +127,7 @@ fn attached_already(request: &Request) -> Result<Option<Mapping>, Error> {
     Ok(same(&status.device, &request.device).then_some(Mapping {
         name: status.name,
         device: status.device,
+        uri: None,
         backend: status.backend,
         already_active: true,
     }))

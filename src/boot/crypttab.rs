@@ -34,6 +34,7 @@ fn entry(line: &str) -> Option<Planned> {
             allow_discards: has(&["discard"]),
             no_read_workqueue: has(&["no-read-workqueue"]),
             no_write_workqueue: has(&["no-write-workqueue"]),
+            export: None,
         },
         configured: false,
     })

@@ -67,7 +67,7 @@ impl Planned {
     fn configured(volume: &BootVolume) -> Self {
         let BootVolume { name, device, keys, header, read_only, allow_discards, no_read_workqueue, no_write_workqueue } =
             volume.clone();
-        let options = Options { read_only, allow_discards, no_read_workqueue, no_write_workqueue };
+        let options = Options { read_only, export: None, allow_discards, no_read_workqueue, no_write_workqueue };
         Self { name, device, header, keys, options, configured: true }
     }
 }
@@ -465,9 +465,9 @@ fn report_attached(sender: &Sender<Report>, number: usize, by: By, attached: Res
 }
 
 fn activation(planned: &Planned, volume: &Volume) -> Activate {
-    let Options { read_only, allow_discards, no_read_workqueue, no_write_workqueue } = planned.options;
+    let Options { read_only, export, allow_discards, no_read_workqueue, no_write_workqueue } = planned.options;
     let read_only = read_only || volume.device.read_only;
-    Activate { name: planned.name.clone(), read_only, allow_discards, no_read_workqueue, no_write_workqueue }
+    Activate { name: planned.name.clone(), read_only, export, allow_discards, no_read_workqueue, no_write_workqueue }
 }
 
 /// In one line for a log.

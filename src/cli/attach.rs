@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{Global, SeparationOptions, output};
 use crate::{
     attach::{self, Options, Request},
-    backend::{BackendKind, MappingName},
+    backend::{BackendKind, ExportKind, MappingName},
     error::Error,
     key::{KeyReference, KeySize},
     volume::{CIPHER, PlainHash, PlainParameters, SectorSize},
@@ -25,6 +25,7 @@ use crate::{
   cryptattach attach /dev/vdb data --key cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de
   cryptattach attach /dev/vdb data --header /boot/data.header
   cryptattach attach volume.img data --backend userspace
+  nbdcopy \"$(cryptattach attach volume.img data --export nbd)\" plain.img
   cryptattach attach /dev/vdc old --plain --key-size 512 --key cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de")]
 pub struct Attach {
     /// The encrypted block device or file
@@ -40,6 +41,9 @@ pub struct Attach {
     /// What to map with [default: dm-crypt; userspace for a loop device or file where there is no device-mapper]
     #[arg(long, value_enum)]
     backend: Option<BackendKind>,
+    /// How the userspace backend exports the plaintext [default: ublk where its driver is loaded, else fuse]
+    #[arg(long, value_enum, value_name = "WAY")]
+    export: Option<ExportKind>,
     /// Allow no writes
     #[arg(long)]
     read_only: bool,
@@ -117,6 +121,7 @@ impl Attach {
             backend: self.backend,
             options: Options {
                 read_only: self.read_only,
+                export: self.export,
                 allow_discards: self.allow_discards,
                 no_read_workqueue: self.no_read_workqueue,
                 no_write_workqueue: self.no_write_workqueue,
@@ -133,9 +138,12 @@ impl Attach {
         let json = json!({
             "name": mapping.name,
             "device": mapping.device,
+            "uri": mapping.uri,
             "backend": mapping.backend,
             "already_attached": mapping.already_active,
         });
-        output::print(global.json, &json, || mapping.device.display().to_string())
+        output::print(global.json, &json, || {
+            mapping.uri.clone().unwrap_or_else(|| mapping.device.display().to_string())
+        })
     }
 }

@@ -61,9 +61,14 @@ impl Disk {
 }
 
 impl Machine {
-    /// Boots; makes the guest's image if it is not there yet.
+    /// Boots the release that this host runs.
     pub fn boot() -> Self {
-        let image = image();
+        Self::boot_release(None)
+    }
+
+    /// Boots another release; makes the guest's image if it is not there yet.
+    pub fn boot_release(release: Option<&str>) -> Self {
+        let image = image(release);
         let folder = tempfile::Builder::new().prefix("cryptattach-vm").tempdir_in("/var/tmp").unwrap();
         let at = |name: &str| folder.path().join(name).into_os_string().into_string().unwrap();
         tools(&at("tools"), &at("tools.img"));
@@ -77,7 +82,7 @@ impl Machine {
             .arg(image.join("kernel"))
             .arg("-initrd")
             .arg(image.join("initrd"))
-            .args(["-append", "console=ttyS0 quiet panic=-1 root=/dev/vda rw init=/sbin/guest-init"])
+            .args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check root=/dev/vda rw init=/sbin/guest-init"])
             .args(["-drive", &drive("root", image.join("root.img").to_str().unwrap())])
             .args(["-device", "virtio-blk-pci,drive=root,serial=root"])
             .args(["-drive", &drive("tools", &at("tools.img"))])
@@ -204,11 +209,12 @@ impl Drop for Machine {
     }
 }
 
-fn image() -> PathBuf {
+fn image(release: Option<&str>) -> PathBuf {
     let home = std::env::var_os("HOME").expect("HOME is not set");
     let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| Path::new(&home).join(".cache"), PathBuf::from);
     let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vm/make-image"))
         .arg(cache.join("cryptattach/vm"))
+        .args(release)
         .stderr(Stdio::inherit())
         .output()
         .unwrap();

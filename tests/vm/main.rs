@@ -7,6 +7,7 @@ mod machine;
 mod mapping;
 mod separation;
 mod speed;
+mod ublk;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -24,15 +25,34 @@ fn main() -> ExitCode {
         speed::compare(&mut boot());
         return ExitCode::SUCCESS;
     }
-    let stories = [mapping::STORIES, hooks::STORIES, formats::STORIES, separation::STORIES].concat();
-    let stories: Vec<Story> = stories
-        .into_iter()
-        .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())))
-        .collect();
-    assert!(!stories.is_empty(), "no story's name contains any of {wanted:?}");
-    println!("running {} stories", stories.len());
+    if wanted == ["bench-ublk"] {
+        ublk::compare(&mut ublk::boot());
+        return ExitCode::SUCCESS;
+    }
+    let wanted = |stories: Vec<Story>| -> Vec<Story> {
+        let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
+        stories.into_iter().filter(|(name, _)| is_wanted(name)).collect()
+    };
+    let on_own = wanted([mapping::STORIES, hooks::STORIES, formats::STORIES, separation::STORIES].concat());
+    let on_newer = wanted(if ublk::is_possible() { ublk::STORIES.to_vec() } else { Vec::new() });
+    if !ublk::is_possible() {
+        println!("the stories of ublk are not told: they need Debian 13's kernel, from Debian's apt sources");
+    }
+    let count = on_own.len() + on_newer.len();
+    assert!(count > 0, "no story's name contains any of these words");
+    println!("running {count} stories");
+    let failed = tell(&on_own, boot) + tell(&on_newer, ublk::boot);
+    println!("{} passed, {failed} failed", count - failed);
+    ExitCode::from(u8::from(failed > 0))
+}
+
+/// Tells the stories on one machine; the number of those that failed.
+fn tell(stories: &[Story], boot: fn() -> Machine) -> usize {
+    if stories.is_empty() {
+        return 0;
+    }
     let (mut machine, mut failed) = (boot(), 0);
-    for (name, story) in &stories {
+    for (name, story) in stories {
         let start = Instant::now();
         let told = catch_unwind(AssertUnwindSafe(|| story(&mut machine)));
         println!("story {name} ... {} ({:.1?})", if told.is_ok() { "ok" } else { "FAILED" }, start.elapsed());
@@ -42,14 +62,17 @@ fn main() -> ExitCode {
             machine = boot();
         }
     }
-    println!("{} passed, {failed} failed", stories.len() - failed);
-    ExitCode::from(u8::from(failed > 0))
+    failed
 }
 
 /// A machine with a key disk and a store on it.
 fn boot() -> Machine {
+    with_store(Machine::boot)
+}
+
+fn with_store(boot: impl FnOnce() -> Machine) -> Machine {
     let start = Instant::now();
-    let mut machine = Machine::boot();
+    let mut machine = boot();
     let keys = machine.plug(32 << 20, DiskOptions::default());
     machine.ok(&format!(
         "mkfs.ext4 -q {} && mount {0} /keys && cd /keys &&
