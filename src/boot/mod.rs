@@ -9,14 +9,14 @@ pub mod doctor;
 pub mod image;
 mod initrd;
 mod mounts;
+mod plan;
 mod prompt;
 mod record;
 mod source;
 mod wait;
 
 use std::{
-    fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
@@ -24,6 +24,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+
+pub use plan::{Planned, plan};
 
 use self::{
     prompt::{Answer, Prompt},
@@ -33,11 +35,11 @@ use self::{
 };
 use crate::{
     attach::Options,
-    backend::{self, Activate, MappingName},
-    config::{BootVolume, Config, DeviceSpec},
+    backend::{self, Activate},
+    config::{Config, DeviceSpec},
     error::{Error, chain},
-    key::{KeyReference, SecretBytes},
-    volume::{self, Volume, VolumeError},
+    key::SecretBytes,
+    volume::{Volume, VolumeError},
 };
 
 /// Where a boot leaves its record for those who look later; a tmpfs that outlives the initramfs.
@@ -45,32 +47,6 @@ pub const RECORD: &str = "/run/cryptattach/boot.json";
 
 /// How long the end of a boot waits for the TPM to extend PCR 15; old chips take half a second.
 const LONGEST_LATCH: Duration = Duration::from_secs(10);
-
-/// A volume that this boot attaches.
-#[derive(Clone, Debug)]
-pub struct Planned {
-    /// The mapping's name.
-    pub name: MappingName,
-    /// The encrypted device.
-    pub device: DeviceSpec,
-    /// A detached header.
-    pub header: Option<PathBuf>,
-    /// The keys; what the token says if there are none.
-    pub keys: Vec<KeyReference>,
-    /// How to map it.
-    pub options: Options,
-    /// The configuration names it: then it has to be ours. Otherwise its token tells.
-    pub configured: bool,
-}
-
-impl Planned {
-    fn configured(volume: &BootVolume) -> Self {
-        let BootVolume { name, device, keys, header, read_only, allow_discards, no_read_workqueue, no_write_workqueue } =
-            volume.clone();
-        let options = Options { read_only, export: None, allow_discards, no_read_workqueue, no_write_workqueue };
-        Self { name, device, header, keys, options, configured: true }
-    }
-}
 
 /// A boot did not attach all its volumes.
 #[derive(Debug, thiserror::Error)]
@@ -174,44 +150,6 @@ pub fn boot(config: Config, crypttab: Option<&str>) -> Result<(), Error> {
         boot.step();
     }
     boot.end()
-}
-
-/// The volumes: those of the configuration, or of crypttab (its text, if it is not the one of this boot), or, where there is
-/// none, all that are here and ours.
-pub fn plan(config: &Config, crypttab: Option<&str>) -> Vec<Planned> {
-    if !config.boot.volumes.is_empty() {
-        return config.boot.volumes.iter().map(Planned::configured).collect();
-    }
-    let Some(mut listed) = crypttab.map(crypttab::entries).or_else(crypttab::of_this_boot) else {
-        return present(config);
-    };
-    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    for planned in crypttab::from_kernel(&command_line) {
-        if listed.iter().all(|other| other.device != planned.device) {
-            listed.push(planned);
-        }
-    }
-    listed
-}
-
-/// The LUKS2 devices that are here, with a token for a store that is configured.
-fn present(config: &Config) -> Vec<Planned> {
-    let devices = fs::read_dir("/sys/class/block").into_iter().flatten().flatten();
-    let ours = devices.filter_map(|entry| {
-        let path = Path::new("/dev").join(entry.file_name());
-        let volume = volume::probe(&path, None).ok()?;
-        let reference = volume.luks()?.reference.clone()?;
-        config.store(&reference.store).ok()?;
-        Some(Planned {
-            name: format!("luks-{}", volume.uuid()?).parse().ok()?,
-            device: path.to_str()?.parse().ok()?,
-            header: None,
-            keys: vec![reference],
-            options: Options::default(),
-            configured: false,
-        })
-    });
-    ours.collect()
 }
 
 impl Boot {
@@ -473,28 +411,4 @@ fn activation(planned: &Planned, volume: &Volume) -> Activate {
 /// In one line for a log.
 fn line(error: &Error) -> String {
     chain(error).trim_end().replace('\n', " ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(text: &str) -> Config {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("c.toml");
-        fs::write(&path, text).unwrap();
-        Config::read(&path).unwrap()
-    }
-
-    #[test]
-    fn the_configurations_volumes_go_before_crypttabs() {
-        let crypttab = Some("root UUID=aa none luks\ndata UUID=bb none luks,discard\n");
-        let names = |config: &Config| {
-            plan(config, crypttab).into_iter().map(|planned| planned.name.to_string()).collect::<Vec<_>>()
-        };
-        assert_eq!(names(&config("")), ["root", "data"]);
-        let one = "[[boot.volumes]]\nname = 'system'\ndevice = 'LABEL=root'\n";
-        assert_eq!(names(&config(one)), ["system"]);
-        assert!(plan(&config(""), Some("")).is_empty(), "a crypttab without entries is no reason to look around");
-    }
 }

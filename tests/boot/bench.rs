@@ -40,6 +40,7 @@ pub fn compare(site: &Site) {
     let dracut = initrd(site, &site.tree(""), "dracut", "base-dracut", "", "none luks");
     let rows = vec![
         floor(site, &mkinitramfs),
+        lockbox(site, &mkinitramfs),
         network(site, &mkinitramfs),
         tang(site, &peers, &mkinitramfs),
         clevis_tpm2(site, &peers, &mkinitramfs),
@@ -82,6 +83,11 @@ fn floor(site: &Site, base: &Path) -> Row {
     let key = "none luks,initramfs,keyscript=/usr/local/sbin/passphrase";
     let initrd = initrd(site, &site.tree(""), "mkinitramfs", "floor", "", key);
     Row { name: "cryptsetup, passphrase in the image (floor)", parts: parts(site, initrd), base: base.into() }
+}
+
+fn lockbox(site: &Site, base: &Path) -> Row {
+    let (parts, _) = stories::lockbox_parts(site, "lockbox", &stories::values(site));
+    Row { name: "cryptattach, TPM lockbox", parts, base: base.into() }
 }
 
 fn network(site: &Site, base: &Path) -> Row {

@@ -193,7 +193,7 @@ fn not_ours(site: &Site, story: &str) {
 }
 
 /// PCRs 4 and 7 as this machine's firmware leaves them.
-fn values(site: &Site) -> String {
+pub fn values(site: &Site) -> String {
     let parts = Parts {
         disks: vec![("root".to_owned(), site.tree("root.img"))],
         append: "guest-shows=pcrs".to_owned(),
@@ -210,7 +210,7 @@ fn values(site: &Site) -> String {
 }
 
 /// A machine whose root's key comes out of its lockbox, which its TPM opens in that boot state.
-fn lockbox_parts(site: &Site, name: &str, values: &str) -> (Parts, String) {
+pub fn lockbox_parts(site: &Site, name: &str, values: &str) -> (Parts, String) {
     let key = site.enrol(name, values);
     let config = format!(
         "[tpm]\nsite_key = \"site.pem\"\n[lockbox]\nhost = \"vm\"\nstore = \"box\"\nidentities = [\"host.tpm.pem\"]\n\
