@@ -23,17 +23,18 @@ struct Latched {
 }
 
 impl Lockbox {
-    /// Extends PCR 15, if that is wanted and this host's identity is in its TPM; whether PCR 15 is extended. What was done in
-    /// this boot is not done again, nor is the TPM asked.
+    /// Extends PCR 15, if that is wanted and this host's identity is in its TPM; whether PCR 15 is extended. If the key was
+    /// open already and the note says that this was done in this boot, the TPM is not asked. If the TPM has just opened it, no
+    /// note counts.
     ///
     /// The lockbox key must be in the kernel's keyring: afterwards nothing else has it until the next power-on.
-    pub(super) fn latch(&self, config: &Config) -> Result<bool, LockboxError> {
+    pub(super) fn latch(&self, config: &Config, already_open: bool) -> Result<bool, LockboxError> {
         let in_tpm = self.identities(config).iter().any(|path| IdentityFile::is_at(path));
         if !config.tpm.latch || !in_tpm {
             return Ok(false);
         }
         let boot = boot();
-        if self.latched()?.is_some_and(|latched| boot.as_ref() == Some(&latched.boot)) {
+        if already_open && self.latched()?.is_some_and(|latched| boot.as_ref() == Some(&latched.boot)) {
             return Ok(true);
         }
         let extend = || {

@@ -102,7 +102,7 @@ impl Lockbox {
     fn opened(&self, config: &Config, from: Option<Source>, already_open: bool) -> Result<Opening, LockboxError> {
         let (key, kept) = self.kept().ok_or_else(|| LockboxError::Closed(self.config.host.clone()))?;
         let (generation, fingerprint) = (key.id().generation, key.fingerprint().to_owned());
-        let latched = self.latch(config)?;
+        let latched = self.latch(config, already_open)?;
         Ok(Opening { generation, fingerprint, from, kept: *kept, already_open, latched, swept: self.sweep()? })
     }
 
