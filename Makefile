@@ -1,5 +1,5 @@
 # The same targets in CI and on a laptop. Each installs what it misses.
-.PHONY: demo test test-unit test-host test-openstack test-vm bench-attach bench-stores
+.PHONY: demo test test-unit test-host test-openstack test-vm bench-attach bench-stores bench-tpm
 
 demo:
 	scripts/demo
@@ -15,3 +15,6 @@ bench-attach:
 
 bench-stores:
 	benches/stores
+
+bench-tpm:
+	benches/tpm

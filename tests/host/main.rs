@@ -20,6 +20,7 @@ mod lockbox;
 mod refusals;
 mod secrets;
 mod separation;
+mod speed;
 mod tpm;
 mod tpm_attach;
 mod tpm_bus;

@@ -10,7 +10,10 @@ use cryptattach::{
 };
 
 use super::{latch::counted, stage::Stage};
-use crate::{site::sh, wiretap::Wiretap};
+use crate::{
+    site::sh,
+    wiretap::{Taken, Wiretap},
+};
 
 const PIN: &str = "a PIN that is easily found";
 
@@ -24,14 +27,17 @@ fn no_key_and_no_pin_of_a_whole_boot_is_heard_on_the_bus() {
     // All of it goes over the tap, from the making of the key on.
     fs::rename(host.by_tcti("tapped.toml", &tap.tcti()), host.file("cryptattach.toml")).unwrap();
     stage.enrols(&host);
-    let said = host.says(&["lockbox", "open"]);
-    assert_eq!(counted(&said).1, 1, "{said}");
+    tap.taken();
+    let (said, taken) = (host.says(&["lockbox", "open"]), tap.taken());
+    assert_eq!(taken.policy_sessions, 1, "{said}");
+    assert_eq!(counted(&said).1, 1, "what is logged is what was sent: {said}");
     let volume = host.volume("volume");
     // By the key that is derived from the lockbox key, then from the entry.
     host.attaches(&volume);
     let entry = host.json(&["lockbox", "status"])["entries"][0].clone();
     assert_eq!(entry["state"], "valid");
     host.attaches(&volume);
+    assert_eq!(tap.taken(), Taken::default(), "no volume needs the TPM");
     assert!(host.ok(&["lockbox", "close"]).contains("1 entry"));
     host.fails(79, &["lockbox", "open"]);
 

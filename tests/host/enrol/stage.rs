@@ -152,7 +152,12 @@ impl Stage {
 
     /// A new volume of the administrator's.
     pub fn volume(&self, name: &str) -> String {
-        self.site.volume(name, &[]).0
+        self.volume_and_key(name).0
+    }
+
+    /// One, with its key's reference.
+    pub fn volume_and_key(&self, name: &str) -> (String, String) {
+        self.site.volume(name, &[])
     }
 
     /// The one open challenge, as the administrator keeps it.
