@@ -38,6 +38,9 @@ fn one_policy_session_serves_a_boot_and_then_the_tpm_opens_it_no_more() {
     assert!((1..=20).contains(&commands), "{commands} commands: {said}");
     assert!(is_extended(&host) && host.swtpm.leftovers().is_empty());
 
+    let status = host.ok(&["lockbox", "status"]);
+    assert!(status.contains("whoever can use this server's TPM") && !status.contains("private key"), "{status}");
+
     // Open already: neither this nor any volume asks the TPM.
     let away = host.by_tcti("away.toml", "device:/dev/none");
     let again = host.ok(&["--config", &away, "lockbox", "open"]);
