@@ -8,9 +8,11 @@ use std::{
 };
 
 use cryptattach::{
+    attach::{self, Case, Strictness},
     config::Config,
     container::{Container, Fetched},
     key::KeyReference,
+    volume,
 };
 
 use crate::{
@@ -83,11 +85,14 @@ fn bench_tpm() {
     let (attaches, again_taken) = (count(&attach), count(&attach));
     let store_taken = count(&|volume| key(&tapped_config, &volume.reference, false));
     let entry_taken = count(&|volume| key(&tapped_config, &volume.reference, true));
+    let unmapped_taken = count(&|volume| unmapped(&tapped_config, volume));
+    let started_taken = count(&|_| drop(host.ok(&["--config", &tapped, "--version"])));
     let clevis = count(&|volume| decrypt(volume, &tap.tcti()));
 
     let (mut opening, mut first, mut again, mut entry) =
         (Times::default(), Times::default(), Times::default(), Times::default());
     let (mut from_store, mut decrypting) = (Times::default(), Times::default());
+    let (mut starting, mut unmapping) = (Times::default(), Times::default());
     let config = Config::read(host.file("cryptattach.toml").as_ref()).unwrap();
     for _ in 0..BOOTS {
         host.reboots();
@@ -108,6 +113,8 @@ fn bench_tpm() {
             let name = host.mapping();
             again.add(|| host.ok(&["attach", &volume.path, &name, "--backend", "userspace"]));
             host.ok(&["detach", &name]);
+            starting.add(|| host.ok(&["--version"]));
+            unmapping.add(|| unmapped(&config, volume));
             entry.add(|| key(&config, &volume.reference, true));
             from_store.add(|| key(&config, &volume.reference, false));
         }
@@ -118,8 +125,10 @@ fn bench_tpm() {
     row("lockbox open, with the latch", open, &opening);
     row("cryptattach attach, key from the store, each", attaches, &first);
     row("cryptattach attach, key from the lockbox's entry, each", again_taken, &again);
-    row("  its key alone (in process): store, by the lockbox key", store_taken, &from_store);
-    row("  its key alone (in process): entry", entry_taken, &entry);
+    row("  of that all but the mapping (in process)", unmapped_taken, &unmapping);
+    row("  of that the key alone (in process), from the entry", entry_taken, &entry);
+    row("  the key alone (in process), from the store", store_taken, &from_store);
+    row("  a process that does nothing", started_taken, &starting);
     row("clevis decrypt (tpm2, PCR 7), each", clevis, &decrypting);
     let ours = opening.per_boot() + first.per_boot();
     let (ours_took, theirs_took) = (open.commands + attaches.commands, clevis.commands);
@@ -140,6 +149,7 @@ fn bench_tpm() {
     };
     of_times("ms of a boot", decrypting.per_boot(), ours);
     of_times("ms of a further volume", decrypting.median(), again.median());
+    of_times("ms of that without mapping", decrypting.median(), starting.median() + unmapping.median());
 }
 
 /// One volume of the host's, and a key that clevis seals to its TPM.
@@ -167,7 +177,16 @@ fn decrypt(volume: &Volume, tcti: &str) {
     assert!(output.stdout == fs::read(Path::new(&volume.key)).unwrap(), "clevis gave another key");
 }
 
-/// What attach does for the key, from the configuration on; without the mapping.
+/// All that attach does before it maps, in this process: header, separation, key.
+fn unmapped(config: &Config, volume: &Volume) {
+    let header = volume::probe(volume.path.as_ref(), None).unwrap();
+    let container = Container::open(config, &volume.reference.store, None).unwrap().as_one().lockbox_first();
+    let case = Case::new(config, &container, &volume.reference, &header);
+    case.separate(None, Strictness::default()).unwrap();
+    attach::open(&container, &volume.reference, &header).unwrap();
+}
+
+/// What it does for the key alone, from the store or from the lockbox's entry.
 fn key(config: &Config, reference: &KeyReference, from_entry: bool) {
     let container = Container::open(config, &reference.store, None).unwrap();
     let container = if from_entry { container.lockbox_first() } else { container };
