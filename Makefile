@@ -1,5 +1,5 @@
 # The same targets in CI and on a laptop. Each installs what it misses.
-.PHONY: demo test test-unit test-host test-openstack test-vm bench bench-ublk bench-attach bench-boot bench-stores torture
+.PHONY: demo test test-unit test-host test-openstack test-vm bench bench-ublk bench-attach bench-boot bench-stores bench-tpm torture
 
 demo:
 	scripts/demo
@@ -27,3 +27,6 @@ bench-boot:
 
 bench-stores:
 	benches/stores
+
+bench-tpm:
+	benches/tpm

@@ -10,6 +10,7 @@
 
 mod admission;
 mod entries;
+mod latch;
 mod opening;
 mod status;
 
@@ -32,6 +33,7 @@ use crate::{
     seal::{LockboxKey, SealError},
     state::StateError,
     store::StoreError,
+    tpm::TpmError,
 };
 
 /// In the kernel's keyring: the generation, big-endian, and the key.
@@ -173,6 +175,31 @@ pub enum LockboxError {
         /// Why.
         #[source]
         source: SealError,
+    },
+    /// The TPM opened it in this boot, and PCR 15 was extended then.
+    #[error(
+        "the lockbox key of '{host}' was opened in this boot already: PCR 15 was extended by 'lockbox open' at {at}, so that the \
+         TPM opens it again after the next power-on only"
+    )]
+    Latched {
+        /// This host.
+        host: HostName,
+        /// When.
+        at: String,
+        /// What the TPM says.
+        #[source]
+        source: SealError,
+    },
+    /// It is open, and the TPM would open it again.
+    #[error(
+        "the lockbox of '{host}' is open, but PCR 15 could not be extended: the TPM still opens its key in this boot"
+    )]
+    NotLatched {
+        /// This host.
+        host: HostName,
+        /// Why.
+        #[source]
+        source: TpmError,
     },
     /// The store went back to an older one.
     #[error("the store gives generation {is} of the lockbox key of '{host}'; this host has opened generation {seen}")]

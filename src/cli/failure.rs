@@ -189,9 +189,10 @@ fn lockbox(error: &LockboxError) -> u8 {
     match error {
         LockboxError::NotConfigured(_) | LockboxError::Unsupported(_) => 78,
         LockboxError::Removed { .. } => 67,
-        LockboxError::Refused { source: SealError::Tpm(error), .. } | LockboxError::Seal(SealError::Tpm(error)) => {
-            tpm(error)
-        }
+        LockboxError::Refused { source: SealError::Tpm(error), .. }
+        | LockboxError::Seal(SealError::Tpm(error))
+        | LockboxError::NotLatched { source: error, .. } => tpm(error),
+        LockboxError::Latched { .. } => 79,
         LockboxError::Seal(error) if error.is_configuration() => 78,
         LockboxError::Closed(_)
         | LockboxError::Refused { .. }
@@ -311,6 +312,13 @@ fn lockbox_next_step(error: &LockboxError) -> Option<String> {
         LockboxError::Store(error) => store_next_step(error)?.to_owned(),
         LockboxError::Refused { source: SealError::NotForUs { .. }, .. } => {
             "check 'identities' in [lockbox]; a host with a new identity has to be admitted anew".to_owned()
+        }
+        LockboxError::Latched { .. } => {
+            "reboot; until then the owner's or the escrow's key opens this host's volumes".to_owned()
+        }
+        LockboxError::NotLatched { .. } => {
+            "run 'cryptattach lockbox open' again, or 'cryptattach lockbox close' if this host is not to go on so"
+                .to_owned()
         }
         LockboxError::Refused { source, .. } => source.next_step()?,
         LockboxError::Seal(error) => error.next_step()?,

@@ -31,7 +31,8 @@ pub enum LockboxVerb {
 /// Open the lockbox until power-off: fetch this host's lockbox key and open it with the host's identity
 ///
 /// To be done once per boot. Opening an open lockbox asks the store whether this host is still admitted. If it is not, all
-/// that the lockbox has is removed.
+/// that the lockbox has is removed. If the host's identity is in its TPM, PCR 15 is extended then: the TPM opens it again
+/// after the next power-on only.
 #[derive(Args)]
 pub struct Open {
     /// Trust the lockbox key of this fingerprint and no other, as 'host admit' said it
@@ -91,6 +92,9 @@ impl Open {
         if let Err(LockboxError::Removed { .. }) = &opened {
             record(config, "lockbox wipe", lockbox, None)?;
         }
+        if let Err(LockboxError::NotLatched { .. }) = &opened {
+            record(config, "lockbox open", lockbox, None)?;
+        }
         let opening = opened?;
         if !opening.already_open {
             record(config, "lockbox open", lockbox, None)?;
@@ -109,6 +113,9 @@ fn said(lockbox: &Lockbox, opening: &Opening) -> String {
         None => "  admitted     not known, the store is out of reach".to_owned(),
     });
     lines.push(format!("  key kept in  {}", opening.kept));
+    if opening.latched {
+        lines.push("  latch        PCR 15 is extended: the TPM opens it again after the next power-on".to_owned());
+    }
     if opening.swept > 0 {
         lines.push(format!(
             "  swept        {}: expired, damaged or of another lockbox key",

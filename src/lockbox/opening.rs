@@ -28,6 +28,8 @@ pub struct Opening {
     pub kept: Kept,
     /// It was open already.
     pub already_open: bool,
+    /// PCR 15 has been extended: the TPM does not open it again in this boot.
+    pub latched: bool,
     /// Entries that were removed: expired, damaged, or of another lockbox key.
     pub swept: usize,
 }
@@ -65,13 +67,15 @@ impl Lockbox {
     ///
     /// The first one is taken on trust, and its fingerprint is said aloud: whoever can write to the store can seal a key to
     /// this host's identity. From then on another one is refused, unless `fingerprint` says that it is the right one.
+    ///
+    /// If the identity is in the TPM, PCR 15 is extended then (`latch` in `[tpm]`).
     pub fn open(&self, config: &Config, fingerprint: Option<&str>) -> Result<Opening, LockboxError> {
         let open_already = self.kept();
         let (sealed, from) = match self.fetch(config) {
             // Nothing is needed of it, and this boot's TPM might not open it again.
             Err(LockboxError::Unreachable { source, .. }) if open_already.is_some() => {
                 tracing::warn!("the store cannot be asked whether this host is still admitted: {}", chain(&*source));
-                return self.opened(None, true);
+                return self.opened(config, None, true);
             }
             fetched => fetched?,
         };
@@ -80,23 +84,26 @@ impl Lockbox {
         if let Some((key, _)) = open_already.filter(|(key, _)| is_open(key)) {
             self.trust(key, fingerprint)?;
             self.keep_copy(&sealed)?;
-            return self.opened(Some(from), true);
+            return self.opened(config, Some(from), true);
         }
         let identities = Keyring::read(self.identities(config), &config.tpm)?;
-        let refused = |source| LockboxError::Refused { host: self.config.host.clone(), source };
-        let key = LockboxKey::open(&sealed, &identities, &self.config.host).map_err(refused)?;
+        let key = LockboxKey::open(&sealed, &identities, &self.config.host).map_err(|error| self.refused(error))?;
         self.trust(&key, fingerprint)?;
         self.keep_copy(&sealed)?;
         self.keep(&key)?;
         // Looked at afresh: what is said next is what the kernel has.
-        Self { config: self.config.clone(), state: self.state.clone(), open: Default::default() }
-            .opened(Some(from), false)
+        Self { config: self.config.clone(), state: self.state.clone(), open: Default::default() }.opened(
+            config,
+            Some(from),
+            false,
+        )
     }
 
-    fn opened(&self, from: Option<Source>, already_open: bool) -> Result<Opening, LockboxError> {
+    fn opened(&self, config: &Config, from: Option<Source>, already_open: bool) -> Result<Opening, LockboxError> {
         let (key, kept) = self.kept().ok_or_else(|| LockboxError::Closed(self.config.host.clone()))?;
         let (generation, fingerprint) = (key.id().generation, key.fingerprint().to_owned());
-        Ok(Opening { generation, fingerprint, from, kept: *kept, already_open, swept: self.sweep()? })
+        let latched = self.latch(config, already_open)?;
+        Ok(Opening { generation, fingerprint, from, kept: *kept, already_open, latched, swept: self.sweep()? })
     }
 
     /// Takes the lockbox key out of the kernel's keyring and removes all entries.

@@ -1,10 +1,6 @@
 //! What is known of the lockbox, and what a thief would have of it, in plain words.
 
-use std::{
-    fs::File,
-    io::{BufRead, BufReader, Read},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -15,6 +11,7 @@ use crate::{
     key::{HostName, KeyReference, StoreName},
     keyring::Kept,
     seal::EntryContext,
+    tpm::IdentityFile,
 };
 
 /// What is known of the lockbox.
@@ -113,7 +110,7 @@ impl Lockbox {
     fn stolen(&self, config: &Config, copy: Option<&Path>, entries: usize) -> Vec<String> {
         let mut lines = Vec::new();
         let store = &self.config.store;
-        let files: Vec<_> = self.identities(config).iter().filter(|path| !is_tpm_key(path)).collect();
+        let files: Vec<_> = self.identities(config).iter().filter(|path| !IdentityFile::is_at(path)).collect();
         let opener = match &files[..] {
             [] => "this server's TPM, in a boot state that its policy trusts".to_owned(),
             files => {
@@ -146,11 +143,4 @@ impl Lockbox {
         }
         lines
     }
-}
-
-/// Whether a private key's file is one that only a TPM can use ("TSS2 PRIVATE KEY").
-fn is_tpm_key(path: &Path) -> bool {
-    let mut label = String::new();
-    let read = File::open(path).and_then(|file| BufReader::new(file.take(64)).read_line(&mut label));
-    read.is_ok() && label.contains("TSS2 PRIVATE KEY")
 }

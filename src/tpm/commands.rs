@@ -88,6 +88,9 @@ impl Esys {
             Esys_StartAuthSession_Finish(&mut tr)
         )?;
         let session = self.transient(tr);
+        if kind == SessionKind::Policy {
+            self.count_policy_session();
+        }
         if kind != SessionKind::Trial {
             let attributes = tss::TPMA_SESSION_CONTINUESESSION | tss::TPMA_SESSION_DECRYPT | tss::TPMA_SESSION_ENCRYPT;
             // SAFETY: the context and the session are live.

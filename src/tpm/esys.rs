@@ -47,6 +47,7 @@ pub struct Esys {
     context: NonNull<sys::ESYS_CONTEXT>,
     tcti: NonNull<sys::TSS2_TCTI_CONTEXT>,
     sent: Cell<u32>,
+    policy_sessions: Cell<u32>,
     /// How long one command may take.
     limit: Duration,
 }
@@ -75,7 +76,7 @@ impl Esys {
         // SAFETY: the TCTI is initialised and outlives the context (`drop`).
         let code = unsafe { sys::Esys_Initialize(&mut context, tcti.as_ptr(), null_mut()) };
         match NonNull::new(context).filter(|_| code == 0) {
-            Some(context) => Ok(Self { context, tcti, sent: Cell::new(0), limit }),
+            Some(context) => Ok(Self { context, tcti, sent: Cell::new(0), policy_sessions: Cell::new(0), limit }),
             None => {
                 // SAFETY: initialised above and not used any more.
                 unsafe { sys::Tss2_TctiLdr_Finalize(&mut tcti.as_ptr()) };
@@ -84,9 +85,8 @@ impl Esys {
         }
     }
 
-    /// How many commands have been sent.
-    pub fn commands_sent(&self) -> u32 {
-        self.sent.get()
+    pub(super) fn count_policy_session(&self) {
+        self.policy_sessions.set(self.policy_sessions.get() + 1);
     }
 
     /// Sends a command and waits for its answer, in bounded time. For `command!`.
@@ -152,7 +152,8 @@ impl Esys {
 
 impl Drop for Esys {
     fn drop(&mut self) {
-        tracing::debug!("the TPM took {} commands", self.sent.get());
+        let (commands, sessions) = (self.sent.get(), self.policy_sessions.get());
+        tracing::debug!("the TPM took {commands} commands, with {sessions} policy sessions");
         // SAFETY: both are live, and no handle outlives `self`; the context goes before the TCTI that it uses.
         unsafe {
             sys::Esys_Finalize(&mut self.context.as_ptr());

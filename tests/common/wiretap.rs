@@ -18,7 +18,15 @@ use tempfile::TempDir;
 pub struct Wiretap {
     folder: TempDir,
     heard: Arc<Mutex<Vec<u8>>>,
+    taken: Arc<Mutex<Taken>>,
     forgery: Forgery,
+}
+
+/// What the TPM was asked to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    pub commands: usize,
+    pub policy_sessions: usize,
 }
 
 /// What the TPM says, and what is made of it.
@@ -33,15 +41,15 @@ impl Wiretap {
     /// That answers so many commands itself: TPM_RC_RETRY.
     pub fn that_is_busy(socket: &Path, times: usize) -> Self {
         let folder = tempfile::Builder::new().prefix("wiretap").tempdir_in("/tmp").unwrap();
-        let tap = Self { folder, heard: Arc::default(), forgery: Arc::default() };
+        let tap = Self { folder, heard: Arc::default(), taken: Arc::default(), forgery: Arc::default() };
         for suffix in ["", ".ctrl"] {
             let to = PathBuf::from(format!("{}{suffix}", socket.display()));
             let listener = UnixListener::bind(format!("{}{suffix}", tap.socket().display())).unwrap();
-            let (heard, forgery) = (tap.heard.clone(), tap.forgery.clone());
+            let (heard, taken, forgery) = (tap.heard.clone(), tap.taken.clone(), tap.forgery.clone());
             let busy = Arc::new(AtomicUsize::new(if suffix.is_empty() { times } else { 0 }));
             // Ends with the process: the listener has nobody to tell it.
             thread::spawn(move || {
-                listener.incoming().flatten().for_each(|client| join(client, &to, &heard, &busy, &forgery))
+                listener.incoming().flatten().for_each(|client| join(client, &to, &heard, &taken, &busy, &forgery))
             });
         }
         tap
@@ -62,23 +70,56 @@ impl Wiretap {
         *self.forgery.lock().unwrap() = Some((original.to_vec(), forged.to_vec()));
     }
 
+    /// Commands since this was asked last.
+    pub fn taken(&self) -> Taken {
+        std::mem::take(&mut self.taken.lock().unwrap())
+    }
+
     /// Whether these bytes have passed, in either direction.
     pub fn heard(&self, bytes: &[u8]) -> bool {
         self.heard.lock().unwrap().windows(bytes.len()).any(|window| window == bytes)
     }
 }
 
-fn join(client: UnixStream, to: &Path, heard: &Arc<Mutex<Vec<u8>>>, busy: &Arc<AtomicUsize>, forgery: &Forgery) {
+impl Taken {
+    /// Counts a command; what goes over the control channel is none.
+    fn count(&mut self, bytes: &[u8]) {
+        const START_AUTH_SESSION: [u8; 4] = [0, 0, 1, 0x76];
+        const POLICY: u8 = 1;
+        let is_command =
+            matches!(bytes, [0x80, 1 | 2, length @ ..] if length.starts_with(&(bytes.len() as u32).to_be_bytes()));
+        if !is_command {
+            return;
+        }
+        self.commands += 1;
+        // Header, tpmKey, bind, nonceCaller, encryptedSalt, sessionType (TPM 2.0 Part 3, section 11.1).
+        let after_sized = |at: usize| Some(at + 2 + usize::from(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?)));
+        let kind = after_sized(18).and_then(after_sized).and_then(|at| bytes.get(at));
+        self.policy_sessions += usize::from(bytes[6..].starts_with(&START_AUTH_SESSION) && kind == Some(&POLICY));
+    }
+}
+
+fn join(
+    client: UnixStream,
+    to: &Path,
+    heard: &Arc<Mutex<Vec<u8>>>,
+    taken: &Arc<Mutex<Taken>>,
+    busy: &Arc<AtomicUsize>,
+    forgery: &Forgery,
+) {
     // TPM_ST_NO_SESSIONS, ten bytes, TPM_RC_RETRY.
     const RETRY: [u8; 10] = [0x80, 1, 0, 0, 0, 10, 0, 0, 0x09, 0x22];
     let Ok(server) = UnixStream::connect(to) else { return };
     for (from, to, is_command) in [(&client, &server, true), (&server, &client, false)] {
         let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-        let (heard, busy, forgery) = (heard.clone(), busy.clone(), forgery.clone());
+        let (heard, taken, busy, forgery) = (heard.clone(), taken.clone(), busy.clone(), forgery.clone());
         thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(len @ 1..) = from.read(&mut buffer) {
                 heard.lock().unwrap().extend(&buffer[..len]);
+                if is_command {
+                    taken.lock().unwrap().count(&buffer[..len]);
+                }
                 if let (false, Some((original, forged))) = (is_command, &*forgery.lock().unwrap()) {
                     let at = buffer[..len].windows(original.len()).position(|window| window == original);
                     at.into_iter().for_each(|at| buffer[at..at + forged.len()].copy_from_slice(forged));

@@ -1,10 +1,12 @@
 //! Enrolment: a host proves by its TPM what its key is, is admitted, opens what it may, and is removed.
 
+mod bus;
 mod certificates;
 mod forger;
+mod latch;
 mod others;
 mod proofs;
-mod stage;
+pub mod stage;
 mod steps;
 
 use std::fs;
@@ -15,7 +17,7 @@ use crate::swtpm::Swtpm;
 #[test]
 fn a_host_proves_itself_is_admitted_opens_volumes_and_is_removed() {
     let stage = Stage::new();
-    let (host, other) = (stage.host("compute-7"), stage.host("compute-8"));
+    let (mut host, other) = (stage.host("compute-7"), stage.host("compute-8"));
     let enrolled = host.ok(&["host", "enrol", "--output", &host.file("bundle")]);
     assert!(enrolled.contains("with a certificate"), "{enrolled}");
     let challenged = stage.challenge(&host);
@@ -38,6 +40,7 @@ fn a_host_proves_itself_is_admitted_opens_volumes_and_is_removed() {
     let refused = other.fails(79, &["--config", &other.file("thief.toml"), "lockbox", "open"]);
     assert!(refused.contains("another TPM"), "{refused}");
     other.does_not_attach(&volume);
+    host.reboots();
     host.ok(&["lockbox", "open"]);
 
     let removed = stage.ok(&["host", "remove", host.name()]);

@@ -23,6 +23,7 @@ mod refusals;
 mod safety;
 mod secrets;
 mod separation;
+mod speed;
 mod tpm;
 mod tpm_attach;
 mod tpm_bus;

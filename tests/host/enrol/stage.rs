@@ -142,9 +142,22 @@ impl Stage {
         refused
     }
 
+    /// The host proves itself and is admitted.
+    pub fn enrols(&self, host: &Host<'_>) {
+        host.enrolled();
+        self.challenge(host);
+        host.answer();
+        self.admit(host);
+    }
+
     /// A new volume of the administrator's.
     pub fn volume(&self, name: &str) -> String {
-        self.site.volume(name, &[]).0
+        self.volume_and_key(name).0
+    }
+
+    /// One, with its key's reference.
+    pub fn volume_and_key(&self, name: &str) -> (String, String) {
+        self.site.volume(name, &[])
     }
 
     /// The one open challenge, as the administrator keeps it.
@@ -216,6 +229,29 @@ impl Host<'_> {
         assert!(self.swtpm.leftovers().is_empty(), "left in the TPM: {}", self.swtpm.leftovers());
     }
 
+    /// What it says on standard error with `-v`, of a command that succeeds.
+    #[track_caller]
+    pub fn says(&self, arguments: &[&str]) -> String {
+        let output = self.stage.site.run(&self.with_config(&[arguments, &["-v"]].concat()));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        said
+    }
+
+    /// A configuration of this name: the host's own, with another way to the TPM.
+    pub fn by_tcti(&self, name: &str, tcti: &str) -> String {
+        let text = fs::read_to_string(self.file("cryptattach.toml")).unwrap();
+        fs::write(self.file(name), text.replace(&self.swtpm.tcti(), tcti)).unwrap();
+        self.file(name)
+    }
+
+    /// Off and on again: PCRs, keyring, entries in memory.
+    pub fn reboots(&mut self) {
+        keyring::remove(&self.description()).unwrap();
+        self.swtpm.reboot();
+        self.boot();
+    }
+
     pub fn answer(&self) {
         let _ = fs::remove_file(self.file("answer"));
         self.ok(&["host", "answer", &self.file("challenge"), "--output", &self.file("answer")]);
@@ -265,15 +301,20 @@ impl Host<'_> {
         path
     }
 
+    /// A name for a mapping.
+    pub fn mapping(&self) -> String {
+        self.stage.site.name("v")
+    }
+
     pub fn attaches(&self, volume: &str) {
-        let name = self.stage.site.name("v");
+        let name = self.mapping();
         self.ok(&["attach", volume, &name, "--backend", "userspace"]);
         self.ok(&["detach", &name]);
     }
 
     #[track_caller]
     pub fn does_not_attach(&self, volume: &str) {
-        let refused = self.fails(68, &["attach", volume, &self.stage.site.name("v"), "--backend", "userspace"]);
+        let refused = self.fails(68, &["attach", volume, &self.mapping(), "--backend", "userspace"]);
         assert!(refused.contains("is refused"), "{refused}");
     }
 }
