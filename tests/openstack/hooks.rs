@@ -247,7 +247,7 @@ fn not_root(cloud: &Cloud) {
     let mut get = site.environment("setpriv");
     get.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"]).arg(&program).args(["hook", "key", "get"]);
     get.env("HOME", disk.join("home"));
-    let output = crate::shell::with_input(&mut get, &format!(r#"{{"version":1,"key_id":"{key}"}}"#));
+    let output = crate::cloud::with_input(&mut get, &format!(r#"{{"version":1,"key_id":"{key}"}}"#));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let kept = disk.join("home/.local/state/cryptattach/generations/cinder").join(key);
     assert!(kept.exists(), "nobody remembers, too");

@@ -243,5 +243,5 @@ pub fn hook(site: &Site<'_>, verb: &str, request: &str) -> serde_json::Value {
 }
 
 pub fn run_hook(site: &Site<'_>, verb: &str, request: &str) -> std::process::Output {
-    crate::shell::with_input(site.command().arg("hook").args(verb.split(' ')), request)
+    crate::cloud::with_input(site.command().arg("hook").args(verb.split(' ')), request)
 }

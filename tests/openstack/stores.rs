@@ -1,7 +1,7 @@
 //! Every kind of store does the same: one suite for the directory, Swift and Barbican.
 
 use cryptattach::{
-    config::Config,
+    config::{Config, TpmConfig},
     key::{BoundContext, ContainerKeyId, Epoch, HostName, KeyId, KeySize, SealedKey, StoreName, VolumeKey},
     seal::{self, ContainerKey, Content, Keyring, LockboxKey, Payload},
     store::{self, ContainerKeys, Current, HostKeys, KeyStore, StoreError, Stored},
@@ -98,7 +98,9 @@ fn container_keys_suite(site: &Site<'_>, keys: &dyn ContainerKeys) {
     let recipients = || seal::recipients(&[site.path("owner.pem")]).unwrap();
     let id = ContainerKeyId { container: "s".parse().unwrap(), epoch: one };
     let first = keys.get(one).unwrap();
-    let first_key = ContainerKey::open(&first, &Keyring::read(&[site.path("owner.key")]).unwrap(), &id).unwrap();
+    let first_key =
+        ContainerKey::open(&first, &Keyring::read(&[site.path("owner.key")], &TpmConfig::default()).unwrap(), &id)
+            .unwrap();
     let second_key = ContainerKey::random(&id.container, Some(&first_key)).unwrap();
     let second = second_key.seal_to(recipients(), 0).unwrap();
 
