@@ -188,7 +188,7 @@ pub enum LockboxError {
         at: String,
         /// What the TPM says.
         #[source]
-        source: SealError,
+        source: Box<SealError>,
     },
     /// It is open, and the TPM would open it again.
     #[error(

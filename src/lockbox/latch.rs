@@ -57,7 +57,7 @@ impl Lockbox {
         let latched =
             self.latched().ok().flatten().filter(|latched| by_latch && boot().as_ref() == Some(&latched.boot));
         match latched.and_then(|latched| Asn1Time::from_unix(latched.extended.try_into().ok()?).ok()) {
-            Some(at) => LockboxError::Latched { host, at: at.to_string(), source },
+            Some(at) => LockboxError::Latched { host, at: at.to_string(), source: Box::new(source) },
             None => LockboxError::Refused { host, source },
         }
     }

@@ -280,7 +280,7 @@ impl Host<'_> {
     pub fn copy_key_of(&self, victim: &Host<'_>) {
         fs::copy(victim.file("host.tpm.pem"), self.file("stolen.tpm.pem")).unwrap();
         let text = fs::read_to_string(self.file("cryptattach.toml")).unwrap();
-        let text = text.replace(self.name(), &format!("{}", victim.name())).replace("host.tpm.pem", "stolen.tpm.pem");
+        let text = text.replace(self.name(), victim.name()).replace("host.tpm.pem", "stolen.tpm.pem");
         // The victim's keyring is not this machine's.
         keyring::remove(&victim.description()).unwrap();
         fs::write(self.file("thief.toml"), text).unwrap();
