@@ -174,6 +174,15 @@ pub enum LockboxError {
         #[source]
         source: SealError,
     },
+    /// It was opened, but the TPM would open it again in this boot: the latch could not be set.
+    #[error("the lockbox of '{host}' was closed again, for PCR 15 could not be extended")]
+    NotLatched {
+        /// This host.
+        host: HostName,
+        /// Why not.
+        #[source]
+        source: SealError,
+    },
     /// The store went back to an older one.
     #[error("the store gives generation {is} of the lockbox key of '{host}'; this host has opened generation {seen}")]
     Older {

@@ -176,12 +176,13 @@ fn lockbox(error: &LockboxError) -> u8 {
     match error {
         LockboxError::NotConfigured(_) | LockboxError::Unsupported(_) => 78,
         LockboxError::Removed { .. } => 67,
-        LockboxError::Refused { source: SealError::Tpm(error), .. } | LockboxError::Seal(SealError::Tpm(error)) => {
-            tpm(error)
-        }
+        LockboxError::Refused { source: SealError::Tpm(error), .. }
+        | LockboxError::NotLatched { source: SealError::Tpm(error), .. }
+        | LockboxError::Seal(SealError::Tpm(error)) => tpm(error),
         LockboxError::Seal(error) if error.is_configuration() => 78,
         LockboxError::Closed(_)
         | LockboxError::Refused { .. }
+        | LockboxError::NotLatched { .. }
         | LockboxError::Older { .. }
         | LockboxError::Another { .. }
         | LockboxError::Seal(_) => 68,
@@ -298,7 +299,7 @@ fn lockbox_next_step(error: &LockboxError) -> Option<String> {
         LockboxError::Refused { source: SealError::NotForUs { .. }, .. } => {
             "check 'identities' in [lockbox]; a host with a new identity has to be admitted anew".to_owned()
         }
-        LockboxError::Refused { source, .. } => source.next_step()?,
+        LockboxError::Refused { source, .. } | LockboxError::NotLatched { source, .. } => source.next_step()?,
         LockboxError::Seal(error) => error.next_step()?,
         LockboxError::Another { is, .. } => format!(
             "if the administrator who admitted this host says that this fingerprint is right: cryptattach lockbox open \

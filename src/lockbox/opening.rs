@@ -61,7 +61,8 @@ struct Trusted {
 }
 
 impl Lockbox {
-    /// Fetches this host's lockbox key, opens it with this host's identity and keeps it until power-off.
+    /// Fetches this host's lockbox key, opens it with this host's identity and keeps it until power-off. An identity in the
+    /// TPM opens nothing more in this boot.
     ///
     /// The first one is taken on trust, and its fingerprint is said aloud: whoever can write to the store can seal a key to
     /// this host's identity. From then on another one is refused, unless `fingerprint` says that it is the right one.
@@ -88,6 +89,10 @@ impl Lockbox {
         self.trust(&key, fingerprint)?;
         self.keep_copy(&sealed)?;
         self.keep(&key)?;
+        if let Err(source) = identities.latch() {
+            keyring::remove(&self.description())?;
+            return Err(LockboxError::NotLatched { host: self.config.host.clone(), source });
+        }
         // Looked at afresh: what is said next is what the kernel has.
         Self { config: self.config.clone(), state: self.state.clone(), open: Default::default() }
             .opened(Some(from), false)

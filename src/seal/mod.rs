@@ -87,6 +87,10 @@ pub trait Identity {
     fn open(&self, entry: &JweRecipient, header: &JoseHeader) -> Option<Result<ContentKey, SealError>>;
     /// The key's id: an RFC 7638 thumbprint, or a container key's name.
     fn kid(&self) -> &str;
+    /// If it has opened something and is meant to open once per boot: sees to it that nobody uses it again in this boot.
+    fn latch(&self) -> Result<(), SealError> {
+        Ok(())
+    }
 }
 
 /// The holders of public keys in PEM files.
@@ -206,6 +210,11 @@ impl Keyring {
     /// Whether one of the recipients is ours.
     pub fn is_for_us(&self, sealed: &SealedKey) -> bool {
         sealed.recipient_kids().any(|kid| self.identities.iter().any(|identity| identity.kid() == kid))
+    }
+
+    /// Ends the use of identities that open once per boot, if they have opened something.
+    pub fn latch(&self) -> Result<(), SealError> {
+        self.identities.iter().try_for_each(|identity| identity.latch())
     }
 
     fn decrypt(&self, sealed: &SealedKey) -> Result<SecretBytes, SealError> {

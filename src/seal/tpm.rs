@@ -1,6 +1,6 @@
 //! This host's identity: a key in its TPM, in a file that is of no use without that TPM in a trusted boot state.
 
-use std::path::Path;
+use std::{cell::Cell, path::Path};
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use openssl::{
@@ -24,6 +24,7 @@ pub struct TpmIdentity {
     algorithm: &'static str,
     kid: String,
     config: TpmConfig,
+    has_opened: Cell<bool>,
 }
 
 impl TpmIdentity {
@@ -39,7 +40,13 @@ impl TpmIdentity {
             Id::RSA => (rsa_oaep::ALG, jwk::of_rsa(&*key.rsa()?)),
             _ => (ecdh_es::ALG, jwk::of_p256(&*key.ec_key()?)?),
         };
-        Ok(Self { file, algorithm, kid: jwk::thumbprint(&public), config: config.clone() })
+        Ok(Self {
+            file,
+            algorithm,
+            kid: jwk::thumbprint(&public),
+            config: config.clone(),
+            has_opened: Cell::new(false),
+        })
     }
 
     /// The key's file.
@@ -91,7 +98,10 @@ impl Identity for TpmIdentity {
         }
         let encrypted_key = Base64UrlUnpadded::decode_vec(&entry.encrypted_key).unwrap_or_default();
         match self.unwrap(&encrypted_key, header) {
-            Ok(Some(key)) => Some(Ok(key)),
+            Ok(Some(key)) => {
+                self.has_opened.set(true);
+                Some(Ok(key))
+            }
             // Without a kid the entry may be anyone's; with ours it should have opened.
             Ok(None) => named.then_some(Err(SealError::Tampered)),
             Err(error) => Some(Err(error)),
@@ -100,5 +110,12 @@ impl Identity for TpmIdentity {
 
     fn kid(&self) -> &str {
         &self.kid
+    }
+
+    fn latch(&self) -> Result<(), SealError> {
+        if self.has_opened.get() && self.file.policy.latch && self.config.latch {
+            Tpm::open(&self.config)?.latch()?;
+        }
+        Ok(())
     }
 }

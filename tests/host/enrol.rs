@@ -15,7 +15,7 @@ use crate::swtpm::Swtpm;
 #[test]
 fn a_host_proves_itself_is_admitted_opens_volumes_and_is_removed() {
     let stage = Stage::new();
-    let (host, other) = (stage.host("compute-7"), stage.host("compute-8"));
+    let (mut host, other) = (stage.host("compute-7"), stage.host("compute-8"));
     let enrolled = host.ok(&["host", "enrol", "--output", &host.file("bundle")]);
     assert!(enrolled.contains("with a certificate"), "{enrolled}");
     let challenged = stage.challenge(&host);
@@ -38,6 +38,10 @@ fn a_host_proves_itself_is_admitted_opens_volumes_and_is_removed() {
     let refused = other.fails(79, &["--config", &other.file("thief.toml"), "lockbox", "open"]);
     assert!(refused.contains("another TPM"), "{refused}");
     other.does_not_attach(&volume);
+    // Its own TPM opens it once per boot.
+    let refused = host.fails(79, &["lockbox", "open"]);
+    assert!(refused.contains("PCR 15 has been extended"), "{refused}");
+    host.reboot();
     host.ok(&["lockbox", "open"]);
 
     let removed = stage.ok(&["host", "remove", host.name()]);

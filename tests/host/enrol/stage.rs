@@ -163,6 +163,13 @@ impl Host<'_> {
         self.swtpm.extend(7, '7');
     }
 
+    /// Off and on again; what the kernel had of its lockbox is gone.
+    pub fn reboot(&mut self) {
+        keyring::remove(&self.description()).unwrap();
+        self.swtpm.reboot();
+        self.boot();
+    }
+
     /// Its configuration, with these lines in `[tpm]`.
     pub fn configure(&self, lines: &str) {
         let keys = self.stage.site.keys("");
