@@ -1,12 +1,21 @@
-//! The vm layer: the built binary on real dm-crypt, in one virtual machine that all stories share. Run by
-//! `scripts/test vm`; a word on the command line picks the stories whose names contain it.
+//! The vm layer: the built binary on real dm-crypt, in one virtual machine that stories share, and in machines with a TPM that
+//! boot for their stories. One runs at a time. Run by `scripts/test vm`; a word on the command line picks the stories whose
+//! names contain it.
+
+#[path = "../common/manufacture.rs"]
+mod manufacture;
+#[expect(dead_code, reason = "loop devices are the host layer's")]
+#[path = "../common/shell.rs"]
+mod shell;
 
 mod formats;
 mod hooks;
 mod machine;
 mod mapping;
+mod measured;
 mod separation;
 mod speed;
+mod tpm;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -24,26 +33,37 @@ fn main() -> ExitCode {
         speed::compare(&mut boot());
         return ExitCode::SUCCESS;
     }
-    let stories = [mapping::STORIES, hooks::STORIES, formats::STORIES, separation::STORIES].concat();
-    let stories: Vec<Story> = stories
-        .into_iter()
-        .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())))
-        .collect();
-    assert!(!stories.is_empty(), "no story's name contains any of {wanted:?}");
-    println!("running {} stories", stories.len());
-    let (mut machine, mut failed) = (boot(), 0);
-    for (name, story) in &stories {
-        let start = Instant::now();
-        let told = catch_unwind(AssertUnwindSafe(|| story(&mut machine)));
-        println!("story {name} ... {} ({:.1?})", if told.is_ok() { "ok" } else { "FAILED" }, start.elapsed());
-        if told.is_err() {
+    let wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
+    let mut shared = [mapping::STORIES, hooks::STORIES, formats::STORIES, separation::STORIES].concat();
+    shared.retain(|(name, _)| wanted(name));
+    let mut measured = tpm::STORIES.to_vec();
+    measured.retain(|(name, _)| wanted(name));
+    let count = shared.len() + measured.len();
+    assert!(count > 0, "no story's name contains any of these words");
+    println!("running {count} stories");
+    let failed = tell(&shared) + measured.iter().filter(|(name, story)| !succeeds(name, story)).count();
+    println!("{} passed, {failed} failed", count - failed);
+    ExitCode::from(u8::from(failed > 0))
+}
+
+/// Tells stories in one machine; how many failed.
+fn tell(stories: &[Story]) -> usize {
+    let (mut machine, mut failed) = (None, 0);
+    for (name, story) in stories {
+        if !succeeds(name, || story(machine.get_or_insert_with(boot))) {
             failed += 1;
             // The next story gets a machine that this one has not left in disorder.
-            machine = boot();
+            machine = None;
         }
     }
-    println!("{} passed, {failed} failed", stories.len() - failed);
-    ExitCode::from(u8::from(failed > 0))
+    failed
+}
+
+fn succeeds(name: &str, story: impl FnOnce()) -> bool {
+    let start = Instant::now();
+    let told = catch_unwind(AssertUnwindSafe(story)).is_ok();
+    println!("story {name} ... {} ({:.1?})", if told { "ok" } else { "FAILED" }, start.elapsed());
+    told
 }
 
 /// A machine with a key disk and a store on it.
