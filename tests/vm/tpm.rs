@@ -64,10 +64,10 @@ impl Server {
         }
         let site = format!("state = '/keys/site-state'\n[audit]\nfile = '/keys/audit'\n[tpm]\n{tpm}");
         let host = format!(
-            "state = '/keys/state'\n[audit]\nfile = '/keys/host.audit'\n[stores.cinder]\ntype = 'directory'\npath = 'cinder'\n\
-             owner = 'cinder.owner.pem'\nescrow = 'cinder.escrow.pem'\n\
-             [lockbox]\nhost = 'compute-7'\nstore = 'cinder'\nidentities = ['host.tpm.pem']\npath = '/run/cryptattach/lockbox'\n\
-             [tpm]\nidentity = 'host.tpm.pem'\nsignatures = ['tpm2-pcr-signature.json']\n{tpm}"
+            "state = '/keys/state'\n[audit]\nfile = '/keys/host.audit'\n[stores.cinder]\ntype = 'directory'\npath = '/keys/cinder'\n\
+             owner = '/keys/cinder.owner.pem'\nescrow = '/keys/cinder.escrow.pem'\n\
+             [lockbox]\nhost = 'compute-7'\nstore = 'cinder'\nidentities = ['/keys/host.tpm.pem']\npath = '/run/cryptattach/lockbox'\n\
+             [tpm]\nidentity = '/keys/host.tpm.pem'\nsignatures = ['/keys/tpm2-pcr-signature.json']\n{tpm}"
         );
         machine.put("/keys/site.toml", site.as_bytes());
         machine.put("/keys/host.toml", host.as_bytes());
@@ -164,7 +164,7 @@ fn signed_boot_states() {
     machine.ok(
         "cd /keys && cryptattach policy sign --private-key site.key --measured measured.json >tpm2-pcr-signature.json",
     );
-    server.enrol(&mut machine, "site_key = 'site.pem'");
+    server.enrol(&mut machine, "site_key = '/keys/site.pem'");
     println!("{}", machine.ok("cryptattach policy test && cryptattach lockbox open"));
     attaches(&mut machine);
     power_off(machine);
