@@ -39,7 +39,9 @@ impl Folder {
     pub fn make(path: &Path) -> io::Result<Self> {
         if !path.is_dir() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-            path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())?;
+            // The parent of a bare name is "": here.
+            let parent = path.parent().map(|parent| if parent == Path::new("") { Path::new(".") } else { parent });
+            parent.map_or(Ok(()), |parent| File::open(parent)?.sync_all())?;
         }
         Self::lock(path)
     }

@@ -251,6 +251,9 @@ impl TpmError {
             Self::OtherTpm { .. } | Self::NoStorageRoot => {
                 "enrol this host again; until then the owner's or the escrow's key opens its volumes"
             }
+            Self::NotThisState(explanation) if explanation.is_latch() => {
+                "power the machine off and on: the key opens once per boot; until then the owner's or the escrow's key opens"
+            }
             Self::NotThisState(_) => {
                 "'cryptattach policy show' says what is bound; boot what is trusted, or have the site sign this state ('cryptattach policy sign'); until then the owner's or the escrow's key opens"
             }

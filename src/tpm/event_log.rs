@@ -77,8 +77,17 @@ impl EventLog {
     }
 
     /// The last events of a PCR, the latest last.
+    ///
+    /// systemd-stub measures a section's name and then the section, and says the same of both: one event here.
     pub fn last(&self, pcr: u8, most: usize) -> Vec<Event> {
-        let all: Vec<_> = self.events().unwrap_or_default().iter().filter(|event| event.pcr == pcr).collect();
+        let mut all: Vec<_> = self.events().unwrap_or_default().iter().filter(|event| event.pcr == pcr).collect();
+        all.dedup_by(|later, earlier| {
+            let same = later.description == earlier.description && !later.description.is_empty();
+            if same {
+                *earlier = *later;
+            }
+            same
+        });
         all[all.len().saturating_sub(most)..].iter().map(|event| (*event).clone()).collect()
     }
 
@@ -340,6 +349,22 @@ pub mod tests {
         assert_eq!(events.replay(9), None);
         assert_eq!(events.last(7, 1)[0].digest, [2; 32]);
         assert_eq!(EventLog::at(&folder.path().join("none")).events(), None);
+    }
+
+    #[test]
+    fn a_section_is_one_event() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let events: [(u32, u32, Digest, &[u8]); 5] = [
+            (11, 0xD, [1; 32], b".cmdline"),
+            (11, 0xD, [2; 32], b".cmdline"),
+            (9, 0xD, [3; 32], b".initrd"),
+            (11, 0xD, [4; 32], b".initrd"),
+            (11, 0xD, [5; 32], b".initrd"),
+        ];
+        std::fs::write(&path, log(&events)).unwrap();
+        let digests: Vec<_> = EventLog::at(&path).last(11, 3).iter().map(|event| event.digest[0]).collect();
+        assert_eq!(digests, [2, 5]);
     }
 
     #[test]

@@ -79,6 +79,11 @@ impl Explanation {
             .collect();
         PcrSet::of(&pcrs)
     }
+
+    /// Whether the state is right but for the latch.
+    pub fn is_latch(&self) -> bool {
+        matches!(self.findings[..], [Finding::Latched])
+    }
 }
 
 impl std::error::Error for Explanation {}

@@ -10,6 +10,8 @@ use std::{
 
 use tempfile::TempDir;
 
+use crate::manufacture::manufacture;
+
 /// A TPM; gone with the value.
 pub struct Swtpm {
     folder: TempDir,
@@ -29,31 +31,7 @@ impl Swtpm {
     /// is none.
     pub fn certified(authority: &Path) -> Self {
         let folder = tempfile::Builder::new().prefix("swtpm").tempdir_in("/tmp").unwrap();
-        let at = authority.display();
-        let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
-        write(
-            "localca.conf",
-            format!(
-                "statedir = {at}\nsigningkey = {at}/signkey.pem\nissuercert = {at}/issuercert.pem\n\
-                 certserial = {at}/certserial\n"
-            ),
-        );
-        let path = folder.path().display();
-        write(
-            "setup.conf",
-            format!(
-                "create_certs_tool = /usr/bin/swtpm_localca\ncreate_certs_tool_config = {path}/localca.conf\n\
-                 create_certs_tool_options = /etc/swtpm-localca.options\nactive_pcr_banks = sha256\n"
-            ),
-        );
-        let made = Command::new("swtpm_setup")
-            .args(["--tpm2", "--create-ek-cert", "--config"])
-            .arg(folder.path().join("setup.conf"))
-            .arg("--tpm-state")
-            .arg(folder.path())
-            .output()
-            .expect("swtpm-tools are missing: scripts/prerequisites host");
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        manufacture(folder.path(), authority);
         let process = power_on(&folder);
         Self { folder, process }
     }

@@ -2,6 +2,8 @@
 
 #[path = "../common/luks2.rs"]
 mod luks2;
+#[path = "../common/manufacture.rs"]
+mod manufacture;
 #[path = "../common/shell.rs"]
 mod shell;
 mod site;

@@ -14,8 +14,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// QEMU emulates the processor; everything takes about ten times as long as on the real one.
-const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
+const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// The kernel's command line.
+pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 no_timer_check root=/dev/vda rw init=/sbin/guest-init";
 
 /// A running machine; it is killed with the value.
 pub struct Machine {
@@ -61,14 +64,20 @@ impl Disk {
 }
 
 impl Machine {
-    /// Boots the release that this host runs.
+    /// Boots the release that this host runs, by QEMU's own loader.
     pub fn boot() -> Self {
         Self::boot_release(None)
     }
 
-    /// Boots another release; makes the guest's image if it is not there yet.
+    /// Boots another release likewise; makes the guest's image if it is not there yet.
     pub fn boot_release(release: Option<&str>) -> Self {
         let image = image(release);
+        let file = |name: &str| image.join(name).into_os_string().into_string().unwrap();
+        Self::start(&image, &["-kernel", &file("kernel"), "-initrd", &file("initrd"), "-append", COMMAND_LINE])
+    }
+
+    /// Boots what these options of QEMU's say, from the root file system of an image.
+    pub fn start(image: &Path, booted: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("cryptattach-vm").tempdir_in("/var/tmp").unwrap();
         let at = |name: &str| folder.path().join(name).into_os_string().into_string().unwrap();
         tools(&at("tools"), &at("tools.img"));
@@ -78,15 +87,11 @@ impl Machine {
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"])
             .args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", at("qmp"))])
-            .arg("-kernel")
-            .arg(image.join("kernel"))
-            .arg("-initrd")
-            .arg(image.join("initrd"))
-            .args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check root=/dev/vda rw init=/sbin/guest-init"])
             .args(["-drive", &drive("root", image.join("root.img").to_str().unwrap())])
             .args(["-device", "virtio-blk-pci,drive=root,serial=root"])
             .args(["-drive", &drive("tools", &at("tools.img"))])
             .args(["-device", "virtio-blk-pci,drive=tools,serial=tools"])
+            .args(booted)
             .args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"])
             .args(["-chardev", &format!("socket,id=agent,path={},server=on,wait=off", at("agent"))])
             .args(["-device", "virtserialport,chardev=agent,name=agent"])
@@ -110,12 +115,31 @@ impl Machine {
 
     /// Runs a shell script in the guest.
     pub fn sh(&mut self, script: &str) -> Output {
-        let request = Base64::encode_string(script.as_bytes());
-        self.agent.get_mut().write_all(format!("{request}\n").as_bytes()).unwrap();
+        self.request(script);
         let code = self.agent_line().parse().unwrap();
         let mut text = || String::from_utf8_lossy(&Base64::decode_vec(&self.agent_line()).unwrap()).into_owned();
         let (stdout, stderr) = (text(), text());
         Output { code, stdout, stderr }
+    }
+
+    fn request(&mut self, script: &str) {
+        let request = Base64::encode_string(script.as_bytes());
+        self.agent.get_mut().write_all(format!("{request}\n").as_bytes()).unwrap();
+    }
+
+    /// Writes a file in the guest.
+    pub fn put(&mut self, path: &str, content: &[u8]) {
+        self.ok(&format!("echo {} | base64 -d >{path}", Base64::encode_string(content)));
+    }
+
+    /// Switches the machine off by its kernel, which says so to the TPM. File systems of disks must not be mounted any more.
+    pub fn power_off(mut self) {
+        self.request("echo o >/proc/sysrq-trigger");
+        let deadline = Instant::now() + COMMAND_TIMEOUT;
+        while self.qemu.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "the guest does not switch itself off:\n{}", self.console());
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Runs a shell script in the guest, expects success, returns standard output without its last newline.
@@ -209,7 +233,8 @@ impl Drop for Machine {
     }
 }
 
-fn image(release: Option<&str>) -> PathBuf {
+/// The guest of a release, of this host's unless one is named: its kernel, initrd and root file system; made if it is not there yet.
+pub fn image(release: Option<&str>) -> PathBuf {
     let home = std::env::var_os("HOME").expect("HOME is not set");
     let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| Path::new(&home).join(".cache"), PathBuf::from);
     let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vm/make-image"))

@@ -1,12 +1,21 @@
-//! The vm layer: the built binary on real dm-crypt, in one virtual machine that all stories share. Run by
-//! `scripts/test vm`; a word on the command line picks the stories whose names contain it.
+//! The vm layer: the built binary on real dm-crypt, in one virtual machine that stories share, and in machines with a TPM that
+//! boot for their stories. One runs at a time. Run by `scripts/test vm`; a word on the command line picks the stories whose
+//! names contain it.
+
+#[path = "../common/manufacture.rs"]
+mod manufacture;
+#[expect(dead_code, reason = "loop devices are the host layer's")]
+#[path = "../common/shell.rs"]
+mod shell;
 
 mod formats;
 mod hooks;
 mod machine;
 mod mapping;
+mod measured;
 mod separation;
 mod speed;
+mod tpm;
 mod ublk;
 
 use std::{
@@ -29,40 +38,43 @@ fn main() -> ExitCode {
         ublk::compare(&mut ublk::boot());
         return ExitCode::SUCCESS;
     }
-    let wanted = |stories: Vec<Story>| -> Vec<Story> {
-        let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
-        stories.into_iter().filter(|(name, _)| is_wanted(name)).collect()
-    };
-    let on_own = wanted([mapping::STORIES, hooks::STORIES, formats::STORIES, separation::STORIES].concat());
-    let on_newer = wanted(if ublk::is_possible() { ublk::STORIES.to_vec() } else { Vec::new() });
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
+    let on_own = [mapping::STORIES, hooks::STORIES, formats::STORIES, separation::STORIES].concat();
+    let on_newer = if ublk::is_possible() { ublk::STORIES.to_vec() } else { Vec::new() };
     if !ublk::is_possible() {
         println!("the stories of ublk are not told: they need Debian 13's kernel, from Debian's apt sources");
     }
-    let count = on_own.len() + on_newer.len();
+    let [on_own, on_newer] = [on_own, on_newer]
+        .map(|stories| stories.into_iter().filter(|(name, _)| is_wanted(name)).collect::<Vec<Story>>());
+    let measured: Vec<_> = tpm::STORIES.iter().filter(|(name, _)| is_wanted(name)).collect();
+    let count = on_own.len() + on_newer.len() + measured.len();
     assert!(count > 0, "no story's name contains any of these words");
     println!("running {count} stories");
-    let failed = tell(&on_own, boot) + tell(&on_newer, ublk::boot);
+    let failed = tell(&on_own, boot)
+        + tell(&on_newer, ublk::boot)
+        + measured.iter().filter(|(name, story)| !succeeds(name, story)).count();
     println!("{} passed, {failed} failed", count - failed);
     ExitCode::from(u8::from(failed > 0))
 }
 
 /// Tells the stories on one machine; the number of those that failed.
 fn tell(stories: &[Story], boot: fn() -> Machine) -> usize {
-    if stories.is_empty() {
-        return 0;
-    }
-    let (mut machine, mut failed) = (boot(), 0);
+    let (mut machine, mut failed) = (None, 0);
     for (name, story) in stories {
-        let start = Instant::now();
-        let told = catch_unwind(AssertUnwindSafe(|| story(&mut machine)));
-        println!("story {name} ... {} ({:.1?})", if told.is_ok() { "ok" } else { "FAILED" }, start.elapsed());
-        if told.is_err() {
+        if !succeeds(name, || story(machine.get_or_insert_with(boot))) {
             failed += 1;
             // The next story gets a machine that this one has not left in disorder.
-            machine = boot();
+            machine = None;
         }
     }
     failed
+}
+
+fn succeeds(name: &str, story: impl FnOnce()) -> bool {
+    let start = Instant::now();
+    let told = catch_unwind(AssertUnwindSafe(story)).is_ok();
+    println!("story {name} ... {} ({:.1?})", if told { "ok" } else { "FAILED" }, start.elapsed());
+    told
 }
 
 /// A machine with a key disk and a store on it.

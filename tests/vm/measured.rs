@@ -1,0 +1,126 @@
+//! Measured boot: firmware (OVMF) starts a unified kernel image, and all on the way measure into a TPM on the board (swtpm).
+
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use crate::{
+    machine::{COMMAND_LINE, Machine, image},
+    manufacture::manufacture,
+    shell::sh,
+};
+
+const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+
+/// A disk with the guest's kernel, command line and initramfs in one file that systemd-stub measures into PCR 11.
+pub struct UnifiedKernelImage {
+    folder: TempDir,
+}
+
+impl UnifiedKernelImage {
+    /// With these words at the end of the command line, and this file more in the initramfs.
+    pub fn new(words: &str, implant: Option<&str>) -> Self {
+        let folder = tempfile::Builder::new().prefix("cryptattach-vm").tempdir_in("/var/tmp").unwrap();
+        let (at, image) = (folder.path().display(), image(None));
+        fs::write(folder.path().join("cmdline"), format!("{COMMAND_LINE} {words}").trim_end()).unwrap();
+        sh(&format!("cp {}/initrd {at}/initrd", image.display()));
+        if let Some(name) = implant {
+            sh(&format!(
+                "mkdir {at}/implant && echo harmless >{at}/implant/{name} && cd {at}/implant && \
+                 echo {name} | cpio --quiet -o -H newc >>{at}/initrd"
+            ));
+        }
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vm/make-uki");
+        sh(&format!("{script} {}/kernel {at}/initrd {at}", image.display()));
+        Self { folder }
+    }
+
+    /// What systemd-measure says that PCR 11 will be.
+    pub fn measured(&self) -> Vec<u8> {
+        fs::read(self.folder.path().join("measured.json")).unwrap()
+    }
+
+    /// Boots it on a board with this TPM.
+    pub fn boot(&self, chip: &mut Chip) -> Machine {
+        let file = |name: &str| self.folder.path().join(name).into_os_string().into_string().unwrap();
+        fs::copy(FIRMWARE_VARIABLES, file("variables")).expect("OVMF is missing: scripts/prerequisites vm");
+        Machine::start(
+            &image(None),
+            &[
+                "-drive",
+                &format!("if=pflash,format=raw,readonly=on,file={FIRMWARE}"),
+                "-drive",
+                &format!("if=pflash,format=raw,file={}", file("variables")),
+                "-drive",
+                &format!("if=none,id=esp,format=raw,readonly=on,file={}", file("esp.img")),
+                "-device",
+                "virtio-blk-pci,drive=esp,serial=esp,bootindex=1",
+                "-chardev",
+                &format!("socket,id=chip,path={}", chip.power_on()),
+                "-tpmdev",
+                "emulator,id=tpm,chardev=chip",
+                "-device",
+                "tpm-tis,tpmdev=tpm",
+            ],
+        )
+    }
+}
+
+/// A TPM on a board. What it remembers outlives the machine's power; the PCRs do not.
+pub struct Chip {
+    folder: TempDir,
+    swtpm: Option<Child>,
+}
+
+impl Chip {
+    /// A new one, whose endorsement key an authority has certified.
+    pub fn new(authority: &Path) -> Self {
+        let folder = tempfile::Builder::new().prefix("swtpm").tempdir_in("/tmp").unwrap();
+        manufacture(folder.path(), authority);
+        Self { folder, swtpm: None }
+    }
+
+    /// Its socket, for QEMU, which switches it off with the machine.
+    fn power_on(&mut self) -> String {
+        self.power_off();
+        let socket = self.folder.path().join("socket").into_os_string().into_string().unwrap();
+        let _ = fs::remove_file(&socket);
+        let swtpm = Command::new("swtpm")
+            .args(["socket", "--tpm2"])
+            .arg(format!("--tpmstate=dir={}", self.folder.path().display()))
+            .arg(format!("--ctrl=type=unixio,path={socket}"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("swtpm is missing: scripts/prerequisites vm");
+        self.swtpm = Some(swtpm);
+        for _ in 0..1000 {
+            if UnixStream::connect(&socket).is_ok() {
+                return socket;
+            }
+            sleep(Duration::from_millis(10));
+        }
+        panic!("swtpm does not listen on {socket}");
+    }
+
+    fn power_off(&mut self) {
+        if let Some(mut swtpm) = self.swtpm.take() {
+            let _ = swtpm.kill();
+            let _ = swtpm.wait();
+        }
+    }
+}
+
+impl Drop for Chip {
+    fn drop(&mut self) {
+        self.power_off();
+    }
+}
