@@ -314,7 +314,7 @@ fn lockbox_next_step(error: &LockboxError) -> Option<String> {
             "check 'identities' in [lockbox]; a host with a new identity has to be admitted anew".to_owned()
         }
         LockboxError::Latched { .. } => {
-            "reboot; until then the owner's or the escrow's key opens this host's volumes".to_owned()
+            "power the machine off and on; until then the owner's or the escrow's key opens this host's volumes".to_owned()
         }
         LockboxError::NotLatched { .. } => {
             "run 'cryptattach lockbox open' again, or 'cryptattach lockbox close' if this host is not to go on so"

@@ -61,7 +61,7 @@ fn one_policy_session_serves_a_boot_and_then_the_tpm_opens_it_no_more() {
     for _ in 0..2 {
         let refused = host.fails(79, &["lockbox", "open"]);
         assert!(refused.contains("PCR 15 was extended by 'lockbox open' at ") && refused.contains(" GMT"), "{refused}");
-        assert!(refused.contains("next: reboot"), "{refused}");
+        assert!(refused.contains("next: power the machine off and on"), "{refused}");
     }
     assert!(!host.has_lockbox_key());
 
