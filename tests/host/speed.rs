@@ -155,10 +155,11 @@ fn bench_tpm() {
 /// One volume of the host's, and a key that clevis seals to its TPM.
 fn volume(stage: &Stage, host: &Host<'_>, number: usize) -> Volume {
     let (path, reference) = stage.volume_and_key(&format!("volume-{number}"));
+    // What it leaves in the TPM, a resource manager takes away; swtpm has none.
     let (key, sealed) = (host.file(&format!("{number}.key")), host.file(&format!("{number}.jwe")));
     sh(&format!(
         "head -c 64 /dev/urandom >{key} && export TPM2TOOLS_TCTI={} && clevis encrypt tpm2 '{CLEVIS}' <{key} >{sealed} && \
-         tpm2_flushcontext -t",
+         tpm2_flushcontext -t && tpm2_flushcontext -l",
         host.swtpm.tcti()
     ));
     Volume { path, reference: reference.parse().unwrap(), key, sealed }
