@@ -134,14 +134,18 @@ pub fn separate(
 pub fn open(container: &Container, reference: &KeyReference, volume: &Volume) -> Result<VolumeKey, Error> {
     match container.fetch(&reference.key, Some(volume.uuid()))? {
         Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
-            let mismatch =
-                |what| Error::Mismatch { reference: reference.clone(), device: volume.device.path.clone(), what };
-            fits(&payload, volume).map_err(mismatch)?;
+            fit(reference, &payload, volume)?;
             Ok(payload.volume_key)
         }
         Fetched::Sealed(Opened { content: Content::Object(object), .. })
         | Fetched::Released(Released { object, .. }) => Ok(volume.unlock(&object.passphrase()?)?),
     }
+}
+
+/// Refuses a key whose sealed form says something else of the volume than the header does.
+pub fn fit(reference: &KeyReference, sealed: &Payload, volume: &Volume) -> Result<(), Error> {
+    let mismatch = |what| Error::Mismatch { reference: reference.clone(), device: volume.device.path.clone(), what };
+    fits(sealed, volume).map_err(mismatch)
 }
 
 /// Whether the header says what was sealed: neither is believed alone.

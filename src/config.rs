@@ -8,11 +8,13 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::{key::StoreName, volume::PlainHash};
+use crate::{backend::MappingName, key::StoreName, volume::PlainHash};
 
 mod stores;
+mod volumes;
 
 pub use stores::{BarbicanConfig, CloudConfig, Location, Sealing, StoreConfig, SwiftConfig};
+pub use volumes::{DeviceName, Hotplug, VolumeConfig};
 
 /// Where the configuration is unless `--config` or `CRYPTATTACH_CONFIG` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cryptattach/cryptattach.toml";
@@ -38,6 +40,12 @@ pub struct Config {
     /// The stores by name.
     #[serde(default)]
     pub stores: BTreeMap<StoreName, StoreConfig>,
+    /// The volumes that this host attaches by itself, by the names of their mappings.
+    #[serde(default)]
+    pub volumes: BTreeMap<MappingName, VolumeConfig>,
+    /// Which volumes that appear are attached unasked.
+    #[serde(default)]
+    pub hotplug: Hotplug,
     /// Directory for what this host has to remember: which container keys it trusts.
     #[serde(default = "state")]
     pub state: PathBuf,
@@ -154,6 +162,14 @@ pub enum ConfigError {
         #[source]
         source: Box<toml::de::Error>,
     },
+    /// A volume is not configured.
+    #[error("the configuration {} has no volume '{name}'", .path.display())]
+    UnknownVolume {
+        /// Its name.
+        name: MappingName,
+        /// The file.
+        path: PathBuf,
+    },
     /// A store is not configured.
     #[error("the configuration {} has no store '{name}' (it has: {})", .path.display(), list(.known))]
     UnknownStore {
@@ -198,6 +214,19 @@ fn list(names: &[StoreName]) -> String {
 impl Config {
     /// Reads a configuration; relative paths in it are relative to its own directory.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let mut config = Self::outline(path)?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        for store in config.stores.values_mut() {
+            for file in store.files() {
+                *file = resolve(folder, file)?;
+            }
+        }
+        Ok(config)
+    }
+
+    /// As [`Config::read`], for who only wants to know what there is: files named in stores are not looked for. Where
+    /// systemd's generators and udev's programs run there are no credentials yet.
+    pub fn outline(path: &Path) -> Result<Self, ConfigError> {
         let text = fs::read_to_string(path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => ConfigError::Missing(path.to_owned()),
             _ => ConfigError::Io { action: "read", path: path.to_owned(), source },
@@ -218,11 +247,16 @@ impl Config {
                 return Err(ConfigError::Escrow { name: name.clone(), path: path.to_owned() });
             }
             store.network = config.network;
-            for file in store.files() {
-                *file = resolve(folder, file)?;
-            }
+        }
+        for volume in config.volumes.values_mut() {
+            volume.header = volume.header.take().map(|header| folder.join(header));
         }
         Ok(config)
+    }
+
+    /// The volume of that name.
+    pub fn volume(&self, name: &MappingName) -> Result<&VolumeConfig, ConfigError> {
+        self.volumes.get(name).ok_or_else(|| ConfigError::UnknownVolume { name: name.clone(), path: self.path.clone() })
     }
 
     /// The store of that name.

@@ -3,10 +3,12 @@
 mod attach;
 mod container;
 mod detach;
+mod explain;
 mod failure;
 mod format;
 mod hook;
 mod init;
+mod integrate;
 mod key;
 mod list;
 mod man;
@@ -14,6 +16,7 @@ mod output;
 mod resize;
 mod separation;
 mod status;
+mod test;
 
 use std::{
     io::{self, IsTerminal},
@@ -73,6 +76,8 @@ enum Verb {
     Status(status::Status),
     List(list::List),
     Separation(separation::Separation),
+    Test(test::Test),
+    Explain(explain::Explain),
     #[command(subcommand)]
     Key(key::Key),
     #[command(subcommand)]
@@ -81,6 +86,12 @@ enum Verb {
     Hook(hook::Hook),
     #[command(hide = true)]
     Man(man::Man),
+    #[command(hide = true)]
+    Completions(integrate::Completions),
+    #[command(name = "systemd-generator", hide = true)]
+    Generator(integrate::Generator),
+    #[command(name = "udev-probe", hide = true)]
+    Probe(integrate::Probe),
     /// The process that holds a userspace mapping; started by attach
     #[command(name = userspace::SUBCOMMAND, hide = true)]
     UserspaceWorker,
@@ -149,7 +160,12 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Verb::Key(key) => key.run(global),
         Verb::Container(container) => container.run(global),
         Verb::Hook(hook) => hook.run(global),
+        Verb::Test(test) => test.run(global),
+        Verb::Explain(explain) => explain.run(global),
         Verb::Man(man) => man.run(),
+        Verb::Completions(completions) => completions.run(),
+        Verb::Generator(generator) => generator.run(global),
+        Verb::Probe(probe) => probe.run(global),
         Verb::UserspaceWorker => Ok(()),
     }
 }
