@@ -1,5 +1,8 @@
 # The same targets in CI and on a laptop. Each installs what it misses.
-.PHONY: demo test test-unit test-host test-openstack test-vm bench-attach bench-stores
+.PHONY: deb demo test test-unit test-host test-openstack test-vm bench-attach bench-stores
+
+deb:
+	scripts/deb
 
 demo:
 	scripts/demo
