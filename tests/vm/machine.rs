@@ -26,11 +26,21 @@ pub struct Machine {
     disks: u32,
 }
 
+/// What the kernel starts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Init {
+    /// The agent, and little else; `cryptattach` is the binary that was just built.
+    Plain,
+    /// systemd, and the agent as a unit; the Debian package waits on the disk of tools.
+    Systemd,
+}
+
 /// A disk of the machine, and the file behind it.
 pub struct Disk {
     serial: String,
     /// The file on the host; what the guest has flushed is in it.
     pub file: PathBuf,
+    options: DiskOptions,
 }
 
 /// How a disk looks to the guest.
@@ -62,22 +72,27 @@ impl Disk {
 
 impl Machine {
     /// Boots; makes the guest's image if it is not there yet.
-    pub fn boot() -> Self {
+    pub fn boot(init: Init) -> Self {
         let image = image();
         let folder = tempfile::Builder::new().prefix("cryptattach-vm").tempdir_in("/var/tmp").unwrap();
         let at = |name: &str| folder.path().join(name).into_os_string().into_string().unwrap();
-        tools(&at("tools"), &at("tools.img"));
+        tools(init, &at("tools"), &at("tools.img"));
+        let (init, reboots): (&str, &[&str]) = match init {
+            Init::Plain => ("init=/sbin/guest-init", &["-no-reboot"]),
+            Init::Systemd => ("systemd.show_status=true", &[]),
+        };
         let console = File::create(at("console")).unwrap();
         let drive = |id: &str, file: &str| format!("if=none,id={id},format=raw,snapshot=on,file={file}");
         let mut qemu = Command::new("qemu-system-x86_64")
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"])
-            .args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"])
+            .args(["-nodefaults", "-display", "none", "-serial", "stdio"])
+            .args(reboots)
             .args(["-qmp", &format!("unix:{},server=on,wait=off", at("qmp"))])
             .arg("-kernel")
             .arg(image.join("kernel"))
             .arg("-initrd")
             .arg(image.join("initrd"))
-            .args(["-append", "console=ttyS0 quiet panic=-1 root=/dev/vda rw init=/sbin/guest-init"])
+            .args(["-append", &format!("console=ttyS0 quiet panic=-1 root=/dev/vda rw {init}")])
             .args(["-drive", &drive("root", image.join("root.img").to_str().unwrap())])
             .args(["-device", "virtio-blk-pci,drive=root,serial=root"])
             .args(["-drive", &drive("tools", &at("tools.img"))])
@@ -97,10 +112,20 @@ impl Machine {
         machine.qmp.get_ref().set_read_timeout(Some(COMMAND_TIMEOUT)).unwrap();
         machine.qmp_line();
         machine.qmp("qmp_capabilities", json!({}));
-        machine.agent.get_ref().set_read_timeout(Some(BOOT_TIMEOUT)).unwrap();
-        assert_eq!(machine.agent_line(), "ready");
-        machine.agent.get_ref().set_read_timeout(Some(COMMAND_TIMEOUT)).unwrap();
+        machine.wait_for_agent();
         machine
+    }
+
+    /// Shuts the guest down and boots it again; its disks stay plugged in.
+    pub fn reboot(&mut self) {
+        self.ok("systemctl --no-block reboot");
+        self.wait_for_agent();
+    }
+
+    fn wait_for_agent(&mut self) {
+        self.agent.get_ref().set_read_timeout(Some(BOOT_TIMEOUT)).unwrap();
+        assert_eq!(self.agent_line(), "ready");
+        self.agent.get_ref().set_read_timeout(Some(COMMAND_TIMEOUT)).unwrap();
     }
 
     /// Runs a shell script in the guest.
@@ -129,6 +154,20 @@ impl Machine {
         output.stderr
     }
 
+    /// Runs a shell script in the guest until it succeeds; what it waits for comes by itself, or never.
+    #[track_caller]
+    pub fn eventually(&mut self, script: &str) -> String {
+        let deadline = Instant::now() + COMMAND_TIMEOUT;
+        loop {
+            let output = self.sh(script);
+            if output.code == 0 {
+                return output.stdout.trim_end().to_owned();
+            }
+            assert!(Instant::now() < deadline, "{script}\n{}{}", output.stdout, output.stderr);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     /// Plugs in a new disk of zeroes.
     pub fn plug(&mut self, bytes: u64, options: DiskOptions) -> Disk {
         self.disks += 1;
@@ -146,6 +185,14 @@ impl Machine {
             "file": {"driver": "file", "filename": file, "locking": "off"},
         });
         self.qmp("blockdev-add", block);
+        let disk = Disk { serial, file: file.to_owned(), options };
+        self.replug(&disk);
+        disk
+    }
+
+    /// Plugs a disk in again that was pulled out.
+    pub fn replug(&mut self, disk: &Disk) {
+        let Disk { serial, options, .. } = disk;
         self.qmp(
             "device_add",
             json!({
@@ -153,9 +200,7 @@ impl Machine {
                 "logical_block_size": options.block_bytes, "physical_block_size": options.block_bytes,
             }),
         );
-        let disk = Disk { serial, file: file.to_owned() };
         self.ok(&format!("for i in $(seq 100); do [ -e {0} ] && exit 0; sleep 0.1; done; exit 1", disk.path()));
-        disk
     }
 
     /// Pulls a disk out, in use or not.
@@ -216,12 +261,22 @@ fn image() -> PathBuf {
     String::from_utf8(output.stdout).unwrap().trim_end().into()
 }
 
-/// A read-only disk with the binary.
-fn tools(folder: &str, image: &str) {
+/// A read-only disk with the binary, or the package with it.
+fn tools(init: Init, folder: &str, image: &str) {
     fs::create_dir(folder).unwrap();
-    fs::copy(env!("CARGO_BIN_EXE_cryptattach"), format!("{folder}/cryptattach")).unwrap();
+    match init {
+        Init::Plain => fs::copy(env!("CARGO_BIN_EXE_cryptattach"), format!("{folder}/cryptattach")).unwrap(),
+        Init::Systemd => fs::copy(package(), format!("{folder}/cryptattach.deb")).unwrap(),
+    };
     let made = Command::new("mke2fs").args(["-q", "-t", "ext4", "-d", folder, image, "256M"]).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+/// The Debian package of what was just built.
+fn package() -> PathBuf {
+    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/deb")).arg("--dev").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim_end().into()
 }
 
 fn connect(path: &str, deadline: Instant, qemu: &mut Child, console: &str) -> BufReader<UnixStream> {

@@ -1,12 +1,15 @@
-//! The vm layer: the built binary on real dm-crypt, in one virtual machine that all stories share. Run by
-//! `scripts/test vm`; a word on the command line picks the stories whose names contain it.
+//! The vm layer: the built binary on real dm-crypt, in a virtual machine that stories share, and the Debian package in one that
+//! boots with systemd. One runs at a time. Run by `scripts/test vm`; a word on the command line picks the stories whose names contain it.
 
 mod formats;
 mod hooks;
+mod hotplug;
 mod machine;
 mod mapping;
 mod separation;
 mod speed;
+mod token;
+mod units;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -14,49 +17,69 @@ use std::{
     time::Instant,
 };
 
-use machine::{DiskOptions, Machine};
+use machine::{DiskOptions, Init, Machine};
 
 type Story = (&'static str, fn(&mut Machine));
 
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     if wanted == ["bench"] {
-        speed::compare(&mut boot());
+        speed::compare(&mut boot(Init::Plain));
         return ExitCode::SUCCESS;
     }
-    let stories = [mapping::STORIES, hooks::STORIES, formats::STORIES, separation::STORIES].concat();
-    let stories: Vec<Story> = stories
-        .into_iter()
-        .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())))
-        .collect();
-    assert!(!stories.is_empty(), "no story's name contains any of {wanted:?}");
-    println!("running {} stories", stories.len());
-    let (mut machine, mut failed) = (boot(), 0);
-    for (name, story) in &stories {
+    let wanted = |stories: &[&[Story]]| -> Vec<Story> {
+        let named = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
+        stories.concat().into_iter().filter(|(name, _)| named(name)).collect()
+    };
+    let plain = wanted(&[mapping::STORIES, hooks::STORIES, formats::STORIES, separation::STORIES]);
+    let systemd = wanted(&[token::STORIES, hotplug::STORIES, units::STORIES]);
+    let count = plain.len() + systemd.len();
+    assert!(count > 0, "no story's name contains any of these words");
+    println!("running {count} stories");
+    let failed = tell(Init::Plain, &plain) + tell(Init::Systemd, &systemd);
+    println!("{} passed, {failed} failed", count - failed);
+    ExitCode::from(u8::from(failed > 0))
+}
+
+/// Tells stories in one machine; how many failed.
+fn tell(init: Init, stories: &[Story]) -> usize {
+    if stories.is_empty() {
+        return 0;
+    }
+    let (mut machine, mut failed) = (boot(init), 0);
+    for (name, story) in stories {
         let start = Instant::now();
         let told = catch_unwind(AssertUnwindSafe(|| story(&mut machine)));
         println!("story {name} ... {} ({:.1?})", if told.is_ok() { "ok" } else { "FAILED" }, start.elapsed());
         if told.is_err() {
             failed += 1;
             // The next story gets a machine that this one has not left in disorder.
-            machine = boot();
+            drop(machine);
+            machine = boot(init);
         }
     }
-    println!("{} passed, {failed} failed", stories.len() - failed);
-    ExitCode::from(u8::from(failed > 0))
+    failed
 }
 
 /// A machine with a key disk and a store on it.
-fn boot() -> Machine {
+fn boot(init: Init) -> Machine {
     let start = Instant::now();
-    let mut machine = Machine::boot();
+    let mut machine = Machine::boot(init);
+    if init == Init::Systemd {
+        machine.ok("dpkg -i /tools/cryptattach.deb");
+    }
     let keys = machine.plug(32 << 20, DiskOptions::default());
+    // One that boots has its configuration where it is found before anything is mounted.
+    let config = match init {
+        Init::Plain => "/keys/cryptattach.toml",
+        Init::Systemd => "/etc/cryptattach/cryptattach.toml",
+    };
     machine.ok(&format!(
-        "mkfs.ext4 -q {} && mount {0} /keys && cd /keys &&
+        "mkfs.ext4 -q {} && echo {0} /keys ext4 nofail >>/etc/fstab && mount {0} /keys && cd /keys &&
          openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out escrow.key 2>/dev/null &&
-         openssl pkey -in escrow.key -pubout -out escrow.pem &&
-         mkdir -p /etc/cryptattach && ln -s /keys/cryptattach.toml /etc/cryptattach/cryptattach.toml &&
-         cryptattach init --config /keys/cryptattach.toml --store cinder --path /keys/cinder --escrow escrow.pem",
+         openssl pkey -in escrow.key -pubout -out escrow.pem && mkdir -p /etc/cryptattach &&
+         cryptattach init --config {config} --store cinder --path /keys/cinder --escrow escrow.pem &&
+         {{ [ -e /etc/cryptattach/cryptattach.toml ] || ln -s {config} /etc/cryptattach; }}",
         keys.path()
     ));
     println!("booted in {:.1?}: {}", start.elapsed(), machine.ok("uname -r; cryptsetup --version").replace('\n', ", "));
