@@ -72,7 +72,8 @@ fn files(config: &Config, volume: &VolumeConfig) -> Vec<PathBuf> {
         Location::Directory { path } => Some(path),
         Location::Swift(_) | Location::Barbican(_) => None,
     };
-    let identities = store.sealing.identities.iter().filter(|identity| !identity.starts_with("credential:"));
+    let is_credential = |path: &PathBuf| path.to_str().is_some_and(|text| text.starts_with("credential:"));
+    let identities = store.sealing.identities.iter().filter(|identity| !is_credential(identity));
     directory.into_iter().chain(identities).map(|file| folder.join(file)).collect()
 }
 

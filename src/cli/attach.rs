@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use serde_json::json;
 
 use super::{Global, SeparationOptions, failure, output};
@@ -20,6 +20,7 @@ use crate::{
 /// Prints the path of the plaintext device. Attaching a volume that is attached already under the same name says so
 /// and succeeds. Nothing on the device is changed.
 #[derive(Args)]
+#[command(group = ArgGroup::new("what").required(true).args(["device", "volume"]))]
 #[command(after_help = "Examples:
   cryptattach attach /dev/vdb                     map it as luks-UUID, key as the LUKS2 token says
   cryptattach attach /dev/vdb data --read-only
@@ -30,7 +31,6 @@ use crate::{
   cryptattach attach /dev/vdc old --plain --key-size 512 --key cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de")]
 pub struct Attach {
     /// The encrypted block device or file
-    #[arg(required_unless_present = "volume")]
     device: Option<PathBuf>,
     /// The mapping's name [default: luks-UUID]
     name: Option<MappingName>,

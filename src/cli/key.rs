@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use nix::sys::socket::{UnixAddr, getpeername};
 use serde_json::{Value, json};
 
@@ -99,12 +99,12 @@ pub struct Import {
 /// 64 hexadecimal digits without a newline, as cryptsetup's --key-file=- wants it. With --for the volume's header is
 /// checked, the passphrase is given out only if key and data are apart, and only the key that was made for this volume.
 #[derive(Args)]
+#[command(group = ArgGroup::new("what").required(true).multiple(true).args(["key", "device"]))]
 #[command(after_help = "Examples:
   cryptattach key passphrase --for /dev/vdb | cryptsetup open --key-file=- /dev/vdb data
   cryptattach key passphrase cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de >/run/passphrase")]
 pub struct Passphrase {
     /// The key (STORE/KEY-ID) [with --for: as the LUKS2 token says, unless given]
-    #[arg(required_unless_present = "device")]
     key: Option<KeyReference>,
     /// The volume that it is for
     #[arg(long = "for", value_name = "DEVICE")]

@@ -92,7 +92,7 @@ impl Machine {
             .arg(image.join("kernel"))
             .arg("-initrd")
             .arg(image.join("initrd"))
-            .args(["-append", &format!("console=ttyS0 quiet panic=-1 root=/dev/vda rw {init}")])
+            .args(["-append", &format!("console=ttyS0 quiet panic=-1 no_timer_check root=/dev/vda rw {init}")])
             .args(["-drive", &drive("root", image.join("root.img").to_str().unwrap())])
             .args(["-device", "virtio-blk-pci,drive=root,serial=root"])
             .args(["-drive", &drive("tools", &at("tools.img"))])
