@@ -1,7 +1,9 @@
 //! Trial: would a volume unlock now? The whole way of [`crate::attach`] but the mapping; nothing is changed.
 
 use std::{
-    path::Path,
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -30,6 +32,8 @@ pub struct Request<'a> {
     pub plain: Option<PlainParameters>,
     /// How strict to be about separation.
     pub separation: Strictness,
+    /// Look for what a boot has to mount first, too.
+    pub as_boot: bool,
 }
 
 /// A volume that would unlock.
@@ -88,6 +92,9 @@ pub fn try_out(config: &Config, request: Request<'_>) -> Result<Passed, Error> {
         "volume key",
         if volume.luks().is_some() { "matches the header's digest" } else { "has the right size" }.into(),
     );
+    if request.as_boot {
+        clock.done("boot", mounted_first(config, &reference)?);
+    }
     attach::record("test", config, &reference, &volume, None, &report);
     let source = source(config, &reference)?;
     Ok(Passed { key: reference, source, steps: clock.steps, seconds: rounded(clock.start.elapsed()) })
@@ -121,6 +128,45 @@ fn header(volume: &Volume) -> String {
     let detached = luks.detached.as_ref().map(|path| format!(", detached in {}", path.display())).unwrap_or_default();
     let version = if luks.format == volume::Format::Luks1 { 1 } else { 2 };
     format!("LUKS{version} {}{detached}", luks.uuid)
+}
+
+/// What is on another file system than the root: a boot that mounts it later has no key before.
+fn mounted_first(config: &Config, reference: &KeyReference) -> Result<String, Error> {
+    let store = config.store(&reference.store)?;
+    let directory = match &store.location {
+        Location::Directory { path } => Some(path),
+        Location::Swift(_) | Location::Barbican(_) => None,
+    };
+    let files = directory.into_iter().chain(&store.sealing.identities).chain([&config.path]);
+    let mut needed = Vec::new();
+    for file in files {
+        let at = mount_point(file).map_err(Error::io(format!("find what {} is mounted on", file.display())))?;
+        if at != Path::new("/") {
+            needed.push(format!(
+                "{} is on the file system at {}, which has to be mounted first",
+                file.display(),
+                at.display()
+            ));
+        }
+    }
+    Ok(if needed.is_empty() {
+        "all it needs is on the root file system or in the network".to_owned()
+    } else {
+        needed.join("; ")
+    })
+}
+
+/// Where the file system that a file is on is mounted (st_dev changes there).
+fn mount_point(file: &Path) -> io::Result<PathBuf> {
+    let mut at = file.canonicalize()?;
+    let device = at.metadata()?.dev();
+    while let Some(parent) = at.parent() {
+        if parent.metadata()?.dev() != device {
+            break;
+        }
+        at = parent.to_owned();
+    }
+    Ok(at)
 }
 
 fn source(config: &Config, reference: &KeyReference) -> Result<String, Error> {

@@ -1,6 +1,6 @@
 //! `cryptattach test`
 
-use std::path::PathBuf;
+use std::{env, io, os::unix::process::CommandExt, path::PathBuf, process::Command};
 
 use clap::Args;
 
@@ -13,10 +13,13 @@ use crate::{
 
 /// Try out whether a volume would unlock, from where, and how long that takes; nothing is changed
 ///
-/// It goes the way of attach up to the volume key, without mapping the volume: it may be attached meanwhile.
+/// It goes the way of attach up to the volume key, without mapping the volume: it may be attached meanwhile. With --as-boot
+/// it knows only what a boot knows: nothing of this session's environment, home and credentials; and it tells what has to be
+/// mounted before.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach test /dev/vdb
+  cryptattach test /dev/vdb --as-boot
   cryptattach test /dev/vdb --json")]
 pub struct Test {
     /// The encrypted block device or file
@@ -27,6 +30,9 @@ pub struct Test {
     /// A detached LUKS header
     #[arg(long, value_name = "FILE")]
     header: Option<PathBuf>,
+    /// With what a boot has: no environment, so the default configuration unless --config names one, and no credentials
+    #[arg(long)]
+    as_boot: bool,
     #[command(flatten)]
     plain: Plain,
     #[command(flatten)]
@@ -35,6 +41,9 @@ pub struct Test {
 
 impl Test {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
+        if self.as_boot && env::vars_os().next().is_some() {
+            return Err(Error::io("run this program without an environment")(without_environment()));
+        }
         let config = global.config()?;
         let request = Request {
             device: &self.device,
@@ -42,6 +51,7 @@ impl Test {
             header: self.header.as_deref(),
             plain: self.plain.parameters(),
             separation: self.separation.strictness(),
+            as_boot: self.as_boot,
         };
         let passed = trial::try_out(&config, request)?;
         output::print(global.json, &passed, || self.text(&passed))
@@ -56,4 +66,9 @@ impl Test {
         }));
         lines.join("\n")
     }
+}
+
+/// Becomes the same command with an empty environment; returns only if that fails.
+fn without_environment() -> io::Error {
+    Command::new("/proc/self/exe").args(env::args_os().skip(1)).env_clear().exec()
 }

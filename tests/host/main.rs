@@ -13,3 +13,4 @@ mod format;
 mod refusals;
 mod secrets;
 mod separation;
+mod trial;
