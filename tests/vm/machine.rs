@@ -118,24 +118,30 @@ impl Machine {
 
     /// Shuts the guest down and boots it again; its disks stay plugged in.
     pub fn reboot(&mut self) {
-        self.ok("systemctl --no-block reboot");
+        // The agent may be ended before it has answered.
+        self.request("systemctl --no-block reboot");
         self.wait_for_agent();
     }
 
     fn wait_for_agent(&mut self) {
         self.agent.get_ref().set_read_timeout(Some(BOOT_TIMEOUT)).unwrap();
-        assert_eq!(self.agent_line(), "ready");
+        while self.agent_line() != "ready" {}
         self.agent.get_ref().set_read_timeout(Some(COMMAND_TIMEOUT)).unwrap();
     }
 
     /// Runs a shell script in the guest.
     pub fn sh(&mut self, script: &str) -> Output {
-        let request = Base64::encode_string(script.as_bytes());
-        self.agent.get_mut().write_all(format!("{request}\n").as_bytes()).unwrap();
-        let code = self.agent_line().parse().unwrap();
+        self.request(script);
+        let line = self.agent_line();
+        let code = line.parse().unwrap_or_else(|_| panic!("the guest says {line:?}; its console:\n{}", self.console()));
         let mut text = || String::from_utf8_lossy(&Base64::decode_vec(&self.agent_line()).unwrap()).into_owned();
         let (stdout, stderr) = (text(), text());
         Output { code, stdout, stderr }
+    }
+
+    fn request(&mut self, script: &str) {
+        let request = Base64::encode_string(script.as_bytes());
+        self.agent.get_mut().write_all(format!("{request}\n").as_bytes()).unwrap();
     }
 
     /// Runs a shell script in the guest, expects success, returns standard output without its last newline.

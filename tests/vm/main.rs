@@ -66,7 +66,7 @@ fn boot(init: Init) -> Machine {
     let start = Instant::now();
     let mut machine = Machine::boot(init);
     if init == Init::Systemd {
-        machine.ok("dpkg -i /tools/cryptattach.deb");
+        machine.ok("apt-get install -qq --no-install-recommends /tools/cryptattach.deb");
     }
     let keys = machine.plug(32 << 20, DiskOptions::default());
     // One that boots has its configuration where it is found before anything is mounted.
