@@ -14,7 +14,7 @@ mod stores;
 mod volumes;
 
 pub use stores::{BarbicanConfig, CloudConfig, Location, Sealing, StoreConfig, SwiftConfig};
-pub use volumes::{DeviceName, Hotplug, VolumeConfig};
+pub use volumes::{DeviceSpec, Hotplug, VolumeConfig};
 
 /// Where the configuration is unless `--config` or `CRYPTATTACH_CONFIG` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cryptattach/cryptattach.toml";

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::config::DeviceName;
+use crate::config::DeviceSpec;
 
 /// The file.
 pub const PATH: &str = "/etc/crypttab";
@@ -16,7 +16,7 @@ pub struct Entry {
     /// The mapping's name.
     pub name: String,
     /// The encrypted device.
-    pub device: DeviceName,
+    pub device: DeviceSpec,
     /// A detached LUKS header (`header=`).
     pub header: Option<PathBuf>,
 }

@@ -49,10 +49,17 @@ fn wanted(config: &Config, paths: &[PathBuf], uuid: Option<Uuid>, ours: bool) ->
     if let Some((name, _)) = config.volumes.iter().find(|(_, volume)| volume.device.is(paths, uuid)) {
         return Some(systemd::unit(name));
     }
-    let uuid = uuid.filter(|_| ours && config.hotplug == Hotplug::All)?;
+    // One that is held already was attached by the initramfs, or by someone, under a name of their choice.
+    let uuid = uuid.filter(|_| ours && config.hotplug == Hotplug::All && !paths.iter().any(|path| is_held(path)))?;
     let crypttab = crypttab::read(Path::new(crypttab::PATH)).unwrap_or_default();
     let others = crypttab.iter().any(|entry| entry.device.is(paths, Some(uuid)));
     (!others).then(|| systemd::hotplug_unit(uuid))
+}
+
+fn is_held(device: &Path) -> bool {
+    let name = device.file_name().unwrap_or_default();
+    let holders = fs::read_dir(Path::new("/sys/class/block").join(name).join("holders"));
+    holders.is_ok_and(|mut holders| holders.next().is_some())
 }
 
 /// The device below a mapping, by the mapping's own device (/dev/dm-0).
