@@ -1,5 +1,5 @@
 # The same targets in CI and on a laptop. Each installs what it misses.
-.PHONY: deb demo test test-unit test-host test-openstack test-vm bench-attach bench-stores
+.PHONY: deb demo test test-unit test-host test-openstack test-vm bench bench-ublk bench-attach bench-boot bench-stores torture
 
 deb:
 	scripts/deb
@@ -13,8 +13,20 @@ test:
 test-unit test-host test-openstack test-vm:
 	scripts/test $(@:test-%=%)
 
+bench:
+	benches/datapath
+
+bench-ublk:
+	benches/ublk
+
+torture:
+	benches/torture
+
 bench-attach:
 	benches/attach
+
+bench-boot:
+	benches/boot
 
 bench-stores:
 	benches/stores

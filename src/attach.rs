@@ -4,14 +4,13 @@ use std::path::Path;
 
 use crate::{
     audit::{self, Event},
-    backend::{self, Activate, BackendKind, Mapping, MappingName},
+    backend::{self, Activate, BackendKind, ExportKind, Mapping, MappingName},
     config::{Config, SeparationPolicy},
     container::{Container, Fetched},
     error::{Error, chain},
     key::{KeyReference, SecretBytes, VolumeKey},
     seal::{Content, Opened, Payload},
     separation::{self, Inventory, Report, Surroundings, Target},
-    store::Released,
     volume::{self, CIPHER, PlainParameters, Volume},
 };
 
@@ -37,6 +36,24 @@ pub struct Request<'a> {
     pub caller: Option<SecretBytes>,
     /// Who serves the volume, if the caller knows it.
     pub target: Option<Target>,
+    /// What the caller calls the volume, for the audit record.
+    pub volume_id: Option<&'a str>,
+}
+
+/// A volume and its key, and what the audit record says of them.
+pub struct Case<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// The key's container.
+    pub container: &'a Container,
+    /// The key.
+    pub reference: &'a KeyReference,
+    /// The volume.
+    pub volume: &'a Volume,
+    /// The mapping's name, if there is to be one.
+    pub name: Option<&'a MappingName>,
+    /// What the caller of a hook calls the volume.
+    pub volume_id: Option<&'a str>,
 }
 
 /// Options of the mapping; see [`Activate`].
@@ -44,6 +61,8 @@ pub struct Request<'a> {
 pub struct Options {
     /// No writes.
     pub read_only: bool,
+    /// How the userspace backend exports it.
+    pub export: Option<ExportKind>,
     /// Pass discards on.
     pub allow_discards: bool,
     /// No work queue for reads.
@@ -65,17 +84,36 @@ pub struct Strictness {
 pub fn attach(config: &Config, request: Request<'_>) -> Result<Mapping, Error> {
     let volume = volume::find(request.device, request.header, request.plain.as_ref())?;
     let options = activation(&request, &volume)?;
-    let backend = backend::choose(request.backend, &volume.device)?;
+    let backend = backend::choose(backend_kind(&request)?, &volume.device)?;
     if let Some(mapping) = backend.active(&volume, &options)? {
         return Ok(mapping);
     }
     let reference = reference(request.key.clone(), &volume)?;
-    let container = Container::open(config, &reference.store, request.caller)?;
-    let report = separate(config, &container, &reference, &volume, request.target.as_ref(), request.separation)?;
+    let container = Container::open(config, &reference.store, request.caller)?.as_one().lockbox_first();
+    let case = Case {
+        config,
+        container: &container,
+        reference: &reference,
+        volume: &volume,
+        name: Some(&options.name),
+        volume_id: request.volume_id,
+    };
+    let report = case.separate(request.target.as_ref(), request.separation)?;
     let key = open(&container, &reference, &volume)?;
     let mapping = backend.activate(&volume, &key, &options)?;
-    record("attach", config, &reference, &volume, Some(&options.name), &report);
+    case.record("attach", &report);
     Ok(mapping)
+}
+
+/// The backend that is asked for; an export is the userspace backend's.
+fn backend_kind(request: &Request<'_>) -> Result<Option<BackendKind>, Error> {
+    match (request.backend, request.options.export) {
+        (Some(BackendKind::DmCrypt), Some(_)) => {
+            Err(Error::Usage("--export is for the userspace backend: dm-crypt makes a block device itself".to_owned()))
+        }
+        (None, Some(_)) => Ok(Some(BackendKind::Userspace)),
+        (asked, _) => Ok(asked),
+    }
 }
 
 /// The key that is asked for, or else the one that the header's token names.
@@ -91,41 +129,58 @@ fn activation(request: &Request<'_>, volume: &Volume) -> Result<Activate, Error>
         (None, Some(uuid)) => format!("luks-{uuid}").parse()?,
         (None, None) => return Err(Error::NoName(volume.device.path.clone())),
     };
-    let Options { read_only, allow_discards, no_read_workqueue, no_write_workqueue } = request.options;
+    let Options { read_only, export, allow_discards, no_read_workqueue, no_write_workqueue } = request.options;
     let read_only = read_only || volume.device.read_only;
-    Ok(Activate { name, read_only, allow_discards, no_read_workqueue, no_write_workqueue })
+    Ok(Activate { name, read_only, export, allow_discards, no_read_workqueue, no_write_workqueue })
 }
 
-/// Checks that nothing which opens the volume rests on the volume's device, and judges by the policy.
-pub fn separate(
-    config: &Config,
-    container: &Container,
-    reference: &KeyReference,
-    volume: &Volume,
-    target: Option<&Target>,
-    strictness: Strictness,
-) -> Result<Report, Error> {
-    let header = volume.luks().and_then(|header| header.detached.as_deref());
-    let places = container.places(&reference.key)?;
-    let inventory = Inventory::of(&config.separation)?;
-    let surroundings = Surroundings { target, inventory: &inventory, level: config.separation.level };
-    let report = separation::check(&volume.device.path, header, &places, &surroundings);
-    match report.judge(strictness.policy.unwrap_or(config.separation.policy)) {
-        Err(refusal) if refusal.is_shared() && strictness.allow_shared => {
-            tracing::warn!("{refusal}; going on, as --allow-shared demands");
-            let event = Event {
-                action: "override",
-                device: Some(&volume.device.path),
-                key: Some(reference.to_string()),
-                name: None,
-                separation: serde_json::to_value(&report).ok(),
-                overridden: Some("--allow-shared"),
-            };
-            audit::record(&config.audit.file, &event)?;
-        }
-        judged => judged?,
+impl<'a> Case<'a> {
+    /// Without a mapping and a hook's caller.
+    pub fn new(config: &'a Config, container: &'a Container, reference: &'a KeyReference, volume: &'a Volume) -> Self {
+        Self { config, container, reference, volume, name: None, volume_id: None }
     }
-    Ok(report)
+
+    /// Checks that nothing which opens the volume rests on the volume's device, and judges by the policy.
+    pub fn separate(&self, target: Option<&Target>, strictness: Strictness) -> Result<Report, Error> {
+        let Self { config, volume, .. } = *self;
+        let header = volume.luks().and_then(|header| header.detached.as_deref());
+        let places = self.container.places(&self.reference.key)?;
+        let inventory = Inventory::of(&config.separation)?;
+        let surroundings = Surroundings { target, inventory: &inventory, level: config.separation.level };
+        let report = separation::check(&volume.device.path, header, &places, &surroundings);
+        match report.judge(strictness.policy.unwrap_or(config.separation.policy)) {
+            Err(refusal) if refusal.is_shared() && strictness.allow_shared => {
+                tracing::warn!("{refusal}; going on, as --allow-shared demands");
+                let event = Event { overridden: Some("--allow-shared"), ..self.event("override", &report) };
+                audit::record(&config.audit.file, &event)?;
+            }
+            Err(refusal) => {
+                self.record("refused", &report);
+                return Err(refusal.into());
+            }
+            Ok(()) => {}
+        }
+        Ok(report)
+    }
+
+    /// Writes the audit record of what was done. It is done: a record that cannot be written is a warning.
+    pub fn record(&self, action: &str, report: &Report) {
+        if let Err(error) = audit::record(&self.config.audit.file, &self.event(action, report)) {
+            tracing::warn!("{}", chain(&error));
+        }
+    }
+
+    fn event<'e>(&'e self, action: &'e str, report: &Report) -> Event<'e> {
+        Event {
+            action,
+            device: Some(&self.volume.device.path),
+            key: Some(self.reference.to_string()),
+            name: self.name.map(ToString::to_string),
+            volume_id: self.volume_id,
+            separation: serde_json::to_value(report).ok(),
+            overridden: None,
+        }
+    }
 }
 
 /// Fetches the key, opens it, and checks what it says against what the header says.
@@ -137,8 +192,21 @@ pub fn open(container: &Container, reference: &KeyReference, volume: &Volume) ->
             fit(reference, &payload, volume)?;
             Ok(payload.volume_key)
         }
-        Fetched::Sealed(Opened { content: Content::Object(object), .. })
-        | Fetched::Released(Released { object, .. }) => Ok(volume.unlock(&object.passphrase()?)?),
+        object => {
+            let passphrase = object.passphrase()?.ok_or_else(|| Error::NoPassphrase(reference.clone()))?;
+            let key = volume.unlock(&passphrase)?;
+            spend(container, reference, &object, volume);
+            Ok(key)
+        }
+    }
+}
+
+/// Has a key that is for one volume count as used. The volume is there: that it still counts as unused is no reason to
+/// withhold it.
+pub fn spend(container: &Container, reference: &KeyReference, key: &Fetched, volume: &Volume) {
+    let what = volume.uuid().map_or_else(|| "a plain volume".to_owned(), |uuid| uuid.to_string());
+    if let Err(error) = container.spend(&reference.key, key, &what) {
+        tracing::warn!("the key {reference} still counts as unused: {}", chain(&error));
     }
 }
 
@@ -172,26 +240,4 @@ fn fits(sealed: &Payload, volume: &Volume) -> Result<(), String> {
         );
     }
     Ok(())
-}
-
-/// Writes the audit record of what was done. It is done: a record that cannot be written is a warning.
-pub fn record(
-    action: &str,
-    config: &Config,
-    reference: &KeyReference,
-    volume: &Volume,
-    name: Option<&MappingName>,
-    report: &Report,
-) {
-    let event = Event {
-        action,
-        device: Some(&volume.device.path),
-        key: Some(reference.to_string()),
-        name: name.map(ToString::to_string),
-        separation: serde_json::to_value(report).ok(),
-        overridden: None,
-    };
-    if let Err(error) = audit::record(&config.audit.file, &event) {
-        tracing::warn!("{}", chain(&error));
-    }
 }

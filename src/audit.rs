@@ -13,9 +13,9 @@ use std::{
 use serde::Serialize;
 
 /// What happened.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct Event<'a> {
-    /// "format", "attach", "detach", "key delete", ...
+    /// "format", "attach", "refused", "detach", "key delete", ...
     pub action: &'a str,
     /// The encrypted device.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -26,6 +26,9 @@ pub struct Event<'a> {
     /// The mapping's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// What the caller of a hook calls the volume.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume_id: Option<&'a str>,
     /// The separation verdict with its evidence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub separation: Option<serde_json::Value>,

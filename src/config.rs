@@ -6,15 +6,24 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::unistd::geteuid;
 use serde::Deserialize;
 
 use crate::{backend::MappingName, key::StoreName, volume::PlainHash};
 
+mod boot;
+mod device;
+mod lockbox;
 mod stores;
+mod tpm;
 mod volumes;
 
+pub use boot::{Boot, BootMount, BootVolume, IMAGES};
+pub use device::{DeviceSpec, ParseDeviceSpecError};
+pub use lockbox::LockboxConfig;
 pub use stores::{BarbicanConfig, CloudConfig, Location, Sealing, StoreConfig, SwiftConfig};
-pub use volumes::{DeviceSpec, Hotplug, VolumeConfig};
+pub use tpm::TpmConfig;
+pub use volumes::{Hotplug, VolumeConfig};
 
 /// Where the configuration is unless `--config` or `CRYPTATTACH_CONFIG` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cryptattach/cryptattach.toml";
@@ -37,6 +46,12 @@ pub struct Config {
     /// Limits on waiting for servers.
     #[serde(default)]
     pub network: Network,
+    /// What is attached while the system boots.
+    #[serde(default)]
+    pub boot: Boot,
+    /// This host's TPM.
+    #[serde(default)]
+    pub tpm: TpmConfig,
     /// The stores by name.
     #[serde(default)]
     pub stores: BTreeMap<StoreName, StoreConfig>,
@@ -46,7 +61,10 @@ pub struct Config {
     /// Which volumes that appear are attached unasked.
     #[serde(default)]
     pub hotplug: Hotplug,
-    /// Directory for what this host has to remember: which container keys it trusts.
+    /// This host's cache of keys.
+    pub lockbox: Option<LockboxConfig>,
+    /// Directory for what this host has to remember: which container keys and which lockbox key it trusts. Root's; others have
+    /// one of their own.
     #[serde(default = "state")]
     pub state: PathBuf,
     /// The file itself: it is a place, too.
@@ -112,6 +130,9 @@ impl Default for Audit {
 pub struct Hooks {
     /// What the cryptsetup that made os-brick's plain volumes hashed passphrases with.
     pub plain_hash: PlainHash,
+    /// Format blank devices also with keys of a Barbican of which nothing proves that they were never used: those that
+    /// castellan's own driver makes.
+    pub format_with_unmarked_keys: bool,
 }
 
 /// `[network]`: no wait on a server is without a bound.
@@ -134,6 +155,15 @@ impl Default for Network {
 
 fn state() -> PathBuf {
     "/var/lib/cryptattach".into()
+}
+
+/// Where a user other than root remembers: what root has written is not theirs to read or write (systemd.exec(5), and the
+/// XDG base directory specification).
+fn own_state() -> Option<PathBuf> {
+    let first = |name| env::split_paths(&env::var_os(name)?).next().filter(|path| path.is_absolute());
+    first("STATE_DIRECTORY")
+        .or_else(|| first("XDG_STATE_HOME").map(|folder| folder.join("cryptattach")))
+        .or_else(|| first("HOME").map(|folder| folder.join(".local/state/cryptattach")))
 }
 
 /// The configuration cannot be used.
@@ -236,6 +266,20 @@ impl Config {
         config.path = path.to_owned();
         let folder = path.parent().unwrap_or(Path::new("."));
         config.separation.inventory = config.separation.inventory.take().map(|file| folder.join(file));
+        for volume in &mut config.boot.volumes {
+            volume.header = volume.header.take().map(|file| folder.join(file));
+        }
+        config.audit.file = folder.join(&config.audit.file);
+        config.state = folder.join(&config.state);
+        for file in config.tpm.files() {
+            *file = resolve(folder, file)?;
+        }
+        for file in config.lockbox.iter_mut().flat_map(LockboxConfig::files) {
+            *file = resolve(folder, file)?;
+        }
+        if let Some(lockbox) = &config.lockbox {
+            config.store(&lockbox.store)?;
+        }
         for (name, store) in &mut config.stores {
             let sealing = &mut store.sealing;
             // Sealed or not is a choice of Barbican's only; sealed, the choice of escrow has to be made.
@@ -247,9 +291,18 @@ impl Config {
                 return Err(ConfigError::Escrow { name: name.clone(), path: path.to_owned() });
             }
             store.network = config.network;
+            store.sealing.tpm = config.tpm.clone();
+            for file in store.files() {
+                *file = resolve(folder, file)?;
+            }
         }
         for volume in config.volumes.values_mut() {
-            volume.header = volume.header.take().map(|header| folder.join(header));
+            if let Some(header) = &mut volume.header {
+                *header = resolve(folder, header)?;
+            }
+        }
+        if !geteuid().is_root() {
+            config.state = own_state().unwrap_or(config.state);
         }
         Ok(config)
     }
@@ -317,6 +370,24 @@ mod tests {
         assert_eq!(config.separation.level, SeparationLevel::Rack);
         assert_eq!(config.separation.inventory, Some(config.path.with_file_name("inventory.toml")));
         assert_eq!(read("").unwrap().separation.level, SeparationLevel::Host);
+    }
+
+    #[test]
+    fn a_lockbox_is_of_a_store_that_there_is() {
+        let store = "[stores.cinder]\ntype = 'directory'\npath = 'k'\nowner = 'o.pem'\nno_escrow = true\n";
+        let lockbox = "[lockbox]\nhost = 'compute-7'\nstore = 'cinder'\nidentities = ['host.key']\n";
+        let config = read(&format!("{store}{lockbox}")).unwrap();
+        let of = config.lockbox.as_ref().unwrap();
+        assert_eq!((of.lifetime.as_secs(), of.offline), (86400, false));
+        assert_eq!(of.identities, [config.path.with_file_name("host.key")]);
+        assert_eq!(of.path, Path::new("/var/lib/cryptattach/lockbox"));
+        let kept: Vec<_> = of.places(&config.state).iter().map(|place| place.what.clone()).collect();
+        assert_eq!(kept, ["lockbox entries", "private key"]);
+        assert!(matches!(read(lockbox), Err(ConfigError::UnknownStore { .. })));
+        for wrong in ["lifetime_hours = 0.0", "lifetime_hours = 9000.0", "lifetime_hours = nan", "host = '../x'"] {
+            let text = format!("{store}{lockbox}{wrong}\n");
+            assert!(matches!(read(&text), Err(ConfigError::Malformed { .. })), "{wrong}");
+        }
     }
 
     #[test]

@@ -1,9 +1,6 @@
-//! /etc/crypttab: which volumes the distribution opens, from which devices (crypttab(5)).
+//! /etc/crypttab: which volumes the distribution opens, from which devices (crypttab(5)). Debian's and systemd's words are both read.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 use crate::config::DeviceSpec;
 
@@ -17,8 +14,20 @@ pub struct Entry {
     pub name: String,
     /// The encrypted device.
     pub device: DeviceSpec,
+    options: Vec<String>,
+}
+
+impl Entry {
+    /// Whether it has one of these options.
+    pub fn has(&self, words: &[&str]) -> bool {
+        self.options.iter().any(|option| words.contains(&option.as_str()))
+    }
+
     /// A detached LUKS header (`header=`).
-    pub header: Option<PathBuf>,
+    pub fn header(&self) -> Option<&Path> {
+        let header = self.options.iter().find_map(|option| option.strip_prefix("header=")).map(Path::new);
+        header.filter(|path| path.is_absolute())
+    }
 }
 
 /// All its lines; none if there is no such file.
@@ -29,17 +38,16 @@ pub fn read(path: &Path) -> io::Result<Vec<Entry>> {
     }
 }
 
-fn parse(text: &str) -> Vec<Entry> {
+/// Its lines; one that names no device is none.
+pub fn parse(text: &str) -> Vec<Entry> {
     let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
-    lines
-        .filter_map(|line| {
-            let mut fields = line.split_whitespace();
-            let (name, device) = (fields.next()?.to_owned(), fields.next()?.parse().ok()?);
-            let options = fields.nth(1).unwrap_or_default();
-            let header = options.split(',').find_map(|option| option.strip_prefix("header=")).map(PathBuf::from);
-            Some(Entry { name, device, header })
-        })
-        .collect()
+    let entry = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        let (name, device) = (fields.next()?.to_owned(), fields.next()?.parse().ok()?);
+        let options = fields.nth(1).unwrap_or_default().split(',').map(str::to_owned).collect();
+        Some(Entry { name, device, options })
+    };
+    lines.filter_map(entry).collect()
 }
 
 #[cfg(test)]
@@ -49,12 +57,14 @@ mod tests {
     #[test]
     fn reads_lines_as_systemd_does() {
         let entries = parse(
-            "# NAME DEVICE KEY OPTIONS\n\n  data\tUUID=7d1f none luks,_netdev,header=/boot/data.header\nswap /dev/vda3\nbad\n",
+            "# NAME DEVICE KEY OPTIONS\n\n  data\tUUID=7d1f none luks,_netdev,header=/boot/data.header\nswap /dev/vda3\n\
+             late\nodd vda none luks\n",
         );
         let names: Vec<_> = entries.iter().map(|entry| (entry.name.as_str(), entry.device.to_string())).collect();
         assert_eq!(names, [("data", "UUID=7d1f".to_owned()), ("swap", "/dev/vda3".to_owned())]);
-        assert_eq!(entries[0].header.as_deref(), Some(Path::new("/boot/data.header")));
-        assert_eq!(entries[1].header, None);
+        assert_eq!(entries[0].header(), Some(Path::new("/boot/data.header")));
+        assert!(entries[0].has(&["noauto", "_netdev"]) && !entries[0].has(&["noauto"]));
+        assert_eq!(entries[1].header(), None);
     }
 
     #[test]

@@ -5,13 +5,17 @@ use std::{error::Error as StdError, path::PathBuf};
 use crate::{
     audit::AuditError,
     backend::{BackendError, MappingName, ParseMappingNameError},
+    boot::BootError,
     config::ConfigError,
     container::TrustError,
     device::DeviceError,
-    key::{ContainerKeyId, KeyReference, SecretMemoryError, StoreName},
+    enrol::EnrolError,
+    key::{ContainerKeyId, HostName, KeyReference, SecretMemoryError, StoreName},
+    lockbox::{EntryError, LockboxError},
     seal::SealError,
     separation::{InventoryError, MalformedConnectionInfo, Refusal},
     store::StoreError,
+    tpm::TpmError,
     volume::VolumeError,
 };
 
@@ -57,12 +61,40 @@ pub enum Error {
         #[source]
         source: SealError,
     },
+    /// A sealed key or container key does not open, and the lockbox, which might open it, is closed.
+    #[error("{what} is refused while the lockbox of '{host}' is closed")]
+    WhileClosed {
+        /// "the sealed key ...", "the container key ...".
+        what: String,
+        /// This host.
+        host: HostName,
+        /// Why.
+        #[source]
+        source: SealError,
+    },
     /// A container key is not to be sealed under.
     #[error(transparent)]
     Trust(#[from] TrustError),
     /// The kind of store has no container keys.
-    #[error("the store '{0}' has no container keys: only a Swift container can have them")]
+    #[error("the store '{0}' has no container keys: only a directory and a Swift container can have them")]
     NoContainerKeys(StoreName),
+    /// The container has no container key yet, or there is no container.
+    #[error("the container '{0}' has no container key")]
+    NoContainerKey(StoreName),
+    /// The lockbox.
+    #[error(transparent)]
+    Lockbox(#[from] LockboxError),
+    /// The store cannot give the key now, and the lockbox's entry of it is not used.
+    #[error("the key {reference} cannot be had from the store, and the lockbox's entry of it is not used: {}", chain(&**.entry))]
+    NeitherStoreNorLockbox {
+        /// The key.
+        reference: KeyReference,
+        /// Why the entry is not used.
+        entry: Box<EntryError>,
+        /// Why the store cannot.
+        #[source]
+        source: Box<StoreError>,
+    },
     /// There is nobody to seal to.
     #[error("the store '{0}' has no owner to seal a key to")]
     NoOwner(StoreName),
@@ -90,6 +122,15 @@ pub enum Error {
     /// Key and data are on the same device, or nothing proves that they are not.
     #[error(transparent)]
     NotSeparate(#[from] Refusal),
+    /// What a boot is to attach, or has not attached.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The enrolment of a host.
+    #[error(transparent)]
+    Enrol(Box<EnrolError>),
+    /// The TPM.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
     /// The backend.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -132,6 +173,9 @@ pub enum Error {
         /// For what.
         volume: String,
     },
+    /// A key of which nothing says whether it was used before.
+    #[error("nothing proves that the key {0} has never been used, and a device is formatted with an unused key only")]
+    KeyUnproven(KeyReference),
     /// The key is stored, but the header could not be written or does not read back.
     #[error("the header of {} could not be completed; its key {reference} is stored", .device.display())]
     HalfFormatted {
@@ -170,6 +214,12 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl From<EnrolError> for Error {
+    fn from(error: EnrolError) -> Self {
+        Self::Enrol(Box::new(error))
+    }
 }
 
 impl Error {

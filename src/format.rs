@@ -9,7 +9,7 @@ use std::{
 use uuid::Uuid;
 
 use crate::{
-    attach::{self, Strictness},
+    attach::{self, Case, Strictness},
     config::Config,
     container::Container,
     device::{Device, DeviceError, DeviceKind},
@@ -55,10 +55,14 @@ pub fn format(config: &Config, request: &Request<'_>) -> Result<Formatted, Error
     let container = Container::open(config, &store_name, None)?;
     let reference = container.new_reference()?;
 
-    let key = VolumeKey::random(request.key_size)?;
-    let passphrase = request.keyslot.then(keep::random_passphrase).transpose()?;
-    let volume = plan(request, &ground.device, &reference, &key, passphrase.as_ref())?;
-    let report = attach::separate(config, &container, &reference, &volume, None, request.separation)?;
+    let prepare = || -> Result<_, Error> {
+        let key = VolumeKey::random(request.key_size)?;
+        let passphrase = request.keyslot.then(keep::random_passphrase).transpose()?;
+        let volume = plan(request, &ground.device, &reference, &key, passphrase.as_ref())?;
+        let report = Case::new(config, &container, &reference, &volume).separate(None, request.separation)?;
+        Ok((key, passphrase, volume, report))
+    };
+    let (key, passphrase, volume, report) = prepare().inspect_err(|_| container.store().abandon(&reference.key))?;
 
     keep::keep(&container, &reference, &volume, key, passphrase)?;
     let written = ground.write(&volume).and_then(|()| {
@@ -72,7 +76,7 @@ pub fn format(config: &Config, request: &Request<'_>) -> Result<Formatted, Error
         reference: reference.clone(),
         source: Box::new(source),
     })?;
-    attach::record("format", config, &reference, &volume, None, &report);
+    Case::new(config, &container, &reference, &volume).record("format", &report);
     Ok(Formatted { volume, reference })
 }
 
@@ -137,13 +141,6 @@ impl Ground {
             _ => (&self.data, &self.device.path),
         };
         Ok(luks.image.write_to(target, HEADER_BYTES).map_err(DeviceError::io("write the header of", path))?)
-    }
-
-    /// Makes the device blank again that [`Ground::write`] has written a header to.
-    pub fn erase_header(&self) -> Result<(), Error> {
-        let zeroes = vec![0; HEADER_BYTES.min(self.device.size_bytes) as usize];
-        let erase = || self.data.write_all_at(&zeroes, 0).and_then(|()| self.data.sync_all());
-        Ok(erase().map_err(DeviceError::io("erase the header of", &self.device.path))?)
     }
 
     /// Old signatures that the header does not cover: file systems' and GPT's at the start, and at the end GPT's

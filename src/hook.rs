@@ -15,7 +15,7 @@ use std::{
 pub use keys::{Described, create_key, create_pair, delete_key, get_key, list_keys, store_key};
 
 use crate::{
-    attach::{self, Options, Strictness},
+    attach::{self, Case, Options, Strictness},
     backend::{BackendError, Deferred, Mapping, MappingName},
     config::Config,
     container::{Container, Fetched},
@@ -23,7 +23,7 @@ use crate::{
     device::DeviceError,
     error::Error,
     format::{self, Ground},
-    key::{BoundContext, KeyReference, KeySize, ManagedObject, ObjectKind, SecretBytes, VolumeKey},
+    key::{BoundContext, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, VolumeKey},
     resize,
     seal::{Content, Opened},
     separation::Target,
@@ -52,6 +52,8 @@ pub struct Request {
     pub key_size: Option<KeySize>,
     /// Who serves the volume, as its connection_info says.
     pub target: Option<Target>,
+    /// What the caller calls the volume, for the audit record.
+    pub volume_id: Option<String>,
 }
 
 /// Attaches a volume; formats it first if that is its first time.
@@ -60,6 +62,7 @@ pub fn attach(config: &Config, request: &Request, caller: Option<SecretBytes>) -
     if let Some(mapping) = attached_already(request)? {
         return Ok(mapping);
     }
+    request.link.as_deref().map_or(Ok(()), can_lead)?;
     let plain = request.plain.then(|| plain(config, request));
     match volume::find(&request.device, None, plain.as_ref()) {
         Err(VolumeError::NoHeader { found: None, .. }) => format_first(config, request, copy(caller.as_ref())?)?,
@@ -78,6 +81,7 @@ pub fn attach(config: &Config, request: &Request, caller: Option<SecretBytes>) -
             separation: Strictness::default(),
             caller,
             target: request.target.clone(),
+            volume_id: request.volume_id.as_deref(),
         },
     )?;
     if let Some(link) = &request.link {
@@ -123,6 +127,7 @@ fn attached_already(request: &Request) -> Result<Option<Mapping>, Error> {
     Ok(same(&status.device, &request.device).then_some(Mapping {
         name: status.name,
         device: status.device,
+        uri: None,
         backend: status.backend,
         already_active: true,
     }))
@@ -140,7 +145,7 @@ fn plain(config: &Config, request: &Request) -> PlainParameters {
 
 fn format_first(config: &Config, request: &Request, caller: Option<SecretBytes>) -> Result<(), Error> {
     let container = Container::open(config, &request.key.store, caller)?;
-    let unused = Unused::fetch(&container, &request.key)?;
+    let unused = Unused::fetch(config, &container, &request.key)?;
     let plan = format::Request {
         device: &request.device,
         store: None,
@@ -152,25 +157,50 @@ fn format_first(config: &Config, request: &Request, caller: Option<SecretBytes>)
         separation: Strictness::default(),
     };
     let ground = Ground::claim(&plan)?;
-    if let Some(at) = ground.first_data()? {
-        return Err(Error::NotBlank {
-            path: request.device.clone(),
-            found: format!("data at byte {at}, of no known kind"),
-        });
-    }
+    blank(request, &ground)?;
     let (key, passphrase) = (VolumeKey::random(plan.key_size)?, unused.object.passphrase()?);
     let volume = format::plan(&plan, &ground.device, &request.key, &key, Some(&passphrase))?;
-    let report = attach::separate(config, &container, &request.key, &volume, request.target.as_ref(), plan.separation)?;
-    ground.write(&volume)?;
-    let written = || {
-        volume::probe(&request.device, None)?.unlock(&passphrase)?;
-        unused.mark(&container, &request.key, &volume)
+    let case = Case {
+        config,
+        container: &container,
+        reference: &request.key,
+        volume: &volume,
+        name: Some(&request.name),
+        volume_id: request.volume_id.as_deref(),
     };
-    // A header without the mark that its key is used must not stay; there was nothing before it.
-    written().inspect_err(|_| drop(ground.erase_header()))?;
+    let report = case.separate(request.target.as_ref(), plan.separation)?;
+    // The key is this volume's before anything is written: of two hosts that attach it for the first time, one comes first.
+    unused.mark(&container, &request.key, &volume)?;
+    check_claim(&container, &request.key, &volume)?;
+    blank(request, &ground)?;
+    ground.write(&volume)?;
+    volume::probe(&request.device, None)?.unlock(&passphrase)?;
     tracing::warn!("{} was blank and its key unused: it is formatted now", request.device.display());
-    attach::record("format", config, &request.key, &volume, Some(&request.name), &report);
+    case.record("format", &report);
     Ok(())
+}
+
+fn blank(request: &Request, ground: &Ground) -> Result<(), Error> {
+    match ground.first_data()? {
+        None => Ok(()),
+        Some(at) => {
+            let found = format!("data at byte {at}, of no known kind");
+            Err(Error::NotBlank { path: request.device.clone(), found })
+        }
+    }
+}
+
+/// No store has compare-and-swap: that another host marked the key as well shows only afterwards.
+fn check_claim(container: &Container, key: &KeyReference, volume: &Volume) -> Result<(), Error> {
+    let marked_for = match container.fetch(&key.key, None)? {
+        Fetched::Released(Released { used_for, .. }) => used_for,
+        Fetched::Sealed(Opened { context, .. }) => context.volume.map(|uuid| uuid.to_string()),
+    };
+    match marked_for {
+        Some(uuid) if volume.uuid().is_some_and(|ours| ours.to_string() == uuid) => Ok(()),
+        Some(volume) => Err(Error::KeyUsed { key: key.clone(), volume }),
+        None => Err(Error::ReadBack(key.clone())),
+    }
 }
 
 /// A key that no volume was formatted with yet.
@@ -181,10 +211,15 @@ struct Unused {
 }
 
 impl Unused {
-    fn fetch(container: &Container, key: &KeyReference) -> Result<Self, Error> {
+    fn fetch(config: &Config, container: &Container, key: &KeyReference) -> Result<Self, Error> {
         let used = |volume: String| Err(Error::KeyUsed { key: key.clone(), volume });
         let (object, context) = match container.fetch(&key.key, None)? {
             Fetched::Released(Released { used_for: Some(volume), .. }) => return used(volume),
+            Fetched::Released(Released { object, .. })
+                if !object.facts.fresh && !config.hooks.format_with_unmarked_keys =>
+            {
+                return Err(Error::KeyUnproven(key.clone()));
+            }
             Fetched::Released(Released { object, .. }) => (object, None),
             Fetched::Sealed(Opened { content: Content::VolumeKey(_), .. }) => return used("a plain volume".to_owned()),
             Fetched::Sealed(Opened { content: Content::Object(object), context }) => (object, Some(context)),
@@ -192,8 +227,8 @@ impl Unused {
         if let Some(volume) = context.as_ref().and_then(|context| context.volume) {
             return used(volume.to_string());
         }
-        if object.facts.given_out {
-            return used("whatever another program made with it: it was given out".to_owned());
+        if context.is_some() && !object.facts.fresh {
+            return used("whatever another program does with it: it was given out, or came from outside".to_owned());
         }
         if object.facts.kind != ObjectKind::Symmetric || object.value.len() < LEAST_KEY_BYTES {
             let what = format!("{key} is no symmetric key of 256 bits or more: format the volume with cryptsetup");
@@ -205,12 +240,28 @@ impl Unused {
     /// From now on the key is this volume's.
     fn mark(self, container: &Container, key: &KeyReference, volume: &Volume) -> Result<(), Error> {
         let Some(context) = self.context else {
-            let objects = container.store().objects().ok_or_else(|| Error::ReadBack(key.clone()))?;
             let volume = volume.uuid().map(|uuid| uuid.to_string()).unwrap_or_default();
-            return Ok(objects.mark_used(&key.key, &volume)?);
+            return Ok(container.store().mark_used(&key.key, &volume)?);
         };
         let context = BoundContext { volume: volume.uuid(), ..context };
-        container.reseal(Opened { context, content: Content::Object(self.object) })
+        let facts = ObjectFacts { fresh: false, ..self.object.facts };
+        let object = ManagedObject { facts, value: self.object.value };
+        container.reseal(Opened { context, content: Content::Object(object) })
+    }
+}
+
+/// Whether a link can be put there: nothing but a link is ever replaced.
+fn can_lead(link: &Path) -> Result<(), Error> {
+    let refused = |why: &str| Err(Error::Usage(format!("'link': {} {why}", link.display())));
+    if !link.is_absolute() {
+        return refused("is no absolute path");
+    }
+    if !link.parent().is_some_and(Path::is_dir) {
+        return refused("would be in no such folder");
+    }
+    match fs::symlink_metadata(link) {
+        Ok(there) if !there.is_symlink() => refused("is no symbolic link"),
+        _ => Ok(()),
     }
 }
 
@@ -218,7 +269,6 @@ impl Unused {
 fn point(link: &Path, device: &Path) -> Result<(), Error> {
     let replace = || -> io::Result<()> {
         let folder = link.parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(folder)?;
         let new = tempfile::Builder::new().prefix(".cryptattach").make_in(folder, |path| symlink(device, path))?;
         new.persist(link).map_err(|refused| refused.error).map(drop)
     };

@@ -1,9 +1,10 @@
-//! Import: keep the key of a volume that another program made. The volume itself is not changed.
+//! Import: keep the key of a volume that another program made. The volume itself is not changed, but
+//! for a token in its header, if that is asked for.
 
 use std::path::Path;
 
 use crate::{
-    attach::{self, Strictness},
+    attach::{Case, Strictness},
     config::Config,
     container::Container,
     error::Error,
@@ -24,6 +25,8 @@ pub struct Request<'a> {
     pub plain: Option<PlainParameters>,
     /// LUKS: a keyslot's passphrase. Plain: the volume key itself.
     pub secret: SecretBytes,
+    /// Write into the LUKS2 header where the key is, so that attach and boot find it.
+    pub token: bool,
     /// How strict to be about separation.
     pub separation: Strictness,
 }
@@ -31,14 +34,25 @@ pub struct Request<'a> {
 /// Seals and stores the volume's key; `attach --key` opens the volume with it from then on.
 pub fn import(config: &Config, request: Request<'_>) -> Result<KeyReference, Error> {
     let volume = volume::find(request.device, request.header, request.plain.as_ref())?;
+    if request.token {
+        volume.takes_token()?;
+    }
     let store_name = config.store_or_default(request.store.as_ref())?;
     let container = Container::open(config, &store_name, None)?;
     let reference = container.new_reference()?;
-    let report = attach::separate(config, &container, &reference, &volume, None, request.separation)?;
-    let key = volume_key(&volume, request.secret)?;
-    volume.verify_key(&key)?;
+    let case = Case::new(config, &container, &reference, &volume);
+    let prepare = || -> Result<_, Error> {
+        let report = case.separate(None, request.separation)?;
+        let key = volume_key(&volume, request.secret)?;
+        volume.verify_key(&key)?;
+        Ok((report, key))
+    };
+    let (report, key) = prepare().inspect_err(|_| container.store().abandon(&reference.key))?;
     keep::keep(&container, &reference, &volume, key, None)?;
-    attach::record("import", config, &reference, &volume, None, &report);
+    if request.token {
+        volume.write_token(&reference)?;
+    }
+    case.record("import", &report);
     Ok(reference)
 }
 

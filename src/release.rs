@@ -4,13 +4,12 @@
 use std::path::Path;
 
 use crate::{
-    attach::{self, Strictness},
+    attach::{self, Case, Strictness},
     config::Config,
     container::{Container, Fetched},
     error::Error,
     key::{KeyReference, SecretBytes},
     seal::{Content, Opened},
-    store::Released,
     volume,
 };
 
@@ -28,16 +27,19 @@ pub struct Request<'a> {
 pub fn release(config: &Config, request: Request<'_>) -> Result<SecretBytes, Error> {
     let volume = volume::probe(request.device, request.header)?;
     let reference = attach::reference(request.key, &volume)?;
-    let container = Container::open(config, &reference.store, None)?;
-    let report = attach::separate(config, &container, &reference, &volume, None, Strictness::default())?;
+    let container = Container::open(config, &reference.store, None)?.as_one().lockbox_first();
+    let case = Case::new(config, &container, &reference, &volume);
+    let report = case.separate(None, Strictness::default())?;
     let passphrase = match container.fetch(&reference.key, Some(volume.uuid()))? {
         Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
             attach::fit(&reference, &payload, &volume)?;
             payload.passphrase.ok_or_else(|| Error::NoPassphrase(reference.clone()))?
         }
-        Fetched::Sealed(Opened { content: Content::Object(object), .. })
-        | Fetched::Released(Released { object, .. }) => object.passphrase()?,
+        object => {
+            attach::spend(&container, &reference, &object, &volume);
+            object.passphrase()?.ok_or_else(|| Error::NoPassphrase(reference.clone()))?
+        }
     };
-    attach::record("release", config, &reference, &volume, None, &report);
+    case.record("release", &report);
     Ok(passphrase)
 }

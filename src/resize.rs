@@ -33,7 +33,7 @@ pub fn resize(config: &Config, request: Request<'_>) -> Result<u64, Error> {
     let backend = backend::of(status.backend)?;
     let volume = volume::find(&status.source, request.header, request.plain.as_ref())?;
     let reference = attach::reference(request.key, &volume)?;
-    let container = Container::open(config, &reference.store, request.caller)?;
+    let container = Container::open(config, &reference.store, request.caller)?.lockbox_first();
     // dm-crypt's new table needs the key again: it is in the keyring of the process that attached the volume.
     let key = attach::open(&container, &reference, &volume)?;
     Ok(backend.resize(request.name, &volume, &key)?)

@@ -10,9 +10,9 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    attach::{self, Strictness},
+    attach::{self, Case, Strictness},
     config::{Config, Location},
-    container::{Container, Fetched},
+    container::{Container, Fetched, Source},
     error::Error,
     key::{KeyReference, VolumeKey},
     seal::{Content, Opened},
@@ -41,7 +41,7 @@ pub struct Request<'a> {
 pub struct Passed {
     /// Its key.
     pub key: KeyReference,
-    /// Where that came from: "Swift", "the directory /mnt/keys", ...
+    /// Where that came from: "the lockbox", "store 'cinder' (the directory /mnt/keys)", ...
     pub source: String,
     /// What was done, in order.
     pub steps: Vec<Step>,
@@ -82,10 +82,12 @@ pub fn try_out(config: &Config, request: Request<'_>) -> Result<Passed, Error> {
     let volume = volume::find(request.device, request.header, request.plain.as_ref())?;
     clock.done("header", header(&volume));
     let reference = attach::reference(request.key, &volume)?;
-    let container = Container::open(config, &reference.store, None)?;
-    let report = attach::separate(config, &container, &reference, &volume, None, request.separation)?;
+    let container = Container::open(config, &reference.store, None)?.as_one().lockbox_first();
+    let case = Case::new(config, &container, &reference, &volume);
+    let report = case.separate(None, request.separation)?;
     clock.done("separation", report.verdict.word().to_owned());
-    let (key, found) = unlock(&container, &reference, &volume)?;
+    let (fetched, source) = container.fetch_and_tell(&reference.key, Some(volume.uuid()))?;
+    let (key, found) = unlock(fetched, &reference, &volume)?;
     clock.done("key", found);
     volume.verify_key(&key)?;
     clock.done(
@@ -95,14 +97,14 @@ pub fn try_out(config: &Config, request: Request<'_>) -> Result<Passed, Error> {
     if request.as_boot {
         clock.done("boot", mounted_first(config, &reference)?);
     }
-    attach::record("test", config, &reference, &volume, None, &report);
-    let source = source(config, &reference)?;
-    Ok(Passed { key: reference, source, steps: clock.steps, seconds: rounded(clock.start.elapsed()) })
+    case.record("test", &report);
+    let source = named(source, config, &reference)?;
+    Ok(Passed { key: reference.clone(), source, steps: clock.steps, seconds: rounded(clock.start.elapsed()) })
 }
 
 /// The volume key, and how it was had.
-fn unlock(container: &Container, reference: &KeyReference, volume: &Volume) -> Result<(VolumeKey, String), Error> {
-    match container.fetch(&reference.key, Some(volume.uuid()))? {
+fn unlock(fetched: Fetched, reference: &KeyReference, volume: &Volume) -> Result<(VolumeKey, String), Error> {
+    match fetched {
         Fetched::Sealed(Opened { content: Content::VolumeKey(payload), context }) => {
             attach::fit(reference, &payload, volume)?;
             let others = match (&payload.passphrase, volume.luks()) {
@@ -169,7 +171,10 @@ fn mount_point(file: &Path) -> io::Result<PathBuf> {
     Ok(at)
 }
 
-fn source(config: &Config, reference: &KeyReference) -> Result<String, Error> {
+fn named(source: Source, config: &Config, reference: &KeyReference) -> Result<String, Error> {
+    if source == Source::Lockbox {
+        return Ok("the lockbox".to_owned());
+    }
     let what = match &config.store(&reference.store)?.location {
         Location::Directory { path } => format!("the directory {}", path.display()),
         Location::Swift(_) => "Swift".to_owned(),

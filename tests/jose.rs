@@ -13,8 +13,9 @@ use std::{
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use cryptattach::{
-    key::{BoundContext, KeyId, KeySize, SealedKey, SecretBytes, VolumeKey},
-    seal::{ContainerKey, Content, Expected, Keyring, OwnerKey, Payload, Recipient, seal},
+    config::TpmConfig,
+    key::{BoundContext, HostName, KeyId, KeySize, SealedKey, SecretBytes, VolumeKey},
+    seal::{ContainerKey, Content, EntryContext, Expected, Keyring, LockboxKey, OwnerKey, Payload, Recipient, seal},
 };
 use openssl::{
     bn::{BigNum, BigNumContext, BigNumRef},
@@ -66,7 +67,7 @@ impl Party {
     }
 
     fn keyring(&self) -> Keyring {
-        Keyring::read(&[self.folder.path().join("pem")]).unwrap()
+        Keyring::read(&[self.folder.path().join("pem")], &TpmConfig::default()).unwrap()
     }
 }
 
@@ -141,7 +142,7 @@ fn content(volume_key: &VolumeKey) -> Content {
 fn jose_opens_a_key_under_a_container_key() {
     let (escrow, volume_key) = (Party::ec(), VolumeKey::random(KeySize::Bits512).unwrap());
     let container_key = Arc::new(ContainerKey::random(&"cinder".parse().unwrap(), None).unwrap());
-    let kek = escrow.file("kek", &container_key.seal_to(&[escrow.recipient()], 0).unwrap().to_json());
+    let kek = escrow.file("kek", &container_key.seal_to(vec![escrow.recipient()], 0).unwrap().to_json());
     let opened = jose(&["jwe", "dec", "-i", kek.to_str().unwrap(), "-k", &escrow.jwk_file()]);
     let opened: Value = serde_json::from_slice(&opened).unwrap();
     let jwk =
@@ -153,6 +154,43 @@ fn jose_opens_a_key_under_a_container_key() {
     let opened: Value = serde_json::from_slice(&opened).unwrap();
     let key = Base64UrlUnpadded::decode_vec(opened["volume_key"].as_str().unwrap()).unwrap();
     assert_eq!(key, volume_key.expose());
+}
+
+/// docs/architecture.md: with the escrow key and the two derivations of a lockbox key, others open what a host's lockbox has
+/// and what is sealed to that host.
+#[test]
+fn others_open_a_lockbox_entry_and_a_hosts_container_key() {
+    let (escrow, volume_key) = (Party::rsa(), VolumeKey::random(KeySize::Bits512).unwrap());
+    let host: HostName = "compute-7".parse().unwrap();
+    let lockbox = Arc::new(LockboxKey::random(&host, None, 1_700_000_000_000).unwrap());
+    let sealed = lockbox.seal_to(&[escrow.recipient()]).unwrap();
+    let entry = EntryContext { version: 1, added: 1, expires: 2, key: context(), places: Vec::new() };
+    let entry = lockbox.close_entry(&entry, &content(&volume_key)).unwrap();
+    let kek = ContainerKey::random(&"cinder".parse().unwrap(), None).unwrap();
+    let kek = kek.with_host(&host, &lockbox.recipient().unwrap()).unwrap().seal_to(Vec::new(), 0).unwrap();
+    let script = r#"
+from base64 import urlsafe_b64encode as encode, urlsafe_b64decode as decode
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+def opened(sealed, key):
+    token = jwe.JWE()
+    token.deserialize(sealed, key)
+    return json.loads(token.payload)
+key = decode(opened(lines[0], jwk.JWK.from_json(lines[3]))["lockbox_key"] + "=")
+of = " of lockbox/compute-7/1700000000000"
+derived = lambda what, n: HKDF(hashes.SHA256(), n, None, ("cryptattach " + what + of).encode()).derive(key)
+n = 0xffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551
+d = int.from_bytes(derived("P-256 key", 48), "big") % (n - 1) + 1
+pair = jwk.JWK.from_pyca(ec.derive_private_key(d, ec.SECP256R1()))
+wrapping = jwk.JWK(kty="oct", k=encode(derived("wrapping key", 32)).decode().rstrip("="))
+print(opened(lines[1], wrapping)["volume_key"], pair.thumbprint(), len(opened(lines[2], pair)["container_key"]))
+"#;
+    let lines = [sealed, entry, kek].map(|sealed| String::from_utf8(sealed.to_json()).unwrap().trim_end().to_owned());
+    let told = jwcrypto(script, &[&lines[0], &lines[1], &lines[2], &escrow.jwk()]);
+    let told = String::from_utf8(told).unwrap();
+    let volume_key = Base64UrlUnpadded::encode_string(volume_key.expose());
+    assert_eq!(told.trim(), format!("{volume_key} {} 43", lockbox.fingerprint()));
 }
 
 #[test]

@@ -14,7 +14,7 @@ class CryptattachEncryptor(cryptsetup.CryptsetupEncryptor):
         super().__init__(root_helper, connection_info, keymgr, execute, *args, **kwargs)
         self._connection_info = connection_info
 
-    def _hook(self, verb, context=None, **kwargs):
+    def _hook(self, verb, auth=None, **kwargs):
         data = self._connection_info['data']
         request = {
             'version': cryptattach_openstack.REQUEST_VERSION,
@@ -27,7 +27,7 @@ class CryptattachEncryptor(cryptsetup.CryptsetupEncryptor):
             'cipher': kwargs.get('cipher'),
             'key_size': kwargs.get('key_size'),
             'connection_info': self._connection_info,
-            'auth': cryptattach_openstack.auth(context),
+            'auth': auth,
         }
         out, _ = self._execute(*cryptattach_openstack.command(verb), process_input=json.dumps(request, default=str),
                                run_as_root=True, root_helper=self._root_helper, check_exit_code=True)
@@ -35,7 +35,7 @@ class CryptattachEncryptor(cryptsetup.CryptsetupEncryptor):
 
     def attach_volume(self, context, **kwargs):
         """Map the volume and make its link lead to the mapping."""
-        self._hook('attach', context, **kwargs)
+        self._hook('attach', cryptattach_openstack.auth(context), **kwargs)
 
     def detach_volume(self, **kwargs):
         """Remove the mapping, if there is one."""
@@ -43,4 +43,4 @@ class CryptattachEncryptor(cryptsetup.CryptsetupEncryptor):
 
     def extend_volume(self, context, **kwargs):
         """Make the mapping as large as the volume; return its size in bytes."""
-        return self._hook('extend', context, **kwargs)['size_bytes']
+        return self._hook('extend', cryptattach_openstack.auth(context), **kwargs)['size_bytes']

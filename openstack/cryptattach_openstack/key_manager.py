@@ -39,13 +39,14 @@ class CryptattachKeyManager(key_manager.KeyManager):
 
     @staticmethod
     def _hook(verb, context, key_id=None, **members):
-        if context is None:
-            raise exception.Forbidden('user is not authorized to use key manager')
         request = {'version': cryptattach_openstack.REQUEST_VERSION, 'auth': cryptattach_openstack.auth(context), **members}
         if key_id is not None:
             request['key_id'] = key_id
-        done = subprocess.run(cryptattach_openstack.command('key', verb), input=json.dumps(request).encode(),
-                              capture_output=True)
+        command = cryptattach_openstack.command('key', verb)
+        try:
+            done = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True)
+        except OSError as error:
+            raise exception.KeyManagerError(reason=f'cannot run {command[0]}: {error.strerror}')
         if done.returncode == 0:
             return json.loads(done.stdout)
         why = done.stderr.decode(errors='replace').strip()
@@ -65,26 +66,42 @@ class CryptattachKeyManager(key_manager.KeyManager):
         return TYPES[kind](value, **common)
 
     @staticmethod
+    def _kind(object_type):
+        for cls in object_type.__mro__:
+            if cls in NAMES:
+                return NAMES[cls]
+        raise exception.KeyManagerError(reason=f'Invalid secret type: {object_type}')
+
+    @staticmethod
+    def _check_expiration(expiration):
+        # Nothing here would heed it.
+        if expiration is not None:
+            raise exception.KeyManagerError(reason='cryptattach keeps keys until they are deleted: no expiration')
+
+    @staticmethod
     def _check_id(key_id):
         if not key_id:
             raise exception.KeyManagerError(reason='key identifier not provided')
 
     def create_key(self, context, algorithm, length, expiration=None, name=None, **kwargs):
         """Make a symmetric key; its id."""
+        self._check_expiration(expiration)
         return self._hook('create', context, algorithm=algorithm, bit_length=length, name=name)['key_id']
 
     def create_key_pair(self, context, algorithm, length, expiration=None, name=None):
         """Make a key pair; the ids of the private and of the public key."""
+        self._check_expiration(expiration)
         made = self._hook('create-pair', context, algorithm=algorithm, bit_length=length, name=name)
         return made['private_key_id'], made['public_key_id']
 
     def store(self, context, managed_object, expiration=None):
         """Keep an object; its id."""
+        self._check_expiration(expiration)
         value = managed_object.get_encoded()
         if value is None:
             raise exception.KeyManagerError(reason='Cannot store object without data')
         secret = {
-            'type': NAMES[type(managed_object)],
+            'type': self._kind(type(managed_object)),
             'algorithm': getattr(managed_object, 'algorithm', None),
             'bit_length': getattr(managed_object, 'bit_length', None),
             'name': managed_object.name,
@@ -104,16 +121,14 @@ class CryptattachKeyManager(key_manager.KeyManager):
 
     def list(self, context, object_type=None, metadata_only=False):
         """All objects, or those of a type."""
-        if object_type is not None and object_type not in NAMES:
-            raise exception.KeyManagerError(reason=f'Invalid secret type: {object_type}')
-        kind = NAMES.get(object_type)
+        kind = None if object_type is None else self._kind(object_type)
         listed = self._hook('list', context, type=kind, metadata_only=metadata_only)
         return [self._object(described) for described in listed['keys']]
 
     def add_consumer(self, context, managed_object_id, consumer_data):
-        """Not kept: a volume's key says itself which volume it was used for."""
-        return self.get(context, managed_object_id, metadata_only=True)
+        """Not kept, as by castellan's Vault driver: a volume's key says itself which volume it was used for."""
+        raise NotImplementedError('cryptattach does not keep consumers')
 
     def remove_consumer(self, context, managed_object_id, consumer_data):
-        """Nothing is to be removed."""
-        return self.get(context, managed_object_id, metadata_only=True)
+        """None is kept."""
+        raise NotImplementedError('cryptattach does not keep consumers')

@@ -208,6 +208,7 @@ impl Backend for DmCrypt {
             backend: BackendKind::DmCrypt,
             holders: holders::of_path(&device),
             device,
+            export: None,
             source: table.source,
             volume: volume_uuid(&found.uuid),
             cipher: table.cipher,
@@ -293,7 +294,7 @@ fn table(name: &MappingName) -> Result<Table, LibcryptErr> {
 }
 
 fn mapping(name: &MappingName, already_active: bool) -> Mapping {
-    Mapping { name: name.clone(), device: device_path(name), backend: BackendKind::DmCrypt, already_active }
+    Mapping { name: name.clone(), device: device_path(name), uri: None, backend: BackendKind::DmCrypt, already_active }
 }
 
 fn device_path(name: &MappingName) -> PathBuf {

@@ -70,8 +70,21 @@ pub fn available() -> Vec<(BackendKind, Box<dyn Backend>)> {
 pub enum BackendKind {
     /// The kernel's dm-crypt.
     DmCrypt,
-    /// AES-XTS in a worker process, exported as a loop device over FUSE.
+    /// AES-XTS in a worker process.
     Userspace,
+}
+
+/// How the userspace backend exports the plaintext.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExportKind {
+    /// A loop device over a FUSE file: on every Linux.
+    #[default]
+    Fuse,
+    /// A ublk device: the fastest; Linux 6.4 with ublk_drv.
+    Ublk,
+    /// A Unix socket that speaks NBD: for qemu, nbdcopy, nbd-client.
+    Nbd,
 }
 
 impl fmt::Display for BackendKind {
@@ -83,6 +96,16 @@ impl fmt::Display for BackendKind {
     }
 }
 
+impl fmt::Display for ExportKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fuse => "fuse",
+            Self::Ublk => "ublk",
+            Self::Nbd => "nbd",
+        })
+    }
+}
+
 /// How to attach.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Activate {
@@ -90,6 +113,8 @@ pub struct Activate {
     pub name: MappingName,
     /// No writes.
     pub read_only: bool,
+    /// How the userspace backend exports it; the best block device that there is unless given.
+    pub export: Option<ExportKind>,
     /// Pass discards (TRIM) to the device; they show which sectors are in use.
     pub allow_discards: bool,
     /// dm-crypt: encrypt reads without a work queue (kernel 5.9+).
@@ -151,8 +176,10 @@ crate::key::serde_as_str!(MappingName);
 pub struct Mapping {
     /// Its name.
     pub name: MappingName,
-    /// The plaintext device's path, for users: `/dev/mapper/NAME` or `/dev/disk/by-cryptattach/NAME`.
+    /// The plaintext device's path, for users: `/dev/mapper/NAME` or `/dev/disk/by-cryptattach/NAME`, or the NBD socket's.
     pub device: PathBuf,
+    /// What NBD clients are to be given; `None` if it is a block device.
+    pub uri: Option<String>,
     /// What made it.
     pub backend: BackendKind,
     /// It was there before this call.
@@ -166,8 +193,11 @@ pub struct MappingStatus {
     pub name: MappingName,
     /// What made it.
     pub backend: BackendKind,
-    /// The plaintext device's path.
+    /// The plaintext device's (or socket's) path.
     pub device: PathBuf,
+    /// How the userspace backend exports it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub export: Option<ExportKind>,
     /// The encrypted device (or file) below.
     pub source: PathBuf,
     /// UUID of the volume; plain dm-crypt has none.

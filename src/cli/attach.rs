@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{Global, SeparationOptions, failure, output};
 use crate::{
     attach::{self, Options, Request},
-    backend::{BackendKind, MappingName},
+    backend::{BackendKind, ExportKind, MappingName},
     config::{Config, VolumeConfig},
     error::Error,
     key::{KeyReference, KeySize},
@@ -28,6 +28,7 @@ use crate::{
   cryptattach attach /dev/vdb data --header /boot/data.header
   cryptattach attach --volume data                as [volumes.data] of the configuration says
   cryptattach attach volume.img data --backend userspace
+  nbdcopy \"$(cryptattach attach volume.img data --export nbd)\" plain.img
   cryptattach attach /dev/vdc old --plain --key-size 512 --key cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de")]
 pub struct Attach {
     /// The encrypted block device or file
@@ -46,6 +47,9 @@ pub struct Attach {
     /// What to map with [default: dm-crypt; userspace for a loop device or file where there is no device-mapper]
     #[arg(long, value_enum)]
     backend: Option<BackendKind>,
+    /// How the userspace backend exports the plaintext [default: ublk where its driver is loaded, else fuse]
+    #[arg(long, value_enum, value_name = "WAY")]
+    export: Option<ExportKind>,
     /// Allow no writes
     #[arg(long)]
     read_only: bool,
@@ -126,7 +130,7 @@ impl Attach {
         let wanted = self.wanted(global);
         let device = wanted.as_ref().map_or_else(|_| self.device.clone(), |(_, wanted)| Some(wanted.device.clone()));
         let mapping = wanted.and_then(|(config, wanted)| attach::attach(&config, self.request(&wanted)));
-        failure::note("attach", device.as_deref(), self.volume.as_ref().or(self.name.as_ref()), &mapping);
+        failure::note("attach", device.as_deref(), self.volume.as_ref().or(self.name.as_ref()), mapping.as_ref());
         let mapping = mapping?;
         if mapping.already_active {
             eprintln!("{} is attached already as '{}'", device.unwrap_or_default().display(), mapping.name);
@@ -134,10 +138,13 @@ impl Attach {
         let json = json!({
             "name": mapping.name,
             "device": mapping.device,
+            "uri": mapping.uri,
             "backend": mapping.backend,
             "already_attached": mapping.already_active,
         });
-        output::print(global.json, &json, || mapping.device.display().to_string())
+        output::print(global.json, &json, || {
+            mapping.uri.clone().unwrap_or_else(|| mapping.device.display().to_string())
+        })
     }
 
     fn wanted(&self, global: &Global) -> Result<(Config, Wanted), Error> {
@@ -145,7 +152,14 @@ impl Attach {
         let wanted = match (&self.volume, &self.device) {
             (Some(name), _) => {
                 let VolumeConfig { device, key, header, read_only, allow_discards, .. } = config.volume(name)?.clone();
-                Wanted { device: device.path(), name: Some(name.clone()), key, header, read_only, allow_discards }
+                Wanted {
+                    device: device.path().to_owned(),
+                    name: Some(name.clone()),
+                    key,
+                    header,
+                    read_only,
+                    allow_discards,
+                }
             }
             (None, Some(device)) => Wanted {
                 device: device.clone(),
@@ -170,6 +184,7 @@ impl Attach {
             backend: self.backend,
             options: Options {
                 read_only: wanted.read_only,
+                export: self.export,
                 allow_discards: wanted.allow_discards,
                 no_read_workqueue: self.no_read_workqueue,
                 no_write_workqueue: self.no_write_workqueue,
@@ -177,6 +192,7 @@ impl Attach {
             separation: self.separation.strictness(),
             caller: None,
             target: None,
+            volume_id: None,
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::{ArgGroup, Args, Subcommand};
@@ -16,10 +17,10 @@ use crate::{
     error::Error,
     key::StoreName,
     seal,
-    store::{Access, Swift},
+    store::{Access, Directory, Swift},
 };
 
-/// Look after the containers of an object store
+/// Look after containers of keys: who may use them, and their container keys
 #[derive(Subcommand)]
 pub enum Container {
     Create(Create),
@@ -27,17 +28,18 @@ pub enum Container {
     Rotate(Rotate),
 }
 
-/// Make a container in Swift, its access lists and its first container key, and configure it as a store
+/// Make a container, in Swift with its access lists or in a directory, and its first container key; configure it as a store
 ///
 /// If the store is configured already, its container is made as configured. A container that is there already gets the
-/// given access lists and keeps its keys.
+/// given access lists and keeps its keys; those that are sealed to the owner stay so until 'container rotate'.
 #[derive(Args)]
 #[command(
     group = ArgGroup::new("recovery").args(["escrow", "no_escrow"]),
     after_help = "Examples:
   cryptattach container create cinder --cloud keys --owner cinder.pem --escrow escrow.pem
   cryptattach container create cinder --cloud keys --owner cinder.pem --escrow escrow.pem --identity cinder.key \\
-      --reader 3fb8…:91c2…          Swift's ACL element: PROJECT-ID:USER-ID"
+      --reader 3fb8…:91c2…          Swift's ACL element: PROJECT-ID:USER-ID
+  cryptattach container create logs --path /mnt/keys/logs --owner logs.pem --escrow escrow.pem"
 )]
 pub struct Create {
     /// The store's name, and its container's
@@ -45,6 +47,9 @@ pub struct Create {
     /// Entry of clouds.yaml [default: OS_CLOUD]
     #[arg(long)]
     cloud: Option<String>,
+    /// Make it in a directory, not in Swift
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["cloud", "readers", "writers"])]
+    path: Option<PathBuf>,
     /// Public key or certificate (PEM) of the service that owns the keys
     #[arg(long, value_name = "FILE")]
     owner: Option<PathBuf>,
@@ -79,6 +84,9 @@ pub struct Show {
 pub struct Rotate {
     /// The store
     name: StoreName,
+    /// Delete container keys that have not been the current one for so long; Swift may list a key late, by up to a week
+    #[arg(long, value_name = "DAYS", default_value_t = 7)]
+    keep_days: u32,
 }
 
 /// One element of Swift's ACLs; `.r:*` would open the container to everyone.
@@ -104,17 +112,38 @@ impl Create {
             Err(ConfigError::Missing(_)) => false,
             Err(error) => return Err(error.into()),
         };
-        if configured && (self.owner.is_some() || self.identity.is_some() || self.escrow.is_some()) {
+        let describes = [&self.owner, &self.identity, &self.escrow, &self.path].iter().any(|file| file.is_some());
+        if configured && describes {
             return Err(Error::StoreExists(self.name.clone()));
         }
         if !configured {
             self.configure(&global.config)?;
         }
         let config = global.config()?;
-        swift(&config, &self.name)?.make_container(&Access { readers: &self.readers, writers: &self.writers })?;
+        self.make(&config)?;
         Keys::open(&config, &self.name, None)?.make_first_key()?;
         record(&config, "container create", &self.name)?;
         show(&config, &self.name, global.json)
+    }
+
+    fn make(&self, config: &Config) -> Result<(), Error> {
+        let store_config = config.store(&self.name)?;
+        match &store_config.location {
+            Location::Directory { path } if self.readers.is_empty() && self.writers.is_empty() => {
+                Directory::make(path).map(drop)?;
+            }
+            Location::Directory { .. } => {
+                return Err(Error::Usage(
+                    "a directory has no access lists: its mode and owner say who may use it".into(),
+                ));
+            }
+            Location::Swift(swift) => {
+                let access = Access { readers: &self.readers, writers: &self.writers };
+                Swift::open(&self.name, swift, &store_config.network, None)?.make_container(&access)?;
+            }
+            Location::Barbican(_) => return Err(Error::NoContainerKeys(self.name.clone())),
+        }
+        Ok(())
     }
 
     fn configure(&self, config: &Path) -> Result<(), Error> {
@@ -127,7 +156,14 @@ impl Create {
             let path = path.canonicalize().map_err(Error::io(format!("find {}", path.display())))?;
             Ok::<_, Error>(toml::Value::String(path.to_string_lossy().into_owned()).to_string())
         };
-        let mut lines = vec![format!("\n[stores.{}]\ntype = \"swift\"", self.name)];
+        let mut lines = vec![format!("\n[stores.{}]", self.name)];
+        match &self.path {
+            Some(directory) => {
+                Directory::make(directory)?;
+                lines.extend(["type = \"directory\"".to_owned(), format!("path = {}", path(directory)?)]);
+            }
+            None => lines.push("type = \"swift\"".to_owned()),
+        }
         lines.extend(self.cloud.iter().map(|cloud| format!("cloud = {}", toml::Value::String(cloud.clone()))));
         lines.push(format!("owner = {}", path(owner)?));
         lines.push(match &self.escrow {
@@ -152,25 +188,45 @@ impl Show {
 }
 
 fn show(config: &Config, name: &StoreName, json: bool) -> Result<(), Error> {
-    let facts = swift(config, name)?.facts()?;
-    output::print(json, &facts, || {
-        let list = |text: &str| if text.is_empty() { "nobody".to_owned() } else { text.replace(',', ", ") };
-        let mut lines = vec![
-            format!("store '{name}'"),
-            format!("  objects          {}", facts.objects),
-            format!("  readers          {}", list(&facts.readers)),
-            format!("  writers          {}", list(&facts.writers)),
-        ];
-        lines.push(match &facts.epoch {
-            Some(epoch) => format!("  container key    {name}/kek/{epoch}"),
-            None => "  container key    none: keys are sealed to the owner".to_owned(),
-        });
-        lines.extend(facts.fingerprint.iter().map(|fingerprint| format!("  fingerprint      {fingerprint}")));
-        if facts.rotating {
-            lines.push(format!("  rotation         under way: 'cryptattach container rotate {name}' finishes it"));
+    let store_config = config.store(name)?;
+    match &store_config.location {
+        Location::Swift(swift) => {
+            let facts = Swift::open(name, swift, &store_config.network, None)?.facts()?;
+            output::print(json, &facts, || {
+                let list = |text: &str| if text.is_empty() { "nobody".to_owned() } else { text.replace(',', ", ") };
+                let lines = [
+                    format!("store '{name}'"),
+                    format!("  objects          {}", facts.objects),
+                    format!("  readers          {}", list(&facts.readers)),
+                    format!("  writers          {}", list(&facts.writers)),
+                ];
+                lines.join("\n") + &keys(name, facts.epoch.as_deref(), facts.fingerprint.as_deref(), facts.rotating)
+            })
         }
-        lines.join("\n")
-    })
+        Location::Directory { path } => {
+            let facts = Directory::open(path).facts()?;
+            output::print(json, &facts, || {
+                let epoch = facts.epoch.map(|epoch| epoch.to_string());
+                let head =
+                    format!("store '{name}'\n  directory        {}\n  keys             {}", path.display(), facts.keys);
+                head + &keys(name, epoch.as_deref(), facts.fingerprint.as_deref(), facts.rotating)
+            })
+        }
+        Location::Barbican(_) => Err(Error::NoContainerKeys(name.clone())),
+    }
+}
+
+/// What a container says of its container keys, each line after a newline.
+fn keys(name: &StoreName, epoch: Option<&str>, fingerprint: Option<&str>, rotating: bool) -> String {
+    let mut text = match epoch {
+        Some(epoch) => format!("\n  container key    {name}/kek/{epoch}"),
+        None => "\n  container key    none: keys are sealed to the owner".to_owned(),
+    };
+    text.extend(fingerprint.iter().map(|fingerprint| format!("\n  fingerprint      {fingerprint}")));
+    if rotating {
+        text += &format!("\n  rotation         under way: 'cryptattach container rotate {name}' finishes it");
+    }
+    text
 }
 
 impl Rotate {
@@ -179,7 +235,8 @@ impl Rotate {
         let bar = ProgressBar::new(0);
         let style = ProgressStyle::with_template("{bar:40} {pos} of {len} keys, {eta} left");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        let rotation = Keys::open(&config, &self.name, None)?.rotate(&|done, all| {
+        let keep = Duration::from_secs(u64::from(self.keep_days) * 24 * 3600);
+        let rotation = Keys::open(&config, &self.name, None)?.rotate(keep, &|done, all| {
             bar.set_length(all as u64);
             bar.set_position(done as u64);
         })?;
@@ -205,17 +262,8 @@ impl Rotate {
     }
 }
 
-/// The container itself, below the keys in it.
-fn swift(config: &Config, name: &StoreName) -> Result<Swift, Error> {
-    let store_config = config.store(name)?;
-    match &store_config.location {
-        Location::Swift(swift) => Ok(Swift::open(name, swift, &store_config.network, None)?),
-        _ => Err(Error::NoContainerKeys(name.clone())),
-    }
-}
-
 fn record(config: &Config, action: &str, name: &StoreName) -> Result<(), Error> {
     let key = Some(name.to_string());
-    let event = Event { action, device: None, key, name: None, separation: None, overridden: None };
+    let event = Event { action, key, ..Event::default() };
     Ok(audit::record(&config.audit.file, &event)?)
 }

@@ -7,13 +7,17 @@ use serde_json::json;
 
 use crate::{
     backend::{BackendError, MappingName},
+    boot::BootError,
     config::ConfigError,
     container::{TrustError, now},
     device::DeviceError,
+    enrol::EnrolError,
     error::{Error, causes, chain},
     last_failure::{self, LastFailure},
+    lockbox::LockboxError,
     seal::SealError,
     store::{AuthError, HttpError, SendError, StoreError},
+    tpm::TpmError,
     volume::VolumeError,
 };
 
@@ -40,13 +44,16 @@ pub const EXIT_CODES: &str = "Exit codes:
   75  the device or mapping is in use
   76  the store's answer is no sealed key
   77  permission denied, here or by the key store
-  78  the configuration is missing or wrong
+  78  the configuration is missing or wrong, or an initramfs does not fit it
+  79  the TPM does not open the key: another boot state, another TPM, a wrong PIN, or no TPM at all
+  80  a host's proof is refused: a bundle, challenge or answer that is wrong, changed, used already or too old
+  81  boot: not all volumes could be attached in time
 
 Files:
   /etc/cryptattach/cryptattach.toml   configuration (--config, CRYPTATTACH_CONFIG)
   /var/log/cryptattach.jsonl          audit record
-  /var/lib/cryptattach/               which container keys this host trusts
-  /run/cryptattach/                   userspace mappings; why volumes were not attached";
+  /var/lib/cryptattach/               which container keys this host trusts, its enrolment, its lockbox; which hosts were admitted
+  /run/cryptattach/                   userspace mappings; boot.json and boot.log of this boot; why volumes were not attached";
 
 /// The exit code for an error.
 pub fn exit_code(error: &Error) -> u8 {
@@ -63,12 +70,20 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::Seal(SealError::Memory(_)) | Error::Memory(_) => 71,
         Error::Seal(error) if error.is_configuration() => 78,
         Error::Trust(TrustError::State(_)) => 74,
+        Error::Enrol(error) => enrol(error),
+        Error::Tpm(error)
+        | Error::Seal(SealError::Tpm(error))
+        | Error::KeyRefused { source: SealError::Tpm(error), .. }
+        | Error::ContainerKeyRefused { source: SealError::Tpm(error), .. } => tpm(error),
         Error::KeyRefused { .. }
         | Error::ContainerKeyRefused { .. }
+        | Error::WhileClosed { .. }
         | Error::Trust(_)
         | Error::Seal(_)
         | Error::NoPassphrase(_) => 68,
-        Error::NoContainerKeys(_) | Error::NoOwner(_) | Error::UnknownToCrypttab(_) => 78,
+        Error::NoContainerKeys(_) | Error::NoContainerKey(_) | Error::NoOwner(_) | Error::UnknownToCrypttab(_) => 78,
+        Error::Lockbox(error) => lockbox(error),
+        Error::NeitherStoreNorLockbox { source, .. } => store(source),
         Error::Unfinished { .. } => 69,
         Error::ReadBack(_) => 76,
         Error::NoSuchKey { .. } => 67,
@@ -76,10 +91,59 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::Backend(BackendError::NotActive(_)) | Error::NotAttached(_) => 66,
         Error::Backend(BackendError::Foreign { .. }) => 73,
         Error::Backend(BackendError::Busy { .. }) => 75,
+        Error::Boot(error) => boot(error),
         Error::Backend(_) => 71,
         Error::Audit(_) | Error::Io { .. } => 74,
-        Error::NotBlank { .. } | Error::KeyUsed { .. } | Error::Exists(_) | Error::StoreExists(_) => 73,
+        Error::NotBlank { .. }
+        | Error::KeyUsed { .. }
+        | Error::KeyUnproven(_)
+        | Error::Exists(_)
+        | Error::StoreExists(_) => 73,
         Error::HalfFormatted { source, .. } => exit_code(source),
+    }
+}
+
+fn boot(error: &BootError) -> u8 {
+    match error {
+        BootError::Unfinished(_) => 81,
+        BootError::TooLate { .. } | BootError::LockboxClosed(_) => 69,
+        BootError::Mount { .. } | BootError::Image { .. } => 74,
+        BootError::Unfit(_) => 78,
+    }
+}
+
+fn enrol(error: &EnrolError) -> u8 {
+    match error {
+        EnrolError::Tpm(error) => tpm(error),
+        EnrolError::File { source, .. } => match source.kind() {
+            std::io::ErrorKind::NotFound => 66,
+            std::io::ErrorKind::AlreadyExists => 73,
+            _ => 74,
+        },
+        EnrolError::State(_) => 74,
+        EnrolError::Authorities { .. } => 78,
+        EnrolError::NotEnrolled(_) | EnrolError::NotAdmitted(_) => 66,
+        EnrolError::Crypto(_) | EnrolError::Memory(_) => 71,
+        EnrolError::Document { .. }
+        | EnrolError::Refused { .. }
+        | EnrolError::Replayed { .. }
+        | EnrolError::OtherTpm { .. }
+        | EnrolError::OtherName { .. }
+        | EnrolError::Expired { .. }
+        | EnrolError::NotForThisHost(_)
+        | EnrolError::NotForThisTpm(_)
+        | EnrolError::NoChallenge(_)
+        | EnrolError::OtherAnswer { .. }
+        | EnrolError::WrongAnswer(_)
+        | EnrolError::Seal(_) => 80,
+    }
+}
+
+fn tpm(error: &TpmError) -> u8 {
+    match error {
+        error if error.is_configuration() => 78,
+        TpmError::Crypto(_) | TpmError::Memory(_) => 71,
+        _ => 79,
     }
 }
 
@@ -103,6 +167,7 @@ fn volume(error: &VolumeError) -> u8 {
         | VolumeError::Refused { .. }
         | VolumeError::WrongKey { .. }
         | VolumeError::NoKeyslot { .. }
+        | VolumeError::NoToken { .. }
         | VolumeError::Library { .. } => 65,
     }
 }
@@ -124,6 +189,27 @@ fn store(error: &StoreError) -> u8 {
     }
 }
 
+fn lockbox(error: &LockboxError) -> u8 {
+    match error {
+        LockboxError::NotConfigured(_) | LockboxError::Unsupported(_) => 78,
+        LockboxError::Removed { .. } => 67,
+        LockboxError::Refused { source: SealError::Tpm(error), .. } | LockboxError::Seal(SealError::Tpm(error)) => {
+            tpm(error)
+        }
+        LockboxError::Seal(error) if error.is_configuration() => 78,
+        LockboxError::Closed(_)
+        | LockboxError::Refused { .. }
+        | LockboxError::Older { .. }
+        | LockboxError::Another { .. }
+        | LockboxError::Seal(_) => 68,
+        LockboxError::ReadBack(_) => 76,
+        LockboxError::Unreachable { source, .. } => store(source),
+        LockboxError::Store(error) => store(error),
+        LockboxError::Foreign(_) | LockboxError::Keyring(_) | LockboxError::Memory(_) => 71,
+        LockboxError::State(_) | LockboxError::Io { .. } => 74,
+    }
+}
+
 fn auth(error: &AuthError) -> u8 {
     match error {
         AuthError::Clouds(_) | AuthError::NoEndpoint { .. } => 78,
@@ -139,7 +225,10 @@ fn http(error: &HttpError) -> u8 {
         HttpError::Insecure(_) | HttpError::Url(_) => 78,
         HttpError::TooLong { .. } => 76,
         HttpError::Client(_) | HttpError::Memory(_) => 71,
-        HttpError::Connect { .. } | HttpError::TimedOut { .. } | HttpError::Broken { .. } => 69,
+        HttpError::Connect { .. }
+        | HttpError::TimedOut { .. }
+        | HttpError::NoTime { .. }
+        | HttpError::Broken { .. } => 69,
     }
 }
 
@@ -151,7 +240,7 @@ fn permission_denied(error: &Error) -> bool {
 }
 
 /// What the user can do about it.
-fn next_step(error: &Error) -> Option<String> {
+pub fn next_step(error: &Error) -> Option<String> {
     if permission_denied(error) && !nix::unistd::geteuid().is_root() {
         return Some("run it as root".to_owned());
     }
@@ -165,7 +254,11 @@ fn next_step(error: &Error) -> Option<String> {
         Error::NoReference(_) => "name the key with --key STORE/KEY-ID ('cryptattach key list' shows them)".to_owned(),
         Error::NoName(_) => "give the mapping a name: cryptattach attach DEVICE NAME".to_owned(),
         Error::KeyUsed { .. } => {
-            "check that this is the right device: the volume's data must be on another one, or is lost".to_owned()
+            "check that this is the right device: the volume's data must be on another one. If its first attach was cut off, nothing is on it yet: make a new volume".to_owned()
+        }
+        Error::KeyUnproven(_) => {
+            "check that this is the right device and that it should be blank; if castellan's own driver makes the keys in Barbican, which leaves no such proof, set format_with_unmarked_keys = true in [hooks] of the configuration: any blank device is then formatted that comes with such a key, even if its data are elsewhere"
+                .to_owned()
         }
         Error::NotBlank { .. } => "check that this is the right device; --force overwrites what is there".to_owned(),
         Error::Device(error) | Error::Backend(BackendError::Device(error)) => device_next_step(error)?,
@@ -175,7 +268,11 @@ fn next_step(error: &Error) -> Option<String> {
         }
         Error::Store(error) => store_next_step(error)?.to_owned(),
         Error::KeyRefused { source, .. } | Error::ContainerKeyRefused { source, .. } => source.next_step()?,
+        Error::WhileClosed { .. } => "'cryptattach lockbox open' opens it".to_owned(),
         Error::NoOwner(_) => "name the store's owner and escrow in the configuration, or use another store".to_owned(),
+        Error::NoContainerKey(name) => format!("'cryptattach container create {name}' makes its first one"),
+        Error::Lockbox(error) => lockbox_next_step(error)?,
+        Error::NeitherStoreNorLockbox { source, .. } => store_next_step(source)?.to_owned(),
         Error::Unfinished { container, .. } => format!("run 'cryptattach container rotate {container}' again"),
         Error::Trust(TrustError::State(_)) => "check the state directory ('state' in the configuration)".to_owned(),
         Error::Trust(TrustError::OldGeneration { key, .. }) => format!(
@@ -186,6 +283,8 @@ fn next_step(error: &Error) -> Option<String> {
             "if the administrator of the keys says that this key's fingerprint is right ('cryptattach container show'), remove the container's file from the state directory".to_owned()
         }
         Error::Seal(error) => error.next_step()?,
+        Error::Enrol(error) => error.next_step()?,
+        Error::Tpm(error) => error.next_step()?,
         Error::NotSeparate(refusal) => refusal.next_step().to_owned(),
         Error::HalfFormatted { device, reference, .. } => format!(
             "nothing was on {} before; format it again, and remove the unused key: cryptattach key delete {reference} --yes",
@@ -198,10 +297,41 @@ fn next_step(error: &Error) -> Option<String> {
         Error::Backend(BackendError::Unavailable(_)) => {
             "--backend userspace maps the volume without the kernel's help".to_owned()
         }
+        Error::Boot(error) => boot_next_step(error)?.to_owned(),
         Error::NotAttached(_) | Error::Backend(BackendError::NotActive(_)) => {
             "'cryptattach list' shows what is".to_owned()
         }
         _ => return None,
+    })
+}
+
+fn lockbox_next_step(error: &LockboxError) -> Option<String> {
+    Some(match error {
+        LockboxError::NotConfigured(_) => {
+            "name this host and the store of its lockbox key: [lockbox] host = \"NAME\", store = \"STORE\"".to_owned()
+        }
+        LockboxError::Closed(_) => "'cryptattach lockbox open' opens it".to_owned(),
+        LockboxError::Removed { .. } => {
+            "if this host is to open keys again, the administrator of the keys has to admit it".to_owned()
+        }
+        LockboxError::Unreachable { source, .. } => store_next_step(source)?.to_owned(),
+        LockboxError::Store(error) => store_next_step(error)?.to_owned(),
+        LockboxError::Refused { source: SealError::NotForUs { .. }, .. } => {
+            "check 'identities' in [lockbox]; a host with a new identity has to be admitted anew".to_owned()
+        }
+        LockboxError::Refused { source, .. } => source.next_step()?,
+        LockboxError::Seal(error) => error.next_step()?,
+        LockboxError::Another { is, .. } => format!(
+            "if the administrator who admitted this host says that this fingerprint is right: cryptattach lockbox open \
+             --fingerprint {is}"
+        ),
+        LockboxError::Older { .. } => "try again when all of the store's replicas run; the store may lie".to_owned(),
+        LockboxError::State(_) => "check the state directory ('state' in the configuration)".to_owned(),
+        LockboxError::Io { .. } => "check 'path' in [lockbox], and that its device is there and has room".to_owned(),
+        LockboxError::Unsupported(_) => "name another 'store' in [lockbox]".to_owned(),
+        LockboxError::ReadBack(_) | LockboxError::Foreign(_) | LockboxError::Keyring(_) | LockboxError::Memory(_) => {
+            return None;
+        }
     })
 }
 
@@ -251,12 +381,25 @@ fn http_next_step(error: &HttpError) -> Option<&'static str> {
             "check the server's certificate, this host's clock, and 'cacert' in clouds.yaml (the authority that signed it)"
         }
         HttpError::Insecure(_) => "use an https URL",
-        HttpError::Connect { .. } | HttpError::TimedOut { .. } | HttpError::Broken { .. } => {
-            "check that the server runs and that this host reaches it; -v shows every try"
-        }
+        HttpError::Connect { .. }
+        | HttpError::TimedOut { .. }
+        | HttpError::NoTime { .. }
+        | HttpError::Broken { .. } => "check that the server runs and that this host reaches it; -v shows every try",
         HttpError::TooLong { .. } => "something else than the key store answers there, or it lies; check the URL",
         HttpError::Url(_) => "check the URLs in clouds.yaml and in the configuration",
         HttpError::Client(_) | HttpError::Memory(_) => return None,
+    })
+}
+
+fn boot_next_step(error: &BootError) -> Option<&'static str> {
+    Some(match error {
+        BootError::Unfinished(_) => "/run/cryptattach/boot.log says why",
+        BootError::TooLate { .. } => {
+            "check that it is plugged in, and that the initramfs has its driver ('cryptattach doctor --image')"
+        }
+        BootError::Mount { .. } => "check the device's file system, and its type in [[boot.mounts]]",
+        BootError::Unfit(_) => "change the configuration or make the image anew (update-initramfs -u, dracut -f)",
+        BootError::Image { .. } | BootError::LockboxClosed(_) => return None,
     })
 }
 
@@ -281,6 +424,9 @@ fn volume_next_step(error: &VolumeError) -> Option<String> {
         }
         VolumeError::Refused { .. } => {
             "do not use this volume unless you know why its header says so; 'cryptsetup luksDump' shows it".to_owned()
+        }
+        VolumeError::NoToken { .. } => {
+            "'cryptsetup luksDump' shows the header's tokens; 'cryptsetup token remove' removes one".to_owned()
         }
         VolumeError::WrongKey { .. } => "check that this is the right volume for the key".to_owned(),
         _ => return None,
@@ -324,7 +470,7 @@ pub fn print(error: &Error, json: bool) {
 }
 
 /// Keeps a failure for `cryptattach explain`, or forgets those of a volume that has unlocked.
-pub fn note<T>(action: &str, device: Option<&Path>, name: Option<&MappingName>, result: &Result<T, Error>) {
+pub fn note<T>(action: &str, device: Option<&Path>, name: Option<&MappingName>, result: Result<T, &Error>) {
     let folder = Path::new(last_failure::FOLDER);
     let noted = match result {
         Ok(_) => last_failure::forget(folder, device, name),

@@ -21,7 +21,7 @@ use crate::{
     error::{Error, chain},
     hook::{self, Described, Request},
     key::{KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, StoreName},
-    separation::Target,
+    separation::{ConnectionInfo, Target},
 };
 
 /// The version of requests that is understood.
@@ -87,7 +87,8 @@ struct Attach {
     provider: Option<String>,
     cipher: Option<String>,
     key_size: Option<u32>,
-    connection_info: Option<serde_json::Value>,
+    connection_info: Option<ConnectionInfo>,
+    volume_id: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -152,7 +153,7 @@ impl Serialize for Value<'_> {
 
 impl Hook {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
-        let input = read_secret(Path::new("-"))?;
+        let input = read_secret("the request", Path::new("-"))?;
         let version = parse::<Version>(&input)?.version;
         if version != VERSION {
             return Err(Error::Usage(format!(
@@ -229,7 +230,7 @@ impl Key {
 impl Create {
     fn into_facts(self) -> ObjectFacts {
         let Self { algorithm, bit_length, name } = self;
-        ObjectFacts { kind: ObjectKind::Symmetric, algorithm, bit_length, name, created: None, given_out: false }
+        ObjectFacts { kind: ObjectKind::Symmetric, algorithm, bit_length, name, created: None, fresh: false }
     }
 }
 
@@ -256,6 +257,7 @@ impl Attach {
             plain,
             cipher: self.cipher,
             key_size: self.key_size.map(key_size).transpose()?,
+            volume_id: self.volume_id,
             // One that is not understood leaves a gap in the proof; it is no reason to refuse the volume.
             target: self.connection_info.map(|info| {
                 Target::from_connection_info(&info).unwrap_or_else(|error| Target::Unknown { why: chain(&error) })

@@ -21,13 +21,13 @@ use crate::{
     audit::{self, Event},
     backend::MappingName,
     config::{Config, VolumeConfig},
-    container::{Container, Fetched},
+    container::Container,
     crypttab,
     error::Error,
     import::{self, Request},
     key::{KeyReference, SecretBytes, StoreName},
+    lockbox::Lockbox,
     release,
-    seal::{Content, Opened},
     store::{Released, Stored},
 };
 
@@ -75,6 +75,7 @@ pub struct Delete {
 #[command(after_help = "Examples:
   cryptattach key import /dev/vdb --key-file passphrase.txt
   printf %s \"$PASSPHRASE\" | cryptattach key import /dev/vdb --key-file -
+  cryptattach key import /dev/vda3 --token --key-file passphrase.txt     for the root of an installed system
   cryptattach key import /dev/vdc --plain --key-size 256 --key-file volume.key")]
 pub struct Import {
     /// The encrypted block device or file
@@ -88,6 +89,9 @@ pub struct Import {
     /// A detached LUKS header
     #[arg(long, value_name = "FILE")]
     header: Option<PathBuf>,
+    /// LUKS2: write into the header where the key is, so that attach and boot find it
+    #[arg(long, conflicts_with = "plain")]
+    token: bool,
     #[command(flatten)]
     plain: Plain,
     #[command(flatten)]
@@ -205,14 +209,8 @@ impl Delete {
             )));
         }
         store.delete(&self.key.key)?;
-        let event = Event {
-            action: "key delete",
-            device: None,
-            key: Some(self.key.to_string()),
-            name: None,
-            separation: None,
-            overridden: None,
-        };
+        Lockbox::of(config).map_or(Ok(false), |lockbox| lockbox.forget(&self.key))?;
+        let event = Event { action: "key delete", key: Some(self.key.to_string()), ..Event::default() };
         Ok(audit::record(&config.audit.file, &event)?)
     }
 }
@@ -224,7 +222,8 @@ impl Import {
             store: self.store.clone(),
             header: self.header.as_deref(),
             plain: self.plain.parameters(),
-            secret: read_secret(&self.key_file)?,
+            secret: read_secret("the key file", &self.key_file)?,
+            token: self.token,
             separation: self.separation.strictness(),
         };
         let reference = import::import(config, request)?;
@@ -253,13 +252,13 @@ impl Serve {
         let name = asking_volume(&connection)?;
         let passphrase = match name.parse::<MappingName>().ok().and_then(|name| config.volume(&name).ok()) {
             Some(VolumeConfig { device, header, key, .. }) => {
-                released(config, &device.path(), header.as_deref(), key.clone(), name.parse().ok())?
+                released(config, device.path(), header.as_deref(), key.clone(), name.parse().ok())?
             }
             None => {
                 let entries = crypttab::read(Path::new(crypttab::PATH)).map_err(Error::io("read /etc/crypttab"))?;
                 let entry = entries.into_iter().find(|entry| entry.name == name);
                 let entry = entry.ok_or_else(|| Error::UnknownToCrypttab(name.clone()))?;
-                released(config, &entry.device.path(), entry.header.as_deref(), None, name.parse().ok())?
+                released(config, entry.device.path(), entry.header(), None, name.parse().ok())?
             }
         };
         write(&connection, &passphrase)
@@ -289,18 +288,16 @@ fn released(
     name: Option<MappingName>,
 ) -> Result<SecretBytes, Error> {
     let passphrase = release::release(config, release::Request { device, header, key });
-    failure::note("release the passphrase of", Some(device), name.as_ref(), &passphrase);
+    failure::note("release the passphrase of", Some(device), name.as_ref(), passphrase.as_ref());
     passphrase
 }
 
 /// The passphrase of a key, whichever volume it is for.
 fn unbound(config: &Config, key: &KeyReference) -> Result<SecretBytes, Error> {
-    let passphrase = match Container::open(config, &key.store, None)?.fetch(&key.key, None)? {
-        Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => payload.passphrase,
-        Fetched::Sealed(Opened { content: Content::Object(object), .. })
-        | Fetched::Released(Released { object, .. }) => Some(object.passphrase()?),
-    };
-    passphrase.ok_or_else(|| Error::NoPassphrase(key.clone()))
+    let container = Container::open(config, &key.store, None)?;
+    let fetched = container.fetch(&key.key, None)?;
+    container.spend(&key.key, &fetched, "whatever another program does with it: 'key passphrase' gave it out")?;
+    fetched.passphrase()?.ok_or_else(|| Error::NoPassphrase(key.clone()))
 }
 
 /// Past any buffer, which would keep a copy.
@@ -309,10 +306,10 @@ fn write(out: &impl AsFd, secret: &SecretBytes) -> Result<(), Error> {
     out.write_all(secret.expose()).map_err(Error::io("write the passphrase"))
 }
 
-/// The file's bytes, at most 8 MiB as cryptsetup allows, straight into secret memory.
-pub fn read_secret(path: &Path) -> Result<SecretBytes, Error> {
+/// The bytes of a file, at most 8 MiB as cryptsetup allows, straight into secret memory; `what` it is, in words.
+pub fn read_secret(what: &str, path: &Path) -> Result<SecretBytes, Error> {
     const MOST: usize = 8 << 20;
-    let action = || format!("read the key file {}", path.display());
+    let action = || format!("read {what} {}", path.display());
     let mut file = if path == Path::new("-") {
         File::from(nix::unistd::dup(io::stdin()).map_err(|e| Error::io(action())(e.into()))?)
     } else {
@@ -326,7 +323,7 @@ pub fn read_secret(path: &Path) -> Result<SecretBytes, Error> {
         }
         if len == secret.len() {
             if len >= MOST {
-                return Err(Error::Usage(format!("the key file {} has more than {MOST} bytes", path.display())));
+                return Err(Error::Usage(format!("{what} {} has more than {MOST} bytes", path.display())));
             }
             let mut larger = SecretBytes::zeroed(len * 2)?;
             larger.expose_mut()[..len].copy_from_slice(secret.expose());

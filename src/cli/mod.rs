@@ -1,18 +1,23 @@
 //! The command line: one small file per verb.
 
 mod attach;
+mod boot;
 mod container;
 mod detach;
+mod doctor;
 mod explain;
 mod failure;
 mod format;
 mod hook;
+mod host;
 mod init;
 mod integrate;
 mod key;
 mod list;
+mod lockbox;
 mod man;
 mod output;
+mod policy;
 mod resize;
 mod separation;
 mod status;
@@ -24,6 +29,8 @@ use std::{
     path::PathBuf,
     process::ExitCode,
 };
+
+pub(crate) use failure::{exit_code, next_step, note};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use nix::sys::resource::{Resource, setrlimit};
@@ -39,6 +46,7 @@ use crate::{
     backend::userspace,
     config::{self, Config, ConfigError, SeparationPolicy},
     error::Error,
+    tpm,
 };
 
 /// Attach encrypted block devices, with the key on another device.
@@ -78,10 +86,18 @@ enum Verb {
     Separation(separation::Separation),
     Test(test::Test),
     Explain(explain::Explain),
+    Boot(boot::Boot),
+    Doctor(doctor::Doctor),
     #[command(subcommand)]
     Key(key::Key),
     #[command(subcommand)]
     Container(container::Container),
+    #[command(subcommand)]
+    Policy(policy::Policy),
+    #[command(subcommand)]
+    Host(host::Host),
+    #[command(subcommand)]
+    Lockbox(lockbox::LockboxVerb),
     #[command(subcommand)]
     Hook(hook::Hook),
     #[command(hide = true)]
@@ -124,6 +140,7 @@ impl Global {
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     keep_out_of_core_dumps();
+    tpm::silence();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -137,7 +154,7 @@ pub fn main() -> ExitCode {
     log(cli.global.verbose);
     // The panic's own message has gone to standard error by then.
     match catch_unwind(AssertUnwindSafe(|| run(&cli))) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Ok(code)) => code,
         Ok(Err(error)) => {
             failure::print(&error, cli.global.json);
             ExitCode::from(failure::exit_code(&error))
@@ -146,9 +163,10 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<(), Error> {
+fn run(cli: &Cli) -> Result<ExitCode, Error> {
     let global = &cli.global;
     match &cli.verb {
+        Verb::Boot(boot) => return boot.run(global),
         Verb::Init(init) => init.run(global),
         Verb::Format(format) => format.run(global),
         Verb::Attach(attach) => attach.run(global),
@@ -157,8 +175,12 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Verb::Status(status) => status.run(global),
         Verb::List(list) => list.run(global),
         Verb::Separation(separation) => separation.run(global),
+        Verb::Doctor(doctor) => doctor.run(global),
         Verb::Key(key) => key.run(global),
         Verb::Container(container) => container.run(global),
+        Verb::Policy(policy) => policy.run(global),
+        Verb::Host(host) => host.run(global),
+        Verb::Lockbox(lockbox) => lockbox.run(global),
         Verb::Hook(hook) => hook.run(global),
         Verb::Test(test) => test.run(global),
         Verb::Explain(explain) => explain.run(global),
@@ -167,7 +189,8 @@ fn run(cli: &Cli) -> Result<(), Error> {
         Verb::Generator(generator) => generator.run(global),
         Verb::Probe(probe) => probe.run(global),
         Verb::UserspaceWorker => Ok(()),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// No core dump and no ptrace(2) by other processes of the same user: what passes through registers and libraries is

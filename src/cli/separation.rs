@@ -1,14 +1,10 @@
 //! `cryptattach separation`
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::{Global, output};
+use super::{Global, key::read_secret, output};
 use crate::{
     config::SeparationPolicy,
     container::Container,
@@ -62,7 +58,7 @@ impl Separation {
             None => in_token()?,
         };
         let store_name = config.store_or_default(reference.as_ref().map(|reference| &reference.store))?;
-        let container = Container::open(&config, &store_name, None)?;
+        let container = Container::open(&config, &store_name, None)?.lockbox_first();
         // Without a key yet: where a new one would rest.
         let key = reference.map_or_else(KeyId::random, |reference| reference.key);
         let places = container.places(&key)?;
@@ -74,15 +70,7 @@ impl Separation {
     }
 }
 
-/// Bytes of connection information; it has a few hundred.
-const MOST_BYTES: u64 = 1 << 20;
-
+/// It may also have passwords.
 fn read_target(path: &Path) -> Result<Target, Error> {
-    let mut json = Vec::new();
-    let read = match path.to_str() {
-        Some("-") => io::stdin().take(MOST_BYTES).read_to_end(&mut json),
-        _ => File::open(path).and_then(|file| file.take(MOST_BYTES).read_to_end(&mut json)),
-    };
-    read.map_err(Error::io(format!("read the connection information {}", path.display())))?;
-    Ok(Target::parse(&json)?)
+    Ok(Target::parse(read_secret("the connection information", path)?.expose())?)
 }

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::Network;
-use crate::key::Place;
+use super::{Network, TpmConfig};
+use crate::{key::Place, tpm::IdentityFile};
 
 /// `[stores.NAME]`: where the sealed keys are, whom they are sealed to, and what opens them.
 #[derive(Debug, Deserialize)]
@@ -36,6 +36,9 @@ pub struct Sealing {
     /// Public keys or certificates (PEM) of hosts that new container keys are sealed to, besides owner and escrow.
     #[serde(default)]
     pub hosts: Vec<PathBuf>,
+    /// `[tpm]`
+    #[serde(skip)]
+    pub tpm: TpmConfig,
 }
 
 /// The part of `[stores.NAME]` that its `type` decides.
@@ -79,6 +82,8 @@ pub struct SwiftConfig {
     pub urls: Vec<String>,
     /// URL of the list_endpoints middleware (`https://HOST/endpoints`), if that is not beside the account.
     pub endpoints: Option<String>,
+    /// Directory with the cluster's ring files and swift.conf; they are read instead of asking list_endpoints.
+    pub rings: Option<PathBuf>,
     /// Log in as the caller of a hook, by the token in its request.
     #[serde(default)]
     pub caller_token: bool,
@@ -134,16 +139,43 @@ impl StoreConfig {
         let sealing = owner.iter_mut().chain(escrow).chain(identities).chain(hosts);
         match &mut self.location {
             Location::Directory { path } => sealing.chain([path]).collect(),
-            Location::Swift(SwiftConfig { cloud, .. }) | Location::Barbican(BarbicanConfig { cloud, .. }) => {
+            Location::Swift(SwiftConfig { cloud, rings, .. }) => {
+                sealing.chain(&mut cloud.clouds).chain(&mut cloud.secret).chain(rings).collect()
+            }
+            Location::Barbican(BarbicanConfig { cloud, .. }) => {
                 sealing.chain(&mut cloud.clouds).chain(&mut cloud.secret).collect()
             }
+        }
+    }
+
+    /// The files and directories that opening a key needs, private keys first.
+    pub fn paths(&self) -> Vec<&Path> {
+        let identities = self.sealing.identities.iter();
+        match &self.location {
+            Location::Directory { path } => identities.chain([path]).map(PathBuf::as_path).collect(),
+            Location::Swift(SwiftConfig { cloud, .. }) | Location::Barbican(BarbicanConfig { cloud, .. }) => {
+                identities.chain(&cloud.clouds).chain(&cloud.secret).map(PathBuf::as_path).collect()
+            }
+        }
+    }
+
+    /// Whether the store is used as the caller of a hook, where there is one.
+    pub fn takes_caller_token(&self) -> bool {
+        match &self.location {
+            Location::Directory { .. } => false,
+            Location::Swift(SwiftConfig { caller_token, .. })
+            | Location::Barbican(BarbicanConfig { caller_token, .. }) => *caller_token,
         }
     }
 
     /// Where this host keeps what opens the store's keys. An owner's key on the volume's own disk is as bad as the
     /// volume key there.
     pub fn places(&self, config: &Path) -> Vec<Place> {
-        let identities = self.sealing.identities.iter().map(|path| Place::path("private key", path, true));
+        let identities = self.sealing.identities.iter().map(|path| match IdentityFile::is_at(path) {
+            // Without this host's TPM it opens nothing.
+            true => Place::path("TPM key", path, false),
+            false => Place::path("private key", path, true),
+        });
         let config = Place::path("configuration", config, false);
         // What logs in to Barbican gets unsealed keys; to Swift, sealed ones only.
         let (cloud, opens) = match &self.location {

@@ -1,26 +1,33 @@
 //! Rotation: the next container key, and all keys sealed anew under it.
 //!
 //! It can be stopped at any point and started again: the container says that a rotation is under way until it is finished.
-//! The key before the current one stays until the next rotation, for another host may just have sealed a key under it.
+//! The keys before the current one stay for a while: another host may just have sealed a key under one of them, and a store
+//! like Swift may list a key only days after it was written.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use super::{Container, now};
 use crate::{
+    config::Sealing,
     error::{Error, chain},
-    key::{ContainerKeyId, Epoch, KeyId, SealedKey},
+    key::{ContainerKeyId, Epoch, HostName, KeyId, SealedKey},
     seal::{self, ContainerKey, Recipient},
     store::{ContainerKeys, Current, StoreError, Stored},
 };
 
 /// Re-sealing waits for the store most of the time.
 const WORKERS: usize = 8;
+
+/// How long a container key stays after its successor was made: Swift lists a key late by its reclaim age at most.
+pub const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// What a rotation has done.
 #[derive(Debug, serde::Serialize)]
@@ -40,7 +47,7 @@ pub struct Rotation {
 }
 
 impl Container {
-    fn container_keys(&self) -> Result<&dyn ContainerKeys, Error> {
+    pub(super) fn container_keys(&self) -> Result<&dyn ContainerKeys, Error> {
         self.store.container_keys().ok_or_else(|| Error::NoContainerKeys(self.name.clone()))
     }
 
@@ -48,23 +55,42 @@ impl Container {
     pub fn make_first_key(&self) -> Result<(), Error> {
         match self.container_keys()?.current()? {
             Some(_) => Ok(()),
-            None => self.make_key(None).map(drop),
+            None => self.make_key(None, None).map(drop),
         }
     }
 
     /// Makes the next container key and seals all keys anew; or if that was begun and not finished, finishes it.
     ///
-    /// `progress` is told how many keys are done, and how many there are.
-    pub fn rotate(&self, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Rotation, Error> {
+    /// Container keys that have not been the current one for `keep` are deleted. `progress` is told how many keys are done,
+    /// and how many there are.
+    pub fn rotate(&self, keep: Duration, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Rotation, Error> {
+        self.rotate_without(None, keep, progress)
+    }
+
+    /// Likewise; from then on container keys are not for this host.
+    pub(super) fn rotate_without(
+        &self,
+        host: Option<&HostName>,
+        keep: Duration,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Rotation, Error> {
         let keys = self.container_keys()?;
         let target = match keys.current()? {
-            None => self.make_key(None)?,
-            Some(Current { epoch, rotating: true }) => self.trusted_key(epoch)?,
-            Some(Current { epoch, rotating: false }) => self.make_key(Some(&*self.trusted_key(epoch)?))?,
+            None => self.make_key(None, host)?,
+            Some(Current { epoch, rotating }) => {
+                let current = self.trusted_key(epoch)?;
+                // Begun for others than it would be begun for now, it is no end of a withdrawal.
+                let goes_on = rotating && self.is_for_the_right_ones(&current, host)?;
+                if goes_on { current } else { self.make_key(Some(&current), host)? }
+            }
         };
         let mut rotation = self.reseal_all(&target, progress)?;
         if rotation.failed.is_empty() {
             for epoch in keys.epochs()?.into_iter().filter(|epoch| epoch.next() < target.epoch()) {
+                let since = now().saturating_sub(self.container_key(epoch.next())?.created());
+                if since < keep.as_secs() {
+                    break;
+                }
                 keys.delete(epoch)?;
                 rotation.deleted.push(epoch);
             }
@@ -75,17 +101,28 @@ impl Container {
     }
 
     /// The key is stored and can be had back before anything is sealed under it.
-    fn make_key(&self, previous: Option<&ContainerKey>) -> Result<Arc<ContainerKey>, Error> {
+    fn make_key(
+        &self,
+        previous: Option<&ContainerKey>,
+        without: Option<&HostName>,
+    ) -> Result<Arc<ContainerKey>, Error> {
         let key = ContainerKey::random(&self.name, previous)?;
-        let files = self.sealing.owner.iter().chain(&self.sealing.escrow).chain(&self.sealing.hosts);
-        let sealed = key.seal_to(&seal::recipients(files)?, now())?;
+        let key = without.into_iter().fold(key, ContainerKey::without_host);
+        let sealed = key.seal_to(self.key_recipients()?, now())?;
         let keys = self.container_keys()?;
         match keys.create(key.epoch(), &sealed) {
-            // A rotation that was killed between making its key and announcing it.
-            Err(StoreError::Exists { .. }) if previous.is_some() => {
+            // Its maker was killed before announcing it.
+            Err(StoreError::Exists { .. }) => {
                 let left = self.container_key(key.epoch())?;
-                if !previous.map(|previous| left.follows(previous)).transpose()?.unwrap_or(false) {
+                if !previous.map_or(Ok(true), |previous| left.follows(previous))? {
                     return Err(super::TrustError::Unproven(self.key_id(key.epoch())).into());
+                }
+                if !self.is_for_the_right_ones(&left, without)? {
+                    return self.make_key(Some(&left), without);
+                }
+                // Hosts that were admitted since.
+                if let Some(left) = left.with_hosts_of(&key)? {
+                    self.reseal_key(&left)?;
                 }
             }
             created => created?,
@@ -100,7 +137,23 @@ impl Container {
         Ok(key)
     }
 
-    fn key_id(&self, epoch: Epoch) -> ContainerKeyId {
+    /// Whether a container key is sealed to those that the configuration names and to hosts that are admitted, and not to this one.
+    fn is_for_the_right_ones(&self, key: &ContainerKey, without: Option<&HostName>) -> Result<bool, Error> {
+        let Sealing { owner, escrow, hosts, .. } = &self.sealing;
+        let mut right = seal::kids(owner.iter().chain(escrow).chain(hosts))?;
+        right.extend(key.host_kids()?);
+        let sealed = self.container_keys()?.get(key.epoch())?;
+        let is: BTreeSet<_> = sealed.recipient_kids().map(str::to_owned).collect();
+        Ok(is == right && key.hosts().all(|host| Some(host) != without))
+    }
+
+    /// Whom container keys are sealed to besides the hosts that are admitted.
+    pub(super) fn key_recipients(&self) -> Result<Vec<Box<dyn Recipient>>, Error> {
+        let Sealing { owner, escrow, hosts, .. } = &self.sealing;
+        Ok(seal::recipients(owner.iter().chain(escrow).chain(hosts))?)
+    }
+
+    pub(super) fn key_id(&self, epoch: Epoch) -> ContainerKeyId {
         ContainerKeyId { container: self.name.clone(), epoch }
     }
 

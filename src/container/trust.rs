@@ -12,14 +12,12 @@ use std::{path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Container,
-    state::{self, StateError},
-};
+use super::Container;
 use crate::{
     error::{Error, chain},
     key::{ContainerKeyId, Epoch, KeyId, KeyReference},
     seal::ContainerKey,
+    state::{self, StateError},
     store::StoreError,
 };
 
@@ -126,18 +124,26 @@ impl Container {
 
     /// The generation of a key that the store gives must not be older than one that this host has seen.
     pub(super) fn check_generation(&self, key: &KeyId, is: u64) -> Result<(), Error> {
-        let path = self.state.join("generations").join(self.name.as_str()).join(key.to_string());
-        let seen = state::read(&path).map_err(TrustError::from)?.unwrap_or(1);
+        let seen = self.seen_generation(key)?;
         if is < seen {
             return Err(TrustError::OldGeneration { key: self.reference(*key), is, seen }.into());
         }
         // The first generation needs no memory. Nor must a volume stay closed because this host cannot remember.
         if is > seen
-            && let Err(error) = state::write(&path, &is)
+            && let Err(error) = state::write(&self.generation(key), &is)
         {
             tracing::warn!("{}", chain(&error));
         }
         Ok(())
+    }
+
+    /// The latest generation of a key that this host has seen.
+    pub(super) fn seen_generation(&self, key: &KeyId) -> Result<u64, TrustError> {
+        Ok(state::read(&self.generation(key))?.unwrap_or(1))
+    }
+
+    fn generation(&self, key: &KeyId) -> PathBuf {
+        self.state.join("generations").join(self.name.as_str()).join(key.to_string())
     }
 
     fn trusted(&self) -> PathBuf {

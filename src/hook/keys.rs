@@ -35,7 +35,7 @@ pub fn create_key(config: &Config, container: &Container, facts: ObjectFacts) ->
         return Ok(key);
     }
     let value = SecretBytes::random(bits as usize / 8)?;
-    store_key(config, container, ManagedObject { facts, value })
+    keep(config, container, ManagedObject { facts: ObjectFacts { fresh: true, ..facts }, value })
 }
 
 /// Makes an RSA key pair: the private key (PKCS #8) and the public key (SubjectPublicKeyInfo), both DER.
@@ -61,8 +61,13 @@ pub fn create_pair(
     Ok((keep(ObjectKind::Private, &private)?, keep(ObjectKind::Public, &public)?))
 }
 
-/// Keeps an object.
+/// Keeps an object that comes from outside: whoever gave it may have used it.
 pub fn store_key(config: &Config, container: &Container, object: ManagedObject) -> Result<KeyReference, Error> {
+    let facts = ObjectFacts { fresh: false, ..object.facts };
+    keep(config, container, ManagedObject { facts, value: object.value })
+}
+
+fn keep(config: &Config, container: &Container, object: ManagedObject) -> Result<KeyReference, Error> {
     let key = match container.store().objects() {
         Some(objects) => container.reference(objects.create(&object)?),
         None => {
@@ -83,22 +88,16 @@ pub fn get_key(
     key: &KeyReference,
     with_value: bool,
 ) -> Result<Described, Error> {
-    let (facts, value) = match container.fetch(&key.key, None)? {
-        Fetched::Released(Released { object, .. }) => (object.facts, object.value),
-        Fetched::Sealed(Opened { content: Content::Object(object), context }) => {
-            let ManagedObject { facts, value } = object;
-            if with_value && !facts.given_out && context.volume.is_none() {
-                let object = ManagedObject {
-                    facts: ObjectFacts { given_out: true, ..facts.clone() },
-                    value: SecretBytes::copy_of(value.expose())?,
-                };
-                // A reader may not write. Nor can it format what the key then counts as unused for.
-                if let Err(error) = container.reseal(Opened { context, content: Content::Object(object) }) {
-                    tracing::debug!("not noted that {key} was given out: {}", chain(&error));
-                }
-            }
-            (facts, value)
-        }
+    if !with_value && let Some(facts) = container.store().released_facts(&key.key)? {
+        return Ok(Described { key: key.clone(), facts, value: None });
+    }
+    let fetched = container.fetch(&key.key, None)?;
+    if with_value {
+        container.spend(&key.key, &fetched, "whatever another program does with it: it was given out")?;
+    }
+    let (facts, value) = match fetched {
+        Fetched::Released(Released { object: ManagedObject { facts, value }, .. })
+        | Fetched::Sealed(Opened { content: Content::Object(ManagedObject { facts, value }), .. }) => (facts, value),
         // castellan knows of no volume keys; the passphrase of one with a keyslot is what its users can do something with.
         Fetched::Sealed(Opened { content: Content::VolumeKey(payload), context }) => {
             let value = payload.passphrase.ok_or_else(|| Error::NoPassphrase(key.clone()))?;
@@ -108,7 +107,7 @@ pub fn get_key(
                 bit_length: None,
                 name: None,
                 created: Some(context.created),
-                given_out: true,
+                fresh: false,
             };
             (facts, value)
         }
@@ -116,6 +115,8 @@ pub fn get_key(
     if with_value {
         record(config, "key get", key);
     }
+    // As they are from now on.
+    let facts = ObjectFacts { fresh: facts.fresh && !with_value, ..facts };
     Ok(Described { key: key.clone(), facts, value: with_value.then_some(value) })
 }
 
@@ -133,19 +134,22 @@ pub fn list_keys(
     kind: Option<ObjectKind>,
     with_values: bool,
 ) -> Result<Vec<Described>, Error> {
+    let look = |key: &KeyReference| -> Result<Option<Described>, Error> {
+        let object = get_key(config, container, key, false)?;
+        if kind.is_some_and(|kind| kind != object.facts.kind) {
+            return Ok(None);
+        }
+        // Only what is asked for is given out.
+        if with_values { get_key(config, container, key, true).map(Some) } else { Ok(Some(object)) }
+    };
     let mut found = Vec::new();
     for id in container.store().list()? {
         let key = container.reference(id);
-        match get_key(config, container, &key, false) {
-            Ok(object) if kind.is_none_or(|kind| kind == object.facts.kind) => found.push(object),
-            Ok(_) | Err(Error::NoPassphrase(_)) => {}
+        match look(&key) {
+            Ok(object) => found.extend(object),
+            Err(Error::NoPassphrase(_)) => {}
             // One that cannot be read must not hide the others.
-            Err(error) => tracing::warn!("{key}: {}", chain(&error)),
-        }
-    }
-    if with_values {
-        for object in &mut found {
-            object.value = get_key(config, container, &object.key, true)?.value;
+            Err(error) => tracing::warn!("{key} is left out: {}", chain(&error)),
         }
     }
     Ok(found)
@@ -154,7 +158,7 @@ pub fn list_keys(
 /// What was done is done: a record that cannot be written is a warning.
 fn record(config: &Config, action: &str, key: &KeyReference) {
     let key = Some(key.to_string());
-    let event = Event { action, device: None, key, name: None, separation: None, overridden: None };
+    let event = Event { action, key, ..Event::default() };
     if let Err(error) = audit::record(&config.audit.file, &event) {
         tracing::warn!("{}", chain(&error));
     }

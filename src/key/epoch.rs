@@ -16,6 +16,11 @@ impl Epoch {
     pub fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
+
+    /// The one before this; `None` before the first.
+    pub fn before(self) -> Option<Self> {
+        NonZeroU32::new(self.0.get() - 1).map(Self)
+    }
 }
 
 /// A text that is no epoch, or no container key's id.

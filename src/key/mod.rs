@@ -3,6 +3,7 @@
 //! No module here reaches a store, a device or a network; every other folder may use this one.
 
 mod epoch;
+mod host;
 mod id;
 mod object;
 mod place;
@@ -12,6 +13,7 @@ mod secret;
 mod volume_key;
 
 pub use epoch::{ContainerKeyId, Epoch, ParseEpochError};
+pub use host::{HostName, LockboxKeyId, ParseHostNameError};
 pub use id::{KeyId, ParseKeyIdError};
 pub use object::{ManagedObject, ObjectFacts, ObjectKind, hex};
 pub use place::{Location, Place, Replica, Ring};

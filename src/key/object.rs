@@ -42,9 +42,10 @@ pub struct ObjectFacts {
     /// Seconds since 1970-01-01 UTC.
     #[serde(default)]
     pub created: Option<u64>,
-    /// Another program got its value and may have made use of it.
+    /// It was made here or in the store, and nobody got its value since: nothing can have been encrypted with it yet. Only
+    /// a mark that is there proves that; a key without it may have been used.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub given_out: bool,
+    pub fresh: bool,
 }
 
 /// A key or passphrase that another program made use of before, or will: Cinder's volume keys are such.
@@ -98,7 +99,7 @@ mod tests {
     fn computes_the_passphrase_as_os_brick_does() {
         let object = |kind, value: &[u8]| {
             let facts =
-                ObjectFacts { kind, algorithm: None, bit_length: None, name: None, created: None, given_out: false };
+                ObjectFacts { kind, algorithm: None, bit_length: None, name: None, created: None, fresh: false };
             ManagedObject { facts, value: SecretBytes::copy_of(value).unwrap() }
         };
         assert_eq!(object(ObjectKind::Symmetric, &[0, 0x1f, 0xab]).passphrase().unwrap().expose(), b"001fab");

@@ -2,10 +2,10 @@
 
 use std::{fmt, path::PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Where key material rests.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// What rests there, in words for the user: "sealed key", "owner's private key", "configuration", ...
     pub what: String,
@@ -17,7 +17,8 @@ pub struct Place {
 }
 
 /// Where something rests.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Location {
     /// In a file, directory or block device of this host.
     Path(PathBuf),
@@ -33,7 +34,7 @@ pub enum Location {
 }
 
 /// One copy of an object, or of the row that lists it, in an object store like Swift.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replica {
     /// What it is a copy of.
     pub ring: Ring,
@@ -46,7 +47,7 @@ pub struct Replica {
 }
 
 /// The rings of Swift: each spreads one kind of thing over the devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ring {
     /// Accounts, with the names of their containers.

@@ -141,6 +141,13 @@ impl SealedKey {
         serde_json::from_value(member).map_err(|error| MalformedSealedKey::Context(error.to_string()))
     }
 
+    /// The generation that it claims, whatever kind of key it is.
+    pub fn claimed_generation(&self) -> Result<u64, MalformedSealedKey> {
+        let header = self.protected_header()?;
+        let generation = header.get("cryptattach").and_then(|member| member.get("generation")?.as_u64());
+        generation.ok_or_else(|| MalformedSealedKey::Context("no generation".to_owned()))
+    }
+
     /// The key ids (`kid`, RFC 7638 thumbprints) of the recipients that name one.
     pub fn recipient_kids(&self) -> impl Iterator<Item = &str> {
         self.recipients.iter().filter_map(|recipient| recipient.header.get("kid")?.as_str())

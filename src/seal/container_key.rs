@@ -5,23 +5,21 @@
 //! that it is the right one. Each new key therefore carries a proof, an HMAC under the key before it, and a host
 //! remembers the last one that it trusted.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use openssl::{hash::MessageDigest, memcmp, pkey::PKey, sign::Signer};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use super::{
-    ContentKey, Identity, Keyring, Recipient, SealError, VERSION, encrypt, key_wrap,
+    ContentKey, Identity, Keyring, OwnerRecipient, Recipient, SealError, VERSION, encrypt, key_wrap,
     payload::{Base64, decode_bytes, read_json, write_json},
 };
 use crate::key::{
-    ContainerKeyId, Epoch, JoseHeader, JweRecipient, MalformedSealedKey, SealedKey, SecretBytes, StoreName,
+    ContainerKeyId, Epoch, HostName, JoseHeader, JweRecipient, MAX_RECIPIENTS, MalformedSealedKey, SealedKey,
+    SecretBytes, StoreName,
 };
 
-/// Value of `alg`.
-const ALG: &str = "A256KW";
 const KEY_BYTES: usize = 32;
 
 /// An opened container key.
@@ -31,6 +29,12 @@ pub struct ContainerKey {
     key: SecretBytes,
     /// The proof by the key before this one.
     proof: Option<String>,
+    /// Seconds since 1970-01-01 UTC at which it was sealed; authentic, but only as right as its maker's clock.
+    created: u64,
+    /// Counts its re-sealings, from 1.
+    generation: u64,
+    /// The hosts that are admitted: the public keys (JWK) that it is sealed to.
+    hosts: BTreeMap<HostName, JoseHeader>,
 }
 
 /// The `cryptattach` member of a container key's protected header.
@@ -40,7 +44,10 @@ struct Context {
     version: u32,
     container: StoreName,
     epoch: Epoch,
+    generation: u64,
     created: u64,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    hosts: BTreeMap<HostName, JoseHeader>,
 }
 
 #[derive(Serialize)]
@@ -57,22 +64,72 @@ struct Read<'a> {
 }
 
 impl ContainerKey {
-    /// A new random key: the first of a container, or the one after `previous`.
+    /// A new random key: the first of a container, or the one after `previous`, for the same hosts.
     pub fn random(container: &StoreName, previous: Option<&Self>) -> Result<Self, SealError> {
         let epoch = previous.map_or(Epoch::FIRST, |previous| previous.id.epoch.next());
         let mut new = Self::of(container, epoch, SecretBytes::random(KEY_BYTES)?);
+        new.hosts = previous.map(|previous| previous.hosts.clone()).unwrap_or_default();
         new.proof = previous.map(|previous| previous.proof_of(&new)).transpose()?;
         Ok(new)
     }
 
     fn of(container: &StoreName, epoch: Epoch, key: SecretBytes) -> Self {
         let id = ContainerKeyId { container: container.clone(), epoch };
-        Self { kid: id.to_string(), id, key, proof: None }
+        Self { kid: id.to_string(), id, key, proof: None, created: 0, generation: 1, hosts: BTreeMap::new() }
+    }
+
+    /// When it was sealed, if it was opened: seconds since 1970-01-01 UTC.
+    pub fn created(&self) -> u64 {
+        self.created
     }
 
     /// Its number.
     pub fn epoch(&self) -> Epoch {
         self.id.epoch
+    }
+
+    /// The hosts that are admitted.
+    pub fn hosts(&self) -> impl Iterator<Item = &HostName> {
+        self.hosts.keys()
+    }
+
+    /// The key ids of the hosts that are admitted.
+    pub fn host_kids(&self) -> Result<Vec<String>, SealError> {
+        self.hosts.iter().map(|(host, jwk)| Ok(host_recipient(host, jwk)?.kid().to_owned())).collect()
+    }
+
+    /// The same key for one host more, or for another public key of that host.
+    pub fn with_host(&self, host: &HostName, recipient: &OwnerRecipient) -> Result<Self, SealError> {
+        let mut new = self.resealed()?;
+        new.hosts.insert(host.clone(), recipient.jwk()?);
+        Ok(new)
+    }
+
+    /// The same key for the hosts of another one as well; `None` if it has them all.
+    pub fn with_hosts_of(&self, other: &Self) -> Result<Option<Self>, SealError> {
+        let missing = other.hosts.iter().filter(|(host, jwk)| self.hosts.get(*host) != Some(jwk));
+        let missing: Vec<_> = missing.map(|(host, jwk)| (host.clone(), jwk.clone())).collect();
+        if missing.is_empty() {
+            return Ok(None);
+        }
+        let mut new = self.resealed()?;
+        new.hosts.extend(missing);
+        Ok(Some(new))
+    }
+
+    /// Leaves a host out of a key that has not been sealed yet.
+    pub fn without_host(mut self, host: &HostName) -> Self {
+        self.hosts.remove(host);
+        self
+    }
+
+    fn resealed(&self) -> Result<Self, SealError> {
+        Ok(Self {
+            proof: self.proof.clone(),
+            generation: self.generation + 1,
+            hosts: self.hosts.clone(),
+            ..Self::of(&self.id.container, self.id.epoch, SecretBytes::copy_of(self.key.expose())?)
+        })
     }
 
     /// What people and hosts tell it from others by: 128 bits in hexadecimal that say nothing of the key.
@@ -81,11 +138,19 @@ impl ContainerKey {
         Ok(mac[..16].iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
-    /// Seals it.
-    pub fn seal_to(&self, recipients: &[Box<dyn Recipient>], created: u64) -> Result<SealedKey, SealError> {
+    /// Seals it to these, and to the hosts that are admitted.
+    pub fn seal_to(&self, mut recipients: Vec<Box<dyn Recipient>>, created: u64) -> Result<SealedKey, SealError> {
+        for (host, jwk) in &self.hosts {
+            recipients.push(Box::new(host_recipient(host, jwk)?));
+        }
+        if recipients.len() > MAX_RECIPIENTS {
+            return Err(SealError::Unsupported(format!("a key has at most {MAX_RECIPIENTS} recipients")));
+        }
         let ContainerKeyId { container, epoch } = self.id.clone();
+        let (generation, hosts) = (self.generation, self.hosts.clone());
         let written = Written { container_key: Base64(&self.key), proof: self.proof.as_deref() };
-        encrypt(&Context { version: VERSION, container, epoch, created }, &write_json(&written, 1024)?, recipients)
+        let context = Context { version: VERSION, container, epoch, generation, created, hosts };
+        encrypt(&context, &write_json(&written, 1024)?, &recipients)
     }
 
     /// Opens one and checks that it is the one that was asked for.
@@ -105,7 +170,8 @@ impl ContainerKey {
         let read: Read<'_> = read_json(&content)?;
         let key = decode_bytes(read.container_key)?.filter(|key| key.len() == KEY_BYTES);
         let key = key.ok_or_else(|| SealError::Payload(format!("no container key of {KEY_BYTES} bytes")))?;
-        Ok(Self { proof: read.proof, ..Self::of(&id.container, id.epoch, key) })
+        let Context { generation, hosts, created, .. } = context;
+        Ok(Self { proof: read.proof, generation, hosts, created, ..Self::of(&id.container, id.epoch, key) })
     }
 
     /// Whether this is the key that `previous` was followed by.
@@ -129,29 +195,20 @@ impl ContainerKey {
     }
 }
 
+fn host_recipient(host: &HostName, jwk: &JoseHeader) -> Result<OwnerRecipient, SealError> {
+    let unusable = |why| SealError::Unsupported(format!("the public key of the host {host} {why}"));
+    OwnerRecipient::from_jwk(jwk).map_err(unusable)
+}
+
 impl Recipient for Arc<ContainerKey> {
     fn seal(&self, key: &ContentKey) -> Result<JweRecipient, SealError> {
-        let header = match json!({"alg": ALG, "kid": self.kid}) {
-            Value::Object(members) => members,
-            _ => JoseHeader::new(),
-        };
-        let encrypted_key = Base64UrlUnpadded::encode_string(&key_wrap::wrap(&self.key, key)?);
-        Ok(JweRecipient { header, encrypted_key })
+        key_wrap::seal(&self.kid, &self.key, key)
     }
 }
 
 impl Identity for Arc<ContainerKey> {
     fn open(&self, entry: &JweRecipient, header: &JoseHeader) -> Option<Result<ContentKey, SealError>> {
-        let text = |name: &str| header.get(name).and_then(Value::as_str);
-        if text("kid") != Some(&self.kid) {
-            return None;
-        }
-        if text("alg") != Some(ALG) {
-            let algorithm = text("alg").unwrap_or("none");
-            return Some(Err(SealError::Unsupported(format!("it is sealed under {} by '{algorithm}'", self.kid))));
-        }
-        let wrapped = Base64UrlUnpadded::decode_vec(&entry.encrypted_key).unwrap_or_default();
-        Some(key_wrap::unwrap(&self.key, &wrapped).and_then(|key| key.ok_or(SealError::Tampered)))
+        key_wrap::open(&self.kid, &self.key, entry, header)
     }
 
     fn kid(&self) -> &str {
@@ -170,8 +227,7 @@ mod tests {
         let container = "cinder".parse().unwrap();
         let first = ContainerKey::random(&container, None).unwrap();
         let second = ContainerKey::random(&container, Some(&first)).unwrap();
-        let recipients: [Box<dyn Recipient>; 1] = [Box::new(owner.recipient().unwrap())];
-        let sealed = second.seal_to(&recipients, 0).unwrap();
+        let sealed = second.seal_to(vec![Box::new(owner.recipient().unwrap())], 0).unwrap();
         let id = |epoch: &str| ContainerKeyId { container: container.clone(), epoch: epoch.parse().unwrap() };
 
         let ours = Keyring::of(vec![Box::new(owner)]);
@@ -186,5 +242,31 @@ mod tests {
         assert!(!forged.follows(&first).unwrap());
         let other = ContainerKey::random(&container, None).unwrap();
         assert!(!ContainerKey::random(&container, Some(&other)).unwrap().follows(&first).unwrap());
+    }
+
+    #[test]
+    fn admitted_hosts_stay_until_they_are_removed() {
+        let (owner, host) = (OwnerKey::generate().unwrap(), OwnerKey::generate().unwrap());
+        let (container, name) = ("cinder".parse().unwrap(), "compute-7".parse().unwrap());
+        let owners = || -> Vec<Box<dyn Recipient>> { vec![Box::new(owner.recipient().unwrap())] };
+        let first = ContainerKey::random(&container, None).unwrap();
+        let admitted = first.with_host(&name, &host.recipient().unwrap()).unwrap();
+        assert_eq!(admitted.fingerprint().unwrap(), first.fingerprint().unwrap());
+        let next = ContainerKey::random(&container, Some(&admitted)).unwrap();
+        let after = ContainerKey::random(&container, Some(&next)).unwrap().without_host(&name);
+        let sealed = [&first, &admitted, &next, &after].map(|key| key.seal_to(owners(), 0).unwrap());
+        assert_eq!(sealed[1].claimed_generation().unwrap(), 2);
+        let ring = Keyring::of(vec![Box::new(host)]);
+        assert_eq!(sealed.each_ref().map(|sealed| ring.is_for_us(sealed)), [false, true, true, false]);
+        let id = ContainerKeyId { container, epoch: "2".parse().unwrap() };
+        let opened = ContainerKey::open(&sealed[2], &ring, &id).unwrap();
+        assert!(opened.follows(&first).unwrap());
+        assert_eq!(opened.hosts().collect::<Vec<_>>(), [&name]);
+
+        // Who cannot open the key cannot add a host to its list.
+        let mut forged = sealed[2].clone();
+        let header = String::from_utf8(Base64UrlUnpadded::decode_vec(&forged.protected).unwrap()).unwrap();
+        forged.protected = Base64UrlUnpadded::encode_string(header.replace("compute-7", "compute-8").as_bytes());
+        assert!(matches!(ContainerKey::open(&forged, &ring, &id), Err(SealError::Tampered)));
     }
 }

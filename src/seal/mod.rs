@@ -38,11 +38,13 @@ mod content;
 mod ecdh_es;
 mod jwk;
 mod key_wrap;
+mod lockbox;
 mod owner;
 mod payload;
 mod rsa_oaep;
+mod tpm;
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use openssl::error::ErrorStack;
@@ -52,12 +54,18 @@ use uuid::Uuid;
 
 pub use container_key::ContainerKey;
 pub use content::ContentKey;
+pub use lockbox::{Entry, EntryContext, LockboxKey};
 pub use owner::{OwnerKey, OwnerRecipient};
 pub use payload::{Content, Payload};
+pub use tpm::TpmIdentity;
 
-use crate::key::{
-    BoundContext, JoseHeader, JweRecipient, KeyId, MalformedSealedKey, SealedKey, SecretBytes, SecretMemoryError,
-    StoreName,
+use crate::{
+    config::TpmConfig,
+    key::{
+        BoundContext, JoseHeader, JweRecipient, KeyId, MalformedSealedKey, SealedKey, SecretBytes, SecretMemoryError,
+        StoreName,
+    },
+    tpm::{IdentityFile, TpmError},
 };
 
 /// Value of `typ` in the protected header.
@@ -85,6 +93,11 @@ pub trait Identity {
 pub fn recipients<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Result<Vec<Box<dyn Recipient>>, SealError> {
     let read = |path: &PathBuf| OwnerRecipient::read(path).map(|recipient| Box::new(recipient) as Box<dyn Recipient>);
     files.into_iter().map(read).collect()
+}
+
+/// The key ids of the holders of public keys in PEM files.
+pub fn kids<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Result<BTreeSet<String>, SealError> {
+    files.into_iter().map(|path| Ok(OwnerRecipient::read(path)?.kid().to_owned())).collect()
 }
 
 /// Seals a content to its recipients, bound to its context.
@@ -137,6 +150,21 @@ pub struct Opened {
     pub content: Content,
 }
 
+impl Opened {
+    /// Only a volume key of ours is made for one volume; an object is bound to one when that is formatted with it.
+    fn check_volume(&self, expected: &Expected) -> Result<(), SealError> {
+        let is = self.context.volume;
+        let unbound = matches!(self.content, Content::Object(_)) && is.is_none();
+        match expected.volume {
+            Some(asked) if asked != is && !unbound => {
+                let words = |uuid: Option<Uuid>| uuid.map_or("a plain volume".to_owned(), |uuid| uuid.to_string());
+                Err(SealError::Other { what: "volume", is: words(is), asked: words(asked) })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The identities of this host, tried in order.
 pub struct Keyring {
     identities: Vec<Box<dyn Identity>>,
@@ -148,26 +176,31 @@ impl Keyring {
         Self { identities }
     }
 
-    /// Reads private keys (PEM).
-    pub fn read(paths: &[PathBuf]) -> Result<Self, SealError> {
-        let read = |path: &PathBuf| OwnerKey::read(path).map(|key| Box::new(key) as Box<dyn Identity>);
+    /// Reads private keys (PEM): plain ones, and files of keys that are in this host's TPM.
+    pub fn read(paths: &[PathBuf], tpm: &TpmConfig) -> Result<Self, SealError> {
+        let read = |path: &PathBuf| -> Result<Box<dyn Identity>, SealError> {
+            Ok(if IdentityFile::is_at(path) {
+                Box::new(TpmIdentity::read(path, tpm)?)
+            } else {
+                Box::new(OwnerKey::read(path)?)
+            })
+        };
         Ok(Self::of(paths.iter().map(read).collect::<Result<_, _>>()?))
+    }
+
+    /// These identities are tried as well, before the others.
+    pub fn with(mut self, identities: impl IntoIterator<Item = Box<dyn Identity>>) -> Self {
+        self.identities.splice(0..0, identities);
+        self
     }
 
     /// Opens a sealed key and checks that it is what was asked for.
     pub fn open(&self, sealed: &SealedKey, expected: &Expected) -> Result<Opened, SealError> {
         let context = sealed.claimed_context()?;
         check_context(&context, expected)?;
-        let content = Content::from_json(&self.decrypt(sealed)?)?;
-        // Only a volume key of ours is made for one volume; an object is bound to one when that is formatted with it.
-        let unbound = matches!(content, Content::Object(_)) && context.volume.is_none();
-        match expected.volume {
-            Some(asked) if asked != context.volume && !unbound => {
-                let words = |uuid: Option<Uuid>| uuid.map_or("a plain volume".to_owned(), |uuid| uuid.to_string());
-                Err(SealError::Other { what: "volume", is: words(context.volume), asked: words(asked) })
-            }
-            _ => Ok(Opened { context, content }),
-        }
+        let opened = Opened { context, content: Content::from_json(&self.decrypt(sealed)?)? };
+        opened.check_volume(expected)?;
+        Ok(opened)
     }
 
     /// Whether one of the recipients is ours.
@@ -309,12 +342,18 @@ pub enum SealError {
     /// No memory for a secret.
     #[error(transparent)]
     Memory(#[from] SecretMemoryError),
+    /// This host's TPM does not open it.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
 }
 
 impl SealError {
     /// Whether a file that the configuration names is at fault, not a sealed key.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Read { .. } | Self::KeyFile { .. })
+        match self {
+            Self::Tpm(error) => error.is_configuration(),
+            _ => matches!(self, Self::Read { .. } | Self::KeyFile { .. }),
+        }
     }
 
     /// What the user can do about it.
@@ -330,6 +369,7 @@ impl SealError {
                 "restore this key from a replica or backup of the key store".to_owned()
             }
             Self::Other { .. } => "check the reference; the store may have mixed up keys, or may lie".to_owned(),
+            Self::Tpm(error) => return error.next_step(),
             Self::Unsupported(_) | Self::Crypto(_) | Self::Memory(_) => return None,
         })
     }

@@ -75,8 +75,25 @@ impl OwnerRecipient {
         Self::of(key)?.map_err(|why| unusable(&why))
     }
 
+    /// The holder of this key.
+    pub fn of_public(key: PKey<Public>) -> Result<Self, SealError> {
+        Self::of(key)?.map_err(|why| SealError::Unsupported(format!("the public key {why}")))
+    }
+
     fn of(key: PKey<Public>) -> Result<Result<Self, String>, SealError> {
         Ok(examine(&key)?.map(|(algorithm, kid)| Self { key, algorithm, kid }))
+    }
+
+    /// The holder of a public key on P-256; the error says what is wrong with it.
+    pub fn from_jwk(members: &JoseHeader) -> Result<Self, String> {
+        let key = jwk::p256(members)?;
+        Self::of(key).map_err(|error| error.to_string())?
+    }
+
+    /// The public key as JWK, if it is on P-256.
+    pub fn jwk(&self) -> Result<JoseHeader, SealError> {
+        let ec = self.key.ec_key().map_err(|_| SealError::Unsupported("it is no key on P-256".to_owned()))?;
+        Ok(members(jwk::of_p256(&ec)?))
     }
 
     /// The key's RFC 7638 thumbprint.
@@ -127,7 +144,11 @@ fn members(value: Value) -> JoseHeader {
 impl OwnerKey {
     /// A new P-256 key.
     pub fn generate() -> Result<Self, SealError> {
-        let key = ecdh_es::ephemeral()?;
+        Self::of_p256(ecdh_es::ephemeral()?)
+    }
+
+    /// This key, which is on P-256.
+    pub(super) fn of_p256(key: PKey<Private>) -> Result<Self, SealError> {
         let kid = jwk::thumbprint(&jwk::of_p256(&*key.ec_key()?)?);
         Ok(Self { key, algorithm: Algorithm::EcdhEs, kid })
     }

@@ -299,7 +299,7 @@ fn an_object_is_for_any_volume_until_it_is_bound_to_one() {
             bit_length: Some(256),
             name: None,
             created: None,
-            given_out: false,
+            fresh: false,
         };
         Content::Object(ManagedObject { facts, value: SecretBytes::random(8192).unwrap() })
     };

@@ -264,6 +264,8 @@ impl<'a> Walk<'a> {
         let below = match mount.kind.as_str() {
             // tmpfs(5): "noswap" since Linux 6.4; ramfs and the kernel's own are never written to swap.
             kind @ ("tmpfs" | "devtmpfs") => return Node::memory(kind, mount.number, !mount.has("noswap")),
+            // The kernel's first root: a tmpfs or a ramfs, which of them it does not say.
+            "rootfs" => return Node::memory("rootfs", mount.number, true),
             kind if kind == "ramfs" || mounts::is_kernels_own(kind) => return Node::memory(kind, mount.number, false),
             "btrfs" => self.btrfs(mount),
             "overlay" => {

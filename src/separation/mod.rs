@@ -56,7 +56,7 @@ pub use remote::{Protocol, Remote};
 pub use report::Report;
 pub use ring::{MalformedEndpoints, parse_endpoints};
 pub use swap::{Swap, SwapKind};
-pub use target::{MalformedConnectionInfo, Target};
+pub use target::{ConnectionInfo, MalformedConnectionInfo, Target};
 pub use tree::{Device, Node, Role, Step};
 pub use verdict::{Evidence, Gap, SharedDevice, Verdict};
 

@@ -1,5 +1,8 @@
 //! Who serves a volume's data, as OpenStack's connection_info says.
 
+use std::fmt;
+
+use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::{
@@ -49,12 +52,99 @@ pub enum MalformedConnectionInfo {
     TooMany(&'static str),
 }
 
+/// The members of connection information that say who serves a volume; nothing else of it is kept, for it also has CHAP
+/// passwords and Ceph keyrings.
+#[derive(Debug)]
+pub struct ConnectionInfo(Value);
+
+const KEPT: [&str; 19] = [
+    "connection_info",
+    "driver_volume_type",
+    "data",
+    "target_iqn",
+    "target_iqns",
+    "target_portal",
+    "target_portals",
+    "target_port",
+    "target_nqn",
+    "nqn",
+    "portals",
+    "volume_replicas",
+    "cluster_name",
+    "name",
+    "hosts",
+    "ports",
+    "export",
+    "target_wwn",
+    "target_wwns",
+];
+
+impl<'de> Deserialize<'de> for ConnectionInfo {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Kept)
+    }
+}
+
+struct Kept;
+
+impl<'de> Visitor<'de> for Kept {
+    type Value = ConnectionInfo;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("connection information")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<ConnectionInfo, A::Error> {
+        let mut kept = Map::new();
+        while let Some(name) = members.next_key::<String>()? {
+            if KEPT.contains(&&*name) {
+                kept.insert(name, members.next_value::<ConnectionInfo>()?.0);
+            } else {
+                members.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(ConnectionInfo(kept.into()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<ConnectionInfo, A::Error> {
+        let mut kept = Vec::new();
+        while let Some(ConnectionInfo(entry)) = entries.next_element()? {
+            kept.push(entry);
+        }
+        Ok(ConnectionInfo(kept.into()))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<ConnectionInfo, E> {
+        Ok(ConnectionInfo(text.into()))
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<ConnectionInfo, E> {
+        Ok(ConnectionInfo(number.into()))
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<ConnectionInfo, E> {
+        Ok(ConnectionInfo(number.into()))
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<ConnectionInfo, E> {
+        Ok(ConnectionInfo(number.into()))
+    }
+
+    fn visit_bool<E: de::Error>(self, truth: bool) -> Result<ConnectionInfo, E> {
+        Ok(ConnectionInfo(truth.into()))
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<ConnectionInfo, E> {
+        Ok(ConnectionInfo(Value::Null))
+    }
+}
+
 impl Target {
     /// Reads what Cinder's initialize_connection answers and Nova keeps, `{"driver_volume_type": ..., "data": {...}}`, alone
     /// or as the member `connection_info`. Other members, secrets among them, are passed over.
     ///
     /// The forms are those of os-brick's connectors and, for `rbd`, of Nova's libvirt driver.
-    pub fn from_connection_info(info: &Value) -> Result<Self, MalformedConnectionInfo> {
+    pub fn from_connection_info(ConnectionInfo(info): &ConnectionInfo) -> Result<Self, MalformedConnectionInfo> {
         use MalformedConnectionInfo::Missing;
         let info = info.get("connection_info").unwrap_or(info);
         let kind = info.get("driver_volume_type").and_then(Value::as_str);
@@ -192,7 +282,20 @@ mod tests {
     use super::*;
 
     fn read(kind: &str, data: Value) -> Result<Target, MalformedConnectionInfo> {
-        Target::from_connection_info(&json!({"driver_volume_type": kind, "data": data, "serial": "1"}))
+        Target::parse(json!({"driver_volume_type": kind, "data": data, "serial": "1"}).to_string().as_bytes())
+    }
+
+    #[test]
+    fn secrets_are_not_kept() {
+        let json = br#"{"driver_volume_type": "iscsi", "serial": "secret1", "data": {"target_portal": "10.0.0.5:3260",
+            "auth_password": "secret2", "discovery_auth_password": {"data": ["secret3"]}, "keyring": "secret\u0034",
+            "volume_replicas": [{"target_nqn": "n", "dhchap_key": "secret5"}], "ports": [null, true, -1, 1.5]}}"#;
+        let kept: ConnectionInfo = serde_json::from_slice(json).expect("read");
+        assert_eq!(
+            kept.0,
+            json!({"driver_volume_type": "iscsi", "data": {"target_portal": "10.0.0.5:3260",
+                "volume_replicas": [{"target_nqn": "n"}], "ports": [null, true, -1, 1.5]}})
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! is another secret, which user metadata of the first one names. Keys that Cinder or castellan put there are released
 //! unsealed. Source: Barbican's API guide, "Secrets", "Secret Metadata", "Orders".
 
+mod pem;
 mod secrets;
 
 use base64ct::{Base64, Encoding};
@@ -20,7 +21,8 @@ use super::{
 };
 use crate::{
     config::{BarbicanConfig, Network},
-    key::{KeyId, Location, MalformedSealedKey, ManagedObject, ObjectFacts, ObjectKind, Place, SealedKey, SecretBytes},
+    error::chain,
+    key::{KeyId, Location, MalformedSealedKey, ManagedObject, ObjectFacts, Place, SealedKey, SecretBytes},
 };
 
 /// Name of the secrets that are sealed keys of ours.
@@ -29,7 +31,9 @@ const SEALED: &str = "cryptattach sealed key";
 const RESEALED: &str = "cryptattach re-sealed key";
 /// User metadata: the id of the re-sealed form.
 const CURRENT: &str = "cryptattach-resealed";
-/// User metadata: the volume that was formatted with a key.
+/// User metadata: we ordered this key, and nobody got it since.
+const FRESH: &str = "cryptattach-fresh";
+/// User metadata: what a key was used for.
 const USED_FOR: &str = "cryptattach-used-for";
 
 const MOST_BYTES: usize = 512 * 1024;
@@ -55,11 +59,29 @@ impl Barbican {
         Ok(Self { session: Session::new(&config.cloud, &config.urls, network, "key-manager", caller)?, sealed })
     }
 
+    /// The id of a key's current form, if it is not the first one.
+    fn current(&self, id: &KeyId) -> Result<Option<KeyId>, StoreError> {
+        Ok(self.metadata(id)?.get(CURRENT).and_then(Value::as_str).and_then(|text| text.parse().ok()))
+    }
+
     /// A key's current form and, if it is not the first one, that one's id.
     fn sealed(&self, id: &KeyId) -> Result<(SealedKey, Option<KeyId>), StoreError> {
-        let current = self.metadata(id)?.get(CURRENT).and_then(Value::as_str).and_then(|text| text.parse().ok());
+        let current = self.current(id)?;
         let bytes = self.payload(&current.unwrap_or(*id), PayloadType::Bytes)?;
         Ok((self.parse_sealed(id, &bytes)?, current))
+    }
+
+    /// What is known of an unsealed key, and what it was used for.
+    fn facts(&self, id: &KeyId, secret: Secret) -> Result<(ObjectFacts, Option<String>), StoreError> {
+        let metadata = self.metadata(id)?;
+        let used_for = metadata.get(USED_FOR).and_then(Value::as_str).map(str::to_owned);
+        let fresh = metadata.contains_key(FRESH) && used_for.is_none();
+        Ok((ObjectFacts { fresh, ..secret.facts() }, used_for))
+    }
+
+    fn secret(&self, id: &KeyId) -> Result<Secret, StoreError> {
+        let answer = self.find(&["secrets", &id.to_string()], "application/json")?;
+        self.parse(&answer.ok_or_else(|| self.not_found(id))?)
     }
 
     fn parse_sealed(&self, id: &KeyId, bytes: &SecretBytes) -> Result<SealedKey, StoreError> {
@@ -74,13 +96,16 @@ impl Barbican {
 }
 
 impl KeyStore for Barbican {
+    fn as_one(&mut self) {
+        self.session.as_one();
+    }
+
     fn new_id(&self) -> Result<KeyId, StoreError> {
         self.begin(SEALED)
     }
 
     fn get(&self, id: &KeyId) -> Result<Stored, StoreError> {
-        let answer = self.find(&["secrets", &id.to_string()], "application/json")?;
-        let secret: Secret = self.parse(&answer.ok_or_else(|| self.not_found(id))?)?;
+        let secret = self.secret(id)?;
         if secret.name.as_deref() == Some(SEALED) {
             return self.sealed(id).map(|(key, _)| Stored::Sealed(key));
         }
@@ -89,17 +114,33 @@ impl KeyStore for Barbican {
         if value.is_empty() {
             return Err(self.wrong("read from", format!("the secret {id} is empty")));
         }
-        let used_for = self.metadata(id)?.get(USED_FOR).and_then(Value::as_str).map(str::to_owned);
-        Ok(Stored::Released(Released { object: ManagedObject { facts: secret.facts(), value }, used_for }))
+        let (facts, used_for) = self.facts(id, secret)?;
+        let value = pem::from_pem(facts.kind, value)
+            .map_err(|error| self.wrong("read from", format!("the secret {id}: {error}")))?;
+        Ok(Stored::Released(Released { object: ManagedObject { facts, value }, used_for }))
+    }
+
+    fn released_facts(&self, id: &KeyId) -> Result<Option<ObjectFacts>, StoreError> {
+        let secret = self.secret(id)?;
+        if secret.name.as_deref() == Some(SEALED) {
+            return Ok(None);
+        }
+        self.facts(id, secret).map(|(facts, _)| Some(facts))
     }
 
     fn create(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError> {
         self.fill(id, key).inspect_err(|error| {
             // What was begun for this key and not filled.
             if !matches!(error, StoreError::Exists { .. } | StoreError::NotFound { .. }) {
-                let _ = self.delete_secret(id);
+                self.abandon(id);
             }
         })
+    }
+
+    fn abandon(&self, id: &KeyId) {
+        if let Err(error) = self.delete_secret(id) {
+            tracing::warn!("the secret {id}, which nothing needs, stays in Barbican: {}", chain(&error));
+        }
     }
 
     fn reseal(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError> {
@@ -109,17 +150,26 @@ impl KeyStore for Barbican {
             return Err(StoreError::Outdated { id: id.to_string(), generation: generation(&stored) });
         }
         let next = self.begin(RESEALED)?;
-        self.fill(&next, key)?;
-        self.set_metadata(id, CURRENT, &next.to_string())?;
+        let replaced = self.fill(&next, key).and_then(|()| self.set_metadata(id, CURRENT, &next.to_string()));
+        replaced.inspect_err(|error| {
+            // Nothing refers to it. After an answer that got lost, something may.
+            if !matches!(error, StoreError::Unreachable { .. }) {
+                self.abandon(&next);
+            }
+        })?;
+        // Of two that re-seal at the same time, the second one's form stays.
+        if self.current(id)? != Some(next) {
+            self.abandon(&next);
+            return Err(StoreError::Outdated { id: id.to_string(), generation: generation(key) });
+        }
         if let Some(before) = before {
-            self.delete_secret(&before)?;
+            self.abandon(&before);
         }
         Ok(())
     }
 
     fn delete(&self, id: &KeyId) -> Result<(), StoreError> {
-        let current = self.metadata(id)?.get(CURRENT).and_then(Value::as_str).and_then(|text| text.parse().ok());
-        if let Some(current) = current {
+        if let Some(current) = self.current(id)? {
             self.delete_secret(&current)?;
         }
         if self.delete_secret(id)? { Ok(()) } else { Err(self.not_found(id)) }
@@ -136,6 +186,14 @@ impl KeyStore for Barbican {
             why: "which disks its database and its key store are on cannot be seen from here".to_owned(),
         };
         Ok(vec![Place { what: if self.sealed { "sealed key" } else { "key" }.to_owned(), at, opens: true }])
+    }
+
+    fn mark_used(&self, id: &KeyId, what: &str) -> Result<(), StoreError> {
+        let mut metadata = self.metadata(id)?;
+        metadata.remove(FRESH);
+        metadata.entry(USED_FOR).or_insert_with(|| what.into());
+        self.put_metadata(id, &metadata)?;
+        if self.metadata(id)? == metadata { Ok(()) } else { Err(self.wrong("write to", "it forgets what it was told")) }
     }
 
     fn objects(&self) -> Option<&dyn ObjectStore> {
@@ -163,13 +221,19 @@ impl ObjectStore for Barbican {
                 .once()
         })?;
         let ordered: Value = self.parse(&self.expect("order a key of", answer)?)?;
-        let order =
+        let ordered_id =
             ordered["order_ref"].as_str().and_then(|text| text.rsplit('/').next()).unwrap_or_default().to_owned();
         for _ in 0..ORDER_LOOKS {
-            let answer = self.find(&["orders", &order], "application/json")?;
+            let answer = self.find(&["orders", &ordered_id], "application/json")?;
             let order: Value = answer.map(|answer| self.parse(&answer)).transpose()?.unwrap_or_default();
             match order["status"].as_str() {
-                Some("ACTIVE") => return self.id_of(order["secret_ref"].as_str().unwrap_or_default()),
+                Some("ACTIVE") => {
+                    let id = self.id_of(order["secret_ref"].as_str().unwrap_or_default())?;
+                    self.forget_order(&ordered_id);
+                    let marked = self.set_metadata(&id, FRESH, "true");
+                    // A key that was ordered and is not handed to anybody must not stay.
+                    return marked.map(|()| id).inspect_err(|_| self.abandon(&id));
+                }
                 Some("ERROR") => {
                     let why = order["error_reason"].as_str().unwrap_or("it does not say why");
                     return Err(self.wrong("order a key of", why));
@@ -182,34 +246,23 @@ impl ObjectStore for Barbican {
 
     fn create(&self, object: &ManagedObject) -> Result<KeyId, StoreError> {
         let facts = &object.facts;
-        let mut text = SecretBytes::zeroed(Base64::encoded_len(object.value.expose()))?;
-        let encoded = Base64::encode(object.value.expose(), text.expose_mut()).map(str::len).unwrap_or_default();
+        let pem = pem::to_pem(facts.kind, &object.value).map_err(|error| self.wrong("write to", error.to_string()))?;
+        let value = pem.as_ref().unwrap_or(&object.value);
+        let mut text = SecretBytes::zeroed(Base64::encoded_len(value.expose()))?;
+        let encoded = Base64::encode(value.expose(), text.expose_mut()).map(str::len).unwrap_or_default();
         text.truncate(encoded);
-        // Castellan's own driver: passphrases are text, all else is bytes.
-        let passphrase = facts.kind == ObjectKind::Passphrase && std::str::from_utf8(object.value.expose()).is_ok();
+        // Always bytes, as castellan's own driver does: what is text there, it would read as another type.
         let mut body = json!({
             "name": facts.name,
             "secret_type": facts.kind,
             "algorithm": facts.algorithm,
             "bit_length": facts.bit_length,
             "payload": HOLE,
-            "payload_content_type": if passphrase { "text/plain" } else { "application/octet-stream" },
+            "payload_content_type": "application/octet-stream",
+            "payload_content_encoding": "base64",
         });
-        if !passphrase {
-            body["payload_content_encoding"] = "base64".into();
-        }
         leave_out_nulls(&mut body);
-        self.post_secret(http::secret_body(fill(&body, if passphrase { &object.value } else { &text })?))
-    }
-
-    fn mark_used(&self, id: &KeyId, volume: &str) -> Result<(), StoreError> {
-        self.set_metadata(id, USED_FOR, volume)?;
-        let stored = self.metadata(id)?.get(USED_FOR).and_then(Value::as_str).map(str::to_owned);
-        if stored.as_deref() == Some(volume) {
-            Ok(())
-        } else {
-            Err(self.wrong("write to", "it forgets what it was told"))
-        }
+        self.post_secret(http::secret_body(fill(&body, &text)?))
     }
 }
 

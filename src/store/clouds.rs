@@ -260,7 +260,7 @@ fn named(
 
 /// The given file, or the first that exists where openstacksdk looks, but not in the working directory: whoever makes
 /// root run this in a directory of theirs must not choose the cloud.
-fn find_file(config: &CloudConfig) -> Result<PathBuf, CloudsError> {
+pub fn find_file(config: &CloudConfig) -> Result<PathBuf, CloudsError> {
     if let Some(path) = &config.clouds {
         return Ok(path.clone());
     }

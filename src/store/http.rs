@@ -4,12 +4,15 @@
 //! the server asks for. Of several servers the second is asked when the first has not answered after a head start, and
 //! the first good answer wins (the idea of RFC 8305, section 5).
 
+mod error;
+
 use std::{
     net::IpAddr,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use reqwest::{
     Certificate, Client, Method, StatusCode, Url,
     header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
@@ -22,11 +25,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{
-    config::Network,
-    error::{causes, chain},
-    key::{SecretBytes, SecretMemoryError},
-};
+pub use error::{Bottom, HttpError};
+
+use crate::{config::Network, error::chain, key::SecretBytes};
 
 /// How long the first server may think before the next is asked, too.
 const HEAD_START: Duration = Duration::from_millis(250);
@@ -38,8 +39,11 @@ const LONGEST_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// One client for all requests of a store: its connections and its time limits.
 pub struct Http {
     client: Client,
-    runtime: Runtime,
+    /// There until it is dropped.
+    runtime: Option<Runtime>,
     limits: Limits,
+    /// The end of what all its requests are part of, if that has one.
+    end: Option<Instant>,
 }
 
 #[derive(Clone, Copy)]
@@ -57,6 +61,15 @@ pub enum Repeat {
     UnlessSlow,
     /// Only if it never reached the server.
     Unsent,
+    /// No: nothing depends on the answer.
+    Never,
+}
+
+impl Repeat {
+    /// Whether it may be sent again to a server that says that it cannot now.
+    fn after_an_answer(self) -> bool {
+        matches!(self, Self::Safe | Self::UnlessSlow)
+    }
 }
 
 /// A request.
@@ -76,6 +89,8 @@ pub struct Request {
     pub most_bytes: usize,
     /// How much of its time has been spent already, on another way to the same end.
     pub spent: Duration,
+    /// One try may take all the time that there is: a server that is busy with it is not helped by being asked again.
+    pub patient: bool,
 }
 
 /// An answer, whatever its status.
@@ -88,93 +103,8 @@ pub struct Answer {
     pub headers: HeaderMap,
     /// The body. It may be a secret, so it is treated as one.
     pub body: SecretBytes,
-}
-
-/// There was no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum HttpError {
-    /// Without TLS, to another host than this.
-    #[error("{0} is not https, and only servers on this host may be asked without TLS")]
-    Insecure(Url),
-    /// That is no URL.
-    #[error("'{0}' is not a URL")]
-    Url(String),
-    /// No connection.
-    #[error("cannot connect to {url}")]
-    Connect {
-        /// Where to.
-        url: Url,
-        /// Why.
-        #[source]
-        source: Bottom,
-    },
-    /// It took too long.
-    #[error("{url} did not answer within {:.1} s", .after.as_secs_f32())]
-    TimedOut {
-        /// Who.
-        url: Url,
-        /// The limit.
-        after: Duration,
-    },
-    /// The connection broke.
-    #[error("the answer of {url} broke off")]
-    Broken {
-        /// Whose.
-        url: Url,
-        /// Why.
-        #[source]
-        source: Bottom,
-    },
-    /// It did not end.
-    #[error("the answer of {url} is longer than the {most_bytes} bytes that it may have")]
-    TooLong {
-        /// Whose.
-        url: Url,
-        /// The limit.
-        most_bytes: usize,
-    },
-    /// The client could not be set up.
-    #[error("cannot set up the HTTP client")]
-    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// No memory for an answer.
-    #[error(transparent)]
-    Memory(#[from] SecretMemoryError),
-}
-
-/// What is at the bottom of an HTTP library's error: the layers above it only say that they passed it on.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Bottom(String);
-
-impl Bottom {
-    fn of(error: &reqwest::Error) -> Self {
-        let texts: Vec<String> = causes(error).map(ToString::to_string).collect();
-        // OpenSSL repeats itself at the end, less the reason.
-        let last = texts.windows(2).rev().find(|pair| !pair[0].contains(&pair[1])).map(|pair| &pair[1]);
-        Self(last.or(texts.first()).cloned().unwrap_or_default())
-    }
-}
-
-impl HttpError {
-    /// Whether another try may have more luck.
-    fn is_temporary(&self) -> bool {
-        matches!(self, Self::Connect { .. } | Self::TimedOut { .. } | Self::Broken { .. }) && !self.is_certificate()
-    }
-
-    fn may_be_repeated(&self, repeat: Repeat) -> bool {
-        self.is_temporary()
-            && match repeat {
-                Repeat::Safe => true,
-                Repeat::UnlessSlow => !matches!(self, Self::TimedOut { .. }),
-                // Without a connection the server never saw it.
-                Repeat::Unsent => matches!(self, Self::Connect { .. }),
-            }
-    }
-
-    /// Whether the server's certificate is at fault.
-    pub fn is_certificate(&self) -> bool {
-        matches!(self, Self::Connect { .. }) && chain(self).contains("certificate")
-    }
+    /// The request was sent before, and what came of that is not known.
+    pub repeated: bool,
 }
 
 impl Answer {
@@ -205,6 +135,7 @@ impl Request {
             repeat: Repeat::Safe,
             most_bytes,
             spent: Duration::ZERO,
+            patient: false,
         }
     }
 
@@ -281,9 +212,15 @@ impl Http {
         }
         Ok(Self {
             client: client.build().map_err(failed)?,
-            runtime: Builder::new_current_thread().enable_all().build().map_err(|e| HttpError::Client(e.into()))?,
+            runtime: Some(Builder::new_current_thread().enable_all().build().map_err(|e| HttpError::Client(e.into()))?),
             limits: Limits { one_try: seconds(network.try_seconds), total: seconds(network.total_seconds) },
+            end: None,
         })
+    }
+
+    /// From now on all requests together have the time that one of them has.
+    pub fn as_one(&mut self) {
+        self.end = Some(Instant::now() + self.limits.total);
     }
 
     /// Sends a request until it is answered for good or its time is over.
@@ -293,16 +230,31 @@ impl Http {
         if let Some(insecure) = request.urls.iter().find(|url| !is_secure(url)) {
             return Err(HttpError::Insecure(insecure.clone()));
         }
-        self.runtime.block_on(self.tries(request))
+        let runtime = self.runtime.as_ref().expect("it is taken on drop only");
+        runtime.block_on(self.tries(request))
+    }
+
+    /// Sends several requests at once.
+    pub fn send_all(&self, requests: &[Request]) -> Vec<Result<Answer, HttpError>> {
+        if let Some(insecure) = requests.iter().flat_map(|request| &request.urls).find(|url| !is_secure(url)) {
+            return requests.iter().map(|_| Err(HttpError::Insecure(insecure.clone()))).collect();
+        }
+        let runtime = self.runtime.as_ref().expect("it is taken on drop only");
+        runtime.block_on(join_all(requests.iter().map(|request| self.tries(request))))
     }
 
     async fn tries(&self, request: &Request) -> Result<Answer, HttpError> {
-        let end = Instant::now() + self.limits.total.saturating_sub(request.spent);
+        let own_end = Instant::now() + self.limits.total.saturating_sub(request.spent);
+        let end = self.end.map_or(own_end, |end| end.min(own_end));
+        if let Some(url) = request.urls.first().filter(|_| end <= Instant::now()) {
+            return Err(HttpError::NoTime { url: without_query(url) });
+        }
         let mut pause = FIRST_PAUSE;
         let mut before: Option<Result<Answer, HttpError>> = None;
         loop {
             let cut_short = end.saturating_duration_since(Instant::now()) < self.limits.one_try;
-            let outcome = self.round(request, end).await;
+            let repeated = before.is_some();
+            let outcome = self.round(request, end, repeated).await;
             // A try that the end cut short says less than what the server said before.
             if cut_short
                 && matches!(outcome, Err(HttpError::TimedOut { .. }))
@@ -311,7 +263,7 @@ impl Http {
                 return before;
             }
             let (why, asked) = match &outcome {
-                Ok(answer) if answer.is_temporary() && request.repeat != Repeat::Unsent => {
+                Ok(answer) if answer.is_temporary() && request.repeat.after_an_answer() => {
                     (format!("{} answers {}", origin(&answer.url), answer.status), answer.retry_after())
                 }
                 Err(error) if error.may_be_repeated(request.repeat) => (chain(error), None),
@@ -319,7 +271,7 @@ impl Http {
             };
             // A server that asks for no pause gets one.
             let wait = asked.unwrap_or_default().max(jittered(pause));
-            if Instant::now() + wait >= end {
+            if wait >= end.saturating_duration_since(Instant::now()) {
                 return outcome;
             }
             if before.is_none() {
@@ -335,11 +287,13 @@ impl Http {
     }
 
     /// Asks each server once, the later ones after a head start.
-    async fn round(&self, request: &Request, end: Instant) -> Result<Answer, HttpError> {
+    async fn round(&self, request: &Request, end: Instant, repeated: bool) -> Result<Answer, HttpError> {
         let mut waiting = request.urls.iter();
         let mut asked = JoinSet::new();
         let mut last = None;
-        let one_try = self.limits.one_try.min(end.saturating_duration_since(Instant::now()));
+        let rest = end.saturating_duration_since(Instant::now());
+        let one_try = if request.patient { rest } else { self.limits.one_try.min(rest) };
+        let several = repeated || request.urls.len() > 1;
         // Only what may be sent twice is sent to two servers.
         let head_start = if request.repeat == Repeat::Unsent { Duration::MAX } else { HEAD_START };
         loop {
@@ -354,12 +308,21 @@ impl Http {
             };
             let try_the_next = match &outcome {
                 Ok(answer) => answer.is_temporary() && request.repeat != Repeat::Unsent,
-                Err(error) => error.may_be_repeated(request.repeat),
+                Err(error) => error.may_be_repeated(request.repeat) || request.repeat == Repeat::Never,
             };
             if !try_the_next {
-                return outcome;
+                return outcome.map(|answer| Answer { repeated: several, ..answer });
             }
             last = Some(outcome);
+        }
+    }
+}
+
+impl Drop for Http {
+    /// Does not wait for what was given up: a name that is still being looked up.
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
         }
     }
 }
@@ -413,7 +376,7 @@ async fn exchange(client: Client, request: Request, url: Url) -> Result<Answer, 
         len = end;
     }
     body.truncate(len);
-    Ok(Answer { url, status, headers, body })
+    Ok(Answer { url, status, headers, body, repeated: false })
 }
 
 fn without_query(url: &Url) -> Url {

@@ -163,9 +163,14 @@ impl Session {
         Ok(send(&*self.token()?)?)
     }
 
-    /// Sends a request that needs no token.
-    pub fn send_without_token(&self, request: &Request) -> Result<Answer, HttpError> {
-        self.http.send(request)
+    /// Sends requests that need no token, all at once.
+    pub fn send_all_without_token(&self, requests: &[Request]) -> Vec<Result<Answer, HttpError>> {
+        self.http.send_all(requests)
+    }
+
+    /// From now on all requests together have the time that one of them has.
+    pub fn as_one(&mut self) {
+        self.http.as_one();
     }
 
     /// The service's URLs.

@@ -3,7 +3,7 @@
 //! A store is not trusted: it keeps only sealed keys, and what it answers is checked against what was asked. The one
 //! exception is Barbican with keys that other programs put there: those it keeps, and gives out, unsealed.
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
 mod barbican;
 mod clouds;
@@ -14,15 +14,16 @@ mod swift;
 
 pub use barbican::Barbican;
 pub use clouds::CloudsError;
-pub use directory::Directory;
+pub use directory::{Directory, DirectoryFacts};
 pub use http::HttpError;
 pub use keystone::{AuthError, SendError};
 pub use swift::{Access, ContainerFacts, Swift};
 
+use self::clouds::Cloud;
 use crate::{
-    config::{Location, StoreConfig},
+    config::{BarbicanConfig, Location, StoreConfig, SwiftConfig},
     key::{
-        Epoch, KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, Place, Ring, SealedKey, SecretBytes,
+        Epoch, HostName, KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, Place, Ring, SealedKey, SecretBytes,
         SecretMemoryError, StoreName,
     },
 };
@@ -36,6 +37,8 @@ pub trait KeyStore: Send + Sync {
     fn new_id(&self) -> Result<KeyId, StoreError> {
         Ok(KeyId::random())
     }
+    /// Gives an id of [`KeyStore::new_id`] back under which nothing was stored.
+    fn abandon(&self, _: &KeyId) {}
     /// The key with this id.
     fn get(&self, id: &KeyId) -> Result<Stored, StoreError>;
     /// Stores a new key durably under an id of [`KeyStore::new_id`]; never overwrites.
@@ -48,6 +51,8 @@ pub trait KeyStore: Send + Sync {
     fn list(&self) -> Result<Vec<KeyId>, StoreError>;
     /// Where the bytes of a key rest, or would rest.
     fn places(&self, id: &KeyId) -> Result<Vec<Place>, StoreError>;
+    /// From now on all that is asked of the store is one phase, with one limit in time.
+    fn as_one(&mut self) {}
     /// What the store says of where its replicas of a key, and of the rows that list it, are.
     fn rings(&self, _: &KeyId) -> Result<Vec<RingAnswer>, StoreError> {
         Ok(Vec::new())
@@ -56,13 +61,25 @@ pub trait KeyStore: Send + Sync {
     fn container_keys(&self) -> Option<&dyn ContainerKeys> {
         None
     }
+    /// The lockbox keys of hosts, if this kind of store keeps such.
+    fn host_keys(&self) -> Option<&dyn HostKeys> {
+        None
+    }
+    /// What is known of a key that the store keeps unsealed, without fetching its value; `None` if the key is sealed.
+    fn released_facts(&self, _: &KeyId) -> Result<Option<ObjectFacts>, StoreError> {
+        Ok(None)
+    }
+    /// Notes what a key that the store keeps unsealed was used for, unless that is noted already; it is fresh no longer.
+    fn mark_used(&self, id: &KeyId, _: &str) -> Result<(), StoreError> {
+        Err(StoreError::NotFound { id: id.to_string(), at: "a store of sealed keys, unsealed".to_owned() })
+    }
     /// The objects that the store itself keeps unsealed, if this kind of store does that.
     fn objects(&self) -> Option<&dyn ObjectStore> {
         None
     }
 }
 
-/// The answer of Swift's list_endpoints middleware for one ring.
+/// The answer of Swift's list_endpoints middleware for one ring, or what its ring file says in that form.
 pub struct RingAnswer {
     /// Which ring.
     pub ring: Ring,
@@ -82,7 +99,7 @@ pub enum Stored {
 pub struct Released {
     /// The key.
     pub object: ManagedObject,
-    /// The volume that was formatted with it, in words; `None` if none has been, as far as the store knows.
+    /// What it was used for, in words; `None` if it was for nothing, as far as the store knows. See [`ObjectFacts::fresh`].
     pub used_for: Option<String>,
 }
 
@@ -105,20 +122,34 @@ pub trait ContainerKeys {
     fn get(&self, epoch: Epoch) -> Result<SealedKey, StoreError>;
     /// Stores a new container key; never overwrites.
     fn create(&self, epoch: Epoch, key: &SealedKey) -> Result<(), StoreError>;
+    /// Replaces a container key by its re-sealed form: same key, other recipients, a later generation.
+    fn reseal(&self, epoch: Epoch, key: &SealedKey) -> Result<(), StoreError>;
     /// Deletes a container key: what is still sealed under it can never be opened again.
     fn delete(&self, epoch: Epoch) -> Result<(), StoreError>;
     /// All epochs that have a key, in order.
     fn epochs(&self) -> Result<Vec<Epoch>, StoreError>;
 }
 
+/// Lockbox keys: one per host, each an object of its own, sealed to that host's identity.
+pub trait HostKeys {
+    /// A host's lockbox key, sealed. `NotFound` says that the host is not admitted, or no longer.
+    fn get(&self, host: &HostName) -> Result<SealedKey, StoreError>;
+    /// Stores the lockbox key of a new host; never overwrites.
+    fn create(&self, host: &HostName, key: &SealedKey) -> Result<(), StoreError>;
+    /// Replaces a host's lockbox key by one of a later generation.
+    fn replace(&self, host: &HostName, key: &SealedKey) -> Result<(), StoreError>;
+    /// Deletes a host's lockbox key: the host opens nothing at its next boot.
+    fn delete(&self, host: &HostName) -> Result<(), StoreError>;
+    /// All hosts that have one, in order.
+    fn hosts(&self) -> Result<Vec<HostName>, StoreError>;
+}
+
 /// Objects that a store keeps unsealed.
 pub trait ObjectStore {
-    /// Has the store make a symmetric key.
+    /// Has the store make a symmetric key, and marks it as fresh.
     fn order(&self, facts: &ObjectFacts) -> Result<KeyId, StoreError>;
     /// Stores an object.
     fn create(&self, object: &ManagedObject) -> Result<KeyId, StoreError>;
-    /// Notes that a volume is formatted with a key.
-    fn mark_used(&self, id: &KeyId, volume: &str) -> Result<(), StoreError>;
 }
 
 /// The store that a part of the configuration describes; `caller` is the token of a hook's caller.
@@ -128,7 +159,7 @@ pub fn open(
     caller: Option<SecretBytes>,
 ) -> Result<Box<dyn KeyStore>, StoreError> {
     Ok(match &config.location {
-        Location::Directory { path } => Box::new(Directory::open(path)?),
+        Location::Directory { path } => Box::new(Directory::open(path)),
         Location::Swift(swift) => Box::new(Swift::open(name, swift, &config.network, caller)?),
         Location::Barbican(barbican) => {
             let sealed = config.sealing.owner.is_some();
@@ -136,6 +167,53 @@ pub fn open(
         }
     })
 }
+
+/// A server that a store asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Its name or address, without port and brackets.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+}
+
+impl Server {
+    /// Its address, if that is known without asking anybody.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.host.parse().ok()
+    }
+}
+
+/// The servers that a store asks first: where it logs in, or else where it is. None: it needs no network.
+pub fn servers(config: &StoreConfig) -> Result<Vec<Server>, StoreError> {
+    let (cloud, urls) = match &config.location {
+        Location::Directory { .. } => return Ok(Vec::new()),
+        Location::Swift(swift) => (&swift.cloud, &swift.urls),
+        Location::Barbican(barbican) => (&barbican.cloud, &barbican.urls),
+    };
+    let auth_url = Cloud::find(cloud, None).map_err(AuthError::from)?.auth_url;
+    let servers = [&auth_url].into_iter().chain(urls).map(|url| {
+        let url = http::url(url).map_err(AuthError::from)?;
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        Ok(Server { host, port: url.port_or_known_default().unwrap_or(443) })
+    });
+    servers.collect()
+}
+
+/// The files that logging in to a store and trusting its servers takes. None: it needs no network.
+pub fn files(config: &StoreConfig) -> Result<Vec<PathBuf>, StoreError> {
+    let cloud = match &config.location {
+        Location::Directory { .. } => return Ok(Vec::new()),
+        Location::Swift(SwiftConfig { cloud, .. }) | Location::Barbican(BarbicanConfig { cloud, .. }) => cloud,
+    };
+    let found = Cloud::find(cloud, None).map_err(AuthError::from)?;
+    let authorities = found.authorities.unwrap_or_else(|| SYSTEM_AUTHORITIES.into());
+    let clouds = clouds::find_file(cloud).map_err(AuthError::from)?;
+    Ok([clouds, authorities].into_iter().chain(cloud.secret.clone()).collect())
+}
+
+/// What servers are trusted by unless clouds.yaml names an authority (Debian's ca-certificates).
+const SYSTEM_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// A store could not do what was asked.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,5 @@
-//! A store in a container of OpenStack's object store: one object per key, named by its id; container keys below `kek/`.
+//! A store in a container of OpenStack's object store: one object per key, named by its id; container keys below `kek/`,
+//! hosts' lockbox keys below `host/`.
 //!
 //! Swift is eventually consistent: a plain GET may be answered by a replica that missed an overwrite or a deletion, and
 //! not even `If-None-Match: *` is atomic. So what is read is asked for with `X-Newest`, which compares all replicas that
@@ -6,19 +7,23 @@
 //! servers were seen to do.
 
 mod objects;
+mod ring_file;
 
 use std::sync::OnceLock;
 
 use reqwest::{Method, Url, header::HeaderValue};
 
+use ring_file::RingFiles;
+
 use super::{
-    ContainerKeys, Current, KeyStore, RingAnswer, StoreError, Stored,
-    http::{self, Answer, Request},
+    ContainerKeys, Current, HostKeys, KeyStore, RingAnswer, StoreError, Stored,
+    http::{self, Answer, HttpError, Repeat, Request},
     keystone::{AuthError, SendError, Session},
 };
 use crate::{
     config::{Network, SwiftConfig},
-    key::{Epoch, KeyId, MalformedSealedKey, Place, Ring, SealedKey, SecretBytes, StoreName},
+    error::chain,
+    key::{Epoch, HostName, KeyId, MalformedSealedKey, Place, Ring, SealedKey, SecretBytes, StoreName},
 };
 
 /// The longest answer whose words do not matter.
@@ -40,6 +45,8 @@ pub struct Swift {
     container: String,
     /// Where the list_endpoints middleware answers, if not beside the account.
     endpoints: Option<Url>,
+    /// The cluster's ring files, if this host has them.
+    ring_files: Option<RingFiles>,
     /// Whether old versions of deleted objects are kept; asked for once.
     versioned: OnceLock<bool>,
 }
@@ -81,7 +88,8 @@ impl Swift {
         let session = Session::new(&config.cloud, &config.urls, network, "object-store", caller)?;
         let container = config.container.clone().unwrap_or_else(|| name.to_string());
         let endpoints = config.endpoints.as_deref().map(http::url).transpose().map_err(AuthError::from)?;
-        Ok(Self { session, container, endpoints, versioned: OnceLock::new() })
+        let ring_files = config.rings.as_deref().map(RingFiles::new);
+        Ok(Self { session, container, endpoints, ring_files, versioned: OnceLock::new() })
     }
 
     /// What the container says of itself.
@@ -151,22 +159,33 @@ impl Swift {
         Err(StoreError::Answer { action, at, what })
     }
 
-    /// Asks the list_endpoints middleware, which wants no token. No answer is none; a proxy that is down is an error.
-    fn ring(&self, ring: Ring, below: &[&str]) -> Result<RingAnswer, StoreError> {
-        let failed = |source| self.unreachable("ask for the rings of", source);
-        let urls = self.session.urls().map_err(|error| failed(error.into()))?;
-        let urls: Vec<Url> = urls.iter().filter_map(|url| self.endpoints_url(url, below)).collect();
-        let Some(first) = urls.first().cloned() else {
-            return Ok(RingAnswer { ring, answer: Err("the account's URL is not of the form .../v1/ACCOUNT".into()) });
+    /// Reads the cluster's ring files. One that cannot be used is no answer.
+    fn rings_from(&self, files: &RingFiles, id: &KeyId) -> Result<Vec<RingAnswer>, StoreError> {
+        let failed = |source: AuthError| self.unreachable("ask for the account of", source.into());
+        let urls = self.session.urls().map_err(failed)?;
+        let account = urls.iter().find_map(|url| url.path().trim_end_matches('/').rsplit_once("/v1/"));
+        let Some((_, account)) = account else {
+            let answer = Err("the account's URL is not of the form .../v1/ACCOUNT".to_owned());
+            return Ok(vec![RingAnswer { ring: Ring::Object, answer }]);
         };
-        let request = Request::new(Method::GET, urls, MOST_RING_BYTES);
-        let answer = self.session.send_without_token(&request).map_err(|error| failed(error.into()))?;
-        let answer = if answer.status.is_success() {
-            Ok(answer.body.expose().to_vec())
-        } else {
-            Err(format!("{first} answers {} (is list_endpoints in the proxy's pipeline?)", answer.status))
+        let head = self.head()?;
+        let policy = head.header("x-storage-policy");
+        let (id, container) = (id.to_string(), &*self.container);
+        let paths: [(Ring, &[&str]); 3] = [
+            (Ring::Object, &[account, container, &id]),
+            (Ring::Container, &[account, container]),
+            (Ring::Account, &[account]),
+        ];
+        let answer = |(ring, path)| RingAnswer {
+            ring,
+            answer: files.endpoints(ring, policy, path).map_err(|error| error.to_string()),
         };
-        Ok(RingAnswer { ring, answer })
+        Ok(paths.map(answer).into())
+    }
+
+    /// Asks the list_endpoints middleware, which wants no token, once: what it does not tell is not proven, no more.
+    fn ring_request(urls: Vec<Url>) -> Request {
+        Request { repeat: Repeat::Never, ..Request::new(Method::GET, urls, MOST_RING_BYTES) }
     }
 
     /// `https://HOST/v1/ACCOUNT` -> `https://HOST/endpoints/v2/ACCOUNT/...`
@@ -181,6 +200,17 @@ impl Swift {
     fn head(&self) -> Result<Answer, StoreError> {
         let answer = self.send("look at", |urls| Request::new(Method::HEAD, self.urls(urls, &[]), MOST_WORDS_BYTES))?;
         self.expect("look at", answer)
+    }
+}
+
+/// The answer's bytes, or in words why there are none.
+fn told(answer: Result<Answer, HttpError>) -> Result<Vec<u8>, String> {
+    match answer {
+        Ok(answer) if answer.status.is_success() => Ok(answer.body.expose().to_vec()),
+        Ok(Answer { url, status, .. }) => {
+            Err(format!("{url} answers {status} (is list_endpoints in the proxy's pipeline?)"))
+        }
+        Err(error) => Err(chain(&error)),
     }
 }
 
@@ -216,13 +246,29 @@ impl KeyStore for Swift {
     }
 
     fn rings(&self, id: &KeyId) -> Result<Vec<RingAnswer>, StoreError> {
-        let mut rings = vec![self.ring(Ring::Object, &[&self.container, &id.to_string()])?];
-        rings.push(self.ring(Ring::Container, &[&self.container])?);
-        rings.push(self.ring(Ring::Account, &[])?);
-        Ok(rings)
+        if let Some(files) = &self.ring_files {
+            return self.rings_from(files, id);
+        }
+        let accounts = self.session.urls();
+        let accounts = accounts.map_err(|error| self.unreachable("ask for the rings of", error.into()))?;
+        let id = id.to_string();
+        let below: [(Ring, &[&str]); 3] =
+            [(Ring::Object, &[&self.container, &id]), (Ring::Container, &[&self.container]), (Ring::Account, &[])];
+        let urls = below.map(|(_, below)| accounts.iter().filter_map(|url| self.endpoints_url(url, below)).collect());
+        let answers = self.session.send_all_without_token(&urls.map(Self::ring_request));
+        let ring = |((ring, _), answer)| RingAnswer { ring, answer: told(answer) };
+        Ok(below.into_iter().zip(answers).map(ring).collect())
+    }
+
+    fn as_one(&mut self) {
+        self.session.as_one();
     }
 
     fn container_keys(&self) -> Option<&dyn ContainerKeys> {
+        Some(self)
+    }
+
+    fn host_keys(&self) -> Option<&dyn HostKeys> {
         Some(self)
     }
 }
@@ -258,6 +304,10 @@ impl ContainerKeys for Swift {
         self.create_object(&format!("kek/{epoch}"), &key.to_json())
     }
 
+    fn reseal(&self, epoch: Epoch, key: &SealedKey) -> Result<(), StoreError> {
+        self.replace_object(&format!("kek/{epoch}"), key)
+    }
+
     fn delete(&self, epoch: Epoch) -> Result<(), StoreError> {
         self.delete_object(&format!("kek/{epoch}"))
     }
@@ -267,6 +317,35 @@ impl ContainerKeys for Swift {
         let mut epochs: Vec<Epoch> = names.iter().filter_map(|name| name.strip_prefix("kek/")?.parse().ok()).collect();
         epochs.sort_unstable();
         Ok(epochs)
+    }
+}
+
+impl HostKeys for Swift {
+    fn get(&self, host: &HostName) -> Result<SealedKey, StoreError> {
+        // Never what one replica has: a host that was removed is to be told so, and to wipe what it has; so no other answer
+        // may look like that one, such as that there is no container of this name.
+        let name = format!("host/{host}");
+        match self.newest(&name)? {
+            Some(key) => Ok(key),
+            None => self.head().and_then(|_| Err(self.not_found(&name))),
+        }
+    }
+
+    fn create(&self, host: &HostName, key: &SealedKey) -> Result<(), StoreError> {
+        self.create_object(&format!("host/{host}"), &key.to_json())
+    }
+
+    fn replace(&self, host: &HostName, key: &SealedKey) -> Result<(), StoreError> {
+        self.replace_object(&format!("host/{host}"), key)
+    }
+
+    fn delete(&self, host: &HostName) -> Result<(), StoreError> {
+        self.delete_object(&format!("host/{host}"))
+    }
+
+    fn hosts(&self) -> Result<Vec<HostName>, StoreError> {
+        let names = self.names("host/")?;
+        Ok(names.iter().filter_map(|name| name.strip_prefix("host/")?.parse().ok()).collect())
     }
 }
 

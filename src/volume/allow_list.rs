@@ -27,6 +27,7 @@ pub struct Checked {
     pub key_size: Option<KeySize>,
     pub digest: String,
     pub reference: Option<KeyReference>,
+    pub asks_people: bool,
 }
 
 /// Checks LUKS2 metadata for a data device of `device_bytes`.
@@ -44,6 +45,7 @@ pub fn luks2(metadata: &Metadata, device_bytes: u64) -> Result<Checked, Refusal>
         // The salt belongs to it: the same key has another digest under another salt.
         digest: format!("{}:{}:{}:{}", digest.hash, digest.iterations, digest.salt, digest.digest),
         reference: reference(metadata)?,
+        asks_people: asks_people(metadata),
     })
 }
 
@@ -60,6 +62,7 @@ pub fn luks1(header: &super::luks::Luks1, device_bytes: u64) -> Result<Checked, 
         key_size: Some(key_size),
         digest: header.digest.clone(),
         reference: None,
+        asks_people: true,
     })
 }
 
@@ -172,6 +175,16 @@ fn reference(metadata: &Metadata) -> Result<Option<KeyReference>, Refusal> {
     Ok(Some(token.reference()))
 }
 
+/// Whether there is a keyslot that no program opens. The token of a program claims its keyslots, but for the one of a
+/// recovery key, which systemd makes and people type.
+fn asks_people(metadata: &Metadata) -> bool {
+    let member = |token: &serde_json::Value, name: &str| token.get(name).cloned().unwrap_or_default();
+    let programs = metadata.tokens.values().filter(|token| member(token, "type") != "systemd-recovery");
+    let claimed: Vec<_> =
+        programs.filter_map(|token| member(token, "keyslots").as_array().cloned()).flatten().collect();
+    metadata.keyslots.keys().any(|number| !claimed.iter().any(|claimed| claimed == number.as_str()))
+}
+
 /// The only member, which must be called "0".
 fn only<'a, T>(members: &'a std::collections::BTreeMap<String, T>, what: &str) -> Result<&'a T, Refusal> {
     match members.get("0") {
@@ -182,4 +195,32 @@ fn only<'a, T>(members: &'a std::collections::BTreeMap<String, T>, what: &str) -
 
 fn refused(why: String) -> Refusal {
     Refusal(why)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_keyslot_of_a_program_is_no_persons() {
+        let keyslot = json!({"type": "luks2", "key_size": 64, "area": {}});
+        let asks = |keyslots: &[&str], tokens: Value| {
+            let keyslots: serde_json::Map<_, _> =
+                keyslots.iter().map(|number| ((*number).to_owned(), keyslot.clone())).collect();
+            let metadata = json!({
+                "keyslots": keyslots, "tokens": tokens, "segments": {}, "digests": {}, "config": {},
+            });
+            asks_people(&serde_json::from_value(metadata).unwrap())
+        };
+        let ours = json!({"0": {"type": "cryptattach", "keyslots": ["0"]}});
+        assert!(!asks(&[], json!({})), "a strict volume");
+        assert!(asks(&["0"], json!({})));
+        assert!(!asks(&["0"], ours.clone()));
+        assert!(asks(&["0", "1"], ours));
+        assert!(!asks(&["2"], json!({"0": {"type": "clevis", "keyslots": ["2"]}})));
+        assert!(asks(&["3"], json!({"0": {"type": "systemd-recovery", "keyslots": ["3"]}})));
+        assert!(asks(&["0"], json!({"0": {"type": "odd", "keyslots": "0"}})), "a malformed token claims nothing");
+    }
 }

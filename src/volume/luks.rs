@@ -100,6 +100,7 @@ impl UntrustedHeader {
             uuid: self.uuid,
             digest: checked.digest,
             reference: checked.reference,
+            asks_people: checked.asks_people,
             detached: self.detached,
             image: self.image,
         };
@@ -137,6 +138,19 @@ impl LuksHeader {
     /// libcryptsetup's context over exactly the bytes that were checked.
     pub fn load(&self, device: &Path) -> Result<CryptDevice, library::LibraryError> {
         library::call(|| load(&self.image, device))
+    }
+
+    /// Adds our token to the header on the device, through libcryptsetup: both copies, under its lock.
+    pub(super) fn write_token(&self, device: &Path, reference: &KeyReference) -> Result<(), VolumeError> {
+        let path = self.detached.as_deref().unwrap_or(device);
+        let add = || {
+            let mut context = CryptInit::init(path)?;
+            context.context_handle().load::<()>(Some(EncryptionFormat::Luks2), None)?;
+            let token = serde_json::to_value(Token::new(reference, Vec::new())).map_err(LibcryptErr::JsonError)?;
+            context.token_handle().json_set(TokenInput::AddToken(&token)).map(drop)
+        };
+        let failed = |source| VolumeError::Library { action: "write the token to", path: path.to_owned(), source };
+        library::call(add).map_err(failed)
     }
 
     pub(super) fn verify_key(&self, key: &VolumeKey) -> Result<bool, VolumeError> {

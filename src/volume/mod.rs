@@ -113,6 +113,8 @@ pub struct LuksHeader {
     pub digest: String,
     /// Where the key is, from the LUKS2 token.
     pub reference: Option<KeyReference>,
+    /// A person's passphrase or recovery key may open a keyslot: not all of them are a program's.
+    pub asks_people: bool,
     /// The path of a detached header.
     pub detached: Option<PathBuf>,
     /// The bytes that were checked, and no others, are what is activated.
@@ -199,6 +201,23 @@ impl Volume {
         if right { Ok(()) } else { Err(VolumeError::WrongKey { path: self.device.path.clone() }) }
     }
 
+    /// Whether [`Volume::write_token`] can be done: a LUKS2 header has room for one token of ours.
+    pub fn takes_token(&self) -> Result<&LuksHeader, VolumeError> {
+        let why = match self.luks() {
+            Some(luks) if luks.format == Format::Luks2 => match &luks.reference {
+                None => return Ok(luks),
+                Some(reference) => format!("it has one already, for {reference}"),
+            },
+            _ => "only LUKS2 headers have tokens".to_owned(),
+        };
+        Err(VolumeError::NoToken { path: self.device.path.clone(), why })
+    }
+
+    /// Writes into a LUKS2 header where the key is; nothing else there is changed.
+    pub fn write_token(&self, reference: &KeyReference) -> Result<(), VolumeError> {
+        self.takes_token()?.write_token(&self.device.path, reference)
+    }
+
     /// The volume key by a passphrase: out of a keyslot, or of a plain volume made of it.
     pub fn unlock(&self, passphrase: &SecretBytes) -> Result<VolumeKey, VolumeError> {
         match (&self.header, self.key_size) {
@@ -265,6 +284,14 @@ pub enum VolumeError {
     WrongPassphrase {
         /// The device.
         path: PathBuf,
+    },
+    /// A header takes no token of ours.
+    #[error("no token can be written to {}: {why}", .path.display())]
+    NoToken {
+        /// The device.
+        path: PathBuf,
+        /// Why not.
+        why: String,
     },
     /// libcryptsetup failed.
     #[error("cannot {action} {}", .path.display())]

@@ -1,8 +1,9 @@
 //! Shell commands and loop devices, for the layers that run on this host.
 
 use std::{
+    io::Write,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 /// Runs a shell command, expects success, returns standard output without its last newline.
@@ -11,6 +12,13 @@ pub fn sh(script: &str) -> String {
     let output = Command::new("sh").args(["-c", script]).stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+}
+
+/// Runs a command with this on its standard input.
+pub fn with_input(command: &mut Command, input: &str) -> Output {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
 }
 
 /// A loop device, freed with the value.

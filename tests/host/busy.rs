@@ -114,7 +114,7 @@ pub fn worker(name: &str) -> String {
     serde_json::from_slice::<serde_json::Value>(&state).unwrap()["worker"]["pid"].to_string()
 }
 
-fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {
     for _ in 0..100 {
         if reached() {
             return;

@@ -37,6 +37,28 @@ fn volumes_that_cryptsetup_made_are_imported_and_attached() {
 }
 
 #[test]
+fn an_imported_volume_says_where_its_key_is_if_asked_to() {
+    let site = Site::new();
+    let pass = site.keys("pass");
+    fs::write(pass, "a passphrase").unwrap();
+    let path = site.file("luks2", 64 << 20);
+    let volume = path.to_str().unwrap();
+    sh(&format!(
+        "cryptsetup luksFormat -q --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file {pass} {volume}"
+    ));
+    let reference = site.ok(&["key", "import", volume, "--token", "--key-file", pass]);
+    let dump = sh(&format!("cryptsetup luksDump --dump-json-metadata {volume}"));
+    assert!(dump.contains(reference.split_once('/').unwrap().1), "{dump}");
+    let name = site.name("token");
+    site.attach(volume, &name, &[]);
+    site.ok(&["detach", &name]);
+    sh(&format!("cryptsetup open --test-passphrase --key-file {pass} {volume}"));
+    let refused = site.fails(65, &["key", "import", volume, "--token", "--key-file", pass]);
+    assert!(refused.contains("it has one already") && refused.contains("cryptsetup token remove"), "{refused}");
+    assert_eq!(site.ok(&["key", "list"]), reference, "no second key is left behind");
+}
+
+#[test]
 fn qemu_reads_what_was_written_to_a_luks1_volume() {
     let site = Site::new();
     let pass = site.keys("pass");

@@ -5,12 +5,27 @@ mod luks2;
 #[path = "../common/shell.rs"]
 mod shell;
 mod site;
+#[path = "../common/swtpm.rs"]
+mod swtpm;
+#[path = "../common/wiretap.rs"]
+mod wiretap;
 
 mod attach;
 mod busy;
+mod container;
+mod disk;
+mod enrol;
+mod exports;
 mod foreign;
 mod format;
+mod lockbox;
 mod refusals;
+mod safety;
 mod secrets;
 mod separation;
+mod tpm;
+mod tpm_attach;
+mod tpm_bus;
+mod tpm_interop;
+mod tpm_measured;
 mod trial;

@@ -10,6 +10,7 @@ use std::{
 
 use base64ct::{Base64, Base64UrlUnpadded, Encoding};
 use cryptattach::{
+    config::TpmConfig,
     key::SealedKey,
     seal::{Content, Expected, Keyring},
 };
@@ -24,7 +25,7 @@ fn volume_key(site: &Site, reference: &str) -> Vec<u8> {
     let sealed = SealedKey::from_json(&fs::read(site.sealed(reference)).unwrap()).unwrap();
     let (store, key) = reference.split_once('/').unwrap();
     let expected = Expected { key_id: key.parse().unwrap(), container: store.parse().unwrap(), volume: None };
-    let keyring = Keyring::read(&[site.keys("cinder.owner.key").into()]).unwrap();
+    let keyring = Keyring::read(&[site.keys("cinder.owner.key").into()], &TpmConfig::default()).unwrap();
     let Content::VolumeKey(payload) = keyring.open(&sealed, &expected).unwrap().content else { panic!() };
     payload.volume_key.expose().to_vec()
 }

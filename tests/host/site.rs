@@ -44,7 +44,8 @@ impl Site {
              openssl pkey -in escrow.key -pubout -out escrow.pem",
             site.keys("")
         ));
-        fs::write(site.keys("cryptattach.toml"), format!("[audit]\nfile = \"{}\"\n", site.keys("audit"))).unwrap();
+        // What a machine remembers of stores is its own, too: tests run at the same time, and their stores have the same names.
+        fs::write(site.keys("cryptattach.toml"), "state = \"site-state\"\n[audit]\nfile = \"audit\"\n").unwrap();
         site
     }
 

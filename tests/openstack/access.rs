@@ -47,7 +47,7 @@ fn access_lists(cloud: &Cloud) {
 }
 
 /// The same store, another user: what the store lets them do, and not what their keys would open, is asked for.
-fn as_user(site: &Site<'_>, user: &str) -> String {
+pub fn as_user(site: &Site<'_>, user: &str) -> String {
     let folder = site.path(user);
     std::fs::create_dir(&folder).unwrap();
     let mut text = std::fs::read_to_string(site.path("cryptattach.toml")).unwrap();

@@ -1,8 +1,14 @@
 """Castellan's own functional tests, "should pass against any key manager", against our driver. Environment: TOKEN."""
 import os
 import unittest
+from unittest import mock
 
 from castellan.common import exception
+from castellan.common.credentials import keystone_password
+from castellan.common.credentials import keystone_token
+from castellan.common.credentials import token
+from castellan.common.objects import managed_object
+from castellan.common.objects import symmetric_key
 from castellan.tests import utils
 from castellan.tests.functional.key_manager import test_key_manager
 from oslo_config import cfg
@@ -40,6 +46,48 @@ class CryptattachTestCase(test_key_manager.KeyManagerTestCase, base.BaseTestCase
         unknown = uuidutils.generate_uuid()
         self.assertRaises(exception.ManagedObjectNotFoundError, self.key_mgr.get, self.ctxt, unknown)
         self.assertRaises(exception.ManagedObjectNotFoundError, self.key_mgr.delete, self.ctxt, unknown)
+
+    def test_context_without_token(self):
+        password = keystone_password.KeystonePassword(auth_url='http://127.0.0.1', username='cinder', password='x')
+        for nobody in (context.RequestContext(project_id='keys'), password):
+            error = self.assertRaises(exception.Forbidden, self.key_mgr.create_key, nobody, 'AES', 256)
+            self.assertIn('without a token', str(error))
+
+    def test_castellans_own_tokens(self):
+        for credential in (token.Token(os.environ['TOKEN']), keystone_token.KeystoneToken(os.environ['TOKEN'])):
+            self.key_mgr.delete(credential, self.key_mgr.create_key(credential, 'AES', 256))
+        # The token is used, not the service's own login, where the store is configured so.
+        if 'CALLER_TOKEN' in os.environ:
+            self.assertRaises(exception.Forbidden, self.key_mgr.create_key, token.Token('stale'), 'AES', 256)
+
+    def test_missing_program(self):
+        with mock.patch.dict(os.environ, {'CRYPTATTACH': '/nonexistent'}):
+            error = self.assertRaises(exception.KeyManagerError, self.key_mgr.create_key, self.ctxt, 'AES', 256)
+        self.assertIn('/nonexistent', str(error))
+
+    def test_expiration(self):
+        key = test_key_manager._get_test_symmetric_key()
+        for call in (lambda: self.key_mgr.create_key(self.ctxt, 'AES', 256, expiration='2030-01-01T00:00:00'),
+                     lambda: self.key_mgr.create_key_pair(self.ctxt, 'RSA', 2048, expiration='2030-01-01T00:00:00'),
+                     lambda: self.key_mgr.store(self.ctxt, key, expiration='2030-01-01T00:00:00')):
+            self.assertIn('expiration', str(self.assertRaises(exception.KeyManagerError, call)))
+
+    def test_subclass(self):
+        class Own(symmetric_key.SymmetricKey):
+            pass
+
+        class Other(managed_object.ManagedObject):
+            format = get_encoded = managed_type = lambda self: b'x'
+
+        stored = self.key_mgr.store(self.ctxt, Own('AES', 256, bytes(32)))
+        self.addCleanup(self.key_mgr.delete, self.ctxt, stored)
+        self.assertIsInstance(self.key_mgr.get(self.ctxt, stored), symmetric_key.SymmetricKey)
+        self.assertRaises(exception.KeyManagerError, self.key_mgr.store, self.ctxt, Other())
+        self.assertRaises(exception.KeyManagerError, self.key_mgr.list, self.ctxt, Other)
+
+    def test_consumers(self):
+        for call in (self.key_mgr.add_consumer, self.key_mgr.remove_consumer):
+            self.assertRaises(NotImplementedError, call, self.ctxt, uuidutils.generate_uuid(), {})
 
 
 if __name__ == '__main__':

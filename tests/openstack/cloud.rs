@@ -225,6 +225,11 @@ impl<'a> Site<'a> {
         self.memory.path().join(name)
     }
 
+    /// The folder on disk.
+    pub fn disk(&self) -> PathBuf {
+        self.disk.path().to_owned()
+    }
+
     /// A new sparse file on disk.
     pub fn file(&self, name: &str) -> String {
         let path = self.disk.path().join(name);

@@ -1,6 +1,6 @@
 //! os-brick and castellan, the real ones, through the Python package.
 
-use std::process::Command;
+use std::{collections::BTreeMap, process::Command};
 
 use crate::{
     Story,
@@ -17,12 +17,15 @@ pub const STORIES: &[Story] = &[
     ("volumes_of_stock_os_brick_open", stock_volumes),
     ("stock_os_brick_opens_ours", opens_ours),
     ("a_shell_hook_attaches", shell_hook),
+    ("a_service_that_is_not_root_has_a_memory_of_its_own", not_root),
+    ("a_link_is_only_put_where_none_or_a_link_is", link_in_the_way),
+    ("a_list_goes_on_after_a_key_that_cannot_be_read", list_goes_on),
 ];
 
 const TESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openstack");
 
 /// Python with the servers' packages and ours, from a wheel as users install it.
-fn python(site: &Site<'_>, script: &str) -> Command {
+pub fn python(site: &Site<'_>, script: &str) -> Command {
     let (state, venv) = (site.cloud.var("STATE"), site.cloud.var("VENV"));
     sh(&format!(
         "[ -d {state}/site ] || (
@@ -37,14 +40,17 @@ fn python(site: &Site<'_>, script: &str) -> Command {
     command.env("PATH", format!("{venv}/bin:{}", std::env::var("PATH").unwrap()));
     command.env("TOKEN", site.cloud.token("cinder"));
     command.envs(
-        site.cloud.variables().iter().filter(|(name, _)| matches!(name.as_str(), "AUTH_URL" | "PASSWORD_CINDER")),
+        site.cloud
+            .variables()
+            .iter()
+            .filter(|(name, _)| matches!(name.as_str(), "AUTH_URL" | "PASSWORD_CINDER" | "PROJECT_ID_KEYS")),
     );
     command
 }
 
 /// Runs it, expects success, returns what it printed.
 #[track_caller]
-fn tells(mut command: Command) -> String {
+pub fn tells(mut command: Command) -> String {
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{command:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
@@ -68,10 +74,21 @@ fn castellan(cloud: &Cloud, store: &str) {
     } else {
         site.barbican("keys", false);
     }
-    let output = python(&site, "castellan_functional.py").output().unwrap();
+    let mut command = python(&site, "castellan_functional.py");
+    if store == "barbican" {
+        command.env("CALLER_TOKEN", "yes");
+    }
+    let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
     println!("{}", text.lines().rev().take(3).collect::<Vec<_>>().join(" "));
+}
+
+/// Two volumes, FILE.luks and FILE.luks2, made by stock os-brick with keys by castellan's own driver; the keys' ids.
+pub fn stock_keys(site: &Site<'_>, file: &str) -> BTreeMap<String, String> {
+    let mut command = python(site, "stock.py");
+    command.args(["make", file]);
+    serde_json::from_str(tells(command).lines().last().unwrap()).unwrap()
 }
 
 /// Made by stock os-brick, the key in Barbican by castellan's own driver; opened by us with nothing but the key's id.
@@ -79,12 +96,9 @@ fn stock_volumes(cloud: &Cloud) {
     let site = Site::bare(cloud);
     site.barbican("barbican", false);
     let path = site.file("stock");
-    let mut command = python(&site, "stock.py");
-    command.args(["make", &path]);
-    let made = tells(command);
-    let made: serde_json::Value = serde_json::from_str(made.lines().last().unwrap()).unwrap();
+    let made = stock_keys(&site, &path);
     for provider in ["luks", "luks2"] {
-        let (volume, key) = (format!("{path}.{provider}"), made[provider].as_str().unwrap());
+        let (volume, key) = (format!("{path}.{provider}"), &made[provider]);
         let reference = format!("barbican/{key}");
         let name = site.name(provider);
         let arguments = ["attach", &volume, &name, "--backend", "userspace", "--key", &reference];
@@ -207,5 +221,78 @@ fn shell_hook(cloud: &Cloud) {
     ] {
         let output = run_hook(&site, "attach", request);
         assert_eq!(output.status.code(), Some(code), "{request}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+/// On a compute node root attaches, and Nova's castellan driver fetches keys as Nova's user; with one configuration.
+fn not_root(cloud: &Cloud) {
+    let site = Site::new(cloud);
+    let key = hook(&site, "key create", r#"{"version":1,"algorithm":"AES","bit_length":512}"#);
+    let key = key["key_id"].as_str().unwrap();
+    let attach =
+        format!(r#"{{"version":1,"device":"{}","name":"{}","key_id":"{key}"}}"#, site.file("v"), site.name("v"));
+    hook(&site, "attach", &attach);
+    hook(&site, "detach", &format!(r#"{{"version":1,"name":"{}"}}"#, site.name("v")));
+    assert!(site.path("state/generations/cinder").join(key).exists(), "root remembers the key's generation");
+    // What nova is given: the program, the configuration and what it names; and a home.
+    let (memory, disk) = (site.path(""), site.disk());
+    let program = disk.join("cryptattach");
+    std::fs::copy(env!("CARGO_BIN_EXE_cryptattach"), &program).unwrap();
+    std::fs::create_dir(disk.join("home")).unwrap();
+    sh(&format!(
+        "chmod 711 {} {} && cd {0} && chmod o+r cryptattach.toml clouds.yaml owner.pem owner.key escrow.pem && chown nobody {1}/home",
+        memory.display(),
+        disk.display()
+    ));
+    let mut get = site.environment("setpriv");
+    get.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"]).arg(&program).args(["hook", "key", "get"]);
+    get.env("HOME", disk.join("home"));
+    let output = crate::shell::with_input(&mut get, &format!(r#"{{"version":1,"key_id":"{key}"}}"#));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let kept = disk.join("home/.local/state/cryptattach/generations/cinder").join(key);
+    assert!(kept.exists(), "nobody remembers, too");
+}
+
+fn link_in_the_way(cloud: &Cloud) {
+    let site = Site::new(cloud);
+    let key = hook(&site, "key create", r#"{"version":1,"algorithm":"AES","bit_length":512}"#);
+    let (device, name, file) = (site.file("v"), site.name("v"), site.file("precious"));
+    for (link, why) in [
+        (file.as_str(), "is no symbolic link"),
+        ("relative", "is no absolute path"),
+        ("/nowhere/link", "no such folder"),
+    ] {
+        let request = format!(
+            r#"{{"version":1,"device":"{device}","name":"{name}","key_id":{},"link":"{link}"}}"#,
+            key["key_id"]
+        );
+        let output = run_hook(&site, "attach", &request);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(why), "{text}");
+        site.fails(66, &["status", &name]);
+    }
+    assert_eq!(std::fs::metadata(&file).unwrap().len(), 64 << 20, "it is as it was");
+}
+
+fn list_goes_on(cloud: &Cloud) {
+    let site = Site::new(cloud);
+    let keys = [(); 3].map(|()| {
+        let key = hook(&site, "key create", r#"{"version":1,"algorithm":"AES","bit_length":256}"#);
+        key["key_id"].as_str().unwrap().to_owned()
+    });
+    let (token, url) = (cloud.token("cinder"), cloud.container_url(&site.container("cinder")));
+    sh(&format!("curl -sf -X PUT -H 'X-Auth-Token: {token}' {url}/{} -d garbage", keys[1]));
+    for metadata_only in [true, false] {
+        let request = format!(r#"{{"version":1,"metadata_only":{metadata_only}}}"#);
+        let output = run_hook(&site, "key list", &request);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}");
+        assert!(text.contains(&format!("cinder/{} is left out", keys[1])), "{text}");
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let mut listed: Vec<_> = answer["keys"].as_array().unwrap().iter().map(|key| key["key_id"].as_str()).collect();
+        listed.sort_unstable();
+        let mut expected = vec![Some(&*keys[0]), Some(&*keys[2])];
+        expected.sort_unstable();
+        assert_eq!(listed, expected);
     }
 }

@@ -34,6 +34,11 @@ pub const STORIES: &[Story] = &[
         lie(cloud, 69, "broke off", |_, _| Lie::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\nhalf".to_vec()))
     }),
     ("another_host_is_not_followed", |cloud| lie(cloud, 69, "points to another server", elsewhere)),
+    ("an_absurd_retry_after_is_no_wait", |cloud| {
+        lie(cloud, 69, "503", |_, _| {
+            Lie::Bytes(b"HTTP/1.1 503 Busy\r\nRetry-After: 18446744073709551615\r\nContent-Length: 0\r\n\r\n".into())
+        })
+    }),
     ("retry_after_is_honoured", retry_after),
     ("a_last_try_that_is_cut_short_hides_no_reason", cut_short),
     ("a_silent_proxy_costs_a_head_start_only", silent_proxy),

@@ -2,11 +2,14 @@
 //! share. Run by `scripts/test openstack`; a word on the command line picks the stories whose names contain it.
 
 mod access;
+mod barbican;
 mod cloud;
 mod failures;
+mod fresh;
 mod hooks;
 mod keys;
 mod lies;
+mod lockbox;
 mod placement;
 #[path = "../common/shell.rs"]
 mod shell;
@@ -35,8 +38,11 @@ fn main() -> ExitCode {
         access::STORIES,
         failures::STORIES,
         lies::STORIES,
+        lockbox::STORIES,
         placement::STORIES,
         hooks::STORIES,
+        fresh::STORIES,
+        barbican::STORIES,
     ]
     .concat();
     let stories: Vec<Story> = stories

@@ -1,8 +1,12 @@
 //! `bench-stores`: keys per second through real Swift, sealed to an owner directly or under a container key; next to
-//! Barbican, which gives its keys out unsealed, as castellan's users do today.
+//! Barbican, which gives its keys out unsealed, as castellan's users do today. And the requests of one attach.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -41,7 +45,7 @@ pub fn compare(cloud: &Cloud) {
     {
         let name = format!("bench{number}");
         let container = swift(&site, &name, owner, under);
-        let ids = std::sync::Mutex::new(Vec::new());
+        let ids = Mutex::new(Vec::new());
         let creates = PARALLEL.map(|threads| {
             rate(threads, || {
                 let id = KeyId::random();
@@ -60,12 +64,97 @@ pub fn compare(cloud: &Cloud) {
     let config = Config::read(&site.path("cryptattach.toml")).unwrap();
     let barbican = Container::open(&config, &"barbican".parse().unwrap(), None).unwrap();
     let create = || barbican.store().objects().unwrap().create(&object()).unwrap();
-    let ids = std::sync::Mutex::new(Vec::new());
+    let ids = Mutex::new(Vec::new());
     let creates = PARALLEL.map(|threads| rate(threads, || ids.lock().unwrap().push(create())));
     let ids = ids.into_inner().unwrap();
     let gets = PARALLEL.map(|threads| get_rate(&barbican, &ids, threads));
     row("Barbican, unsealed (the peer)", &creates, &gets);
     println!("ratio, one get + open: Swift under a container key / Barbican  {:.2}", first_get / gets[0]);
+    requests(cloud);
+}
+
+/// Requests of one attach, as `-v` shows them: from a new process, and where token and container key are warm.
+fn requests(cloud: &Cloud) {
+    println!("\n{:<46} {:>10} {:>10} {:>10}", "requests per attach", "Keystone", "keys", "rings");
+    let row = |name: &str, log: &str| {
+        let answered = || log.lines().filter(|line| line.contains(" http") && line.contains(" in "));
+        let of = |what: &dyn Fn(&str) -> bool| answered().filter(|line| what(line)).count();
+        let (keystone, rings) = (of(&|line| line.contains("/v3/")), of(&|line| line.contains("/endpoints/")));
+        let keys = answered().count() - keystone - rings;
+        println!("{name:<46} {keystone:>10} {keys:>10} {rings:>10}");
+    };
+    let attach = |site: &Site<'_>, arguments: &[&str]| {
+        let name = site.name("bench");
+        let output =
+            site.run(&[&["-v", "attach", arguments[0], &name, "--backend", "userspace"], &arguments[1..]].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        site.ok(&["detach", &name]);
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let warm = |site: &Site<'_>, store: &str, ids: &[KeyId]| {
+        let config = Config::read(&site.path("cryptattach.toml")).unwrap();
+        let container = Container::open(&config, &store.parse().unwrap(), None).unwrap();
+        let work = |id: &KeyId| {
+            container.places(id).unwrap();
+            drop(container.fetch(id, None).unwrap());
+        };
+        work(&ids[0]);
+        logged(|| work(&ids[1]))
+    };
+
+    let site = Site::new(cloud);
+    let volumes = ["one", "two"].map(|name| site.file(name));
+    let keys = volumes.each_ref().map(|volume| site.ok(&["format", volume]));
+    let ids = keys.each_ref().map(|key| key[7..].parse().unwrap());
+    row("Swift, a new process", &attach(&site, &[&volumes[0]]));
+    row("Swift, token and container key warm", &warm(&site, "cinder", &ids));
+    let path = site.path("cryptattach.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let rings = format!("type = \"swift\"\nrings = \"{}/swift\"\n", cloud.var("STATE"));
+    std::fs::write(&path, text.replace("type = \"swift\"\n", &rings)).unwrap();
+    row("Swift with ring files, a new process", &attach(&site, &[&volumes[0]]));
+    row("Swift with ring files, warm", &warm(&site, "cinder", &ids));
+
+    let site = Site::bare(cloud);
+    site.barbican("barbican", false);
+    let config = Config::read(&site.path("cryptattach.toml")).unwrap();
+    let barbican = Container::open(&config, &"barbican".parse().unwrap(), None).unwrap();
+    let ids = [(); 2].map(|()| barbican.store().objects().unwrap().create(&object()).unwrap());
+    let (volume, key) = (site.file("volume"), format!("barbican/{}", ids[0]));
+    let format = "cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file -";
+    let binary = env!("CARGO_BIN_EXE_cryptattach");
+    sh(&format!(
+        "{binary} --config {} key passphrase {key} | {format} {volume}",
+        site.path("cryptattach.toml").display()
+    ));
+    row("Barbican, unsealed, a new process", &attach(&site, &[&volume, "--key", &key]));
+    row("Barbican, unsealed, token warm", &warm(&site, "barbican", &ids));
+}
+
+/// What is logged meanwhile.
+fn logged(work: impl FnOnce()) -> String {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let writer = {
+        let log = log.clone();
+        move || Log(log.clone())
+    };
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_ansi(false).with_writer(writer).finish();
+    tracing::subscriber::with_default(subscriber, work);
+    let log = log.lock().unwrap();
+    String::from_utf8(log.clone()).unwrap()
+}
+
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn header() -> String {
@@ -140,7 +229,7 @@ fn object() -> ManagedObject {
         bit_length: Some(512),
         name: None,
         created: None,
-        given_out: false,
+        fresh: false,
     };
     ManagedObject { facts, value: SecretBytes::random(64).unwrap() }
 }

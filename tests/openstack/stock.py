@@ -4,7 +4,7 @@ real cryptsetup. Without a device-mapper only the mapping itself is left out: lu
     stock.py make FILE     prints {"luks": KEY_ID, "luks2": KEY_ID}; the volumes are FILE.luks and FILE.luks2
     stock.py open FILE KEY_ID      opens a volume with stock os-brick, the key through castellan's [key_manager] backend $BACKEND
 
-Environment: AUTH_URL, PASSWORD_CINDER.
+Environment: AUTH_URL, PASSWORD_CINDER, TOKEN.
 """
 import json
 import os
@@ -16,6 +16,7 @@ from castellan.common.credentials import keystone_password
 from os_brick import encryptors
 from os_brick import privileged
 from os_brick.privileged import rootwrap
+from oslo_context import context
 
 cfg.CONF([], project='cryptattach-test', default_config_files=[])
 privileged.default.set_client_mode(False)
@@ -24,9 +25,12 @@ cfg.CONF.set_override('backend', os.environ.get('BACKEND', 'barbican'), group='k
 manager = key_manager.API(cfg.CONF)
 if os.environ.get('BACKEND', 'barbican') == 'barbican':
     cfg.CONF.set_override('auth_endpoint', os.environ['AUTH_URL'], group='barbican')
-user = keystone_password.KeystonePassword(
-    auth_url=os.environ['AUTH_URL'], username='cinder', password=os.environ['PASSWORD_CINDER'],
-    user_domain_id='default', project_name='keys', project_domain_id='default')
+if os.environ.get('BACKEND') == 'cryptattach':
+    user = context.RequestContext(auth_token=os.environ['TOKEN'], project_id='keys')
+else:
+    user = keystone_password.KeystonePassword(
+        auth_url=os.environ['AUTH_URL'], username='cinder', password=os.environ['PASSWORD_CINDER'],
+        user_domain_id='default', project_name='keys', project_domain_id='default')
 
 
 def execute(*command, **options):

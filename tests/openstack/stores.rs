@@ -2,9 +2,9 @@
 
 use cryptattach::{
     config::Config,
-    key::{BoundContext, KeyId, KeySize, SealedKey, StoreName, VolumeKey},
-    seal::{self, Content, Payload},
-    store::{self, KeyStore, StoreError, Stored},
+    key::{BoundContext, ContainerKeyId, Epoch, HostName, KeyId, KeySize, SealedKey, StoreName, VolumeKey},
+    seal::{self, ContainerKey, Content, Keyring, LockboxKey, Payload},
+    store::{self, ContainerKeys, Current, HostKeys, KeyStore, StoreError, Stored},
 };
 
 use crate::{
@@ -73,10 +73,83 @@ fn conforms(site: &Site<'_>, kind: &str) {
         "tempauth" => site.swift("s", "alone", ""),
         _ => site.swift("s", "keys", ""),
     }
-    if matches!(kind, "swift" | "robot" | "tempauth") {
+    if kind != "barbican" {
         site.ok(&["container", "create", "s"]);
     }
-    suite(site, &*open(site, "s"));
+    let store = open(site, "s");
+    suite(site, &*store);
+    match (store.container_keys(), store.host_keys()) {
+        (Some(container_keys), Some(host_keys)) if kind != "barbican" => {
+            container_keys_suite(site, container_keys);
+            host_keys_suite(site, host_keys);
+        }
+        (None, None) if kind == "barbican" => {}
+        _ => panic!("{kind} has container keys or has not"),
+    }
+    suite(site, &*store);
+}
+
+/// After `container create` there is the first key.
+fn container_keys_suite(site: &Site<'_>, keys: &dyn ContainerKeys) {
+    let current = |epoch: &str, rotating| Current { epoch: epoch.parse().unwrap(), rotating };
+    let (one, two): (Epoch, Epoch) = (Epoch::FIRST, Epoch::FIRST.next());
+    assert_eq!(keys.current().unwrap(), Some(current("1", false)));
+    assert_eq!(keys.epochs().unwrap(), [one]);
+    let recipients = || seal::recipients(&[site.path("owner.pem")]).unwrap();
+    let id = ContainerKeyId { container: "s".parse().unwrap(), epoch: one };
+    let first = keys.get(one).unwrap();
+    let first_key = ContainerKey::open(&first, &Keyring::read(&[site.path("owner.key")]).unwrap(), &id).unwrap();
+    let second_key = ContainerKey::random(&id.container, Some(&first_key)).unwrap();
+    let second = second_key.seal_to(recipients(), 0).unwrap();
+
+    assert!(matches!(keys.get(two), Err(StoreError::NotFound { .. })));
+    keys.create(two, &second).unwrap();
+    assert_eq!(keys.get(two).unwrap(), second);
+    let other = second_key.seal_to(recipients(), 0).unwrap();
+    assert!(matches!(keys.create(two, &other), Err(StoreError::Exists { .. })), "never overwrites");
+    assert_eq!(keys.epochs().unwrap(), [one, two]);
+    keys.set_current(&current("2", true), "aa").unwrap();
+    assert_eq!(keys.current().unwrap(), Some(current("2", true)));
+    keys.set_current(&current("2", false), "aa").unwrap();
+    assert_eq!(keys.current().unwrap(), Some(current("2", false)));
+
+    // Sealed anew for a host more: a later generation, and only that.
+    let host = LockboxKey::random(&"compute-7".parse().unwrap(), None, 1).unwrap();
+    let admitted = second_key.with_host(&host.id().host, &host.recipient().unwrap()).unwrap();
+    let admitted = admitted.seal_to(recipients(), 0).unwrap();
+    keys.reseal(two, &admitted).unwrap();
+    assert_eq!(keys.get(two).unwrap(), admitted);
+    assert!(matches!(keys.reseal(two, &second), Err(StoreError::Outdated { generation: 2, .. })), "never back");
+    assert!(matches!(keys.reseal(two.next(), &second), Err(StoreError::NotFound { .. })), "does not create");
+
+    keys.delete(two).unwrap();
+    assert!(matches!(keys.delete(two), Err(StoreError::NotFound { .. })), "deleted twice");
+    keys.set_current(&current("1", false), "aa").unwrap();
+    assert_eq!((keys.get(one).unwrap(), keys.epochs().unwrap()), (first, vec![one]));
+}
+
+fn host_keys_suite(site: &Site<'_>, keys: &dyn HostKeys) {
+    let hosts: [HostName; 2] = ["compute-7.example", "a"].map(|name| name.parse().unwrap());
+    let sealed = |host: &HostName, generation| {
+        let recipients = seal::recipients(&[site.path("owner.pem")]).unwrap();
+        LockboxKey::random(host, None, generation).unwrap().seal_to(&recipients).unwrap()
+    };
+    let [first, second] = [5, 6].map(|generation| sealed(&hosts[0], generation));
+    assert!(keys.get(&hosts[0]).is_err() && keys.hosts().unwrap().is_empty());
+    keys.create(&hosts[0], &first).unwrap();
+    assert!(matches!(keys.get(&hosts[1]), Err(StoreError::NotFound { .. })), "never admitted");
+    assert!(matches!(keys.create(&hosts[0], &second), Err(StoreError::Exists { .. })), "never overwrites");
+    keys.replace(&hosts[0], &second).unwrap();
+    assert!(matches!(keys.replace(&hosts[0], &first), Err(StoreError::Outdated { generation: 6, .. })), "never back");
+    assert_eq!(keys.get(&hosts[0]).unwrap(), second);
+    keys.create(&hosts[1], &sealed(&hosts[1], 1)).unwrap();
+    assert_eq!(keys.hosts().unwrap(), [hosts[1].clone(), hosts[0].clone()]);
+    for host in &hosts {
+        keys.delete(host).unwrap();
+        assert!(matches!(keys.get(host), Err(StoreError::NotFound { .. })), "removed");
+        assert!(matches!(keys.delete(host), Err(StoreError::NotFound { .. })), "removed twice");
+    }
+    assert!(keys.hosts().unwrap().is_empty());
 }
 
 fn suite(site: &Site<'_>, store: &dyn KeyStore) {

@@ -95,6 +95,7 @@ fn matrix(machine: &mut Machine) {
         let size = machine.ok(&format!("blockdev --getsize64 {mapped}"));
         machine.ok("cryptattach detach data");
         machine.ok(&format!("{ours} --backend userspace"));
+        println!("    {}", machine.ok("grep -o 'XTS by .*' /run/cryptattach/data/worker.log"));
         read(machine, link, "userspace reads what cryptsetup wrote");
         assert_eq!(machine.ok(&format!("blockdev --getsize64 {link}")), size, "{}", case.name);
         write(machine, link);

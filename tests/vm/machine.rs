@@ -71,9 +71,9 @@ impl Disk {
 }
 
 impl Machine {
-    /// Boots; makes the guest's image if it is not there yet.
-    pub fn boot(init: Init) -> Self {
-        let image = image();
+    /// Boots the release that this host runs, or another one; makes the guest's image if it is not there yet.
+    pub fn boot_release(init: Init, release: Option<&str>) -> Self {
+        let image = image(release);
         let folder = tempfile::Builder::new().prefix("cryptattach-vm").tempdir_in("/var/tmp").unwrap();
         let at = |name: &str| folder.path().join(name).into_os_string().into_string().unwrap();
         tools(init, &at("tools"), &at("tools.img"));
@@ -206,13 +206,13 @@ impl Machine {
                 "logical_block_size": options.block_bytes, "physical_block_size": options.block_bytes,
             }),
         );
-        self.ok(&format!("for i in $(seq 100); do [ -e {0} ] && exit 0; sleep 0.1; done; exit 1", disk.path()));
+        self.ok(&format!("for i in $(seq 600); do [ -e {0} ] && exit 0; sleep 0.1; done; exit 1", disk.path()));
     }
 
     /// Pulls a disk out, in use or not.
     pub fn unplug(&mut self, disk: &Disk) {
         self.qmp("device_del", json!({"id": disk.serial}));
-        self.ok(&format!("for i in $(seq 100); do [ -e {0} ] || exit 0; sleep 0.1; done; exit 1", disk.path()));
+        self.ok(&format!("for i in $(seq 600); do [ -e {0} ] || exit 0; sleep 0.1; done; exit 1", disk.path()));
     }
 
     fn agent_line(&mut self) -> String {
@@ -255,11 +255,12 @@ impl Drop for Machine {
     }
 }
 
-fn image() -> PathBuf {
+fn image(release: Option<&str>) -> PathBuf {
     let home = std::env::var_os("HOME").expect("HOME is not set");
     let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| Path::new(&home).join(".cache"), PathBuf::from);
     let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vm/make-image"))
         .arg(cache.join("cryptattach/vm"))
+        .args(release)
         .stderr(Stdio::inherit())
         .output()
         .unwrap();

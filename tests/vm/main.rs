@@ -9,6 +9,7 @@ mod mapping;
 mod separation;
 mod speed;
 mod token;
+mod ublk;
 mod units;
 
 use std::{
@@ -27,26 +28,34 @@ fn main() -> ExitCode {
         speed::compare(&mut boot(Init::Plain));
         return ExitCode::SUCCESS;
     }
+    if wanted == ["bench-ublk"] {
+        ublk::compare(&mut ublk::boot());
+        return ExitCode::SUCCESS;
+    }
     let wanted = |stories: &[&[Story]]| -> Vec<Story> {
-        let named = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
-        stories.concat().into_iter().filter(|(name, _)| named(name)).collect()
+        let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
+        stories.concat().into_iter().filter(|(name, _)| is_wanted(name)).collect()
     };
     let plain = wanted(&[mapping::STORIES, hooks::STORIES, formats::STORIES, separation::STORIES]);
     let systemd = wanted(&[token::STORIES, hotplug::STORIES, units::STORIES]);
-    let count = plain.len() + systemd.len();
+    let newer = wanted(&[if ublk::is_possible() { ublk::STORIES } else { &[] }]);
+    if !ublk::is_possible() {
+        println!("the stories of ublk are not told: they need Debian 13's kernel, from Debian's apt sources");
+    }
+    let count = plain.len() + systemd.len() + newer.len();
     assert!(count > 0, "no story's name contains any of these words");
     println!("running {count} stories");
-    let failed = tell(Init::Plain, &plain) + tell(Init::Systemd, &systemd);
+    let failed = tell(&plain, || boot(Init::Plain)) + tell(&systemd, || boot(Init::Systemd)) + tell(&newer, ublk::boot);
     println!("{} passed, {failed} failed", count - failed);
     ExitCode::from(u8::from(failed > 0))
 }
 
-/// Tells stories in one machine; how many failed.
-fn tell(init: Init, stories: &[Story]) -> usize {
+/// Tells the stories on one machine; the number of those that failed.
+fn tell(stories: &[Story], boot: fn() -> Machine) -> usize {
     if stories.is_empty() {
         return 0;
     }
-    let (mut machine, mut failed) = (boot(init), 0);
+    let (mut machine, mut failed) = (boot(), 0);
     for (name, story) in stories {
         let start = Instant::now();
         let told = catch_unwind(AssertUnwindSafe(|| story(&mut machine)));
@@ -55,7 +64,7 @@ fn tell(init: Init, stories: &[Story]) -> usize {
             failed += 1;
             // The next story gets a machine that this one has not left in disorder.
             drop(machine);
-            machine = boot(init);
+            machine = boot();
         }
     }
     failed
@@ -63,8 +72,13 @@ fn tell(init: Init, stories: &[Story]) -> usize {
 
 /// A machine with a key disk and a store on it.
 fn boot(init: Init) -> Machine {
+    boot_release(init, None)
+}
+
+/// The same on another release.
+fn boot_release(init: Init, release: Option<&str>) -> Machine {
     let start = Instant::now();
-    let mut machine = Machine::boot(init);
+    let mut machine = Machine::boot_release(init, release);
     if init == Init::Systemd {
         machine.ok("apt-get install -qq --no-install-recommends /tools/cryptattach.deb");
     }

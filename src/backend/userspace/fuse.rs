@@ -25,7 +25,10 @@ use nix::{
     unistd::{getgid, getuid},
 };
 
-use super::image::{Image, Scratch};
+use super::{
+    export::Happening,
+    image::{Image, Scratch},
+};
 
 /// The file's name.
 pub const FILE_NAME: &str = "volume";
@@ -36,15 +39,6 @@ const FILE: INodeNo = INodeNo(2);
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 const MAX_REQUEST_BYTES: u32 = 1 << 20;
 const THREADS: usize = 2;
-
-/// What happens to the file system without our doing.
-#[derive(Debug)]
-pub enum Happening {
-    /// Someone, perhaps the loop device, let go of the file.
-    Released,
-    /// The kernel ended the connection.
-    Ended(io::Result<()>),
-}
 
 /// The mounted file system. Unmounts on drop.
 pub struct Export {

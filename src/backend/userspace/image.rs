@@ -3,11 +3,9 @@
 use std::{
     fs::File,
     io::{self, Seek, SeekFrom},
+    ops::Range,
     os::unix::fs::FileExt,
-    sync::{
-        PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use nix::{
@@ -17,11 +15,21 @@ use nix::{
 };
 use zeroize::Zeroize;
 
-use super::xts::Xts;
+use super::{
+    discard::discard,
+    ranges::{Access, Ranges},
+    xts::Xts,
+};
 use crate::{key::VolumeKey, volume::Geometry};
 
 /// Where buffers for `O_DIRECT` begin in memory: at a multiple of any block size that Linux has.
 const BUFFER_ALIGNMENT: usize = 4096;
+
+/// Larger requests are rare: their buffers are not kept.
+const KEPT_BYTES: usize = 2 << 20;
+
+/// Written again and again where zeroes are to be read.
+static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// A volume's plaintext, over its open device.
 pub struct Image {
@@ -32,9 +40,10 @@ pub struct Image {
     size: AtomicU64,
     /// What is read and written at once: the encryption sector, or the device's block where that is larger.
     unit: u64,
-    /// Writers of whole units share it. A writer of a part reads, changes and writes back a whole unit and must be alone,
-    /// or it would undo what another wrote to the rest of the unit.
-    partial_write: RwLock<()>,
+    /// A writer has its units for itself. One that writes a part reads, changes and writes back a whole unit, and would
+    /// undo what another wrote to the rest of it; and of two that write the same unit, the device may keep a half each.
+    requests: Ranges,
+    discards: bool,
 }
 
 /// A buffer for one request, aligned for `O_DIRECT`; it grows and is used again. It holds plaintext: wiped on drop.
@@ -45,9 +54,10 @@ pub struct Scratch {
 
 impl Scratch {
     fn aligned(&mut self, length: usize) -> &mut [u8] {
-        if self.bytes.len() < length + BUFFER_ALIGNMENT {
+        let (needed, has) = (length + BUFFER_ALIGNMENT, self.bytes.len());
+        if has < needed || (has > KEPT_BYTES && needed <= KEPT_BYTES) {
             self.bytes.zeroize();
-            self.bytes = vec![0; length + BUFFER_ALIGNMENT];
+            self.bytes = vec![0; needed];
         }
         let start = self.bytes.as_ptr().align_offset(BUFFER_ALIGNMENT);
         &mut self.bytes[start..start + length]
@@ -68,6 +78,12 @@ struct Span {
     length: usize,
     /// Where the request begins in the span.
     skip: usize,
+}
+
+impl Span {
+    fn range(&self) -> Range<u64> {
+        self.start..self.start + self.length as u64
+    }
 }
 
 impl Image {
@@ -93,7 +109,23 @@ impl Image {
             set_direct(&backing, false).ok();
         }
         let unit = direct.unwrap_or(sector);
-        Self { backing, cipher, data_offset, size: AtomicU64::new(size), unit, partial_write: RwLock::new(()) }
+        let (size, requests) = (AtomicU64::new(size), Ranges::default());
+        Self { backing, cipher, data_offset, size, unit, requests, discards: false }
+    }
+
+    /// Has [`Self::discard`] reach the device.
+    pub fn with_discards(self, discards: bool) -> Self {
+        Self { discards, ..self }
+    }
+
+    /// Whether discards reach the device.
+    pub fn passes_discards(&self) -> bool {
+        self.discards
+    }
+
+    /// The name of the XTS engine.
+    pub fn engine_name(&self) -> &'static str {
+        self.cipher.engine_name()
     }
 
     /// Number of plaintext bytes.
@@ -126,38 +158,79 @@ impl Image {
         }
         let span = self.span(offset, length);
         let units = scratch.aligned(span.length);
+        let _shared = self.requests.claim(span.range(), Access::Read);
         self.load(span.start, units)?;
         Ok(&units[span.skip..span.skip + length])
     }
 
+    /// Fills `data` from `offset` on, all of which must be there.
+    pub fn read_into(&self, offset: u64, data: &mut [u8], scratch: &mut Scratch) -> io::Result<()> {
+        self.check(offset, data.len() as u64)?;
+        let span = self.span(offset, data.len());
+        if span.length == data.len() && data.as_ptr().addr().is_multiple_of(BUFFER_ALIGNMENT) {
+            let _shared = self.requests.claim(span.range(), Access::Read);
+            return self.load(span.start, data);
+        }
+        data.copy_from_slice(self.read_at(offset, data.len(), scratch)?);
+        Ok(())
+    }
+
     /// Writes all of `data` at `offset`; beyond the end is `ENOSPC`, as block devices have it.
     pub fn write_at(&self, offset: u64, data: &[u8], scratch: &mut Scratch) -> io::Result<()> {
-        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= self.size());
-        if end.is_none() {
-            return Err(Errno::ENOSPC.into());
-        }
+        self.check(offset, data.len() as u64)?;
         if data.is_empty() {
             return Ok(());
         }
         let span = self.span(offset, data.len());
         let units = scratch.aligned(span.length);
-        let whole = span.skip == 0 && span.length == data.len();
-        // The lock guards no data that a panicking writer could have left half changed.
-        if whole {
-            let _shared = self.partial_write.read().unwrap_or_else(PoisonError::into_inner);
-            units.copy_from_slice(data);
-            self.save(span.start, units)
+        let _alone = self.requests.claim(span.range(), Access::Write);
+        if span.length == data.len() {
+            self.cipher.encrypt(span.start, data, units);
         } else {
-            let _alone = self.partial_write.write().unwrap_or_else(PoisonError::into_inner);
             self.load(span.start, units)?;
             units[span.skip..span.skip + data.len()].copy_from_slice(data);
-            self.save(span.start, units)
+            self.cipher.encrypt_in_place(span.start, units);
+        }
+        self.backing.write_all_at(units, self.data_offset + span.start)
+    }
+
+    /// Makes the range read as zeroes. The device is written to: a hole in the ciphertext would be noise.
+    pub fn write_zeroes(&self, mut offset: u64, length: u64, scratch: &mut Scratch) -> io::Result<()> {
+        self.check(offset, length)?;
+        let end = offset + length;
+        while offset < end {
+            // Up to the next multiple, so that all but the first and the last are whole units.
+            let piece = (ZEROES.len() as u64 - offset % ZEROES.len() as u64).min(end - offset);
+            self.write_at(offset, &ZEROES[..usize::try_from(piece).expect("at most all")], scratch)?;
+            offset += piece;
+        }
+        Ok(())
+    }
+
+    /// Tells the device that the range is not needed any more, where that was allowed; what it reads as is not defined
+    /// then. Parts of units keep their data.
+    pub fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.check(offset, length)?;
+        let (start, end) = (offset.next_multiple_of(self.unit), (offset + length) / self.unit * self.unit);
+        if !self.discards || start >= end {
+            return Ok(());
+        }
+        let _alone = self.requests.claim(start..end, Access::Write);
+        match discard(&self.backing, self.data_offset + start..self.data_offset + end) {
+            // It is advice. Not every device or file system takes it.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+            result => result,
         }
     }
 
     /// Waits until all that was written is on the device, its own cache included.
     pub fn flush(&self) -> io::Result<()> {
         self.backing.sync_data()
+    }
+
+    fn check(&self, offset: u64, length: u64) -> io::Result<()> {
+        let fits = offset.checked_add(length).is_some_and(|end| end <= self.size());
+        if fits { Ok(()) } else { Err(Errno::ENOSPC.into()) }
     }
 
     fn span(&self, offset: u64, length: usize) -> Span {
@@ -169,13 +242,8 @@ impl Image {
 
     fn load(&self, start: u64, units: &mut [u8]) -> io::Result<()> {
         self.backing.read_exact_at(units, self.data_offset + start)?;
-        self.cipher.decrypt(start, units);
+        self.cipher.decrypt_in_place(start, units);
         Ok(())
-    }
-
-    fn save(&self, start: u64, units: &mut [u8]) -> io::Result<()> {
-        self.cipher.encrypt(start, units);
-        self.backing.write_all_at(units, self.data_offset + start)
     }
 }
 
@@ -222,14 +290,18 @@ mod tests {
     enum Step {
         Read { offset: u64, length: usize },
         Write { offset: u64, length: usize, seed: u8 },
+        Zero { offset: u64, length: usize },
+        Discard { offset: u64, length: usize },
     }
 
     fn step(size: u64) -> impl Strategy<Value = Step> {
         let offset = prop_oneof![0..size + 5000, (0..size / 512).prop_map(|sector| sector * 512)];
         let length = prop_oneof![0_usize..20_000, (0_usize..24).prop_map(|sectors| sectors * 512)];
-        (offset, length, any::<Option<u8>>()).prop_map(|(offset, length, seed)| match seed {
-            Some(seed) => Step::Write { offset, length, seed },
-            None => Step::Read { offset, length },
+        (offset, length, 0_u8..8, any::<u8>()).prop_map(|(offset, length, kind, seed)| match kind {
+            0..3 => Step::Write { offset, length, seed },
+            3 => Step::Zero { offset, length },
+            4 => Step::Discard { offset, length },
+            _ => Step::Read { offset, length },
         })
     }
 
@@ -249,6 +321,7 @@ mod tests {
             let geometry = geometry(sector_bytes, data_offset, SIZE);
             let backing = file(data_offset + SIZE);
             let image = Image::new(backing.try_clone().unwrap(), &geometry, &key(), device_block_bytes);
+            let image = image.with_discards(true);
             let mut scratch = Scratch::default();
             let mut model = vec![0; SIZE as usize];
             image.write_at(0, &model, &mut scratch).unwrap();
@@ -258,6 +331,34 @@ mod tests {
                         let from = (offset as usize).min(model.len());
                         let to = (from + length).min(model.len());
                         prop_assert_eq!(image.read_at(offset, length, &mut scratch).unwrap(), &model[from..to]);
+                        let mut aligned = Scratch::default();
+                        let data = aligned.aligned(length);
+                        match image.read_into(offset, data, &mut scratch) {
+                            Ok(()) => prop_assert!(*data == model[from..to]),
+                            Err(error) => {
+                                prop_assert!(offset as usize + length > model.len());
+                                prop_assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+                            }
+                        }
+                    }
+                    Step::Zero { offset, length } => {
+                        let zeroed = image.write_zeroes(offset, length as u64, &mut scratch);
+                        prop_assert_eq!(zeroed.is_ok(), offset as usize + length <= model.len());
+                        if zeroed.is_ok() {
+                            model[offset as usize..][..length].fill(0);
+                        }
+                    }
+                    Step::Discard { offset, length } => {
+                        if image.discard(offset, length as u64).is_ok() {
+                            // What is in whole units is noise now, the rest stays.
+                            let unit = image.unit_bytes() as usize;
+                            let end = offset as usize + length;
+                            let (from, to) = ((offset as usize).next_multiple_of(unit), end / unit * unit);
+                            if from < to {
+                                image.write_zeroes(from as u64, (to - from) as u64, &mut scratch).unwrap();
+                                model[from..to].fill(0);
+                            }
+                        }
                     }
                     Step::Write { offset, length, seed } => {
                         let data: Vec<u8> = (0..length).map(|at| (at as u8).wrapping_add(seed)).collect();
@@ -275,7 +376,7 @@ mod tests {
             image.flush().unwrap();
             drop(image);
             set_direct(&backing, false).unwrap();
-            Xts::new(&key(), geometry.sector_size, geometry.iv_offset_sectors).encrypt(0, &mut model);
+            Xts::new(&key(), geometry.sector_size, geometry.iv_offset_sectors).encrypt_in_place(0, &mut model);
             let mut expected = vec![0; data_offset as usize];
             expected.extend(model);
             let mut rests = vec![0; expected.len()];
@@ -305,6 +406,31 @@ mod tests {
         let mut scratch = Scratch::default();
         let all = image.read_at(0, SIZE as usize, &mut scratch).unwrap();
         assert!(all.chunks(512).enumerate().all(|(at, part)| part == [(at % 8) as u8 + 1; 512]));
+    }
+
+    /// Of two that write the same sectors, one wins, in every sector; and who reads meanwhile sees one of them, whole.
+    #[test]
+    fn overlapping_writes_do_not_mix() {
+        let image = Image::new(file(SIZE), &geometry(4096, 0, SIZE), &key(), 512);
+        let whole = |data: &[u8]| data.chunks(4096).all(|sector| sector.iter().all(|byte| *byte == sector[0]));
+        image.write_at(0, &vec![1; SIZE as usize], &mut Scratch::default()).unwrap();
+        thread::scope(|scope| {
+            for writer in 1..4_u8 {
+                let image = &image;
+                scope.spawn(move || {
+                    let mut scratch = Scratch::default();
+                    for round in 0..50 {
+                        let offset = u64::from(writer + round) % 8 * 4096;
+                        image.write_at(offset, &[writer; 32 * 1024], &mut scratch).unwrap();
+                    }
+                });
+            }
+            let mut scratch = Scratch::default();
+            for _ in 0..50 {
+                assert!(whole(image.read_at(0, SIZE as usize, &mut scratch).unwrap()));
+            }
+        });
+        assert!(whole(image.read_at(0, SIZE as usize, &mut Scratch::default()).unwrap()));
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! The userspace backend: AES-XTS in a worker process, exported as a loop device over a FUSE file.
+//! The userspace backend: AES-XTS in a worker process, exported as a block device or a socket.
 //!
 //! ```text
-//! /dev/disk/by-cryptattach/NAME -> /dev/loopN       what users see
-//!   /run/cryptattach/NAME/export/volume             FUSE file: the plaintext
+//! /dev/disk/by-cryptattach/NAME -> /dev/loopN       what users see: a loop device over a FUSE file,
+//!   /run/cryptattach/NAME/export/volume
+//! /dev/disk/by-cryptattach/NAME -> /dev/ublkbN      or a ublk device,
+//! /run/cryptattach/NAME/nbd.sock                    or a socket that speaks NBD
 //!     worker process                                holds the key, encrypts and decrypts
 //!       /dev/vdb                                    the encrypted device, open exclusively, direct I/O
 //! ```
@@ -20,11 +22,13 @@ use std::{
 use nix::fcntl::Flock;
 
 use self::{
+    control::{Order, Reply},
+    export::Exported,
     loop_device::LoopDevice,
     protocol::{Answer, Attach, Request},
     state::{Identity, State},
 };
-use super::{Activate, Backend, BackendError, BackendKind, Deferred, Mapping, MappingName, MappingStatus};
+use super::{Activate, Backend, BackendError, BackendKind, Deferred, ExportKind, Mapping, MappingName, MappingStatus};
 use crate::{
     device::{DeviceError, DeviceKind},
     holders,
@@ -32,16 +36,22 @@ use crate::{
     volume::{CIPHER, Volume},
 };
 
+mod control;
+mod discard;
+mod export;
 mod fuse;
 mod image;
 mod lockdown;
 mod loop_device;
+mod nbd;
 mod places;
 mod protocol;
+mod ranges;
 mod removal;
 mod state;
+mod ublk;
 mod worker;
-mod xts;
+pub mod xts;
 
 pub use places::Places;
 pub use worker::{SUBCOMMAND, worker_main};
@@ -73,39 +83,51 @@ impl Userspace {
     }
 
     /// The mapping that has the name, if it is one of this very volume.
-    fn same(&self, state: &State, request: &Attach) -> Result<Mapping, BackendError> {
+    fn same(&self, state: &State, request: &Attach, asked: Option<ExportKind>) -> Result<Mapping, BackendError> {
         let foreign = |by| Err(BackendError::Foreign { name: state.name.clone(), by });
         if (state.identity, state.volume) != (request.identity, request.volume) {
             return foreign(format!("{} is attached under it", state.device.display()));
         }
+        if asked.is_some_and(|asked| asked != state.export) {
+            return foreign(format!("the same volume is attached under it, but exported by {}", state.export));
+        }
         match (state.read_only, request.read_only) {
             (true, false) => foreign("the same volume is attached under it, but read-only".to_owned()),
             (false, true) => foreign("the same volume is attached under it, but for writing".to_owned()),
-            _ => Ok(self.mapping(&request.name, true)),
+            _ => Ok(self.mapping(&request.name, state.export, true)),
         }
     }
 
     /// As [`Self::same`], for whoever has the name's lock. What a dead worker left is removed.
-    fn existing(&self, request: &Attach) -> Result<Option<Mapping>, BackendError> {
+    fn existing(&self, request: &Attach, asked: Option<ExportKind>) -> Result<Option<Mapping>, BackendError> {
         let Some(state) = State::load(&self.places, &request.name)? else { return Ok(None) };
         if !state.worker.is_alive() {
             tracing::warn!("the worker of '{}' has died; removing what it left", state.name);
             return removal::remove(&self.places, &state, Deferred::No).map(|()| None);
         }
-        if state.bound_loop_device(&self.places).is_none() {
-            // Its loop device has just been cleared; it is on its way out.
+        if state.exported(&self.places).is_none() {
+            // Its device has just been cleared; it is on its way out.
             return removal::wait_for_end(&state).map(|()| None);
         }
-        self.same(&state, request).map(Some)
+        self.same(&state, request, asked).map(Some)
     }
 
-    fn mapping(&self, name: &MappingName, already_active: bool) -> Mapping {
-        let device = self.places.link(name);
-        Mapping { name: name.clone(), device, backend: BackendKind::Userspace, already_active }
+    fn mapping(&self, name: &MappingName, export: ExportKind, already_active: bool) -> Mapping {
+        let device = self.users_path(name, export);
+        let uri = (export == ExportKind::Nbd).then(|| export::nbd_uri(&device));
+        Mapping { name: name.clone(), device, uri, backend: BackendKind::Userspace, already_active }
+    }
+
+    /// Where users find it.
+    fn users_path(&self, name: &MappingName, export: ExportKind) -> PathBuf {
+        match export {
+            ExportKind::Fuse | ExportKind::Ublk => self.places.link(name),
+            ExportKind::Nbd => self.places.socket(name),
+        }
     }
 
     /// Starts a worker and waits until the mapping is there.
-    fn start(&self, request: Attach, key: &VolumeKey, lock: Flock<File>) -> Result<(), BackendError> {
+    fn start(&self, request: Attach, key: &VolumeKey, lock: &Flock<File>) -> Result<(), BackendError> {
         let action = || format!("cannot start a worker for '{}'", request.name);
         let (socket, theirs) = UnixStream::pair().map_err(BackendError::failed(action()))?;
         // The worker has the lock as well, should this process die.
@@ -183,42 +205,58 @@ fn order(mut socket: &UnixStream, request: Attach, key: &VolumeKey) -> io::Resul
 impl Backend for Userspace {
     fn active(&self, volume: &Volume, options: &Activate) -> Result<Option<Mapping>, BackendError> {
         let Some(state) = State::load(&self.places, &options.name)? else { return Ok(None) };
-        if !state.worker.is_alive() || state.bound_loop_device(&self.places).is_none() {
+        if !state.worker.is_alive() || state.exported(&self.places).is_none() {
             // Dead or dying; activating removes it.
             return Ok(None);
         }
-        self.same(&state, &request(&self.places, volume, options, 0)?).map(Some)
+        self.same(&state, &request(&self.places, volume, options, 0)?, options.export).map(Some)
     }
 
     fn activate(&self, volume: &Volume, key: &VolumeKey, options: &Activate) -> Result<Mapping, BackendError> {
         volume.verify_key(key)?;
-        if options.allow_discards {
-            tracing::warn!("the userspace backend passes no discards on");
-        }
         let request = request(&self.places, volume, options, key.size().bits())?;
+        if options.allow_discards && request.export == ExportKind::Fuse {
+            tracing::warn!("a FUSE export passes no discards on (others do: --export ublk, --export nbd)");
+        }
         self.places.create()?;
         let lock = self.places.lock(&options.name, removal::LOCK_PATIENCE)?;
-        if let Some(mapping) = self.existing(&request)? {
+        if let Some(mapping) = self.existing(&request, options.export)? {
             return Ok(mapping);
         }
-        self.start(request, key, lock)?;
-        Ok(self.mapping(&options.name, false))
+        let mut export = request.export;
+        match self.start(request.clone(), key, &lock) {
+            // It was not asked for, and the driver may be older than what libublk needs.
+            Err(error @ BackendError::Failed { .. }) if export == ExportKind::Ublk && options.export.is_none() => {
+                tracing::warn!("{error}; a loop device over FUSE instead");
+                export = ExportKind::Fuse;
+                self.start(Attach { export, ..request }, key, &lock)?;
+            }
+            started => started?,
+        }
+        Ok(self.mapping(&options.name, export, false))
     }
 
     fn resize(&self, name: &MappingName, volume: &Volume, _: &VolumeKey) -> Result<u64, BackendError> {
         let _lock = self.places.lock(name, removal::LOCK_PATIENCE)?;
         let mut state = State::load(&self.places, name)?.ok_or_else(|| BackendError::NotActive(name.clone()))?;
-        let loop_device = state.bound_loop_device(&self.places).ok_or_else(|| BackendError::NotActive(name.clone()))?;
+        let exported = state.exported(&self.places).ok_or_else(|| BackendError::NotActive(name.clone()))?;
         if state.volume != volume.uuid() {
             let by = format!("{} is attached under it", state.device.display());
             return Err(BackendError::Foreign { name: name.clone(), by });
         }
-        let file = self.places.file(name);
-        let mut grow = || {
-            // The worker accepts what its device has room for, and the kernel notes the new size.
-            OpenOptions::new().write(true).open(&file)?.set_len(volume.geometry.size_bytes)?;
-            state.size_bytes = loop_device.take_size()?;
-            state.update(&self.places).map(|()| state.size_bytes)
+        let size_bytes = volume.geometry.size_bytes;
+        let mut grow = || match exported {
+            Exported::Loop(device) => {
+                // The worker accepts what its device has room for, and the kernel notes the new size.
+                OpenOptions::new().write(true).open(self.places.file(name))?.set_len(size_bytes)?;
+                state.size_bytes = device.take_size()?;
+                state.update(&self.places).map(|()| state.size_bytes)
+            }
+            _ => match control::give(&self.places.control(name), Order::Grow { size_bytes })? {
+                Reply::Done => Ok(size_bytes),
+                Reply::InUse(_) => Err(io::ErrorKind::ResourceBusy.into()),
+                Reply::Failed(number) => Err(io::Error::from_raw_os_error(number)),
+            },
         };
         grow().map_err(|error: io::Error| BackendError::failed(format!("cannot resize '{name}'"))(error))
     }
@@ -229,14 +267,16 @@ impl Backend for Userspace {
 
     fn status(&self, name: &MappingName) -> Result<Option<MappingStatus>, BackendError> {
         let Some(state) = State::load(&self.places, name)? else { return Ok(None) };
-        let loop_device = state.bound_loop_device(&self.places);
-        let trouble = match (&state.fault, loop_device) {
+        let exported = state.exported(&self.places);
+        let trouble = match (&state.fault, &exported) {
             (Some(fault), _) => Some(fault.clone()),
             (None, _) if !state.worker.is_alive() => {
                 Some("its worker has died, its data cannot be reached: unmount it, then detach it".to_owned())
             }
             (None, None) => Some("it is being attached or detached".to_owned()),
-            (None, Some(device)) if device.is_going() => {
+            (None, Some(exported))
+                if state.going || matches!(exported, Exported::Loop(device) if device.is_going()) =>
+            {
                 Some("it is detached as soon as its last user closes it".to_owned())
             }
             (None, Some(_)) => None,
@@ -244,7 +284,8 @@ impl Backend for Userspace {
         Ok(Some(MappingStatus {
             name: name.clone(),
             backend: BackendKind::Userspace,
-            device: self.places.link(name),
+            device: self.users_path(name, state.export),
+            export: Some(state.export),
             source: state.device,
             volume: state.volume,
             cipher: CIPHER.to_owned(),
@@ -253,7 +294,14 @@ impl Backend for Userspace {
             size_bytes: state.size_bytes,
             read_only: state.read_only,
             trouble,
-            holders: loop_device.map(|device| holders::of_path(&device.path())).unwrap_or_default(),
+            holders: match exported {
+                Some(Exported::Socket(_)) => match control::give(&self.places.control(name), Order::Users) {
+                    Ok(Reply::InUse(clients)) => clients,
+                    _ => Vec::new(),
+                },
+                Some(exported) => holders::of_path(&exported.path()),
+                None => Vec::new(),
+            },
         }))
     }
 
@@ -275,7 +323,12 @@ fn request(places: &Places, volume: &Volume, options: &Activate, key_size_bits: 
         device: path,
         identity,
         volume: volume.uuid(),
+        export: options.export.unwrap_or_else(|| match ublk::is_available() {
+            true => ExportKind::Ublk,
+            false => ExportKind::Fuse,
+        }),
         read_only: options.read_only,
+        allow_discards: options.allow_discards,
         key_size_bits,
         sector_size_bytes: geometry.sector_size.bytes(),
         data_offset_bytes: geometry.data_offset_bytes,

@@ -53,6 +53,16 @@ impl Places {
         self.export(name).join(super::fuse::FILE_NAME)
     }
 
+    /// Where NBD clients connect.
+    pub fn socket(&self, name: &MappingName) -> PathBuf {
+        self.directory(name).join("nbd.sock")
+    }
+
+    /// Where commands connect.
+    pub fn control(&self, name: &MappingName) -> PathBuf {
+        self.directory(name).join("control.sock")
+    }
+
     /// Makes the directory for all mappings.
     pub fn create(&self) -> Result<(), BackendError> {
         fs::DirBuilder::new()

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{places::Places, state::Identity};
 use crate::{
-    backend::{BackendError, MappingName},
+    backend::{BackendError, ExportKind, MappingName},
     device::DeviceError,
     volume::{Geometry, SectorSize},
 };
@@ -51,8 +51,12 @@ pub struct Attach {
     pub identity: Identity,
     /// UUID of the volume's header.
     pub volume: Option<Uuid>,
+    /// How users are to reach it.
+    pub export: ExportKind,
     /// No writes.
     pub read_only: bool,
+    /// Discards reach the device.
+    pub allow_discards: bool,
     /// Size of the volume key.
     pub key_size_bits: u32,
     /// Encryption sector size.
@@ -77,8 +81,8 @@ impl Attach {
     }
 }
 
-/// What the worker says to an [`Attach`]: `Mounted`, then, told the [`super::loop_device::LoopDevice`] that the command
-/// has made of its file, `Ready`; or `Failed`.
+/// What the worker says to an [`Attach`]: `Ready` or `Failed`; before that, if it exports a file, `Mounted`, and is told the
+/// [`super::loop_device::LoopDevice`] that the command has made of the file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub enum Answer {

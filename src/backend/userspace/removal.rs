@@ -7,10 +7,13 @@ use std::{
 };
 
 use super::{
+    control::{self, Order, Reply},
+    export::Exported,
     fuse,
     loop_device::{Cleared, Flush, LoopDevice},
     places::Places,
     state::State,
+    ublk::UblkDevice,
 };
 use crate::{
     backend::{BackendError, Deferred, MappingName},
@@ -21,6 +24,8 @@ use crate::{
 pub const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 /// Programs that look at every device (udev's, say) have it open for moments; a real user, for longer than this.
 const BUSY_PATIENCE: Duration = Duration::from_secs(2);
+/// A worker that is dying closes its files before it has died.
+const DEATH_PATIENCE: Duration = Duration::from_millis(500);
 /// With the loop device gone, the worker has at most the backing device's cache left to flush.
 const END_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -37,36 +42,107 @@ pub fn detach(places: &Places, name: &MappingName, deferred: Deferred) -> Result
 /// As [`detach`], for whoever has the name's lock.
 pub fn remove(places: &Places, state: &State, deferred: Deferred) -> Result<(), BackendError> {
     let worker_lives = state.worker.is_alive();
-    if let Some(device) = state.bound_loop_device(places) {
-        let cleared = match deferred {
-            Deferred::No => clear(device, state, worker_lives)?,
-            Deferred::Yes => device
-                .clear_when_unused(Duration::from_millis(200))
-                .map_err(BackendError::failed(format!("cannot have {} go", device.path().display())))?,
-        };
-        match (cleared, deferred) {
-            (Cleared::Gone, _) => {}
-            (Cleared::InUse, Deferred::No) => return Err(busy(state, device)),
-            // The worker sees it go. A dead one's loop device goes by itself.
-            (Cleared::InUse, Deferred::Yes) if worker_lives => return Ok(()),
-            (Cleared::InUse, Deferred::Yes) => {}
+    match remove_from(places, state, deferred, worker_lives) {
+        // It died while it was asked: what it leaves is removed in another way.
+        Err(BackendError::Failed { .. }) if worker_lives && ends_within(state, DEATH_PATIENCE) => {
+            remove_from(places, state, deferred, false)
         }
+        result => result,
+    }
+}
+
+fn remove_from(places: &Places, state: &State, deferred: Deferred, worker_lives: bool) -> Result<(), BackendError> {
+    let gone = match state.exported(places) {
+        Some(Exported::Loop(device)) => clear_loop(device, state, worker_lives, deferred)?,
+        Some(Exported::Ublk(device)) if worker_lives => clear_ublk(device, places, state, deferred)?,
+        Some(Exported::Socket(_)) if worker_lives => end_socket(places, state, deferred)?,
+        // Without its worker a ublk device goes by itself.
+        Some(Exported::Ublk(_) | Exported::Socket(_)) | None => true,
+    };
+    // The worker sees its last user go. A dead one's device goes by itself.
+    if !gone && worker_lives {
+        return Ok(());
     }
     wait_for_end(state)?;
+    if let Some(device) = state.ublk_device {
+        device
+            .sweep(state.worker.pid)
+            .map_err(BackendError::failed(format!("cannot remove {}", device.path().display())))?;
+    }
     sweep(places, &state.name)
+}
+
+/// Whether it has gone; otherwise it will, with its last user.
+fn clear_loop(device: LoopDevice, state: &State, worker_lives: bool, deferred: Deferred) -> Result<bool, BackendError> {
+    let cleared = match deferred {
+        Deferred::No => clear(device, state, worker_lives)?,
+        Deferred::Yes => device
+            .clear_when_unused(Duration::from_millis(200))
+            .map_err(BackendError::failed(format!("cannot have {} go", device.path().display())))?,
+    };
+    match (cleared, deferred) {
+        (Cleared::Gone, _) => Ok(true),
+        (Cleared::InUse, Deferred::No) => Err(busy(state, &Exported::Loop(device))),
+        (Cleared::InUse, Deferred::Yes) => Ok(false),
+    }
+}
+
+fn clear_ublk(device: UblkDevice, places: &Places, state: &State, deferred: Deferred) -> Result<bool, BackendError> {
+    let path = device.path();
+    let stop = || match control::give(&places.control(&state.name), Order::End { deferred: false })? {
+        Reply::Failed(number) => Err(io::Error::from_raw_os_error(number)),
+        Reply::Done | Reply::InUse(_) => Ok(()),
+    };
+    let cleared = device.clear(BUSY_PATIENCE, stop).map_err(BackendError::failed(format!(
+        "cannot write all data of '{}' ({}) to {}",
+        state.name,
+        path.display(),
+        state.device.display()
+    )))?;
+    match (cleared, deferred) {
+        (Cleared::Gone, _) => Ok(true),
+        (Cleared::InUse, Deferred::No) => Err(busy(state, &Exported::Ublk(device))),
+        (Cleared::InUse, Deferred::Yes) => Err(BackendError::Unavailable(format!(
+            "cannot have {} go with its last user: ublk does not know who that is",
+            path.display()
+        ))),
+    }
+}
+
+fn end_socket(places: &Places, state: &State, deferred: Deferred) -> Result<bool, BackendError> {
+    let order = Order::End { deferred: deferred == Deferred::Yes };
+    let action = || format!("cannot have the worker of '{}' end", state.name);
+    let deadline = Instant::now() + BUSY_PATIENCE;
+    loop {
+        match control::give(&places.control(&state.name), order).map_err(BackendError::failed(action()))? {
+            Reply::Done => return Ok(true),
+            Reply::InUse(_) if deferred == Deferred::Yes => return Ok(false),
+            // A client that has just ended is there until the worker has noticed.
+            Reply::InUse(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+            Reply::InUse(holders) => return Err(BackendError::Busy { name: state.name.clone(), holders }),
+            Reply::Failed(number) => return Err(BackendError::failed(action())(io::Error::from_raw_os_error(number))),
+        }
+    }
 }
 
 /// Waits until the worker has ended.
 pub fn wait_for_end(state: &State) -> Result<(), BackendError> {
-    let deadline = Instant::now() + END_PATIENCE;
+    if ends_within(state, END_PATIENCE) {
+        return Ok(());
+    }
+    let reason = format!("process {} still runs, see worker.log", state.worker.pid);
+    Err(BackendError::failed(format!("the worker of '{}' does not end", state.name))(reason))
+}
+
+fn ends_within(state: &State, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
     while state.worker.is_alive() {
         if Instant::now() >= deadline {
-            let reason = format!("process {} still runs, see worker.log", state.worker.pid);
-            return Err(BackendError::failed(format!("the worker of '{}' does not end", state.name))(reason));
+            return false;
         }
         thread::sleep(Duration::from_millis(5));
     }
-    Ok(())
+    true
 }
 
 fn clear(device: LoopDevice, state: &State, worker_lives: bool) -> Result<Cleared, BackendError> {
@@ -84,10 +160,11 @@ fn clear(device: LoopDevice, state: &State, worker_lives: bool) -> Result<Cleare
     }
 }
 
-fn busy(state: &State, device: LoopDevice) -> BackendError {
-    let mut holders = holders::of_path(&device.path());
+fn busy(state: &State, exported: &Exported) -> BackendError {
+    let path = exported.path();
+    let mut holders = holders::of_path(&path);
     if holders.is_empty() {
-        holders.push(format!("someone who has {} mounted or open", device.path().display()));
+        holders.push(format!("someone who has {} mounted or open", path.display()));
     }
     BackendError::Busy { name: state.name.clone(), holders }
 }

@@ -9,8 +9,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{loop_device::LoopDevice, places::Places, protocol::Attach};
-use crate::backend::{BackendError, MappingName};
+use super::{export::Exported, loop_device::LoopDevice, places::Places, protocol::Attach, ublk::UblkDevice};
+use crate::backend::{BackendError, ExportKind, MappingName};
 
 /// Version of `state.json`.
 const VERSION: u32 = 1;
@@ -38,8 +38,17 @@ pub struct State {
     pub size_bytes: u64,
     /// No writes.
     pub read_only: bool,
-    /// The plaintext device, once there is one.
+    /// How users reach the plaintext.
+    #[serde(default)]
+    pub export: ExportKind,
+    /// The plaintext device of a FUSE export, once there is one.
     pub loop_device: Option<LoopDevice>,
+    /// The plaintext device of a ublk export, once there is one.
+    #[serde(default)]
+    pub ublk_device: Option<UblkDevice>,
+    /// It ends when its last user goes. Loop devices know that themselves.
+    #[serde(default)]
+    pub going: bool,
     /// Why the worker ended without doing all that it should.
     pub fault: Option<String>,
 }
@@ -58,7 +67,10 @@ impl State {
             sector_size_bytes: request.sector_size_bytes,
             size_bytes: request.size_bytes,
             read_only: request.read_only,
+            export: request.export,
             loop_device: None,
+            ublk_device: None,
+            going: false,
             fault: None,
         })
     }
@@ -97,6 +109,15 @@ impl State {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(BackendError::failed(action)(error)),
             Ok(json) => serde_json::from_slice(&json).map(Some).map_err(BackendError::failed(action)),
+        }
+    }
+
+    /// What users reach the plaintext by, as long as it is there.
+    pub fn exported(&self, places: &Places) -> Option<Exported> {
+        match self.export {
+            ExportKind::Fuse => self.bound_loop_device(places).map(Exported::Loop),
+            ExportKind::Ublk => self.ublk_device.filter(|device| device.path().exists()).map(Exported::Ublk),
+            ExportKind::Nbd => Some(places.socket(&self.name)).filter(|path| path.exists()).map(Exported::Socket),
         }
     }
 
@@ -197,7 +218,9 @@ mod tests {
             device: "/dev/vdb".into(),
             identity: Identity::BlockDevice(7),
             volume: Some(Uuid::nil()),
+            export: ExportKind::Ublk,
             read_only: true,
+            allow_discards: false,
             key_size_bits: 512,
             sector_size_bytes: 4096,
             data_offset_bytes: 0,

@@ -8,7 +8,8 @@
 //! answer, it would stay for ever, since that wait ends with the answer only. The command does that, see [`super::removal`].
 //!
 //! It ends when its loop device lets go of its file, whoever cleared that: `detach`, the last user of a device that was
-//! detached with `--deferred`, or `losetup -d`. Told to end (SIGTERM, SIGINT), it starts a `detach` of itself, which works
+//! detached with `--deferred`, or `losetup -d`; when its ublk device was stopped; or, exporting a socket, when it gets an
+//! order over another one ([`super::control`]). Told to end (SIGTERM, SIGINT), it starts a `detach` of itself, which works
 //! unless the mapping is in use.
 
 use std::{
@@ -36,7 +37,8 @@ use nix::{
 };
 
 use super::{
-    fuse::{Export, Happening},
+    control::{self, Order, Reply},
+    export::{Export, Exported, Happening},
     image::Image,
     lockdown,
     loop_device::LoopDevice,
@@ -46,7 +48,7 @@ use super::{
     state::{Identity, State},
 };
 use crate::{
-    backend::{BackendError, Deferred, MappingName},
+    backend::{BackendError, Deferred, ExportKind, MappingName},
     device::{Device, DeviceError, DeviceKind},
     key::{SecretBytes, VolumeKey},
 };
@@ -99,8 +101,12 @@ fn attach(request: &Attach, socket: UnixStream, lock: OwnedFd) -> Result<(), Bac
             return protocol::send(&socket, &Answer::failure(error)).map_err(BackendError::failed("cannot answer"));
         }
     };
-    let loop_device = expect_loop_device(&socket, &serving)?;
-    let answer = serving.announce(loop_device).map_or_else(Answer::failure, |()| Answer::Ready);
+    match &serving.export {
+        Export::Fuse(_) => serving.state.loop_device = Some(expect_loop_device(&socket, &serving)?),
+        Export::Ublk(export) => serving.state.ublk_device = Some(export.device()),
+        Export::Nbd(_) => {}
+    }
+    let answer = serving.announce().map_or_else(Answer::failure, |()| Answer::Ready);
     // If the command has died, nobody hears it; the mapping is there all the same.
     if let Err(error) = protocol::send(&socket, &answer) {
         tracing::warn!("the command that attached this has gone: {error}");
@@ -129,8 +135,13 @@ fn receive_key(request: &Attach, mut socket: &UnixStream) -> Result<VolumeKey, B
     VolumeKey::from_secret(bytes).ok_or_else(|| BackendError::failed(action)("no AES-XTS key has that size"))
 }
 
+fn failed(error: io::Error) -> Reply {
+    Reply::Failed(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
 enum Event {
     Export(Happening),
+    Order(Order, UnixStream),
     Signal(Signal),
 }
 
@@ -159,34 +170,64 @@ impl Serving {
         lockdown::ask_for_precedence();
         forward_signals(events.clone()).map_err(cannot(request, "wait for signals"))?;
 
-        let image = Arc::new(Image::new(backing, &geometry, &key, device.logical_block_bytes));
+        let image = Image::new(backing, &geometry, &key, device.logical_block_bytes);
+        let image = Arc::new(image.with_discards(request.allow_discards));
         drop(key);
+        if request.export != ExportKind::Fuse {
+            let orders = events.clone();
+            let take = move |order, stream| drop(orders.send(Event::Order(order, stream)));
+            control::listen(&places.control(name), take).map_err(cannot(request, "listen for orders"))?;
+        }
         let notify = move |happening| drop(events.send(Event::Export(happening)));
-        let export =
-            Export::mount(Arc::clone(&image), &request.device, &places.export(name), request.read_only, notify)
-                .map_err(cannot(request, "mount its FUSE file system (is there a /dev/fuse?)"))?;
+        let export = Export::start(request, Arc::clone(&image), notify).map_err(cannot(
+            request,
+            match request.export {
+                ExportKind::Fuse => "mount its FUSE file system (is there a /dev/fuse?)",
+                ExportKind::Ublk => "make a ublk device (Linux 6.4 or newer; is ublk_drv loaded?)",
+                ExportKind::Nbd => "listen for NBD clients",
+            },
+        ))?;
         Ok(Self { state, places, export, image, directory, _claim: claim })
     }
 
-    /// Writes down that the mapping is complete and makes its link. From here on it is there until its loop device goes,
-    /// even if this fails.
-    fn announce(&mut self, loop_device: LoopDevice) -> Result<(), BackendError> {
+    /// Writes down that the mapping is complete and makes its link. From here on it is there until its export goes, even
+    /// if this fails.
+    fn announce(&mut self) -> Result<(), BackendError> {
         self.directory.keep();
-        self.state.loop_device = Some(loop_device);
-        let name = &self.state.name;
-        tracing::info!("{name}: {} on {}", loop_device.path().display(), self.state.device.display());
-        self.state
-            .update(&self.places)
-            .and_then(|()| self.places.make_link(name, &loop_device.path()))
-            .map_err(BackendError::failed(format!("cannot make '{name}' known")))
+        let (name, exported) = (&self.state.name, self.state.exported(&self.places));
+        let path = exported.as_ref().map(Exported::path).unwrap_or_default();
+        tracing::info!(
+            "{name}: {} on {}, XTS by {}",
+            path.display(),
+            self.state.device.display(),
+            self.image.engine_name()
+        );
+        let link = match exported {
+            Some(Exported::Socket(_)) | None => Ok(()),
+            Some(_) => self.places.make_link(name, &path),
+        };
+        self.state.update(&self.places).and(link).map_err(BackendError::failed(format!("cannot make '{name}' known")))
     }
 
-    /// Serves until the loop device is gone.
-    fn serve(self, events: &Receiver<Event>) -> Result<(), BackendError> {
+    /// Serves until the export is gone.
+    fn serve(mut self, events: &Receiver<Event>) -> Result<(), BackendError> {
         loop {
             match events.recv() {
-                Ok(Event::Export(Happening::Released)) if self.state.bound_loop_device(&self.places).is_some() => {}
+                Ok(Event::Export(Happening::Released)) if self.is_wanted() => {}
                 Ok(Event::Export(Happening::Released)) => return self.end(),
+                // Its device was cleared.
+                Ok(Event::Export(Happening::Ended(_))) if matches!(self.export, Export::Ublk(_)) => return self.end(),
+                Ok(Event::Order(order, stream)) => {
+                    let reply = self.obey(order);
+                    let ends = matches!((order, &reply), (Order::End { .. }, Reply::Done));
+                    let ends = ends && matches!(self.export, Export::Nbd(_));
+                    if let Err(error) = protocol::send(&stream, &reply) {
+                        tracing::warn!("cannot answer: {error}");
+                    }
+                    if ends {
+                        return self.end();
+                    }
+                }
                 Ok(Event::Signal(signal)) => {
                     tracing::info!("{signal}: detaching");
                     detach_from_outside(self.state.name.clone(), self.places.clone());
@@ -201,12 +242,48 @@ impl Serving {
         }
     }
 
+    /// Whether it goes on when someone has let go of it.
+    fn is_wanted(&self) -> bool {
+        match &self.export {
+            Export::Fuse(_) => self.state.bound_loop_device(&self.places).is_some(),
+            Export::Ublk(_) => true,
+            Export::Nbd(export) => !(self.state.going && export.clients().is_empty()),
+        }
+    }
+
+    fn obey(&mut self, order: Order) -> Reply {
+        let done = match (order, &self.export) {
+            (Order::End { deferred }, Export::Nbd(export)) => {
+                let clients = export.clients();
+                if clients.is_empty() {
+                    return Reply::Done;
+                }
+                self.state.going |= deferred;
+                return self.state.update(&self.places).map_or_else(failed, |()| Reply::InUse(clients));
+            }
+            (Order::Users, Export::Nbd(export)) => return Reply::InUse(export.clients()),
+            // The kernel knows.
+            (Order::Users, _) => return Reply::InUse(Vec::new()),
+            // The command has made sure that nobody uses it. What follows is an event of the export.
+            (Order::End { .. }, Export::Ublk(export)) => export.device().stop(),
+            (Order::End { .. }, Export::Fuse(_)) => Err(Errno::EINVAL.into()),
+            (Order::Grow { size_bytes }, export) => self.image.grow(size_bytes).and_then(|()| {
+                if let Export::Ublk(export) = export {
+                    export.device().grow(size_bytes)?;
+                }
+                self.state.size_bytes = size_bytes;
+                self.state.update(&self.places)
+            }),
+        };
+        done.map_or_else(failed, |()| Reply::Done)
+    }
+
     /// Brings all to the device and leaves nothing behind, except the reason if that fails.
     fn end(self) -> Result<(), BackendError> {
         let Self { mut state, places, export, image, directory: _, _claim } = self;
-        let unmounted = export.unmount().map_err(|error| format!("cannot unmount {}: {error}", state.name));
+        let ended = export.end().map_err(|error| format!("cannot end the export of {}: {error}", state.name));
         let flushed = image.flush().map_err(|error| format!("cannot flush {}: {error}", state.device.display()));
-        let ended = match unmounted.and(flushed) {
+        let cleaned = match ended.and(flushed) {
             Ok(()) => places.remove_link(&state.name).and_then(|()| places.remove_directory(&state.name)),
             Err(fault) => {
                 tracing::error!("{fault}");
@@ -214,7 +291,7 @@ impl Serving {
                 state.update(&places)
             }
         };
-        ended.map_err(BackendError::failed(format!("cannot clean up after '{}'", state.name)))
+        cleaned.map_err(BackendError::failed(format!("cannot clean up after '{}'", state.name)))
     }
 }
 

@@ -31,7 +31,7 @@ impl Case {
     /// The volume /dev/sda2 comes from there, says OpenStack.
     pub fn served(self, kind: &str, data: serde_json::Value) -> Self {
         let info = json!({"driver_volume_type": kind, "data": data});
-        Self { target: Some(Target::from_connection_info(&info).expect("connection information")), ..self }
+        Self { target: Some(Target::parse(info.to_string().as_bytes()).expect("connection information")), ..self }
     }
 
     pub fn served_by_iscsi(self, portal: &str) -> Self {

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Barbican, MOST_BYTES};
 use crate::{
+    error::chain,
     key::{KeyId, ObjectFacts, ObjectKind, SealedKey, SecretBytes},
     store::{
         StoreError,
@@ -139,6 +140,10 @@ impl Barbican {
     pub(super) fn set_metadata(&self, id: &KeyId, name: &str, value: &str) -> Result<(), StoreError> {
         let mut metadata = self.metadata(id)?;
         metadata.insert(name.to_owned(), value.into());
+        self.put_metadata(id, &metadata)
+    }
+
+    pub(super) fn put_metadata(&self, id: &KeyId, metadata: &serde_json::Map<String, Value>) -> Result<(), StoreError> {
         let body = json!({"metadata": metadata}).to_string();
         let answer = self.send("write to", |urls| {
             Request::new(Method::PUT, Self::urls(urls, &["secrets", &id.to_string(), "metadata"]), MOST_BYTES)
@@ -201,6 +206,15 @@ impl Barbican {
         self.expect("delete from", answer).map(|_| true)
     }
 
+    /// An order that is done only stands around.
+    pub(super) fn forget_order(&self, order: &str) {
+        let forgotten = self
+            .send("delete from", |urls| Request::new(Method::DELETE, Self::urls(urls, &["orders", order]), MOST_BYTES));
+        if let Err(error) = forgotten.and_then(|answer| self.expect("delete from", answer)) {
+            tracing::debug!("the order {order} stays: {}", chain(&error));
+        }
+    }
+
     /// The ids of all secrets with a payload that `keep` says yes to.
     pub(super) fn secrets(&self, keep: impl Fn(&Listed) -> bool) -> Result<Vec<KeyId>, StoreError> {
         #[derive(Deserialize)]
@@ -247,7 +261,7 @@ impl Secret {
             bit_length: self.bit_length,
             name: self.name,
             created,
-            given_out: false,
+            fresh: false,
         }
     }
 }

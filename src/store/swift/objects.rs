@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::{MOST_WORDS_BYTES, Swift};
 use crate::{
+    error::chain,
     key::{MAX_SEALED_BYTES, MalformedSealedKey, SealedKey, SecretBytes},
     store::{
         StoreError,
@@ -29,7 +30,7 @@ struct Listed {
 
 #[derive(Clone, Copy)]
 enum Read {
-    /// Compare all replicas that answer.
+    /// Compare all replicas that answer, however long Swift waits for one that hangs.
     Newest,
     /// Likewise, but not for long: a storage node that hangs holds up such a request for as long as Swift waits for it.
     NewestIfSoon,
@@ -44,7 +45,9 @@ impl Swift {
             let request = Request::new(Method::GET, self.urls(urls, &segments(name)), MAX_SEALED_BYTES);
             match read {
                 Read::Any { spent } => Request { spent, ..request },
-                Read::Newest => request.header("x-newest", HeaderValue::from_static("true")),
+                Read::Newest => {
+                    Request { patient: true, ..request }.header("x-newest", HeaderValue::from_static("true"))
+                }
                 Read::NewestIfSoon => Request { repeat: Repeat::UnlessSlow, ..request }
                     .header("x-newest", HeaderValue::from_static("true")),
             }
@@ -62,21 +65,34 @@ impl Swift {
         Ok(Some(answer.body))
     }
 
-    fn put(&self, name: &str, bytes: &[u8], new: bool) -> Result<Answer, StoreError> {
+    /// Writes an object. `None`: whether it was written is not known, and what stands there afterwards decides.
+    fn put(&self, name: &str, bytes: &[u8], new: bool) -> Result<Option<Answer>, StoreError> {
         let digest = HeaderValue::from_str(&md5(bytes)).map_err(|_| self.unusable("a digest that is no text"))?;
-        self.send("write to", |urls| {
+        let answer = self.send("write to", |urls| {
             let request = Request::new(Method::PUT, self.urls(urls, &segments(name)), MOST_WORDS_BYTES)
                 .body("application/jose+json", bytes.to_vec())
                 .header("etag", digest.clone());
+            // Swift waits for a replica that hangs, and has written the others by then.
+            let request = Request { patient: true, ..request };
             if new { request.header("if-none-match", HeaderValue::from_static("*")) } else { request }
-        })
+        });
+        match answer {
+            Err(StoreError::Unreachable { source, .. })
+                if matches!(*source, SendError::Http(HttpError::TimedOut { .. } | HttpError::Broken { .. })) =>
+            {
+                tracing::warn!("{}; looking whether {name} was written all the same", chain(&*source));
+                Ok(None)
+            }
+            answer => answer.map(Some),
+        }
     }
 
     /// Creates an object. Swift's own "create only" is not atomic, so that what stands there afterwards decides.
     pub(super) fn create_object(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        let answer = self.put(name, bytes, true)?;
         // 412 also stands for a first try whose answer was lost.
-        if answer.status != StatusCode::PRECONDITION_FAILED {
+        if let Some(answer) = self.put(name, bytes, true)?
+            && answer.status != StatusCode::PRECONDITION_FAILED
+        {
             self.expect("write to", answer)?;
         }
         match self.object(name, Read::Newest)? {
@@ -88,13 +104,14 @@ impl Swift {
 
     pub(super) fn replace_object(&self, name: &str, key: &SealedKey) -> Result<(), StoreError> {
         let bytes = key.to_json();
-        let stored = self.newest(name)?.ok_or_else(|| self.not_found(name))?;
+        let Some(stored) = self.newest(name)? else { return Err(self.absent(name)) };
         let (old, new) = (generation(&stored), generation(key));
         if new <= old {
             return Err(StoreError::Outdated { id: name.to_owned(), generation: old });
         }
-        let answer = self.put(name, &bytes, false)?;
-        self.expect("write to", answer)?;
+        if let Some(answer) = self.put(name, &bytes, false)? {
+            self.expect("write to", answer)?;
+        }
         match self.newest(name)? {
             Some(stored) if stored == *key => Ok(()),
             Some(stored) => Err(StoreError::Outdated { id: name.to_owned(), generation: generation(&stored) }),
@@ -102,7 +119,7 @@ impl Swift {
         }
     }
 
-    fn newest(&self, name: &str) -> Result<Option<SealedKey>, StoreError> {
+    pub(super) fn newest(&self, name: &str) -> Result<Option<SealedKey>, StoreError> {
         self.object(name, Read::Newest)?.map(|bytes| self.parse(name, &bytes)).transpose()
     }
 
@@ -118,7 +135,7 @@ impl Swift {
             }
             outcome => outcome,
         }?;
-        self.parse(name, &bytes.ok_or_else(|| self.not_found(name))?)
+        bytes.map_or_else(|| Err(self.absent(name)), |bytes| self.parse(name, &bytes))
     }
 
     fn parse(&self, name: &str, bytes: &SecretBytes) -> Result<SealedKey, StoreError> {
@@ -129,8 +146,16 @@ impl Swift {
         StoreError::Malformed { what: format!("{self}/{name}"), source }
     }
 
-    fn not_found(&self, name: &str) -> StoreError {
+    pub(super) fn not_found(&self, name: &str) -> StoreError {
         StoreError::NotFound { id: name.to_owned(), at: self.to_string() }
+    }
+
+    /// Why an object is not there: Swift answers 404 for a container that is not there as well.
+    fn absent(&self, name: &str) -> StoreError {
+        match self.head() {
+            Err(no_container @ StoreError::NoContainer { .. }) => no_container,
+            _ => self.not_found(name),
+        }
     }
 
     fn lost(&self, name: &str) -> StoreError {
@@ -140,36 +165,52 @@ impl Swift {
 
     /// Deletes an object, and in a container that keeps old versions, those as well: else nothing would be shredded.
     pub(super) fn delete_object(&self, name: &str) -> Result<(), StoreError> {
+        let versioned = self.is_versioned()?;
         let answer = self.send("delete from", |urls| {
-            Request::new(Method::DELETE, self.urls(urls, &segments(name)), MOST_WORDS_BYTES)
+            let request = Request::new(Method::DELETE, self.urls(urls, &segments(name)), MOST_WORDS_BYTES);
+            Request { patient: true, ..request }
         })?;
-        let found = answer.status != StatusCode::NOT_FOUND;
-        if found {
+        // Sent twice, the first one may have deleted it.
+        let found = answer.status != StatusCode::NOT_FOUND || answer.repeated;
+        if answer.status != StatusCode::NOT_FOUND {
             self.expect("delete from", answer)?;
         }
-        if self.is_versioned()? {
+        if versioned {
             self.delete_versions(name)?;
         }
-        if found { Ok(()) } else { Err(self.not_found(name)) }
+        if found { Ok(()) } else { Err(self.absent(name)) }
     }
 
+    /// Whether the container keeps old versions, or did before that was suspended.
     fn is_versioned(&self) -> Result<bool, StoreError> {
         if let Some(versioned) = self.versioned.get() {
             return Ok(*versioned);
         }
         let answer = self.head()?;
-        let on = ["x-versions-enabled", "x-versions-location", "x-history-location"]
-            .iter()
-            .any(|name| answer.header(name).is_some_and(|value| !value.eq_ignore_ascii_case("false")));
-        Ok(*self.versioned.get_or_init(|| on))
+        if let Some(mode) =
+            ["x-versions-location", "x-history-location"].iter().find(|mode| answer.header(mode).is_some())
+        {
+            let what = format!("it keeps old versions of deleted keys in another container ({mode}), beyond our reach");
+            return Err(StoreError::Answer { action: "delete from", at: self.to_string(), what });
+        }
+        let versioned = answer.header("x-versions-enabled").is_some();
+        Ok(*self.versioned.get_or_init(|| versioned))
     }
 
     fn delete_versions(&self, name: &str) -> Result<(), StoreError> {
+        // Each page is deleted before the next is asked for; what comes after a page of one version is another name's.
+        while self.delete_page_of_versions(name)? == PAGE {}
+        Ok(())
+    }
+
+    fn delete_page_of_versions(&self, name: &str) -> Result<usize, StoreError> {
+        let mut deleted = 0;
         for version in self.page(&[("versions", ""), ("prefix", name)])? {
             let (Some(found), Some(version)) = (version.name, version.version_id) else { continue };
             if found != name {
                 continue;
             }
+            deleted += 1;
             let answer = self.send("delete from", |urls| {
                 let mut urls = self.urls(urls, &segments(name));
                 for url in &mut urls {
@@ -181,7 +222,7 @@ impl Swift {
                 self.expect("delete from", answer)?;
             }
         }
-        Ok(())
+        Ok(deleted)
     }
 
     /// One page of a listing.
@@ -225,7 +266,7 @@ fn segments(name: &str) -> Vec<&str> {
 }
 
 fn generation(key: &SealedKey) -> u64 {
-    key.claimed_context().map_or(0, |context| context.generation)
+    key.claimed_generation().unwrap_or(0)
 }
 
 fn md5(bytes: &[u8]) -> String {

@@ -1,8 +1,6 @@
 # Sourced by up and down: where everything is, and how a server is started and ended.
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 : "${CRYPTATTACH_OS_STATE:?the directory for all that the servers write}"
-# Below 32768: a client polling a port of the ephemeral range can connect to itself and take the server's port.
-: "${CRYPTATTACH_OS_PORT_BASE:=15000}"
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/cryptattach/openstack
 VENV=$CACHE/venv-$(sha256sum "$HERE/requirements.txt" | cut -c1-12)
 S=$CRYPTATTACH_OS_STATE
@@ -12,7 +10,21 @@ B=$VENV/bin
 # Swift's devices need extended attributes: tmpfs has them since Linux 6.6, ext4 4 KiB for a file. In memory where that works.
 DEVICES=/dev/shm/cryptattach-os-$(printf %s "$S" | sha256sum | cut -c1-12)
 
-BASE=$CRYPTATTACH_OS_PORT_BASE
+# Two runs on one machine have ports of their own. Below 32768: a client polling a port of the ephemeral range can connect to
+# itself and take the server's port.
+free_ports() {
+    local base port
+    for base in $(seq 15000 1000 31000); do
+        for port in 0 11 80 81 100 101; do
+            (exec 3<>"/dev/tcp/127.0.0.1/$((base + port))") 2>/dev/null && continue 2
+        done
+        echo "$base"
+        return
+    done
+    echo "no free ports from 15000 to 32000" >&2
+    return 1
+}
+BASE=$(cat "$S/ports" 2>/dev/null) || BASE=$(free_ports)
 KEYSTONE=$BASE BARBICAN=$((BASE + 11)) PROXY=$((BASE + 80)) TEMPAUTH=$((BASE + 81))
 CONTAINER=$((BASE + 201)) ACCOUNT=$((BASE + 202)) OBJECT=$((BASE + 210))
 TLS=$((BASE + 100)) WRONG_TLS=$((BASE + 101))

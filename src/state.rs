@@ -1,13 +1,13 @@
-//! What a host remembers of a store that it does not trust: small JSON files in the state directory.
+//! What a host remembers of stores that it does not trust: small JSON files in the state directory.
 
 use std::{
     fs, io,
-    io::Write,
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
+
+use crate::durable::Folder;
 
 /// The state directory cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -31,14 +31,18 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
 
 /// Remembers it, whole or not at all.
 pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
     let write = || {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer(&mut file, value)?;
-        file.write_all(b"\n")?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|refused| refused.error).map(drop)
+        let mut json = serde_json::to_vec(value)?;
+        json.push(b'\n');
+        put(path, &json)
     };
     write().map_err(|source| StateError { action: "write", path: path.to_owned(), source })
+}
+
+/// Writes a file, with the folders above it, in place of the one that is there.
+pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    Folder::make(folder)?.replace(name, bytes)
 }

@@ -1,0 +1,34 @@
+#!/bin/bash
+# dracut's module: puts into the initramfs what `cryptattach boot` needs; cryptattach itself says what that is.
+# shellcheck disable=SC2154 # moddir, initdir, systemdsystemunitdir, SYSTEMCTL are dracut's
+
+check() {
+    require_binaries cryptattach || return 1
+    cryptattach boot --image-parts >/dev/null || return 1
+}
+
+depends() {
+    echo systemd crypt
+    ! cryptattach boot --needs-network || echo network
+}
+
+parts() {
+    cryptattach boot --image-parts 2>/dev/null | sed -n "s/^$1 //p"
+}
+
+installkernel() {
+    parts module | while read -r module; do
+        instmods "$module"
+    done
+}
+
+install() {
+    # The warnings of this one are shown: what is kept out of the image, and why.
+    cryptattach boot --image-parts | sed -nE 's/^(program|library|file) //p' | while read -r path; do
+        inst "$path"
+    done
+    inst_multiple -o systemd-ask-password
+    inst_simple "$moddir/cryptattach-boot.service" "$systemdsystemunitdir/cryptattach-boot.service"
+    $SYSTEMCTL -q --root "$initdir" add-wants sysinit.target cryptattach-boot.service
+    ! cryptattach boot --needs-network || echo rd.neednet=1 >"$initdir/etc/cmdline.d/90-cryptattach.conf"
+}

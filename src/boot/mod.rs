@@ -1,0 +1,500 @@
+//! Boot: list the volumes, wait for their devices, ask all sources at once and a person besides, attach each volume as
+//! soon as its key is there, and say what happened.
+//!
+//! Nothing here waits without a bound, and nothing waits for another: each volume and each of its sources has a thread of
+//! its own, and whoever has the key first attaches the volume. What still runs at the end is left to end with the process.
+
+pub mod doctor;
+pub mod image;
+mod initrd;
+mod listed;
+mod mounts;
+mod prompt;
+mod record;
+mod source;
+mod wait;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use self::{
+    prompt::{Answer, Prompt},
+    record::Record,
+    source::{By, Claim, Sources},
+    wait::Announced,
+};
+use crate::{
+    attach::Options,
+    backend::{self, Activate, MappingName},
+    config::{BootVolume, Config, DeviceSpec},
+    error::{Error, chain},
+    key::{KeyReference, SecretBytes},
+    volume::{self, Volume, VolumeError},
+};
+
+/// Where a boot leaves its record for those who look later; a tmpfs that outlives the initramfs.
+pub const RECORD: &str = "/run/cryptattach/boot.json";
+
+/// How long the end of a boot waits for the TPM to extend PCR 15; old chips take half a second.
+const LONGEST_LATCH: Duration = Duration::from_secs(10);
+
+/// A volume that this boot attaches.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// The mapping's name.
+    pub name: MappingName,
+    /// The encrypted device.
+    pub device: DeviceSpec,
+    /// A detached header.
+    pub header: Option<PathBuf>,
+    /// The keys; what the token says if there are none.
+    pub keys: Vec<KeyReference>,
+    /// How to map it.
+    pub options: Options,
+    /// The configuration names it: then it has to be ours. Otherwise its token tells.
+    pub configured: bool,
+}
+
+impl Planned {
+    fn configured(volume: &BootVolume) -> Self {
+        let BootVolume { name, device, keys, header, read_only, allow_discards, no_read_workqueue, no_write_workqueue } =
+            volume.clone();
+        let options = Options { read_only, export: None, allow_discards, no_read_workqueue, no_write_workqueue };
+        Self { name, device, header, keys, options, configured: true }
+    }
+}
+
+/// A boot did not attach all its volumes.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// Some are not open.
+    #[error("not attached: {}", .0.join(", "))]
+    Unfinished(Vec<String>),
+    /// What a source needs did not come in time.
+    #[error("{what} did not come within {} s", .after.as_secs())]
+    TooLate {
+        /// "a route to 10.0.2.100", ...
+        what: String,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// The lockbox did not open, for another volume of this boot either.
+    #[error("the lockbox is closed: {0}")]
+    LockboxClosed(String),
+    /// A file system with keys cannot be mounted.
+    #[error("cannot mount {device} on {}", .at.display())]
+    Mount {
+        /// The device.
+        device: DeviceSpec,
+        /// Where.
+        at: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An image cannot be read.
+    #[error("cannot read the image {}", .path.display())]
+    Image {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An image lacks something, or has what it should not.
+    #[error("the image {} is not fit to boot this machine", .0.display())]
+    Unfit(PathBuf),
+}
+
+/// What the threads tell the boot; the number is the volume's.
+enum Report {
+    /// A wait has begun; so there is a time to tell of it.
+    Waiting,
+    /// Its device is there.
+    Found(usize, Arc<Volume>),
+    /// It has no token of ours, or a header that is none of ours: the distribution opens it.
+    NotOurs(usize, Option<Error>),
+    /// A source has failed for good.
+    Failed(usize, By, Error),
+    /// No source is left.
+    GaveUp(usize),
+    /// It is attached.
+    Attached(usize, By),
+    /// A person has answered, or the prompt could not be shown.
+    Answered(Option<SecretBytes>),
+    /// What a person typed was tried on a volume.
+    Tried(usize, Result<(), Error>),
+}
+
+/// What has become of a volume.
+enum State {
+    /// Its device is not there yet.
+    Awaited,
+    /// Its device is there, its key is not.
+    Found(Arc<Volume>),
+    /// Only a person could open it now.
+    GaveUp(Option<Arc<Volume>>),
+    /// Attached, or none of ours.
+    Done,
+}
+
+struct Boot {
+    config: Arc<Config>,
+    planned: Vec<Planned>,
+    states: Vec<State>,
+    claims: Vec<Arc<Claim>>,
+    sources: Arc<Sources>,
+    record: Record,
+    reports: Receiver<Report>,
+    sender: Sender<Report>,
+    prompt: Option<Prompt>,
+    /// When each volume was found, or else the start.
+    found: Vec<Instant>,
+    /// Before that no prompt is shown.
+    no_prompt_before: Instant,
+    /// On how many volumes a passphrase is being tried.
+    trying: usize,
+    deadline: Instant,
+}
+
+/// Attaches the volumes of this boot; `crypttab` is its text, if it is another than this boot's.
+pub fn boot(config: Config, crypttab: Option<&str>) -> Result<(), Error> {
+    let planned = plan(&config, crypttab);
+    let mut boot = Boot::new(config, planned);
+    boot.start();
+    while !boot.is_over() {
+        boot.step();
+    }
+    boot.end()
+}
+
+/// The volumes: those of the configuration, or of crypttab (its text, if it is not the one of this boot), or, where there is
+/// none, all that are here and ours.
+pub fn plan(config: &Config, crypttab: Option<&str>) -> Vec<Planned> {
+    if !config.boot.volumes.is_empty() {
+        return config.boot.volumes.iter().map(Planned::configured).collect();
+    }
+    let Some(mut listed) = crypttab.map(listed::entries).or_else(listed::of_this_boot) else {
+        return present(config);
+    };
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    for planned in listed::from_kernel(&command_line) {
+        if listed.iter().all(|other| other.device != planned.device) {
+            listed.push(planned);
+        }
+    }
+    listed
+}
+
+/// The LUKS2 devices that are here, with a token for a store that is configured.
+fn present(config: &Config) -> Vec<Planned> {
+    let devices = fs::read_dir("/sys/class/block").into_iter().flatten().flatten();
+    let ours = devices.filter_map(|entry| {
+        let path = Path::new("/dev").join(entry.file_name());
+        let volume = volume::probe(&path, None).ok()?;
+        let reference = volume.luks()?.reference.clone()?;
+        config.store(&reference.store).ok()?;
+        Some(Planned {
+            name: format!("luks-{}", volume.uuid()?).parse().ok()?,
+            device: path.to_str()?.parse().ok()?,
+            header: None,
+            keys: vec![reference],
+            options: Options::default(),
+            configured: false,
+        })
+    });
+    ours.collect()
+}
+
+impl Boot {
+    fn new(mut config: Config, planned: Vec<Planned>) -> Self {
+        let start = Instant::now();
+        let deadline = start + config.boot.total;
+        // A store that is not there yet may come: it is tried as long as the boot lasts.
+        for store in config.stores.values_mut() {
+            store.network.total_seconds = config.boot.total.as_secs_f64();
+        }
+        let config = Arc::new(config);
+        let (sender, reports) = mpsc::channel();
+        Self {
+            states: planned.iter().map(|_| State::Awaited).collect(),
+            found: vec![start; planned.len()],
+            claims: planned.iter().map(|_| Arc::default()).collect(),
+            sources: Arc::new(Sources::new(config.clone(), deadline, sender.clone())),
+            record: Record::begin(&planned),
+            config,
+            planned,
+            reports,
+            sender,
+            prompt: None,
+            no_prompt_before: start,
+            trying: 0,
+            deadline,
+        }
+    }
+
+    /// Waits for each volume's device.
+    fn start(&mut self) {
+        for (number, planned) in self.planned.iter().enumerate() {
+            let (planned, sources, sender) = (planned.clone(), self.sources.clone(), self.sender.clone());
+            thread::spawn(move || {
+                let report = match sources.find(number, &planned) {
+                    Ok(volume) if is_attached(&planned, &volume) => Report::Attached(number, By::Before),
+                    Ok(volume) if planned.configured || volume.luks().is_some_and(|luks| luks.reference.is_some()) => {
+                        Report::Found(number, Arc::new(volume))
+                    }
+                    Ok(_) => Report::NotOurs(number, None),
+                    // What crypttab lists may be anything.
+                    Err(error @ Error::Volume(_)) if !planned.configured => Report::NotOurs(number, Some(error)),
+                    Err(error) => {
+                        let _ = sender.send(Report::Failed(number, By::Device, error));
+                        Report::GaveUp(number)
+                    }
+                };
+                let _ = sender.send(report);
+            });
+        }
+    }
+
+    fn step(&mut self) {
+        let ticks = [Some(self.deadline), self.sources.waits.next_due(), self.prompt_due()];
+        let next = ticks.into_iter().flatten().min().unwrap_or(self.deadline);
+        match self.reports.recv_timeout(next.saturating_duration_since(Instant::now())) {
+            Ok(report) => self.take(report),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+        }
+        for line in self.sources.waits.due(|volume| matches!(self.states[volume], State::Awaited | State::Found(_))) {
+            let line = format!("waiting for {line}");
+            // Below a prompt it would stand where the person types.
+            if self.prompt.is_some() { self.record.note(&line) } else { self.record.say(&line) }
+        }
+        if self.prompt_due().is_some_and(|due| due <= Instant::now()) {
+            self.show_prompt();
+        }
+    }
+
+    fn take(&mut self, report: Report) {
+        match report {
+            Report::Waiting => {}
+            Report::Found(number, volume) => {
+                self.ask_all_sources(number, &volume);
+                self.states[number] = State::Found(volume);
+                self.found[number] = Instant::now();
+            }
+            Report::NotOurs(number, why) => {
+                self.record.not_ours(number, why.as_ref());
+                self.states[number] = State::Done;
+            }
+            Report::Failed(number, by, error) => self.record.failed(number, &by, &error),
+            Report::GaveUp(number) => {
+                self.states[number] = match std::mem::replace(&mut self.states[number], State::Awaited) {
+                    State::Found(volume) => State::GaveUp(Some(volume)),
+                    State::Awaited => State::GaveUp(None),
+                    settled => settled,
+                }
+            }
+            Report::Attached(number, by) => {
+                self.states[number] = State::Done;
+                if self.waits_for_a_person().is_empty() {
+                    self.prompt = None;
+                }
+                self.record.attached(number, &by);
+            }
+            Report::Answered(answer) => {
+                if let Some(prompt) = self.prompt.take() {
+                    prompt.answered();
+                }
+                match answer {
+                    Some(passphrase) => self.try_passphrase(passphrase),
+                    // Whatever the matter is, it is not shown again at once.
+                    None => self.no_prompt_before = self.deadline,
+                }
+            }
+            Report::Tried(number, tried) => self.tried(number, tried),
+        }
+    }
+
+    /// Each in a thread of its own; the first with a key attaches the volume.
+    fn ask_all_sources(&self, number: usize, volume: &Arc<Volume>) {
+        let planned = &self.planned[number];
+        let token = volume.luks().and_then(|luks| luks.reference.clone());
+        let keys = if planned.keys.is_empty() { token.into_iter().collect() } else { planned.keys.clone() };
+        if keys.is_empty() {
+            let error = Error::NoReference(volume.device.path.clone());
+            let _ = self.sender.send(Report::Failed(number, By::Device, error));
+        }
+        let left = Arc::new(());
+        for by in self.sources.of(&keys) {
+            let (sources, sender, volume) = (self.sources.clone(), self.sender.clone(), volume.clone());
+            let (claim, options, left) = (self.claims[number].clone(), activation(planned, &volume), left.clone());
+            thread::spawn(move || {
+                let attached =
+                    sources.fetch(number, &volume, &by).and_then(|key| claim.attach(&volume, &key, &options));
+                report_attached(&sender, number, by, attached);
+                // The last source out says so.
+                if Arc::into_inner(left).is_some() {
+                    let _ = sender.send(Report::GaveUp(number));
+                }
+            });
+        }
+        if Arc::into_inner(left).is_some() {
+            let _ = self.sender.send(Report::GaveUp(number));
+        }
+    }
+
+    /// When a prompt is to be shown: not while one is, and not without a volume that a passphrase could open.
+    fn prompt_due(&self) -> Option<Instant> {
+        if self.prompt.is_some() || self.trying > 0 || self.no_prompt_before >= self.deadline {
+            return None;
+        }
+        let first = self.waits_for_a_person().into_iter().map(|number| self.found[number]).min()?;
+        Some((first + self.config.boot.prompt_after).max(self.no_prompt_before))
+    }
+
+    /// The volumes that a passphrase could open now.
+    fn waits_for_a_person(&self) -> Vec<usize> {
+        let asks = |state: &State| match state {
+            State::Found(volume) | State::GaveUp(Some(volume)) => volume.luks().is_some_and(|luks| luks.asks_people),
+            _ => false,
+        };
+        (0..self.states.len()).filter(|number| asks(&self.states[*number])).collect()
+    }
+
+    fn show_prompt(&mut self) {
+        let waiting = self.waits_for_a_person();
+        let names: Vec<&str> = waiting.iter().map(|number| self.planned[*number].name.as_str()).collect();
+        self.record.prompt_shown();
+        match Prompt::show(&names) {
+            Some(Ok((prompt, answer))) => {
+                self.prompt = Some(prompt);
+                let sender = self.sender.clone();
+                thread::spawn(move || {
+                    let _ = sender.send(Report::Answered(Answer::read(answer)));
+                });
+            }
+            Some(Err(error)) => {
+                self.record.say(&format!("cannot ask for a passphrase: {error}"));
+                self.no_prompt_before = self.deadline;
+            }
+            None => self.no_prompt_before = self.deadline,
+        }
+    }
+
+    /// Tries what a person typed on all volumes that it could open, at once.
+    fn try_passphrase(&mut self, passphrase: SecretBytes) {
+        let passphrase = Arc::new(passphrase);
+        for number in self.waits_for_a_person() {
+            let (State::Found(volume) | State::GaveUp(Some(volume))) = &self.states[number] else { continue };
+            let (volume, sender, passphrase) = (volume.clone(), self.sender.clone(), passphrase.clone());
+            let (claim, options) = (self.claims[number].clone(), activation(&self.planned[number], &volume));
+            self.trying += 1;
+            thread::spawn(move || {
+                let key = volume.open_keyslot(&passphrase).map_err(Error::from);
+                let tried = key.and_then(|key| claim.attach(&volume, &key, &options));
+                let _ = sender.send(Report::Tried(number, tried));
+            });
+        }
+    }
+
+    fn tried(&mut self, number: usize, tried: Result<(), Error>) {
+        self.trying -= 1;
+        match tried {
+            Ok(()) => self.take(Report::Attached(number, By::Passphrase)),
+            Err(Error::Volume(VolumeError::WrongPassphrase { .. })) => {
+                self.record.say(&format!("the passphrase does not open {}", self.planned[number].name));
+            }
+            Err(error) => self.record.failed(number, &By::Passphrase, &error),
+        }
+        // For what is left, once all have tried it.
+        self.no_prompt_before = Instant::now();
+    }
+
+    /// All is attached; or time is over; or only a person could help, and the distribution asks them as well.
+    fn is_over(&self) -> bool {
+        let asking = self.prompt.is_some() || self.trying > 0;
+        let settled = |state: &State| matches!(state, State::Done) || (matches!(state, State::GaveUp(_)) && !asking);
+        self.states.iter().all(settled) || Instant::now() >= self.deadline
+    }
+
+    /// The latch, but no wait for a TPM that hangs.
+    fn latch(&mut self) {
+        let (sender, done) = mpsc::channel();
+        let sources = self.sources.clone();
+        thread::spawn(move || {
+            let _ = sender.send(sources.latch());
+        });
+        match done.recv_timeout(LONGEST_LATCH) {
+            Ok(Ok(true)) => self.record.note("PCR 15 is latched"),
+            Ok(Ok(false)) => {}
+            Ok(Err(error)) => self.record.say(&format!("PCR 15 is not latched: {}", line(&error))),
+            Err(_) => self.record.say("PCR 15 is not latched: the TPM does not answer"),
+        }
+    }
+
+    fn end(mut self) -> Result<(), Error> {
+        self.prompt = None;
+        self.sources.unmount();
+        let open = |number: &usize| !matches!(self.states[*number], State::Done);
+        let left: Vec<usize> = (0..self.states.len()).filter(open).collect();
+        self.latch();
+        let names: Vec<String> = left.iter().map(|number| self.planned[*number].name.to_string()).collect();
+        self.record.end(&left, self.config.boot.total);
+        if names.is_empty() { Ok(()) } else { Err(BootError::Unfinished(names).into()) }
+    }
+}
+
+fn is_attached(planned: &Planned, volume: &Volume) -> bool {
+    let active =
+        backend::choose(None, &volume.device).and_then(|backend| backend.active(volume, &activation(planned, volume)));
+    active.is_ok_and(|mapping| mapping.is_some())
+}
+
+fn report_attached(sender: &Sender<Report>, number: usize, by: By, attached: Result<(), Error>) {
+    let _ = sender.send(match attached {
+        Ok(()) => Report::Attached(number, by),
+        Err(error) => Report::Failed(number, by, error),
+    });
+}
+
+fn activation(planned: &Planned, volume: &Volume) -> Activate {
+    let Options { read_only, export, allow_discards, no_read_workqueue, no_write_workqueue } = planned.options;
+    let read_only = read_only || volume.device.read_only;
+    Activate { name: planned.name.clone(), read_only, export, allow_discards, no_read_workqueue, no_write_workqueue }
+}
+
+/// In one line for a log.
+fn line(error: &Error) -> String {
+    chain(error).trim_end().replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        fs::write(&path, text).unwrap();
+        Config::read(&path).unwrap()
+    }
+
+    #[test]
+    fn the_configurations_volumes_go_before_crypttabs() {
+        let crypttab = Some("root UUID=aa none luks\ndata UUID=bb none luks,discard\n");
+        let names = |config: &Config| {
+            plan(config, crypttab).into_iter().map(|planned| planned.name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&config("")), ["root", "data"]);
+        let one = "[[boot.volumes]]\nname = 'system'\ndevice = 'LABEL=root'\n";
+        assert_eq!(names(&config(one)), ["system"]);
+        assert!(plan(&config(""), Some("")).is_empty(), "a crypttab without entries is no reason to look around");
+    }
+}

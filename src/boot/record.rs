@@ -1,0 +1,212 @@
+//! What a boot tells: a line on the console at once, the same in the kernel's log, from where the journal takes it, and a
+//! record in /run for programs. `cryptattach explain` tells the failures later.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
+    process,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+use super::{Planned, RECORD, line, source::By};
+use crate::{backend::MappingName, cli, error::Error};
+
+/// The record of a boot.
+pub struct Record {
+    start: Instant,
+    is_journal: bool,
+    kernel: Option<File>,
+    log: Option<File>,
+    facts: Facts,
+}
+
+/// `/run/cryptattach/boot.json`
+#[derive(Serialize)]
+struct Facts {
+    version: u32,
+    /// Seconds since the kernel started.
+    started: f64,
+    /// Seconds that the boot took; null while it goes on.
+    seconds: Option<f64>,
+    /// When a person was asked, in seconds since the start.
+    prompt_after: Option<f64>,
+    volumes: Vec<VolumeFacts>,
+}
+
+#[derive(Serialize)]
+struct VolumeFacts {
+    name: MappingName,
+    device: String,
+    #[serde(skip)]
+    path: PathBuf,
+    result: Outcome,
+    /// What attached it: a key's reference, or "passphrase".
+    by: Option<String>,
+    seconds: Option<f64>,
+    failures: Vec<Failure>,
+}
+
+#[derive(Clone, Copy, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+enum Outcome {
+    Pending,
+    Attached,
+    NotOurs,
+    NotAttached,
+}
+
+#[derive(Serialize)]
+struct Failure {
+    source: String,
+    /// The reason, as an exit code of `cryptattach attach`.
+    reason: u8,
+    error: String,
+    next: Option<String>,
+    seconds: f64,
+}
+
+impl Record {
+    /// Begins with what is planned.
+    pub fn begin(planned: &[Planned]) -> Self {
+        let folder = Path::new(RECORD).parent().unwrap_or(Path::new("/run"));
+        let _ = fs::create_dir_all(folder);
+        // Under systemd standard error is the journal already.
+        let is_journal = std::env::var_os("JOURNAL_STREAM").is_some();
+        let write = |path: &Path| OpenOptions::new().write(true).open(path).ok();
+        let kernel = if is_journal { None } else { write(Path::new("/dev/kmsg")) };
+        let log = File::create(folder.join("boot.log")).ok();
+        let volumes = planned.iter().map(|planned| VolumeFacts {
+            name: planned.name.clone(),
+            device: planned.device.to_string(),
+            path: planned.device.path().to_owned(),
+            result: Outcome::Pending,
+            by: None,
+            seconds: None,
+            failures: Vec::new(),
+        });
+        let facts =
+            Facts { version: 1, started: uptime(), seconds: None, prompt_after: None, volumes: volumes.collect() };
+        let record = Self { start: Instant::now(), is_journal, kernel, log, facts };
+        record.write();
+        record
+    }
+
+    /// Says a line.
+    pub fn say(&mut self, text: &str) {
+        // The journal knows who says it.
+        if self.is_journal {
+            eprintln!("{text}")
+        } else {
+            eprintln!("cryptattach: {text}")
+        }
+        self.note(text);
+    }
+
+    /// Writes a line down that the console does not show.
+    pub fn note(&mut self, text: &str) {
+        if let Some(log) = &mut self.log {
+            let _ = writeln!(log, "[{:8.3}] {text}", uptime());
+        }
+        if let Some(kernel) = &mut self.kernel {
+            // Facility daemon, level debug: on the console it has been said (syslog(2)). One write is one message.
+            let _ = kernel.write_all(format!("<31>cryptattach[{}]: {text}\n", process::id()).as_bytes());
+        }
+    }
+
+    /// A volume is attached.
+    pub fn attached(&mut self, number: usize, by: &By) {
+        let seconds = self.seconds();
+        let facts = &mut self.facts.volumes[number];
+        if facts.result == Outcome::Attached {
+            return;
+        }
+        (facts.result, facts.by, facts.seconds) = (Outcome::Attached, Some(by.to_string()), Some(seconds));
+        // Why a person had to be asked is still to be explained later.
+        if matches!(by, By::Store(_) | By::Lockbox(_)) {
+            cli::note("attach at boot", Some(&facts.path), Some(&facts.name), Ok(()));
+        }
+        let text = format!("{} is attached, by {by}, after {seconds:.1} s", facts.name);
+        self.say(&text);
+        self.write();
+    }
+
+    /// A source has failed for good.
+    pub fn failed(&mut self, number: usize, by: &By, error: &Error) {
+        let (seconds, next) = (self.seconds(), cli::next_step(error));
+        let facts = &mut self.facts.volumes[number];
+        if facts.result == Outcome::Attached {
+            return;
+        }
+        let text = format!("{}: {}", facts.name, line(error));
+        cli::note::<()>("attach at boot", Some(&facts.path), Some(&facts.name), Err(error));
+        facts.failures.push(Failure {
+            source: by.to_string(),
+            reason: cli::exit_code(error),
+            error: line(error),
+            next: next.clone(),
+            seconds,
+        });
+        self.say(&text);
+        if let Some(next) = next {
+            self.say(&format!("  next: {next}"));
+        }
+        self.write();
+    }
+
+    /// A volume is none of ours.
+    pub fn not_ours(&mut self, number: usize, why: Option<&Error>) {
+        let facts = &mut self.facts.volumes[number];
+        facts.result = Outcome::NotOurs;
+        let why = why.map_or_else(|| "it has no token of ours".to_owned(), line);
+        let text = format!("{} is left to the system: {why}", facts.name);
+        self.note(&text);
+        self.write();
+    }
+
+    /// A person is asked.
+    pub fn prompt_shown(&mut self) {
+        let seconds = self.seconds();
+        self.facts.prompt_after.get_or_insert(seconds);
+        self.write();
+    }
+
+    /// The boot goes on.
+    pub fn end(&mut self, left: &[usize], total: Duration) {
+        self.facts.seconds = Some(self.seconds());
+        for number in left {
+            self.facts.volumes[*number].result = Outcome::NotAttached;
+        }
+        if !left.is_empty() {
+            let names: Vec<&str> = left.iter().map(|number| self.facts.volumes[*number].name.as_str()).collect();
+            let why = if self.start.elapsed() >= total {
+                format!("within {} s", total.as_secs())
+            } else {
+                "automatically".to_owned()
+            };
+            let text = format!("not attached {why}: {}; the system's own way goes on", names.join(", "));
+            self.say(&text);
+        }
+        self.write();
+    }
+
+    fn seconds(&self) -> f64 {
+        (self.start.elapsed().as_secs_f64() * 1000.0).round() / 1000.0
+    }
+
+    /// The record must not fail a boot.
+    fn write(&self) {
+        if let Ok(json) = serde_json::to_vec(&self.facts) {
+            let unfinished = format!("{RECORD}.new");
+            let _ = fs::write(&unfinished, json).and_then(|()| fs::rename(&unfinished, RECORD));
+        }
+    }
+}
+
+/// Seconds since the kernel started.
+fn uptime() -> f64 {
+    let text = fs::read_to_string("/proc/uptime").unwrap_or_default();
+    text.split(' ').next().and_then(|seconds| seconds.parse().ok()).unwrap_or(0.0)
+}

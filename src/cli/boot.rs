@@ -1,0 +1,57 @@
+//! `cryptattach boot`
+
+use std::{fs, path::PathBuf, process::ExitCode};
+
+use clap::Args;
+
+use super::{Global, exit_code};
+use crate::{
+    boot::{self, BootError, image},
+    error::Error,
+};
+
+/// Attach the volumes of this boot; what the initramfs calls
+///
+/// All sources are asked at once. A person is asked, too, when they take longer than a few seconds. What is not attached
+/// in time is left to the system's own way. The record is in /run/cryptattach/boot.json and boot.log, and in the journal.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  cryptattach boot
+  cryptattach boot --needs-network && configure_networking
+  cryptattach boot --image-parts          what a hook is to copy: program PATH, file PATH, module NAME")]
+pub struct Boot {
+    /// Only tell, by the exit code (0 or 1), whether a store that may be asked is on the network
+    #[arg(long, conflicts_with = "image_parts")]
+    needs_network: bool,
+    /// Only print what an initramfs for this machine needs, one per line
+    #[arg(long)]
+    image_parts: bool,
+    /// Another crypttab than that of the initramfs or /etc
+    #[arg(long, value_name = "FILE")]
+    crypttab: Option<PathBuf>,
+}
+
+impl Boot {
+    pub(super) fn run(&self, global: &Global) -> Result<ExitCode, Error> {
+        let config = global.config()?;
+        let read = |path: &PathBuf| fs::read_to_string(path).map_err(Error::io(format!("read {}", path.display())));
+        let crypttab = self.crypttab.as_ref().map(read).transpose()?;
+        let crypttab = crypttab.as_deref();
+        if self.needs_network {
+            return Ok(ExitCode::from(u8::from(!image::needs_network(&config, crypttab)?)));
+        }
+        if self.image_parts {
+            let image = image::image(&config, crypttab)?;
+            for kept_out in &image.kept_out {
+                tracing::warn!("{kept_out}");
+            }
+            image.parts.iter().for_each(|part| println!("{part}"));
+            return Ok(ExitCode::SUCCESS);
+        }
+        match boot::boot(config, crypttab) {
+            // It has been told, volume by volume.
+            Err(error @ Error::Boot(BootError::Unfinished(_))) => Ok(ExitCode::from(exit_code(&error))),
+            booted => booted.map(|()| ExitCode::SUCCESS),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The host's verbs: `enrol`, `answer`.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Global, record};
+use crate::{
+    cli::output,
+    config::{Config, TpmConfig},
+    durable::Folder,
+    enrol::{self, Challenge, Document, Enrolled},
+    error::Error,
+    key::{HostName, SecretBytes},
+    tpm::{self, Tpm, hex},
+};
+
+/// Make this host's identity key in its TPM, and a bundle that proves how it was made
+///
+/// The key opens in boot states of the site's policy only ([tpm] in the configuration, 'cryptattach policy show'). The bundle
+/// has nothing secret; it goes to the administrator ('host challenge').
+#[derive(Args)]
+pub struct Enrol {
+    /// This host's name [default: 'host' in [lockbox], or the system's host name]
+    #[arg(long)]
+    name: Option<HostName>,
+    /// Give the key a PIN, asked for now ('pin' in [tpm] names a file with it)
+    #[arg(long)]
+    pin: bool,
+    /// Make a new key although there is one, which is kept as FILE.before
+    #[arg(long)]
+    replace: bool,
+    /// Where the bundle goes: a new file
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+impl Enrol {
+    pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
+        let config = global.config()?;
+        let host = self.name(&config)?;
+        let key_file = &config.tpm.identity;
+        self.check_free(key_file)?;
+        let tpm = Tpm::open(&config.tpm)?;
+        let with_pin = self.pin || config.tpm.pin.is_some();
+        let policy = tpm.policy_here(&config.tpm, with_pin)?;
+        let pin = with_pin.then(|| new_pin(&config.tpm)).transpose()?;
+        let enrolled = enrol::enrol(&tpm, &host, &policy, pin.as_ref())?;
+        write_key(key_file, enrolled.file.to_pem()?.as_bytes())?;
+        enrolled.keep(&config.state)?;
+        enrolled.bundle.write(&self.output)?;
+        record(&config, "host enrol", &host, None)?;
+        self.show(&host, key_file, &enrolled, global.json)
+    }
+
+    fn name(&self, config: &Config) -> Result<HostName, Error> {
+        let configured = self.name.clone().or_else(|| config.lockbox.as_ref().map(|lockbox| lockbox.host.clone()));
+        if let Some(name) = configured {
+            return Ok(name);
+        }
+        let system = nix::sys::utsname::uname().map_err(io::Error::from).map_err(Error::io("ask for the host name"))?;
+        let name = system.nodename().to_string_lossy().to_lowercase();
+        name.parse().map_err(|error| Error::Usage(format!("name this host with --name: {error}")))
+    }
+
+    /// What is in the way is said before a key is made.
+    fn check_free(&self, key_file: &Path) -> Result<(), Error> {
+        let in_the_way =
+            [key_file].into_iter().filter(|_| !self.replace).chain([&*self.output]).find(|path| path.exists());
+        in_the_way.map_or(Ok(()), |path| Err(Error::Exists(path.to_owned())))
+    }
+
+    fn show(&self, host: &HostName, key_file: &Path, enrolled: &Enrolled, as_json: bool) -> Result<(), Error> {
+        let keys = || enrolled.endorsement_keys.iter();
+        let value = json!({
+            "host": host,
+            "bundle": self.output,
+            "key": key_file,
+            "storage_root": enrolled.file.storage_root,
+            "endorsement_keys": keys().map(|(fingerprint, certified)| {
+                json!({"fingerprint": hex::encode(fingerprint), "certificate": certified})
+            }).collect::<Vec<_>>(),
+        });
+        output::print(as_json, &value, || {
+            let mut lines = vec![
+                format!("bundle of '{host}'      {}", self.output.display()),
+                format!("  key               {}", key_file.display()),
+                format!("  storage root key  {}", enrolled.file.storage_root),
+            ];
+            lines.extend(keys().map(|(fingerprint, certified)| {
+                let certificate = if *certified { "with a certificate" } else { "without a certificate" };
+                format!("  endorsement key   {} ({certificate})", hex::encode(fingerprint))
+            }));
+            lines.push("next: bring it to the administrator ('cryptattach host challenge')".to_owned());
+            lines.join("\n")
+        })
+    }
+}
+
+/// From the file that the configuration names, or asked for twice: a slip would make a key that nobody can use.
+fn new_pin(config: &TpmConfig) -> Result<SecretBytes, Error> {
+    if config.pin.is_some() {
+        return Ok(tpm::pin(config)?);
+    }
+    let (pin, again) = (tpm::ask("New PIN of this host's key: ")?, tpm::ask("Again: ")?);
+    if pin == again { Ok(pin) } else { Err(Error::Usage("the two PINs differ".to_owned())) }
+}
+
+/// Writes the key's file, for this user alone; one that is there is kept beside it.
+fn write_key(path: &Path, pem: &[u8]) -> Result<(), Error> {
+    let write = || {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let name = path.file_name().and_then(|name| name.to_str()).ok_or(io::ErrorKind::InvalidInput)?;
+        let folder = Folder::make(folder)?;
+        match fs::read(path) {
+            Ok(before) => folder.replace(&format!("{name}.before"), &before)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        folder.replace(name, pem)
+    };
+    write().map_err(Error::io(format!("write {}", path.display())))
+}
+
+/// Answer the administrator's challenge: only this TPM can
+#[derive(Args)]
+#[command(name = "answer")]
+pub struct AnswerVerb {
+    /// The challenge
+    challenge: PathBuf,
+    /// Where the answer goes: a new file
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+impl AnswerVerb {
+    pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
+        let config = global.config()?;
+        let challenge = Challenge::read(&self.challenge)?;
+        let answer = enrol::answer(&Tpm::open(&config.tpm)?, &challenge, &config.state)?;
+        answer.write(&self.output)?;
+        output::print(global.json, &json!({"host": answer.host, "answer": self.output}), || {
+            format!(
+                "answer of '{}'      {}\nnext: bring it to the administrator ('cryptattach host admit')",
+                answer.host,
+                self.output.display()
+            )
+        })
+    }
+}

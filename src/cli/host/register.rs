@@ -1,0 +1,160 @@
+//! The administrator's verbs: `list`, `remove`.
+
+use std::collections::BTreeSet;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{Global, names, record, withdraw};
+use crate::{
+    cli::output,
+    config::Config,
+    container::{Container, now},
+    enrol::{Administrator, Admitted, EnrolError, date},
+    error::{Error, chain},
+    key::{HostName, StoreName},
+    store::StoreError,
+    tpm::hex,
+};
+
+/// List the hosts that this machine has admitted, and what the stores say of them
+#[derive(Args)]
+pub struct List {
+    /// Also those that were removed
+    #[arg(long)]
+    removed: bool,
+}
+
+#[derive(Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    admitted: Admitted,
+    /// What the store says of its lockbox key.
+    store_says: String,
+}
+
+impl List {
+    pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
+        let config = global.config()?;
+        let all = Administrator::of(&config.state).register().all()?;
+        let shown = all.into_iter().filter(|host| self.removed || host.removed.is_none());
+        let listed: Vec<_> =
+            shown.map(|admitted| Listed { store_says: store_says(&config, &admitted), admitted }).collect();
+        output::print(global.json, &listed, || match listed.as_slice() {
+            [] => "no host is admitted".to_owned(),
+            hosts => hosts.iter().map(Listed::text).collect::<Vec<_>>().join("\n"),
+        })
+    }
+}
+
+impl Listed {
+    fn text(&self) -> String {
+        let Admitted { host, kid, generation, lockbox_key, lockbox_store, admitted, .. } = &self.admitted;
+        let removed = self.admitted.removed.map(|at| format!(", removed on {}", date(at))).unwrap_or_default();
+        [
+            format!("{host}"),
+            format!("  admitted on       {}{removed}", date(*admitted)),
+            format!("  endorsement key   {}", hex::encode(&self.admitted.endorsement_key)),
+            format!("  believed for      {}", self.admitted.vouched),
+            format!("  identity key      {kid}"),
+            format!("  lockbox key       generation {generation}, fingerprint {lockbox_key}"),
+            format!("  kept in           {lockbox_store}: {}", self.store_says),
+            format!("  stores            {}", names(&self.admitted.stores)),
+        ]
+        .join("\n")
+    }
+}
+
+/// Whether the store still has the lockbox key that the host was admitted with.
+fn store_says(config: &Config, admitted: &Admitted) -> String {
+    let generation = || {
+        let keeper = Container::open(config, &admitted.lockbox_store, None)?;
+        let sealed = keeper.host_keys()?.get(&admitted.host)?;
+        Ok::<_, Error>(sealed.claimed_generation().unwrap_or(0))
+    };
+    match generation() {
+        Ok(generation) if generation == admitted.generation => "there".to_owned(),
+        Ok(generation) => format!("ANOTHER, of generation {generation}"),
+        Err(Error::Store(StoreError::NotFound { .. })) => "not there".to_owned(),
+        Err(error) => format!("cannot be told ({})", chain(&error)),
+    }
+}
+
+/// Remove a host: delete its lockbox key, and go on to a next container key without it in each of its stores
+///
+/// The host opens nothing at its next boot, and at once nothing that is sealed from now on. What it has open now it keeps:
+/// switch it off, and encrypt its volumes anew if it may have kept their keys.
+#[derive(Args)]
+#[command(after_help = "Run again, it goes on where it was stopped.")]
+pub struct Remove {
+    /// The host
+    host: HostName,
+    /// A store that it may be admitted to besides those in the register; repeatable
+    #[arg(long = "store", value_name = "STORE")]
+    stores: Vec<StoreName>,
+}
+
+#[derive(Serialize)]
+struct Removed {
+    host: HostName,
+    lockbox_keys_deleted: Vec<StoreName>,
+    container_keys: Vec<String>,
+}
+
+impl Remove {
+    pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
+        let config = global.config()?;
+        let administrator = Administrator::of(&config.state);
+        let known = administrator.register().get(&self.host)?.filter(|known| known.removed.is_none());
+        if known.is_none() && self.stores.is_empty() {
+            return Err(EnrolError::NotAdmitted(self.host.clone()).into());
+        }
+        let keepers = self.stores.iter().chain(known.iter().map(|known| &known.lockbox_store));
+        let deleted = self.delete_lockbox_keys(&config, keepers.collect())?;
+        let stores = self.stores.iter().chain(known.iter().flat_map(|known| &known.stores));
+        let container_keys = self.shut_out(&config, stores.collect())?;
+        if let Some(known) = known {
+            administrator.register().put(&Admitted { removed: Some(now()), ..known })?;
+        }
+        record(&config, "host remove", &self.host, Some(names(&deleted)))?;
+        self.show(Removed { host: self.host.clone(), lockbox_keys_deleted: deleted, container_keys }, global.json)
+    }
+
+    /// First of all: from now on the host's next boot opens nothing.
+    fn delete_lockbox_keys(&self, config: &Config, stores: BTreeSet<&StoreName>) -> Result<Vec<StoreName>, Error> {
+        let mut deleted = Vec::new();
+        for store in stores {
+            if withdraw(config, store, &self.host)? {
+                deleted.push(store.clone());
+            }
+        }
+        Ok(deleted)
+    }
+
+    fn shut_out(&self, config: &Config, stores: BTreeSet<&StoreName>) -> Result<Vec<String>, Error> {
+        let mut container_keys = Vec::new();
+        for store in stores {
+            let container = Container::open(config, store, None)?;
+            if !container.hosts()?.contains(&self.host) {
+                continue;
+            }
+            let rotation = container.remove_host(&self.host, &|_, _| {})?;
+            match rotation.failed.len() {
+                0 => container_keys.push(format!("{store}/kek/{}", rotation.epoch)),
+                left => return Err(Error::Unfinished { container: store.clone(), left }),
+            }
+        }
+        Ok(container_keys)
+    }
+
+    fn show(&self, removed: Removed, as_json: bool) -> Result<(), Error> {
+        output::print(as_json, &removed, || {
+            let deleted = removed
+                .lockbox_keys_deleted
+                .iter()
+                .map(|store| format!("  deleted           {store}/host/{}", self.host));
+            let next = removed.container_keys.iter().map(|id| format!("  next key          {id}"));
+            [format!("removed '{}'", self.host)].into_iter().chain(deleted).chain(next).collect::<Vec<_>>().join("\n")
+        })
+    }
+}

@@ -1,0 +1,220 @@
+//! `cryptattach lockbox ...`
+
+use std::path::Path;
+
+use clap::{ArgGroup, Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::{Global, output};
+use crate::{
+    attach::{self, Case, Strictness},
+    audit::{self, Event},
+    config::Config,
+    container::Container,
+    error::Error,
+    key::KeyReference,
+    lockbox::{self, EntryStatus, Lockbox, LockboxError, Opening, Source, State, Status as Known},
+    seal::EntryContext,
+    volume,
+};
+
+/// Keep this host's keys at hand for when the key store is out of reach
+#[derive(Subcommand)]
+pub enum LockboxVerb {
+    Open(Open),
+    Close(Close),
+    Status(Status),
+    Add(Add),
+    Forget(Forget),
+}
+
+/// Open the lockbox until power-off: fetch this host's lockbox key and open it with the host's identity
+///
+/// To be done once per boot. Opening an open lockbox asks the store whether this host is still admitted. If it is not, all
+/// that the lockbox has is removed.
+#[derive(Args)]
+pub struct Open {
+    /// Trust the lockbox key of this fingerprint and no other, as 'host admit' said it
+    #[arg(long, value_name = "FINGERPRINT")]
+    fingerprint: Option<String>,
+}
+
+/// Close the lockbox: take its key out of the kernel's keyring and remove its entries
+///
+/// Volumes that are attached stay attached.
+#[derive(Args)]
+pub struct Close {}
+
+/// Show whether the lockbox is open, what is in it, and what someone who steals this server would have
+#[derive(Args)]
+pub struct Status {}
+
+/// Fetch keys from their store and add them to the lockbox, in place of older entries
+#[derive(Args)]
+#[command(after_help = "Examples:
+  cryptattach lockbox add /dev/vdb /dev/vdc
+  cryptattach lockbox add cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de")]
+pub struct Add {
+    /// Encrypted devices whose headers say where their keys are, or keys (STORE/KEY-ID)
+    #[arg(required = true, value_name = "DEVICE|KEY")]
+    keys: Vec<String>,
+}
+
+/// Remove entries from the lockbox; the keys stay in their store
+#[derive(Args)]
+#[command(group = ArgGroup::new("which").required(true).args(["key", "all"]))]
+pub struct Forget {
+    /// The key (STORE/KEY-ID)
+    key: Option<KeyReference>,
+    /// All of them
+    #[arg(long)]
+    all: bool,
+}
+
+impl LockboxVerb {
+    pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
+        let config = global.config()?;
+        let lockbox = Lockbox::configured(&config)?;
+        match self {
+            Self::Open(open) => open.run(&config, &lockbox, global.json),
+            Self::Close(_) => close(&config, &lockbox, global.json),
+            Self::Status(_) => status(&config, &lockbox, global.json),
+            Self::Add(add) => add.run(&config, &lockbox, global.json),
+            Self::Forget(forget) => forget.run(&config, &lockbox, global.json),
+        }
+    }
+}
+
+impl Open {
+    fn run(&self, config: &Config, lockbox: &Lockbox, json: bool) -> Result<(), Error> {
+        let opened = lockbox.open(config, self.fingerprint.as_deref());
+        if let Err(LockboxError::Removed { .. }) = &opened {
+            record(config, "lockbox wipe", lockbox, None)?;
+        }
+        let opening = opened?;
+        if !opening.already_open {
+            record(config, "lockbox open", lockbox, None)?;
+        }
+        output::print(json, &opening, || said(lockbox, &opening))
+    }
+}
+
+fn said(lockbox: &Lockbox, opening: &Opening) -> String {
+    let host = lockbox.host();
+    let first = if opening.already_open { "is open already" } else { "is open" };
+    let mut lines = vec![format!("the lockbox of '{host}' {first}"), format!("  fingerprint  {}", opening.fingerprint)];
+    lines.push(match opening.from {
+        Some(Source::Store) => "  admitted     yes, the store has its lockbox key".to_owned(),
+        Some(Source::Copy) => "  admitted     not known, it was opened from the copy on this host".to_owned(),
+        None => "  admitted     not known, the store is out of reach".to_owned(),
+    });
+    lines.push(format!("  key kept in  {}", opening.kept));
+    if opening.swept > 0 {
+        lines.push(format!(
+            "  swept        {}: expired, damaged or of another lockbox key",
+            lockbox::removed(opening.swept)
+        ));
+    }
+    lines.join("\n")
+}
+
+fn close(config: &Config, lockbox: &Lockbox, json: bool) -> Result<(), Error> {
+    let closed = lockbox.close()?;
+    record(config, "lockbox close", lockbox, None)?;
+    output::print(json, &closed, || closed.to_string())
+}
+
+fn status(config: &Config, lockbox: &Lockbox, json: bool) -> Result<(), Error> {
+    let known = lockbox.status(config)?;
+    output::print(json, &known, || words(&known))
+}
+
+fn words(known: &Known) -> String {
+    let Known { host, store, path, .. } = known;
+    let mut lines = vec![
+        format!("the lockbox of '{host}' is {}", if known.open { "open" } else { "closed" }),
+        format!("  sealed key   in the store '{store}'"),
+    ];
+    lines.extend(
+        known.copy.iter().map(|copy| format!("               and in {}, for boots without the store", copy.display())),
+    );
+    lines.extend(known.fingerprint.iter().map(|fingerprint| format!("  fingerprint  {fingerprint}")));
+    lines.extend(known.kept.iter().map(|kept| format!("  open key     in {kept}")));
+    lines.push(format!("  entries      {} in {}", known.entries.len(), path.display()));
+    lines.extend(known.entries.iter().map(entry));
+    lines.push("someone who steals this server has".to_owned());
+    lines.extend(known.stolen.iter().map(|line| format!("  {line}")));
+    lines.join("\n")
+}
+
+fn entry(entry: &EntryStatus) -> String {
+    let time = |seconds: Option<u64>| seconds.map_or("?".to_owned(), duration);
+    let state = match (entry.state, &entry.why) {
+        (State::Valid, _) => "valid".to_owned(),
+        (State::Closed, _) => "closed".to_owned(),
+        (State::Unusable, why) => format!("not used: {}", why.as_deref().unwrap_or_default()),
+    };
+    let (age, left) = (time(entry.age_seconds), time(entry.expires_in_seconds));
+    format!("    {}  {age} old, {left} left, {state}", entry.key)
+}
+
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
+    }
+}
+
+impl Add {
+    fn run(&self, config: &Config, lockbox: &Lockbox, json: bool) -> Result<(), Error> {
+        lockbox.open_key()?;
+        let mut added: Vec<Value> = Vec::new();
+        for text in &self.keys {
+            let (key, entry) = add(config, text)?;
+            record(config, "lockbox add", lockbox, Some(&key))?;
+            added.push(json!({"key": key, "expires": entry.expires}));
+        }
+        output::print(json, &added, || match added.len() {
+            1 => format!("1 entry was added to the lockbox of '{}'", lockbox.host()),
+            many => format!("{many} entries were added to the lockbox of '{}'", lockbox.host()),
+        })
+    }
+}
+
+/// Adds a key, given as it is, or by a device: then its entry must not come to be on that device.
+fn add(config: &Config, text: &str) -> Result<(KeyReference, EntryContext), Error> {
+    let (reference, volume) = match text.parse::<KeyReference>() {
+        Ok(reference) => (reference, None),
+        Err(_) => {
+            let volume = volume::probe(Path::new(text), None)?;
+            (attach::reference(None, &volume)?, Some(volume))
+        }
+    };
+    let container = Container::open(config, &reference.store, None)?;
+    if let Some(volume) = &volume {
+        let case = Case { config, container: &container, reference: &reference, volume, name: None, volume_id: None };
+        case.separate(None, Strictness::default())?;
+    }
+    let unsealed =
+        || Error::Usage(format!("the store keeps {reference} unsealed and decides each time who may have it"));
+    let entry = container.prefetch(&reference.key)?.ok_or_else(unsealed)?;
+    Ok((reference, entry))
+}
+
+impl Forget {
+    fn run(&self, config: &Config, lockbox: &Lockbox, json: bool) -> Result<(), Error> {
+        let removed = match &self.key {
+            Some(key) => usize::from(lockbox.forget(key)?),
+            None => lockbox.forget_all()?,
+        };
+        record(config, "lockbox forget", lockbox, self.key.as_ref())?;
+        output::print(json, &json!({"removed": removed}), || lockbox::removed(removed))
+    }
+}
+
+fn record(config: &Config, action: &str, lockbox: &Lockbox, key: Option<&KeyReference>) -> Result<(), Error> {
+    let event =
+        Event { action, key: key.map(ToString::to_string), name: Some(lockbox.host().to_string()), ..Event::default() };
+    Ok(audit::record(&config.audit.file, &event)?)
+}

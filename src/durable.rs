@@ -1,0 +1,116 @@
+//! Files that appear whole or not at all, and that survive a power cut.
+//!
+//! A file is written under another name, flushed, and then takes its own name; the folder is flushed before a call returns
+//! (fsync(2)). Writers of a folder take turns (flock(2)); readers need no lock, for a file is whole at all times.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use tempfile::NamedTempFile;
+
+/// Begins the names of files that are being written; a kill leaves one, and the next writer removes it.
+const UNFINISHED: &str = ".unfinished-";
+
+/// A folder that nobody else writes to while this is held.
+pub struct Folder {
+    path: PathBuf,
+    lock: Flock<File>,
+}
+
+impl Folder {
+    /// Waits for other writers, and removes what a killed one left.
+    pub fn lock(path: &Path) -> io::Result<Self> {
+        let lock =
+            Flock::lock(File::open(path)?, FlockArg::LockExclusive).map_err(|(_, errno)| io::Error::from(errno))?;
+        for entry in fs::read_dir(path)?.flatten() {
+            if entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        Ok(Self { path: path.to_owned(), lock })
+    }
+
+    /// Makes the folder (mode 0700, with its parents) unless it is there, and locks it.
+    pub fn make(path: &Path) -> io::Result<Self> {
+        if !path.is_dir() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+            path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())?;
+        }
+        Self::lock(path)
+    }
+
+    /// Writes a new file; `AlreadyExists` if there is one of that name.
+    pub fn create(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.written(bytes)?.persist_noclobber(self.path.join(name)).map_err(|refused| refused.error)?;
+        self.lock.sync_all()
+    }
+
+    /// Writes a file, in place of the one of that name.
+    pub fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.written(bytes)?.persist(self.path.join(name)).map_err(|refused| refused.error)?;
+        self.lock.sync_all()
+    }
+
+    /// Removes a file.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.path.join(name))?;
+        self.lock.sync_all()
+    }
+
+    /// The bytes in a flushed file that has no final name yet.
+    fn written(&self, bytes: &[u8]) -> io::Result<NamedTempFile> {
+        let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(&self.path)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        Ok(file)
+    }
+}
+
+/// The names of a folder's files that end so, without that end and in order; none if there is no such folder.
+pub fn stems(path: &Path, end: &str) -> io::Result<Vec<String>> {
+    let mut stems = Vec::new();
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(stems),
+        entries => entries?,
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        match name.to_str().and_then(|name| name.strip_suffix(end)) {
+            Some(stem) if !stem.starts_with('.') => stems.push(stem.to_owned()),
+            _ => {}
+        }
+    }
+    stems.sort_unstable();
+    Ok(stems)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_killed_writer_leaves_no_file_and_its_remains_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/er");
+        let first = Folder::make(&path).unwrap();
+        first.create("a.jwe", b"one").unwrap();
+        drop(first);
+        fs::write(path.join(".unfinished-abcdef.jwe"), b"{\"protected\":\"ey").unwrap();
+        assert_eq!(stems(&path, ".jwe").unwrap(), ["a"]);
+
+        let second = Folder::lock(&path).unwrap();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1, "the remains are gone");
+        assert_eq!(second.create("a.jwe", b"two").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(path.join("a.jwe")).unwrap(), b"one");
+        second.replace("a.jwe", b"two").unwrap();
+        assert_eq!(fs::read(path.join("a.jwe")).unwrap(), b"two");
+        second.remove("a.jwe").unwrap();
+        assert!(stems(&path, ".jwe").unwrap().is_empty());
+        assert!(stems(&path.join("none"), ".jwe").unwrap().is_empty());
+    }
+}

@@ -1,0 +1,211 @@
+//! A machine that boots from an encrypted root: QEMU without KVM, a serial console that is read and typed on.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// QEMU emulates the processor, and the machine may be busy: only what hangs takes so long.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// What a machine is made of.
+#[derive(Clone, Default)]
+pub struct Parts {
+    pub kernel: PathBuf,
+    pub initrd: PathBuf,
+    /// Disks by serial number; what is written to them is thrown away.
+    pub disks: Vec<(String, PathBuf)>,
+    /// What answers at 10.0.2.100:443, a command for each connection; without one the machine has no network card.
+    pub server: Option<String>,
+    /// More of QEMU's arguments.
+    pub qemu: Vec<String>,
+    /// More of the kernel's command line.
+    pub append: String,
+    /// The state of a TPM.
+    pub tpm: Option<PathBuf>,
+}
+
+/// A static address: asking for one takes klibc's ipconfig seconds.
+pub const STATIC: &str = "ip=10.0.2.15::10.0.2.2:255.255.255.0::eth0:off net.ifnames=0";
+
+/// A machine that runs; it is killed with the value.
+pub struct Machine {
+    qemu: Child,
+    tpm: Option<Child>,
+    keyboard: ChildStdin,
+    console: Receiver<Vec<u8>>,
+    qmp: Option<BufReader<UnixStream>>,
+    folder: TempDir,
+    /// All that the console has shown.
+    pub shown: String,
+    /// How much of it `see` has passed.
+    seen: usize,
+    log: File,
+    started: Instant,
+}
+
+impl Machine {
+    /// Starts; the console goes to `log` as well.
+    pub fn start(parts: &Parts, log: &Path) -> Self {
+        let folder = tempfile::Builder::new().prefix("cryptattach-boot").tempdir_in("/var/tmp").unwrap();
+        let at = |name: &str| folder.path().join(name).into_os_string().into_string().unwrap();
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "768"])
+            .args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio", "-device", "virtio-rng-pci"])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", at("qmp"))])
+            .arg("-kernel")
+            .arg(&parts.kernel)
+            .arg("-initrd")
+            .arg(&parts.initrd)
+            .args([
+                "-append",
+                &format!(
+                    "console=ttyS0 quiet panic=-1 no_timer_check root=/dev/mapper/root rw init=/sbin/guest-init {}",
+                    parts.append
+                ),
+            ]);
+        for (serial, file) in &parts.disks {
+            let drive = format!("if=none,id={serial},format=raw,snapshot=on,cache=unsafe,file={}", file.display());
+            qemu.args(["-drive", &drive, "-device", &format!("virtio-blk-pci,drive={serial},serial={serial}")]);
+        }
+        if let Some(server) = &parts.server {
+            // The network has nothing but that server: no DNS, no way out.
+            let net = format!("user,id=net,restrict=on,guestfwd=tcp:10.0.2.100:443-cmd:{server}");
+            qemu.args(["-netdev", &net, "-device", "virtio-net-pci,netdev=net,romfile="]);
+        }
+        let tpm = parts.tpm.as_ref().map(|state| start_tpm(state, &at("tpm")));
+        if tpm.is_some() {
+            qemu.args([
+                "-chardev",
+                &format!("socket,id=tpm,path={}", at("tpm")),
+                "-tpmdev",
+                "emulator,id=tpm,chardev=tpm",
+            ]);
+            qemu.args(["-device", "tpm-tis,tpmdev=tpm"]);
+        }
+        let started = Instant::now();
+        let mut qemu = qemu
+            .args(&parts.qemu)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("qemu-system-x86_64 is missing: scripts/prerequisites vm");
+        let keyboard = qemu.stdin.take().unwrap();
+        let mut output = qemu.stdout.take().unwrap();
+        let (sender, console) = mpsc::channel();
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(length @ 1..) = output.read(&mut bytes) {
+                if sender.send(bytes[..length].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        fs::create_dir_all(log.parent().unwrap()).unwrap();
+        let log = File::create(log).unwrap();
+        Self { qemu, tpm, keyboard, console, qmp: None, folder, shown: String::new(), seen: 0, log, started }
+    }
+
+    /// Waits until the console shows this, after what was seen before; returns the seconds since the start.
+    #[track_caller]
+    pub fn see(&mut self, text: &str) -> f64 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(at) = self.shown[self.seen..].find(text) {
+                self.seen += at + text.len();
+                return self.started.elapsed().as_secs_f64();
+            }
+            match self.console.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(bytes) => {
+                    let text = String::from_utf8_lossy(&bytes).replace('\r', "");
+                    write!(self.log, "{text}").unwrap();
+                    self.shown.push_str(&text);
+                }
+                Err(RecvTimeoutError::Timeout) => panic!("'{text}' is not shown; the console:\n{}", self.shown),
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("it ended without '{text}'; the console:\n{}", self.shown)
+                }
+            }
+        }
+    }
+
+    /// Whether the console has shown this at any time.
+    pub fn has_shown(&self, text: &str) -> bool {
+        self.shown.contains(text)
+    }
+
+    /// What the boot left in /run, as the booted system shows it.
+    #[track_caller]
+    pub fn record(&mut self) -> Value {
+        self.see("RECORD ");
+        let start = self.seen;
+        self.see("\n");
+        serde_json::from_str(self.shown[start..self.seen].trim()).unwrap()
+    }
+
+    /// Types a line.
+    pub fn type_line(&mut self, text: &str) {
+        self.keyboard.write_all(format!("{text}\n").as_bytes()).unwrap();
+        self.keyboard.flush().unwrap();
+    }
+
+    /// Plugs in a disk.
+    pub fn plug(&mut self, serial: &str, file: &Path) {
+        let block = json!({"driver": "raw", "node-name": serial, "file": {"driver": "file", "filename": file}});
+        self.qmp("blockdev-add", block);
+        self.qmp("device_add", json!({"driver": "virtio-blk-pci", "id": serial, "drive": serial, "serial": serial}));
+    }
+
+    fn qmp(&mut self, command: &str, arguments: Value) {
+        let path = self.folder.path().join("qmp");
+        if self.qmp.is_none() {
+            self.qmp = Some(BufReader::new(UnixStream::connect(path).unwrap()));
+            self.qmp("qmp_capabilities", json!({}));
+        }
+        let qmp = self.qmp.as_mut().unwrap();
+        qmp.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+        qmp.get_mut().write_all(json!({"execute": command, "arguments": arguments}).to_string().as_bytes()).unwrap();
+        loop {
+            let mut line = String::new();
+            qmp.read_line(&mut line).unwrap();
+            let answer: Value = serde_json::from_str(&line).unwrap();
+            assert!(answer.get("error").is_none(), "{command}: {answer}");
+            // The greeting and events come in between.
+            if answer.get("return").is_some() {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        for child in [Some(&mut self.qemu), self.tpm.as_mut()].into_iter().flatten() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn start_tpm(state: &Path, socket: &str) -> Child {
+    let tpm = Command::new("swtpm")
+        .args(["socket", "--tpm2", "--tpmstate", &format!("dir={}", state.display())])
+        .args(["--ctrl", &format!("type=unixio,path={socket}"), "--flags", "not-need-init,startup-clear"])
+        .spawn()
+        .expect("swtpm is missing: scripts/prerequisites vm");
+    let deadline = Instant::now() + PATIENCE;
+    while !Path::new(socket).exists() {
+        assert!(Instant::now() < deadline, "swtpm makes no socket");
+        thread::sleep(Duration::from_millis(20));
+    }
+    tpm
+}

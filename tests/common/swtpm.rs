@@ -1,0 +1,137 @@
+//! A TPM of one's own: swtpm with a state that nobody else has, on a Unix socket.
+
+use std::{
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+/// A TPM; gone with the value.
+pub struct Swtpm {
+    folder: TempDir,
+    process: Child,
+}
+
+impl Swtpm {
+    /// A new TPM, powered on.
+    pub fn start() -> Self {
+        // A socket's path has 107 characters at most.
+        let folder = tempfile::Builder::new().prefix("swtpm").tempdir_in("/tmp").unwrap();
+        let process = power_on(&folder);
+        Self { folder, process }
+    }
+
+    /// One with an endorsement key that an authority, whose folder this is, has certified; it makes the authority if there
+    /// is none.
+    pub fn certified(authority: &Path) -> Self {
+        let folder = tempfile::Builder::new().prefix("swtpm").tempdir_in("/tmp").unwrap();
+        let at = authority.display();
+        let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
+        write(
+            "localca.conf",
+            format!(
+                "statedir = {at}\nsigningkey = {at}/signkey.pem\nissuercert = {at}/issuercert.pem\n\
+                 certserial = {at}/certserial\n"
+            ),
+        );
+        let path = folder.path().display();
+        write(
+            "setup.conf",
+            format!(
+                "create_certs_tool = /usr/bin/swtpm_localca\ncreate_certs_tool_config = {path}/localca.conf\n\
+                 create_certs_tool_options = /etc/swtpm-localca.options\nactive_pcr_banks = sha256\n"
+            ),
+        );
+        let made = Command::new("swtpm_setup")
+            .args(["--tpm2", "--create-ek-cert", "--config"])
+            .arg(folder.path().join("setup.conf"))
+            .arg("--tpm-state")
+            .arg(folder.path())
+            .output()
+            .expect("swtpm-tools are missing: scripts/prerequisites host");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let process = power_on(&folder);
+        Self { folder, process }
+    }
+
+    /// Off and on again: the PCRs are what they are after power-on.
+    pub fn reboot(&mut self) {
+        self.power_off();
+        self.process = power_on(&self.folder);
+    }
+
+    fn power_off(&mut self) {
+        let control = format!("{}.ctrl", self.socket().display());
+        let asked = Command::new("swtpm_ioctl").args(["--unix", &control, "-s"]).stderr(Stdio::null()).status();
+        if !asked.is_ok_and(|status| status.success()) {
+            let _ = self.process.kill();
+        }
+        let _ = self.process.wait();
+    }
+
+    /// Its socket; the control channel is beside it, `.ctrl`.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("tpm")
+    }
+
+    /// For CRYPTATTACH_TCTI and tpm2-tools.
+    pub fn tcti(&self) -> String {
+        format!("swtpm:path={}", self.socket().display())
+    }
+
+    /// Runs a tool of tpm2-tools, expects success, returns what it prints.
+    pub fn tool(&self, arguments: &[&str]) -> String {
+        let output = Command::new(arguments[0])
+            .args(&arguments[1..])
+            .env("TPM2TOOLS_TCTI", self.tcti())
+            .current_dir(self.folder.path())
+            .output()
+            .expect("tpm2-tools are missing: scripts/prerequisites host");
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Measures something.
+    pub fn extend(&self, pcr: u8, digit: char) {
+        self.tool(&["tpm2_pcrextend", &format!("{pcr}:sha256={}", String::from(digit).repeat(64))]);
+    }
+
+    /// Sessions and objects that somebody has left in the TPM.
+    pub fn leftovers(&self) -> String {
+        ["handles-loaded-session", "handles-transient"].map(|kind| self.tool(&["tpm2_getcap", kind])).concat()
+    }
+}
+
+fn power_on(folder: &TempDir) -> Child {
+    let path = folder.path().join("tpm");
+    let _ = std::fs::remove_file(&path);
+    let path = path.display();
+    let mut process = Command::new("swtpm")
+        .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
+        .arg(format!("--tpmstate=dir={}", folder.path().display()))
+        .arg(format!("--server=type=unixio,path={path}"))
+        .arg(format!("--ctrl=type=unixio,path={path}.ctrl"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("swtpm is missing: scripts/prerequisites host");
+    for _ in 0..1000 {
+        if UnixStream::connect(path.to_string()).is_ok() {
+            return process;
+        }
+        sleep(Duration::from_millis(10));
+    }
+    let _ = process.kill();
+    let _ = process.wait();
+    panic!("swtpm does not listen on {path}");
+}
+
+impl Drop for Swtpm {
+    fn drop(&mut self) {
+        self.power_off();
+    }
+}

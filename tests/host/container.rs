@@ -1,0 +1,142 @@
+//! Container keys in a directory: made, rotated, sealed to hosts that are admitted, and to none that was removed.
+
+use std::{fs, path::PathBuf};
+
+use cryptattach::{
+    config::Config,
+    container::Container,
+    key::{Epoch, HostName, SealedKey, StoreName},
+    seal::OwnerKey,
+};
+use serde_json::Value;
+
+use crate::site::{Site, sh};
+
+struct Containers {
+    site: Site,
+}
+
+impl Containers {
+    /// A store `logs`, made by `container create`.
+    fn new() -> Self {
+        let site = Site::new();
+        site.ok(&[
+            "container",
+            "create",
+            "logs",
+            "--path",
+            site.keys("logs"),
+            "--owner",
+            site.keys("cinder.owner.pem"),
+            "--identity",
+            site.keys("cinder.owner.key"),
+            "--escrow",
+            site.keys("escrow.pem"),
+        ]);
+        Self { site }
+    }
+
+    fn container(&self) -> Container {
+        let config = Config::read(self.site.keys("cryptattach.toml").as_ref()).unwrap();
+        Container::open(&config, &"logs".parse::<StoreName>().unwrap(), None).unwrap()
+    }
+
+    fn kek(&self, epoch: u32) -> PathBuf {
+        PathBuf::from(self.site.keys("logs")).join(format!("kek/{epoch}.jwe"))
+    }
+
+    fn is_for(&self, epoch: u32, host: &OwnerKey) -> bool {
+        let sealed = SealedKey::from_json(&fs::read(self.kek(epoch)).unwrap()).unwrap();
+        sealed.recipient_kids().any(|kid| kid == host.recipient().unwrap().kid())
+    }
+
+    /// As a rotation leaves it that was killed between making its key and announcing it.
+    fn rotation_is_killed(&self) {
+        let site = &self.site;
+        let before = fs::read(PathBuf::from(site.keys("logs")).join("container.json")).unwrap();
+        let trusted = PathBuf::from(site.keys("site-state")).join("containers/logs");
+        let known = fs::read(&trusted).unwrap();
+        site.ok(&["container", "rotate", "logs"]);
+        fs::write(PathBuf::from(site.keys("logs")).join("container.json"), before).unwrap();
+        fs::write(trusted, known).unwrap();
+    }
+}
+
+#[test]
+fn a_directory_has_container_keys_as_swift_has() {
+    let containers = Containers::new();
+    let site = &containers.site;
+    let volume = site.file("volume", 64 << 20).into_os_string().into_string().unwrap();
+    let reference = site.ok(&["format", &volume, "--store", "logs"]);
+    assert_eq!(site.json(&["key", "show", &reference])["recipients"][0]["kid"], "logs/kek/1");
+    let first = site.json(&["container", "show", "logs"]);
+    assert_eq!((&first["epoch"], &first["keys"], &first["rotating"]), (&"1".into(), &1.into(), &false.into()));
+    let rotated = site.json(&["container", "rotate", "logs"]);
+    assert_eq!((&rotated["epoch"], &rotated["resealed"]), (&"2".into(), &1.into()));
+    assert_eq!(site.json(&["container", "show", "logs"])["fingerprint"], rotated["fingerprint"]);
+    assert_ne!(rotated["fingerprint"], first["fingerprint"]);
+    let name = site.name("v");
+    site.attach(&volume, &name, &[]);
+    site.ok(&["detach", &name]);
+    assert_eq!(sh(&format!("stat -c %a {0} {0}/kek {0}/kek/2.jwe", site.keys("logs"))), "700\n700\n600");
+
+    // A key of somebody else's, of the same number and sealed to the right owner, is not sealed under.
+    let thief = Containers::new();
+    thief.site.ok(&["container", "rotate", "logs"]);
+    let owner = fs::read(thief.site.keys("cinder.owner.key")).unwrap();
+    fs::write(site.keys("thief.key"), owner).unwrap();
+    let config = fs::read_to_string(site.keys("cryptattach.toml")).unwrap();
+    let both = format!("\", \"{}\"]", site.keys("thief.key"));
+    fs::write(site.keys("cryptattach.toml"), config.replace("\"]", &both)).unwrap();
+    let kept = fs::read(containers.kek(2)).unwrap();
+    fs::copy(thief.kek(2), containers.kek(2)).unwrap();
+    let other = site.file("other", 64 << 20).into_os_string().into_string().unwrap();
+    let refused = site.fails(68, &["format", &other, "--store", "logs"]);
+    assert!(refused.contains("logs/kek/2") && refused.contains("fingerprint"), "{refused}");
+    fs::write(containers.kek(2), kept).unwrap();
+    site.ok(&["format", &other, "--store", "logs"]);
+}
+
+#[test]
+fn a_store_with_an_owner_only_gets_container_keys_later() {
+    let site = Site::new();
+    let (volume, reference) = site.volume("one", &[]);
+    let owners = site.json(&["key", "show", &reference]);
+    assert_eq!(owners["recipients"].as_array().unwrap().len(), 2, "owner and escrow");
+    site.fails(73, &["container", "create", "cinder", "--path", site.keys("elsewhere")]);
+    let shown = site.ok(&["container", "create", "cinder"]);
+    assert!(shown.contains("cinder/kek/1"), "{shown}");
+    assert_eq!(site.json(&["key", "show", &reference])["recipients"], owners["recipients"]);
+    assert_eq!(site.json(&["container", "rotate", "cinder"])["resealed"], 1);
+    assert_eq!(site.json(&["key", "show", &reference])["recipients"][0]["kid"], "cinder/kek/2");
+    let name = site.name("v");
+    site.attach(&volume, &name, &[]);
+    site.ok(&["detach", &name]);
+}
+
+#[test]
+fn hosts_come_and_go_even_if_a_rotation_was_killed_between() {
+    let containers = Containers::new();
+    let (stays, goes) = (OwnerKey::generate().unwrap(), OwnerKey::generate().unwrap());
+    let [one, two]: [HostName; 2] = ["one", "two"].map(|name| name.parse().unwrap());
+    // Admitted after a next key was made and before it was announced: that key is sealed to the host as well.
+    containers.rotation_is_killed();
+    containers.container().admit_host(&one, &stays.recipient().unwrap()).unwrap();
+    assert!(containers.is_for(1, &stays) && !containers.is_for(2, &stays));
+    containers.site.ok(&["container", "rotate", "logs"]);
+    assert!(containers.is_for(2, &stays));
+
+    containers.container().admit_host(&two, &goes.recipient().unwrap()).unwrap();
+    assert!(containers.is_for(1, &goes) && containers.is_for(2, &goes), "the key before may still be in use");
+    assert_eq!(containers.container().hosts().unwrap(), [one.clone(), two.clone()]);
+    let shown: Value = containers.site.json(&["container", "show", "logs"]);
+    assert_eq!(shown["epoch"], "2", "admission needs no new key");
+
+    // Removed after a next key was made that it can open: only the one after that is without it.
+    containers.rotation_is_killed();
+    assert!(containers.is_for(3, &goes));
+    let rotation = containers.container().remove_host(&two, &|_, _| {}).unwrap();
+    assert_eq!(rotation.epoch, "4".parse::<Epoch>().unwrap());
+    assert!(containers.is_for(4, &stays) && !containers.is_for(4, &goes));
+    assert_eq!(containers.container().hosts().unwrap(), [one]);
+}
