@@ -45,11 +45,11 @@ fn dependencies(config: &Config, volume: &VolumeConfig) -> String {
     let mut text = format!("# Made by cryptattach-generator of {}\n[Unit]\n", config.path.display());
     let device = volume.device.path();
     if device.starts_with("/dev") {
-        let unit = format!("{}.device", escape_path(&device));
+        let unit = format!("{}.device", escape_path(device));
         // Gone with its device.
         let _ = writeln!(text, "BindsTo={unit}\nAfter={unit}");
     } else {
-        let _ = writeln!(text, "RequiresMountsFor={}", quoted(&device));
+        let _ = writeln!(text, "RequiresMountsFor={}", quoted(device));
     }
     if volume.needs_network(config) {
         // As systemd orders crypttab's _netdev: not before sysinit.target, which the network itself needs.

@@ -181,7 +181,7 @@ impl Image {
         );
         // Sealed, but of use to whoever has this host: they are not to rest on the disk of what they open.
         let copy = lockbox.offline.then(|| lockbox.offline_copy(&config.state));
-        let entries = planned.iter().flat_map(|planned| keys(planned)).flat_map(|key| {
+        let entries = planned.iter().flat_map(keys).flat_map(|key| {
             files_below(&lockbox.path.join(key.store.as_str())).into_iter().filter(move |path| {
                 path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&key.key.to_string()))
             })

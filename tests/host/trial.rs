@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::site::Site;
+use crate::site::{LoopDevice, Site};
 
 #[test]
 fn a_volume_that_would_unlock_says_from_where() {
@@ -60,6 +60,30 @@ fn a_volume_that_would_not_unlock_fails_as_attach_does() {
     site.ok(&attach);
     site.ok(&["detach", &name]);
     assert_eq!(site.ok(&["explain", &name]), format!("no failure of '{name}' is known since the last boot"));
+}
+
+#[test]
+fn what_a_boot_could_not_attach_is_explained() {
+    let site = Site::new();
+    let (volume, reference) = site.volume("v", &[]);
+    let device = LoopDevice::new(volume.as_ref(), "");
+    let name = site.name("root");
+    let config = fs::read_to_string(site.keys("cryptattach.toml")).unwrap();
+    let boot = format!("{config}\n[[boot.volumes]]\nname = '{name}'\ndevice = '{}'\n", device.path());
+    fs::write(site.keys("cryptattach.toml"), boot).unwrap();
+    fs::rename(site.sealed(&reference), site.keys("gone")).unwrap();
+    let told = site.fails(81, &["boot"]);
+    let explained = site.ok(&["explain", &name]);
+    assert!(explained.contains(&format!("attach at boot {} as '{name}': exit code 67", device.path())), "{explained}");
+    assert!(
+        explained.contains("next: ") && told.contains(&reference) && explained.contains(&reference),
+        "{told}{explained}"
+    );
+
+    fs::rename(site.keys("gone"), site.sealed(&reference)).unwrap();
+    site.ok(&["boot"]);
+    assert_eq!(site.ok(&["explain", &name]), format!("no failure of '{name}' is known since the last boot"));
+    site.ok(&["detach", &name]);
 }
 
 #[test]
