@@ -1,5 +1,8 @@
 # The same targets in CI and on a laptop. Each installs what it misses.
-.PHONY: demo test test-unit test-host test-openstack test-vm bench bench-ublk bench-attach bench-boot bench-stores bench-tpm torture
+.PHONY: deb demo test test-unit test-host test-openstack test-vm bench bench-ublk bench-attach bench-boot bench-stores bench-tpm torture
+
+deb:
+	scripts/deb
 
 demo:
 	scripts/demo

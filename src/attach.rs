@@ -189,22 +189,31 @@ impl<'a> Case<'a> {
 pub fn open(container: &Container, reference: &KeyReference, volume: &Volume) -> Result<VolumeKey, Error> {
     match container.fetch(&reference.key, Some(volume.uuid()))? {
         Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
-            let mismatch =
-                |what| Error::Mismatch { reference: reference.clone(), device: volume.device.path.clone(), what };
-            fits(&payload, volume).map_err(mismatch)?;
+            fit(reference, &payload, volume)?;
             Ok(payload.volume_key)
         }
         object => {
             let passphrase = object.passphrase()?.ok_or_else(|| Error::NoPassphrase(reference.clone()))?;
             let key = volume.unlock(&passphrase)?;
-            let what = volume.uuid().map_or_else(|| "a plain volume".to_owned(), |uuid| uuid.to_string());
-            // The volume is there; that its key still counts as unused is no reason to withhold it.
-            if let Err(error) = container.spend(&reference.key, &object, &what) {
-                tracing::warn!("the key {reference} still counts as unused: {}", chain(&error));
-            }
+            spend(container, reference, &object, volume);
             Ok(key)
         }
     }
+}
+
+/// Has a key that is for one volume count as used. The volume is there: that it still counts as unused is no reason to
+/// withhold it.
+pub fn spend(container: &Container, reference: &KeyReference, key: &Fetched, volume: &Volume) {
+    let what = volume.uuid().map_or_else(|| "a plain volume".to_owned(), |uuid| uuid.to_string());
+    if let Err(error) = container.spend(&reference.key, key, &what) {
+        tracing::warn!("the key {reference} still counts as unused: {}", chain(&error));
+    }
+}
+
+/// Refuses a key whose sealed form says something else of the volume than the header does.
+pub fn fit(reference: &KeyReference, sealed: &Payload, volume: &Volume) -> Result<(), Error> {
+    let mismatch = |what| Error::Mismatch { reference: reference.clone(), device: volume.device.path.clone(), what };
+    fits(sealed, volume).map_err(mismatch)
 }
 
 /// Whether the header says what was sealed: neither is believed alone.

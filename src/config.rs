@@ -9,17 +9,21 @@ use std::{
 use nix::unistd::geteuid;
 use serde::Deserialize;
 
-use crate::{key::StoreName, volume::PlainHash};
+use crate::{backend::MappingName, key::StoreName, volume::PlainHash};
 
 mod boot;
+mod device;
 mod lockbox;
 mod stores;
 mod tpm;
+mod volumes;
 
-pub use boot::{Boot, BootMount, BootVolume, DeviceSpec, IMAGES, ParseDeviceSpecError};
+pub use boot::{Boot, BootMount, BootVolume, IMAGES};
+pub use device::{DeviceSpec, ParseDeviceSpecError};
 pub use lockbox::LockboxConfig;
 pub use stores::{BarbicanConfig, CloudConfig, Location, Sealing, StoreConfig, SwiftConfig};
 pub use tpm::TpmConfig;
+pub use volumes::{Hotplug, VolumeConfig};
 
 /// Where the configuration is unless `--config` or `CRYPTATTACH_CONFIG` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cryptattach/cryptattach.toml";
@@ -51,6 +55,12 @@ pub struct Config {
     /// The stores by name.
     #[serde(default)]
     pub stores: BTreeMap<StoreName, StoreConfig>,
+    /// The volumes that this host attaches by itself, by the names of their mappings.
+    #[serde(default)]
+    pub volumes: BTreeMap<MappingName, VolumeConfig>,
+    /// Which volumes that appear are attached unasked.
+    #[serde(default)]
+    pub hotplug: Hotplug,
     /// This host's cache of keys.
     pub lockbox: Option<LockboxConfig>,
     /// Directory for what this host has to remember: which container keys and which lockbox key it trusts. Root's; others have
@@ -182,6 +192,14 @@ pub enum ConfigError {
         #[source]
         source: Box<toml::de::Error>,
     },
+    /// A volume is not configured.
+    #[error("the configuration {} has no volume '{name}'", .path.display())]
+    UnknownVolume {
+        /// Its name.
+        name: MappingName,
+        /// The file.
+        path: PathBuf,
+    },
     /// A store is not configured.
     #[error("the configuration {} has no store '{name}' (it has: {})", .path.display(), list(.known))]
     UnknownStore {
@@ -226,6 +244,19 @@ fn list(names: &[StoreName]) -> String {
 impl Config {
     /// Reads a configuration; relative paths in it are relative to its own directory.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let mut config = Self::outline(path)?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        for store in config.stores.values_mut() {
+            for file in store.files() {
+                *file = resolve(folder, file)?;
+            }
+        }
+        Ok(config)
+    }
+
+    /// As [`Config::read`], for who only wants to know what there is: files named in stores are not looked for. Where
+    /// systemd's generators and udev's programs run there are no credentials yet.
+    pub fn outline(path: &Path) -> Result<Self, ConfigError> {
         let text = fs::read_to_string(path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => ConfigError::Missing(path.to_owned()),
             _ => ConfigError::Io { action: "read", path: path.to_owned(), source },
@@ -265,10 +296,20 @@ impl Config {
                 *file = resolve(folder, file)?;
             }
         }
+        for volume in config.volumes.values_mut() {
+            if let Some(header) = &mut volume.header {
+                *header = resolve(folder, header)?;
+            }
+        }
         if !geteuid().is_root() {
             config.state = own_state().unwrap_or(config.state);
         }
         Ok(config)
+    }
+
+    /// The volume of that name.
+    pub fn volume(&self, name: &MappingName) -> Result<&VolumeConfig, ConfigError> {
+        self.volumes.get(name).ok_or_else(|| ConfigError::UnknownVolume { name: name.clone(), path: self.path.clone() })
     }
 
     /// The store of that name.

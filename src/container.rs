@@ -78,6 +78,15 @@ impl Fetched {
     }
 }
 
+/// What gave a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// An entry of the lockbox; the store was not asked.
+    Lockbox,
+    /// The store.
+    Store,
+}
+
 impl Container {
     /// The container that the configuration describes; `caller` is the token of a hook's caller.
     pub fn open(config: &Config, name: &StoreName, caller: Option<SecretBytes>) -> Result<Self, Error> {
@@ -126,14 +135,19 @@ impl Container {
     ///
     /// If the lockbox is to be asked first, a valid entry is enough, and what the store gives becomes one.
     pub fn fetch(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Result<Fetched, Error> {
+        Ok(self.fetch_and_tell(id, volume)?.0)
+    }
+
+    /// The same, and what gave it.
+    pub fn fetch_and_tell(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Result<(Fetched, Source), Error> {
         if let Some(Entry { opened, .. }) = self.entry(id, volume) {
-            return Ok(Fetched::Sealed(opened));
+            return Ok((Fetched::Sealed(opened), Source::Lockbox));
         }
         let fetched = self.fetch_from_store(id, volume).map_err(|error| self.explain(id, error))?;
         if let Fetched::Sealed(opened) = &fetched {
             self.remember(opened);
         }
-        Ok(fetched)
+        Ok((fetched, Source::Store))
     }
 
     fn fetch_from_store(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Result<Fetched, Error> {

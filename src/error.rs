@@ -190,6 +190,9 @@ pub enum Error {
     /// The key has no passphrase with it.
     #[error("the key {0} has no passphrase: its volume was formatted without --keyslot")]
     NoPassphrase(KeyReference),
+    /// systemd-cryptsetup asks for a volume that is not listed.
+    #[error("neither /etc/crypttab nor the configuration has a volume '{0}'")]
+    UnknownToCrypttab(String),
     /// Nothing is attached by that name.
     #[error("nothing is attached as '{0}'")]
     NotAttached(MappingName),

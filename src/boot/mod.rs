@@ -4,10 +4,10 @@
 //! Nothing here waits without a bound, and nothing waits for another: each volume and each of its sources has a thread of
 //! its own, and whoever has the key first attaches the volume. What still runs at the end is left to end with the process.
 
-mod crypttab;
 pub mod doctor;
 pub mod image;
 mod initrd;
+mod listed;
 mod mounts;
 mod plan;
 mod prompt;

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::crypttab;
+use super::listed;
 use crate::{
     attach::Options,
     backend::MappingName,
@@ -46,11 +46,11 @@ pub fn plan(config: &Config, crypttab: Option<&str>) -> Vec<Planned> {
     if !config.boot.volumes.is_empty() {
         return config.boot.volumes.iter().map(Planned::configured).collect();
     }
-    let Some(mut listed) = crypttab.map(crypttab::entries).or_else(crypttab::of_this_boot) else {
+    let Some(mut listed) = crypttab.map(listed::entries).or_else(listed::of_this_boot) else {
         return present(config);
     };
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    for planned in crypttab::from_kernel(&command_line) {
+    for planned in listed::from_kernel(&command_line) {
         if listed.iter().all(|other| other.device != planned.device) {
             listed.push(planned);
         }

@@ -1,10 +1,10 @@
 //! What a boot tells: a line on the console at once, the same in the kernel's log, from where the journal takes it, and a
-//! record in /run for programs.
+//! record in /run for programs. `cryptattach explain` tells the failures later.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::Write,
-    path::Path,
+    path::{Path, PathBuf},
     process,
     time::{Duration, Instant},
 };
@@ -12,7 +12,7 @@ use std::{
 use serde::Serialize;
 
 use super::{Planned, RECORD, line, source::By};
-use crate::{cli, error::Error};
+use crate::{backend::MappingName, cli, error::Error};
 
 /// The record of a boot.
 pub struct Record {
@@ -38,8 +38,10 @@ struct Facts {
 
 #[derive(Serialize)]
 struct VolumeFacts {
-    name: String,
+    name: MappingName,
     device: String,
+    #[serde(skip)]
+    path: PathBuf,
     result: Outcome,
     /// What attached it: a key's reference, or "passphrase".
     by: Option<String>,
@@ -77,8 +79,9 @@ impl Record {
         let kernel = if is_journal { None } else { write(Path::new("/dev/kmsg")) };
         let log = File::create(folder.join("boot.log")).ok();
         let volumes = planned.iter().map(|planned| VolumeFacts {
-            name: planned.name.to_string(),
+            name: planned.name.clone(),
             device: planned.device.to_string(),
+            path: planned.device.path().to_owned(),
             result: Outcome::Pending,
             by: None,
             seconds: None,
@@ -121,6 +124,10 @@ impl Record {
             return;
         }
         (facts.result, facts.by, facts.seconds) = (Outcome::Attached, Some(by.to_string()), Some(seconds));
+        // Why a person had to be asked is still to be explained later.
+        if matches!(by, By::Store(_) | By::Lockbox(_)) {
+            cli::note("attach at boot", Some(&facts.path), Some(&facts.name), Ok(()));
+        }
         let text = format!("{} is attached, by {by}, after {seconds:.1} s", facts.name);
         self.say(&text);
         self.write();
@@ -134,6 +141,7 @@ impl Record {
             return;
         }
         let text = format!("{}: {}", facts.name, line(error));
+        cli::note::<()>("attach at boot", Some(&facts.path), Some(&facts.name), Err(error));
         facts.failures.push(Failure {
             source: by.to_string(),
             reason: cli::exit_code(error),

@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use serde_json::json;
 
-use super::{Global, SeparationOptions, output};
+use super::{Global, SeparationOptions, failure, output};
 use crate::{
     attach::{self, Options, Request},
     backend::{BackendKind, ExportKind, MappingName},
+    config::{Config, VolumeConfig},
     error::Error,
     key::{KeyReference, KeySize},
     volume::{CIPHER, PlainHash, PlainParameters, SectorSize},
@@ -19,19 +20,24 @@ use crate::{
 /// Prints the path of the plaintext device. Attaching a volume that is attached already under the same name says so
 /// and succeeds. Nothing on the device is changed.
 #[derive(Args)]
+#[command(group = ArgGroup::new("what").required(true).args(["device", "volume"]))]
 #[command(after_help = "Examples:
   cryptattach attach /dev/vdb                     map it as luks-UUID, key as the LUKS2 token says
   cryptattach attach /dev/vdb data --read-only
   cryptattach attach /dev/vdb data --key cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de
   cryptattach attach /dev/vdb data --header /boot/data.header
+  cryptattach attach --volume data                as [volumes.data] of the configuration says
   cryptattach attach volume.img data --backend userspace
   nbdcopy \"$(cryptattach attach volume.img data --export nbd)\" plain.img
   cryptattach attach /dev/vdc old --plain --key-size 512 --key cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de")]
 pub struct Attach {
     /// The encrypted block device or file
-    device: PathBuf,
+    device: Option<PathBuf>,
     /// The mapping's name [default: luks-UUID]
     name: Option<MappingName>,
+    /// The volume that the configuration describes under this name ([volumes.NAME])
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["device", "name", "key", "header", "read_only", "allow_discards", "plain"])]
+    volume: Option<MappingName>,
     /// Where the key is (STORE/KEY-ID) [default: as the LUKS2 token says]
     #[arg(long, value_name = "REFERENCE")]
     key: Option<KeyReference>,
@@ -109,31 +115,25 @@ pub fn sector_size(text: &str) -> Result<SectorSize, String> {
     text.parse().ok().and_then(SectorSize::from_bytes).ok_or_else(|| "512, 1024, 2048 or 4096 bytes".to_owned())
 }
 
+/// What is to be attached: as the words say, or as the configuration does.
+struct Wanted {
+    device: PathBuf,
+    name: Option<MappingName>,
+    key: Option<KeyReference>,
+    header: Option<PathBuf>,
+    read_only: bool,
+    allow_discards: bool,
+}
+
 impl Attach {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
-        let config = global.config()?;
-        let request = Request {
-            device: &self.device,
-            name: self.name.clone(),
-            key: self.key.clone(),
-            header: self.header.as_deref(),
-            plain: self.plain.parameters(),
-            backend: self.backend,
-            options: Options {
-                read_only: self.read_only,
-                export: self.export,
-                allow_discards: self.allow_discards,
-                no_read_workqueue: self.no_read_workqueue,
-                no_write_workqueue: self.no_write_workqueue,
-            },
-            separation: self.separation.strictness(),
-            caller: None,
-            target: None,
-            volume_id: None,
-        };
-        let mapping = attach::attach(&config, request)?;
+        let wanted = self.wanted(global);
+        let device = wanted.as_ref().map_or_else(|_| self.device.clone(), |(_, wanted)| Some(wanted.device.clone()));
+        let mapping = wanted.and_then(|(config, wanted)| attach::attach(&config, self.request(&wanted)));
+        failure::note("attach", device.as_deref(), self.volume.as_ref().or(self.name.as_ref()), mapping.as_ref());
+        let mapping = mapping?;
         if mapping.already_active {
-            eprintln!("{} is attached already as '{}'", self.device.display(), mapping.name);
+            eprintln!("{} is attached already as '{}'", device.unwrap_or_default().display(), mapping.name);
         }
         let json = json!({
             "name": mapping.name,
@@ -145,5 +145,54 @@ impl Attach {
         output::print(global.json, &json, || {
             mapping.uri.clone().unwrap_or_else(|| mapping.device.display().to_string())
         })
+    }
+
+    fn wanted(&self, global: &Global) -> Result<(Config, Wanted), Error> {
+        let config = global.config()?;
+        let wanted = match (&self.volume, &self.device) {
+            (Some(name), _) => {
+                let VolumeConfig { device, key, header, read_only, allow_discards, .. } = config.volume(name)?.clone();
+                Wanted {
+                    device: device.path().to_owned(),
+                    name: Some(name.clone()),
+                    key,
+                    header,
+                    read_only,
+                    allow_discards,
+                }
+            }
+            (None, Some(device)) => Wanted {
+                device: device.clone(),
+                name: self.name.clone(),
+                key: self.key.clone(),
+                header: self.header.clone(),
+                read_only: self.read_only,
+                allow_discards: self.allow_discards,
+            },
+            (None, None) => return Err(Error::Usage("name a device, or a volume with --volume".to_owned())),
+        };
+        Ok((config, wanted))
+    }
+
+    fn request<'a>(&self, wanted: &'a Wanted) -> Request<'a> {
+        Request {
+            device: &wanted.device,
+            name: wanted.name.clone(),
+            key: wanted.key.clone(),
+            header: wanted.header.as_deref(),
+            plain: self.plain.parameters(),
+            backend: self.backend,
+            options: Options {
+                read_only: wanted.read_only,
+                export: self.export,
+                allow_discards: wanted.allow_discards,
+                no_read_workqueue: self.no_read_workqueue,
+                no_write_workqueue: self.no_write_workqueue,
+            },
+            separation: self.separation.strictness(),
+            caller: None,
+            target: None,
+            volume_id: None,
+        }
     }
 }

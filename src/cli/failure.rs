@@ -1,15 +1,19 @@
 //! Failures as the user sees them: what failed, why, what to do next, and an exit code.
 
+use std::{fmt, path::Path};
+
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
-    backend::BackendError,
+    backend::{BackendError, MappingName},
     boot::BootError,
     config::ConfigError,
-    container::TrustError,
+    container::{TrustError, now},
     device::DeviceError,
     enrol::EnrolError,
-    error::{Error, causes},
+    error::{Error, causes, chain},
+    last_failure::{self, LastFailure},
     lockbox::LockboxError,
     seal::SealError,
     store::{AuthError, HttpError, SendError, StoreError},
@@ -49,7 +53,7 @@ Files:
   /etc/cryptattach/cryptattach.toml   configuration (--config, CRYPTATTACH_CONFIG)
   /var/log/cryptattach.jsonl          audit record
   /var/lib/cryptattach/               which container keys this host trusts, its enrolment, its lockbox; which hosts were admitted
-  /run/cryptattach/                   userspace mappings; boot.json and boot.log of this boot";
+  /run/cryptattach/                   userspace mappings; boot.json and boot.log of this boot; why volumes were not attached";
 
 /// The exit code for an error.
 pub fn exit_code(error: &Error) -> u8 {
@@ -77,7 +81,7 @@ pub fn exit_code(error: &Error) -> u8 {
         | Error::Trust(_)
         | Error::Seal(_)
         | Error::NoPassphrase(_) => 68,
-        Error::NoContainerKeys(_) | Error::NoContainerKey(_) | Error::NoOwner(_) => 78,
+        Error::NoContainerKeys(_) | Error::NoContainerKey(_) | Error::NoOwner(_) | Error::UnknownToCrypttab(_) => 78,
         Error::Lockbox(error) => lockbox(error),
         Error::NeitherStoreNorLockbox { source, .. } => store(source),
         Error::Unfinished { .. } => 69,
@@ -245,6 +249,9 @@ pub fn next_step(error: &Error) -> Option<String> {
         Error::Config(ConfigError::Missing(_)) => {
             "'cryptattach init' makes one; --config or CRYPTATTACH_CONFIG names another".to_owned()
         }
+        Error::Config(ConfigError::UnknownVolume { name, .. }) => {
+            format!("add it: [volumes.{name}] with device = \"UUID=...\" ('blkid' shows it)")
+        }
         Error::NoReference(_) => "name the key with --key STORE/KEY-ID ('cryptattach key list' shows them)".to_owned(),
         Error::NoName(_) => "give the mapping a name: cryptattach attach DEVICE NAME".to_owned(),
         Error::KeyUsed { .. } => {
@@ -314,7 +321,8 @@ fn lockbox_next_step(error: &LockboxError) -> Option<String> {
             "check 'identities' in [lockbox]; a host with a new identity has to be admitted anew".to_owned()
         }
         LockboxError::Latched { .. } => {
-            "power the machine off and on; until then the owner's or the escrow's key opens this host's volumes".to_owned()
+            "power the machine off and on; until then the owner's or the escrow's key opens this host's volumes"
+                .to_owned()
         }
         LockboxError::NotLatched { .. } => {
             "run 'cryptattach lockbox open' again, or 'cryptattach lockbox close' if this host is not to go on so"
@@ -434,26 +442,57 @@ fn volume_next_step(error: &VolumeError) -> Option<String> {
     })
 }
 
-/// Prints an error: what failed, its causes, the next step.
+/// A failure as it is told: what failed, its causes, the next step.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Told {
+    causes: Vec<String>,
+    error: String,
+    /// See [`EXIT_CODES`].
+    pub exit_code: u8,
+    next: Option<String>,
+}
+
+impl Told {
+    fn of(error: &Error) -> Self {
+        let causes = causes(error).skip(1).map(|cause| cause.to_string().trim_end().to_owned()).collect();
+        Self {
+            causes: distinct(error.to_string(), causes),
+            error: error.to_string(),
+            exit_code: exit_code(error),
+            next: next_step(error),
+        }
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cryptattach: {}", self.error)?;
+        self.causes.iter().try_for_each(|cause| write!(f, "\n  because {cause}"))?;
+        self.next.iter().try_for_each(|next| write!(f, "\n  next: {next}"))
+    }
+}
+
+/// Prints an error.
 pub fn print(error: &Error, json: bool) {
-    let causes: Vec<String> = causes(error).skip(1).map(|cause| cause.to_string().trim_end().to_owned()).collect();
-    let next = next_step(error);
-    if json {
-        let value = json!({
-            "error": error.to_string(),
-            "causes": distinct(error.to_string(), causes),
-            "next": next,
-            "exit_code": exit_code(error),
-        });
-        eprintln!("{value}");
-        return;
-    }
-    eprintln!("cryptattach: {error}");
-    for cause in distinct(error.to_string(), causes) {
-        eprintln!("  because {cause}");
-    }
-    if let Some(next) = next {
-        eprintln!("  next: {next}");
+    let told = Told::of(error);
+    if json { eprintln!("{}", json!(told)) } else { eprintln!("{told}") }
+}
+
+/// Keeps a failure for `cryptattach explain`, or forgets those of a volume that has unlocked.
+pub fn note<T>(action: &str, device: Option<&Path>, name: Option<&MappingName>, result: Result<T, &Error>) {
+    let folder = Path::new(last_failure::FOLDER);
+    let noted = match result {
+        Ok(_) => last_failure::forget(folder, device, name),
+        // Who got the words wrong has been told, and nothing is the matter with the volume.
+        Err(error) if exit_code(error) == USAGE => Ok(()),
+        Err(error) => {
+            let (device, name) = (device.map(Path::to_owned), name.cloned());
+            let failure = LastFailure { time: now(), action: action.to_owned(), device, name, told: Told::of(error) };
+            last_failure::keep(folder, &failure)
+        }
+    };
+    if let Err(error) = noted {
+        tracing::debug!("no note for 'explain': {}", chain(&error));
     }
 }
 

@@ -3,22 +3,31 @@
 use std::{
     fs::File,
     io::{self, IsTerminal, Read, Write},
+    os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
 };
 
-use clap::{Args, Subcommand};
-use openssl::asn1::Asn1Time;
+use clap::{ArgGroup, Args, Subcommand};
+use nix::sys::socket::{UnixAddr, getpeername};
 use serde_json::{Value, json};
 
-use super::{Global, SeparationOptions, attach::Plain, output};
+use super::{
+    Global, SeparationOptions,
+    attach::Plain,
+    failure,
+    output::{self, date},
+};
 use crate::{
     audit::{self, Event},
-    config::Config,
+    backend::MappingName,
+    config::{Config, VolumeConfig},
     container::Container,
+    crypttab,
     error::Error,
     import::{self, Request},
     key::{KeyReference, SecretBytes, StoreName},
     lockbox::Lockbox,
+    release,
     store::{Released, Stored},
 };
 
@@ -30,6 +39,8 @@ pub enum Key {
     Delete(Delete),
     Import(Import),
     Passphrase(Passphrase),
+    #[command(hide = true)]
+    Serve(Serve),
 }
 
 /// List the keys of a store
@@ -89,14 +100,27 @@ pub struct Import {
 
 /// Write the passphrase of a volume formatted with --keyslot to a pipe or file
 ///
-/// 64 hexadecimal digits without a newline, as cryptsetup's --key-file=- wants it.
+/// 64 hexadecimal digits without a newline, as cryptsetup's --key-file=- wants it. With --for the volume's header is
+/// checked, the passphrase is given out only if key and data are apart, and only the key that was made for this volume.
 #[derive(Args)]
+#[command(group = ArgGroup::new("what").required(true).multiple(true).args(["key", "device"]))]
 #[command(after_help = "Examples:
-  cryptattach key passphrase cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de | cryptsetup open --key-file=- /dev/vdb data")]
+  cryptattach key passphrase --for /dev/vdb | cryptsetup open --key-file=- /dev/vdb data
+  cryptattach key passphrase cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de >/run/passphrase")]
 pub struct Passphrase {
-    /// The key (STORE/KEY-ID)
-    key: KeyReference,
+    /// The key (STORE/KEY-ID) [with --for: as the LUKS2 token says, unless given]
+    key: Option<KeyReference>,
+    /// The volume that it is for
+    #[arg(long = "for", value_name = "DEVICE")]
+    device: Option<PathBuf>,
+    /// A detached LUKS header
+    #[arg(long, value_name = "FILE", requires = "device")]
+    header: Option<PathBuf>,
 }
+
+/// Answer systemd-cryptsetup on standard input, a socket: the passphrase of the volume that it opens
+#[derive(Args)]
+pub struct Serve {}
 
 impl Key {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
@@ -107,6 +131,7 @@ impl Key {
             Self::Delete(delete) => delete.run(&config),
             Self::Import(import) => import.run(&config, global.json),
             Self::Passphrase(passphrase) => passphrase.run(&config),
+            Self::Serve(serve) => serve.run(&config),
         }
     }
 }
@@ -172,12 +197,6 @@ impl Show {
     }
 }
 
-/// Seconds since 1970 as "Nov 23 14:35:24 2026 GMT".
-fn date(seconds: u64) -> String {
-    let date = i64::try_from(seconds).ok().and_then(|seconds| Asn1Time::from_unix(seconds).ok());
-    date.map_or_else(|| seconds.to_string(), |date| date.to_string())
-}
-
 impl Delete {
     fn run(&self, config: &Config) -> Result<(), Error> {
         let container = Container::open(config, &self.key.store, None)?;
@@ -218,18 +237,73 @@ impl Passphrase {
         if out.is_terminal() {
             return Err(Error::Usage("a passphrase is not written to a terminal; use a pipe".to_owned()));
         }
-        let container = Container::open(config, &self.key.store, None)?;
-        let fetched = container.fetch(&self.key.key, None)?;
-        container.spend(
-            &self.key.key,
-            &fetched,
-            "whatever another program does with it: 'key passphrase' gave it out",
-        )?;
-        let passphrase = fetched.passphrase()?.ok_or_else(|| Error::NoPassphrase(self.key.clone()))?;
-        // Past the buffer of `Stdout`, which would keep a copy.
-        let mut out = File::from(nix::unistd::dup(&out).map_err(|e| Error::io("write to standard output")(e.into()))?);
-        out.write_all(passphrase.expose()).map_err(Error::io("write to standard output"))
+        let passphrase = match (&self.device, &self.key) {
+            (Some(device), key) => released(config, device, self.header.as_deref(), key.clone(), None)?,
+            (None, Some(key)) => unbound(config, key)?,
+            (None, None) => return Err(Error::Usage("name a key, or a volume with --for".to_owned())),
+        };
+        write(&out, &passphrase)
     }
+}
+
+impl Serve {
+    fn run(&self, config: &Config) -> Result<(), Error> {
+        let connection = io::stdin();
+        let name = asking_volume(&connection)?;
+        let passphrase = match name.parse::<MappingName>().ok().and_then(|name| config.volume(&name).ok()) {
+            Some(VolumeConfig { device, header, key, .. }) => {
+                released(config, device.path(), header.as_deref(), key.clone(), name.parse().ok())?
+            }
+            None => {
+                let entries = crypttab::read(Path::new(crypttab::PATH)).map_err(Error::io("read /etc/crypttab"))?;
+                let entry = entries.into_iter().find(|entry| entry.name == name);
+                let entry = entry.ok_or_else(|| Error::UnknownToCrypttab(name.clone()))?;
+                released(config, entry.device.path(), entry.header(), None, name.parse().ok())?
+            }
+        };
+        write(&connection, &passphrase)
+    }
+}
+
+/// The volume that systemd-cryptsetup wants to open: it binds its end to `@RANDOM/cryptsetup/VOLUME` (crypttab(5), "AF_UNIX
+/// key files").
+fn asking_volume(connection: &impl AsFd) -> Result<String, Error> {
+    let peer = getpeername::<UnixAddr>(connection.as_fd().as_raw_fd());
+    let peer = peer.map_err(|errno| Error::io("tell who asks on standard input")(errno.into()))?;
+    let name = peer.as_abstract().and_then(|name| std::str::from_utf8(name).ok());
+    match name.map(|name| name.splitn(3, '/').collect::<Vec<_>>()).as_deref() {
+        Some([_, "cryptsetup", volume]) => Ok((*volume).to_owned()),
+        _ => {
+            Err(Error::Usage("only systemd-cryptsetup is answered: the other end has not said which volume".to_owned()))
+        }
+    }
+}
+
+/// The passphrase for a volume, after all that attach checks.
+fn released(
+    config: &Config,
+    device: &Path,
+    header: Option<&Path>,
+    key: Option<KeyReference>,
+    name: Option<MappingName>,
+) -> Result<SecretBytes, Error> {
+    let passphrase = release::release(config, release::Request { device, header, key });
+    failure::note("release the passphrase of", Some(device), name.as_ref(), passphrase.as_ref());
+    passphrase
+}
+
+/// The passphrase of a key, whichever volume it is for.
+fn unbound(config: &Config, key: &KeyReference) -> Result<SecretBytes, Error> {
+    let container = Container::open(config, &key.store, None)?;
+    let fetched = container.fetch(&key.key, None)?;
+    container.spend(&key.key, &fetched, "whatever another program does with it: 'key passphrase' gave it out")?;
+    fetched.passphrase()?.ok_or_else(|| Error::NoPassphrase(key.clone()))
+}
+
+/// Past any buffer, which would keep a copy.
+fn write(out: &impl AsFd, secret: &SecretBytes) -> Result<(), Error> {
+    let mut out = File::from(nix::unistd::dup(out).map_err(|e| Error::io("write the passphrase")(e.into()))?);
+    out.write_all(secret.expose()).map_err(Error::io("write the passphrase"))
 }
 
 /// The bytes of a file, at most 8 MiB as cryptsetup allows, straight into secret memory; `what` it is, in words.

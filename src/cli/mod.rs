@@ -5,11 +5,13 @@ mod boot;
 mod container;
 mod detach;
 mod doctor;
+mod explain;
 mod failure;
 mod format;
 mod hook;
 mod host;
 mod init;
+mod integrate;
 mod key;
 mod list;
 mod lockbox;
@@ -19,6 +21,7 @@ mod policy;
 mod resize;
 mod separation;
 mod status;
+mod test;
 
 use std::{
     io::{self, IsTerminal},
@@ -27,7 +30,7 @@ use std::{
     process::ExitCode,
 };
 
-pub(crate) use failure::{exit_code, next_step};
+pub(crate) use failure::{exit_code, next_step, note};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use nix::sys::resource::{Resource, setrlimit};
@@ -81,6 +84,8 @@ enum Verb {
     Status(status::Status),
     List(list::List),
     Separation(separation::Separation),
+    Test(test::Test),
+    Explain(explain::Explain),
     Boot(boot::Boot),
     Doctor(doctor::Doctor),
     #[command(subcommand)]
@@ -97,6 +102,12 @@ enum Verb {
     Hook(hook::Hook),
     #[command(hide = true)]
     Man(man::Man),
+    #[command(hide = true)]
+    Completions(integrate::Completions),
+    #[command(name = "systemd-generator", hide = true)]
+    Generator(integrate::Generator),
+    #[command(name = "udev-probe", hide = true)]
+    Probe(integrate::Probe),
     /// The process that holds a userspace mapping; started by attach
     #[command(name = userspace::SUBCOMMAND, hide = true)]
     UserspaceWorker,
@@ -171,7 +182,12 @@ fn run(cli: &Cli) -> Result<ExitCode, Error> {
         Verb::Host(host) => host.run(global),
         Verb::Lockbox(lockbox) => lockbox.run(global),
         Verb::Hook(hook) => hook.run(global),
+        Verb::Test(test) => test.run(global),
+        Verb::Explain(explain) => explain.run(global),
         Verb::Man(man) => man.run(),
+        Verb::Completions(completions) => completions.run(),
+        Verb::Generator(generator) => generator.run(global),
+        Verb::Probe(probe) => probe.run(global),
         Verb::UserspaceWorker => Ok(()),
     }?;
     Ok(ExitCode::SUCCESS)

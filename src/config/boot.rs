@@ -1,14 +1,13 @@
 //! `[boot]`: what `cryptattach boot` opens, what it needs for that, and how long it tries.
 
 use std::{
-    fmt,
     path::{Path, PathBuf},
-    str::FromStr,
     time::Duration,
 };
 
 use serde::{Deserialize, Deserializer};
 
+use super::DeviceSpec;
 use crate::{
     backend::MappingName,
     key::{KeyReference, Place},
@@ -45,6 +44,7 @@ pub struct BootVolume {
     /// The mapping's name, as crypttab and the root file system's entry have it.
     pub name: MappingName,
     /// The encrypted device.
+    #[serde(deserialize_with = "node")]
     pub device: DeviceSpec,
     /// Its keys in different stores, asked at once; what the LUKS2 token says unless given.
     #[serde(default)]
@@ -70,6 +70,7 @@ pub struct BootVolume {
 #[serde(deny_unknown_fields)]
 pub struct BootMount {
     /// The device with the file system.
+    #[serde(deserialize_with = "node")]
     pub device: DeviceSpec,
     /// Where it is mounted, as paths in the configuration have it.
     pub at: PathBuf,
@@ -77,64 +78,6 @@ pub struct BootMount {
     #[serde(rename = "type")]
     pub kind: String,
 }
-
-/// A device as crypttab and fstab name it: `UUID=`, `LABEL=`, `PARTUUID=`, `PARTLABEL=`, `ID=` or a path.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct DeviceSpec {
-    text: String,
-    path: PathBuf,
-}
-
-/// That names no device.
-#[derive(Debug, thiserror::Error)]
-#[error("'{0}' names no device (UUID=, LABEL=, PARTUUID=, PARTLABEL=, ID=, or a path below /dev)")]
-pub struct ParseDeviceSpecError(String);
-
-impl DeviceSpec {
-    /// The path under which udev shows it (systemd's 60-persistent-storage.rules).
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl FromStr for DeviceSpec {
-    type Err = ParseDeviceSpecError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let invalid = || ParseDeviceSpecError(text.to_owned());
-        let path = match text.split_once('=') {
-            Some((by @ ("UUID" | "LABEL" | "PARTUUID" | "PARTLABEL" | "ID"), value)) => {
-                let value = value.trim_matches('"');
-                if value.is_empty() || value == "." || value == ".." {
-                    return Err(invalid());
-                }
-                let value = if by == "UUID" { value.to_ascii_lowercase() } else { encoded(value) };
-                Path::new("/dev/disk").join(format!("by-{}", by.to_ascii_lowercase())).join(value)
-            }
-            _ if text.starts_with("/dev/") => text.into(),
-            _ => return Err(invalid()),
-        };
-        Ok(Self { text: text.to_owned(), path })
-    }
-}
-
-/// As udev encodes labels in names of links (udev_util_encode_string).
-fn encoded(label: &str) -> String {
-    let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"#+-.:=@_".contains(&byte) || !byte.is_ascii();
-    let mut bytes = Vec::new();
-    for byte in label.bytes() {
-        if keep(byte) { bytes.push(byte) } else { bytes.extend(format!("\\x{byte:02x}").bytes()) }
-    }
-    String::from_utf8(bytes).unwrap_or_else(|_| label.to_owned())
-}
-
-impl fmt::Display for DeviceSpec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-crate::key::serde_as_str!(DeviceSpec);
 
 impl Boot {
     /// The file system of `mounts` that a path is on.
@@ -168,33 +111,22 @@ fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Er
     Ok(duration.map_err(|_| serde::de::Error::custom("a number of seconds, not negative"))?.min(LONGEST))
 }
 
+/// A boot waits for devices, and for no file on a disk that is mounted later.
+fn node<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DeviceSpec, D::Error> {
+    let device = DeviceSpec::deserialize(deserializer)?;
+    if device.is_node() { Ok(device) } else { Err(serde::de::Error::custom(format!("'{device}' is not below /dev"))) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn finds_devices_where_udev_links_them() {
-        let cases = [
-            ("UUID=AB12-cd", "/dev/disk/by-uuid/ab12-cd"),
-            ("UUID=\"ab\"", "/dev/disk/by-uuid/ab"),
-            ("LABEL=my root", "/dev/disk/by-label/my\\x20root"),
-            ("PARTLABEL=a/b", "/dev/disk/by-partlabel/a\\x2fb"),
-            ("ID=virtio-root", "/dev/disk/by-id/virtio-root"),
-            ("/dev/vg/root", "/dev/vg/root"),
-        ];
-        for (text, path) in cases {
-            assert_eq!(text.parse::<DeviceSpec>().unwrap().path(), Path::new(path));
-        }
-        for text in ["", "vda", "UUID=", "UUID=..", "NAME=x"] {
-            assert!(text.parse::<DeviceSpec>().is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn has_defaults_and_bounds() {
         let boot: Boot = toml::from_str("total_seconds = 1e15").unwrap();
         assert_eq!((boot.prompt_after, boot.total), (Duration::from_secs(5), LONGEST));
         assert!(toml::from_str::<Boot>("total_seconds = -1").is_err());
+        assert!(toml::from_str::<Boot>("[[volumes]]\nname = 'root'\ndevice = '/srv/volume.img'\n").is_err());
         let text = "[[volumes]]\nname = 'root'\ndevice = 'UUID=ab'\nallow_discards = true\n\
                     [[mounts]]\ndevice = 'LABEL=keys'\nat = '/mnt/keys'\ntype = 'ext4'\n";
         let boot: Boot = toml::from_str(text).unwrap();

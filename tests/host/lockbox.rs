@@ -190,6 +190,23 @@ fn opened_once_it_attaches_while_the_store_is_away() {
 }
 
 #[test]
+fn other_programs_have_their_passphrase_while_the_store_is_away() {
+    let hosted = Hosted::new("");
+    hosted.ok(&["lockbox", "open"]);
+    let volume = hosted.site.file("one", 64 << 20).into_os_string().into_string().unwrap();
+    hosted.ok(&["format", &volume, "--keyslot"]);
+    let told = hosted.ok(&["test", &volume]);
+    assert!(told.contains("from store 'cinder' (the directory"), "{told}");
+    let passphrase = hosted.ok(&["key", "passphrase", "--for", &volume]);
+
+    hosted.store_goes();
+    assert_eq!(hosted.ok(&["key", "passphrase", "--for", &volume]), passphrase);
+    let told = hosted.ok(&["test", &volume]);
+    assert!(told.contains("from the lockbox") && told.contains("matches the header's digest"), "{told}");
+    hosted.store_comes_back();
+}
+
+#[test]
 fn closing_removes_key_and_entries() {
     let hosted = Hosted::new("");
     hosted.ok(&["lockbox", "open"]);

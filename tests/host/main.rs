@@ -31,3 +31,4 @@ mod tpm_attach;
 mod tpm_bus;
 mod tpm_interop;
 mod tpm_measured;
+mod trial;

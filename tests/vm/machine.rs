@@ -29,11 +29,21 @@ pub struct Machine {
     disks: u32,
 }
 
+/// What the kernel starts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Init {
+    /// The agent, and little else; `cryptattach` is the binary that was just built.
+    Plain,
+    /// systemd, and the agent as a unit; the Debian package waits on the disk of tools.
+    Systemd,
+}
+
 /// A disk of the machine, and the file behind it.
 pub struct Disk {
     serial: String,
     /// The file on the host; what the guest has flushed is in it.
     pub file: PathBuf,
+    options: DiskOptions,
 }
 
 /// How a disk looks to the guest.
@@ -64,28 +74,29 @@ impl Disk {
 }
 
 impl Machine {
-    /// Boots the release that this host runs, by QEMU's own loader.
-    pub fn boot() -> Self {
-        Self::boot_release(None)
-    }
-
-    /// Boots another release likewise; makes the guest's image if it is not there yet.
-    pub fn boot_release(release: Option<&str>) -> Self {
+    /// Boots the release that this host runs, or another one, by QEMU's own loader; makes the guest's image if it is not there yet.
+    pub fn boot_release(init: Init, release: Option<&str>) -> Self {
         let image = image(release);
         let file = |name: &str| image.join(name).into_os_string().into_string().unwrap();
-        Self::start(&image, &["-kernel", &file("kernel"), "-initrd", &file("initrd"), "-append", COMMAND_LINE])
+        let append = match init {
+            Init::Plain => COMMAND_LINE.to_owned(),
+            Init::Systemd => COMMAND_LINE.replace("init=/sbin/guest-init", "systemd.show_status=true"),
+        };
+        Self::start(init, &image, &["-kernel", &file("kernel"), "-initrd", &file("initrd"), "-append", &append])
     }
 
     /// Boots what these options of QEMU's say, from the root file system of an image.
-    pub fn start(image: &Path, booted: &[&str]) -> Self {
+    pub fn start(init: Init, image: &Path, booted: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("cryptattach-vm").tempdir_in("/var/tmp").unwrap();
         let at = |name: &str| folder.path().join(name).into_os_string().into_string().unwrap();
-        tools(&at("tools"), &at("tools.img"));
+        tools(init, &at("tools"), &at("tools.img"));
+        let reboots: &[&str] = if init == Init::Plain { &["-no-reboot"] } else { &[] };
         let console = File::create(at("console")).unwrap();
         let drive = |id: &str, file: &str| format!("if=none,id={id},format=raw,snapshot=on,file={file}");
         let mut qemu = Command::new("qemu-system-x86_64")
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"])
-            .args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"])
+            .args(["-nodefaults", "-display", "none", "-serial", "stdio"])
+            .args(reboots)
             .args(["-qmp", &format!("unix:{},server=on,wait=off", at("qmp"))])
             .args(["-drive", &drive("root", image.join("root.img").to_str().unwrap())])
             .args(["-device", "virtio-blk-pci,drive=root,serial=root"])
@@ -107,16 +118,28 @@ impl Machine {
         machine.qmp.get_ref().set_read_timeout(Some(COMMAND_TIMEOUT)).unwrap();
         machine.qmp_line();
         machine.qmp("qmp_capabilities", json!({}));
-        machine.agent.get_ref().set_read_timeout(Some(BOOT_TIMEOUT)).unwrap();
-        assert_eq!(machine.agent_line(), "ready");
-        machine.agent.get_ref().set_read_timeout(Some(COMMAND_TIMEOUT)).unwrap();
+        machine.wait_for_agent();
         machine
+    }
+
+    /// Shuts the guest down and boots it again; its disks stay plugged in.
+    pub fn reboot(&mut self) {
+        // The agent may be ended before it has answered.
+        self.request("systemctl --no-block reboot");
+        self.wait_for_agent();
+    }
+
+    fn wait_for_agent(&mut self) {
+        self.agent.get_ref().set_read_timeout(Some(BOOT_TIMEOUT)).unwrap();
+        while self.agent_line() != "ready" {}
+        self.agent.get_ref().set_read_timeout(Some(COMMAND_TIMEOUT)).unwrap();
     }
 
     /// Runs a shell script in the guest.
     pub fn sh(&mut self, script: &str) -> Output {
         self.request(script);
-        let code = self.agent_line().parse().unwrap();
+        let line = self.agent_line();
+        let code = line.parse().unwrap_or_else(|_| panic!("the guest says {line:?}; its console:\n{}", self.console()));
         let mut text = || String::from_utf8_lossy(&Base64::decode_vec(&self.agent_line()).unwrap()).into_owned();
         let (stdout, stderr) = (text(), text());
         Output { code, stdout, stderr }
@@ -158,6 +181,20 @@ impl Machine {
         output.stderr
     }
 
+    /// Runs a shell script in the guest until it succeeds; what it waits for comes by itself, or never.
+    #[track_caller]
+    pub fn eventually(&mut self, script: &str) -> String {
+        let deadline = Instant::now() + COMMAND_TIMEOUT;
+        loop {
+            let output = self.sh(script);
+            if output.code == 0 {
+                return output.stdout.trim_end().to_owned();
+            }
+            assert!(Instant::now() < deadline, "{script}\n{}{}", output.stdout, output.stderr);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     /// Plugs in a new disk of zeroes.
     pub fn plug(&mut self, bytes: u64, options: DiskOptions) -> Disk {
         self.disks += 1;
@@ -175,6 +212,14 @@ impl Machine {
             "file": {"driver": "file", "filename": file, "locking": "off"},
         });
         self.qmp("blockdev-add", block);
+        let disk = Disk { serial, file: file.to_owned(), options };
+        self.replug(&disk);
+        disk
+    }
+
+    /// Plugs a disk in again that was pulled out.
+    pub fn replug(&mut self, disk: &Disk) {
+        let Disk { serial, options, .. } = disk;
         self.qmp(
             "device_add",
             json!({
@@ -182,9 +227,7 @@ impl Machine {
                 "logical_block_size": options.block_bytes, "physical_block_size": options.block_bytes,
             }),
         );
-        let disk = Disk { serial, file: file.to_owned() };
         self.ok(&format!("for i in $(seq 600); do [ -e {0} ] && exit 0; sleep 0.1; done; exit 1", disk.path()));
-        disk
     }
 
     /// Pulls a disk out, in use or not.
@@ -247,12 +290,22 @@ pub fn image(release: Option<&str>) -> PathBuf {
     String::from_utf8(output.stdout).unwrap().trim_end().into()
 }
 
-/// A read-only disk with the binary.
-fn tools(folder: &str, image: &str) {
+/// A read-only disk with the binary, or the package with it.
+fn tools(init: Init, folder: &str, image: &str) {
     fs::create_dir(folder).unwrap();
-    fs::copy(env!("CARGO_BIN_EXE_cryptattach"), format!("{folder}/cryptattach")).unwrap();
+    match init {
+        Init::Plain => fs::copy(env!("CARGO_BIN_EXE_cryptattach"), format!("{folder}/cryptattach")).unwrap(),
+        Init::Systemd => fs::copy(package(), format!("{folder}/cryptattach.deb")).unwrap(),
+    };
     let made = Command::new("mke2fs").args(["-q", "-t", "ext4", "-d", folder, image, "256M"]).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+/// The Debian package of what was just built.
+fn package() -> PathBuf {
+    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/deb")).arg("--dev").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim_end().into()
 }
 
 fn connect(path: &str, deadline: Instant, qemu: &mut Child, console: &str) -> BufReader<UnixStream> {

@@ -1,6 +1,6 @@
-//! The vm layer: the built binary on real dm-crypt, in one virtual machine that stories share, and in machines with a TPM that
-//! boot for their stories. One runs at a time. Run by `scripts/test vm`; a word on the command line picks the stories whose
-//! names contain it.
+//! The vm layer: the built binary on real dm-crypt, in a virtual machine that stories share, the Debian package in one that
+//! boots with systemd, and machines with a TPM that boot for their stories. One runs at a time. Run by `scripts/test vm`; a word
+//! on the command line picks the stories whose names contain it.
 
 #[path = "../common/manufacture.rs"]
 mod manufacture;
@@ -10,13 +10,16 @@ mod shell;
 
 mod formats;
 mod hooks;
+mod hotplug;
 mod machine;
 mod mapping;
 mod measured;
 mod separation;
 mod speed;
+mod token;
 mod tpm;
 mod ublk;
+mod units;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -24,14 +27,14 @@ use std::{
     time::Instant,
 };
 
-use machine::{DiskOptions, Machine};
+use machine::{DiskOptions, Init, Machine};
 
 type Story = (&'static str, fn(&mut Machine));
 
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     if wanted == ["bench"] {
-        speed::compare(&mut boot());
+        speed::compare(&mut boot(Init::Plain));
         return ExitCode::SUCCESS;
     }
     if wanted == ["bench-ublk"] {
@@ -39,19 +42,22 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
-    let on_own = [mapping::STORIES, hooks::STORIES, formats::STORIES, separation::STORIES].concat();
-    let on_newer = if ublk::is_possible() { ublk::STORIES.to_vec() } else { Vec::new() };
+    let among = |stories: &[&[Story]]| -> Vec<Story> {
+        stories.concat().into_iter().filter(|(name, _)| is_wanted(name)).collect()
+    };
+    let plain = among(&[mapping::STORIES, hooks::STORIES, formats::STORIES, separation::STORIES]);
+    let systemd = among(&[token::STORIES, hotplug::STORIES, units::STORIES]);
+    let newer = among(&[if ublk::is_possible() { ublk::STORIES } else { &[] }]);
     if !ublk::is_possible() {
         println!("the stories of ublk are not told: they need Debian 13's kernel, from Debian's apt sources");
     }
-    let [on_own, on_newer] = [on_own, on_newer]
-        .map(|stories| stories.into_iter().filter(|(name, _)| is_wanted(name)).collect::<Vec<Story>>());
     let measured: Vec<_> = tpm::STORIES.iter().filter(|(name, _)| is_wanted(name)).collect();
-    let count = on_own.len() + on_newer.len() + measured.len();
+    let count = plain.len() + systemd.len() + newer.len() + measured.len();
     assert!(count > 0, "no story's name contains any of these words");
     println!("running {count} stories");
-    let failed = tell(&on_own, boot)
-        + tell(&on_newer, ublk::boot)
+    let failed = tell(&plain, || boot(Init::Plain))
+        + tell(&systemd, || boot(Init::Systemd))
+        + tell(&newer, ublk::boot)
         + measured.iter().filter(|(name, story)| !succeeds(name, story)).count();
     println!("{} passed, {failed} failed", count - failed);
     ExitCode::from(u8::from(failed > 0))
@@ -78,20 +84,29 @@ fn succeeds(name: &str, story: impl FnOnce()) -> bool {
 }
 
 /// A machine with a key disk and a store on it.
-fn boot() -> Machine {
-    with_store(Machine::boot)
+fn boot(init: Init) -> Machine {
+    boot_release(init, None)
 }
 
-fn with_store(boot: impl FnOnce() -> Machine) -> Machine {
+/// The same on another release.
+fn boot_release(init: Init, release: Option<&str>) -> Machine {
     let start = Instant::now();
-    let mut machine = boot();
+    let mut machine = Machine::boot_release(init, release);
+    if init == Init::Systemd {
+        machine.ok("apt-get install -qq --no-install-recommends /tools/cryptattach.deb");
+    }
     let keys = machine.plug(32 << 20, DiskOptions::default());
+    // One that boots has its configuration where it is found before anything is mounted.
+    let config = match init {
+        Init::Plain => "/keys/cryptattach.toml",
+        Init::Systemd => "/etc/cryptattach/cryptattach.toml",
+    };
     machine.ok(&format!(
-        "mkfs.ext4 -q {} && mount {0} /keys && cd /keys &&
+        "mkfs.ext4 -q {} && echo {0} /keys ext4 nofail >>/etc/fstab && mount {0} /keys && cd /keys &&
          openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out escrow.key 2>/dev/null &&
-         openssl pkey -in escrow.key -pubout -out escrow.pem &&
-         mkdir -p /etc/cryptattach && ln -s /keys/cryptattach.toml /etc/cryptattach/cryptattach.toml &&
-         cryptattach init --config /keys/cryptattach.toml --store cinder --path /keys/cinder --escrow escrow.pem",
+         openssl pkey -in escrow.key -pubout -out escrow.pem && mkdir -p /etc/cryptattach &&
+         cryptattach init --config {config} --store cinder --path /keys/cinder --escrow escrow.pem &&
+         {{ [ -e /etc/cryptattach/cryptattach.toml ] || ln -s {config} /etc/cryptattach; }}",
         keys.path()
     ));
     println!("booted in {:.1?}: {}", start.elapsed(), machine.ok("uname -r; cryptsetup --version").replace('\n', ", "));

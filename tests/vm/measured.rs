@@ -12,7 +12,7 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
-    machine::{COMMAND_LINE, Machine, image},
+    machine::{COMMAND_LINE, Init, Machine, image},
     manufacture::manufacture,
     shell::sh,
 };

@@ -2,7 +2,7 @@
 
 use crate::{
     Story,
-    machine::{DiskOptions, Machine},
+    machine::{DiskOptions, Init, Machine},
 };
 
 pub const STORIES: &[Story] = &[
@@ -21,7 +21,7 @@ pub fn is_possible() -> bool {
 }
 
 pub fn boot() -> Machine {
-    let mut machine = crate::with_store(|| Machine::boot_release(Some("trixie")));
+    let mut machine = crate::boot_release(Init::Plain, Some("trixie"));
     machine.ok("test -e /dev/ublk-control");
     machine
 }

@@ -1,41 +1,36 @@
-//! crypttab(5): which volumes the distribution opens, and under which names. Debian's and systemd's words are both read.
+//! Which volumes the distribution opens at this boot, and under which names: crypttab and the kernel's command line say so.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::Path};
 
 use super::Planned;
-use crate::{attach::Options, config::DeviceSpec};
+use crate::{
+    attach::Options,
+    config::DeviceSpec,
+    crypttab::{self, Entry},
+};
 
-/// The entries of a crypttab; what cannot be ours (swap with random keys, names that no mapping has) is left out.
+/// The entries of a crypttab; what cannot be ours (swap with random keys, names that no mapping has) is left out, and so are
+/// files: the disk that they are on is mounted later.
 pub fn entries(text: &str) -> Vec<Planned> {
-    text.lines().filter_map(entry).collect()
+    crypttab::parse(text).into_iter().filter_map(planned).collect()
 }
 
-fn entry(line: &str) -> Option<Planned> {
-    let line = line.trim();
-    if line.starts_with('#') {
+fn planned(entry: Entry) -> Option<Planned> {
+    if !entry.device.is_node() || entry.has(&["swap", "tmp", "plain", "noauto", "tcrypt", "bitlk"]) {
         return None;
     }
-    let mut fields = line.split_ascii_whitespace();
-    let (name, device) = (fields.next()?.parse().ok()?, fields.next()?.parse::<DeviceSpec>().ok()?);
-    let (_key, options) = (fields.next(), fields.next().unwrap_or_default());
-    let options: Vec<&str> = options.split(',').collect();
-    let has = |words: &[&str]| options.iter().any(|option| words.contains(option));
-    if has(&["swap", "tmp", "plain", "noauto", "tcrypt", "bitlk"]) {
-        return None;
-    }
-    let header = options.iter().find_map(|option| option.strip_prefix("header=")).map(PathBuf::from);
     Some(Planned {
-        name,
-        device,
-        header: header.filter(|path| path.is_absolute()),
+        name: entry.name.parse().ok()?,
+        header: entry.header().map(Path::to_owned),
         keys: Vec::new(),
         options: Options {
-            read_only: has(&["readonly", "read-only"]),
-            allow_discards: has(&["discard"]),
-            no_read_workqueue: has(&["no-read-workqueue"]),
-            no_write_workqueue: has(&["no-write-workqueue"]),
+            read_only: entry.has(&["readonly", "read-only"]),
+            allow_discards: entry.has(&["discard"]),
+            no_read_workqueue: entry.has(&["no-read-workqueue"]),
+            no_write_workqueue: entry.has(&["no-write-workqueue"]),
             export: None,
         },
+        device: entry.device,
         configured: false,
     })
 }
@@ -64,14 +59,12 @@ pub fn from_kernel(command_line: &str) -> Vec<Planned> {
 /// The entries of this boot's crypttab: initramfs-tools' own with what the root file system needs, or the machine's; `None` if
 /// there is none.
 pub fn of_this_boot() -> Option<Vec<Planned>> {
-    let text = ["/cryptroot/crypttab", "/etc/crypttab"].into_iter().find_map(|path| fs::read_to_string(path).ok());
+    let text = ["/cryptroot/crypttab", crypttab::PATH].into_iter().find_map(|path| fs::read_to_string(path).ok());
     text.as_deref().map(entries)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[test]
@@ -81,6 +74,7 @@ mod tests {
             swap /dev/sda3 /dev/urandom swap\n\
             data LABEL=data none luks,readonly,no-read-workqueue\n\
             bad/name UUID=ab none luks\n\
+            file /srv/data.img none luks\n\
             odd vda none luks\n\
             late\n";
         let planned = entries(text);

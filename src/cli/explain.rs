@@ -1,0 +1,52 @@
+//! `cryptattach explain`
+
+use std::path::Path;
+
+use clap::Args;
+
+use super::{
+    Global,
+    failure::Told,
+    output::{self, date},
+};
+use crate::{
+    error::Error,
+    last_failure::{self, FOLDER, LastFailure},
+};
+
+/// Say why a volume was not attached the last time, and what to do
+///
+/// Failures of this boot, by units and hot-plug too, until the volume is attached; without a name, of all volumes.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  cryptattach explain
+  cryptattach explain data
+  cryptattach explain /dev/vdb --json")]
+pub struct Explain {
+    /// The mapping's name, or the encrypted device
+    #[arg(value_name = "NAME|DEVICE")]
+    about: Option<String>,
+}
+
+impl Explain {
+    pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
+        let mut failures: Vec<LastFailure<Told>> =
+            last_failure::all(Path::new(FOLDER)).map_err(Error::io(format!("read {FOLDER}")))?;
+        if let Some(about) = &self.about {
+            failures.retain(|failure| last_failure::is_about(failure, about));
+        }
+        output::print(global.json, &failures, || match (&failures[..], &self.about) {
+            ([], Some(about)) => format!("no failure of '{about}' is known since the last boot"),
+            ([], None) => "no failure is known since the last boot".to_owned(),
+            (failures, _) => failures.iter().map(text).collect::<Vec<_>>().join("\n"),
+        })
+    }
+}
+
+fn text(failure: &LastFailure<Told>) -> String {
+    let LastFailure { time, action, device, name, told } = failure;
+    let name = name.as_ref().map(|name| format!(" as '{name}'")).unwrap_or_default();
+    let code = told.exit_code;
+    let device = device.as_ref().map(|device| format!(" {}", device.display())).unwrap_or_default();
+    format!("{}: {action}{device}{name}: exit code {code}\n{told}", date(*time))
+}

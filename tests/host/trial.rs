@@ -1,0 +1,101 @@
+//! Trying a volume out, and asking why it was not attached.
+
+use std::fs;
+
+use crate::site::{LoopDevice, Site};
+
+#[test]
+fn a_volume_that_would_unlock_says_from_where() {
+    let site = Site::new();
+    let (strict, reference) = site.volume("strict", &[]);
+    let (compatible, _) = site.volume("compatible", &["--keyslot"]);
+    let told = site.ok(&["test", &strict]);
+    for part in ["would unlock in", &reference, "store 'cinder' (the directory", "matches the header's digest"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    let told = site.json(&["test", &compatible]);
+    let steps: Vec<&str> =
+        told["steps"].as_array().unwrap().iter().map(|step| step["step"].as_str().unwrap()).collect();
+    assert_eq!(steps, ["header", "separation", "key", "volume key"]);
+    assert!(told["steps"][2]["found"].as_str().unwrap().contains("its passphrase opens the keyslot"), "{told}");
+    assert!(fs::read_to_string(site.keys("audit")).unwrap().contains("\"action\":\"test\""));
+
+    // Attached or not makes no difference.
+    let name = site.name("x");
+    site.attach(&strict, &name, &[]);
+    site.ok(&["test", &strict]);
+    site.ok(&["detach", &name]);
+}
+
+#[test]
+fn a_boot_has_no_environment_and_mounts_first() {
+    let site = Site::new();
+    let (volume, _) = site.volume("v", &[]);
+    // The site's configuration is known from the environment only.
+    let refused = site.fails(78, &["test", &volume, "--as-boot"]);
+    assert!(refused.contains("/etc/cryptattach/cryptattach.toml"), "{refused}");
+    let told = site.ok(&["--config", site.keys("cryptattach.toml"), "test", &volume, "--as-boot"]);
+    let keys = site.keys("").trim_end_matches('/');
+    assert!(told.contains(&format!("is on the file system at {keys}, which has to be mounted first")), "{told}");
+}
+
+#[test]
+fn a_volume_that_would_not_unlock_fails_as_attach_does() {
+    let site = Site::new();
+    let (volume, reference) = site.volume("v", &[]);
+    fs::rename(site.sealed(&reference), site.keys("gone")).unwrap();
+    let test = site.fails(67, &["test", &volume]);
+    let name = site.name("x");
+    let attach = ["attach", &volume, &name, "--backend", "userspace"];
+    assert_eq!(site.fails(67, &attach), test);
+
+    // The failure is remembered under both names until the volume is attached.
+    let explained = site.ok(&["explain", &volume]);
+    assert!(
+        explained.contains(&format!("as '{name}': exit code 67")) && explained.ends_with(test.trim_end()),
+        "{explained}"
+    );
+    assert_eq!(site.ok(&["explain", &name]), explained);
+    fs::rename(site.keys("gone"), site.sealed(&reference)).unwrap();
+    site.ok(&attach);
+    site.ok(&["detach", &name]);
+    assert_eq!(site.ok(&["explain", &name]), format!("no failure of '{name}' is known since the last boot"));
+}
+
+#[test]
+fn what_a_boot_could_not_attach_is_explained() {
+    let site = Site::new();
+    let (volume, reference) = site.volume("v", &[]);
+    let device = LoopDevice::new(volume.as_ref(), "");
+    let name = site.name("root");
+    let config = fs::read_to_string(site.keys("cryptattach.toml")).unwrap();
+    let boot = format!("{config}\n[[boot.volumes]]\nname = '{name}'\ndevice = '{}'\n", device.path());
+    fs::write(site.keys("cryptattach.toml"), boot).unwrap();
+    fs::rename(site.sealed(&reference), site.keys("gone")).unwrap();
+    let told = site.fails(81, &["boot"]);
+    let explained = site.ok(&["explain", &name]);
+    assert!(explained.contains(&format!("attach at boot {} as '{name}': exit code 67", device.path())), "{explained}");
+    assert!(
+        explained.contains("next: ") && told.contains(&reference) && explained.contains(&reference),
+        "{told}{explained}"
+    );
+
+    fs::rename(site.keys("gone"), site.sealed(&reference)).unwrap();
+    site.ok(&["boot"]);
+    assert_eq!(site.ok(&["explain", &name]), format!("no failure of '{name}' is known since the last boot"));
+    site.ok(&["detach", &name]);
+}
+
+#[test]
+fn a_passphrase_is_released_for_its_own_volume_only() {
+    let site = Site::new();
+    let (volume, reference) = site.volume("v", &["--keyslot"]);
+    let (other, _) = site.volume("other", &["--keyslot"]);
+    let passphrase = site.ok(&["key", "passphrase", "--for", &volume]);
+    assert_eq!(passphrase, site.ok(&["key", "passphrase", &reference]));
+    assert_eq!(passphrase.len(), 64);
+    let refused = site.fails(68, &["key", "passphrase", &reference, "--for", &other]);
+    assert!(refused.contains("it is for the volume"), "{refused}");
+    let (strict, _) = site.volume("strict", &[]);
+    assert!(site.fails(68, &["key", "passphrase", "--for", &strict]).contains("without --keyslot"));
+}

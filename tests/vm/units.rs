@@ -1,0 +1,103 @@
+//! Units: volumes at boot and at shutdown, and what units may do.
+
+use crate::{
+    Story,
+    machine::{DiskOptions, Machine},
+};
+
+pub const STORIES: &[Story] = &[
+    ("systemd-cryptsetup opens volumes by the key socket and by the token", crypttab),
+    ("volumes are attached and mounted at boot, and detached cleanly at shutdown", boot),
+    ("units may do little", hardened),
+];
+
+const MIB: u64 = 1 << 20;
+
+fn crypttab(machine: &mut Machine) {
+    let disk = machine.plug(64 * MIB, DiskOptions::default());
+    machine.ok(&format!("cryptattach format --keyslot {}", disk.path()));
+    let uuid = machine.ok(&format!("cryptsetup luksUUID {}", disk.path()));
+    machine.ok(&format!(
+        "printf 'sock UUID={uuid} /run/cryptattach-key.socket luks,noauto,headless=1\\ntok UUID={uuid} none luks,noauto,headless=1\\n' >/etc/crypttab
+         systemctl daemon-reload"
+    ));
+    for name in ["sock", "tok"] {
+        machine.ok(&format!("systemctl start systemd-cryptsetup@{name} && test -b /dev/mapper/{name}"));
+        machine.ok(&format!("systemctl stop systemd-cryptsetup@{name} && test ! -e /dev/mapper/{name}"));
+    }
+    machine.ok("mv /keys/cinder /keys/gone");
+    machine.fails(1, "systemctl start systemd-cryptsetup@sock");
+    let explained = machine.ok("cryptattach explain sock");
+    assert!(explained.contains("cannot open the key store /keys/cinder"), "{explained}");
+    machine.ok("mv /keys/gone /keys/cinder");
+    // Only systemd-cryptsetup is answered, and only for volumes that are listed.
+    machine.fails(
+        1,
+        &format!(
+            "$(command -v systemd-cryptsetup || echo /lib/systemd/systemd-cryptsetup) \
+             attach other {} /run/cryptattach-key.socket headless=1",
+            disk.path()
+        ),
+    );
+    machine.ok("perl -MIO::Socket::UNIX -e 'exit length(readline(IO::Socket::UNIX->new(Peer => q(/run/cryptattach-key.socket))) // q())'");
+    let told = machine.ok("journalctl -b -o cat -u 'cryptattach-key@*'");
+    for reason in
+        ["neither /etc/crypttab nor the configuration has a volume 'other'", "only systemd-cryptsetup is answered"]
+    {
+        assert!(told.contains(reason), "{reason}: {told}");
+    }
+    assert_eq!(machine.ok("stat -c %a /run/cryptattach-key.socket"), "600");
+    machine.ok("rm /etc/crypttab && systemctl daemon-reload && systemctl reset-failed");
+    machine.unplug(&disk);
+}
+
+fn boot(machine: &mut Machine) {
+    let disks = [(); 3].map(|()| machine.plug(64 * MIB, DiskOptions::default()));
+    let [data, remote, compatible] = &disks;
+    machine.ok(&format!(
+        "cryptattach format {} && cryptattach format {} && cryptattach format --keyslot {}",
+        data.path(),
+        remote.path(),
+        compatible.path()
+    ));
+    let uuids = disks.each_ref().map(|disk| machine.ok(&format!("cryptsetup luksUUID {}", disk.path())));
+    let [data_uuid, remote_uuid, compatible_uuid] = &uuids;
+    machine.ok(&format!(
+        "printf '\\n[volumes.my-data]\\ndevice = \"UUID={data_uuid}\"\\n[volumes.remote]\\ndevice = \"UUID={remote_uuid}\"\\nnetwork = true\\n' >>/etc/cryptattach/cryptattach.toml
+         echo 'tab UUID={compatible_uuid} none luks' >/etc/crypttab
+         systemctl daemon-reload && systemctl start cryptattach@my\\\\x2ddata cryptattach@remote
+         mkfs.ext4 -q /dev/mapper/my-data && mkfs.ext4 -q /dev/mapper/remote && mkdir -p /data /remote
+         echo '/dev/mapper/my-data /data ext4 defaults 0 2' >>/etc/fstab
+         echo '/dev/mapper/remote /remote ext4 _netdev 0 2' >>/etc/fstab
+         systemctl daemon-reload && mount /data && mount /remote && echo before >/data/told"
+    ));
+
+    machine.reboot();
+    machine.ok("systemctl is-system-running --wait || { systemctl --failed; exit 1; }");
+    machine.ok("mountpoint -q /data && mountpoint -q /remote");
+    assert_eq!(machine.ok("cat /data/told; ls /dev/mapper | xargs"), "before\ncontrol my-data remote tab");
+    machine.ok("! journalctl -b | grep -i 'ordering cycle'");
+    // Of the shutdown before: file systems went first, then their volumes, and nothing was left to recover.
+    let order = machine.ok(
+        "journalctl -b -1 -o cat | grep -E '^(Unmounted (data|remote).mount|Stopp(ed|ing) cryptattach@(my|remote))'",
+    );
+    let at = |line: &str| order.find(line).unwrap_or_else(|| panic!("{line}: {order}"));
+    assert!(at("Unmounted data.mount") < at("Stopping cryptattach@my"), "{order}");
+    assert!(at("Unmounted remote.mount") < at("Stopping cryptattach@remote"), "{order}");
+    machine.ok("journalctl -b -1 -u 'cryptattach@*' | grep -q Stopped && ! journalctl -b -1 -u 'cryptattach@*' | grep 'because\\|Failed'");
+    machine.ok("! journalctl -b -k | grep -i 'recovery complete'");
+
+    machine.ok(
+        "umount /data /remote && systemctl stop cryptattach@my\\\\x2ddata cryptattach@remote systemd-cryptsetup@tab",
+    );
+    machine.ok("sed -i '/mapper/d' /etc/fstab && rm /etc/crypttab && systemctl daemon-reload");
+    for disk in &disks {
+        machine.unplug(disk);
+    }
+}
+
+fn hardened(machine: &mut Machine) {
+    // Tenths of systemd's exposure level, 0 to 100: up to 30 passes. systemd-cryptsetup@ itself has 95.
+    let units = ["cryptattach@x", "cryptattach-hotplug@x", "cryptattach-key@x"].map(|unit| format!("{unit}.service"));
+    machine.ok(&format!("systemd-analyze security --no-pager --threshold=30 {}", units.join(" ")));
+}
