@@ -53,6 +53,7 @@ impl UnifiedKernelImage {
         let file = |name: &str| self.folder.path().join(name).into_os_string().into_string().unwrap();
         fs::copy(FIRMWARE_VARIABLES, file("variables")).expect("OVMF is missing: scripts/prerequisites vm");
         Machine::start(
+            Init::Plain,
             &image(None),
             &[
                 "-drive",
