@@ -38,7 +38,7 @@ pub fn compare(site: &Site) {
     ]);
     let mkinitramfs = initrd(site, &site.tree(""), "mkinitramfs", "base", "", "none luks,initramfs");
     let dracut = initrd(site, &site.tree(""), "dracut", "base-dracut", "", "none luks");
-    let rows = vec![
+    let rows = [
         floor(site, &mkinitramfs),
         lockbox(site, &mkinitramfs),
         network(site, &mkinitramfs),
