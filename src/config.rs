@@ -246,10 +246,20 @@ impl Config {
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let mut config = Self::outline(path)?;
         let folder = path.parent().unwrap_or(Path::new("."));
+        for file in config.tpm.files() {
+            *file = resolve(folder, file)?;
+        }
+        for file in config.lockbox.iter_mut().flat_map(LockboxConfig::files) {
+            *file = resolve(folder, file)?;
+        }
         for store in config.stores.values_mut() {
+            store.sealing.tpm = config.tpm.clone();
             for file in store.files() {
                 *file = resolve(folder, file)?;
             }
+        }
+        for header in config.volumes.values_mut().filter_map(|volume| volume.header.as_mut()) {
+            *header = resolve(folder, header)?;
         }
         Ok(config)
     }
@@ -271,12 +281,6 @@ impl Config {
         }
         config.audit.file = folder.join(&config.audit.file);
         config.state = folder.join(&config.state);
-        for file in config.tpm.files() {
-            *file = resolve(folder, file)?;
-        }
-        for file in config.lockbox.iter_mut().flat_map(LockboxConfig::files) {
-            *file = resolve(folder, file)?;
-        }
         if let Some(lockbox) = &config.lockbox {
             config.store(&lockbox.store)?;
         }
@@ -291,15 +295,6 @@ impl Config {
                 return Err(ConfigError::Escrow { name: name.clone(), path: path.to_owned() });
             }
             store.network = config.network;
-            store.sealing.tpm = config.tpm.clone();
-            for file in store.files() {
-                *file = resolve(folder, file)?;
-            }
-        }
-        for volume in config.volumes.values_mut() {
-            if let Some(header) = &mut volume.header {
-                *header = resolve(folder, header)?;
-            }
         }
         if !geteuid().is_root() {
             config.state = own_state().unwrap_or(config.state);
