@@ -41,7 +41,8 @@ pub struct Test {
 
 impl Test {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
-        if self.as_boot && env::vars_os().next().is_some() {
+        // One variable is this program's own, for libtss2.
+        if self.as_boot && env::vars_os().any(|(name, _)| name != "TSS2_LOG") {
             return Err(Error::io("run this program without an environment")(without_environment()));
         }
         let config = global.config()?;
