@@ -36,8 +36,10 @@ impl Swtpm {
         Self { folder, process }
     }
 
-    /// Off and on again: the PCRs are what they are after power-on.
+    /// Off and on again: the PCRs are what they are after power-on. It is told before, as the kernel does: else it takes a
+    /// reset after the use of keys under dictionary attack protection for an attack.
     pub fn reboot(&mut self) {
+        self.tool(&["tpm2_shutdown", "--clear"]);
         self.power_off();
         self.process = power_on(&self.folder);
     }
