@@ -136,13 +136,13 @@ fn failing(machine: &mut Machine) {
 
 /// Megabytes per second through ublk next to FUSE + loop, interleaved, in this very machine; prints medians and ratios.
 pub fn compare(machine: &mut Machine) {
-    const ROUNDS: usize = 5;
-    machine.ok("truncate -s 300M /dev/shm/volume && cryptattach format --allow-shared /dev/shm/volume");
+    const ROUNDS: usize = 3;
+    machine.ok("truncate -s 96M /dev/shm/volume && cryptattach format --allow-shared /dev/shm/volume");
     let work = [
-        "if={} of=/dev/null iflag=direct bs=1M count=256",
-        "if=/dev/zero of={} oflag=direct bs=1M count=256",
-        "if={} of=/dev/null iflag=direct bs=4k count=4000",
-        "if=/dev/zero of={} oflag=direct bs=4k count=4000",
+        "if={} of=/dev/null iflag=direct bs=1M count=64",
+        "if=/dev/zero of={} oflag=direct bs=1M count=64",
+        "if={} of=/dev/null iflag=direct bs=4k count=2000",
+        "if=/dev/zero of={} oflag=direct bs=4k count=2000",
     ];
     let mut rates = [const { [const { Vec::new() }; 4] }; 2];
     for _ in 0..ROUNDS {
@@ -154,7 +154,7 @@ pub fn compare(machine: &mut Machine) {
                 let text = machine.ok(&format!(
                     "s=$(date +%s%N); dd {dd} conv=notrunc status=none; e=$(date +%s%N); echo $((e - s))"
                 ));
-                let bytes = if at < 2 { 256e6 * 1.048_576 } else { 4000.0 * 4096.0 };
+                let bytes = if at < 2 { 64e6 * 1.048_576 } else { 2000.0 * 4096.0 };
                 rates[way][at].push(bytes * 1e3 / text.parse::<f64>().unwrap());
             }
             machine.ok("cryptattach detach data");
