@@ -200,8 +200,7 @@ fn add(config: &Config, text: &str) -> Result<(KeyReference, EntryContext), Erro
     };
     let container = Container::open(config, &reference.store, None)?;
     if let Some(volume) = &volume {
-        let case = Case { config, container: &container, reference: &reference, volume, name: None, volume_id: None };
-        case.separate(None, Strictness::default())?;
+        Case::new(config, &container, &reference, volume).separate(None, Strictness::default())?;
     }
     let unsealed =
         || Error::Usage(format!("the store keeps {reference} unsealed and decides each time who may have it"));

@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeSet,
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -139,8 +140,7 @@ impl Container {
 
     /// Whether a container key is sealed to those that the configuration names and to hosts that are admitted, and not to this one.
     fn is_for_the_right_ones(&self, key: &ContainerKey, without: Option<&HostName>) -> Result<bool, Error> {
-        let Sealing { owner, escrow, hosts, .. } = &self.sealing;
-        let mut right = seal::kids(owner.iter().chain(escrow).chain(hosts))?;
+        let mut right = seal::kids(self.key_files())?;
         right.extend(key.host_kids()?);
         let sealed = self.container_keys()?.get(key.epoch())?;
         let is: BTreeSet<_> = sealed.recipient_kids().map(str::to_owned).collect();
@@ -149,8 +149,12 @@ impl Container {
 
     /// Whom container keys are sealed to besides the hosts that are admitted.
     pub(super) fn key_recipients(&self) -> Result<Vec<Box<dyn Recipient>>, Error> {
+        Ok(seal::recipients(self.key_files())?)
+    }
+
+    fn key_files(&self) -> impl Iterator<Item = &PathBuf> {
         let Sealing { owner, escrow, hosts, .. } = &self.sealing;
-        Ok(seal::recipients(owner.iter().chain(escrow).chain(hosts))?)
+        owner.iter().chain(escrow).chain(hosts)
     }
 
     pub(super) fn key_id(&self, epoch: Epoch) -> ContainerKeyId {

@@ -227,23 +227,22 @@ impl Http {
     ///
     /// The last answer is returned even if it is a temporary one (503): its status says more than a time limit.
     pub fn send(&self, request: &Request) -> Result<Answer, HttpError> {
-        if let Some(insecure) = request.urls.iter().find(|url| !is_secure(url)) {
-            return Err(HttpError::Insecure(insecure.clone()));
-        }
-        let runtime = self.runtime.as_ref().expect("it is taken on drop only");
-        runtime.block_on(self.tries(request))
+        self.runtime().block_on(self.tries(request))
     }
 
     /// Sends several requests at once.
     pub fn send_all(&self, requests: &[Request]) -> Vec<Result<Answer, HttpError>> {
-        if let Some(insecure) = requests.iter().flat_map(|request| &request.urls).find(|url| !is_secure(url)) {
-            return requests.iter().map(|_| Err(HttpError::Insecure(insecure.clone()))).collect();
-        }
-        let runtime = self.runtime.as_ref().expect("it is taken on drop only");
-        runtime.block_on(join_all(requests.iter().map(|request| self.tries(request))))
+        self.runtime().block_on(join_all(requests.iter().map(|request| self.tries(request))))
+    }
+
+    fn runtime(&self) -> &Runtime {
+        self.runtime.as_ref().expect("it is taken on drop only")
     }
 
     async fn tries(&self, request: &Request) -> Result<Answer, HttpError> {
+        if let Some(insecure) = request.urls.iter().find(|url| !is_secure(url)) {
+            return Err(HttpError::Insecure(insecure.clone()));
+        }
         let own_end = Instant::now() + self.limits.total.saturating_sub(request.spent);
         let end = self.end.map_or(own_end, |end| end.min(own_end));
         if let Some(url) = request.urls.first().filter(|_| end <= Instant::now()) {
