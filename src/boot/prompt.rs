@@ -36,10 +36,9 @@ pub struct Prompt {
 pub struct Answer(Child);
 
 impl Prompt {
-    /// Shows a prompt for these volumes; `None` where there is no program to show one.
-    pub fn show(names: &[&str]) -> Option<io::Result<(Self, Answer)>> {
-        let text = format!("Please unlock disk {} (it is being opened automatically, too): ", names.join(", "));
-        let mut command = program(&text)?;
+    /// Shows a prompt; `None` where there is no program to show one.
+    pub fn show(text: &str, first_volume: &str) -> Option<io::Result<(Self, Answer)>> {
+        let mut command = program(text)?;
         let terminal = File::options().read(true).write(true).open("/dev/console").ok();
         let console = terminal.and_then(|terminal| tcgetattr(&terminal).ok().map(|before| (terminal, before)));
         command
@@ -48,7 +47,7 @@ impl Prompt {
             )
             .stdout(Stdio::piped())
             // For `cryptroot-unlock`, which looks for it.
-            .env("CRYPTTAB_NAME", names.first().copied().unwrap_or_default())
+            .env("CRYPTTAB_NAME", first_volume)
             // With all that it starts: Plymouth's client, for one.
             .process_group(0);
         Some(command.spawn().map(|child| {

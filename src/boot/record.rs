@@ -2,6 +2,7 @@
 //! record in /run for programs. `cryptattach explain` tells the failures later.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io::Write,
     path::{Path, PathBuf},
@@ -12,7 +13,7 @@ use std::{
 use serde::Serialize;
 
 use super::{Planned, RECORD, line, source::By};
-use crate::{backend::MappingName, cli, error::Error};
+use crate::{backend::MappingName, cli, error::Error, store::TRYING_AGAIN};
 
 /// The record of a boot.
 pub struct Record {
@@ -20,6 +21,10 @@ pub struct Record {
     is_journal: bool,
     kernel: Option<File>,
     log: Option<File>,
+    /// What is asked on the console now.
+    prompt: Option<String>,
+    /// What the log has warned of.
+    warned: BTreeSet<String>,
     facts: Facts,
 }
 
@@ -89,20 +94,31 @@ impl Record {
         });
         let facts =
             Facts { version: 1, started: uptime(), seconds: None, prompt_after: None, volumes: volumes.collect() };
-        let record = Self { start: Instant::now(), is_journal, kernel, log, facts };
+        let (prompt, warned) = (None, BTreeSet::new());
+        let record = Self { start: Instant::now(), is_journal, kernel, log, prompt, warned, facts };
         record.write();
         record
     }
 
     /// Says a line.
     pub fn say(&mut self, text: &str) {
-        // The journal knows who says it.
-        if self.is_journal {
-            eprintln!("{text}")
-        } else {
-            eprintln!("cryptattach: {text}")
+        match &self.prompt {
+            // The journal knows who says it.
+            _ if self.is_journal => eprintln!("{text}"),
+            // What is being typed goes on below.
+            Some(prompt) => eprint!("\ncryptattach: {text}\n{prompt}"),
+            None => eprintln!("cryptattach: {text}"),
         }
         self.note(text);
+    }
+
+    /// Says a line of the log. Several volumes and sources may ask one server: what is the matter with it, is said once.
+    pub fn logged(&mut self, line: &str) {
+        let Some(warning) = line.strip_prefix("WARN ") else { return self.say(line) };
+        let state = warning.split(TRYING_AGAIN).next().unwrap_or(warning);
+        if self.warned.insert(state.to_owned()) {
+            self.say(warning);
+        }
     }
 
     /// Writes a line down that the console does not show.
@@ -167,10 +183,16 @@ impl Record {
     }
 
     /// A person is asked.
-    pub fn prompt_shown(&mut self) {
+    pub fn prompt_shown(&mut self, text: String) {
         let seconds = self.seconds();
         self.facts.prompt_after.get_or_insert(seconds);
+        self.prompt = Some(text);
         self.write();
+    }
+
+    /// A person has answered, or need not any more.
+    pub fn prompt_gone(&mut self) {
+        self.prompt = None;
     }
 
     /// The boot goes on.

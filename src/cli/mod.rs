@@ -44,6 +44,7 @@ use tracing_subscriber::{
 
 use crate::{
     backend::userspace,
+    boot::Console,
     config::{self, Config, ConfigError, SeparationPolicy},
     error::Error,
     tpm,
@@ -207,7 +208,7 @@ fn log(verbose: u8) {
         _ => LevelFilter::TRACE,
     };
     let lines =
-        fmt::layer().with_writer(io::stderr).without_time().with_target(false).with_ansi(io::stderr().is_terminal());
+        fmt::layer().with_writer(Console::default).without_time().with_target(false).with_ansi(io::stderr().is_terminal());
     // Ours only: what the HTTP libraries have to say is long, and not ours to vouch for.
     let ours = Targets::new().with_target(env!("CARGO_CRATE_NAME"), level);
     let _ = tracing_subscriber::registry().with(lines.with_filter(ours)).try_init();
