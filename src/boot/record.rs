@@ -100,16 +100,17 @@ impl Record {
         record
     }
 
-    /// Says a line.
+    /// Says a line, or a few at once.
     pub fn say(&mut self, text: &str) {
+        // The journal knows who says it.
+        let who = if self.is_journal { "" } else { "cryptattach: " };
+        let lines: String = text.lines().map(|line| format!("{who}{line}\n")).collect();
         match &self.prompt {
-            // The journal knows who says it.
-            _ if self.is_journal => eprintln!("{text}"),
             // What is being typed goes on below.
-            Some(prompt) => eprint!("\ncryptattach: {text}\n{prompt}"),
-            None => eprintln!("cryptattach: {text}"),
+            Some(prompt) if !self.is_journal => eprint!("\n{lines}{prompt}"),
+            _ => eprint!("{lines}"),
         }
-        self.note(text);
+        text.lines().for_each(|line| self.note(line));
     }
 
     /// Says a line of the log. Several volumes and sources may ask one server: what is the matter with it, is said once.
@@ -165,10 +166,7 @@ impl Record {
             next: next.clone(),
             seconds,
         });
-        self.say(&text);
-        if let Some(next) = next {
-            self.say(&format!("  next: {next}"));
-        }
+        self.say(&next.map_or(text.clone(), |next| format!("{text}\n  next: {next}")));
         self.write();
     }
 

@@ -1,10 +1,14 @@
 #!/bin/bash
 # dracut's module: puts into the initramfs what `cryptattach boot` needs; cryptattach itself says what that is.
-# shellcheck disable=SC2154 # moddir, initdir, systemdsystemunitdir, SYSTEMCTL are dracut's
+# shellcheck disable=SC2154 # moddir, initdir, dracutbasedir, systemdsystemunitdir, SYSTEMCTL are dracut's
 
 check() {
     require_binaries cryptattach || return 1
     cryptattach boot --image-parts >/dev/null || return 1
+    if cryptattach boot --needs-network && ! compgen -G "$dracutbasedir/modules.d/??network" >/dev/null; then
+        derror "cryptattach: a key store is on the network, and dracut has no module for it (Debian's package dracut-network)"
+        return 1
+    fi
 }
 
 depends() {
