@@ -11,7 +11,10 @@ use serde::Serialize;
 
 use crate::{
     attach::{self, Case, Strictness},
-    boot::{self, BootError, Planned, image::{self, KeptOut}},
+    boot::{
+        self, BootError, Planned,
+        image::{self, KeptOut},
+    },
     config::{Config, Location},
     container::{Container, Fetched, Source},
     error::Error,
@@ -157,9 +160,13 @@ fn at_boot(config: &Config, reference: &KeyReference, volume: &Volume) -> Result
     let opens = config.lockbox.is_some() || !store.sealing.identities.iter().all(is_lacking);
     match lacks.into_iter().next() {
         // What crypttab lists may be opened later, by the system.
-        Some(kept_out) if planned.configured && !opens => Err(BootError::KeptOut(kept_out).into()),
+        Some(source) if planned.configured && !opens => {
+            Err(BootError::KeptOut { key: reference.clone(), source }.into())
+        }
         Some(kept_out) => Ok(format!("in an initramfs, not without help: {kept_out}")),
-        None if planned.configured => Ok("all it needs belongs into the initramfs, or is on a disk that the boot waits for".into()),
+        None if planned.configured => {
+            Ok("all it needs belongs into the initramfs, or is on a disk that the boot waits for".into())
+        }
         None => mounted_first(config, reference),
     }
 }

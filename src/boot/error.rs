@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::image::KeptOut;
-use crate::config::DeviceSpec;
+use crate::{config::DeviceSpec, key::KeyReference};
 
 /// A boot did not attach all its volumes.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +46,12 @@ pub enum BootError {
     #[error("the image {} is not fit to boot this machine", .0.display())]
     Unfit(PathBuf),
     /// The initramfs lacks what opens a volume.
-    #[error("{}: a boot cannot open the volume by this key", .0)]
-    KeptOut(KeptOut),
+    #[error("a boot cannot open the volume by {key}")]
+    KeptOut {
+        /// The key.
+        key: KeyReference,
+        /// What it lacks.
+        #[source]
+        source: KeptOut,
+    },
 }

@@ -339,6 +339,13 @@ impl Boot {
         self.states.iter().all(settled) || Instant::now() >= self.deadline
     }
 
+    /// The log's lines; what else comes now is too late.
+    fn take_what_was_said(&mut self) {
+        let reports: Vec<Report> = self.reports.try_iter().collect();
+        let said = reports.into_iter().filter(|report| matches!(report, Report::Logged(_) | Report::LockboxOpened));
+        said.for_each(|report| self.take(report));
+    }
+
     /// The latch, but no wait for a TPM that hangs.
     fn latch(&mut self) {
         let (sender, done) = mpsc::channel();
@@ -346,7 +353,9 @@ impl Boot {
         thread::spawn(move || {
             let _ = sender.send(sources.latch());
         });
-        match done.recv_timeout(LONGEST_LATCH) {
+        let latched = done.recv_timeout(LONGEST_LATCH);
+        self.take_what_was_said();
+        match latched {
             Ok(Ok(Latch::Done)) => self.record.note("PCR 15 is latched"),
             Ok(Ok(Latch::NotWanted)) => {}
             Ok(Ok(Latch::NoTpm(device))) => {
@@ -364,11 +373,7 @@ impl Boot {
         self.latch();
         self.sources.unmount();
         console::tell(None);
-        // What was said meanwhile; what else came is too late.
-        let said: Vec<Report> = self.reports.try_iter().collect();
-        said.into_iter()
-            .filter(|report| matches!(report, Report::Logged(_) | Report::LockboxOpened))
-            .for_each(|report| self.take(report));
+        self.take_what_was_said();
         let names: Vec<String> = left.iter().map(|number| self.planned[*number].name.to_string()).collect();
         self.record.end(&left, self.config.boot.total);
         if names.is_empty() { Ok(()) } else { Err(BootError::Unfinished(names).into()) }

@@ -153,15 +153,16 @@ impl Sources {
     pub fn fetch(&self, number: usize, volume: &Volume, by: &By) -> Result<VolumeKey, Error> {
         let (reference, container) = match by {
             By::Store(reference) => {
-                let store = self.config.store(&reference.store)?;
-                self.await_files(number, &store.paths())?;
-                self.await_route(number, &store::servers(store)?)?;
+                self.await_store(number, &reference.store)?;
                 (reference, self.container(&reference.store)?)
             }
             By::Lockbox(reference) => {
                 self.lockbox.once(|| self.open_lockbox(number))?;
                 // Of its own: whether the lockbox is open is looked at once.
                 let container = Container::open(&self.config, &reference.store, None)?.lockbox_first();
+                if !container.has_entry(&reference.key, Some(volume.uuid())) {
+                    self.await_store(number, &reference.store)?;
+                }
                 (reference, Arc::new(container))
             }
             By::Passphrase | By::Before | By::Device => return Err(Error::NoReference(volume.device.path.clone())),
@@ -194,6 +195,13 @@ impl Sources {
         lockbox.open(&impatient, None)?;
         let _ = self.reports.send(Report::LockboxOpened);
         Ok(())
+    }
+
+    /// Waits for all that a store takes.
+    fn await_store(&self, number: usize, name: &StoreName) -> Result<(), Error> {
+        let store = self.config.store(name)?;
+        self.await_files(number, &store.paths())?;
+        self.await_route(number, &store::servers(store)?)
     }
 
     /// Waits for the file systems that these files are on, and for the TPM if one of them is a key of it.

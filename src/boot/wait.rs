@@ -117,8 +117,13 @@ const TOLD_AT: [u64; 6] = [1, 3, 10, 20, 40, 80];
 impl Waits {
     /// Runs a wait of a volume, seen by people.
     pub fn during<T>(&self, volume: usize, what: &str, wait: impl FnOnce() -> T) -> T {
-        let since = Instant::now();
-        self.lock().push(Wait { volume, what: what.to_owned(), since, told: 0 });
+        {
+            let mut waits = self.lock();
+            // Several may wait for one thing: it is told once, from the first on.
+            let first = waits.iter().find(|wait| wait.what == what);
+            let (since, told) = first.map_or((Instant::now(), 0), |first| (first.since, first.told));
+            waits.push(Wait { volume, what: what.to_owned(), since, told });
+        }
         let outcome = wait();
         let mut waits = self.lock();
         if let Some(at) = waits.iter().position(|wait| wait.volume == volume && wait.what == what) {

@@ -71,6 +71,9 @@ impl Test {
     fn try_all(&self, global: &Global, config: &Config, keys: &[KeyReference]) -> Result<(), Error> {
         let mut passed = false;
         for (number, key) in keys.iter().enumerate() {
+            if !global.json && keys.len() > 1 {
+                eprintln!("by {key}, one of {} keys:", keys.len());
+            }
             match self.try_key(global, config, Some(key.clone())) {
                 Ok(()) => passed = true,
                 // With the last one it is clear whether all have failed.

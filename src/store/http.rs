@@ -7,6 +7,7 @@
 mod error;
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -252,7 +253,7 @@ impl Http {
         }
         let mut pause = FIRST_PAUSE;
         let mut before: Option<Result<Answer, HttpError>> = None;
-        let mut told = None;
+        let mut told = BTreeSet::new();
         loop {
             let cut_short = end.saturating_duration_since(Instant::now()) < self.limits.one_try;
             let repeated = before.is_some();
@@ -277,12 +278,12 @@ impl Http {
                 return outcome;
             }
             // Each new state once: a server that starts answers in turn with nothing, 503, and what was asked for.
-            if told.as_ref() == Some(&why) {
+            if told.contains(&why) {
                 tracing::debug!("{why}; next try in {} ms", wait.as_millis());
             } else {
                 let left = end.saturating_duration_since(Instant::now()).as_secs_f32();
                 tracing::warn!("{why}{TRYING_AGAIN}{left:.0} s");
-                told = Some(why);
+                told.insert(why);
             }
             before = Some(outcome);
             sleep(wait).await;

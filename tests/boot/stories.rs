@@ -259,11 +259,7 @@ fn enrolled_parts(site: &Site, name: &str, maker: &str, values: &str, config: im
     let config = config(site.enrol(name, values));
     let initrd = site.initrd_by(maker, name, &config);
     assert!(!initrd.doctor.contains("unfit"), "{}\n{}", initrd.warnings, initrd.doctor);
-    Parts {
-        tpm: Some(site.file(&format!("{name}.tpm"))),
-        append: "guest-shows=pcrs".into(),
-        ..site.parts(&initrd)
-    }
+    Parts { tpm: Some(site.file(&format!("{name}.tpm"))), append: "guest-shows=pcrs".into(), ..site.parts(&initrd) }
 }
 
 /// A machine whose root's key comes out of its lockbox, which its TPM opens in that boot state.
