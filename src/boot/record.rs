@@ -47,6 +47,9 @@ struct VolumeFacts {
     device: String,
     #[serde(skip)]
     path: PathBuf,
+    /// It has several keys, so that a failure has to say of which it is.
+    #[serde(skip)]
+    several: bool,
     result: Outcome,
     /// What attached it: a key's reference, or "passphrase".
     by: Option<String>,
@@ -87,6 +90,7 @@ impl Record {
             name: planned.name.clone(),
             device: planned.device.to_string(),
             path: planned.device.path().to_owned(),
+            several: planned.keys.len() > 1,
             result: Outcome::Pending,
             by: None,
             seconds: None,
@@ -157,7 +161,11 @@ impl Record {
         if facts.result == Outcome::Attached {
             return;
         }
-        let text = format!("{}: {}", facts.name, line(error));
+        let of = match by {
+            By::Store(_) | By::Lockbox(_) if facts.several => format!("{by}: "),
+            _ => String::new(),
+        };
+        let text = format!("{}: {of}{}", facts.name, line(error));
         cli::note::<()>("attach at boot", Some(&facts.path), Some(&facts.name), Err(error));
         facts.failures.push(Failure {
             source: by.to_string(),

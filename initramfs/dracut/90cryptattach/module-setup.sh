@@ -34,5 +34,10 @@ install() {
     inst_multiple -o systemd-ask-password
     inst_simple "$moddir/cryptattach-boot.service" "$systemdsystemunitdir/cryptattach-boot.service"
     $SYSTEMCTL -q --root "$initdir" add-wants sysinit.target cryptattach-boot.service
-    ! cryptattach boot --needs-network || echo rd.neednet=1 >"$initdir/etc/cmdline.d/90-cryptattach.conf"
+    if cryptattach boot --needs-network; then
+        echo rd.neednet=1 >"$initdir/etc/cmdline.d/90-cryptattach.conf"
+        # systemd-networkd does not know that word: DHCP, unless ip= or the machine's own files say otherwise.
+        mkdir -p "$initdir/etc/systemd/network"
+        printf '[Match]\nType=ether\nKind=!*\n\n[Network]\nDHCP=yes\n' >"$initdir/etc/systemd/network/zzzz-cryptattach.network"
+    fi
 }
