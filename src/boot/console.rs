@@ -37,7 +37,9 @@ impl Drop for Console {
             Some(boot) => {
                 let _ = boot.send(Report::Logged(text.trim().to_owned()));
             }
-            None => eprint!("{text}"),
+            None => {
+                let _ = io::stderr().write_all(&self.0);
+            }
         }
     }
 }

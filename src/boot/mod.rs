@@ -401,5 +401,5 @@ fn activation(planned: &Planned, volume: &Volume) -> Activate {
 
 /// In one line for a log.
 fn line(error: &Error) -> String {
-    chain(error).trim_end().replace('\n', " ")
+    chain(error).split_whitespace().collect::<Vec<_>>().join(" ")
 }

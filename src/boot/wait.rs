@@ -204,6 +204,21 @@ mod tests {
     }
 
     #[test]
+    fn who_comes_second_to_a_wait_is_not_told_again() {
+        let waits = Waits::default();
+        waits.during(0, "a route", || {
+            waits.lock()[0].since -= Duration::from_secs(2);
+            assert_eq!(waits.due(|_| true), ["a route (2 s)"]);
+            waits.during(1, "a route", || {
+                assert!(waits.due(|_| true).is_empty());
+                waits.lock().iter_mut().for_each(|wait| wait.since -= Duration::from_secs(2));
+                assert_eq!(waits.due(|_| true), ["a route (4 s)"]);
+            });
+        });
+        assert!(waits.lock().is_empty());
+    }
+
+    #[test]
     fn looks_before_it_waits() {
         let path = tempfile::NamedTempFile::new().unwrap();
         let size = until(Announced::Devices, Instant::now(), || fs::metadata(path.path()).ok().map(|m| m.len()));

@@ -138,7 +138,9 @@ fn two_of_three(site: &Site, story: &str) {
     machine.plug("stick", &site.file("stick.img"));
     let plugged = Instant::now();
     machine.see(&format!("root is attached, by {}", site.stick));
-    assert!(plugged.elapsed() < Duration::from_secs(5), "{:?}", plugged.elapsed());
+    let took = plugged.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    println!("  the root was open {took:.1?} after the stick was plugged in");
     let record = boots(&mut machine, &site.stick);
     assert_eq!(record["volumes"][0]["failures"].as_array().unwrap().len(), 1, "{record}");
 }
@@ -393,7 +395,8 @@ fn dracut_both(site: &Site, story: &str) {
     parts.append = format!("rd.luks.name={UUID}=root rd.luks.name={DATA}=data rd.shell=0 {}", parts.append);
     let mut machine = site.start(story, &parts);
     let record = boots(&mut machine, &format!("{} with the lockbox", site.enrolled().root));
-    assert_eq!(record["volumes"][1]["by"], site.net_data, "{record}");
+    // The lockbox is opened meanwhile, and then a source of its own.
+    assert!(record["volumes"][1]["by"].as_str().unwrap().starts_with(&site.net_data), "{record}");
     is_latched(&mut machine);
 }
 
