@@ -71,8 +71,8 @@ enum Report {
     GaveUp(usize),
     /// It is attached.
     Attached(usize, By),
-    /// A person has answered, or the prompt could not be shown.
-    Answered(Option<SecretBytes>),
+    /// A person has answered the prompt of that number, or it could not be shown.
+    Answered(usize, Option<SecretBytes>),
     /// What a person typed was tried on a volume.
     Tried(usize, Result<(), Error>),
 }
@@ -99,6 +99,8 @@ struct Boot {
     reports: Receiver<Report>,
     sender: Sender<Report>,
     prompt: Option<Prompt>,
+    /// How many prompts are gone: the number of the next.
+    prompts: usize,
     /// When each volume was found, or else the start.
     found: Vec<Instant>,
     /// Before that no prompt is shown.
@@ -141,6 +143,7 @@ impl Boot {
             reports,
             sender,
             prompt: None,
+            prompts: 0,
             no_prompt_before: start,
             trying: 0,
             deadline,
@@ -216,11 +219,13 @@ impl Boot {
                 }
                 self.record.attached(number, &by);
             }
-            Report::Answered(answer) => {
+            // That one was taken away.
+            Report::Answered(number, _) if number != self.prompts => {}
+            Report::Answered(_, answer) => {
                 if let Some(prompt) = self.prompt.take() {
                     prompt.answered();
                 }
-                self.record.prompt_gone();
+                self.take_prompt_away();
                 match answer {
                     Some(passphrase) => self.try_passphrase(passphrase),
                     // Whatever the matter is, it is not shown again at once.
@@ -285,9 +290,9 @@ impl Boot {
             Some(Ok((prompt, answer))) => {
                 self.record.prompt_shown(text);
                 self.prompt = Some(prompt);
-                let sender = self.sender.clone();
+                let (sender, number) = (self.sender.clone(), self.prompts);
                 thread::spawn(move || {
-                    let _ = sender.send(Report::Answered(Answer::read(answer)));
+                    let _ = sender.send(Report::Answered(number, Answer::read(answer)));
                 });
             }
             Some(Err(error)) => {
@@ -300,6 +305,7 @@ impl Boot {
 
     fn take_prompt_away(&mut self) {
         self.prompt = None;
+        self.prompts += 1;
         self.record.prompt_gone();
     }
 

@@ -126,8 +126,8 @@ fn stick(site: &Site, story: &str) {
 
 fn two_of_three(site: &Site, story: &str) {
     let net = site.net.replace("net/", "far/");
-    let volume = volume("root", UUID, &[&site.net, &net, &site.stick]);
-    let initrd = site.initrd("three", &format!("[boot]\nsecrets_in_image = true\n{volume}{NET}{}{STICK}", far()));
+    let volumes = volume("root", UUID, &[&site.net, &net, &site.stick]) + &volume("spare", SPARE, &[&site.net]);
+    let initrd = site.initrd("three", &format!("[boot]\nsecrets_in_image = true\n{volumes}{NET}{}{STICK}", far()));
     let mut parts = with_network(site, &initrd, &silent(site));
     // Its certificate is for another address.
     parts.servers.push(site.server());
@@ -141,6 +141,10 @@ fn two_of_three(site: &Site, story: &str) {
     let took = plugged.elapsed();
     assert!(took < Duration::from_secs(5), "{took:?}");
     println!("  the root was open {took:.1?} after the stick was plugged in");
+    // That prompt is gone, and another volume that comes later has one of its own.
+    machine.plug("spare", &site.file("spare.img"));
+    machine.see("Please unlock disk spare (it is being opened automatically, too): ");
+    machine.type_line(PASSPHRASE);
     let record = boots(&mut machine, &site.stick);
     assert_eq!(record["volumes"][0]["failures"].as_array().unwrap().len(), 1, "{record}");
 }
