@@ -131,6 +131,7 @@ fn two_of_three(site: &Site, story: &str) {
     let mut parts = with_network(site, &initrd, &silent(site));
     // Its certificate is for another address.
     parts.servers.push(site.server());
+    parts.append.push_str(" guest-shows=processes");
     let mut machine = site.start(story, &parts);
     machine.see(&format!("root: {net}: cannot ask"));
     machine.see("certificate verify failed (IP address mismatch)");
@@ -147,6 +148,10 @@ fn two_of_three(site: &Site, story: &str) {
     machine.type_line(PASSPHRASE);
     let record = boots(&mut machine, &site.stick);
     assert_eq!(record["volumes"][0]["failures"].as_array().unwrap().len(), 1, "{record}");
+    // Nor does anything read the console that was to be taken away.
+    machine.see("PROCESSES");
+    machine.see("END");
+    assert!(!machine.has_shown("askpass"), "{}", machine.shown);
 }
 
 fn dead_store(site: &Site, story: &str) {
