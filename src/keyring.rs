@@ -54,16 +54,23 @@ pub enum KeyringError {
 /// Keeps a secret under a description, in place of the one that is there.
 pub fn put(description: &str, secret: &SecretBytes) -> Result<Kept, KeyringError> {
     remove(description)?;
-    let add = |kept| ring(kept)?.add_key(description, secret.expose()).map(|key| (key, kept));
-    let (key, kept) = add(Kept::User)
-        .or_else(|refused| {
-            tracing::debug!("the user keyring is not to be had: {refused}");
-            add(Kept::Session)
-        })
-        .map_err(failed("put a key into"))?;
+    // Made in this process's own keyring: only who possesses a key may close it, and a service of systemd's possesses nothing of
+    // the user keyring (KeyringMode= in systemd.exec(5)).
+    let own = KeyRing::from_special_id(KeyRingIdentifier::Process, true).map_err(failed("put a key into"))?;
+    let key = own.add_key(description, secret.expose()).map_err(failed("put a key into"))?;
+    let link = |kept| ring(kept)?.link_key(key).map(|()| kept);
+    let kept = link(Kept::User).or_else(|refused| {
+        tracing::debug!("the user keyring is not to be had: {refused}");
+        link(Kept::Session)
+    });
     // Without SETATTR: nobody widens the permissions again, not even its owner.
     let permissions = Permission::VIEW | Permission::READ | Permission::SEARCH;
-    key.set_perms(KeyPermissionsBuilder::builder().user(permissions).build()).map_err(|error| {
+    let closed = kept.and_then(|kept| {
+        key.set_perms(KeyPermissionsBuilder::builder().user(permissions).build())?;
+        own.unlink_key(key)?;
+        Ok(kept)
+    });
+    let kept = closed.map_err(|error| {
         let _ = key.invalidate();
         failed("close a key in")(error)
     })?;

@@ -11,6 +11,10 @@ use serde::Serialize;
 
 use crate::{
     attach::{self, Case, Strictness},
+    boot::{
+        self, BootError, Planned,
+        image::{self, KeptOut},
+    },
     config::{Config, Location},
     container::{Container, Fetched, Source},
     error::Error,
@@ -95,7 +99,7 @@ pub fn try_out(config: &Config, request: Request<'_>) -> Result<Passed, Error> {
         if volume.luks().is_some() { "matches the header's digest" } else { "has the right size" }.into(),
     );
     if request.as_boot {
-        clock.done("boot", mounted_first(config, &reference)?);
+        clock.done("boot", at_boot(config, &reference, &volume)?);
     }
     case.record("test", &report);
     let source = named(source, config, &reference)?;
@@ -130,6 +134,41 @@ fn header(volume: &Volume) -> String {
     let detached = luks.detached.as_ref().map(|path| format!(", detached in {}", path.display())).unwrap_or_default();
     let version = if luks.format == volume::Format::Luks1 { 1 } else { 2 };
     format!("LUKS{version} {}{detached}", luks.uuid)
+}
+
+/// The keys that a boot asks for at once, if the configuration lists the device among the boot's volumes.
+pub fn boot_keys(config: &Config, device: &Path) -> Option<Vec<KeyReference>> {
+    let is_it = |planned: &Planned| planned.configured && is_same(planned.device.path(), device);
+    boot::plan(config, None).into_iter().find(is_it).map(|planned| planned.keys)
+}
+
+fn is_same(a: &Path, b: &Path) -> bool {
+    a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+}
+
+/// What a boot has, or has not, of what the key takes.
+fn at_boot(config: &Config, reference: &KeyReference, volume: &Volume) -> Result<String, Error> {
+    let planned = boot::plan(config, None);
+    let Some(planned) = planned.iter().find(|planned| is_same(planned.device.path(), &volume.device.path)) else {
+        return mounted_first(config, reference);
+    };
+    let store = config.store(&reference.store)?;
+    let files = store.paths();
+    let kept_out = image::image(config, None)?.kept_out;
+    let lacks: Vec<KeptOut> = kept_out.into_iter().filter(|kept_out| files.contains(&&*kept_out.path)).collect();
+    let is_lacking = |identity: &PathBuf| lacks.iter().any(|kept_out| kept_out.path == *identity);
+    let opens = config.lockbox.is_some() || !store.sealing.identities.iter().all(is_lacking);
+    match lacks.into_iter().next() {
+        // What crypttab lists may be opened later, by the system.
+        Some(source) if planned.configured && !opens => {
+            Err(BootError::KeptOut { key: reference.clone(), source }.into())
+        }
+        Some(kept_out) => Ok(format!("in an initramfs, not without help: {kept_out}")),
+        None if planned.configured => {
+            Ok("all it needs belongs into the initramfs, or is on a disk that the boot waits for".into())
+        }
+        None => mounted_first(config, reference),
+    }
 }
 
 /// What is on another file system than the root: a boot that mounts it later has no key before.

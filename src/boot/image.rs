@@ -66,6 +66,8 @@ pub struct KeptOut {
     pub why: String,
 }
 
+impl std::error::Error for KeptOut {}
+
 impl fmt::Display for KeptOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} is not put into the initramfs: {}", self.path.display(), self.why)

@@ -4,10 +4,13 @@
 //! Nothing here waits without a bound, and nothing waits for another: each volume and each of its sources has a thread of
 //! its own, and whoever has the key first attaches the volume. What still runs at the end is left to end with the process.
 
+mod console;
 pub mod doctor;
+mod error;
 pub mod image;
 mod initrd;
 mod listed;
+mod lockbox;
 mod mounts;
 mod plan;
 mod prompt;
@@ -16,7 +19,6 @@ mod source;
 mod wait;
 
 use std::{
-    path::PathBuf,
     sync::{
         Arc,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
@@ -25,18 +27,20 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use console::Console;
+pub use error::BootError;
 pub use plan::{Planned, plan};
 
 use self::{
     prompt::{Answer, Prompt},
     record::Record,
-    source::{By, Claim, Sources},
+    source::{By, Claim, Latch, Sources},
     wait::Announced,
 };
 use crate::{
     attach::Options,
     backend::{self, Activate},
-    config::{Config, DeviceSpec},
+    config::Config,
     error::{Error, chain},
     key::SecretBytes,
     volume::{Volume, VolumeError},
@@ -45,55 +49,18 @@ use crate::{
 /// Where a boot leaves its record for those who look later; a tmpfs that outlives the initramfs.
 pub const RECORD: &str = "/run/cryptattach/boot.json";
 
-/// How long the end of a boot waits for the TPM to extend PCR 15; old chips take half a second.
+/// How long the end of a boot waits for the TPM: for a lockbox that is being opened, and to extend PCR 15, for which old chips
+/// take half a second.
 const LONGEST_LATCH: Duration = Duration::from_secs(10);
-
-/// A boot did not attach all its volumes.
-#[derive(Debug, thiserror::Error)]
-pub enum BootError {
-    /// Some are not open.
-    #[error("not attached: {}", .0.join(", "))]
-    Unfinished(Vec<String>),
-    /// What a source needs did not come in time.
-    #[error("{what} did not come within {} s", .after.as_secs())]
-    TooLate {
-        /// "a route to 10.0.2.100", ...
-        what: String,
-        /// How long it was waited for.
-        after: Duration,
-    },
-    /// The lockbox did not open, for another volume of this boot either.
-    #[error("the lockbox is closed: {0}")]
-    LockboxClosed(String),
-    /// A file system with keys cannot be mounted.
-    #[error("cannot mount {device} on {}", .at.display())]
-    Mount {
-        /// The device.
-        device: DeviceSpec,
-        /// Where.
-        at: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// An image cannot be read.
-    #[error("cannot read the image {}", .path.display())]
-    Image {
-        /// The image.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// An image lacks something, or has what it should not.
-    #[error("the image {} is not fit to boot this machine", .0.display())]
-    Unfit(PathBuf),
-}
 
 /// What the threads tell the boot; the number is the volume's.
 enum Report {
     /// A wait has begun; so there is a time to tell of it.
     Waiting,
+    /// A line of the log.
+    Logged(String),
+    /// The lockbox is open.
+    LockboxOpened,
     /// Its device is there.
     Found(usize, Arc<Volume>),
     /// It has no token of ours, or a header that is none of ours: the distribution opens it.
@@ -104,8 +71,8 @@ enum Report {
     GaveUp(usize),
     /// It is attached.
     Attached(usize, By),
-    /// A person has answered, or the prompt could not be shown.
-    Answered(Option<SecretBytes>),
+    /// A person has answered the prompt of that number, or it could not be shown.
+    Answered(usize, Option<SecretBytes>),
     /// What a person typed was tried on a volume.
     Tried(usize, Result<(), Error>),
 }
@@ -132,6 +99,8 @@ struct Boot {
     reports: Receiver<Report>,
     sender: Sender<Report>,
     prompt: Option<Prompt>,
+    /// How many prompts are gone: the number of the next.
+    prompts: usize,
     /// When each volume was found, or else the start.
     found: Vec<Instant>,
     /// Before that no prompt is shown.
@@ -162,6 +131,7 @@ impl Boot {
         }
         let config = Arc::new(config);
         let (sender, reports) = mpsc::channel();
+        console::tell(Some(sender.clone()));
         Self {
             states: planned.iter().map(|_| State::Awaited).collect(),
             found: vec![start; planned.len()],
@@ -173,6 +143,7 @@ impl Boot {
             reports,
             sender,
             prompt: None,
+            prompts: 0,
             no_prompt_before: start,
             trying: 0,
             deadline,
@@ -211,7 +182,7 @@ impl Boot {
         }
         for line in self.sources.waits.due(|volume| matches!(self.states[volume], State::Awaited | State::Found(_))) {
             let line = format!("waiting for {line}");
-            // Below a prompt it would stand where the person types.
+            // It goes on: no reason to disturb the person who types.
             if self.prompt.is_some() { self.record.note(&line) } else { self.record.say(&line) }
         }
         if self.prompt_due().is_some_and(|due| due <= Instant::now()) {
@@ -222,6 +193,8 @@ impl Boot {
     fn take(&mut self, report: Report) {
         match report {
             Report::Waiting => {}
+            Report::Logged(line) => self.record.logged(&line),
+            Report::LockboxOpened => self.record.note("the lockbox is open"),
             Report::Found(number, volume) => {
                 self.ask_all_sources(number, &volume);
                 self.states[number] = State::Found(volume);
@@ -242,14 +215,17 @@ impl Boot {
             Report::Attached(number, by) => {
                 self.states[number] = State::Done;
                 if self.waits_for_a_person().is_empty() {
-                    self.prompt = None;
+                    self.take_prompt_away();
                 }
                 self.record.attached(number, &by);
             }
-            Report::Answered(answer) => {
+            // That one was taken away.
+            Report::Answered(number, _) if number != self.prompts => {}
+            Report::Answered(_, answer) => {
                 if let Some(prompt) = self.prompt.take() {
                     prompt.answered();
                 }
+                self.take_prompt_away();
                 match answer {
                     Some(passphrase) => self.try_passphrase(passphrase),
                     // Whatever the matter is, it is not shown again at once.
@@ -309,13 +285,14 @@ impl Boot {
     fn show_prompt(&mut self) {
         let waiting = self.waits_for_a_person();
         let names: Vec<&str> = waiting.iter().map(|number| self.planned[*number].name.as_str()).collect();
-        self.record.prompt_shown();
-        match Prompt::show(&names) {
+        let text = format!("Please unlock disk {} (it is being opened automatically, too): ", names.join(", "));
+        match Prompt::show(&text, names.first().copied().unwrap_or_default()) {
             Some(Ok((prompt, answer))) => {
+                self.record.prompt_shown(text);
                 self.prompt = Some(prompt);
-                let sender = self.sender.clone();
+                let (sender, number) = (self.sender.clone(), self.prompts);
                 thread::spawn(move || {
-                    let _ = sender.send(Report::Answered(Answer::read(answer)));
+                    let _ = sender.send(Report::Answered(number, Answer::read(answer)));
                 });
             }
             Some(Err(error)) => {
@@ -324,6 +301,12 @@ impl Boot {
             }
             None => self.no_prompt_before = self.deadline,
         }
+    }
+
+    fn take_prompt_away(&mut self) {
+        self.prompt = None;
+        self.prompts += 1;
+        self.record.prompt_gone();
     }
 
     /// Tries what a person typed on all volumes that it could open, at once.
@@ -362,6 +345,13 @@ impl Boot {
         self.states.iter().all(settled) || Instant::now() >= self.deadline
     }
 
+    /// The log's lines; what else comes now is too late.
+    fn take_what_was_said(&mut self) {
+        let reports: Vec<Report> = self.reports.try_iter().collect();
+        let said = reports.into_iter().filter(|report| matches!(report, Report::Logged(_) | Report::LockboxOpened));
+        said.for_each(|report| self.take(report));
+    }
+
     /// The latch, but no wait for a TPM that hangs.
     fn latch(&mut self) {
         let (sender, done) = mpsc::channel();
@@ -369,20 +359,27 @@ impl Boot {
         thread::spawn(move || {
             let _ = sender.send(sources.latch());
         });
-        match done.recv_timeout(LONGEST_LATCH) {
-            Ok(Ok(true)) => self.record.note("PCR 15 is latched"),
-            Ok(Ok(false)) => {}
+        let latched = done.recv_timeout(LONGEST_LATCH);
+        self.take_what_was_said();
+        match latched {
+            Ok(Ok(Latch::Done)) => self.record.note("PCR 15 is latched"),
+            Ok(Ok(Latch::NotWanted)) => {}
+            Ok(Ok(Latch::NoTpm(device))) => {
+                self.record.say(&format!("PCR 15 is not latched: there is no TPM {}", device.display()));
+            }
             Ok(Err(error)) => self.record.say(&format!("PCR 15 is not latched: {}", line(&error))),
             Err(_) => self.record.say("PCR 15 is not latched: the TPM does not answer"),
         }
     }
 
     fn end(mut self) -> Result<(), Error> {
-        self.prompt = None;
-        self.sources.unmount();
+        self.take_prompt_away();
         let open = |number: &usize| !matches!(self.states[*number], State::Done);
         let left: Vec<usize> = (0..self.states.len()).filter(open).collect();
         self.latch();
+        self.sources.unmount();
+        console::tell(None);
+        self.take_what_was_said();
         let names: Vec<String> = left.iter().map(|number| self.planned[*number].name.to_string()).collect();
         self.record.end(&left, self.config.boot.total);
         if names.is_empty() { Ok(()) } else { Err(BootError::Unfinished(names).into()) }
@@ -410,5 +407,5 @@ fn activation(planned: &Planned, volume: &Volume) -> Activate {
 
 /// In one line for a log.
 fn line(error: &Error) -> String {
-    chain(error).trim_end().replace('\n', " ")
+    chain(error).split_whitespace().collect::<Vec<_>>().join(" ")
 }

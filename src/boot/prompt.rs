@@ -27,7 +27,7 @@ const ASKPASS: &str = "/lib/cryptsetup/askpass";
 
 /// A prompt that is shown.
 pub struct Prompt {
-    program: Option<Pid>,
+    program: Option<(Pid, Signal)>,
     /// The terminal as it was before a program turned its echo off.
     console: Option<(File, Termios)>,
 }
@@ -36,10 +36,9 @@ pub struct Prompt {
 pub struct Answer(Child);
 
 impl Prompt {
-    /// Shows a prompt for these volumes; `None` where there is no program to show one.
-    pub fn show(names: &[&str]) -> Option<io::Result<(Self, Answer)>> {
-        let text = format!("Please unlock disk {} (it is being opened automatically, too): ", names.join(", "));
-        let mut command = program(&text)?;
+    /// Shows a prompt; `None` where there is no program to show one.
+    pub fn show(text: &str, first_volume: &str) -> Option<io::Result<(Self, Answer)>> {
+        let (mut command, end) = program(text)?;
         let terminal = File::options().read(true).write(true).open("/dev/console").ok();
         let console = terminal.and_then(|terminal| tcgetattr(&terminal).ok().map(|before| (terminal, before)));
         command
@@ -48,12 +47,12 @@ impl Prompt {
             )
             .stdout(Stdio::piped())
             // For `cryptroot-unlock`, which looks for it.
-            .env("CRYPTTAB_NAME", names.first().copied().unwrap_or_default())
+            .env("CRYPTTAB_NAME", first_volume)
             // With all that it starts: Plymouth's client, for one.
             .process_group(0);
         Some(command.spawn().map(|child| {
             let program = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
-            (Self { program: Some(program), console }, Answer(child))
+            (Self { program: Some((program, end)), console }, Answer(child))
         }))
     }
 }
@@ -68,8 +67,8 @@ impl Prompt {
 impl Drop for Prompt {
     /// Takes the prompt away; the terminal is as before.
     fn drop(&mut self) {
-        let Some(program) = self.program else { return };
-        let _ = killpg(program, Signal::SIGTERM);
+        let Some((program, end)) = self.program else { return };
+        let _ = killpg(program, end);
         if let Some((terminal, before)) = &mut self.console {
             let _ = tcsetattr(&*terminal, SetArg::TCSANOW, before);
             let _ = terminal.write_all(b"\n");
@@ -105,17 +104,20 @@ fn read(mut from: impl Read) -> io::Result<SecretBytes> {
     Ok(answer)
 }
 
-fn program(text: &str) -> Option<Command> {
+/// What asks, and the signal that ends it.
+fn program(text: &str) -> Option<(Command, Signal)> {
     // sd_booted(3)
     if Path::new("/run/systemd/system").is_dir() {
         let mut command = Command::new("systemd-ask-password");
         command.args(["--id=cryptattach:boot", "--icon=drive-harddisk", "--no-tty", "--timeout=0", text]);
-        return Some(command);
+        // It then takes its question back from its agents.
+        return Some((command, Signal::SIGTERM));
     }
     Path::new(ASKPASS).exists().then(|| {
         let mut command = Command::new(ASKPASS);
         command.arg(text);
-        command
+        // It blocks all others, for itself and Plymouth's client.
+        (command, Signal::SIGKILL)
     })
 }
 

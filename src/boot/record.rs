@@ -2,6 +2,7 @@
 //! record in /run for programs. `cryptattach explain` tells the failures later.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io::Write,
     path::{Path, PathBuf},
@@ -12,7 +13,7 @@ use std::{
 use serde::Serialize;
 
 use super::{Planned, RECORD, line, source::By};
-use crate::{backend::MappingName, cli, error::Error};
+use crate::{backend::MappingName, cli, error::Error, store::TRYING_AGAIN};
 
 /// The record of a boot.
 pub struct Record {
@@ -20,6 +21,10 @@ pub struct Record {
     is_journal: bool,
     kernel: Option<File>,
     log: Option<File>,
+    /// What is asked on the console now.
+    prompt: Option<String>,
+    /// What the log has warned of.
+    warned: BTreeSet<String>,
     facts: Facts,
 }
 
@@ -42,6 +47,9 @@ struct VolumeFacts {
     device: String,
     #[serde(skip)]
     path: PathBuf,
+    /// It has several keys, so that a failure has to say of which it is.
+    #[serde(skip)]
+    several: bool,
     result: Outcome,
     /// What attached it: a key's reference, or "passphrase".
     by: Option<String>,
@@ -82,6 +90,7 @@ impl Record {
             name: planned.name.clone(),
             device: planned.device.to_string(),
             path: planned.device.path().to_owned(),
+            several: planned.keys.len() > 1,
             result: Outcome::Pending,
             by: None,
             seconds: None,
@@ -89,20 +98,32 @@ impl Record {
         });
         let facts =
             Facts { version: 1, started: uptime(), seconds: None, prompt_after: None, volumes: volumes.collect() };
-        let record = Self { start: Instant::now(), is_journal, kernel, log, facts };
+        let (prompt, warned) = (None, BTreeSet::new());
+        let record = Self { start: Instant::now(), is_journal, kernel, log, prompt, warned, facts };
         record.write();
         record
     }
 
-    /// Says a line.
+    /// Says a line, or a few at once.
     pub fn say(&mut self, text: &str) {
         // The journal knows who says it.
-        if self.is_journal {
-            eprintln!("{text}")
-        } else {
-            eprintln!("cryptattach: {text}")
+        let who = if self.is_journal { "" } else { "cryptattach: " };
+        let lines: String = text.lines().map(|line| format!("{who}{line}\n")).collect();
+        match &self.prompt {
+            // What is being typed goes on below.
+            Some(prompt) if !self.is_journal => eprint!("\n{lines}{prompt}"),
+            _ => eprint!("{lines}"),
         }
-        self.note(text);
+        text.lines().for_each(|line| self.note(line));
+    }
+
+    /// Says a line of the log. Several volumes and sources may ask one server: what is the matter with it, is said once.
+    pub fn logged(&mut self, line: &str) {
+        let Some(warning) = line.strip_prefix("WARN ") else { return self.say(line) };
+        let state = warning.split(TRYING_AGAIN).next().unwrap_or(warning);
+        if self.warned.insert(state.to_owned()) {
+            self.say(warning);
+        }
     }
 
     /// Writes a line down that the console does not show.
@@ -140,7 +161,11 @@ impl Record {
         if facts.result == Outcome::Attached {
             return;
         }
-        let text = format!("{}: {}", facts.name, line(error));
+        let of = match by {
+            By::Store(_) | By::Lockbox(_) if facts.several => format!("{by}: "),
+            _ => String::new(),
+        };
+        let text = format!("{}: {of}{}", facts.name, line(error));
         cli::note::<()>("attach at boot", Some(&facts.path), Some(&facts.name), Err(error));
         facts.failures.push(Failure {
             source: by.to_string(),
@@ -149,10 +174,7 @@ impl Record {
             next: next.clone(),
             seconds,
         });
-        self.say(&text);
-        if let Some(next) = next {
-            self.say(&format!("  next: {next}"));
-        }
+        self.say(&next.map_or(text.clone(), |next| format!("{text}\n  next: {next}")));
         self.write();
     }
 
@@ -167,10 +189,16 @@ impl Record {
     }
 
     /// A person is asked.
-    pub fn prompt_shown(&mut self) {
+    pub fn prompt_shown(&mut self, text: String) {
         let seconds = self.seconds();
         self.facts.prompt_after.get_or_insert(seconds);
+        self.prompt = Some(text);
         self.write();
+    }
+
+    /// A person has answered, or need not any more.
+    pub fn prompt_gone(&mut self) {
+        self.prompt = None;
     }
 
     /// The boot goes on.

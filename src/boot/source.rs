@@ -5,7 +5,7 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc::Sender,
     },
@@ -14,6 +14,7 @@ use std::{
 
 use super::{
     Announced, BootError, Planned, Report,
+    lockbox::Opening,
     mounts::Mounts,
     wait::{self, Waits},
 };
@@ -22,7 +23,7 @@ use crate::{
     backend::{self, Activate},
     config::{Config, DeviceSpec},
     container::Container,
-    error::{Error, chain},
+    error::Error,
     key::{KeyReference, StoreName, VolumeKey},
     lockbox::Lockbox,
     store,
@@ -79,6 +80,16 @@ impl Claim {
 /// How long a store is asked whether this host is still admitted, where a copy of the lockbox key does without.
 const LONGEST_QUESTION: Duration = Duration::from_secs(2);
 
+/// What has become of the latch.
+pub enum Latch {
+    /// PCR 15 is extended.
+    Done,
+    /// The TPM was not asked for a key, or the site does not want it.
+    NotWanted,
+    /// The TPM is not there, and will open its key when it comes.
+    NoTpm(PathBuf),
+}
+
 /// Whether there is a way to a server, as far as this host knows.
 fn is_reachable(server: &store::Server) -> bool {
     match server.address() {
@@ -93,8 +104,7 @@ pub struct Sources {
     deadline: Instant,
     containers: Mutex<BTreeMap<StoreName, Arc<Container>>>,
     mounts: Mounts,
-    /// Opened by the first who needs it, once; why it is closed, in words.
-    lockbox: OnceLock<Result<(), String>>,
+    lockbox: Opening,
     /// The TPM has been asked for a key.
     tpm_used: AtomicBool,
     /// What is waited for.
@@ -111,7 +121,7 @@ impl Sources {
             deadline,
             containers: Mutex::default(),
             mounts,
-            lockbox: OnceLock::new(),
+            lockbox: Opening::default(),
             tpm_used: AtomicBool::new(false),
             waits: Waits::default(),
             reports,
@@ -143,15 +153,16 @@ impl Sources {
     pub fn fetch(&self, number: usize, volume: &Volume, by: &By) -> Result<VolumeKey, Error> {
         let (reference, container) = match by {
             By::Store(reference) => {
-                let store = self.config.store(&reference.store)?;
-                self.await_files(number, &store.paths())?;
-                self.await_route(number, &store::servers(store)?)?;
+                self.await_store(number, &reference.store)?;
                 (reference, self.container(&reference.store)?)
             }
             By::Lockbox(reference) => {
-                self.open_lockbox(number)?;
+                self.lockbox.once(|| self.open_lockbox(number))?;
                 // Of its own: whether the lockbox is open is looked at once.
                 let container = Container::open(&self.config, &reference.store, None)?.lockbox_first();
+                if !container.has_entry(&reference.key, Some(volume.uuid())) {
+                    self.await_store(number, &reference.store)?;
+                }
                 (reference, Arc::new(container))
             }
             By::Passphrase | By::Before | By::Device => return Err(Error::NoReference(volume.device.path.clone())),
@@ -160,24 +171,8 @@ impl Sources {
         attach::open(&container, reference, volume)
     }
 
-    /// Opens the lockbox, once for all volumes; who comes second waits for the first.
+    /// Opens the lockbox.
     fn open_lockbox(&self, number: usize) -> Result<(), Error> {
-        let mut error = None;
-        let opened = self.lockbox.get_or_init(|| {
-            self.try_lockbox(number).map_err(|failed| {
-                let words = chain(&failed);
-                error = Some(failed);
-                words
-            })
-        });
-        match (opened, error) {
-            (Ok(()), _) => Ok(()),
-            (Err(_), Some(error)) => Err(error),
-            (Err(why), None) => Err(BootError::LockboxClosed(why.clone()).into()),
-        }
-    }
-
-    fn try_lockbox(&self, number: usize) -> Result<(), Error> {
         let lockbox = Lockbox::configured(&self.config)?;
         let Some(settings) = &self.config.lockbox else { return Ok(()) };
         let store = self.config.store(&settings.store)?;
@@ -185,7 +180,10 @@ impl Sources {
         self.await_files(number, &identities.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
         if !settings.offline {
             self.await_route(number, &store::servers(store)?)?;
-            return Ok(lockbox.open(&self.config, None).map(drop)?);
+            self.lockbox.asks();
+            lockbox.open(&self.config, None)?;
+            let _ = self.reports.send(Report::LockboxOpened);
+            return Ok(());
         }
         // The copy on this host does as well: the store is asked whether this host is still admitted, but not waited for.
         let mut impatient = Config::read(&self.config.path)?;
@@ -193,7 +191,17 @@ impl Sources {
         for store in impatient.stores.values_mut() {
             store.network.total_seconds = patience.as_secs_f64();
         }
-        Ok(lockbox.open(&impatient, None).map(drop)?)
+        self.lockbox.asks();
+        lockbox.open(&impatient, None)?;
+        let _ = self.reports.send(Report::LockboxOpened);
+        Ok(())
+    }
+
+    /// Waits for all that a store takes.
+    fn await_store(&self, number: usize, name: &StoreName) -> Result<(), Error> {
+        let store = self.config.store(name)?;
+        self.await_files(number, &store.paths())?;
+        self.await_route(number, &store::servers(store)?)
     }
 
     /// Waits for the file systems that these files are on, and for the TPM if one of them is a key of it.
@@ -211,20 +219,23 @@ impl Sources {
         Ok(())
     }
 
-    /// Extends PCR 15, if the TPM was asked for a key: nothing that runs later in this boot can use it again. False if there
-    /// is nothing to latch.
-    pub fn latch(&self) -> Result<bool, Error> {
-        let asked = self.tpm_used.load(Ordering::Relaxed);
-        let device = self.config.tpm.tcti();
-        let is_there = device.strip_prefix("device:").is_none_or(|device| Path::new(device).exists());
-        if !asked || !is_there || !self.config.tpm.latch {
-            return Ok(false);
+    /// Extends PCR 15, if the TPM was asked for a key: nothing that runs later in this boot can use it again.
+    pub fn latch(&self) -> Result<Latch, Error> {
+        if !self.tpm_used.load(Ordering::Relaxed) || !self.config.tpm.latch {
+            return Ok(Latch::NotWanted);
         }
+        if let Some(device) = self.config.tpm.tcti().strip_prefix("device:")
+            && !Path::new(device).exists()
+        {
+            return Ok(Latch::NoTpm(device.into()));
+        }
+        // Volumes that come later in this boot are opened by the lockbox, too, and the TPM would not open it any more.
+        self.lockbox.finish();
         let tpm = Tpm::open(&self.config.tpm)?;
         if !tpm.is_latched()? {
             tpm.latch()?;
         }
-        Ok(true)
+        Ok(Latch::Done)
     }
 
     /// One per store: its connections, its log-in and the container keys that it has opened are for all volumes.

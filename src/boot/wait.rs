@@ -117,8 +117,13 @@ const TOLD_AT: [u64; 6] = [1, 3, 10, 20, 40, 80];
 impl Waits {
     /// Runs a wait of a volume, seen by people.
     pub fn during<T>(&self, volume: usize, what: &str, wait: impl FnOnce() -> T) -> T {
-        let since = Instant::now();
-        self.lock().push(Wait { volume, what: what.to_owned(), since, told: 0 });
+        {
+            let mut waits = self.lock();
+            // Several may wait for one thing: it is told once, from the first on.
+            let first = waits.iter().find(|wait| wait.what == what);
+            let (since, told) = first.map_or((Instant::now(), 0), |first| (first.since, first.told));
+            waits.push(Wait { volume, what: what.to_owned(), since, told });
+        }
         let outcome = wait();
         let mut waits = self.lock();
         if let Some(at) = waits.iter().position(|wait| wait.volume == volume && wait.what == what) {
@@ -196,6 +201,21 @@ mod tests {
         });
         assert_eq!(told.1.recv().unwrap(), ["a route (4 s)"]);
         assert!(waits.next_due().is_none());
+    }
+
+    #[test]
+    fn who_comes_second_to_a_wait_is_not_told_again() {
+        let waits = Waits::default();
+        waits.during(0, "a route", || {
+            waits.lock()[0].since -= Duration::from_secs(2);
+            assert_eq!(waits.due(|_| true), ["a route (2 s)"]);
+            waits.during(1, "a route", || {
+                assert!(waits.due(|_| true).is_empty());
+                waits.lock().iter_mut().for_each(|wait| wait.since -= Duration::from_secs(2));
+                assert_eq!(waits.due(|_| true), ["a route (4 s)"]);
+            });
+        });
+        assert!(waits.lock().is_empty());
     }
 
     #[test]

@@ -108,7 +108,7 @@ fn boot(error: &BootError) -> u8 {
         BootError::Unfinished(_) => 81,
         BootError::TooLate { .. } | BootError::LockboxClosed(_) => 69,
         BootError::Mount { .. } | BootError::Image { .. } => 74,
-        BootError::Unfit(_) => 78,
+        BootError::Unfit(_) | BootError::KeptOut { .. } => 78,
     }
 }
 
@@ -408,6 +408,10 @@ fn boot_next_step(error: &BootError) -> Option<&'static str> {
         }
         BootError::Mount { .. } => "check the device's file system, and its type in [[boot.mounts]]",
         BootError::Unfit(_) => "change the configuration or make the image anew (update-initramfs -u, dracut -f)",
+        BootError::KeptOut { .. } => {
+            "let the boot find it on another disk ([[boot.mounts]]), have the TPM open the lockbox, or see 'What is in the initramfs' \
+             in docs/boot.md"
+        }
         BootError::Image { .. } | BootError::LockboxClosed(_) => return None,
     })
 }

@@ -44,6 +44,7 @@ use tracing_subscriber::{
 
 use crate::{
     backend::userspace,
+    boot::Console,
     config::{self, Config, ConfigError, SeparationPolicy},
     error::Error,
     tpm,
@@ -151,7 +152,9 @@ pub fn main() -> ExitCode {
     if let Verb::UserspaceWorker = cli.verb {
         return userspace::worker_main();
     }
-    log(cli.global.verbose);
+    // A boot's lines go into its record, too.
+    let colours = io::stderr().is_terminal() && !matches!(cli.verb, Verb::Boot(_));
+    log(cli.global.verbose, colours);
     // The panic's own message has gone to standard error by then.
     match catch_unwind(AssertUnwindSafe(|| run(&cli))) {
         Ok(Ok(code)) => code,
@@ -200,14 +203,13 @@ fn keep_out_of_core_dumps() {
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
 }
 
-fn log(verbose: u8) {
+fn log(verbose: u8, colours: bool) {
     let level = match verbose {
         0 => LevelFilter::WARN,
         1 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    let lines =
-        fmt::layer().with_writer(io::stderr).without_time().with_target(false).with_ansi(io::stderr().is_terminal());
+    let lines = fmt::layer().with_writer(Console::default).without_time().with_target(false).with_ansi(colours);
     // Ours only: what the HTTP libraries have to say is long, and not ours to vouch for.
     let ours = Targets::new().with_target(env!("CARGO_CRATE_NAME"), level);
     let _ = tracing_subscriber::registry().with(lines.with_filter(ours)).try_init();

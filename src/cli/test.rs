@@ -4,8 +4,9 @@ use std::{env, io, os::unix::process::CommandExt, path::PathBuf, process::Comman
 
 use clap::Args;
 
-use super::{Global, SeparationOptions, attach::Plain, output};
+use super::{Global, SeparationOptions, attach::Plain, failure, output};
 use crate::{
+    config::Config,
     error::Error,
     key::KeyReference,
     trial::{self, Passed, Request},
@@ -14,8 +15,8 @@ use crate::{
 /// Try out whether a volume would unlock, from where, and how long that takes; nothing is changed
 ///
 /// It goes the way of attach up to the volume key, without mapping the volume: it may be attached meanwhile. With --as-boot
-/// it knows only what a boot knows: nothing of this session's environment, home and credentials; and it tells what has to be
-/// mounted before.
+/// it knows only what a boot knows: nothing of this session's environment, home and credentials; it tries each key that [boot]
+/// lists for the device, and tells what has to be mounted before, and what the initramfs lacks.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach test /dev/vdb
@@ -46,16 +47,41 @@ impl Test {
             return Err(Error::io("run this program without an environment")(without_environment()));
         }
         let config = global.config()?;
+        let keys = if self.as_boot && self.key.is_none() { trial::boot_keys(&config, &self.device) } else { None };
+        match keys.unwrap_or_default().as_slice() {
+            [] => self.try_key(global, &config, self.key.clone()),
+            keys => self.try_all(global, &config, keys),
+        }
+    }
+
+    fn try_key(&self, global: &Global, config: &Config, key: Option<KeyReference>) -> Result<(), Error> {
         let request = Request {
             device: &self.device,
-            key: self.key.clone(),
+            key,
             header: self.header.as_deref(),
             plain: self.plain.parameters(),
             separation: self.separation.strictness(),
             as_boot: self.as_boot,
         };
-        let passed = trial::try_out(&config, request)?;
+        let passed = trial::try_out(config, request)?;
         output::print(global.json, &passed, || self.text(&passed))
+    }
+
+    /// A boot asks for all of them at once, and one is enough.
+    fn try_all(&self, global: &Global, config: &Config, keys: &[KeyReference]) -> Result<(), Error> {
+        let mut passed = false;
+        for (number, key) in keys.iter().enumerate() {
+            if !global.json && keys.len() > 1 {
+                eprintln!("by {key}, one of {} keys:", keys.len());
+            }
+            match self.try_key(global, config, Some(key.clone())) {
+                Ok(()) => passed = true,
+                // With the last one it is clear whether all have failed.
+                Err(error) if number + 1 == keys.len() && !passed => return Err(error),
+                Err(error) => failure::print(&error, global.json),
+            }
+        }
+        Ok(())
     }
 
     fn text(&self, passed: &Passed) -> String {

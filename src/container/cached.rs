@@ -37,6 +37,11 @@ impl Container {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
+    /// Whether the lockbox has an entry of a key that may be used: then the store need not be reached.
+    pub fn has_entry(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> bool {
+        self.entry(id, volume).is_some()
+    }
+
     /// The lockbox's entry of a key, if it may be used. Why one may not, is said once, and it is removed if it never will be.
     pub(super) fn entry(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Option<Entry> {
         let lockbox = self.lockbox.as_ref().filter(|_| self.from_lockbox)?;

@@ -7,6 +7,7 @@
 mod error;
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -34,6 +35,8 @@ const HEAD_START: Duration = Duration::from_millis(250);
 /// The first pause between tries; each following one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// In a warning, between what is the matter and for how long it is tried.
+pub const TRYING_AGAIN: &str = "; trying again for up to ";
 const LONGEST_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// One client for all requests of a store: its connections and its time limits.
@@ -250,6 +253,7 @@ impl Http {
         }
         let mut pause = FIRST_PAUSE;
         let mut before: Option<Result<Answer, HttpError>> = None;
+        let mut told = BTreeSet::new();
         loop {
             let cut_short = end.saturating_duration_since(Instant::now()) < self.limits.one_try;
             let repeated = before.is_some();
@@ -273,11 +277,13 @@ impl Http {
             if wait >= end.saturating_duration_since(Instant::now()) {
                 return outcome;
             }
-            if before.is_none() {
-                let left = end.saturating_duration_since(Instant::now()).as_secs_f32();
-                tracing::warn!("{why}; trying again for up to {left:.0} s");
-            } else {
+            // Each new state once: a server that starts answers in turn with nothing, 503, and what was asked for.
+            if told.contains(&why) {
                 tracing::debug!("{why}; next try in {} ms", wait.as_millis());
+            } else {
+                let left = end.saturating_duration_since(Instant::now()).as_secs_f32();
+                tracing::warn!("{why}{TRYING_AGAIN}{left:.0} s");
+                told.insert(why);
             }
             before = Some(outcome);
             sleep(wait).await;

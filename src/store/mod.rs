@@ -15,7 +15,7 @@ mod swift;
 pub use barbican::Barbican;
 pub use clouds::CloudsError;
 pub use directory::{Directory, DirectoryFacts};
-pub use http::HttpError;
+pub use http::{HttpError, TRYING_AGAIN};
 pub use keystone::{AuthError, SendError};
 pub use swift::{Access, ContainerFacts, Swift};
 

@@ -24,8 +24,9 @@ pub struct Parts {
     pub initrd: PathBuf,
     /// Disks by serial number; what is written to them is thrown away.
     pub disks: Vec<(String, PathBuf)>,
-    /// What answers at 10.0.2.100:443, a command for each connection; without one the machine has no network card.
-    pub server: Option<String>,
+    /// What answers at 10.0.2.100:443, 10.0.2.101:443, ..., a command for each connection; without any the machine has no network
+    /// card.
+    pub servers: Vec<String>,
     /// More of QEMU's arguments.
     pub qemu: Vec<String>,
     /// More of the kernel's command line.
@@ -77,9 +78,12 @@ impl Machine {
             let drive = format!("if=none,id={serial},format=raw,snapshot=on,cache=unsafe,file={}", file.display());
             qemu.args(["-drive", &drive, "-device", &format!("virtio-blk-pci,drive={serial},serial={serial}")]);
         }
-        if let Some(server) = &parts.server {
-            // The network has nothing but that server: no DNS, no way out.
-            let net = format!("user,id=net,restrict=on,guestfwd=tcp:10.0.2.100:443-cmd:{server}");
+        if !parts.servers.is_empty() {
+            // The network has nothing but those servers: no DNS, no way out.
+            let mut net = "user,id=net,restrict=on".to_owned();
+            for (last, server) in (100..).zip(&parts.servers) {
+                net.push_str(&format!(",guestfwd=tcp:10.0.2.{last}:443-cmd:{server}"));
+            }
             qemu.args(["-netdev", &net, "-device", "virtio-net-pci,netdev=net,romfile="]);
         }
         let tpm = parts.tpm.as_ref().map(|state| start_tpm(state, &at("tpm")));

@@ -1,7 +1,7 @@
 //! What the machines boot with: keys, stores, an encrypted root, and initramfs images made by Debian's own tools.
 
 use std::{
-    cell::RefCell,
+    cell::{OnceCell, RefCell},
     collections::BTreeMap,
     fs,
     os::unix::fs::PermissionsExt,
@@ -19,6 +19,9 @@ use crate::{
 /// The root volume's UUID and passphrase; make-image has them, too.
 pub const UUID: &str = "11111111-2222-3333-4444-555555555555";
 pub const PASSPHRASE: &str = "passphrase";
+/// Two more volumes, with the same passphrase: `data.img` and `spare.img`.
+pub const DATA: &str = "22222222-2222-3333-4444-555555555555";
+pub const SPARE: &str = "33333333-2222-3333-4444-555555555555";
 
 /// A tree that machines are made of, with more packages: make-image's folder.
 pub fn tree(packages: &[&str]) -> PathBuf {
@@ -34,14 +37,25 @@ pub fn tree(packages: &[&str]) -> PathBuf {
     String::from_utf8(made.stdout).unwrap().trim_end().into()
 }
 
+/// Keys in the store `box`.
+pub struct Boxed {
+    pub root: String,
+    pub data: String,
+}
+
 /// The files of a run, gone with the value.
 pub struct Site {
     tree: PathBuf,
     folder: TempDir,
     initrds: RefCell<BTreeMap<String, Initrd>>,
+    boxed: OnceCell<Boxed>,
+    /// PCRs 4 and 7 as the machines' firmware leaves them, once a machine has shown them.
+    pub values: OnceCell<String>,
     /// The root's key in the network store, and in the directory on the stick.
     pub net: String,
     pub stick: String,
+    /// The key of the volume `data` in the network store.
+    pub net_data: String,
 }
 
 impl Site {
@@ -49,7 +63,9 @@ impl Site {
     pub fn make() -> Self {
         let tree = tree(&[]);
         let folder = tempfile::Builder::new().prefix("cryptattach-site").tempdir_in("/var/tmp").unwrap();
-        let mut site = Self { tree, folder, initrds: RefCell::default(), net: String::new(), stick: String::new() };
+        let (initrds, boxed, values) = (RefCell::default(), OnceCell::new(), OnceCell::new());
+        let (net, stick, net_data) = <(String, String, String)>::default();
+        let mut site = Self { tree, folder, initrds, boxed, values, net, stick, net_data };
         site.sh("for name in net stick; do
                 openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out $name.owner.key
                 openssl pkey -in $name.owner.key -pubout -out $name.owner.pem
@@ -58,15 +74,20 @@ impl Site {
             openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout served/server.key \
                 -out served/server.pem -subj '/CN=key store' -addext subjectAltName=IP:10.0.2.100 -days 30
             cp --sparse=always $TREE/root.img root.img
+            for volume in data:22222222 spare:33333333; do
+                truncate -s 24M ${volume%:*}.img
+                cryptsetup luksFormat -q --uuid ${volume#*:}-2222-3333-4444-555555555555 --pbkdf pbkdf2 \
+                    --pbkdf-force-iterations 1000 --key-file $TREE/passphrase ${volume%:*}.img
+            done
             printf '[audit]\nfile = \"audit\"\n' >host.toml
             store() { printf '[stores.%s]\ntype = \"directory\"\npath = \"%s\"\nowner = \"%s.owner.pem\"\nno_escrow = true\nidentities = [\"%s.owner.key\"]\n' $1 $2 $1 $1 >>host.toml; }
             store net served/net
             store stick keys/stick");
         // On this machine all of it is on one disk, which says nothing about the one that boots.
-        let import =
-            "$CRYPTATTACH --config host.toml key import root.img --key-file $TREE/passphrase --allow-shared --store";
-        site.stick = site.sh(&format!("{import} stick"));
-        site.net = site.sh(&format!("{import} net --token"));
+        let import = "$CRYPTATTACH --config host.toml key import --key-file $TREE/passphrase --allow-shared";
+        site.stick = site.sh(&format!("{import} root.img --store stick"));
+        site.net = site.sh(&format!("{import} root.img --store net --token"));
+        site.net_data = site.sh(&format!("{import} data.img --store net --token"));
         site.sh("cp stick.owner.key keys/ && mke2fs -q -t ext4 -L keys -d keys stick.img 8M");
         site
     }
@@ -117,17 +138,21 @@ impl Site {
         let etc = files.join("etc/cryptattach");
         fs::create_dir_all(&etc).unwrap();
         fs::write(etc.join("cryptattach.toml"), configuration).unwrap();
-        let clouds = format!(
-            "clouds: {{net: {{auth_type: v1password, cacert: ca.pem, auth: {{auth_url: 'https://{}/auth/v1.0', username: '{}', password: {}}}}}}}\n",
-            swift::ADDRESS,
-            swift::USER,
-            swift::KEY
-        );
+        let cloud = |address: &str| {
+            format!(
+                "{{auth_type: v1password, cacert: ca.pem, auth: {{auth_url: 'https://{address}/auth/v1.0', username: '{}', password: {}}}}}",
+                swift::USER,
+                swift::KEY
+            )
+        };
+        let clouds = format!("clouds: {{net: {}, far: {}}}\n", cloud(swift::ADDRESS), cloud("10.0.2.101"));
         fs::write(etc.join("clouds.yaml"), clouds).unwrap();
         for (from, to) in [("served/server.pem", "ca.pem"), ("net.owner.key", "net.owner.key")] {
             fs::copy(self.file(from), etc.join(to)).unwrap();
         }
-        fs::write(files.join("etc/crypttab"), format!("root UUID={UUID} none luks,initramfs,discard\n")).unwrap();
+        if !files.join("etc/crypttab").exists() {
+            fs::write(files.join("etc/crypttab"), format!("root UUID={UUID} none luks,initramfs,discard\n")).unwrap();
+        }
         install(&files);
         let made = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/boot/make-initrd"))
             .arg(maker)
@@ -142,52 +167,60 @@ impl Site {
         initrd
     }
 
-    /// Enrols a machine by the TPM in `tpm.box`: the store `box`, with the root's key `key`, opens by its lockbox only. The site
-    /// signs the boot state `values`; with none of it the TPM does not open. The machine's files are put where its initramfs
-    /// `name` is made.
-    pub fn enrol(&self, name: &str, values: &str) -> String {
-        let files = self.file(&format!("{name}.files"));
-        let tpm = self.file(&format!("{name}.tpm"));
-        fs::create_dir_all(&tpm).unwrap();
+    /// The store `box`, whose keys of `root` and `data` open by the lockbox of the machine with the TPM in `box/tpm.state` only;
+    /// what that machine then has is in `box/host`. Made once.
+    pub fn enrolled(&self) -> &Boxed {
+        self.boxed.get_or_init(|| {
+            let keys = self.sh(
+                "mkdir -p box/state box/keys box/tpm.state && cd box
+                swtpm socket --tpm2 --tpmstate dir=tpm.state --server type=unixio,path=$PWD/tpm --ctrl type=unixio,path=$PWD/tpm.ctrl \
+                    --flags not-need-init,startup-clear >/dev/null 2>&1 & swtpm=$!
+                trap 'kill $swtpm' EXIT
+                for i in $(seq 100); do [ -e tpm ] && break; sleep 0.1; done
+                export CRYPTATTACH_TCTI=swtpm:path=$PWD/tpm
+                openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out owner.key
+                openssl pkey -in owner.key -pubout -out owner.pem
+                openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out site.key
+                openssl pkey -in site.key -pubout -out site.pem
+                store='[stores.box]\ntype = \"directory\"\npath = \"keys\"\nowner = \"owner.pem\"\nno_escrow = true\n'
+                printf \"state = 'astate'\n[audit]\nfile = 'audit'\n[tpm]\nsite_key = 'site.pem'\n${store}identities = ['owner.key']\n\" >admin.toml
+                printf \"state = 'state'\n[audit]\nfile = 'audit'\n[tpm]\nidentity = 'host.tpm.pem'\nsite_key = 'site.pem'\nsignatures = ['now.json']\n\
+[lockbox]\nhost = 'vm'\nstore = 'box'\nidentities = ['host.tpm.pem']\npath = 'lockbox'\nlifetime_hours = 100\noffline = true\n$store\" >host.toml
+                admin=\"$CRYPTATTACH --config admin.toml\" host=\"$CRYPTATTACH --config host.toml\"
+                {
+                    $admin container create box
+                    $host host enrol --output bundle
+                    $admin host challenge bundle --trust-first-use --output challenge
+                    $host host answer challenge --output answer
+                    $admin host admit answer --store box
+                } >&2
+                import=\"$admin key import --key-file $TREE/passphrase --allow-shared --store box\"
+                root=$($import $TREE/root.img) data=$($import ../data.img)
+                $host policy sign --private-key site.key --current 4+7 >now.json
+                { $host lockbox open; $host lockbox add $root $data; } >&2
+                mkdir -p host/etc/cryptattach host/var/lib/cryptattach/host
+                cp host.tpm.pem site.pem host/etc/cryptattach/
+                cp state/host/vm.* host/var/lib/cryptattach/host/
+                cp -r lockbox host/var/lib/cryptattach/
+                $host lockbox close >&2
+                echo $root $data",
+            );
+            let (root, data) = keys.split_once(' ').unwrap();
+            Boxed { root: root.to_owned(), data: data.to_owned() }
+        })
+    }
+
+    /// An enrolled machine, with a TPM of its own, for which the site has signed the boot state `values`: in no other does its
+    /// TPM open the lockbox. Its files are put where its initramfs `name` is made.
+    pub fn enrol(&self, name: &str, values: &str) -> &Boxed {
+        let boxed = self.enrolled();
         fs::write(self.file("values.json"), values).unwrap();
         self.sh(&format!(
-            "rm -rf box && mkdir box && cd box && mkdir state
-            swtpm socket --tpm2 --tpmstate dir={tpm} --server type=unixio,path=$PWD/tpm --ctrl type=unixio,path=$PWD/tpm.ctrl \
-                --flags not-need-init,startup-clear 2>/dev/null & swtpm=$!
-            trap 'kill $swtpm' EXIT
-            for i in $(seq 100); do [ -e tpm ] && break; sleep 0.1; done
-            export CRYPTATTACH_TCTI=swtpm:path=$PWD/tpm
-            openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out owner.key
-            openssl pkey -in owner.key -pubout -out owner.pem
-            openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out site.key
-            openssl pkey -in site.key -pubout -out site.pem
-            store='[stores.box]\ntype = \"directory\"\npath = \"keys\"\nowner = \"owner.pem\"\nno_escrow = true\n'
-            printf \"state = 'astate'\n[audit]\nfile = 'audit'\n[tpm]\nsite_key = 'site.pem'\n${{store}}identities = ['owner.key']\n\" >admin.toml
-            printf \"state = 'state'\n[audit]\nfile = 'audit'\n[tpm]\nidentity = 'host.tpm.pem'\nsite_key = 'site.pem'\nsignatures = ['now.json']\n\
-[lockbox]\nhost = 'vm'\nstore = 'box'\nidentities = ['host.tpm.pem']\npath = 'lockbox'\nlifetime_hours = 100\noffline = true\n$store\" >host.toml
-            mkdir keys
-            admin=\"$CRYPTATTACH --config admin.toml\" host=\"$CRYPTATTACH --config host.toml\"
-            $admin container create box
-            $host host enrol --output bundle
-            $admin host challenge bundle --trust-first-use --output challenge
-            $host host answer challenge --output answer
-            $admin host admit answer --store box
-            key=$($admin key import $TREE/root.img --key-file $TREE/passphrase --allow-shared --store box)
-            $host policy sign --private-key site.key --current 4+7 >now.json
-            $host lockbox open
-            $host lockbox add $key
-            $host policy sign --private-key site.key --values ../values.json >signed.json
-            mkdir -p {files}/etc/cryptattach {files}/var/lib/cryptattach/host
-            cp host.tpm.pem site.pem {files}/etc/cryptattach/
-            cp signed.json {files}/etc/cryptattach/tpm2-pcr-signature.json
-            cp state/host/vm.* {files}/var/lib/cryptattach/host/
-            cp -r lockbox {files}/var/lib/cryptattach/
-            $host lockbox close
-            echo $key >key",
-            files = files.display(),
-            tpm = tpm.display(),
+            "mkdir -p {name}.files && cp -r box/host/. {name}.files/ && cp -r box/tpm.state {name}.tpm
+            $CRYPTATTACH --config box/host.toml policy sign --private-key box/site.key --values values.json \
+                >{name}.files/etc/cryptattach/tpm2-pcr-signature.json"
         ));
-        self.sh("cat box/key")
+        boxed
     }
 
     /// A machine with the root disk, this initramfs, and a log of its console.

@@ -1,17 +1,20 @@
 //! What happens when a machine boots, and what a person sees of it.
 
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use crate::{
     Story,
     machine::{Machine, Parts, STATIC},
-    site::{Initrd, PASSPHRASE, Site, UUID},
+    site::{Boxed, DATA, Initrd, PASSPHRASE, SPARE, Site, UUID},
 };
 
 pub const STORIES: &[Story] = &[
     ("the network store opens the root", network),
     ("a directory on another disk opens the root", stick),
-    ("of two sources the dead one does not delay the other", both),
+    ("of three sources two are dead and the third opens the root", two_of_three),
     ("a dead store leaves the prompt to a person", dead_store),
     ("without an answer of DHCP a person is asked", no_dhcp),
     ("a disk that comes late is waited for", late_disk),
@@ -19,11 +22,13 @@ pub const STORIES: &[Story] = &[
     ("a key that is not there is told and left to the system", no_such_key),
     ("when time is over the system asks as ever", out_of_time),
     ("a volume that is none of ours is left to the system at once", not_ours),
-    ("the TPM's lockbox opens the root without a network", lockbox),
+    ("the TPM's lockbox opens two volumes without a network and a person the third", lockbox),
+    ("the network is faster than the lockbox, which is open and latched all the same", race),
     ("in another boot state the TPM refuses and a person is asked", wrong_pcr),
-    ("a TPM that is not there is waited for beside the prompt", no_tpm),
+    ("a TPM that comes late is waited for beside the prompt", late_tpm),
     ("dracut: a directory on another disk opens the root", dracut),
     ("dracut: a person is asked by systemd's way", dracut_person),
+    ("dracut: the TPM's lockbox opens the root and the network store another volume", dracut_both),
     ("the doctor finds what is missing and what should not be there", doctor),
 ];
 
@@ -39,18 +44,19 @@ fn net_initrd(site: &Site) -> Initrd {
     site.initrd("net", &format!("[boot]\nsecrets_in_image = true\n{NET}"))
 }
 
-/// Both stores, named in the configuration.
-fn both_initrd(site: &Site) -> Initrd {
-    let volume = format!(
-        "[[boot.volumes]]\nname = \"root\"\ndevice = \"UUID={UUID}\"\nkeys = [\"{}\", \"{}\"]\n",
-        site.net, site.stick
-    );
-    site.initrd("both", &format!("[boot]\nsecrets_in_image = true\n{volume}{NET}{STICK}"))
+/// A volume of `[boot]`.
+fn volume(name: &str, uuid: &str, keys: &[&str]) -> String {
+    format!("[[boot.volumes]]\nname = \"{name}\"\ndevice = \"UUID={uuid}\"\nkeys = {keys:?}\n")
+}
+
+/// The network store at the second address.
+fn far() -> String {
+    NET.replace("stores.net", "stores.far").replace("cloud = \"net\"", "cloud = \"far\"\ncontainer = \"net\"")
 }
 
 /// A machine with a network card; a command answers at the store's address.
 pub fn with_network(site: &Site, initrd: &Initrd, server: &str) -> Parts {
-    Parts { server: Some(server.to_owned()), append: STATIC.to_owned(), ..site.parts(initrd) }
+    Parts { servers: vec![server.to_owned()], append: STATIC.to_owned(), ..site.parts(initrd) }
 }
 
 /// Takes the connection, and says nothing: of all dead servers the worst.
@@ -82,14 +88,24 @@ fn boots_by_the_system(machine: &mut Machine) -> serde_json::Value {
 }
 
 fn network(site: &Site, story: &str) {
+    // It is just being started.
+    fs::write(site.file("served/ill"), "503\n503\ndrop\ndrop\n").unwrap();
     let mut parts = with_network(site, &net_initrd(site), &site.server());
     parts.append.push_str(" guest-shows=kmsg guest-shows=network");
     let mut machine = site.start(story, &parts);
+    let unavailable = "https://10.0.2.100 answers 503 Service Unavailable; trying again for up to";
+    let broken = "the answer of https://10.0.2.100/auth/v1.0 broke off";
+    machine.see(unavailable);
+    machine.see(broken);
     machine.see(&format!("root is attached, by {}", site.net));
+    for said in [unavailable, broken] {
+        assert_eq!(machine.shown.matches(said).count(), 1, "once, not at each try: {}", machine.shown);
+    }
     let record = boots(&mut machine, &site.net);
     assert!(record["volumes"][0]["failures"].as_array().unwrap().is_empty(), "{record}");
     // What was said is in the kernel's log, from where the journal has it; the network is as if it had never been up.
     machine.see("KMSG");
+    machine.see(unavailable);
     machine.see("root is attached, by");
     machine.see("NETWORK");
     machine.see("END");
@@ -97,7 +113,7 @@ fn network(site: &Site, story: &str) {
 }
 
 fn stick(site: &Site, story: &str) {
-    let volume = format!("[[boot.volumes]]\nname = \"root\"\ndevice = \"UUID={UUID}\"\nkeys = [\"{}\"]\n", site.stick);
+    let volume = volume("root", UUID, &[&site.stick]);
     let mut parts = site.parts(&site.initrd("stick", &format!("{volume}{STICK}")));
     parts.disks.push(("stick".to_owned(), site.file("stick.img")));
     parts.append.push_str(" guest-shows=mounts");
@@ -108,10 +124,34 @@ fn stick(site: &Site, story: &str) {
     assert!(!machine.has_shown("/mnt/keys"), "{}", machine.shown);
 }
 
-fn both(site: &Site, story: &str) {
-    let mut parts = with_network(site, &both_initrd(site), &silent(site));
-    parts.disks.push(("stick".to_owned(), site.file("stick.img")));
-    boots(&mut site.start(story, &parts), &site.stick);
+fn two_of_three(site: &Site, story: &str) {
+    let net = site.net.replace("net/", "far/");
+    let volumes = volume("root", UUID, &[&site.net, &net, &site.stick]) + &volume("spare", SPARE, &[&site.net]);
+    let initrd = site.initrd("three", &format!("[boot]\nsecrets_in_image = true\n{volumes}{NET}{}{STICK}", far()));
+    let mut parts = with_network(site, &initrd, &silent(site));
+    // Its certificate is for another address.
+    parts.servers.push(site.server());
+    parts.append.push_str(" guest-shows=processes");
+    let mut machine = site.start(story, &parts);
+    machine.see(&format!("root: {net}: cannot ask"));
+    machine.see("certificate verify failed (IP address mismatch)");
+    machine.see("Please unlock disk root (it is being opened automatically, too): ");
+    machine.plug("stick", &site.file("stick.img"));
+    let plugged = Instant::now();
+    machine.see(&format!("root is attached, by {}", site.stick));
+    let took = plugged.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    println!("  the root was open {took:.1?} after the stick was plugged in");
+    // That prompt is gone, and another volume that comes later has one of its own.
+    machine.plug("spare", &site.file("spare.img"));
+    machine.see("Please unlock disk spare (it is being opened automatically, too): ");
+    machine.type_line(PASSPHRASE);
+    let record = boots(&mut machine, &site.stick);
+    assert_eq!(record["volumes"][0]["failures"].as_array().unwrap().len(), 1, "{record}");
+    // Nor does anything read the console that was to be taken away.
+    machine.see("PROCESSES");
+    machine.see("END");
+    assert!(!machine.has_shown("askpass"), "{}", machine.shown);
 }
 
 fn dead_store(site: &Site, story: &str) {
@@ -122,7 +162,10 @@ fn dead_store(site: &Site, story: &str) {
     machine.see("Please unlock disk root (it is being opened automatically, too): ");
     machine.type_line(PASSPHRASE);
     machine.see("root is attached, by passphrase");
-    boots(&mut machine, "passphrase");
+    let record = boots(&mut machine, "passphrase");
+    let asked = record["prompt_after"].as_f64().unwrap();
+    assert!((5.0..6.0).contains(&asked), "{record}");
+    println!("  a person was asked after {asked:.2} s");
     assert!(!machine.has_shown(PASSPHRASE) || !machine.shown.contains(&format!("): {PASSPHRASE}")), "no echo");
 }
 
@@ -142,6 +185,8 @@ fn no_dhcp(site: &Site, story: &str) {
 fn late_disk(site: &Site, story: &str) {
     let mut parts = with_network(site, &net_initrd(site), &site.server());
     parts.disks.clear();
+    // By DHCP: there is time for it.
+    parts.append.clear();
     site.sh("cp --sparse=always root.img late.img");
     let mut machine = site.start(story, &parts);
     // After 1, 3, 10 and 20 seconds.
@@ -192,8 +237,12 @@ fn not_ours(site: &Site, story: &str) {
     assert_eq!(record["volumes"][0]["result"], "not-ours");
 }
 
-/// PCRs 4 and 7 as this machine's firmware leaves them.
+/// PCRs 4 and 7 as the machines' firmware leaves them.
 pub fn values(site: &Site) -> String {
+    site.values.get_or_init(|| shown_values(site)).clone()
+}
+
+fn shown_values(site: &Site) -> String {
     let parts = Parts {
         disks: vec![("root".to_owned(), site.tree("root.img"))],
         append: "guest-shows=pcrs".to_owned(),
@@ -209,34 +258,87 @@ pub fn values(site: &Site) -> String {
     line.split_once('}').unwrap().0.to_ascii_lowercase() + "}"
 }
 
-/// A machine whose root's key comes out of its lockbox, which its TPM opens in that boot state.
-pub fn lockbox_parts(site: &Site, name: &str, values: &str) -> (Parts, String) {
-    let key = site.enrol(name, values);
-    let config = format!(
+/// The lockbox `vm`, its store in the cloud `net` or `far`.
+fn lockbox_of(cloud: &str) -> String {
+    let store = NET.replace("stores.net", "stores.box").replace("identities = [\"net.owner.key\"]\n", "");
+    format!(
         "[tpm]\nsite_key = \"site.pem\"\n[lockbox]\nhost = \"vm\"\nstore = \"box\"\nidentities = [\"host.tpm.pem\"]\n\
-         lifetime_hours = 100\noffline = true\n[boot]\n\
-         [[boot.volumes]]\nname = \"root\"\ndevice = \"UUID={UUID}\"\nkeys = [\"{key}\"]\n{}",
-        NET.replace("stores.net", "stores.box").replace("identities = [\"net.owner.key\"]\n", "")
-    );
-    let initrd = site.initrd(name, &config);
-    assert!(!initrd.doctor.contains("unfit"), "{}\n{}", initrd.warnings, initrd.doctor);
-    let parts = Parts {
-        tpm: Some(site.file(&format!("{name}.tpm"))),
-        append: "guest-shows=pcrs".into(),
-        ..site.parts(&initrd)
-    };
-    (parts, key)
+         lifetime_hours = 100\noffline = true\n{}",
+        store.replace("cloud = \"net\"", &format!("cloud = \"{cloud}\""))
+    )
 }
 
-fn lockbox(site: &Site, story: &str) {
-    let (parts, key) = lockbox_parts(site, "lockbox", &values(site));
-    let mut machine = site.start(story, &parts);
-    boots(&mut machine, &format!("{key} with the lockbox"));
-    // Latched: nothing that runs later in this boot opens the lockbox again.
+/// An enrolled machine, whose TPM opens the lockbox in that boot state; with this of a configuration.
+fn enrolled_parts(site: &Site, name: &str, maker: &str, values: &str, config: impl Fn(&Boxed) -> String) -> Parts {
+    let config = config(site.enrol(name, values));
+    let initrd = site.initrd_by(maker, name, &config);
+    assert!(!initrd.doctor.contains("unfit"), "{}\n{}", initrd.warnings, initrd.doctor);
+    Parts { tpm: Some(site.file(&format!("{name}.tpm"))), append: "guest-shows=pcrs".into(), ..site.parts(&initrd) }
+}
+
+/// A machine whose root's key comes out of its lockbox, which its TPM opens in that boot state.
+pub fn lockbox_parts(site: &Site, name: &str, values: &str) -> (Parts, String) {
+    let config = |boxed: &Boxed| format!("{}{}", lockbox_of("net"), volume("root", UUID, &[&boxed.root]));
+    let parts = enrolled_parts(site, name, "mkinitramfs", values, config);
+    (parts, site.enrolled().root.clone())
+}
+
+/// Latched: nothing that runs later in this boot opens the lockbox again.
+#[track_caller]
+fn is_latched(machine: &mut Machine) {
     machine.see("PCRS ");
     machine.see("END");
     let pcrs = machine.shown.rsplit_once("PCRS ").unwrap().1.to_owned();
     assert!(!pcrs.contains(&format!("\"15\":\"{}\"", "0".repeat(64))), "{pcrs}");
+}
+
+fn lockbox(site: &Site, story: &str) {
+    let entry = |name: &str, uuid: &str| format!("{name} UUID={uuid} none luks,initramfs\n");
+    let crypttab = [("root", UUID), ("data", DATA), ("spare", SPARE)].map(|(name, uuid)| entry(name, uuid));
+    site.add("lockbox", "etc/crypttab", &crypttab.concat());
+    let config = |boxed: &Boxed| {
+        let spare = volume("spare", SPARE, &[&site.net]);
+        let volumes = [volume("root", UUID, &[&boxed.root]), volume("data", DATA, &[&boxed.data]), spare].concat();
+        format!("[boot]\nsecrets_in_image = true\n{volumes}{}{NET}", lockbox_of("net"))
+    };
+    let mut parts = enrolled_parts(site, "lockbox", "mkinitramfs", &values(site), config);
+    for name in ["data", "spare"] {
+        parts.disks.push((name.to_owned(), site.file(&format!("{name}.img"))));
+    }
+    parts.append.push_str(" guest-shows=log");
+    let mut machine = site.start(story, &parts);
+    // The two that can be opened are, before a person is asked for the third.
+    machine.see("Please unlock disk spare (it is being opened automatically, too): ");
+    for (name, key) in [("root", &site.enrolled().root), ("data", &site.enrolled().data)] {
+        assert!(machine.has_shown(&format!("{name} is attached, by {key} with the lockbox")), "{}", machine.shown);
+    }
+    machine.type_line(PASSPHRASE);
+    machine.see("spare is attached, by passphrase");
+    boots(&mut machine, &format!("{} with the lockbox", site.enrolled().root));
+    machine.see("LOG");
+    machine.see("PCR 15 is latched");
+    assert_eq!(machine.shown.matches("] the lockbox is open").count(), 1, "once for all: {}", machine.shown);
+    is_latched(&mut machine);
+}
+
+fn race(site: &Site, story: &str) {
+    let config = |boxed: &Boxed| {
+        let root = volume("root", UUID, &[&boxed.root, &site.net]);
+        format!("[boot]\nsecrets_in_image = true\n{root}{}{NET}", lockbox_of("far"))
+    };
+    let mut parts = enrolled_parts(site, "race", "mkinitramfs", &values(site), config);
+    // The lockbox's store takes the connection and says nothing: the copy has to do, after two seconds.
+    parts.servers = vec![site.server(), silent(site)];
+    parts.append.push_str(&format!(" guest-shows=keys guest-shows=log {STATIC}"));
+    let mut machine = site.start(story, &parts);
+    let record = boots(&mut machine, &site.net);
+    assert!(record["volumes"][0]["seconds"].as_f64() < record["seconds"].as_f64().map(|all| all - 0.5), "{record}");
+    machine.see("LOG");
+    machine.see("the lockbox is open");
+    // For the volumes that come later.
+    machine.see("KEYS");
+    machine.see("cryptattach:lockbox:vm");
+    is_latched(&mut machine);
 }
 
 fn wrong_pcr(site: &Site, story: &str) {
@@ -248,17 +350,29 @@ fn wrong_pcr(site: &Site, story: &str) {
     assert_eq!(record["volumes"][0]["failures"][0]["reason"], 79, "{record}");
 }
 
-fn no_tpm(site: &Site, story: &str) {
-    let (parts, _) = lockbox_parts(site, "no-tpm", "{\"4\":\"00\"}".replace("00", &"33".repeat(32)).as_str());
-    let mut machine = site.start(story, &Parts { tpm: None, ..parts });
-    machine.see("waiting for the TPM /dev/tpmrm0 (");
+fn late_tpm(site: &Site, story: &str) {
+    // The kernel's driver lets go of the TPM before the boot begins, and takes it again, as another, when a disk is plugged in: QEMU
+    // plugs no TPM in.
+    let script = "#!/bin/sh\n[ \"$1\" = prereqs ] && exit 0\ncd /sys/bus/*/drivers/tpm_tis || exit 0\n\
+        for tpm in *:*; do echo \"$tpm\" >unbind; done\n\
+        (while [ ! -e /sys/class/block/vdb ]; do sleep 1; done; echo \"$tpm\" >bind) </dev/null >/dev/null 2>&1 &\n";
+    site.add("late-tpm", "etc/initramfs-tools/scripts/init-premount/late-tpm", script);
+    let config = |boxed: &Boxed| {
+        let lockbox = lockbox_of("net").replace("[tpm]\n", "[tpm]\ntcti = \"device:/dev/tpmrm1\"\n");
+        lockbox + &volume("root", UUID, &[&boxed.root])
+    };
+    let parts = enrolled_parts(site, "late-tpm", "mkinitramfs", &values(site), config);
+    let mut machine = site.start(story, &Parts { append: "guest-shows=log".to_owned(), ..parts });
+    machine.see("waiting for the TPM /dev/tpmrm1 (");
     machine.see("Please unlock disk root (it is being opened automatically, too): ");
-    machine.type_line(PASSPHRASE);
-    boots(&mut machine, "passphrase");
+    machine.plug("now", &site.file("data.img"));
+    boots(&mut machine, &format!("{} with the lockbox", site.enrolled().root));
+    machine.see("LOG");
+    machine.see("PCR 15 is latched");
 }
 
 fn dracut_parts(site: &Site) -> Parts {
-    let volume = format!("[[boot.volumes]]\nname = \"root\"\ndevice = \"UUID={UUID}\"\nkeys = [\"{}\"]\n", site.stick);
+    let volume = volume("root", UUID, &[&site.stick]);
     let initrd = site.initrd_by("dracut", "dracut", &format!("{volume}{STICK}"));
     assert!(!initrd.doctor.contains("unfit"), "{}", initrd.doctor);
     Parts { append: format!("rd.luks.name={UUID}=root rd.shell=0"), ..site.parts(&initrd) }
@@ -276,6 +390,23 @@ fn dracut_person(site: &Site, story: &str) {
     machine.see("Please unlock disk root (it is being opened automatically, too): ");
     machine.type_line(PASSPHRASE);
     boots(&mut machine, "passphrase");
+}
+
+fn dracut_both(site: &Site, story: &str) {
+    let config = |boxed: &Boxed| {
+        let volumes = volume("root", UUID, &[&boxed.root]) + &volume("data", DATA, &[&site.net_data]);
+        format!("[boot]\nsecrets_in_image = true\n{volumes}{}{NET}", lockbox_of("net"))
+    };
+    let mut parts = enrolled_parts(site, "dracut-both", "dracut", &values(site), config);
+    parts.disks.push(("data".to_owned(), site.file("data.img")));
+    parts.servers = vec![site.server()];
+    // Without ip=: by DHCP.
+    parts.append = format!("rd.luks.name={UUID}=root rd.luks.name={DATA}=data rd.shell=0 {}", parts.append);
+    let mut machine = site.start(story, &parts);
+    let record = boots(&mut machine, &format!("{} with the lockbox", site.enrolled().root));
+    // The lockbox is opened meanwhile, and then a source of its own.
+    assert!(record["volumes"][1]["by"].as_str().unwrap().starts_with(&site.net_data), "{record}");
+    is_latched(&mut machine);
 }
 
 fn doctor(site: &Site, _: &str) {

@@ -12,7 +12,7 @@ use std::{
 
 use openssl::ssl::{SslAcceptor, SslFiletype, SslMethod, SslStream};
 
-/// Where the guest finds it.
+/// Where the guest finds it; its certificate is for no other address.
 pub const ADDRESS: &str = "10.0.2.100";
 pub const USER: &str = "keys:boot";
 pub const KEY: &str = "testing";
@@ -39,7 +39,8 @@ impl Write for Connection {
     }
 }
 
-/// Serves one connection: `folder` has `server.pem`, `server.key` and the container `net`, a directory of sealed keys.
+/// Serves one connection: `folder` has `server.pem`, `server.key` and the container `net`, a directory of sealed keys; and
+/// perhaps `ill`, a line for each request that it does not answer as it should: "503", or "drop" for not at all.
 pub fn serve(folder: &Path) {
     let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).unwrap();
     acceptor.set_certificate_chain_file(folder.join("server.pem")).unwrap();
@@ -66,7 +67,11 @@ fn answer(stream: &mut BufReader<SslStream<Connection>>, folder: &Path) -> io::R
     let header = |name: &str| headers.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str());
     let mut words = request.split(' ');
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let (status, more, body) = respond(path, &header, folder);
+    let (status, more, body) = match illness(folder)?.as_deref() {
+        Some("drop") => return Ok(false),
+        Some(_) => ("503 Service Unavailable", String::new(), Vec::new()),
+        None => respond(path, &header, folder),
+    };
     let length = body.len();
     let stream = stream.get_mut();
     write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{more}X-Trans-Id: tx0\r\n\r\n")?;
@@ -75,6 +80,14 @@ fn answer(stream: &mut BufReader<SslStream<Connection>>, folder: &Path) -> io::R
     }
     stream.flush()?;
     Ok(true)
+}
+
+/// The next line of `ill`, if one is left.
+fn illness(folder: &Path) -> io::Result<Option<String>> {
+    let text = fs::read_to_string(folder.join("ill")).unwrap_or_default();
+    let Some((next, rest)) = text.split_once('\n') else { return Ok(None) };
+    fs::write(folder.join("ill"), rest)?;
+    Ok(Some(next.to_owned()))
 }
 
 fn respond<'a>(

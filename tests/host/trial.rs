@@ -85,6 +85,49 @@ fn what_a_boot_could_not_attach_is_explained() {
 }
 
 #[test]
+fn a_boot_refuses_keys_on_the_volumes_own_disk() {
+    let site = Site::new();
+    let same = site.path("same").display().to_string();
+    site.ok(&["init", "--store", "same", "--path", &same, "--no-escrow"]);
+    let (volume, reference) = site.volume("v", &["--store", "same", "--allow-shared"]);
+    let device = LoopDevice::new(volume.as_ref(), "");
+    let name = site.name("root");
+    let config = fs::read_to_string(site.keys("cryptattach.toml")).unwrap();
+    let (with_volume, cinder) = (
+        format!("[[boot.volumes]]\nname = '{name}'\ndevice = '{}'\n", device.path()),
+        "cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de",
+    );
+    fs::write(site.keys("cryptattach.toml"), format!("{config}\n{with_volume}")).unwrap();
+    let told = site.fails(81, &["boot"]);
+    assert!(told.contains("key and data are on the same device: sealed key"), "{told}");
+    assert!(told.contains("--allow-shared, which a boot does not have"), "{told}");
+
+    // Before the boot one learns of it as well, and of each key that the boot has and what it lacks.
+    site.fails(72, &["--config", site.keys("cryptattach.toml"), "test", device.path(), "--as-boot"]);
+    let keys = format!("{with_volume}keys = ['{reference}', '{cinder}']\n");
+    fs::write(site.keys("cryptattach.toml"), format!("{config}\n{keys}")).unwrap();
+    let told = site.fails(67, &["--config", site.keys("cryptattach.toml"), "test", device.path(), "--as-boot"]);
+    for part in [&format!("by {reference}, one of 2 keys:"), "same device", &format!("by {cinder}"), "there is no key"]
+    {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+}
+
+#[test]
+fn the_boot_lacks_a_private_key_that_is_kept_out_of_the_initramfs() {
+    let site = Site::new();
+    let (volume, reference) = site.volume("v", &[]);
+    let device = LoopDevice::new(volume.as_ref(), "");
+    let config = fs::read_to_string(site.keys("cryptattach.toml")).unwrap();
+    let listed = format!("{config}\n[[boot.volumes]]\nname = '{}'\ndevice = '{}'\n", site.name("root"), device.path());
+    fs::write(site.keys("cryptattach.toml"), listed).unwrap();
+    let told = site.fails(78, &["--config", site.keys("cryptattach.toml"), "test", device.path(), "--as-boot"]);
+    assert!(told.contains(&format!("a boot cannot open the volume by {reference}\n  because ")), "{told}");
+    assert!(told.contains("is not put into the initramfs: it is a private key"), "{told}");
+    site.ok(&["test", device.path()]);
+}
+
+#[test]
 fn a_passphrase_is_released_for_its_own_volume_only() {
     let site = Site::new();
     let (volume, reference) = site.volume("v", &["--keyslot"]);

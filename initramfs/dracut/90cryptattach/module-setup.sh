@@ -1,10 +1,14 @@
 #!/bin/bash
 # dracut's module: puts into the initramfs what `cryptattach boot` needs; cryptattach itself says what that is.
-# shellcheck disable=SC2154 # moddir, initdir, systemdsystemunitdir, SYSTEMCTL are dracut's
+# shellcheck disable=SC2154 # moddir, initdir, dracutbasedir, systemdsystemunitdir, SYSTEMCTL are dracut's
 
 check() {
     require_binaries cryptattach || return 1
     cryptattach boot --image-parts >/dev/null || return 1
+    if cryptattach boot --needs-network && ! compgen -G "$dracutbasedir/modules.d/??network" >/dev/null; then
+        derror "cryptattach: a key store is on the network, and dracut has no module for it (Debian's package dracut-network)"
+        return 1
+    fi
 }
 
 depends() {
@@ -30,5 +34,10 @@ install() {
     inst_multiple -o systemd-ask-password
     inst_simple "$moddir/cryptattach-boot.service" "$systemdsystemunitdir/cryptattach-boot.service"
     $SYSTEMCTL -q --root "$initdir" add-wants sysinit.target cryptattach-boot.service
-    ! cryptattach boot --needs-network || echo rd.neednet=1 >"$initdir/etc/cmdline.d/90-cryptattach.conf"
+    if cryptattach boot --needs-network; then
+        echo rd.neednet=1 >"$initdir/etc/cmdline.d/90-cryptattach.conf"
+        # systemd-networkd does not know that word: DHCP, unless ip= or the machine's own files say otherwise.
+        mkdir -p "$initdir/etc/systemd/network"
+        printf '[Match]\nType=ether\nKind=!*\n\n[Network]\nDHCP=yes\n' >"$initdir/etc/systemd/network/zzzz-cryptattach.network"
+    fi
 }

@@ -37,7 +37,7 @@ pub enum HttpError {
         after: Duration,
     },
     /// It was not even asked.
-    #[error("{url} was not asked: what was asked before has taken all the time")]
+    #[error("{url} was not asked: no time was left for it")]
     NoTime {
         /// Who.
         url: Url,
@@ -74,11 +74,24 @@ pub struct Bottom(String);
 
 impl Bottom {
     pub(super) fn of(error: &reqwest::Error) -> Self {
+        // By the kernel, a timer or TLS: each says it in other words.
+        if error.is_timeout() {
+            return Self("operation timed out".to_owned());
+        }
         let texts: Vec<String> = causes(error).map(ToString::to_string).collect();
         // OpenSSL repeats itself at the end, less the reason.
         let last = texts.windows(2).rev().find(|pair| !pair[0].contains(&pair[1])).map(|pair| &pair[1]);
-        Self(last.or(texts.first()).cloned().unwrap_or_default())
+        let text = last.or(texts.first()).cloned().unwrap_or_default();
+        Self(openssl_reason(&text).unwrap_or(text))
     }
+}
+
+/// "error:CODE:LIBRARY:FUNCTION:REASON:FILE:LINE:MORE" -> "REASON MORE": the rest says where in OpenSSL it was noticed.
+fn openssl_reason(text: &str) -> Option<String> {
+    let mut fields = text.strip_prefix("error:")?.splitn(7, ':');
+    let reason = fields.nth(3)?;
+    let more = fields.nth(2)?.trim();
+    Some(format!("{reason} {more}").trim_end().to_owned())
 }
 
 impl HttpError {
@@ -101,5 +114,20 @@ impl HttpError {
     /// Whether the server's certificate is at fault.
     pub fn is_certificate(&self) -> bool {
         matches!(self, Self::Connect { .. }) && chain(self).contains("certificate")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_openssls_errors_the_reason_is_told() {
+        let text = "error:0A000086:SSL routines:tls_post_process_server_certificate:certificate verify failed:\
+            ../ssl/statem/statem_clnt.c:1889: (IP address mismatch)";
+        assert_eq!(openssl_reason(text).unwrap(), "certificate verify failed (IP address mismatch)");
+        let text = "error:0A00010B:SSL routines:ssl3_get_record:wrong version number:../ssl/record/ssl3_record.c:354:";
+        assert_eq!(openssl_reason(text).unwrap(), "wrong version number");
+        assert_eq!(openssl_reason("error: something else"), None);
     }
 }
