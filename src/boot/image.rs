@@ -13,11 +13,11 @@ use super::{Planned, plan};
 use crate::{
     config::{Config, IMAGES, Location, SeparationLevel, SeparationPolicy, StoreConfig},
     error::{Error, chain},
-    key::{KeyReference, Place, StoreName},
+    key::{self, KeyReference, Place, StoreName},
     separation::{self, Inventory, Surroundings},
     store,
     tpm::IdentityFile,
-    volume,
+    volume::{self, Volume},
 };
 
 /// What dm-crypt takes for aes-xts-plain64, and libcryptsetup for keyslots; on another architecture some are not known.
@@ -106,6 +106,25 @@ pub fn image(config: &Config, crypttab: Option<&str>) -> Result<Image, Error> {
 /// Whether a store that the boot may ask is reached over the network.
 pub fn needs_network(config: &Config, crypttab: Option<&str>) -> Result<bool, Error> {
     needs_network_for(config, &stores(config, &plan(config, crypttab)))
+}
+
+/// For a volume that the initramfs opens: what is on no file system that the boot mounts is in the initramfs then, which is in
+/// memory, as /run is. What an image may have, [`image`] judges.
+pub fn unpack(config: &Config, volume: &Volume, places: &mut [Place]) {
+    let is_it = |planned: &Planned| {
+        let paths = [planned.device.path(), &volume.device.path].map(fs::canonicalize);
+        matches!(&paths, [Ok(one), Ok(other)] if one == other)
+    };
+    if !plan(config, None).iter().any(is_it) {
+        return;
+    }
+    for place in places {
+        if let key::Location::Path(path) = &mut place.at
+            && config.boot.mount_of(path).is_none()
+        {
+            *path = "/run".into();
+        }
+    }
 }
 
 fn needs_network_for(config: &Config, stores: &BTreeSet<StoreName>) -> Result<bool, Error> {
