@@ -90,7 +90,7 @@ pub fn try_out(config: &Config, request: Request<'_>) -> Result<Passed, Error> {
     let case = Case::new(config, &container, &reference, &volume);
     let mut places = container.places(&reference.key)?;
     if request.as_boot {
-        image::unpack(config, &volume, &mut places);
+        image::unpack(config, &volume, &mut places)?;
     }
     let report = case.judge(&places, None, request.separation)?;
     clock.done("separation", report.verdict.word().to_owned());

@@ -108,23 +108,20 @@ pub fn needs_network(config: &Config, crypttab: Option<&str>) -> Result<bool, Er
     needs_network_for(config, &stores(config, &plan(config, crypttab)))
 }
 
-/// For a volume that the initramfs opens: what is on no file system that the boot mounts is in the initramfs then, which is in
-/// memory, as /run is. What an image may have, [`image`] judges.
-pub fn unpack(config: &Config, volume: &Volume, places: &mut [Place]) {
+/// For a volume that the initramfs opens: takes away the places of files that are in the initramfs then, which is in memory.
+/// What an image may have, [`image`] judges.
+pub fn unpack(config: &Config, volume: &Volume, places: &mut Vec<Place>) -> Result<(), Error> {
     let is_it = |planned: &Planned| {
         let paths = [planned.device.path(), &volume.device.path].map(fs::canonicalize);
         matches!(&paths, [Ok(one), Ok(other)] if one == other)
     };
-    if !plan(config, None).iter().any(is_it) {
-        return;
+    if plan(config, None).iter().any(is_it) {
+        let parts = image(config, None)?.parts;
+        places.retain(
+            |place| !matches!(&place.at, key::Location::Path(path) if parts.contains(&Part::File(path.clone()))),
+        );
     }
-    for place in places {
-        if let key::Location::Path(path) = &mut place.at
-            && config.boot.mount_of(path).is_none()
-        {
-            *path = "/run".into();
-        }
-    }
+    Ok(())
 }
 
 fn needs_network_for(config: &Config, stores: &BTreeSet<StoreName>) -> Result<bool, Error> {
