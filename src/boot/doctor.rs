@@ -91,7 +91,7 @@ pub fn examine(config: &Config, path: &Path) -> Result<Vec<Finding>, Error> {
     findings.extend(secrets(&initrd, &wanted.parts));
     let mode = fs::metadata(path).map_err(failed)?.permissions().mode();
     if mode & 0o004 != 0 {
-        let why = "everybody on this machine can read it, credentials included (UMASK=0077 in initramfs.conf)";
+        let why = "everybody on this machine can read it, credentials included (UMASK=0077 in initramfs.conf; dracut keeps the mode of the file that it replaces: chmod 600)";
         findings.push(Finding::new(format!("the image's mode {:o}", mode & 0o777), Health::Misplaced, Some(why)));
     }
     Ok(findings)
