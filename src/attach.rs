@@ -8,7 +8,7 @@ use crate::{
     config::{Config, SeparationPolicy},
     container::{Container, Fetched},
     error::{Error, chain},
-    key::{KeyReference, SecretBytes, VolumeKey},
+    key::{KeyReference, Place, SecretBytes, VolumeKey},
     seal::{Content, Opened, Payload},
     separation::{self, Inventory, Report, Surroundings, Target},
     volume::{self, CIPHER, PlainParameters, Volume},
@@ -142,12 +142,16 @@ impl<'a> Case<'a> {
 
     /// Checks that nothing which opens the volume rests on the volume's device, and judges by the policy.
     pub fn separate(&self, target: Option<&Target>, strictness: Strictness) -> Result<Report, Error> {
+        self.judge(&self.container.places(&self.reference.key)?, target, strictness)
+    }
+
+    /// The same, with all that opens the volume in these places.
+    pub fn judge(&self, places: &[Place], target: Option<&Target>, strictness: Strictness) -> Result<Report, Error> {
         let Self { config, volume, .. } = *self;
         let header = volume.luks().and_then(|header| header.detached.as_deref());
-        let places = self.container.places(&self.reference.key)?;
         let inventory = Inventory::of(&config.separation)?;
         let surroundings = Surroundings { target, inventory: &inventory, level: config.separation.level };
-        let report = separation::check(&volume.device.path, header, &places, &surroundings);
+        let report = separation::check(&volume.device.path, header, places, &surroundings);
         match report.judge(strictness.policy.unwrap_or(config.separation.policy)) {
             Err(refusal) if refusal.is_shared() && strictness.allow_shared => {
                 tracing::warn!("{refusal}; going on, as --allow-shared demands");

@@ -88,7 +88,11 @@ pub fn try_out(config: &Config, request: Request<'_>) -> Result<Passed, Error> {
     let reference = attach::reference(request.key, &volume)?;
     let container = Container::open(config, &reference.store, None)?.as_one().lockbox_first();
     let case = Case::new(config, &container, &reference, &volume);
-    let report = case.separate(None, request.separation)?;
+    let mut places = container.places(&reference.key)?;
+    if request.as_boot {
+        image::unpack(config, &volume, &mut places)?;
+    }
+    let report = case.judge(&places, None, request.separation)?;
     clock.done("separation", report.verdict.word().to_owned());
     let (fetched, source) = container.fetch_and_tell(&reference.key, Some(volume.uuid()))?;
     let (key, found) = unlock(fetched, &reference, &volume)?;

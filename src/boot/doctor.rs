@@ -91,7 +91,7 @@ pub fn examine(config: &Config, path: &Path) -> Result<Vec<Finding>, Error> {
     findings.extend(secrets(&initrd, &wanted.parts));
     let mode = fs::metadata(path).map_err(failed)?.permissions().mode();
     if mode & 0o004 != 0 {
-        let why = "everybody on this machine can read it, credentials included (UMASK=0077 in initramfs.conf)";
+        let why = "everybody on this machine can read it, credentials included (UMASK=0077 in initramfs.conf; dracut keeps the mode of the file that it replaces: chmod 600)";
         findings.push(Finding::new(format!("the image's mode {:o}", mode & 0o777), Health::Misplaced, Some(why)));
     }
     Ok(findings)
@@ -154,11 +154,12 @@ fn has_module(initrd: &Initrd, name: &str) -> bool {
         || !known.into_iter().any(|list| list.lines().filter_map(|line| line.split(':').next()).any(is))
 }
 
-/// The libraries of this very process: it is the program that goes into the image.
+/// The libraries of this very process: it is the program that goes into the image. Not OpenSSL's module of outdated algorithms,
+/// which libcryptsetup has loaded if it is there, and does without.
 fn libraries() -> BTreeSet<PathBuf> {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let paths = maps.lines().filter_map(|line| line.split_once('/').map(|(_, path)| format!("/{path}")));
-    paths.filter(|path| path.contains(".so")).map(PathBuf::from).collect()
+    paths.filter(|path| path.contains(".so") && !path.contains("/ossl-modules/")).map(PathBuf::from).collect()
 }
 
 /// Private keys that nothing has put there on purpose.

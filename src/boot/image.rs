@@ -13,11 +13,11 @@ use super::{Planned, plan};
 use crate::{
     config::{Config, IMAGES, Location, SeparationLevel, SeparationPolicy, StoreConfig},
     error::{Error, chain},
-    key::{KeyReference, Place, StoreName},
+    key::{self, KeyReference, Place, StoreName},
     separation::{self, Inventory, Surroundings},
     store,
     tpm::IdentityFile,
-    volume,
+    volume::{self, Volume},
 };
 
 /// What dm-crypt takes for aes-xts-plain64, and libcryptsetup for keyslots; on another architecture some are not known.
@@ -106,6 +106,22 @@ pub fn image(config: &Config, crypttab: Option<&str>) -> Result<Image, Error> {
 /// Whether a store that the boot may ask is reached over the network.
 pub fn needs_network(config: &Config, crypttab: Option<&str>) -> Result<bool, Error> {
     needs_network_for(config, &stores(config, &plan(config, crypttab)))
+}
+
+/// For a volume that the initramfs opens: takes away the places of files that are in the initramfs then, which is in memory.
+/// What an image may have, [`image`] judges.
+pub fn unpack(config: &Config, volume: &Volume, places: &mut Vec<Place>) -> Result<(), Error> {
+    let is_it = |planned: &Planned| {
+        let paths = [planned.device.path(), &volume.device.path].map(fs::canonicalize);
+        matches!(&paths, [Ok(one), Ok(other)] if one == other)
+    };
+    if plan(config, None).iter().any(is_it) {
+        let parts = image(config, None)?.parts;
+        places.retain(
+            |place| !matches!(&place.at, key::Location::Path(path) if parts.contains(&Part::File(path.clone()))),
+        );
+    }
+    Ok(())
 }
 
 fn needs_network_for(config: &Config, stores: &BTreeSet<StoreName>) -> Result<bool, Error> {

@@ -46,16 +46,24 @@ pub fn plan(config: &Config, crypttab: Option<&str>) -> Vec<Planned> {
     if !config.boot.volumes.is_empty() {
         return config.boot.volumes.iter().map(Planned::configured).collect();
     }
-    let Some(mut listed) = crypttab.map(listed::entries).or_else(listed::of_this_boot) else {
-        return present(config);
-    };
+    let in_crypttab = crypttab.map(listed::entries).or_else(listed::of_this_boot);
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    for planned in listed::from_kernel(&command_line) {
-        if listed.iter().all(|other| other.device != planned.device) {
+    listed(in_crypttab, &command_line).unwrap_or_else(|| present(config))
+}
+
+/// What crypttab and the kernel's command line list, if either does: an image that is not of one machine only has no crypttab.
+fn listed(in_crypttab: Option<Vec<Planned>>, command_line: &str) -> Option<Vec<Planned>> {
+    let from_kernel = listed::from_kernel(command_line);
+    if in_crypttab.is_none() && from_kernel.is_empty() {
+        return None;
+    }
+    let mut listed = in_crypttab.unwrap_or_default();
+    for planned in from_kernel {
+        if listed.iter().all(|other| other.device.path() != planned.device.path()) {
             listed.push(planned);
         }
     }
-    listed
+    Some(listed)
 }
 
 /// The LUKS2 devices that are here, with a token for a store that is configured.
@@ -99,5 +107,16 @@ mod tests {
         let one = "[[boot.volumes]]\nname = 'system'\ndevice = 'LABEL=root'\n";
         assert_eq!(names(&config(one)), ["system"]);
         assert!(plan(&config(""), Some("")).is_empty(), "a crypttab without entries is no reason to look around");
+    }
+
+    #[test]
+    fn the_kernels_command_line_does_without_a_crypttab() {
+        let names = |crypttab: Option<&str>, command_line| {
+            let planned = listed(crypttab.map(listed::entries), command_line)?;
+            Some(planned.into_iter().map(|planned| planned.name.to_string()).collect::<Vec<_>>())
+        };
+        assert_eq!(names(None, "quiet rd.luks.name=aa=root").unwrap(), ["root"]);
+        assert_eq!(names(Some("data UUID=bb none luks"), "rd.luks.name=aa=root").unwrap(), ["data", "root"]);
+        assert!(names(None, "quiet").is_none(), "then what is there is looked at");
     }
 }

@@ -179,7 +179,7 @@ impl Sources {
         let identities = if settings.identities.is_empty() { &store.sealing.identities } else { &settings.identities };
         self.await_files(number, &identities.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
         if !settings.offline {
-            self.await_route(number, &store::servers(store)?)?;
+            self.await_store(number, &settings.store)?;
             self.lockbox.asks();
             lockbox.open(&self.config, None)?;
             let _ = self.reports.send(Report::LockboxOpened);

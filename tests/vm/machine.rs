@@ -5,7 +5,8 @@ use std::{
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,7 @@ use tempfile::TempDir;
 
 /// QEMU emulates the processor; everything takes about ten times as long as on the real one.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(180);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The kernel's command line.
 pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 no_timer_check root=/dev/vda rw init=/sbin/guest-init";
@@ -23,6 +24,7 @@ pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 no_timer_check root
 /// A running machine; it is killed with the value.
 pub struct Machine {
     qemu: Child,
+    keyboard: ChildStdin,
     agent: BufReader<UnixStream>,
     qmp: BufReader<UnixStream>,
     folder: TempDir,
@@ -87,26 +89,33 @@ impl Machine {
 
     /// Boots what these options of QEMU's say, from the root file system of an image.
     pub fn start(init: Init, image: &Path, booted: &[&str]) -> Self {
+        let root = format!("format=raw,snapshot=on,file={}", image.join("root.img").display());
+        let mut machine = Self::power_on(init, &root, booted);
+        machine.wait_for_agent();
+        machine
+    }
+
+    /// Likewise, from a disk of one's own, as QEMU's `-drive` describes it; and does not wait until it is up.
+    pub fn power_on(init: Init, root: &str, booted: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("cryptattach-vm").tempdir_in("/var/tmp").unwrap();
         let at = |name: &str| folder.path().join(name).into_os_string().into_string().unwrap();
         tools(init, &at("tools"), &at("tools.img"));
         let reboots: &[&str] = if init == Init::Plain { &["-no-reboot"] } else { &[] };
         let console = File::create(at("console")).unwrap();
-        let drive = |id: &str, file: &str| format!("if=none,id={id},format=raw,snapshot=on,file={file}");
         let mut qemu = Command::new("qemu-system-x86_64")
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"])
             .args(["-nodefaults", "-display", "none", "-serial", "stdio"])
             .args(reboots)
             .args(["-qmp", &format!("unix:{},server=on,wait=off", at("qmp"))])
-            .args(["-drive", &drive("root", image.join("root.img").to_str().unwrap())])
+            .args(["-drive", &format!("if=none,id=root,{root}")])
             .args(["-device", "virtio-blk-pci,drive=root,serial=root"])
-            .args(["-drive", &drive("tools", &at("tools.img"))])
+            .args(["-drive", &format!("if=none,id=tools,format=raw,snapshot=on,file={}", at("tools.img"))])
             .args(["-device", "virtio-blk-pci,drive=tools,serial=tools"])
             .args(booted)
             .args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"])
             .args(["-chardev", &format!("socket,id=agent,path={},server=on,wait=off", at("agent"))])
             .args(["-device", "virtserialport,chardev=agent,name=agent"])
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(console.try_clone().unwrap())
             .stderr(console)
             .spawn()
@@ -114,12 +123,28 @@ impl Machine {
         let deadline = Instant::now() + BOOT_TIMEOUT;
         let agent = connect(&at("agent"), deadline, &mut qemu, &at("console"));
         let qmp = connect(&at("qmp"), deadline, &mut qemu, &at("console"));
-        let mut machine = Self { agent, qmp, qemu, folder, disks: 0 };
+        let keyboard = qemu.stdin.take().unwrap();
+        let mut machine = Self { agent, qmp, keyboard, qemu, folder, disks: 0 };
         machine.qmp.get_ref().set_read_timeout(Some(COMMAND_TIMEOUT)).unwrap();
         machine.qmp_line();
         machine.qmp("qmp_capabilities", json!({}));
-        machine.wait_for_agent();
         machine
+    }
+
+    /// Types a line once the console has shown this.
+    pub fn answer(&mut self, question: &str, line: &str) {
+        let deadline = Instant::now() + BOOT_TIMEOUT;
+        while !self.has_shown(question) {
+            assert!(Instant::now() < deadline, "'{question}' is not shown; the console:\n{}", self.console());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        writeln!(self.keyboard, "{line}").unwrap();
+    }
+
+    /// Whether the console has shown this at any time.
+    pub fn has_shown(&self, text: &str) -> bool {
+        let shown = fs::read(self.folder.path().join("console")).unwrap_or_default();
+        String::from_utf8_lossy(&shown).contains(text)
     }
 
     /// Shuts the guest down and boots it again; its disks stay plugged in.
@@ -129,7 +154,8 @@ impl Machine {
         self.wait_for_agent();
     }
 
-    fn wait_for_agent(&mut self) {
+    /// Waits until the machine is up.
+    pub fn wait_for_agent(&mut self) {
         self.agent.get_ref().set_read_timeout(Some(BOOT_TIMEOUT)).unwrap();
         while self.agent_line() != "ready" {}
         self.agent.get_ref().set_read_timeout(Some(COMMAND_TIMEOUT)).unwrap();
@@ -158,6 +184,16 @@ impl Machine {
     /// Switches the machine off by its kernel, which says so to the TPM. File systems of disks must not be mounted any more.
     pub fn power_off(mut self) {
         self.request("echo o >/proc/sysrq-trigger");
+        self.wait_for_end();
+    }
+
+    /// Shuts the machine down as systemd does, and switches it off.
+    pub fn shut_down(mut self) {
+        self.request("systemctl --no-block poweroff");
+        self.wait_for_end();
+    }
+
+    fn wait_for_end(&mut self) {
         let deadline = Instant::now() + COMMAND_TIMEOUT;
         while self.qemu.try_wait().unwrap().is_none() {
             assert!(Instant::now() < deadline, "the guest does not switch itself off:\n{}", self.console());
@@ -295,18 +331,18 @@ fn tools(init: Init, folder: &str, image: &str) {
     fs::create_dir(folder).unwrap();
     match init {
         Init::Plain => fs::copy(env!("CARGO_BIN_EXE_cryptattach"), format!("{folder}/cryptattach")).unwrap(),
-        Init::Systemd => fs::copy(package(), format!("{folder}/cryptattach.deb")).unwrap(),
+        Init::Systemd => fs::copy(&*PACKAGE, format!("{folder}/cryptattach.deb")).unwrap(),
     };
     let made = Command::new("mke2fs").args(["-q", "-t", "ext4", "-d", folder, image, "256M"]).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
 /// The Debian package of what was just built.
-fn package() -> PathBuf {
+static PACKAGE: LazyLock<PathBuf> = LazyLock::new(|| {
     let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/deb")).arg("--dev").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim_end().into()
-}
+});
 
 fn connect(path: &str, deadline: Instant, qemu: &mut Child, console: &str) -> BufReader<UnixStream> {
     loop {

@@ -1,6 +1,6 @@
 //! The vm layer: the built binary on real dm-crypt, in a virtual machine that stories share, the Debian package in one that
-//! boots with systemd, and machines with a TPM that boot for their stories. One runs at a time. Run by `scripts/test vm`; a word
-//! on the command line picks the stories whose names contain it.
+//! boots with systemd, and machines with a TPM that boot for their stories, installed ones among them. One runs at a time. Run by
+//! `scripts/test vm`; a word on the command line picks the stories whose names contain it.
 
 #[path = "../common/manufacture.rs"]
 mod manufacture;
@@ -11,6 +11,7 @@ mod shell;
 mod formats;
 mod hooks;
 mod hotplug;
+mod installed;
 mod machine;
 mod mapping;
 mod measured;
@@ -49,16 +50,19 @@ fn main() -> ExitCode {
     let systemd = among(&[token::STORIES, hotplug::STORIES, units::STORIES]);
     let newer = among(&[if ublk::is_possible() { ublk::STORIES } else { &[] }]);
     if !ublk::is_possible() {
-        println!("the stories of ublk are not told: they need Debian 13's kernel, from Debian's apt sources");
+        println!(
+            "the stories of ublk and of installed machines are not told: they need Debian 13, from Debian's apt sources"
+        );
     }
-    let measured: Vec<_> = tpm::STORIES.iter().filter(|(name, _)| is_wanted(name)).collect();
-    let count = plain.len() + systemd.len() + newer.len() + measured.len();
+    let machines = [tpm::STORIES, if ublk::is_possible() { installed::STORIES } else { &[] }].concat();
+    let machines: Vec<_> = machines.iter().filter(|(name, _)| is_wanted(name)).collect();
+    let count = plain.len() + systemd.len() + newer.len() + machines.len();
     assert!(count > 0, "no story's name contains any of these words");
     println!("running {count} stories");
     let failed = tell(&plain, || boot(Init::Plain))
         + tell(&systemd, || boot(Init::Systemd))
         + tell(&newer, ublk::boot)
-        + measured.iter().filter(|(name, story)| !succeeds(name, story)).count();
+        + machines.iter().filter(|(name, story)| !succeeds(name, story)).count();
     println!("{} passed, {failed} failed", count - failed);
     ExitCode::from(u8::from(failed > 0))
 }

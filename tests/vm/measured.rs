@@ -52,26 +52,19 @@ impl UnifiedKernelImage {
     pub fn boot(&self, chip: &mut Chip) -> Machine {
         let file = |name: &str| self.folder.path().join(name).into_os_string().into_string().unwrap();
         fs::copy(FIRMWARE_VARIABLES, file("variables")).expect("OVMF is missing: scripts/prerequisites vm");
-        Machine::start(
-            Init::Plain,
-            &image(None),
-            &[
-                "-drive",
-                &format!("if=pflash,format=raw,readonly=on,file={FIRMWARE}"),
-                "-drive",
-                &format!("if=pflash,format=raw,file={}", file("variables")),
-                "-drive",
-                &format!("if=none,id=esp,format=raw,readonly=on,file={}", file("esp.img")),
-                "-device",
-                "virtio-blk-pci,drive=esp,serial=esp,bootindex=1",
-                "-chardev",
-                &format!("socket,id=chip,path={}", chip.power_on()),
-                "-tpmdev",
-                "emulator,id=tpm,chardev=chip",
-                "-device",
-                "tpm-tis,tpmdev=tpm",
-            ],
-        )
+        let chip = chip.power_on();
+        let mut options = vec![
+            "-drive".to_owned(),
+            format!("if=pflash,format=raw,readonly=on,file={FIRMWARE}"),
+            "-drive".to_owned(),
+            format!("if=pflash,format=raw,file={}", file("variables")),
+            "-drive".to_owned(),
+            format!("if=none,id=esp,format=raw,readonly=on,file={}", file("esp.img")),
+            "-device".to_owned(),
+            "virtio-blk-pci,drive=esp,serial=esp,bootindex=1".to_owned(),
+        ];
+        options.extend(chip);
+        Machine::start(Init::Plain, &image(None), &options.iter().map(String::as_str).collect::<Vec<_>>())
     }
 }
 
@@ -89,8 +82,8 @@ impl Chip {
         Self { folder, swtpm: None }
     }
 
-    /// Its socket, for QEMU, which switches it off with the machine.
-    fn power_on(&mut self) -> String {
+    /// What has QEMU put it on the board; QEMU switches it off with the machine.
+    pub fn power_on(&mut self) -> [String; 6] {
         self.power_off();
         let socket = self.folder.path().join("socket").into_os_string().into_string().unwrap();
         let _ = fs::remove_file(&socket);
@@ -105,7 +98,16 @@ impl Chip {
         self.swtpm = Some(swtpm);
         for _ in 0..1000 {
             if UnixStream::connect(&socket).is_ok() {
-                return socket;
+                let chardev = format!("socket,id=chip,path={socket}");
+                return [
+                    "-chardev",
+                    &chardev,
+                    "-tpmdev",
+                    "emulator,id=tpm,chardev=chip",
+                    "-device",
+                    "tpm-tis,tpmdev=tpm",
+                ]
+                .map(str::to_owned);
             }
             sleep(Duration::from_millis(10));
         }

@@ -3,6 +3,8 @@
 # shellcheck disable=SC2154 # moddir, initdir, dracutbasedir, systemdsystemunitdir, SYSTEMCTL are dracut's
 
 check() {
+    # Without a configuration there is nothing to attach, and nothing to say.
+    [ -e /etc/cryptattach/cryptattach.toml ] || return 1
     require_binaries cryptattach || return 1
     cryptattach boot --image-parts >/dev/null || return 1
     if cryptattach boot --needs-network && ! compgen -G "$dracutbasedir/modules.d/??network" >/dev/null; then
