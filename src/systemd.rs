@@ -20,6 +20,16 @@ pub fn unit(name: &MappingName) -> String {
     format!("cryptattach@{}.service", escape(name.as_str().as_bytes()))
 }
 
+/// The scope of a userspace mapping's worker.
+pub fn scope(name: &MappingName) -> String {
+    format!("cryptattach-{}.scope", escape(name.as_str().as_bytes()))
+}
+
+/// Whether systemd is this system's init (sd_booted(3)).
+pub fn is_running() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
 /// The unit that attaches a volume which no configuration names, by its UUID.
 pub fn hotplug_unit(volume: uuid::Uuid) -> String {
     format!("cryptattach-hotplug@{}.service", escape(volume.to_string().as_bytes()))

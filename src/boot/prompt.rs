@@ -107,7 +107,7 @@ fn read(mut from: impl Read) -> io::Result<SecretBytes> {
 /// What asks, and the signal that ends it.
 fn program(text: &str) -> Option<(Command, Signal)> {
     // sd_booted(3)
-    if Path::new("/run/systemd/system").is_dir() {
+    if crate::systemd::is_running() {
         let mut command = Command::new("systemd-ask-password");
         command.args(["--id=cryptattach:boot", "--icon=drive-harddisk", "--no-tty", "--timeout=0", text]);
         // It then takes its question back from its agents.

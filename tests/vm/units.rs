@@ -8,6 +8,7 @@ use crate::{
 pub const STORIES: &[Story] = &[
     ("systemd-cryptsetup opens volumes by the key socket and by the token", crypttab),
     ("volumes are attached and mounted at boot, and detached cleanly at shutdown", boot),
+    ("a userspace worker has a scope, and writers at their memory limit do not hang", scope),
     ("units may do little", hardened),
 ];
 
@@ -95,6 +96,34 @@ fn boot(machine: &mut Machine) {
     for disk in &disks {
         machine.unplug(disk);
     }
+}
+
+fn scope(machine: &mut Machine) {
+    let disk = machine.plug(160 * MIB, DiskOptions::default());
+    machine.ok(&format!("cryptattach format {}", disk.path()));
+    // Attached inside of the limit as well: were the worker in there, it would need memory that only it can free.
+    let limited = format!(
+        "cryptattach attach {} pressed+1 --backend userspace --export fuse && cd /dev/disk/by-cryptattach &&
+         mkfs.ext4 -q pressed+1 && mkdir -p /pressed && mount pressed+1 /pressed &&
+         for i in 1 2; do dd if=/dev/zero of=/pressed/$i bs=1M count=40 conv=fsync status=none & done && wait &&
+         cat /sys/fs/cgroup/system.slice/limited.scope/memory.events",
+        disk.path()
+    );
+    let events = machine.ok(&format!(
+        "timeout 150 systemd-run --quiet --scope --slice=system --unit=limited -p MemoryMax=48M -p MemorySwapMax=0 sh -c '{limited}'"
+    ));
+    assert!(!events.contains("\nmax 0\n"), "the limit was never reached, so that this shows nothing: {events}");
+    let group = machine.ok("cat /proc/$(pgrep -f userspace-worker)/cgroup");
+    assert_eq!(group, r"0::/system.slice/cryptattach-pressed\x2b1.scope");
+    assert_eq!(
+        machine.ok(r"systemctl show -P Description 'cryptattach-pressed\x2b1.scope'"),
+        "Encrypted volume pressed+1"
+    );
+    machine.ok(
+        "umount /pressed && e2fsck -fn /dev/disk/by-cryptattach/pressed+1 2>/dev/null && cryptattach detach pressed+1",
+    );
+    machine.ok(r"! systemctl is-active --quiet 'cryptattach-pressed\x2b1.scope'");
+    machine.unplug(&disk);
 }
 
 pub fn hardened(machine: &mut Machine) {

@@ -25,10 +25,7 @@ use nix::{
     unistd::{getgid, getuid},
 };
 
-use super::{
-    export::Happening,
-    image::{Image, Scratch},
-};
+use super::{export::Happening, image::Image, pool::Pool};
 
 /// The file's name.
 pub const FILE_NAME: &str = "volume";
@@ -38,6 +35,7 @@ const FILE: INodeNo = INodeNo(2);
 /// Nothing changes but the file's content, and its size at the kernel's own request: it need not ask again.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 const MAX_REQUEST_BYTES: u32 = 1 << 20;
+/// How many take requests: while one does a request itself, the other goes on. Each has 16 MiB of locked memory for requests.
 const THREADS: usize = 2;
 
 /// The mounted file system. Unmounts on drop.
@@ -73,10 +71,10 @@ impl Export {
         config.clone_fd = true;
         let released = notify.clone();
         let volume = Volume {
-            image,
+            served: Arc::new(Served { image, failures: AtomicU64::new(0) }),
+            pool: Pool::default(),
             read_only,
             released: Box::new(move || released(Happening::Released)),
-            failures: AtomicU64::new(0),
         };
         let session = Session::from_fd(volume, OwnedFd::from(fuse), SessionACL::Owner, config)?;
         let serve = move || notify(Happening::Ended(session.run()));
@@ -118,22 +116,24 @@ pub fn unmount_lazily(mount_point: &Path) -> io::Result<()> {
 }
 
 struct Volume {
-    image: Arc<Image>,
+    served: Arc<Served>,
+    pool: Pool,
     read_only: bool,
     released: Box<dyn Fn() + Send + Sync>,
-    failures: AtomicU64,
 }
 
-thread_local! {
-    static SCRATCH: std::cell::RefCell<Scratch> = std::cell::RefCell::default();
+/// What requests need that are done in other threads.
+struct Served {
+    image: Arc<Image>,
+    failures: AtomicU64,
 }
 
 impl Volume {
     fn attributes(&self, inode: INodeNo) -> Option<FileAttr> {
         let (kind, perm, size) = match inode {
             INodeNo::ROOT => (FileType::Directory, 0o500, 0),
-            FILE if self.read_only => (FileType::RegularFile, 0o400, self.image.size()),
-            FILE => (FileType::RegularFile, 0o600, self.image.size()),
+            FILE if self.read_only => (FileType::RegularFile, 0o400, self.served.image.size()),
+            FILE => (FileType::RegularFile, 0o600, self.served.image.size()),
             _ => return None,
         };
         Some(FileAttr {
@@ -150,11 +150,13 @@ impl Volume {
             uid: getuid().as_raw(),
             gid: getgid().as_raw(),
             rdev: 0,
-            blksize: self.image.unit_bytes(),
+            blksize: self.served.image.unit_bytes(),
             flags: 0,
         })
     }
+}
 
+impl Served {
     /// Says what went wrong, not for every request of a device that has gone, and passes it on.
     fn failed(&self, what: &str, offset: u64, length: usize, error: &io::Error) -> Errno {
         let count = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
@@ -211,7 +213,7 @@ impl Filesystem for Volume {
     ) {
         let grown = match size.filter(|_| inode == FILE) {
             Some(size) => {
-                self.image.grow(size).map_err(|error| Errno::from_i32(error.raw_os_error().unwrap_or(libc::EIO)))
+                self.served.image.grow(size).map_err(|error| Errno::from_i32(error.raw_os_error().unwrap_or(libc::EIO)))
             }
             None => Err(Errno::EPERM),
         };
@@ -254,9 +256,10 @@ impl Filesystem for Volume {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        SCRATCH.with_borrow_mut(|scratch| match self.image.read_at(offset, size as usize, scratch) {
-            Ok(data) => reply.data(data),
-            Err(error) => reply.error(self.failed("read", offset, size as usize, &error)),
+        let (served, length) = (Arc::clone(&self.served), size as usize);
+        self.pool.run(true, move || match served.image.read_at(offset, length) {
+            Ok(data) => reply.data(&data),
+            Err(error) => reply.error(served.failed("read", offset, length, &error)),
         });
     }
 
@@ -272,17 +275,20 @@ impl Filesystem for Volume {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        SCRATCH.with_borrow_mut(|scratch| match self.image.write_at(offset, data, scratch) {
-            Ok(()) => reply.written(u32::try_from(data.len()).expect("no longer than max_write")),
-            Err(error) => reply.error(self.failed("write", offset, data.len(), &error)),
+        let (served, length) = (Arc::clone(&self.served), data.len());
+        let prepared = served.image.prepare(offset, data);
+        self.pool.run(true, move || match prepared.and_then(|write| served.image.commit(write)) {
+            Ok(()) => reply.written(u32::try_from(length).expect("no longer than max_write")),
+            Err(error) => reply.error(served.failed("write", offset, length, &error)),
         });
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        match self.image.flush() {
+        let served = Arc::clone(&self.served);
+        self.pool.run(true, move || match served.image.flush() {
             Ok(()) => reply.ok(),
-            Err(error) => reply.error(self.failed("flush", 0, 0, &error)),
-        }
+            Err(error) => reply.error(served.failed("flush", 0, 0, &error)),
+        });
     }
 
     /// Refuses discards, for they would be wrong, not just slow: the loop device asks to punch a hole for a discard and

@@ -5,7 +5,10 @@ use std::{
     io::{self, Seek, SeekFrom},
     ops::Range,
     os::unix::fs::FileExt,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use nix::{
@@ -13,20 +16,14 @@ use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     libc,
 };
-use zeroize::Zeroize;
 
 use super::{
+    buffers::{Buffer, Buffers},
     discard::discard,
     ranges::{Access, Ranges},
     xts::Xts,
 };
 use crate::{key::VolumeKey, volume::Geometry};
-
-/// Where buffers for `O_DIRECT` begin in memory: at a multiple of any block size that Linux has.
-const BUFFER_ALIGNMENT: usize = 4096;
-
-/// Larger requests are rare: their buffers are not kept.
-const KEPT_BYTES: usize = 2 << 20;
 
 /// Written again and again where zeroes are to be read.
 static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -43,31 +40,8 @@ pub struct Image {
     /// A writer has its units for itself. One that writes a part reads, changes and writes back a whole unit, and would
     /// undo what another wrote to the rest of it; and of two that write the same unit, the device may keep a half each.
     requests: Ranges,
+    buffers: Arc<Buffers>,
     discards: bool,
-}
-
-/// A buffer for one request, aligned for `O_DIRECT`; it grows and is used again. It holds plaintext: wiped on drop.
-#[derive(Default)]
-pub struct Scratch {
-    bytes: Vec<u8>,
-}
-
-impl Scratch {
-    fn aligned(&mut self, length: usize) -> &mut [u8] {
-        let (needed, has) = (length + BUFFER_ALIGNMENT, self.bytes.len());
-        if has < needed || (has > KEPT_BYTES && needed <= KEPT_BYTES) {
-            self.bytes.zeroize();
-            self.bytes = vec![0; needed];
-        }
-        let start = self.bytes.as_ptr().align_offset(BUFFER_ALIGNMENT);
-        &mut self.bytes[start..start + length]
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        self.bytes.zeroize();
-    }
 }
 
 /// A request widened to whole units.
@@ -78,6 +52,21 @@ struct Span {
     length: usize,
     /// Where the request begins in the span.
     skip: usize,
+}
+
+/// A write that has its data.
+pub struct Write {
+    span: Span,
+    /// Of the data; if it is less than the span's, the units are plaintext, with nothing beside the data.
+    length: usize,
+    units: Buffer,
+}
+
+impl Write {
+    /// Number of bytes that it writes.
+    pub fn length(&self) -> usize {
+        self.length
+    }
 }
 
 impl Span {
@@ -109,8 +98,8 @@ impl Image {
             set_direct(&backing, false).ok();
         }
         let unit = direct.unwrap_or(sector);
-        let (size, requests) = (AtomicU64::new(size), Ranges::default());
-        Self { backing, cipher, data_offset, size, unit, requests, discards: false }
+        let (size, requests, buffers) = (AtomicU64::new(size), Ranges::default(), Arc::default());
+        Self { backing, cipher, data_offset, size, unit, requests, buffers, discards: false }
     }
 
     /// Has [`Self::discard`] reach the device.
@@ -150,58 +139,63 @@ impl Image {
     }
 
     /// Reads `length` bytes at `offset`; fewer at the end, none behind it.
-    pub fn read_at<'a>(&self, offset: u64, length: usize, scratch: &'a mut Scratch) -> io::Result<&'a [u8]> {
+    pub fn read_at(&self, offset: u64, length: usize) -> io::Result<Buffer> {
         let rest = usize::try_from(self.size().saturating_sub(offset)).unwrap_or(usize::MAX);
         let length = length.min(rest);
         if length == 0 {
-            return Ok(&[]);
+            return Ok(self.buffers.take(0));
         }
         let span = self.span(offset, length);
-        let units = scratch.aligned(span.length);
+        let mut units = self.buffers.take(span.length);
         let _shared = self.requests.claim(span.range(), Access::Read);
-        self.load(span.start, units)?;
-        Ok(&units[span.skip..span.skip + length])
-    }
-
-    /// Fills `data` from `offset` on, all of which must be there.
-    pub fn read_into(&self, offset: u64, data: &mut [u8], scratch: &mut Scratch) -> io::Result<()> {
-        self.check(offset, data.len() as u64)?;
-        let span = self.span(offset, data.len());
-        if span.length == data.len() && data.as_ptr().addr().is_multiple_of(BUFFER_ALIGNMENT) {
-            let _shared = self.requests.claim(span.range(), Access::Read);
-            return self.load(span.start, data);
-        }
-        data.copy_from_slice(self.read_at(offset, data.len(), scratch)?);
-        Ok(())
+        self.load(span.start, &mut units)?;
+        Ok(units.narrow(span.skip..span.skip + length))
     }
 
     /// Writes all of `data` at `offset`; beyond the end is `ENOSPC`, as block devices have it.
-    pub fn write_at(&self, offset: u64, data: &[u8], scratch: &mut Scratch) -> io::Result<()> {
+    pub fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.commit(self.prepare(offset, data)?)
+    }
+
+    /// Takes the data of a write, which is not needed any more then: it is encrypted into a buffer, or copied if it is a
+    /// part of a unit.
+    pub fn prepare(&self, offset: u64, data: &[u8]) -> io::Result<Write> {
         self.check(offset, data.len() as u64)?;
-        if data.is_empty() {
+        let span = self.span(offset, data.len());
+        let mut units = self.buffers.take(span.length);
+        if span.length == data.len() {
+            self.cipher.encrypt(span.start, data, &mut units);
+        } else {
+            units[span.skip..span.skip + data.len()].copy_from_slice(data);
+        }
+        Ok(Write { span, length: data.len(), units })
+    }
+
+    /// Writes what was prepared.
+    pub fn commit(&self, write: Write) -> io::Result<()> {
+        let Write { span, length, mut units } = write;
+        if length == 0 {
             return Ok(());
         }
-        let span = self.span(offset, data.len());
-        let units = scratch.aligned(span.length);
         let _alone = self.requests.claim(span.range(), Access::Write);
-        if span.length == data.len() {
-            self.cipher.encrypt(span.start, data, units);
-        } else {
-            self.load(span.start, units)?;
-            units[span.skip..span.skip + data.len()].copy_from_slice(data);
-            self.cipher.encrypt_in_place(span.start, units);
+        if span.length != length {
+            let mut whole = self.buffers.take(span.length);
+            self.load(span.start, &mut whole)?;
+            let data = span.skip..span.skip + length;
+            whole[data.clone()].copy_from_slice(&units[data]);
+            self.cipher.encrypt(span.start, &whole, &mut units);
         }
-        self.backing.write_all_at(units, self.data_offset + span.start)
+        self.backing.write_all_at(&units, self.data_offset + span.start)
     }
 
     /// Makes the range read as zeroes. The device is written to: a hole in the ciphertext would be noise.
-    pub fn write_zeroes(&self, mut offset: u64, length: u64, scratch: &mut Scratch) -> io::Result<()> {
+    pub fn write_zeroes(&self, mut offset: u64, length: u64) -> io::Result<()> {
         self.check(offset, length)?;
         let end = offset + length;
         while offset < end {
             // Up to the next multiple, so that all but the first and the last are whole units.
             let piece = (ZEROES.len() as u64 - offset % ZEROES.len() as u64).min(end - offset);
-            self.write_at(offset, &ZEROES[..usize::try_from(piece).expect("at most all")], scratch)?;
+            self.write_at(offset, &ZEROES[..usize::try_from(piece).expect("at most all")])?;
             offset += piece;
         }
         Ok(())
@@ -249,9 +243,9 @@ impl Image {
 
 /// Whether the file does direct I/O in blocks of that size; the file is left in direct mode if so.
 fn reads_directly(file: &File, block: usize) -> bool {
-    let mut scratch = Scratch::default();
+    let mut buffer = Arc::<Buffers>::default().take(block);
     // At an odd block, so that a larger block size of the file system below shows as EINVAL.
-    set_direct(file, true).is_ok() && file.read_at(scratch.aligned(block), block as u64).is_ok()
+    set_direct(file, true).is_ok() && file.read_at(&mut buffer, block as u64).is_ok()
 }
 
 fn set_direct(file: &File, on: bool) -> nix::Result<()> {
@@ -322,27 +316,17 @@ mod tests {
             let backing = file(data_offset + SIZE);
             let image = Image::new(backing.try_clone().unwrap(), &geometry, &key(), device_block_bytes);
             let image = image.with_discards(true);
-            let mut scratch = Scratch::default();
             let mut model = vec![0; SIZE as usize];
-            image.write_at(0, &model, &mut scratch).unwrap();
+            image.write_at(0, &model).unwrap();
             for step in steps {
                 match step {
                     Step::Read { offset, length } => {
                         let from = (offset as usize).min(model.len());
                         let to = (from + length).min(model.len());
-                        prop_assert_eq!(image.read_at(offset, length, &mut scratch).unwrap(), &model[from..to]);
-                        let mut aligned = Scratch::default();
-                        let data = aligned.aligned(length);
-                        match image.read_into(offset, data, &mut scratch) {
-                            Ok(()) => prop_assert!(*data == model[from..to]),
-                            Err(error) => {
-                                prop_assert!(offset as usize + length > model.len());
-                                prop_assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
-                            }
-                        }
+                        prop_assert!(*image.read_at(offset, length).unwrap() == model[from..to]);
                     }
                     Step::Zero { offset, length } => {
-                        let zeroed = image.write_zeroes(offset, length as u64, &mut scratch);
+                        let zeroed = image.write_zeroes(offset, length as u64);
                         prop_assert_eq!(zeroed.is_ok(), offset as usize + length <= model.len());
                         if zeroed.is_ok() {
                             model[offset as usize..][..length].fill(0);
@@ -355,14 +339,14 @@ mod tests {
                             let end = offset as usize + length;
                             let (from, to) = ((offset as usize).next_multiple_of(unit), end / unit * unit);
                             if from < to {
-                                image.write_zeroes(from as u64, (to - from) as u64, &mut scratch).unwrap();
+                                image.write_zeroes(from as u64, (to - from) as u64).unwrap();
                                 model[from..to].fill(0);
                             }
                         }
                     }
                     Step::Write { offset, length, seed } => {
                         let data: Vec<u8> = (0..length).map(|at| (at as u8).wrapping_add(seed)).collect();
-                        let written = image.write_at(offset, &data, &mut scratch);
+                        let written = image.write_at(offset, &data);
                         if offset + length as u64 > SIZE {
                             prop_assert_eq!(written.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
                         } else {
@@ -394,17 +378,15 @@ mod tests {
             .map(|writer| {
                 let image = Arc::clone(&image);
                 thread::spawn(move || {
-                    let mut scratch = Scratch::default();
                     for sector in 0..SIZE / 4096 {
                         let offset = sector * 4096 + u64::from(writer) * 512;
-                        image.write_at(offset, &[writer + 1; 512], &mut scratch).unwrap();
+                        image.write_at(offset, &[writer + 1; 512]).unwrap();
                     }
                 })
             })
             .collect();
         writers.into_iter().for_each(|writer| writer.join().unwrap());
-        let mut scratch = Scratch::default();
-        let all = image.read_at(0, SIZE as usize, &mut scratch).unwrap();
+        let all = image.read_at(0, SIZE as usize).unwrap();
         assert!(all.chunks(512).enumerate().all(|(at, part)| part == [(at % 8) as u8 + 1; 512]));
     }
 
@@ -413,24 +395,22 @@ mod tests {
     fn overlapping_writes_do_not_mix() {
         let image = Image::new(file(SIZE), &geometry(4096, 0, SIZE), &key(), 512);
         let whole = |data: &[u8]| data.chunks(4096).all(|sector| sector.iter().all(|byte| *byte == sector[0]));
-        image.write_at(0, &vec![1; SIZE as usize], &mut Scratch::default()).unwrap();
+        image.write_at(0, &vec![1; SIZE as usize]).unwrap();
         thread::scope(|scope| {
             for writer in 1..4_u8 {
                 let image = &image;
                 scope.spawn(move || {
-                    let mut scratch = Scratch::default();
                     for round in 0..50 {
                         let offset = u64::from(writer + round) % 8 * 4096;
-                        image.write_at(offset, &[writer; 32 * 1024], &mut scratch).unwrap();
+                        image.write_at(offset, &[writer; 32 * 1024]).unwrap();
                     }
                 });
             }
-            let mut scratch = Scratch::default();
             for _ in 0..50 {
-                assert!(whole(image.read_at(0, SIZE as usize, &mut scratch).unwrap()));
+                assert!(whole(&image.read_at(0, SIZE as usize).unwrap()));
             }
         });
-        assert!(whole(image.read_at(0, SIZE as usize, &mut Scratch::default()).unwrap()));
+        assert!(whole(&image.read_at(0, SIZE as usize).unwrap()));
     }
 
     #[test]
@@ -438,9 +418,8 @@ mod tests {
         let mut short = file(0);
         short.write_all(&[0; 8192]).unwrap();
         let image = Image::new(short, &geometry(512, 0, SIZE), &key(), 512);
-        let mut scratch = Scratch::default();
-        assert_eq!(image.read_at(0, 8192, &mut scratch).unwrap().len(), 8192);
-        assert_eq!(image.read_at(4096, 8192, &mut scratch).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(image.read_at(0, 8192).unwrap().len(), 8192);
+        assert_eq!(image.read_at(4096, 8192).err().unwrap().kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What keeps the worker's memory from the disk and from other processes, and the worker from what it does not need.
 #![allow(unsafe_code)] // close_range(2) and prctl(PR_SET_IO_FLUSHER), which nix does not wrap
 
-use std::{fs, io, os::fd::AsFd, path::Path};
+use std::{fs, os::fd::AsFd};
 
 use nix::{
     libc,
@@ -57,14 +57,9 @@ pub fn guard_memory() -> Result<(), BackendError> {
     ))
 }
 
-/// Where allowed: this process does not share the limits of whoever started it, memory allocations never wait for pages
-/// that only this process can write, and the out-of-memory killer looks elsewhere. The last two need CAP_SYS_RESOURCE,
-/// which containers often lack.
+/// Where allowed: memory allocations never wait for pages that only this process can write, and the out-of-memory killer
+/// looks elsewhere. Both need CAP_SYS_RESOURCE, which containers often lack.
 pub fn ask_for_precedence() {
-    match leave_the_control_group() {
-        Ok(()) => {}
-        Err(error) => tracing::info!("no control group of its own: {error}"),
-    }
     // SAFETY: the call has integer arguments only and changes a flag of this task.
     if unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) } != 0 {
         tracing::info!("PR_SET_IO_FLUSHER: {}", std::io::Error::last_os_error());
@@ -72,18 +67,4 @@ pub fn ask_for_precedence() {
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
         tracing::info!("oom_score_adj: {error}");
     }
-}
-
-/// Moves this process to a control group for all workers. In the group of whoever attached the volume, writers may have
-/// filled the memory limit with dirty pages that only this process can clean.
-fn leave_the_control_group() -> io::Result<()> {
-    let hierarchy = Path::new("/sys/fs/cgroup");
-    // The unified hierarchy, or the memory controller's of the older ones.
-    let root = if hierarchy.join("cgroup.procs").exists() { hierarchy.to_owned() } else { hierarchy.join("memory") };
-    let group = root.join("cryptattach");
-    match fs::create_dir(&group) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        result => result?,
-    }
-    fs::write(group.join("cgroup.procs"), "0")
 }

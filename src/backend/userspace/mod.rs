@@ -36,7 +36,9 @@ use crate::{
     volume::{CIPHER, Volume},
 };
 
+mod buffers;
 mod control;
+mod control_group;
 mod discard;
 mod export;
 mod fuse;
@@ -45,6 +47,7 @@ mod lockdown;
 mod loop_device;
 mod nbd;
 mod places;
+mod pool;
 mod protocol;
 mod ranges;
 mod removal;
@@ -138,6 +141,7 @@ impl Userspace {
             .spawn()
             .map_err(BackendError::failed(action()))?;
         let (name, device) = (request.name.clone(), request.device.clone());
+        control_group::give_its_own(worker.id(), &name);
         match converse(&socket, request, key) {
             Ok(Answer::Failed { action, cause }) => {
                 worker.wait().map_err(BackendError::failed(format!("cannot wait for the worker of '{name}'")))?;

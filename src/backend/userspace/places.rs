@@ -109,7 +109,11 @@ impl Places {
         };
         let mut names = Vec::new();
         for entry in entries {
-            names.extend(entry?.file_name().to_str().and_then(|name| name.parse().ok()));
+            let entry = entry?;
+            // Beside the mappings' directories there is what the boot has left.
+            if entry.file_type()?.is_dir() {
+                names.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
+            }
         }
         names.sort();
         Ok(names)

@@ -1,8 +1,9 @@
 //! The image over NBD, on a Unix socket: for qemu, nbdcopy, libnbd, nbd-client. <https://github.com/NetworkBlockDevice/nbd>,
 //! doc/proto.md: fixed newstyle negotiation, structured replies.
 //!
-//! A thread per connection does one request after the other: for more at once, clients open several connections. All see
-//! the same device: what one has written, the others read, and a flush on one is a flush of all (`CAN_MULTI_CONN`).
+//! A thread per connection takes requests, a pool per connection does those that come together, and answers them in the
+//! order in which they are done. All connections see the same device: what one has written, the others read, and a flush on
+//! one is a flush of all (`CAN_MULTI_CONN`).
 
 use std::{
     fs,
@@ -162,7 +163,7 @@ impl Server {
         let offer = handshake::Offer::new(&self.image, self.read_only);
         let Some(agreed) = handshake::negotiate(&mut input, stream, &offer)? else { return Ok(()) };
         stream.set_read_timeout(None)?;
-        transmission::Session::new(input, stream, &self.image, self.read_only, agreed).run()
+        transmission::Session::new(input, Arc::clone(&self.image), self.read_only, agreed)?.run()
     }
 }
 
