@@ -142,6 +142,22 @@ impl Machine {
         }
     }
 
+    /// Waits for the end of a line; returns what is left of it.
+    #[track_caller]
+    pub fn see_line(&mut self) -> String {
+        let start = self.seen;
+        self.see("\n");
+        self.shown[start..self.seen].to_owned()
+    }
+
+    /// The processor time that the machine has taken so far.
+    pub fn processor_seconds(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.qemu.id())).unwrap();
+        // proc_pid_stat(5): the name is in parentheses; user and system time are the fields 14 and 15, in ticks of 10 ms.
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        fields.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<f64>().unwrap() / 100.0).sum()
+    }
+
     /// Whether the console has shown this at any time.
     pub fn has_shown(&self, text: &str) -> bool {
         self.shown.contains(text)
@@ -151,9 +167,7 @@ impl Machine {
     #[track_caller]
     pub fn record(&mut self) -> Value {
         self.see("RECORD ");
-        let start = self.seen;
-        self.see("\n");
-        serde_json::from_str(self.shown[start..self.seen].trim()).unwrap()
+        serde_json::from_str(self.see_line().trim()).unwrap()
     }
 
     /// Types a line.

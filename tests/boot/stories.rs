@@ -45,7 +45,7 @@ fn net_initrd(site: &Site) -> Initrd {
 }
 
 /// A volume of `[boot]`.
-fn volume(name: &str, uuid: &str, keys: &[&str]) -> String {
+pub fn volume(name: &str, uuid: &str, keys: &[&str]) -> String {
     format!("[[boot.volumes]]\nname = \"{name}\"\ndevice = \"UUID={uuid}\"\nkeys = {keys:?}\n")
 }
 
@@ -269,7 +269,7 @@ fn lockbox_of(cloud: &str) -> String {
 }
 
 /// An enrolled machine, whose TPM opens the lockbox in that boot state; with this of a configuration.
-fn enrolled_parts(site: &Site, name: &str, maker: &str, values: &str, config: impl Fn(&Boxed) -> String) -> Parts {
+pub fn enrolled_parts(site: &Site, name: &str, maker: &str, values: &str, config: impl Fn(&Boxed) -> String) -> Parts {
     let config = config(site.enrol(name, values));
     let initrd = site.initrd_by(maker, name, &config);
     assert!(!initrd.doctor.contains("unfit"), "{}\n{}", initrd.warnings, initrd.doctor);
@@ -277,7 +277,7 @@ fn enrolled_parts(site: &Site, name: &str, maker: &str, values: &str, config: im
 }
 
 /// A machine whose root's key comes out of its lockbox, which its TPM opens in that boot state.
-pub fn lockbox_parts(site: &Site, name: &str, values: &str) -> (Parts, String) {
+fn lockbox_parts(site: &Site, name: &str, values: &str) -> (Parts, String) {
     let config = |boxed: &Boxed| format!("{}{}", lockbox_of("net"), volume("root", UUID, &[&boxed.root]));
     let parts = enrolled_parts(site, name, "mkinitramfs", values, config);
     (parts, site.enrolled().root.clone())

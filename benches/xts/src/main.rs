@@ -9,10 +9,7 @@ use aes::{
     Aes256,
     cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit, consts::U16},
 };
-use cryptattach::{
-    backend::userspace::xts::{Direction, Engine, Sectors, engines, reference},
-    key::{SecretBytes, VolumeKey},
-};
+use cryptattach_xts::{Direction, Engine, Key, Sectors, engines, reference};
 use nix::time::{ClockId, clock_gettime};
 use peers::Apply;
 
@@ -37,14 +34,14 @@ fn main() {
             all.push(Contestant { name: name.to_owned(), sector_bytes, encrypt, decrypt, rates: [vec![], vec![]] });
         };
         enter("ceiling: aes crate, ECB", ecb(&key, true), ecb(&key, false));
-        let volume_key = || VolumeKey::from_secret(SecretBytes::copy_of(&key).unwrap()).unwrap();
-        let count = engines(&volume_key()).len();
+        let volume_key = Key::of(&key).unwrap();
+        let count = engines(volume_key).len();
         for index in 0..count {
-            let engine = || engines(&volume_key()).swap_remove(index);
+            let engine = || engines(volume_key).swap_remove(index);
             let name = format!("cryptattach {}", engine().name());
             enter(&name, ours(engine(), sector_bytes, true), ours(engine(), sector_bytes, false));
         }
-        let xts_mode = || reference::new(&volume_key());
+        let xts_mode = || reference::new(volume_key);
         enter("xts-mode", ours(xts_mode(), sector_bytes, true), ours(xts_mode(), sector_bytes, false));
         type Peer = fn(&[u8; 64], usize, bool) -> Apply;
         let openssl = openssl::version::version().split(' ').take(2).collect::<Vec<_>>().join(" ");

@@ -11,6 +11,7 @@ use std::{
     },
 };
 
+use cryptattach_xts::{Key, Xts};
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
@@ -21,7 +22,6 @@ use super::{
     buffers::{Buffer, Buffers},
     discard::discard,
     ranges::{Access, Ranges},
-    xts::Xts,
 };
 use crate::{key::VolumeKey, volume::Geometry};
 
@@ -54,6 +54,11 @@ struct Span {
     skip: usize,
 }
 
+fn cipher(geometry: &Geometry, key: &VolumeKey) -> Xts {
+    let key = Key::of(key.expose()).expect("a volume key has the size of an XTS key");
+    Xts::new(key, geometry.sector_size.bytes() as usize, geometry.iv_offset_sectors)
+}
+
 /// A write that has its data.
 pub struct Write {
     span: Span,
@@ -82,7 +87,7 @@ impl Image {
     /// which is safe, but a host that is short of memory may stall: writing back our plaintext's pages then needs
     /// memory for the ciphertext's pages.
     pub fn new(backing: File, geometry: &Geometry, key: &VolumeKey, device_block_bytes: u32) -> Self {
-        let cipher = Xts::new(key, geometry.sector_size, geometry.iv_offset_sectors);
+        let cipher = cipher(geometry, key);
         let sector = u64::from(geometry.sector_size.bytes());
         let (data_offset, size) = (geometry.data_offset_bytes, geometry.size_bytes);
         // Widening to the device's blocks must not touch what is before or behind the data.
@@ -360,7 +365,7 @@ mod tests {
             image.flush().unwrap();
             drop(image);
             set_direct(&backing, false).unwrap();
-            Xts::new(&key(), geometry.sector_size, geometry.iv_offset_sectors).encrypt_in_place(0, &mut model);
+            cipher(&geometry, &key()).encrypt_in_place(0, &mut model);
             let mut expected = vec![0; data_offset as usize];
             expected.extend(model);
             let mut rests = vec![0; expected.len()];

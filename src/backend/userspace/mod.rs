@@ -54,7 +54,6 @@ mod removal;
 mod state;
 mod ublk;
 mod worker;
-pub mod xts;
 
 pub use places::Places;
 pub use worker::{SUBCOMMAND, worker_main};

@@ -11,7 +11,7 @@ use aes::{
     },
 };
 
-use super::{Direction, Engine, KeySize, Sectors, VolumeKey, halves};
+use super::{Direction, Engine, Key, Sectors};
 
 /// How many sectors' tweaks are encrypted at once: the crate's largest batch.
 const SECTORS: usize = 64;
@@ -24,17 +24,13 @@ struct Batched<C> {
 }
 
 /// Expands the key. It stays in its box, and the `aes` crate wipes it on drop.
-pub fn new(key: &VolumeKey) -> Box<dyn Engine> {
-    match key.size() {
-        KeySize::Bits256 => Box::new(expand::<Aes128>(key)),
-        KeySize::Bits512 => Box::new(expand::<Aes256>(key)),
-    }
+pub fn new(key: Key<'_>) -> Box<dyn Engine> {
+    if key.is_of_aes_128() { Box::new(expand::<Aes128>(key)) } else { Box::new(expand::<Aes256>(key)) }
 }
 
-fn expand<C: KeyInit>(key: &VolumeKey) -> Batched<C> {
-    let (data, tweak) = halves(key);
-    let expand = |half| C::new_from_slice(half).expect("KeySize names the cipher whose keys are half as long");
-    Batched { data: expand(data), tweak: expand(tweak) }
+fn expand<C: KeyInit>(key: Key<'_>) -> Batched<C> {
+    let expand = |half| C::new_from_slice(half).expect("the caller names the cipher whose keys are half as long");
+    Batched { data: expand(key.data), tweak: expand(key.tweak) }
 }
 
 impl<C> Engine for Batched<C>

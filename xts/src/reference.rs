@@ -6,27 +6,23 @@ use aes::{
 };
 use xts_mode::Xts128;
 
-use super::{Direction, Engine, KeySize, Sectors, VolumeKey, halves};
+use super::{Direction, Engine, Key, Sectors};
 
 pub(super) struct Reference<C: BlockSizeUser<BlockSize = U16> + BlockCipherEncrypt + BlockCipherDecrypt>(
     pub(super) Xts128<C>,
 );
 
 /// Expands the key. It stays in its box, and the `aes` crate wipes it on drop.
-pub fn new(key: &VolumeKey) -> Box<dyn Engine> {
-    match key.size() {
-        KeySize::Bits256 => Box::new(expand::<Aes128>(key)),
-        KeySize::Bits512 => Box::new(expand::<Aes256>(key)),
-    }
+pub fn new(key: Key<'_>) -> Box<dyn Engine> {
+    if key.is_of_aes_128() { Box::new(expand::<Aes128>(key)) } else { Box::new(expand::<Aes256>(key)) }
 }
 
-pub(super) fn expand<C>(key: &VolumeKey) -> Reference<C>
+pub(super) fn expand<C>(key: Key<'_>) -> Reference<C>
 where
     C: KeyInit + BlockSizeUser<BlockSize = U16> + BlockCipherEncrypt + BlockCipherDecrypt,
 {
-    let (data, tweak) = halves(key);
-    let expand = |half| C::new_from_slice(half).expect("KeySize names the cipher whose keys are half as long");
-    Reference(Xts128::new(expand(data), expand(tweak)))
+    let expand = |half| C::new_from_slice(half).expect("the caller names the cipher whose keys are half as long");
+    Reference(Xts128::new(expand(key.data), expand(key.tweak)))
 }
 
 impl<C> Engine for Reference<C>

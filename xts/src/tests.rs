@@ -5,7 +5,6 @@ use openssl::symm::Cipher;
 use proptest::prelude::*;
 
 use super::*;
-use crate::key::SecretBytes;
 
 fn unhex(hex: &str) -> Vec<u8> {
     (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
@@ -15,17 +14,17 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn key(bytes: &[u8]) -> VolumeKey {
-    VolumeKey::from_secret(SecretBytes::copy_of(bytes).unwrap()).unwrap()
+fn key(bytes: &[u8]) -> Key<'_> {
+    Key::of(bytes).unwrap()
 }
 
 /// Every engine of this machine.
-fn all(key: &VolumeKey) -> Vec<Box<dyn Engine>> {
+fn all(key: Key<'_>) -> Vec<Box<dyn Engine>> {
     engines(key).into_iter().chain([reference::new(key)]).collect()
 }
 
-fn with(engine: Box<dyn Engine>, sector_size: SectorSize, iv_offset_sectors: u64) -> Xts {
-    Xts { engine, sector_bytes: sector_size.bytes() as usize, iv_offset_sectors }
+fn with(engine: Box<dyn Engine>, sector_bytes: usize, iv_offset_sectors: u64) -> Xts {
+    Xts { engine, sector_bytes, iv_offset_sectors }
 }
 
 fn counting() -> Vec<u8> {
@@ -68,8 +67,8 @@ fn agrees_with_ieee_1619() {
         ),
     ];
     for (key_hex, data_unit, ciphertext) in vectors {
-        for engine in all(&key(&unhex(key_hex))) {
-            let xts = with(engine, SectorSize::B512, data_unit);
+        for engine in all(key(&unhex(key_hex))) {
+            let xts = with(engine, 512, data_unit);
             let mut sector = counting();
             xts.encrypt_in_place(0, &mut sector);
             assert_eq!(hex(&sector), ciphertext, "{}", xts.engine_name());
@@ -98,12 +97,14 @@ fn agrees_with_nist_xtsvs() {
         ),
     ];
     for (key_hex, tweak, plaintext, ciphertext) in vectors {
-        let key = key(&unhex(key_hex));
+        let key_bytes = unhex(key_hex);
+        let key = key(&key_bytes);
         let tweak: [u8; 16] = unhex(tweak).try_into().unwrap();
         let mut data = unhex(plaintext);
-        match key.size() {
-            KeySize::Bits256 => reference::expand::<Aes128>(&key).0.encrypt_sector(&mut data, tweak.into()),
-            KeySize::Bits512 => reference::expand::<Aes256>(&key).0.encrypt_sector(&mut data, tweak.into()),
+        if key.is_of_aes_128() {
+            reference::expand::<Aes128>(key).0.encrypt_sector(&mut data, tweak.into());
+        } else {
+            reference::expand::<Aes256>(key).0.encrypt_sector(&mut data, tweak.into());
         }
         assert_eq!(hex(&data), ciphertext);
     }
@@ -113,10 +114,10 @@ fn agrees_with_nist_xtsvs() {
 /// has tweak 8 for both sector sizes.
 #[test]
 fn agrees_with_dm_crypt() {
-    for sector_size in [SectorSize::B512, SectorSize::B4096] {
-        for engine in all(&key(&[b'k'; 64])) {
+    for sector_bytes in [512, 4096] {
+        for engine in all(key(&[b'k'; 64])) {
             let mut data = [0xab; 8192];
-            with(engine, sector_size, 0).encrypt_in_place(0, &mut data);
+            with(engine, sector_bytes, 0).encrypt_in_place(0, &mut data);
             assert_eq!(hex(&data[..16]), "2c951acdebe3ebf1a3b177ba37d1856b");
             assert_eq!(hex(&data[4096..4112]), "a6fa1c50534656da11f055771afbd90d");
         }
@@ -126,11 +127,12 @@ fn agrees_with_dm_crypt() {
 /// The kernel's sector number has 64 bits; a carry into the tweak's upper half would be another cipher.
 #[test]
 fn tweaks_wrap_at_64_bits() {
-    let key = key(&counting()[..64]);
-    for (engine, same) in all(&key).into_iter().zip(all(&key)) {
+    let bytes = counting();
+    let key = key(&bytes[..64]);
+    for (engine, same) in all(key).into_iter().zip(all(key)) {
         let (mut wrapped, mut zero) = ([7; 1024], [7; 512]);
-        with(engine, SectorSize::B512, u64::MAX).encrypt_in_place(0, &mut wrapped);
-        with(same, SectorSize::B512, 0).encrypt_in_place(0, &mut zero);
+        with(engine, 512, u64::MAX).encrypt_in_place(0, &mut wrapped);
+        with(same, 512, 0).encrypt_in_place(0, &mut zero);
         assert_eq!(wrapped[512..], zero);
     }
 }
@@ -139,7 +141,7 @@ fn tweaks_wrap_at_64_bits() {
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn this_machine_has_more_than_one_engine() {
-    let names: Vec<_> = engines(&key(&counting()[..64])).iter().map(|engine| engine.name()).collect();
+    let names: Vec<_> = engines(key(&counting()[..64])).iter().map(|engine| engine.name()).collect();
     assert!(names.ends_with(&["AES-NI", "batched"]), "{names:?}");
 }
 
@@ -161,16 +163,17 @@ impl Engine for Wrong {
 
 #[test]
 fn an_engine_that_computes_wrongly_is_not_used() {
-    let key = key(&counting()[..64]);
+    let bytes = counting();
+    let key = key(&bytes[..64]);
     for at in [0, 511, 65 * 512 + 17] {
-        let wrong = || -> Box<dyn Engine> { Box::new(Wrong(batched::new(&key), at)) };
-        let next = Xts::with_best_of(vec![wrong(), batched::new(&key)], &key, SectorSize::B512, 0);
+        let wrong = || -> Box<dyn Engine> { Box::new(Wrong(batched::new(key), at)) };
+        let next = Xts::with_best_of(vec![wrong(), batched::new(key)], key, 512, 0);
         assert_eq!(next.engine_name(), "batched");
-        let none_left = Xts::with_best_of(vec![wrong()], &key, SectorSize::B512, 0);
+        let none_left = Xts::with_best_of(vec![wrong()], key, 512, 0);
         assert_eq!(none_left.engine_name(), "xts-mode");
     }
-    let first = engines(&key).remove(0);
-    assert_eq!(Xts::new(&key, SectorSize::B4096, 0).engine_name(), first.name(), "the fastest is right, and is used");
+    let first = engines(key).remove(0);
+    assert_eq!(Xts::new(key, 4096, 0).engine_name(), first.name(), "the fastest is right, and is used");
 }
 
 fn keys() -> impl Strategy<Value = Vec<u8>> {
@@ -199,8 +202,8 @@ proptest! {
         let (sectors, length) = (Sectors { bytes: sector_bytes, first }, count * sector_bytes);
         let plaintext = data(from_at + length, seed);
         let mut expected = plaintext[from_at..].to_vec();
-        reference::new(&key).apply(Direction::Encrypt, None, &mut expected, sectors);
-        for engine in engines(&key) {
+        reference::new(key).apply(Direction::Encrypt, None, &mut expected, sectors);
+        for engine in engines(key) {
             // What lies before and behind must stay.
             let mut buffer = vec![0xee; to_at + length + 64];
             engine.apply(Direction::Encrypt, Some(&plaintext[from_at..]), &mut buffer[to_at..to_at + length], sectors);
@@ -223,7 +226,7 @@ proptest! {
     #[test]
     fn agrees_with_openssl(
         key_bytes in keys(),
-        sector_bytes in prop::sample::select(vec![512_u32, 1024, 2048, 4096]),
+        sector_bytes in prop::sample::select(vec![512_usize, 1024, 2048, 4096]),
         sectors in 1_usize..5,
         first_sector in 0_u64..1 << 40,
         iv_offset_sectors in any::<u64>(),
@@ -231,12 +234,10 @@ proptest! {
     ) {
         // OpenSSL refuses equal halves.
         prop_assume!(key_bytes[..key_bytes.len() / 2] != key_bytes[key_bytes.len() / 2..]);
-        let sector_size = SectorSize::from_bytes(sector_bytes).unwrap();
-        let sector_bytes = sector_bytes as usize;
         let offset = first_sector * sector_bytes as u64;
         let plaintext = data(sectors * sector_bytes, seed);
 
-        let xts = Xts::new(&key(&key_bytes), sector_size, iv_offset_sectors);
+        let xts = Xts::new(key(&key_bytes), sector_bytes, iv_offset_sectors);
         let mut data = vec![0; plaintext.len()];
         xts.encrypt(offset, &plaintext, &mut data);
 

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use zeroize::Zeroize;
 
-use super::{Direction, Engine, KeySize, Sectors, VolumeKey, halves};
+use super::{Direction, Engine, Key, Sectors};
 
 /// How many registers are in flight.
 const REGISTERS: usize = 8;
@@ -24,7 +24,7 @@ struct Schedule {
 }
 
 /// The engines that this processor has, the fastest first.
-pub fn engines(key: &VolumeKey) -> Vec<Box<dyn Engine>> {
+pub fn engines(key: Key<'_>) -> Vec<Box<dyn Engine>> {
     let mut engines: Vec<Box<dyn Engine>> = Vec::new();
     let basics = is_x86_feature_detected!("aes") && is_x86_feature_detected!("pclmulqdq");
     if !(basics && is_x86_feature_detected!("avx")) {
@@ -49,18 +49,14 @@ impl Drop for Schedule {
 
 impl Schedule {
     /// To be called where AES-NI has been detected.
-    fn boxed(key: &VolumeKey) -> Box<Self> {
-        let rounds = match key.size() {
-            KeySize::Bits256 => 10,
-            KeySize::Bits512 => 14,
-        };
+    fn boxed(key: Key<'_>) -> Box<Self> {
+        let rounds = if key.is_of_aes_128() { 10 } else { 14 };
         let zero = [[0; 16]; 15];
         let mut schedule = Box::new(Self { rounds, encrypt: zero, decrypt: zero, tweak: zero });
-        let (data, tweak) = halves(key);
         // SAFETY: the only caller has detected AES-NI; SSE2 is part of x86-64.
         unsafe {
-            expand(data, &mut schedule.encrypt, rounds);
-            expand(tweak, &mut schedule.tweak, rounds);
+            expand(key.data, &mut schedule.encrypt, rounds);
+            expand(key.tweak, &mut schedule.tweak, rounds);
             let Self { encrypt, decrypt, .. } = &mut *schedule;
             invert(encrypt, decrypt, rounds);
         }

@@ -4,11 +4,6 @@
 //! the `aes` crate, and on x86-64 one per vector width. The fastest that this processor has is taken, once it has shown,
 //! under the volume's own key, that it agrees with the reference.
 
-use crate::{
-    key::{KeySize, VolumeKey},
-    volume::SectorSize,
-};
-
 mod batched;
 pub mod reference;
 #[cfg(test)]
@@ -18,6 +13,25 @@ mod x86;
 
 /// The unit of `plain64` tweaks, whatever the sector size (LUKS2 does not set dm-crypt's `iv_large_sectors`).
 const TWEAK_UNIT_BYTES: u64 = 512;
+
+/// A volume's key: one half encrypts data, the other tweaks (IEEE 1619 section 5.1).
+#[derive(Clone, Copy)]
+pub struct Key<'k> {
+    data: &'k [u8],
+    tweak: &'k [u8],
+}
+
+impl<'k> Key<'k> {
+    /// The key of these bytes: 32 for AES-128, 64 for AES-256, no other count.
+    pub fn of(bytes: &'k [u8]) -> Option<Self> {
+        let (data, tweak) = bytes.split_at(bytes.len() / 2);
+        matches!(bytes.len(), 32 | 64).then_some(Self { data, tweak })
+    }
+
+    fn is_of_aes_128(self) -> bool {
+        self.data.len() == 16
+    }
+}
 
 /// A volume's cipher: the expanded key and the rule that numbers the sectors.
 pub struct Xts {
@@ -69,18 +83,12 @@ impl Sectors {
 
 impl Xts {
     /// Expands the key; `iv_offset_sectors` is added to each tweak, in units of 512 bytes.
-    pub fn new(key: &VolumeKey, sector_size: SectorSize, iv_offset_sectors: u64) -> Self {
-        Self::with_best_of(engines(key), key, sector_size, iv_offset_sectors)
+    pub fn new(key: Key<'_>, sector_bytes: usize, iv_offset_sectors: u64) -> Self {
+        Self::with_best_of(engines(key), key, sector_bytes, iv_offset_sectors)
     }
 
     /// Takes the first engine that agrees with the reference, or else the reference itself.
-    fn with_best_of(
-        engines: Vec<Box<dyn Engine>>,
-        key: &VolumeKey,
-        sector_size: SectorSize,
-        iv_offset_sectors: u64,
-    ) -> Self {
-        let sector_bytes = sector_size.bytes() as usize;
+    fn with_best_of(engines: Vec<Box<dyn Engine>>, key: Key<'_>, sector_bytes: usize, iv_offset_sectors: u64) -> Self {
         let reference = reference::new(key);
         let agreed = engines.into_iter().find(|engine| {
             let agrees = agree(&**engine, &*reference, sector_bytes);
@@ -126,18 +134,13 @@ impl Xts {
 }
 
 /// All engines that this processor has, but the reference; the fastest first.
-pub fn engines(key: &VolumeKey) -> Vec<Box<dyn Engine>> {
+pub fn engines(key: Key<'_>) -> Vec<Box<dyn Engine>> {
     #[cfg(target_arch = "x86_64")]
     let mut engines = x86::engines(key);
     #[cfg(not(target_arch = "x86_64"))]
     let mut engines = Vec::new();
     engines.push(batched::new(key));
     engines
-}
-
-/// The two halves of the key: the first encrypts data, the second tweaks (IEEE 1619 section 5.1).
-fn halves(key: &VolumeKey) -> (&[u8], &[u8]) {
-    key.expose().split_at(key.size().bytes() / 2)
 }
 
 /// Whether both compute the same, in both directions and both ways, over runs that fill no batch, one, and several.
