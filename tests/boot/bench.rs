@@ -20,7 +20,7 @@ const LOCKBOX: &str = "[tpm]\nsite_key = \"site.pem\"\n[lockbox]\nhost = \"vm\"\
     no_escrow = true\n";
 
 /// Boots of each.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 
 /// What makes the images: an image is compared with those of the same maker.
 struct Maker {
