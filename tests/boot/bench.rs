@@ -299,16 +299,16 @@ fn bind(site: &Site, peers: &Path, image: &str, command: &str, tpm: Option<&str>
     let swtpm = tpm.map_or(String::new(), |state| {
         format!(
             "mkdir -p {state}; swtpm socket --tpm2 --tpmstate dir={state} --server type=unixio,path=bind/tpm \
-             --ctrl type=unixio,path=bind/tpm.ctrl --flags not-need-init,startup-clear & tpm=$!;
+             --ctrl type=unixio,path=bind/tpm.ctrl --flags not-need-init,startup-clear & tpm=$!; trap \"kill $tpm\" EXIT;
              for i in $(seq 100); do [ -e bind/tpm ] && break; sleep 0.1; done;"
         )
     });
     site.sh(&format!(
         "rm -rf bind; mkdir bind; cp --sparse=always $TREE/root.img bind/root.img; cp $TREE/passphrase bind/; cp adv bind/ 2>/dev/null || true
-         tpm=; {swtpm}
+         {swtpm}
          unshare -m sh -ec 'mount --bind bind {root}/mnt; mount -t proc proc {root}/proc; mount --bind /dev {root}/dev
              TPM2TOOLS_TCTI=swtpm:path=/mnt/tpm chroot {root} sh -c \"$1\"' sh '{command}' >&2
-         [ -z \"$tpm\" ] || kill $tpm; mv bind/root.img {image}",
+         mv bind/root.img {image}",
         root = peers.join("root").display(),
         command = command.replace('\'', "'\\''"),
     ));
