@@ -13,7 +13,7 @@ use crate::{
     attach::{self, Case, Strictness},
     boot::{
         self, BootError, Planned,
-        image::{self, KeptOut},
+        image::{self, Image, KeptOut},
     },
     config::{Config, Location},
     container::{Container, Fetched, Source},
@@ -89,8 +89,10 @@ pub fn try_out(config: &Config, request: Request<'_>) -> Result<Passed, Error> {
     let container = Container::open(config, &reference.store, None)?.as_one().lockbox_first();
     let case = Case::new(config, &container, &reference, &volume);
     let mut places = container.places(&reference.key)?;
-    if request.as_boot {
-        image::unpack(config, &volume, &mut places)?;
+    let by_boot = if request.as_boot { opened_by_boot(config, &volume)? } else { None };
+    if let Some((_, image)) = &by_boot {
+        // What the initramfs has is in memory then.
+        places.retain(|place| !image.has(place));
     }
     let report = case.judge(&places, None, request.separation)?;
     clock.done("separation", report.verdict.word().to_owned());
@@ -103,7 +105,7 @@ pub fn try_out(config: &Config, request: Request<'_>) -> Result<Passed, Error> {
         if volume.luks().is_some() { "matches the header's digest" } else { "has the right size" }.into(),
     );
     if request.as_boot {
-        clock.done("boot", at_boot(config, &reference, &volume)?);
+        clock.done("boot", at_boot(config, &reference, by_boot)?);
     }
     case.record("test", &report);
     let source = named(source, config, &reference)?;
@@ -142,24 +144,25 @@ fn header(volume: &Volume) -> String {
 
 /// The keys that a boot asks for at once, if the configuration lists the device among the boot's volumes.
 pub fn boot_keys(config: &Config, device: &Path) -> Option<Vec<KeyReference>> {
-    let is_it = |planned: &Planned| planned.configured && is_same(planned.device.path(), device);
-    boot::plan(config, None).into_iter().find(is_it).map(|planned| planned.keys)
+    planned(config, device).filter(|planned| planned.configured).map(|planned| planned.keys)
 }
 
-fn is_same(a: &Path, b: &Path) -> bool {
-    a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+fn planned(config: &Config, device: &Path) -> Option<Planned> {
+    boot::plan(config, None).into_iter().find(|planned| planned.device.is(&[device.to_owned()], None))
+}
+
+/// How a boot would open the volume, and what its initramfs has; `None` if that does not open it.
+fn opened_by_boot(config: &Config, volume: &Volume) -> Result<Option<(Planned, Image)>, Error> {
+    let planned = planned(config, &volume.device.path);
+    planned.map(|planned| Ok((planned, image::image(config, None)?))).transpose()
 }
 
 /// What a boot has, or has not, of what the key takes.
-fn at_boot(config: &Config, reference: &KeyReference, volume: &Volume) -> Result<String, Error> {
-    let planned = boot::plan(config, None);
-    let Some(planned) = planned.iter().find(|planned| is_same(planned.device.path(), &volume.device.path)) else {
-        return mounted_first(config, reference);
-    };
+fn at_boot(config: &Config, reference: &KeyReference, by_boot: Option<(Planned, Image)>) -> Result<String, Error> {
+    let Some((planned, image)) = by_boot else { return mounted_first(config, reference) };
     let store = config.store(&reference.store)?;
     let files = store.paths();
-    let kept_out = image::image(config, None)?.kept_out;
-    let lacks: Vec<KeptOut> = kept_out.into_iter().filter(|kept_out| files.contains(&&*kept_out.path)).collect();
+    let lacks: Vec<KeptOut> = image.kept_out.into_iter().filter(|kept_out| files.contains(&&*kept_out.path)).collect();
     let is_lacking = |identity: &PathBuf| lacks.iter().any(|kept_out| kept_out.path == *identity);
     let opens = config.lockbox.is_some() || !store.sealing.identities.iter().all(is_lacking);
     match lacks.into_iter().next() {

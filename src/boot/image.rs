@@ -17,7 +17,7 @@ use crate::{
     separation::{self, Inventory, Surroundings},
     store,
     tpm::IdentityFile,
-    volume::{self, Volume},
+    volume,
 };
 
 /// What dm-crypt takes for aes-xts-plain64, and libcryptsetup for keyslots; on another architecture some are not known.
@@ -108,22 +108,6 @@ pub fn needs_network(config: &Config, crypttab: Option<&str>) -> Result<bool, Er
     needs_network_for(config, &stores(config, &plan(config, crypttab)))
 }
 
-/// For a volume that the initramfs opens: takes away the places of files that are in the initramfs then, which is in memory.
-/// What an image may have, [`image`] judges.
-pub fn unpack(config: &Config, volume: &Volume, places: &mut Vec<Place>) -> Result<(), Error> {
-    let is_it = |planned: &Planned| {
-        let paths = [planned.device.path(), &volume.device.path].map(fs::canonicalize);
-        matches!(&paths, [Ok(one), Ok(other)] if one == other)
-    };
-    if plan(config, None).iter().any(is_it) {
-        let parts = image(config, None)?.parts;
-        places.retain(
-            |place| !matches!(&place.at, key::Location::Path(path) if parts.contains(&Part::File(path.clone()))),
-        );
-    }
-    Ok(())
-}
-
 fn needs_network_for(config: &Config, stores: &BTreeSet<StoreName>) -> Result<bool, Error> {
     if stores.is_empty() {
         return Ok(false);
@@ -151,6 +135,11 @@ fn stores(config: &Config, planned: &[Planned]) -> BTreeSet<StoreName> {
 }
 
 impl Image {
+    /// Whether the image has the file at this place.
+    pub fn has(&self, place: &Place) -> bool {
+        matches!(&place.at, key::Location::Path(path) if self.parts.contains(&Part::File(path.clone())))
+    }
+
     /// A file, unless it is on a file system that the boot mounts.
     fn file(&mut self, config: &Config, path: &Path) {
         if config.boot.mount_of(path).is_none() {

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     attach::{self, Case, Strictness},
     backend::{self, Activate},
-    config::{Config, DeviceSpec},
+    config::{Config, DeviceSpec, StoreConfig},
     container::Container,
     error::Error,
     key::{KeyReference, StoreName, VolumeKey},
@@ -178,23 +178,27 @@ impl Sources {
         let store = self.config.store(&settings.store)?;
         let identities = if settings.identities.is_empty() { &store.sealing.identities } else { &settings.identities };
         self.await_files(number, &identities.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
-        if !settings.offline {
+        let config = if settings.offline {
+            // The copy on this host does as well: the store is asked whether this host is still admitted, but not waited for.
+            Arc::new(self.impatient(store)?)
+        } else {
             self.await_store(number, &settings.store)?;
-            self.lockbox.asks();
-            lockbox.open(&self.config, None)?;
-            let _ = self.reports.send(Report::LockboxOpened);
-            return Ok(());
-        }
-        // The copy on this host does as well: the store is asked whether this host is still admitted, but not waited for.
+            Arc::clone(&self.config)
+        };
+        self.lockbox.asks();
+        lockbox.open(&config, None)?;
+        let _ = self.reports.send(Report::LockboxOpened);
+        Ok(())
+    }
+
+    /// The configuration, with little time for a store that cannot be reached, or is not needed.
+    fn impatient(&self, store: &StoreConfig) -> Result<Config, Error> {
         let mut impatient = Config::read(&self.config.path)?;
         let patience = if store::servers(store)?.iter().any(is_reachable) { LONGEST_QUESTION } else { Duration::ZERO };
         for store in impatient.stores.values_mut() {
             store.network.total_seconds = patience.as_secs_f64();
         }
-        self.lockbox.asks();
-        lockbox.open(&impatient, None)?;
-        let _ = self.reports.send(Report::LockboxOpened);
-        Ok(())
+        Ok(impatient)
     }
 
     /// Waits for all that a store takes.

@@ -1,6 +1,7 @@
 //! How users reach the plaintext: three thin fronts of one [`Image`].
 
 use std::{
+    fmt,
     fs::File,
     io,
     os::{
@@ -8,7 +9,10 @@ use std::{
         unix::net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use super::{fuse, image::Image, loop_device::LoopDevice, nbd, protocol::Attach, ublk};
@@ -55,6 +59,20 @@ impl Export {
             Self::Fuse(export) => export.unmount(),
             Self::Ublk(export) => export.end(),
             Self::Nbd(export) => export.end(),
+        }
+    }
+}
+
+/// The requests that failed, counted: not every one of a device that has gone is worth a line of the log.
+#[derive(Default)]
+pub struct Failures(AtomicU64);
+
+impl Failures {
+    /// Says what went wrong, of the first, the second, the fourth, the eighth, ...
+    pub fn tell(&self, what: impl fmt::Display, error: &io::Error) {
+        let count = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+        if count.is_power_of_two() {
+            tracing::error!("{what}: {error} (failure {count})");
         }
     }
 }

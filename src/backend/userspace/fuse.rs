@@ -6,10 +6,7 @@ use std::{
     io,
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -25,7 +22,11 @@ use nix::{
     unistd::{getgid, getuid},
 };
 
-use super::{export::Happening, image::Image, pool::Pool};
+use super::{
+    export::{Failures, Happening},
+    image::Image,
+    pool::Pool,
+};
 
 /// The file's name.
 pub const FILE_NAME: &str = "volume";
@@ -71,7 +72,7 @@ impl Export {
         config.clone_fd = true;
         let released = notify.clone();
         let volume = Volume {
-            served: Arc::new(Served { image, failures: AtomicU64::new(0) }),
+            served: Arc::new(Served { image, failures: Failures::default() }),
             pool: Pool::default(),
             read_only,
             released: Box::new(move || released(Happening::Released)),
@@ -125,7 +126,7 @@ struct Volume {
 /// What requests need that are done in other threads.
 struct Served {
     image: Arc<Image>,
-    failures: AtomicU64,
+    failures: Failures,
 }
 
 impl Volume {
@@ -157,12 +158,9 @@ impl Volume {
 }
 
 impl Served {
-    /// Says what went wrong, not for every request of a device that has gone, and passes it on.
+    /// Says what went wrong, and passes it on.
     fn failed(&self, what: &str, offset: u64, length: usize, error: &io::Error) -> Errno {
-        let count = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
-        if count.is_power_of_two() {
-            tracing::error!("cannot {what} {length} bytes at {offset}: {error} (failure {count})");
-        }
+        self.failures.tell(format_args!("cannot {what} {length} bytes at {offset}"), error);
         // What has no number of its own (the device ends early) is an I/O error too.
         Errno::from_i32(error.raw_os_error().unwrap_or(libc::EIO))
     }

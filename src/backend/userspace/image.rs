@@ -54,11 +54,6 @@ struct Span {
     skip: usize,
 }
 
-fn cipher(geometry: &Geometry, key: &VolumeKey) -> Xts {
-    let key = Key::of(key.expose()).expect("a volume key has the size of an XTS key");
-    Xts::new(key, geometry.sector_size.bytes() as usize, geometry.iv_offset_sectors)
-}
-
 /// A write that has its data.
 pub struct Write {
     span: Span,
@@ -244,6 +239,11 @@ impl Image {
         self.cipher.decrypt_in_place(start, units);
         Ok(())
     }
+}
+
+fn cipher(geometry: &Geometry, key: &VolumeKey) -> Xts {
+    let key = Key::of(key.expose()).expect("a volume key has the size of an XTS key");
+    Xts::new(key, geometry.sector_size.bytes() as usize, geometry.iv_offset_sectors)
 }
 
 /// Whether the file does direct I/O in blocks of that size; the file is left in direct mode if so.

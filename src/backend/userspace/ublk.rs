@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     buffers::Buffer,
-    export::Happening,
+    export::{Failures, Happening},
     image::{Image, Write},
     loop_device::Cleared,
     pool::Pool,
@@ -276,7 +276,7 @@ fn parameters(image: &Image, read_only: bool) -> sys::ublk_params {
 fn serve(number: u16, device: &UblkDev, image: &Arc<Image>) -> io::Result<()> {
     let mut buffers = device.alloc_queue_io_bufs();
     let (pool, done) = (Pool::default(), Arc::new(Done::new()?));
-    let mut failures = 0_u64;
+    let failures = Failures::default();
     let queue = UblkQueue::new(number, device).map_err(error)?;
     let queue = queue.submit_fetch_commands_unified(BufDescList::Slices(Some(&buffers))).map_err(error)?;
     done.announce_next(&queue)?;
@@ -293,10 +293,7 @@ fn serve(number: u16, device: &UblkDev, image: &Arc<Image>) -> io::Result<()> {
         for (tag, outcome) in done.take() {
             let buffer = &mut buffers[usize::from(tag)];
             let result = outcome.map(|outcome| outcome.deliver(buffer.as_mut_slice())).unwrap_or_else(|error| {
-                failures += 1;
-                if failures.is_power_of_two() {
-                    tracing::error!("a request failed: {error} (failure {failures})");
-                }
+                failures.tell("a request failed", &error);
                 -error.raw_os_error().unwrap_or(libc::EIO)
             });
             let buffer = BufDesc::Slice(buffer.as_slice());

@@ -4,17 +4,14 @@ use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::Shutdown,
     os::unix::net::UnixStream,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use nix::{errno::Errno, libc};
 use zeroize::Zeroize;
 
 use super::{
-    super::{image::Image, pool::Pool},
+    super::{export::Failures, image::Image, pool::Pool},
     handshake::Agreed,
     protocol::*,
 };
@@ -40,7 +37,7 @@ struct Client {
     image: Arc<Image>,
     read_only: bool,
     agreed: Agreed,
-    failures: AtomicU64,
+    failures: Failures,
 }
 
 impl<'a> Session<'a> {
@@ -52,7 +49,7 @@ impl<'a> Session<'a> {
         agreed: Agreed,
     ) -> io::Result<Self> {
         let output = Mutex::new(input.get_ref().try_clone()?);
-        let client = Arc::new(Client { output, image, read_only, agreed, failures: AtomicU64::new(0) });
+        let client = Arc::new(Client { output, image, read_only, agreed, failures: Failures::default() });
         Ok(Self { input, client, pool: Pool::default(), payload: Vec::new() })
     }
 
@@ -206,19 +203,15 @@ impl Client {
         }
     }
 
-    /// Says what went wrong, not for every request of a device that has gone; the error's number in the protocol, which
-    /// knows but a few.
+    /// Says what went wrong; the error's number in the protocol, which knows but a few.
     fn failed(&self, request: Request, error: &io::Error) -> u32 {
         let number = match error.raw_os_error() {
             Some(number @ (libc::EPERM | libc::ENOMEM | libc::EINVAL | libc::ENOSPC | libc::ENOTSUP)) => number,
             _ => libc::EIO,
         };
         if number == libc::EIO {
-            let count = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
-            if count.is_power_of_two() {
-                let Request { command, offset, length, .. } = request;
-                tracing::error!("command {command}, {length} bytes at {offset}: {error} (failure {count})");
-            }
+            let Request { command, offset, length, .. } = request;
+            self.failures.tell(format_args!("command {command}, {length} bytes at {offset}"), error);
         }
         number.unsigned_abs()
     }
