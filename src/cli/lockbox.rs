@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use base64ct::{Base64UrlUnpadded, Encoding};
 use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
 
@@ -36,8 +37,17 @@ pub enum LockboxVerb {
 #[derive(Args)]
 pub struct Open {
     /// Trust the lockbox key of this fingerprint and no other, as 'host admit' said it
-    #[arg(long, value_name = "FINGERPRINT")]
+    // One in 64 begins with a hyphen.
+    #[arg(long, value_name = "FINGERPRINT", value_parser = fingerprint, allow_hyphen_values = true)]
     fingerprint: Option<String>,
+}
+
+/// A SHA-256 thumbprint in base64url (RFC 7638).
+fn fingerprint(text: &str) -> Result<String, String> {
+    match Base64UrlUnpadded::decode_vec(text) {
+        Ok(digest) if digest.len() == 32 => Ok(text.to_owned()),
+        _ => Err("43 characters of base64url".to_owned()),
+    }
 }
 
 /// Close the lockbox: take its key out of the kernel's keyring and remove its entries

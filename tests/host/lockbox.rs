@@ -437,7 +437,7 @@ fn a_store_cannot_put_a_lockbox_key_of_its_own_in_place() {
     hosted.fails(68, &["lockbox", "open"]);
 
     // Nor is one open that was not meant.
-    let (wrong, right_one) = ("A".repeat(43), fingerprint["fingerprint"].as_str().unwrap());
+    let (wrong, right_one) = (format!("-{}", "A".repeat(42)), fingerprint["fingerprint"].as_str().unwrap());
     let path = PathBuf::from(hosted.site.keys("cinder")).join(format!("host/{}.jwe", hosted.host));
     fs::write(&path, right.to_json()).unwrap();
     hosted.fails(68, &["lockbox", "open", "--fingerprint", &wrong]);
