@@ -321,8 +321,13 @@ impl Drop for Machine {
 pub fn image(release: Option<&str>) -> PathBuf {
     let home = std::env::var_os("HOME").expect("HOME is not set");
     let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| Path::new(&home).join(".cache"), PathBuf::from);
-    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vm/make-image"))
-        .arg(cache.join("cryptattach/vm"))
+    let cache = cache.join("cryptattach/vm");
+    fs::create_dir_all(&cache).unwrap();
+    // Of two runs one makes it, and the other does not replace what is in use by then.
+    let output = Command::new("flock")
+        .arg(cache.join(".lock"))
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vm/make-image"))
+        .arg(&cache)
         .args(release)
         .stderr(Stdio::inherit())
         .output()
