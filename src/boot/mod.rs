@@ -180,7 +180,8 @@ impl Boot {
             Ok(report) => self.take(report),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
-        for line in self.sources.waits.due(|volume| matches!(self.states[volume], State::Awaited | State::Found(_))) {
+        let pending = |volume: usize| matches!(self.states[volume], State::Awaited | State::Found(_));
+        for line in self.sources.waits.due(Instant::now(), pending) {
             let line = format!("waiting for {line}");
             // It goes on: no reason to disturb the person who types.
             if self.prompt.is_some() { self.record.note(&line) } else { self.record.say(&line) }

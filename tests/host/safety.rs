@@ -199,6 +199,8 @@ impl MemoryGroup {
     fn new(name: &str, bytes: u64) -> Option<Self> {
         let unified = Path::new("/sys/fs/cgroup/cgroup.procs").exists();
         let root = Path::new("/sys/fs/cgroup").join(if unified { "" } else { "memory" });
+        // Its own: a run that was killed has left its group.
+        let name = format!("{name}-{}", std::process::id());
         let (group, limit) = (root.join(name), if unified { "memory.max" } else { "memory.limit_in_bytes" });
         fs::create_dir(&group).ok()?;
         let group = Self(group);
