@@ -43,6 +43,7 @@ use crate::{
     config::Config,
     error::{Error, chain},
     key::SecretBytes,
+    tpm::IdentityFile,
     volume::{Volume, VolumeError},
 };
 
@@ -119,6 +120,16 @@ pub fn boot(config: Config, crypttab: Option<&str>) -> Result<(), Error> {
         boot.step();
     }
     boot.end()
+}
+
+/// For a boot that was killed: what it would have done at its end, lest the TPM opens a key again in this boot.
+pub fn finish(config: &Config) -> Result<(), Error> {
+    let lockbox = config.lockbox.iter().flat_map(|lockbox| &lockbox.identities);
+    let mut identities = config.stores.values().flat_map(|store| &store.sealing.identities).chain(lockbox);
+    if identities.any(|path| IdentityFile::is_at(path)) {
+        source::latch(config)?;
+    }
+    Ok(())
 }
 
 impl Boot {

@@ -11,6 +11,7 @@ use std::{
 
 use nix::{
     sys::{
+        prctl::set_pdeathsig,
         signal::{Signal, killpg},
         termios::{SetArg, Termios, tcgetattr, tcsetattr},
     },
@@ -37,6 +38,7 @@ pub struct Answer(Child);
 
 impl Prompt {
     /// Shows a prompt; `None` where there is no program to show one.
+    #[allow(unsafe_code)] // between fork(2) and execve(2)
     pub fn show(text: &str, first_volume: &str) -> Option<io::Result<(Self, Answer)>> {
         let (mut command, end) = program(text)?;
         let terminal = File::options().read(true).write(true).open("/dev/console").ok();
@@ -50,6 +52,10 @@ impl Prompt {
             .env("CRYPTTAB_NAME", first_volume)
             // With all that it starts: Plymouth's client, for one.
             .process_group(0);
+        // Two programs that read the console would each get a part of what is typed.
+        let end_with_us = move || Ok(set_pdeathsig(end)?);
+        // SAFETY: it is one system call, and allocates nothing.
+        unsafe { command.pre_exec(end_with_us) };
         Some(command.spawn().map(|child| {
             let program = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
             (Self { program: Some((program, end)), console }, Answer(child))

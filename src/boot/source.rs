@@ -223,23 +223,14 @@ impl Sources {
         Ok(())
     }
 
-    /// Extends PCR 15, if the TPM was asked for a key: nothing that runs later in this boot can use it again.
+    /// The latch, if the TPM was asked for a key.
     pub fn latch(&self) -> Result<Latch, Error> {
-        if !self.tpm_used.load(Ordering::Relaxed) || !self.config.tpm.latch {
+        if !self.tpm_used.load(Ordering::Relaxed) {
             return Ok(Latch::NotWanted);
-        }
-        if let Some(device) = self.config.tpm.tcti().strip_prefix("device:")
-            && !Path::new(device).exists()
-        {
-            return Ok(Latch::NoTpm(device.into()));
         }
         // Volumes that come later in this boot are opened by the lockbox, too, and the TPM would not open it any more.
         self.lockbox.finish();
-        let tpm = Tpm::open(&self.config.tpm)?;
-        if !tpm.is_latched()? {
-            tpm.latch()?;
-        }
-        Ok(Latch::Done)
+        latch(&self.config)
     }
 
     /// One per store: its connections, its log-in and the container keys that it has opened are for all volumes.
@@ -298,4 +289,18 @@ impl Sources {
     pub fn unmount(&self) {
         self.mounts.unmount();
     }
+}
+
+/// Extends PCR 15: nothing that runs later in this boot can use a key of the TPM again.
+pub fn latch(config: &Config) -> Result<Latch, Error> {
+    if !config.tpm.latch {
+        return Ok(Latch::NotWanted);
+    }
+    if let Some(device) = config.tpm.tcti().strip_prefix("device:")
+        && !Path::new(device).exists()
+    {
+        return Ok(Latch::NoTpm(device.into()));
+    }
+    Tpm::open(&config.tpm)?.latch()?;
+    Ok(Latch::Done)
 }

@@ -5,6 +5,7 @@ use std::{fmt, path::Path};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::output;
 use crate::{
     backend::{BackendError, MappingName},
     boot::BootError,
@@ -479,7 +480,7 @@ impl fmt::Display for Told {
 /// Prints an error.
 pub fn print(error: &Error, json: bool) {
     let told = Told::of(error);
-    if json { eprintln!("{}", json!(told)) } else { eprintln!("{told}") }
+    if json { output::say(json!(told)) } else { output::say(told) }
 }
 
 /// Keeps a failure for `cryptattach explain`, or forgets those of a volume that has unlocked.

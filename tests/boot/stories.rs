@@ -23,6 +23,7 @@ pub const STORIES: &[Story] = &[
     ("the network is faster than the lockbox, which is open and latched all the same", race),
     ("in another boot state the TPM refuses and a person is asked", wrong_pcr),
     ("a TPM that comes late is waited for beside the prompt", late_tpm),
+    ("a boot that is killed leaves one prompt, and a TPM that opens no more", killed),
     ("dracut: a directory on another disk opens the root", dracut),
     ("dracut: a person is asked by systemd's way", dracut_person),
     ("dracut: the TPM's lockbox opens the root and the network store another volume", dracut_both),
@@ -340,9 +341,13 @@ fn race(site: &Site, story: &str) {
     is_latched(&mut machine);
 }
 
+/// Of a boot state that no machine here is in.
+fn other_values() -> String {
+    format!("{{\"4\":\"{}\",\"7\":\"{}\"}}", "11".repeat(32), "22".repeat(32))
+}
+
 fn wrong_pcr(site: &Site, story: &str) {
-    let other = format!("{{\"4\":\"{}\",\"7\":\"{}\"}}", "11".repeat(32), "22".repeat(32));
-    let (parts, _) = lockbox_parts(site, "other-state", &other);
+    let (parts, _) = lockbox_parts(site, "other-state", &other_values());
     let mut machine = site.start(story, &parts);
     machine.see("root: the lockbox key of 'vm' is refused");
     let record = boots_by_the_system(&mut machine);
@@ -368,6 +373,28 @@ fn late_tpm(site: &Site, story: &str) {
     boots(&mut machine, &format!("{} with the lockbox", site.enrolled().root));
     machine.see("LOG");
     machine.see("PCR 15 is latched");
+}
+
+fn killed(site: &Site, story: &str) {
+    // By its program: the hook's script has the same name.
+    let script = "#!/bin/sh\n[ \"$1\" = prereqs ] && exit 0\n\
+        pids() { for of in /proc/[0-9]*; do [ \"$(readlink $of/exe)\" != \"$1\" ] || echo ${of#/proc/}; done; }\n\
+        (until [ \"$(pids /usr/lib/cryptsetup/askpass)\" ]; do sleep 1; done\n\
+        sleep 1; kill -9 $(pids /usr/bin/cryptattach)) </dev/null >/dev/null 2>&1 &\n";
+    site.add("killed", "etc/initramfs-tools/scripts/init-premount/killer", script);
+    // The TPM refuses, and a store is still hoped for when a person is asked, too.
+    let config = |boxed: &Boxed| {
+        let root = volume("root", UUID, &[&boxed.root, &site.net]);
+        format!("[boot]\nsecrets_in_image = true\n{root}{}{NET}", lockbox_of("net"))
+    };
+    let mut parts = enrolled_parts(site, "killed", "mkinitramfs", &other_values(), config);
+    parts.servers = vec![silent(site)];
+    parts.append.push_str(&format!(" {STATIC}"));
+    let mut machine = site.start(story, &parts);
+    machine.see("Please unlock disk root (it is being opened automatically, too): ");
+    machine.see("Killed");
+    boots_by_the_system(&mut machine);
+    is_latched(&mut machine);
 }
 
 fn dracut_parts(site: &Site) -> Parts {

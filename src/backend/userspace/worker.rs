@@ -14,7 +14,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Read},
+    io::{self, Read, Write},
     os::{
         fd::{AsFd, OwnedFd},
         unix::{fs::OpenOptionsExt, net::UnixStream, process::CommandExt},
@@ -66,7 +66,7 @@ pub fn worker_main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Heard only if someone started this by hand; otherwise it has been answered or logged.
-            eprintln!("cryptattach {SUBCOMMAND}: {error}");
+            let _ = writeln!(io::stderr(), "cryptattach {SUBCOMMAND}: {error}");
             ExitCode::FAILURE
         }
     }
