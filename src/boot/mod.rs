@@ -364,6 +364,25 @@ impl Boot {
         said.for_each(|report| self.take(report));
     }
 
+    /// What has neither answered nor failed by now is why the volume is not attached.
+    fn tell_what_did_not_come(&mut self, number: usize) {
+        let planned = &self.planned[number];
+        let key = match &self.states[number] {
+            State::Awaited => None,
+            State::Found(volume) => {
+                let token = volume.luks().and_then(|luks| luks.reference.as_ref());
+                planned.keys.first().or(token).cloned()
+            }
+            State::GaveUp(_) | State::Done => return,
+        };
+        let what = self.sources.waits.of(number).unwrap_or_else(|| match &key {
+            Some(key) => format!("the key {key}"),
+            None => format!("the header on {}", planned.device),
+        });
+        let error = BootError::TooLate { what, after: self.config.boot.total };
+        self.record.failed(number, &key.map_or(By::Device, By::Store), &error.into());
+    }
+
     /// The latch, but no wait for a TPM that hangs.
     fn latch(&mut self) {
         let (sender, done) = mpsc::channel();
@@ -388,6 +407,7 @@ impl Boot {
         self.take_prompt_away();
         let open = |number: &usize| !matches!(self.states[*number], State::Done);
         let left: Vec<usize> = (0..self.states.len()).filter(open).collect();
+        left.iter().for_each(|number| self.tell_what_did_not_come(*number));
         self.latch();
         self.sources.unmount();
         console::tell(None);
