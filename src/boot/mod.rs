@@ -54,6 +54,9 @@ pub const RECORD: &str = "/run/cryptattach/boot.json";
 /// take half a second.
 const LONGEST_LATCH: Duration = Duration::from_secs(10);
 
+/// Who only presses Enter is asked again, after a moment: a program that answers so by itself must not be started at once.
+const AFTER_ENTER: Duration = Duration::from_secs(1);
+
 /// What the threads tell the boot; the number is the volume's.
 enum Report {
     /// A wait has begun; so there is a time to tell of it.
@@ -239,6 +242,7 @@ impl Boot {
                 }
                 self.take_prompt_away();
                 match answer {
+                    Some(nothing) if nothing.is_empty() => self.no_prompt_before = Instant::now() + AFTER_ENTER,
                     Some(passphrase) => self.try_passphrase(passphrase),
                     // Whatever the matter is, it is not shown again at once.
                     None => self.no_prompt_before = self.deadline,
