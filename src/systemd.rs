@@ -40,8 +40,11 @@ pub fn hotplug_unit(volume: uuid::Uuid) -> String {
 ///
 /// One whose units cannot be, as a name too long for a unit, keeps no other from having theirs; the last error is told.
 pub fn generate(config: &Config, into: &Path) -> io::Result<()> {
-    let generated = config.volumes.iter().map(|(name, volume)| generate_for(config, name, volume, into));
-    generated.fold(Ok(()), |so_far, generated| generated.and(so_far))
+    let mut generated = Ok(());
+    for (name, volume) in &config.volumes {
+        generated = generate_for(config, name, volume, into).and(generated);
+    }
+    generated
 }
 
 fn generate_for(config: &Config, name: &MappingName, volume: &VolumeConfig, into: &Path) -> io::Result<()> {
