@@ -46,7 +46,10 @@ pub fn forget(folder: &Path, device: Option<&Path>, name: Option<&MappingName>) 
     // By its file, whatever that is called: the device may have been another, or none, when it was kept.
     for (path, failure) in files::<serde_json::Value>(folder)? {
         if words.iter().any(|words| is_about(&failure, words)) {
-            fs::remove_file(path)?;
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
     }
     Ok(())
@@ -69,8 +72,9 @@ fn files<T: for<'a> Deserialize<'a>>(folder: &Path) -> io::Result<Vec<(PathBuf, 
     for entry in entries {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "json") {
-            let failure = serde_json::from_slice(&fs::read(&path)?)?;
-            failures.push((path, failure));
+            // One that another unit has just forgotten, or that another version wrote, hides no other.
+            let failure = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            failures.extend(failure.map(|failure| (path, failure)));
         }
     }
     Ok(failures)
@@ -135,5 +139,14 @@ mod tests {
         std::os::unix::fs::symlink("/dev/null", &device).unwrap();
         forget(&notes, Some(&device), None).unwrap();
         assert_eq!(all::<String>(&notes).unwrap(), []);
+    }
+
+    #[test]
+    fn one_that_cannot_be_read_hides_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        keep(folder.path(), &failure(1, "/dev/null", None)).unwrap();
+        fs::write(folder.path().join("old.json"), "{}").unwrap();
+        std::os::unix::fs::symlink("gone", folder.path().join("gone.json")).unwrap();
+        assert_eq!(all(folder.path()).unwrap(), [failure(1, "/dev/null", None)]);
     }
 }
