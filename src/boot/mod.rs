@@ -98,6 +98,8 @@ struct Boot {
     planned: Vec<Planned>,
     states: Vec<State>,
     claims: Vec<Arc<Claim>>,
+    /// What has not answered yet, of each volume.
+    pending: Vec<Vec<By>>,
     sources: Arc<Sources>,
     record: Record,
     reports: Receiver<Report>,
@@ -150,6 +152,7 @@ impl Boot {
             states: planned.iter().map(|_| State::Awaited).collect(),
             found: vec![start; planned.len()],
             claims: planned.iter().map(|_| Arc::default()).collect(),
+            pending: vec![vec![By::Device]; planned.len()],
             sources: Arc::new(Sources::new(config.clone(), deadline, sender.clone())),
             record: Record::begin(&planned),
             config,
@@ -219,7 +222,10 @@ impl Boot {
                 self.record.not_ours(number, why.as_ref());
                 self.states[number] = State::Done;
             }
-            Report::Failed(number, by, error) => self.record.failed(number, &by, &error),
+            Report::Failed(number, by, error) => {
+                self.pending[number].retain(|pending| *pending != by);
+                self.record.failed(number, &by, &error);
+            }
             Report::GaveUp(number) => {
                 self.states[number] = match std::mem::replace(&mut self.states[number], State::Awaited) {
                     State::Found(volume) => State::GaveUp(Some(volume)),
@@ -253,7 +259,7 @@ impl Boot {
     }
 
     /// Each in a thread of its own; the first with a key attaches the volume.
-    fn ask_all_sources(&self, number: usize, volume: &Arc<Volume>) {
+    fn ask_all_sources(&mut self, number: usize, volume: &Arc<Volume>) {
         let planned = &self.planned[number];
         let token = volume.luks().and_then(|luks| luks.reference.clone());
         let keys = if planned.keys.is_empty() { token.into_iter().collect() } else { planned.keys.clone() };
@@ -262,7 +268,8 @@ impl Boot {
             let _ = self.sender.send(Report::Failed(number, By::Device, error));
         }
         let left = Arc::new(());
-        for by in self.sources.of(&keys) {
+        self.pending[number] = self.sources.of(&keys);
+        for by in self.pending[number].clone() {
             let (sources, sender, volume) = (self.sources.clone(), self.sender.clone(), volume.clone());
             let (claim, options, left) = (self.claims[number].clone(), activation(planned, &volume), left.clone());
             thread::spawn(move || {
@@ -370,21 +377,16 @@ impl Boot {
 
     /// What has neither answered nor failed by now is why the volume is not attached.
     fn tell_what_did_not_come(&mut self, number: usize) {
-        let planned = &self.planned[number];
-        let key = match &self.states[number] {
-            State::Awaited => None,
-            State::Found(volume) => {
-                let token = volume.luks().and_then(|luks| luks.reference.as_ref());
-                planned.keys.first().or(token).cloned()
-            }
-            State::GaveUp(_) | State::Done => return,
-        };
-        let what = self.sources.waits.of(number).unwrap_or_else(|| match &key {
-            Some(key) => format!("the key {key}"),
-            None => format!("the header on {}", planned.device),
-        });
-        let error = BootError::TooLate { what, after: self.config.boot.total };
-        self.record.failed(number, &key.map_or(By::Device, By::Store), &error.into());
+        let pending = std::mem::take(&mut self.pending[number]);
+        for by in &pending {
+            let waits_for = self.sources.waits.of(number).filter(|_| pending.len() == 1);
+            let what = waits_for.unwrap_or_else(|| match by {
+                By::Device => format!("the header on {}", self.planned[number].device),
+                by => format!("the key {by}"),
+            });
+            let error = BootError::TooLate { what, after: self.config.boot.total };
+            self.record.failed(number, by, &error.into());
+        }
     }
 
     /// The latch, but no wait for a TPM that hangs.

@@ -228,6 +228,7 @@ fn out_of_time(site: &Site, story: &str) {
     machine.see("root; the system's own way goes on");
     let record = boots_by_the_system(&mut machine);
     assert_eq!(record["volumes"][0]["result"], "not-attached");
+    assert_eq!(record["volumes"][0]["failures"][0]["reason"], 69, "{record}");
     assert!(record["prompt_after"].is_null(), "{record}");
 }
 
