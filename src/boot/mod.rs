@@ -54,6 +54,9 @@ pub const RECORD: &str = "/run/cryptattach/boot.json";
 /// take half a second.
 const LONGEST_LATCH: Duration = Duration::from_secs(10);
 
+/// Who only presses Enter is asked again, after a moment: a program that answers so by itself must not be started at once.
+const AFTER_ENTER: Duration = Duration::from_secs(1);
+
 /// What the threads tell the boot; the number is the volume's.
 enum Report {
     /// A wait has begun; so there is a time to tell of it.
@@ -95,6 +98,8 @@ struct Boot {
     planned: Vec<Planned>,
     states: Vec<State>,
     claims: Vec<Arc<Claim>>,
+    /// What has not answered yet, of each volume.
+    pending: Vec<Vec<By>>,
     sources: Arc<Sources>,
     record: Record,
     reports: Receiver<Report>,
@@ -147,6 +152,7 @@ impl Boot {
             states: planned.iter().map(|_| State::Awaited).collect(),
             found: vec![start; planned.len()],
             claims: planned.iter().map(|_| Arc::default()).collect(),
+            pending: vec![vec![By::Device]; planned.len()],
             sources: Arc::new(Sources::new(config.clone(), deadline, sender.clone())),
             record: Record::begin(&planned),
             config,
@@ -216,7 +222,10 @@ impl Boot {
                 self.record.not_ours(number, why.as_ref());
                 self.states[number] = State::Done;
             }
-            Report::Failed(number, by, error) => self.record.failed(number, &by, &error),
+            Report::Failed(number, by, error) => {
+                self.pending[number].retain(|pending| *pending != by);
+                self.record.failed(number, &by, &error);
+            }
             Report::GaveUp(number) => {
                 self.states[number] = match std::mem::replace(&mut self.states[number], State::Awaited) {
                     State::Found(volume) => State::GaveUp(Some(volume)),
@@ -239,6 +248,7 @@ impl Boot {
                 }
                 self.take_prompt_away();
                 match answer {
+                    Some(nothing) if nothing.is_empty() => self.no_prompt_before = Instant::now() + AFTER_ENTER,
                     Some(passphrase) => self.try_passphrase(passphrase),
                     // Whatever the matter is, it is not shown again at once.
                     None => self.no_prompt_before = self.deadline,
@@ -249,7 +259,7 @@ impl Boot {
     }
 
     /// Each in a thread of its own; the first with a key attaches the volume.
-    fn ask_all_sources(&self, number: usize, volume: &Arc<Volume>) {
+    fn ask_all_sources(&mut self, number: usize, volume: &Arc<Volume>) {
         let planned = &self.planned[number];
         let token = volume.luks().and_then(|luks| luks.reference.clone());
         let keys = if planned.keys.is_empty() { token.into_iter().collect() } else { planned.keys.clone() };
@@ -258,7 +268,8 @@ impl Boot {
             let _ = self.sender.send(Report::Failed(number, By::Device, error));
         }
         let left = Arc::new(());
-        for by in self.sources.of(&keys) {
+        self.pending[number] = self.sources.of(&keys);
+        for by in self.pending[number].clone() {
             let (sources, sender, volume) = (self.sources.clone(), self.sender.clone(), volume.clone());
             let (claim, options, left) = (self.claims[number].clone(), activation(planned, &volume), left.clone());
             thread::spawn(move || {
@@ -364,6 +375,20 @@ impl Boot {
         said.for_each(|report| self.take(report));
     }
 
+    /// What has neither answered nor failed by now is why the volume is not attached.
+    fn tell_what_did_not_come(&mut self, number: usize) {
+        let pending = std::mem::take(&mut self.pending[number]);
+        for by in &pending {
+            let waits_for = self.sources.waits.of(number).filter(|_| pending.len() == 1);
+            let what = waits_for.unwrap_or_else(|| match by {
+                By::Device => format!("the header on {}", self.planned[number].device),
+                by => format!("the key {by}"),
+            });
+            let error = BootError::TooLate { what, after: self.config.boot.total };
+            self.record.failed(number, by, &error.into());
+        }
+    }
+
     /// The latch, but no wait for a TPM that hangs.
     fn latch(&mut self) {
         let (sender, done) = mpsc::channel();
@@ -388,6 +413,7 @@ impl Boot {
         self.take_prompt_away();
         let open = |number: &usize| !matches!(self.states[*number], State::Done);
         let left: Vec<usize> = (0..self.states.len()).filter(open).collect();
+        left.iter().for_each(|number| self.tell_what_did_not_come(*number));
         self.latch();
         self.sources.unmount();
         console::tell(None);

@@ -83,11 +83,11 @@ impl Drop for Prompt {
 }
 
 impl Answer {
-    /// Waits for what the person types; `None` if the program was ended, or could not ask.
+    /// Waits for what the person types, if it is only Enter; `None` if the program was ended, or could not ask.
     pub fn read(mut self) -> Option<SecretBytes> {
         let answer = self.0.stdout.take().and_then(|stdout| read(stdout).ok());
         let ended = self.0.wait();
-        answer.filter(|answer| !answer.is_empty() && ended.is_ok_and(|status| status.success()))
+        answer.filter(|_| ended.is_ok_and(|status| status.success()))
     }
 }
 
@@ -137,5 +137,14 @@ mod tests {
             assert_eq!(read(typed.as_bytes()).unwrap().expose(), answer.as_bytes());
         }
         assert_eq!(read(io::repeat(b'x')).unwrap().len(), MOST_BYTES);
+    }
+
+    #[test]
+    fn only_enter_is_an_answer_and_a_program_that_fails_gives_none() {
+        for (script, answer) in [("echo", Some("")), ("echo secret", Some("secret")), ("echo secret; exit 1", None)] {
+            let asked = Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+            let answered = Answer(asked).read();
+            assert_eq!(answered.as_ref().map(SecretBytes::expose), answer.map(str::as_bytes), "{script}");
+        }
     }
 }

@@ -148,6 +148,11 @@ impl Waits {
         lines
     }
 
+    /// What a volume waits for, if it does.
+    pub fn of(&self, volume: usize) -> Option<String> {
+        self.lock().iter().find(|wait| wait.volume == volume).map(|wait| wait.what.clone())
+    }
+
     /// When the next wait is to be told.
     pub fn next_due(&self) -> Option<Instant> {
         let next = |wait: &Wait| TOLD_AT.get(wait.told).map(|at| wait.since + Duration::from_secs(*at));

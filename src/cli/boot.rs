@@ -1,7 +1,6 @@
 //! `cryptattach boot`
 
 use std::{
-    fs,
     io::{self, Write},
     path::PathBuf,
     process::ExitCode,
@@ -12,6 +11,7 @@ use clap::Args;
 use super::{Global, exit_code};
 use crate::{
     boot::{self, BootError, image},
+    crypttab,
     error::Error,
 };
 
@@ -42,7 +42,7 @@ pub struct Boot {
 impl Boot {
     pub(super) fn run(&self, global: &Global) -> Result<ExitCode, Error> {
         let config = global.config()?;
-        let read = |path: &PathBuf| fs::read_to_string(path).map_err(Error::io(format!("read {}", path.display())));
+        let read = |path: &PathBuf| crypttab::text(path).map_err(Error::io(format!("read {}", path.display())));
         let crypttab = self.crypttab.as_ref().map(read).transpose()?;
         let crypttab = crypttab.as_deref();
         if self.needs_network {

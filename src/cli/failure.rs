@@ -405,7 +405,7 @@ fn boot_next_step(error: &BootError) -> Option<&'static str> {
     Some(match error {
         BootError::Unfinished(_) => "/run/cryptattach/boot.log says why",
         BootError::TooLate { .. } => {
-            "check that it is plugged in, and that the initramfs has its driver ('cryptattach doctor --image')"
+            "check that it is plugged in, that its server runs, and that the initramfs has its driver ('cryptattach doctor --image')"
         }
         BootError::Mount { .. } => "check the device's file system, and its type in [[boot.mounts]]",
         BootError::Unfit(_) => "change the configuration or make the image anew (update-initramfs -u, dracut -f)",

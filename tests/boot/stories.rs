@@ -154,6 +154,9 @@ fn two_of_three(site: &Site, story: &str) {
 fn dead_store(site: &Site, story: &str) {
     let mut machine = site.start(story, &with_network(site, &net_initrd(site), &silent(site)));
     machine.see("Please unlock disk root (it is being opened automatically, too): ");
+    // Only Enter, to see whether it is alive.
+    machine.type_line("");
+    machine.see("Please unlock disk root (it is being opened automatically, too): ");
     machine.type_line("wrong");
     machine.see("the passphrase does not open root");
     machine.see("Please unlock disk root (it is being opened automatically, too): ");
@@ -225,6 +228,7 @@ fn out_of_time(site: &Site, story: &str) {
     machine.see("root; the system's own way goes on");
     let record = boots_by_the_system(&mut machine);
     assert_eq!(record["volumes"][0]["result"], "not-attached");
+    assert_eq!(record["volumes"][0]["failures"][0]["reason"], 69, "{record}");
     assert!(record["prompt_after"].is_null(), "{record}");
 }
 
