@@ -108,6 +108,32 @@ fn a_client_that_is_killed_at_any_step_leaves_all_or_nothing() {
     }
 }
 
+/// A worker that is told to end has another process detach it, which may come to its turn late.
+#[test]
+fn a_signal_to_a_worker_does_not_take_away_who_has_its_name_next() {
+    let site = Site::new();
+    let (volume, _) = site.volume("next", &[]);
+    let name = site.name("next");
+    site.attach(&volume, &name, &[]);
+    let lock = fs::File::options().write(true).open(format!("/run/cryptattach/.{name}.lock")).unwrap();
+    lock.lock().unwrap();
+    let worker = worker(&name);
+    sh(&format!("kill -TERM {worker}"));
+    let children = || sh(&format!("pgrep -P {worker} || true"));
+    wait_until("it has started a process", || !children().is_empty());
+    sh(&format!("kill -TERM {worker}; kill -TERM {worker}; sleep 0.5"));
+    let detaching = children();
+    assert!(!detaching.contains('\n'), "one is enough: {detaching}");
+    sh(&format!("kill -STOP {detaching}"));
+    lock.unlock().unwrap();
+    site.ok(&["detach", &name]);
+    let device = site.attach(&volume, &name, &[]);
+    sh(&format!("kill -CONT {detaching}"));
+    wait_until("it has ended", || !Path::new("/proc").join(&detaching).exists());
+    assert!(device.exists(), "it was another worker's");
+    site.ok(&["detach", &name]);
+}
+
 /// The process id of a mapping's worker.
 pub fn worker(name: &str) -> String {
     let state = fs::read(Path::new("/run/cryptattach").join(name).join("state.json")).unwrap();

@@ -12,7 +12,7 @@ use super::{
     fuse,
     loop_device::{Cleared, Flush, LoopDevice},
     places::Places,
-    state::State,
+    state::{Process, State},
     ublk::UblkDevice,
 };
 use crate::{
@@ -32,10 +32,24 @@ const END_PATIENCE: Duration = Duration::from_secs(30);
 /// Removes a mapping. All its data is on the volume, and the volume is free, when this returns; with
 /// [`Deferred::Yes`] and users left, that is when the last of them has closed it.
 pub fn detach(places: &Places, name: &MappingName, deferred: Deferred) -> Result<(), BackendError> {
+    detach_if(places, name, deferred, |_| true)
+}
+
+/// As [`detach`], if it is that worker's.
+pub fn detach_worker(places: &Places, name: &MappingName, worker: Process) -> Result<(), BackendError> {
+    detach_if(places, name, Deferred::No, |state| state.worker == worker)
+}
+
+fn detach_if(
+    places: &Places,
+    name: &MappingName,
+    deferred: Deferred,
+    meant: impl Fn(&State) -> bool,
+) -> Result<(), BackendError> {
     let not_active = || BackendError::NotActive(name.clone());
     State::load(places, name)?.ok_or_else(not_active)?;
     let _lock = places.lock(name, LOCK_PATIENCE)?;
-    let state = State::load(places, name)?.ok_or_else(not_active)?;
+    let state = State::load(places, name)?.filter(meant).ok_or_else(not_active)?;
     remove(places, &state, deferred)
 }
 
