@@ -106,10 +106,16 @@ fn attach(request: &Attach, socket: UnixStream, lock: OwnedFd) -> Result<(), Bac
         Export::Ublk(export) => serving.state.ublk_device = Some(export.device()),
         Export::Nbd(_) => {}
     }
-    let answer = serving.announce().map_or_else(Answer::failure, |()| Answer::Ready);
+    let announced = serving.announce();
+    // A loop device the command clears, which is the worker's end too. No one would have another export go.
+    let ends = announced.is_err() && !matches!(serving.export, Export::Fuse(_));
+    let answer = announced.map_or_else(Answer::failure, |()| Answer::Ready);
     // If the command has died, nobody hears it; the mapping is there all the same.
     if let Err(error) = protocol::send(&socket, &answer) {
         tracing::warn!("the command that attached this has gone: {error}");
+    }
+    if ends {
+        return serving.end();
     }
     drop((socket, lock));
     serving.serve(&events)
