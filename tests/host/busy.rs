@@ -87,6 +87,27 @@ fn a_killed_worker_is_reported_and_cleaned_up() {
     site.ok(&["detach", &name]);
 }
 
+/// What the device itself has cached by then, nobody has flushed.
+#[test]
+fn a_worker_that_is_killed_while_it_is_detached_is_an_error() {
+    let site = Site::new();
+    let (volume, _) = site.volume("flushing", &[]);
+    let name = site.name("flushing");
+    let device = site.attach(&volume, &name, &[]);
+    sh(&format!("dd if=/dev/urandom of={} bs=1M count=4 status=none", device.display()));
+    let worker = worker(&name);
+    sh(&format!("kill -STOP {worker}"));
+    let mut detach = site.command();
+    let detach = detach.args(["detach", &name]).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let waits = || fs::read_to_string(format!("/proc/{}/stat", detach.id())).unwrap().contains(") D ");
+    wait_until("it waits for the flush", waits);
+    sh(&format!("kill -KILL {worker}"));
+    let told = detach.wait_with_output().unwrap();
+    let text = String::from_utf8(told.stderr).unwrap();
+    assert!(!told.status.success() && text.contains("died before"), "{text}");
+    assert!(!device.exists() && !Path::new("/run/cryptattach").join(&name).exists());
+}
+
 #[test]
 fn a_client_that_is_killed_at_any_step_leaves_all_or_nothing() {
     let site = Site::new();

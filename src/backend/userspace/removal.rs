@@ -57,9 +57,12 @@ fn detach_if(
 pub fn remove(places: &Places, state: &State, deferred: Deferred) -> Result<(), BackendError> {
     let worker_lives = state.worker.is_alive();
     match remove_from(places, state, deferred, worker_lives) {
-        // It died while it was asked: what it leaves is removed in another way.
+        // It ended while it was asked: what it leaves is removed in another way.
         Err(BackendError::Failed { .. }) if worker_lives && ends_within(state, DEATH_PATIENCE) => {
-            remove_from(places, state, deferred, false)
+            // One that came to its own end has left nothing.
+            let died = State::load(places, &state.name)?.is_some();
+            remove_from(places, state, deferred, false)?;
+            if died { Err(not_all_went_well(&state.name, "its worker died before all was written")) } else { Ok(()) }
         }
         result => result,
     }
@@ -190,7 +193,9 @@ fn sweep(places: &Places, name: &MappingName) -> Result<(), BackendError> {
         .and_then(|()| places.remove_link(name))
         .and_then(|()| places.remove_directory(name));
     swept.map_err(BackendError::failed(format!("cannot remove {}", places.directory(name).display())))?;
-    fault.map_or(Ok(()), |fault| {
-        Err(BackendError::failed(format!("'{name}' is detached, but not all went well"))(io::Error::other(fault)))
-    })
+    fault.map_or(Ok(()), |fault| Err(not_all_went_well(name, &fault)))
+}
+
+fn not_all_went_well(name: &MappingName, fault: &str) -> BackendError {
+    BackendError::failed(format!("'{name}' is detached, but not all went well"))(fault)
 }
