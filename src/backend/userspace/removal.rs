@@ -2,7 +2,9 @@
 //! for (see [`super::worker`]). The worker sees that its file was let go, cleans up and ends.
 
 use std::{
-    io, thread,
+    io,
+    path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -55,26 +57,16 @@ fn detach_if(
 
 /// As [`detach`], for whoever has the name's lock.
 pub fn remove(places: &Places, state: &State, deferred: Deferred) -> Result<(), BackendError> {
-    let worker_lives = state.worker.is_alive();
-    match remove_from(places, state, deferred, worker_lives) {
-        // It ended while it was asked: what it leaves is removed in another way.
+    let (mut worker_lives, mut died) = (state.worker.is_alive(), false);
+    let gone = match let_go(places, state, deferred, worker_lives) {
+        // It ended while it was asked: what it leaves is let go of in another way.
         Err(BackendError::Failed { .. }) if worker_lives && ends_within(state, DEATH_PATIENCE) => {
-            // One that came to its own end has left nothing.
-            let died = State::load(places, &state.name)?.is_some();
-            remove_from(places, state, deferred, false)?;
-            if died { Err(not_all_went_well(&state.name, "its worker died before all was written")) } else { Ok(()) }
+            // One that came to its own end has left nothing, unless it says why.
+            died = State::load(places, &state.name)?.is_some();
+            worker_lives = false;
+            let_go(places, state, deferred, worker_lives)?
         }
-        result => result,
-    }
-}
-
-fn remove_from(places: &Places, state: &State, deferred: Deferred, worker_lives: bool) -> Result<(), BackendError> {
-    let gone = match state.exported(places) {
-        Some(Exported::Loop(device)) => clear_loop(device, state, worker_lives, deferred)?,
-        Some(Exported::Ublk(device)) if worker_lives => clear_ublk(device, places, state, deferred)?,
-        Some(Exported::Socket(_)) if worker_lives => end_socket(places, state, deferred)?,
-        // Without its worker a ublk device goes by itself.
-        Some(Exported::Ublk(_) | Exported::Socket(_)) | None => true,
+        gone => gone?,
     };
     // The worker sees its last user go. A dead one's device goes by itself.
     if !gone && worker_lives {
@@ -86,13 +78,31 @@ fn remove_from(places: &Places, state: &State, deferred: Deferred, worker_lives:
             .sweep(state.worker.pid)
             .map_err(BackendError::failed(format!("cannot remove {}", device.path().display())))?;
     }
-    sweep(places, &state.name)
+    sweep(places, &state.name)?;
+    if died { Err(not_all_went_well(&state.name, "its worker died before all was written")) } else { Ok(()) }
+}
+
+/// Has its device or socket go. Whether it has gone; otherwise it will, with its last user.
+fn let_go(places: &Places, state: &State, deferred: Deferred, worker_lives: bool) -> Result<bool, BackendError> {
+    match state.exported(places) {
+        Some(Exported::Loop(device)) => clear_loop(device, places, state, worker_lives, deferred),
+        Some(Exported::Ublk(device)) if worker_lives => clear_ublk(device, places, state, deferred),
+        Some(Exported::Socket(_)) if worker_lives => end_socket(places, state, deferred),
+        // Without its worker a ublk device goes by itself.
+        Some(Exported::Ublk(_) | Exported::Socket(_)) | None => Ok(true),
+    }
 }
 
 /// Whether it has gone; otherwise it will, with its last user.
-fn clear_loop(device: LoopDevice, state: &State, worker_lives: bool, deferred: Deferred) -> Result<bool, BackendError> {
+fn clear_loop(
+    device: LoopDevice,
+    places: &Places,
+    state: &State,
+    worker_lives: bool,
+    deferred: Deferred,
+) -> Result<bool, BackendError> {
     let cleared = match deferred {
-        Deferred::No => clear(device, state, worker_lives)?,
+        Deferred::No => clear(device, places, state, worker_lives)?,
         Deferred::Yes => device
             .clear_when_unused(Duration::from_millis(200))
             .map_err(BackendError::failed(format!("cannot have {} go", device.path().display())))?,
@@ -110,12 +120,7 @@ fn clear_ublk(device: UblkDevice, places: &Places, state: &State, deferred: Defe
         Reply::Failed(number) => Err(io::Error::from_raw_os_error(number)),
         Reply::Done | Reply::InUse(_) => Ok(()),
     };
-    let cleared = device.clear(BUSY_PATIENCE, stop).map_err(BackendError::failed(format!(
-        "cannot write all data of '{}' ({}) to {}",
-        state.name,
-        path.display(),
-        state.device.display()
-    )))?;
+    let cleared = device.clear(BUSY_PATIENCE, flush(state), stop).map_err(cannot_write(places, state, &path))?;
     match (cleared, deferred) {
         (Cleared::Gone, _) => Ok(true),
         (Cleared::InUse, Deferred::No) => Err(busy(state, &Exported::Ublk(device))),
@@ -162,18 +167,36 @@ fn ends_within(state: &State, patience: Duration) -> bool {
     true
 }
 
-fn clear(device: LoopDevice, state: &State, worker_lives: bool) -> Result<Cleared, BackendError> {
-    let (path, below) = (device.path(), state.device.display());
+fn clear(device: LoopDevice, places: &Places, state: &State, worker_lives: bool) -> Result<Cleared, BackendError> {
+    let path = device.path();
     if worker_lives {
-        device.clear(BUSY_PATIENCE, Flush::Required).map_err(BackendError::failed(format!(
-            "cannot write all data of '{}' ({}) to {below}; 'detach' again gives it up",
-            state.name,
-            path.display()
-        )))
+        device.clear(BUSY_PATIENCE, flush(state)).map_err(cannot_write(places, state, &path))
     } else {
         device
             .clear(BUSY_PATIENCE, Flush::Attempted)
             .map_err(BackendError::failed(format!("cannot clear {}", path.display())))
+    }
+}
+
+/// A disk that has gone takes no flush, however often it is asked.
+fn flush(state: &State) -> Flush {
+    if state.fault.is_none() { Flush::Required } else { Flush::Attempted }
+}
+
+/// Writes it down, too, so that the next `detach` goes on without.
+fn cannot_write(places: &Places, state: &State, path: &Path) -> impl FnOnce(io::Error) -> BackendError {
+    move |error| {
+        let mut failed = state.clone();
+        failed.fault = Some(format!("cannot write all data to {}: {error}", state.device.display()));
+        if let Err(error) = failed.update(places) {
+            tracing::debug!("cannot write down that '{}' cannot be flushed: {error}", state.name);
+        }
+        BackendError::failed(format!(
+            "cannot write all data of '{}' ({}) to {}; 'detach' again gives it up",
+            state.name,
+            path.display(),
+            state.device.display()
+        ))(error)
     }
 }
 
