@@ -224,7 +224,12 @@ impl Serving {
                 Ok(Event::Export(Happening::Released)) if self.is_wanted() => {}
                 Ok(Event::Export(Happening::Released)) => return self.end(),
                 // Its device was cleared.
-                Ok(Event::Export(Happening::Ended(_))) if matches!(self.export, Export::Ublk(_)) => return self.end(),
+                Ok(Event::Export(Happening::Ended(result))) if matches!(self.export, Export::Ublk(_)) => {
+                    if let Err(error) = result {
+                        tracing::error!("the ublk device has ended: {error}");
+                    }
+                    return self.end();
+                }
                 Ok(Event::Order(order, stream)) => {
                     let reply = self.obey(order);
                     let ends = matches!((order, &reply), (Order::End { .. }, Reply::Done));
