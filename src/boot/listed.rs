@@ -30,6 +30,7 @@ fn planned(entry: Entry) -> Option<Planned> {
             no_write_workqueue: entry.has(&["no-write-workqueue"]),
             export: None,
         },
+        optional: entry.has(&["nofail"]),
         device: entry.device,
         configured: false,
     })
@@ -50,7 +51,7 @@ pub fn from_kernel(command_line: &str) -> Vec<Planned> {
         let (Ok(name), Ok(device)) = (name.parse(), format!("UUID={uuid}").parse::<DeviceSpec>()) else { continue };
         if planned.iter().all(|other| other.device != device) {
             let (header, keys, options) = (None, Vec::new(), Options::default());
-            planned.push(Planned { name, device, header, keys, options, configured: false });
+            planned.push(Planned { name, device, header, keys, options, configured: false, optional: false });
         }
     }
     planned

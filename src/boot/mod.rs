@@ -364,8 +364,17 @@ impl Boot {
     /// All is attached; or time is over; or only a person could help, and the distribution asks them as well.
     fn is_over(&self) -> bool {
         let asking = self.prompt.is_some() || self.trying > 0;
-        let settled = |state: &State| matches!(state, State::Done) || (matches!(state, State::GaveUp(_)) && !asking);
-        self.states.iter().all(settled) || Instant::now() >= self.deadline
+        let settled = |number| match self.states[number] {
+            State::Done => true,
+            State::GaveUp(_) => !asking,
+            State::Awaited | State::Found(_) => self.is_absent(number),
+        };
+        (0..self.states.len()).all(settled) || Instant::now() >= self.deadline
+    }
+
+    /// One that may be absent, and is.
+    fn is_absent(&self, number: usize) -> bool {
+        self.planned[number].optional && matches!(self.states[number], State::Awaited)
     }
 
     /// The log's lines; what else comes now is too late.
@@ -411,7 +420,8 @@ impl Boot {
 
     fn end(mut self) -> Result<(), Error> {
         self.take_prompt_away();
-        let open = |number: &usize| !matches!(self.states[*number], State::Done);
+        let time_is_over = Instant::now() >= self.deadline;
+        let open = |number: &usize| !matches!(self.states[*number], State::Done) && !self.is_absent(*number);
         let left: Vec<usize> = (0..self.states.len()).filter(open).collect();
         left.iter().for_each(|number| self.tell_what_did_not_come(*number));
         self.latch();
@@ -419,7 +429,7 @@ impl Boot {
         console::tell(None);
         self.take_what_was_said();
         let names: Vec<String> = left.iter().map(|number| self.planned[*number].name.to_string()).collect();
-        self.record.end(&left, self.config.boot.total);
+        self.record.end(&left, time_is_over.then_some(self.config.boot.total));
         if names.is_empty() { Ok(()) } else { Err(BootError::Unfinished(names).into()) }
     }
 }

@@ -201,19 +201,15 @@ impl Record {
         self.prompt = None;
     }
 
-    /// The boot goes on.
-    pub fn end(&mut self, left: &[usize], total: Duration) {
+    /// The boot goes on, without those that are left; `after` that time, if it is over.
+    pub fn end(&mut self, left: &[usize], after: Option<Duration>) {
         self.facts.seconds = Some(self.seconds());
-        for number in left {
-            self.facts.volumes[*number].result = Outcome::NotAttached;
+        for facts in self.facts.volumes.iter_mut().filter(|facts| facts.result == Outcome::Pending) {
+            facts.result = Outcome::NotAttached;
         }
         if !left.is_empty() {
             let names: Vec<&str> = left.iter().map(|number| self.facts.volumes[*number].name.as_str()).collect();
-            let why = if self.start.elapsed() >= total {
-                format!("within {} s", total.as_secs())
-            } else {
-                "automatically".to_owned()
-            };
+            let why = after.map_or("automatically".to_owned(), |total| format!("within {} s", total.as_secs()));
             let text = format!("not attached {why}: {}; the system's own way goes on", names.join(", "));
             self.say(&text);
         }

@@ -97,6 +97,24 @@ fn a_disk_that_a_boot_has_waited_for_in_vain_is_explained() {
 }
 
 #[test]
+fn a_disk_that_may_be_absent_is_not_waited_for() {
+    let site = Site::new();
+    let (volume, _) = site.volume("v", &[]);
+    let device = LoopDevice::new(volume.as_ref(), "");
+    let (name, absent) = (site.name("root"), site.name("absent"));
+    let crypttab = site.path("crypttab");
+    let lines = format!("{absent} LABEL={absent} none luks,nofail\n{name} {} none luks\n", device.path());
+    fs::write(&crypttab, lines).unwrap();
+    let output = site.run(&["boot", "--crypttab", &crypttab.display().to_string()]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.success() && said.contains(&format!("{name} is attached")) && !said.contains(&absent),
+        "{said}"
+    );
+    site.ok(&["detach", &name]);
+}
+
+#[test]
 fn a_boot_refuses_keys_on_the_volumes_own_disk() {
     let site = Site::new();
     let same = site.path("same").display().to_string();
