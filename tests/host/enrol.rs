@@ -81,6 +81,23 @@ fn a_host_that_enrols_again_gets_a_later_lockbox_key() {
 }
 
 #[test]
+fn a_removal_that_was_stopped_goes_on() {
+    let stage = Stage::new();
+    let host = stage.host("compute-7");
+    stage.enrols(&host);
+    let (_, key) = stage.volume_and_key("volume");
+    let file = stage.keys(&format!("{key}.jwe"));
+    let sealed = fs::read(file).unwrap();
+    fs::write(file, "{}").unwrap();
+    stage.fails(69, &["host", "remove", host.name()]);
+    fs::write(file, sealed).unwrap();
+    let removed = stage.ok(&["host", "remove", host.name()]);
+    assert!(removed.contains("cinder/kek/2"), "{removed}");
+    // The host knows the container key from before.
+    assert_eq!(stage.json(&["key", "show", &key])["recipients"][0]["kid"], "cinder/kek/2");
+}
+
+#[test]
 fn a_host_keeps_its_stores_and_has_one_lockbox_key() {
     let stage = Stage::new();
     let (owner, key) = (stage.keys("cinder.owner.pem"), stage.keys("cinder.owner.key"));
