@@ -383,6 +383,17 @@ fn a_raised_counter_retires_old_signatures() {
     host.refusal(&sealed);
 }
 
+/// Whoever made it was killed before it was raised for the first time, which gives a counter its value and its name.
+#[test]
+fn a_counter_that_was_half_made_is_finished() {
+    let host = Host::new();
+    let counter = Counter::at(host.config.counter);
+    let attributes = "ownerwrite|ownerread|authread|no_da|nt=counter";
+    host.swtpm.tool(&["tpm2_nvdefine", &counter.to_string(), "-C", "o", "-s", "8", "-a", attributes]);
+    let made = host.tpm().counter_or_new(counter).unwrap();
+    assert_eq!(host.tpm().counter_or_new(counter).unwrap(), made);
+}
+
 #[test]
 fn retired_signatures_stay_retired_for_a_key_that_is_made_anew() {
     let host = Host::new();
