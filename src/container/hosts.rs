@@ -31,6 +31,12 @@ impl Container {
         Ok(self.current_key()?.hosts().cloned().collect())
     }
 
+    /// Whether a host is left out: the current container key is not for it, and no key waits for being sealed under that.
+    pub fn has_shut_out(&self, host: &HostName) -> Result<bool, Error> {
+        let rotating = self.container_keys()?.current()?.is_some_and(|current| current.rotating);
+        Ok(!rotating && !self.hosts()?.contains(host))
+    }
+
     /// Admits a host: seals the container keys to it as well. `recipient` is that of its lockbox key.
     pub fn admit_host(&self, host: &HostName, recipient: &OwnerRecipient) -> Result<(), Error> {
         let current = self.current_key()?;

@@ -185,6 +185,7 @@ impl Admission {
             storage_root: self.pending.storage_root,
             policy: self.pending.policy.clone(),
             enrolment: self.pending.enrolment,
+            before: Vec::new(),
             admitted: now(),
             generation: lockbox.generation,
             lockbox_key: lockbox.fingerprint.clone(),
@@ -290,13 +291,14 @@ impl Administrator {
 
     /// The host has all that it was to get: it stands in the register, and its challenge is closed.
     pub fn admitted(&self, admission: &Admission, admitted: &Admitted) -> Result<(), EnrolError> {
-        self.register.put(admitted)?;
+        let before = self.register.get(&admitted.host)?.map(Admitted::all_bundles).unwrap_or_default();
+        self.register.put(&Admitted { before, ..admitted.clone() })?;
         remove(&self.file(&admission.id))
     }
 
     /// One bundle admits one host once; a host's name and its TPM belong together.
     fn check_known(&self, host: &HostName, endorsement_key: &Digest, enrolment: &Digest) -> Result<(), EnrolError> {
-        if let Some(known) = self.register.get(host)?.filter(|known| known.enrolment == *enrolment) {
+        if let Some(known) = self.register.get(host)?.filter(|known| known.was_by(enrolment)) {
             return Err(EnrolError::Replayed { host: known.host, admitted: known.admitted });
         }
         for known in self.register.all()?.into_iter().filter(|known| known.removed.is_none()) {

@@ -4,7 +4,7 @@ use openssl::{bn::BigNum, ecdsa::EcdsaSig, hash::MessageDigest, sign::Verifier};
 use tss_esapi::{
     attributes::ObjectAttributes,
     interface_types::algorithm::HashingAlgorithm,
-    structures::{Attest, AttestInfo, Public, Signature},
+    structures::{Attest, AttestInfo, NvCertifyInfo, Public, Signature},
     traits::{Marshall, UnMarshall},
 };
 
@@ -73,18 +73,23 @@ fn check_policy(bundle: &Bundle, statement: &Statement, site: &Site) -> Result<P
     Ok(expected)
 }
 
-/// The counter's value when the key was made is not the host's to choose: too high a one would keep old signatures alive.
+/// What epochs are counted from is not the host's to choose: too high a value would keep old signatures alive. A lower one than
+/// the counter has, of the key that the host had before, lets fewer of them count.
 fn check_counter(bundle: &Bundle, statement: &Statement, name: &[u8], base: u64) -> Result<(), EnrolError> {
     let no = |why: &str| Err(refused(statement, Part::Counter, why));
     let Some(attestation) = &bundle.counter else { return no("there is none") };
     match verified(statement, Part::Counter, attestation, &bundle.digest())? {
         AttestInfo::Nv { info } if info.index_name().value() != name => no("it is for another NV index"),
-        AttestInfo::Nv { info } if info.offset() != 0 || info.nv_contents().value() != base.to_be_bytes() => {
+        AttestInfo::Nv { info } if info.offset() != 0 || value(&info).is_none_or(|value| value < base) => {
             no("the counter has another value than the policy says")
         }
         AttestInfo::Nv { .. } => Ok(()),
         _ => no("it is a certification of something else"),
     }
+}
+
+fn value(counter: &NvCertifyInfo) -> Option<u64> {
+    counter.nv_contents().value().try_into().ok().map(u64::from_be_bytes)
 }
 
 fn check_creation(bundle: &Bundle, statement: &Statement) -> Result<(), EnrolError> {

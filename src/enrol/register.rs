@@ -39,6 +39,9 @@ pub struct Admitted {
     /// Digest of its bundle's statement.
     #[serde(with = "hex")]
     pub enrolment: Digest,
+    /// The bundles that it was admitted by before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<Enrolment>,
     /// Seconds since 1970 at which it was admitted.
     pub admitted: u64,
     /// Generation of its lockbox key.
@@ -52,6 +55,23 @@ pub struct Admitted {
     /// Seconds since 1970 at which it was removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removed: Option<u64>,
+}
+
+/// A bundle, by the digest of its statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Enrolment(#[serde(with = "hex")] pub Digest);
+
+impl Admitted {
+    /// Whether it was ever admitted by this bundle.
+    pub(super) fn was_by(&self, enrolment: &Digest) -> bool {
+        self.enrolment == *enrolment || self.before.contains(&Enrolment(*enrolment))
+    }
+
+    /// All bundles that it was ever admitted by.
+    pub(super) fn all_bundles(self) -> Vec<Enrolment> {
+        self.before.into_iter().chain([Enrolment(self.enrolment)]).collect()
+    }
 }
 
 /// Seconds since 1970 as people read them.

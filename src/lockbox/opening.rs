@@ -83,13 +83,13 @@ impl Lockbox {
         let is_open = |key: &LockboxKey| sealed.claimed_generation().is_ok_and(|is| is == key.id().generation);
         if let Some((key, _)) = open_already.filter(|(key, _)| is_open(key)) {
             self.trust(key, fingerprint)?;
-            self.keep_copy(&sealed)?;
+            self.keep_copy(&sealed, false)?;
             return self.opened(config, Some(from), true);
         }
         let identities = Keyring::read(self.identities(config), &config.tpm)?;
         let key = LockboxKey::open(&sealed, &identities, &self.config.host).map_err(|error| self.refused(error))?;
         self.trust(&key, fingerprint)?;
-        self.keep_copy(&sealed)?;
+        self.keep_copy(&sealed, true)?;
         self.keep(&key)?;
         // Looked at afresh: what is said next is what the kernel has.
         Self { config: self.config.clone(), state: self.state.clone(), open: Default::default() }.opened(
@@ -155,13 +155,16 @@ impl Lockbox {
             .map_err(|error| format!("the copy {} is damaged: {}", path.display(), chain(&error)))
     }
 
-    /// Keeps the copy that the configuration wants, or removes the one that it does not want.
-    fn keep_copy(&self, sealed: &SealedKey) -> Result<(), LockboxError> {
+    /// Keeps the copy that the configuration wants, or removes the one that it does not want. What was not `opened` here may be
+    /// anything that the store gave: it does not take the place of a copy of the same lockbox key.
+    fn keep_copy(&self, sealed: &SealedKey, opened: bool) -> Result<(), LockboxError> {
         let path = self.config.offline_copy(&self.state);
         if !self.config.offline {
             return self.remove_copy().map(drop);
         }
-        if !matches!(self.copy(), Ok(kept) if kept == *sealed) {
+        let generation = |sealed: &SealedKey| sealed.claimed_generation().ok();
+        let same = |kept: SealedKey| kept == *sealed || (!opened && generation(&kept) == generation(sealed));
+        if !self.copy().is_ok_and(same) {
             state::put(&path, &sealed.to_json()).map_err(io_error("write", &path))?;
         }
         Ok(())

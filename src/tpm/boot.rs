@@ -7,7 +7,9 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{PcrSet, PcrValues, Policy, Revocation, SignedPcrs, SiteKey, Tpm, TpmError, counter::Counter};
+use super::{
+    EPOCHS, IdentityFile, PcrSet, PcrValues, Policy, Revocation, SignedPcrs, SiteKey, Tpm, TpmError, counter::Counter,
+};
 use crate::config::TpmConfig;
 
 /// The PCRs that are looked at: those of the static root of trust.
@@ -141,9 +143,10 @@ impl Tpm {
         let signed = match &config.site_key {
             None => None,
             Some(path) => {
-                let counter = Counter::at(config.counter);
-                let base = self.counter_if_there(counter)?.map_or(0, |value| value.0);
-                Some(SignedPcrs { key: SiteKey::read(path)?, revocation: Some(Revocation { counter, base }) })
+                let (key, counter) = (SiteKey::read(path)?, Counter::at(config.counter));
+                let value = self.counter_if_there(counter)?.map_or(0, |value| value.0);
+                let base = base(config, &key, counter, value);
+                Some(SignedPcrs { key, revocation: Some(Revocation { counter, base }) })
             }
         };
         let literal = match (config.pcrs, &signed) {
@@ -159,6 +162,23 @@ impl Tpm {
         let policy = Policy { signed, pcrs, latch: config.latch, pin };
         policy.check()?;
         Ok(policy)
+    }
+}
+
+/// What the epochs of a new key are counted from. A key that follows the same site's key as the one before goes on with that
+/// one's: what was retired must not come back with it.
+fn base(config: &TpmConfig, key: &SiteKey, counter: Counter, value: u64) -> u64 {
+    let before = IdentityFile::read(&config.identity).ok().and_then(|file| file.policy.signed);
+    let before = before.filter(|signed| signed.key == *key).and_then(|signed| signed.revocation);
+    match before.filter(|revocation| revocation.counter == counter && revocation.base <= value) {
+        None => value,
+        Some(Revocation { base, .. }) if value - base < EPOCHS => base,
+        Some(_) => {
+            tracing::warn!(
+                "all epochs of the site's key {key} are over and begin again: signatures that were retired count again"
+            );
+            value
+        }
     }
 }
 

@@ -254,6 +254,9 @@ impl Esys {
             if read.is_empty() {
                 break;
             }
+            if !read.without(left).is_empty() {
+                return Err(TpmError::Answer { command: "PCR_Read" });
+            }
             for (pcr, digest) in read.iter().zip(&digests.digests) {
                 let value = sized(digest.size, &digest.buffer).try_into();
                 values.insert(pcr, value.map_err(|_| TpmError::Answer { command: "PCR_Read" })?);

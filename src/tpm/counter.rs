@@ -43,9 +43,13 @@ impl Counter {
 
     /// Its name, once it has been written.
     pub fn name(self) -> Name {
+        self.name_with(ATTRIBUTES | WRITTEN)
+    }
+
+    fn name_with(self, attributes: u32) -> Name {
         let mut public_area = self.0.to_be_bytes().to_vec();
         public_area.extend(SHA256.to_be_bytes());
-        public_area.extend((ATTRIBUTES | WRITTEN).to_be_bytes());
+        public_area.extend(attributes.to_be_bytes());
         public_area.extend(0_u16.to_be_bytes()); // no policy
         public_area.extend(8_u16.to_be_bytes()); // bytes of data
         Name::of(&public_area)
@@ -67,11 +71,16 @@ impl fmt::Debug for Counter {
 impl Tpm {
     /// The counter's value; makes it if it is not there.
     pub fn counter_or_new(&self, counter: Counter) -> Result<CounterValue, TpmError> {
-        if let Some(value) = self.counter_if_there(counter)? {
-            return Ok(value);
+        let index = match self.esys().resident_at(counter.index()) {
+            Err(error) if error.code().is_some_and(Code::is_no_handle) => {
+                self.esys().nv_define_counter(counter.index(), ATTRIBUTES)?
+            }
+            index => index?,
+        };
+        // A counter has no value, and not yet its name, until it was raised once. Who made it may have been killed before.
+        if self.esys().nv_name(&index)? == counter.name_with(ATTRIBUTES) {
+            self.esys().nv_increment(&index)?;
         }
-        // A counter has no value, and not yet its name, until it was raised once.
-        self.esys().nv_increment(&self.esys().nv_define_counter(counter.index(), ATTRIBUTES)?)?;
         self.counter(counter)
     }
 

@@ -55,7 +55,7 @@ pub struct SignedPcrs {
 pub struct Revocation {
     /// The counter.
     pub counter: Counter,
-    /// Its value when the key was made.
+    /// Its value when the host's first key for this site's key was made.
     pub base: u64,
 }
 

@@ -106,7 +106,7 @@ impl Tpm {
         let oldest = self.counter(revocation.counter)?.0.saturating_sub(revocation.base);
         if oldest + 1 >= EPOCHS {
             return Err(TpmError::Policy(format!(
-                "the key knows {EPOCHS} epochs, and this is the last: enrol the host anew"
+                "the key knows {EPOCHS} epochs, and this is the last: let the site have another key, and enrol the host anew"
             )));
         }
         let later = match self.signature_for_now(signed, signatures, oldest + 1)? {

@@ -80,6 +80,41 @@ fn a_host_that_enrols_again_gets_a_later_lockbox_key() {
     host.attaches(&host.volume("volume"));
 }
 
+/// The key that opens the lockbox key of now is lost neither by a bundle that cannot be written nor by one that the
+/// administrator refuses.
+#[test]
+fn enrolling_again_and_again_keeps_the_key_that_was_admitted() {
+    let stage = Stage::new();
+    let host = stage.host("compute-7");
+    stage.enrols(&host);
+    let admitted = fs::read(host.file("host.tpm.pem")).unwrap();
+    host.fails(66, &["host", "enrol", "--replace", "--output", &host.file("no-such-folder/bundle")]);
+    assert_eq!(fs::read(host.file("host.tpm.pem")).unwrap(), admitted);
+    for _ in 0..2 {
+        fs::remove_file(host.file("bundle")).unwrap();
+        host.ok(&["host", "enrol", "--replace", "--output", &host.file("bundle")]);
+        assert_eq!(fs::read(host.file("host.tpm.pem.before")).unwrap(), admitted);
+    }
+    assert!(fs::exists(host.file("host.tpm.pem.before.2")).unwrap());
+}
+
+#[test]
+fn a_removal_that_was_stopped_goes_on() {
+    let stage = Stage::new();
+    let host = stage.host("compute-7");
+    stage.enrols(&host);
+    let (_, key) = stage.volume_and_key("volume");
+    let file = stage.keys(&format!("{key}.jwe"));
+    let sealed = fs::read(file).unwrap();
+    fs::write(file, "{}").unwrap();
+    stage.fails(69, &["host", "remove", host.name()]);
+    fs::write(file, sealed).unwrap();
+    let removed = stage.ok(&["host", "remove", host.name()]);
+    assert!(removed.contains("cinder/kek/2"), "{removed}");
+    // The host knows the container key from before.
+    assert_eq!(stage.json(&["key", "show", &key])["recipients"][0]["kid"], "cinder/kek/2");
+}
+
 #[test]
 fn a_host_keeps_its_stores_and_has_one_lockbox_key() {
     let stage = Stage::new();

@@ -507,6 +507,20 @@ fn offline_it_boots_without_the_store_and_says_what_that_costs() {
 }
 
 #[test]
+fn a_store_cannot_spoil_the_copy_of_an_open_lockbox() {
+    let hosted = Hosted::new("offline = true");
+    hosted.ok(&["lockbox", "open"]);
+    let path = hosted.site.keys(&format!("cinder/host/{}.jwe", hosted.host));
+    let mut forged: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    forged["tag"] = "AAAAAAAAAAAAAAAAAAAAAA".into();
+    fs::write(path, forged.to_string()).unwrap();
+    hosted.ok(&["lockbox", "open"]);
+    keyring::remove(&hosted.description()).unwrap();
+    hosted.store_goes();
+    hosted.ok(&["lockbox", "open"]);
+}
+
+#[test]
 fn a_lockbox_on_the_volumes_own_disk_is_refused() {
     let hosted = Hosted::new("");
     hosted.ok(&["lockbox", "open"]);

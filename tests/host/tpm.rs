@@ -383,6 +383,39 @@ fn a_raised_counter_retires_old_signatures() {
     host.refusal(&sealed);
 }
 
+/// Whoever made it was killed before it was raised for the first time, which gives a counter its value and its name.
+#[test]
+fn a_counter_that_was_half_made_is_finished() {
+    let host = Host::new();
+    let counter = Counter::at(host.config.counter);
+    let attributes = "ownerwrite|ownerread|authread|no_da|nt=counter";
+    host.swtpm.tool(&["tpm2_nvdefine", &counter.to_string(), "-C", "o", "-s", "8", "-a", attributes]);
+    let made = host.tpm().counter_or_new(counter).unwrap();
+    assert_eq!(host.tpm().counter_or_new(counter).unwrap(), made);
+}
+
+#[test]
+fn retired_signatures_stay_retired_for_a_key_that_is_made_anew() {
+    let host = Host::new();
+    host.configure();
+    let site = TpmConfig { site_key: Some(host.path("site.pem")), latch: true, ..host.config.clone() };
+    let first = host.revocable(P256);
+    host.enrol(&first, None);
+    let sign = ["policy", "sign", "--private-key", "site.key", "--current", "4+7", "--epoch"];
+    let old = host.ok(&[&sign[..], &["0"]].concat());
+    fs::write(host.path("signatures.json"), host.ok(&[&sign[..], &["1"]].concat())).unwrap();
+    host.ok(&["policy", "revoke-old"]);
+
+    let again = host.enrol(&host.tpm().policy_here(&site, false).unwrap(), None);
+    host.open(&again).unwrap();
+    fs::write(host.path("signatures.json"), old).unwrap();
+    assert!(matches!(host.refusal(&again)[..], [Finding::Retired { epoch: 0, oldest: 1 }]));
+    // Epochs of another site's key are others; and where none is left, they begin again.
+    host.revocable(P256);
+    let base = |policy: &Policy| policy.signed.as_ref().unwrap().revocation.unwrap().base;
+    assert_eq!(base(&host.tpm().policy_here(&site, false).unwrap()), base(&first) + 1);
+}
+
 /// The TPM says no by itself: what this program looks at before is for the explanation only.
 #[test]
 fn the_tpm_itself_refuses() {

@@ -121,6 +121,18 @@ fn a_busy_tpm_is_asked_again_for_a_while() {
     assert!(matches!(error, TpmError::Busy { command: "PCR_Read" }), "{error}");
 }
 
+/// Else it would be asked for ever for those that it does not give.
+#[test]
+fn an_answer_about_other_pcrs_is_none() {
+    let swtpm = Swtpm::start();
+    let tap = Wiretap::on(&swtpm.socket());
+    let tpm = Tpm::open(&TpmConfig { tcti: tap.tcti(), ..TpmConfig::default() }).unwrap();
+    // A selection in the SHA-256 bank: PCR 16 in place of 0 to 7.
+    tap.forge(&[0, 0x0B, 3, 0xFF, 0, 0], &[0, 0x0B, 3, 0, 0, 1]);
+    let error = tpm.boot_values().unwrap_err();
+    assert!(matches!(error, TpmError::Answer { command: "PCR_Read" }), "{error}");
+}
+
 /// An interposer that wants to know the sessions' keys answers with a storage root key of its own, under the right name.
 #[test]
 fn a_storage_root_key_of_somebody_between_is_noticed() {

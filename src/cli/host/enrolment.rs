@@ -31,7 +31,7 @@ pub struct Enrol {
     /// Give the key a PIN, asked for now ('pin' in [tpm] names a file with it)
     #[arg(long)]
     pin: bool,
-    /// Make a new key although there is one, which is kept as FILE.before
+    /// Make a new key although there is one, which is kept as FILE.before (FILE.before.2, ...)
     #[arg(long)]
     replace: bool,
     /// Where the bundle goes: a new file
@@ -50,9 +50,10 @@ impl Enrol {
         let policy = tpm.policy_here(&config.tpm, with_pin)?;
         let pin = with_pin.then(|| new_pin(&config.tpm)).transpose()?;
         let enrolled = enrol::enrol(&tpm, &host, &policy, pin.as_ref())?;
+        // First what is likely to fail: no challenge to this bundle is answered before the other two are written.
+        enrolled.bundle.write(&self.output)?;
         write_key(key_file, enrolled.file.to_pem()?.as_bytes())?;
         enrolled.keep(&config.state)?;
-        enrolled.bundle.write(&self.output)?;
         record(&config, "host enrol", &host, None)?;
         self.show(&host, key_file, &enrolled, global.json)
     }
@@ -110,20 +111,33 @@ fn new_pin(config: &TpmConfig) -> Result<SecretBytes, Error> {
     if pin == again { Ok(pin) } else { Err(Error::Usage("the two PINs differ".to_owned())) }
 }
 
-/// Writes the key's file, for this user alone; one that is there is kept beside it.
+/// Writes the key's file, for this user alone; one that is there is kept beside it, with those that were before: which of them
+/// the administrator has admitted, and so opens this host's lockbox key, is not known here.
 fn write_key(path: &Path, pem: &[u8]) -> Result<(), Error> {
     let write = || {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let name = path.file_name().and_then(|name| name.to_str()).ok_or(io::ErrorKind::InvalidInput)?;
         let folder = Folder::make(folder)?;
         match fs::read(path) {
-            Ok(before) => folder.replace(&format!("{name}.before"), &before)?,
+            Ok(before) => keep_before(&folder, name, &before)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
         folder.replace(name, pem)
     };
     write().map_err(Error::io(format!("write {}", path.display())))
+}
+
+/// As FILE.before or, if that is taken, FILE.before.2 and so on.
+fn keep_before(folder: &Folder, name: &str, pem: &[u8]) -> io::Result<()> {
+    let names = (2..).map(|number| format!("{name}.before.{number}"));
+    for before in [format!("{name}.before")].into_iter().chain(names) {
+        match folder.create(&before, pem) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            created => return created,
+        }
+    }
+    Ok(())
 }
 
 /// Answer the administrator's challenge: only this TPM can

@@ -135,7 +135,7 @@ impl Remove {
         let mut container_keys = Vec::new();
         for store in stores {
             let container = Container::open(config, store, None)?;
-            if !container.hosts()?.contains(&self.host) {
+            if container.has_shut_out(&self.host)? {
                 continue;
             }
             let rotation = container.remove_host(&self.host, &|_, _| {})?;

@@ -1,5 +1,7 @@
 //! Bundles that lie: each in one point, signed by a real TPM, and refused for that point.
 
+use std::fs;
+
 use base64ct::{Base64, Encoding};
 use cryptattach::tpm::{
     Counter, Policy, SiteKey, attestation_templates,
@@ -115,6 +117,10 @@ fn the_counter_is_the_tpms_own_and_the_sites() {
     }
     with(&|policy| signed(policy).revocation.as_mut().unwrap().base += 100, Certify::TheIdentity);
     stage.refuses_part(&host, "certification of the counter", "has another value than the policy says");
+    // A host that enrols again goes on with its epochs: fewer old signatures count, not more.
+    with(&|policy| signed(policy).revocation.as_mut().unwrap().base -= 1, Certify::TheIdentity);
+    stage.challenge(&host);
+    fs::remove_file(host.file("challenge")).unwrap();
     with(&|_| {}, Certify::NotTheCounter);
     stage.refuses_part(&host, "certification of the counter", "there is none");
     with(&|policy| signed(policy).revocation = None, Certify::TheIdentity);

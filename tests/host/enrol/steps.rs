@@ -34,6 +34,32 @@ fn an_answer_counts_once_and_so_does_a_bundle() {
     assert!(stage.fails(80, &["host", "admit", &first, "--store", "cinder"]).contains("has been used already"));
 }
 
+/// A host that enrols again must not be brought back to the key that it had before, nor to that key's policy.
+#[test]
+fn a_bundle_from_before_the_last_one_stays_used() {
+    let stage = Stage::new();
+    let host = stage.host("compute-7");
+    host.enrolled();
+    stage.challenge(&host);
+    host.answer();
+    let (late, first) = (host.file("late"), host.file("first"));
+    fs::rename(host.file("answer"), &late).unwrap();
+    stage.challenge(&host);
+    host.answer();
+    stage.admit(&host);
+    fs::rename(host.file("bundle"), &first).unwrap();
+    host.ok(&["host", "enrol", "--replace", "--output", &host.file("bundle")]);
+    stage.challenge(&host);
+    host.answer();
+    stage.admit(&host);
+    let again = |refused: String| assert!(refused.contains("has been used already"), "{refused}");
+    again(stage.fails(80, &["host", "admit", &late, "--store", "cinder"]));
+    fs::rename(&first, host.file("bundle")).unwrap();
+    again(stage.refuses(&host, &["--ca", stage.authority()]));
+    stage.ok(&["host", "remove", host.name()]);
+    again(stage.refuses(&host, &["--ca", stage.authority()]));
+}
+
 #[test]
 fn edited_answers_are_refused_and_cost_nothing() {
     let stage = Stage::new();
