@@ -394,7 +394,7 @@ mod tests {
             places.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         let whole = format!("sealed keys {}", folder.path().display());
-        assert_eq!(places(&store), [whole.clone()]);
+        assert_eq!(places(&store), std::slice::from_ref(&whole));
         let file = folder.path().join(format!("{id}.jwe"));
         fs::copy(&file, elsewhere.path().join("key")).unwrap();
         fs::remove_file(&file).unwrap();
