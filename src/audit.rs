@@ -10,7 +10,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// What happened.
 #[derive(Debug, Default, Serialize)]
@@ -18,7 +18,7 @@ pub struct Event<'a> {
     /// "format", "attach", "refused", "detach", "key delete", ...
     pub action: &'a str,
     /// The encrypted device.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
     pub device: Option<&'a Path>,
     /// The key.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -44,6 +44,11 @@ pub struct AuditError {
     path: PathBuf,
     #[source]
     source: io::Error,
+}
+
+/// What is no UTF-8 in a path is replaced, since JSON has no other text: a record with a wrong letter is better than none.
+fn as_text<S: Serializer>(path: &Option<&Path>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.unwrap_or(Path::new("")).display())
 }
 
 #[derive(Serialize)]

@@ -337,6 +337,7 @@ fn resolve(folder: &Path, identity: &Path) -> Result<PathBuf, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::Place;
 
     fn read(text: &str) -> Result<Config, ConfigError> {
         let folder = tempfile::tempdir().unwrap();
@@ -376,8 +377,13 @@ mod tests {
         assert_eq!((of.lifetime.as_secs(), of.offline), (86400, false));
         assert_eq!(of.identities, [config.path.with_file_name("host.key")]);
         assert_eq!(of.path, Path::new("/var/lib/cryptattach/lockbox"));
-        let kept: Vec<_> = of.places(&config.state).iter().map(|place| place.what.clone()).collect();
-        assert_eq!(kept, ["lockbox entries", "private key"]);
+        let what = |places: Vec<Place>| places.into_iter().map(|place| place.what).collect::<Vec<_>>();
+        assert_eq!(what(of.places(&config.state, None)), ["lockbox entries", "private key"]);
+        // Of another store than the key's, its directory and its keys count, for they open the lockbox.
+        let text = format!("{store}identities = ['o.key']\n{lockbox}").replace("identities = ['host.key']\n", "");
+        let config = read(&text).unwrap();
+        let places = config.lockbox.as_ref().unwrap().places(&config.state, config.stores.values().next());
+        assert_eq!(what(places), ["lockbox entries", "sealed lockbox key", "private key"]);
         assert!(matches!(read(lockbox), Err(ConfigError::UnknownStore { .. })));
         for wrong in ["lifetime_hours = 0.0", "lifetime_hours = 9000.0", "lifetime_hours = nan", "host = '../x'"] {
             let text = format!("{store}{lockbox}{wrong}\n");

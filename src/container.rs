@@ -93,7 +93,7 @@ impl Container {
         let store_config = config.store(name)?;
         let lockbox = Lockbox::of(config);
         let mut own_places = store_config.places(&config.path);
-        own_places.extend(lockbox.iter().flat_map(Lockbox::places));
+        own_places.extend(lockbox.iter().flat_map(|lockbox| lockbox.places(config, name)));
         own_places.extend(config.boot.place());
         Ok(Self {
             name: name.clone(),

@@ -16,7 +16,7 @@ use crate::{
     error::Error,
     keep,
     key::{KeyReference, KeySize, SecretBytes, StoreName, VolumeKey},
-    volume::{self, HEADER_BYTES, NewHeader, SectorSize, Volume, VolumeError, signatures},
+    volume::{self, HEADER_BYTES, NewHeader, SectorSize, Volume, signatures},
 };
 
 /// What to format, and how.
@@ -125,8 +125,7 @@ impl Ground {
         let data = device.open_exclusive()?;
         let blank = |path| if request.force { Ok(()) } else { blank(path) };
         blank(request.device)?;
-        let header = request.header.map(open_header_file).transpose()?;
-        request.header.map_or(Ok(()), blank)?;
+        let header = request.header.map(|path| claim_header(path, request.force)).transpose()?;
         Ok(Self { device, data, header, force: request.force })
     }
 
@@ -161,17 +160,40 @@ fn blank(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn open_header_file(path: &Path) -> Result<File, VolumeError> {
-    let open = || {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        let shorter = file.metadata()?.is_file() && file.metadata()?.len() < HEADER_BYTES;
-        if shorter {
-            file.set_len(HEADER_BYTES)?;
+/// The place of a detached header, held as the data is: neither that itself nor what is mapped. A file that is there already
+/// is looked at before it is made longer, and all of it: no signature tells a private key.
+fn claim_header(path: &Path, force: bool) -> Result<File, Error> {
+    let device = match Device::look(path) {
+        Err(DeviceError::Missing(_)) => {
+            let new = || {
+                let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+                file.set_len(HEADER_BYTES)?;
+                // Its name has to survive a power cut as well (fsync(2)).
+                File::open(path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new(".")))?
+                    .sync_all()?;
+                Ok(file)
+            };
+            return Ok(new().map_err(DeviceError::io("make", path))?);
         }
-        Ok(file)
+        device => device?,
     };
-    match Device::look(path) {
-        Ok(device) if matches!(device.kind, DeviceKind::Block(_)) => Ok(device.open_exclusive()?),
-        _ => Ok(open().map_err(DeviceError::io("open", path))?),
+    if device.kind != DeviceKind::File && device.size_bytes < HEADER_BYTES {
+        let (path, size_bytes) = (device.path, device.size_bytes);
+        return Err(DeviceError::TooSmall { path, size_bytes, needed_bytes: HEADER_BYTES }.into());
     }
+    let file = device.open_exclusive()?;
+    if !force && device.size_bytes > 0 {
+        blank(path)?;
+    }
+    if device.kind == DeviceKind::File {
+        let data = || volume::blank::first_data(&file, device.size_bytes);
+        if let Some(at) = if force { None } else { data().map_err(DeviceError::io("read", path))? } {
+            let found = format!("data at byte {at}, of no known kind");
+            return Err(Error::NotBlank { path: path.to_owned(), found });
+        }
+        if device.size_bytes < HEADER_BYTES {
+            file.set_len(HEADER_BYTES).map_err(DeviceError::io("make room in", path))?;
+        }
+    }
+    Ok(file)
 }

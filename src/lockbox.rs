@@ -76,8 +76,11 @@ impl Lockbox {
     }
 
     /// The places where this host keeps what the lockbox has, and what opens it.
-    pub fn places(&self) -> Vec<Place> {
-        self.config.places(&self.state)
+    ///
+    /// `asked` is the store of the key that is asked for, whose places are known besides.
+    pub fn places(&self, config: &Config, asked: &StoreName) -> Vec<Place> {
+        let other = config.store(&self.config.store).ok().filter(|_| self.config.store != *asked);
+        self.config.places(&self.state, other)
     }
 
     /// This host's private keys that open the lockbox key.

@@ -169,6 +169,49 @@ fn a_null_cipher_for_the_keyslot_is_refused() {
 }
 
 #[test]
+fn a_keyslot_is_opened_by_the_metadata_that_was_checked() {
+    let fixture = Fixture::new();
+    let passphrase = SecretBytes::copy_of(b"0123456789abcdef0123456789abcdef").unwrap();
+    let path = fixture.volume(Some(&passphrase));
+    let volume = volume::probe(&path, None).unwrap();
+    // Storage that answers the second read differently; with a null cipher and a key area to match it would open by anything.
+    luks2::change(&path, |h| h["keyslots"]["0"]["area"]["encryption"] = json!("cipher_null-ecb"));
+    assert!(volume.open_keyslot(&passphrase).unwrap() == fixture.key);
+}
+
+#[test]
+fn a_keyslot_that_would_take_hours_or_all_memory_is_refused() {
+    type Change = fn(&mut Value);
+    let cases: [(Change, &str); 3] = [
+        (|kdf| kdf["iterations"] = json!(u32::MAX), "keyslot 0 takes 4294967295 iterations"),
+        (|kdf| *kdf = argon2(u32::MAX, 1 << 20), "keyslot 0 takes 4294967295 passes over 1048576 KiB of memory"),
+        (|kdf| *kdf = argon2(4, u32::MAX), "keyslot 0 takes 4 passes over 4294967295 KiB of memory"),
+    ];
+    let passphrase = SecretBytes::copy_of(b"0123456789abcdef0123456789abcdef").unwrap();
+    for (change, told) in cases {
+        let fixture = Fixture::new();
+        let path = fixture.volume(Some(&passphrase));
+        luks2::change(&path, |h| change(&mut h["keyslots"]["0"]["kdf"]));
+        let error = chain(&volume::probe(&path, None).expect_err(told));
+        assert!(error.contains(told), "{error}");
+    }
+    let fixture = Fixture::new();
+    let path = fixture.volume(Some(&passphrase));
+    luks2::change(&path, |h| h["keyslots"]["0"]["kdf"] = argon2(10, 1 << 20));
+    volume::probe(&path, None).expect("what cryptsetup makes passes");
+
+    File::create(&path).unwrap().set_len(SIZE).unwrap();
+    cryptsetup(&["luksFormat", "--type", "luks1", "-q", "--pbkdf-force-iterations", "1000"], b"pass", &path);
+    OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&u32::MAX.to_be_bytes(), 212).unwrap();
+    let error = chain(&volume::probe(&path, None).expect_err("LUKS1"));
+    assert!(error.contains("keyslot 0 takes 4294967295 iterations"), "{error}");
+}
+
+fn argon2(time: u32, memory: u32) -> Value {
+    json!({"type": "argon2id", "time": time, "memory": memory, "cpus": 1, "salt": "q83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA="})
+}
+
+#[test]
 fn damaged_headers_are_damaged_and_stay_so() {
     type Damage = fn(&File);
     let damage: [(&str, Damage); 4] = [

@@ -69,7 +69,8 @@ impl Format {
         let json = json!({
             "key": formatted.reference,
             "volume": formatted.volume.uuid(),
-            "device": formatted.volume.device.path,
+            // json! panics at a path that is no UTF-8, and the volume is made.
+            "device": formatted.volume.device.path.display().to_string(),
             "sector_size_bytes": formatted.volume.geometry.sector_size.bytes(),
             "size_bytes": formatted.volume.geometry.size_bytes,
         });

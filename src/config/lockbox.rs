@@ -7,6 +7,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de};
 
+use super::{Location, StoreConfig, stores::identity_place};
 use crate::key::{HostName, Place, StoreName};
 
 /// `[lockbox]`
@@ -57,10 +58,18 @@ impl LockboxConfig {
         state.join("host").join(format!("{}.jwe", self.host))
     }
 
-    /// Where this host keeps what the lockbox has and what opens it.
-    pub fn places(&self, state: &Path) -> Vec<Place> {
-        let identities = self.identities.iter().map(|path| Place::path("private key", path, true));
+    /// Where this host keeps what the lockbox has and what opens it. `store` has the sealed lockbox key, if that is not the store
+    /// of the key itself, whose places are told already; if it is a directory, it is a place of this host.
+    pub fn places(&self, state: &Path, store: Option<&StoreConfig>) -> Vec<Place> {
+        let of_store = store.map(|store| store.sealing.identities.as_slice()).unwrap_or_default();
+        let identities = if self.identities.is_empty() { of_store } else { &self.identities };
+        let identities = identities.iter().map(|path| identity_place(path));
         let copy = self.offline.then(|| Place::path("sealed lockbox key", self.offline_copy(state), true));
-        [Place::path("lockbox entries", &self.path, true)].into_iter().chain(copy).chain(identities).collect()
+        let sealed = match store.map(|store| &store.location) {
+            Some(Location::Directory { path }) => Some(Place::path("sealed lockbox key", path, true)),
+            _ => None,
+        };
+        let entries = Place::path("lockbox entries", &self.path, true);
+        [entries].into_iter().chain(copy).chain(sealed).chain(identities).collect()
     }
 }

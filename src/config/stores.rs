@@ -104,6 +104,15 @@ pub struct BarbicanConfig {
     pub caller_token: bool,
 }
 
+/// Where this host keeps a private key.
+pub(super) fn identity_place(path: &Path) -> Place {
+    match IdentityFile::is_at(path) {
+        // Without this host's TPM it opens nothing.
+        true => Place::path("TPM key", path, false),
+        false => Place::path("private key", path, true),
+    }
+}
+
 fn yes() -> bool {
     true
 }
@@ -171,11 +180,7 @@ impl StoreConfig {
     /// Where this host keeps what opens the store's keys. An owner's key on the volume's own disk is as bad as the
     /// volume key there.
     pub fn places(&self, config: &Path) -> Vec<Place> {
-        let identities = self.sealing.identities.iter().map(|path| match IdentityFile::is_at(path) {
-            // Without this host's TPM it opens nothing.
-            true => Place::path("TPM key", path, false),
-            false => Place::path("private key", path, true),
-        });
+        let identities = self.sealing.identities.iter().map(|path| identity_place(path));
         let config = Place::path("configuration", config, false);
         // What logs in to Barbican gets unsealed keys; to Swift, sealed ones only.
         let (cloud, opens) = match &self.location {

@@ -1,6 +1,7 @@
 //! Block devices as sysfs shows them.
 
 use std::{
+    ffi::OsStr,
     fmt, fs,
     path::{Path, PathBuf},
     str::FromStr,
@@ -75,10 +76,12 @@ impl BlockDevice {
         attribute(&self.directory.join(path))
     }
 
-    /// The disk that this is a partition of.
+    /// The disk that this is a part of: a partition, or one of an eMMC's areas (`mmcblk0boot0`), which the kernel shows as
+    /// disks of their own below the chip's (drivers/mmc/core/block.c, mmc_blk_alloc_part).
     pub fn parent_disk(&self) -> Option<DeviceNumber> {
-        self.attribute("partition")?;
-        number_in(self.directory.parent()?)
+        let above = self.directory.parent()?;
+        let is_disk = || fs::read_link(above.join("subsystem")).is_ok_and(|subsystem| base_name(&subsystem) == "block");
+        (self.attribute("partition").is_some() || is_disk()).then(|| number_in(above)).flatten()
     }
 
     /// The partitions of this disk.
@@ -102,9 +105,12 @@ impl BlockDevice {
         FarEnd::of(self)
     }
 
-    /// Whether the kernel makes it up, so that sysfs cannot tell what is behind it.
+    /// Whether the kernel makes it up, so that sysfs cannot tell what is behind it: a program, or with LIO's loopback
+    /// (`tcm_loop_0`) a file or disk of this host that is exported to itself as a SCSI disk (drivers/target/loopback).
     pub fn is_virtual(&self) -> bool {
-        self.directory.parent().is_some_and(|above| above.ends_with("devices/virtual/block"))
+        let is_loopback = |part: &OsStr| part.as_encoded_bytes().starts_with(b"tcm_loop_");
+        let above = self.directory.parent();
+        above.is_some_and(|above| above.ends_with("devices/virtual/block")) || self.directory.iter().any(is_loopback)
     }
 
     /// Whether its driver keeps the data in memory.

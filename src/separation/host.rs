@@ -25,6 +25,7 @@ pub(crate) struct Host {
     root: PathBuf,
     look: fn(&Path) -> io::Result<Seen>,
     addresses: fn() -> io::Result<Vec<IpAddr>>,
+    shows: fn(&str, &Path) -> Option<bool>,
 }
 
 /// What a path is.
@@ -43,7 +44,7 @@ pub(crate) struct Seen {
 impl Host {
     /// This host.
     pub fn this() -> Self {
-        Self { root: PathBuf::from("/"), look, addresses }
+        Self { root: PathBuf::from("/"), look, addresses, shows }
     }
 
     /// A tree under `root` that stands for a host; `look` answers what its paths are, `addresses` those of its interfaces.
@@ -53,7 +54,7 @@ impl Host {
         look: fn(&Path) -> io::Result<Seen>,
         addresses: fn() -> io::Result<Vec<IpAddr>>,
     ) -> Self {
-        Self { root: root.to_owned(), look, addresses }
+        Self { root: root.to_owned(), look, addresses, shows: |_, _| None }
     }
 
     /// A path of `/sys`, `/proc` or `/run`, given without the leading slash.
@@ -64,6 +65,11 @@ impl Host {
     /// The addresses of its network interfaces.
     pub fn addresses(&self) -> io::Result<Vec<IpAddr>> {
         (self.addresses)()
+    }
+
+    /// Whether the file at this path is the one that a loop device shows; `None` if the device cannot be asked.
+    pub fn shows(&self, loop_device: &str, path: &Path) -> Option<bool> {
+        (self.shows)(loop_device, path)
     }
 
     /// What a path is, symbolic links followed.
@@ -112,6 +118,27 @@ fn look(path: &Path) -> io::Result<Seen> {
         .ok()
         .and_then(|info| info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok()));
     Ok(Seen { path, block, on: DeviceNumber(metadata.dev()), mount })
+}
+
+mod ioctl {
+    #![allow(unsafe_code)] // the wrappers that nix's macros make are unsafe functions
+    /// `struct loop_info64` (linux/loop.h), 232 bytes: device and inode of the file come first.
+    pub type LoopInfo64 = [u64; 29];
+    nix::ioctl_read_bad!(loop_get_status64, 0x4c05, LoopInfo64);
+}
+
+#[allow(unsafe_code)]
+fn shows(loop_device: &str, path: &Path) -> Option<bool> {
+    let node = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(Path::new("/dev").join(loop_device))
+        .ok()?;
+    let mut info: ioctl::LoopInfo64 = [0; 29];
+    // SAFETY: the kernel writes one `struct loop_info64`, which has the size of `info`, and the node is open.
+    unsafe { ioctl::loop_get_status64(node.as_raw_fd(), &raw mut info) }.ok()?;
+    let file = fs::metadata(path).ok()?;
+    Some((file.dev(), file.ino()) == (info[0], info[1]))
 }
 
 fn addresses() -> io::Result<Vec<IpAddr>> {

@@ -230,6 +230,12 @@ impl<'a> Walk<'a> {
             Some(path) if self.host.look(Path::new(&format!("{path} (deleted)"))).is_err() => {
                 Node::gap(format!("{path}, the file behind {}, has been deleted", device.name))
             }
+            // The kernel names the file by its path under its own mount. Where another is mounted over that, or it is mounted in
+            // another namespace or no longer, the same words lead to another file.
+            _ if self.host.shows(&device.name, Path::new(&path)) == Some(false) => Node::gap(format!(
+                "{path} is not the file behind {}, which has that path where it is mounted, but not here",
+                device.name
+            )),
             _ => self.existing(Path::new(&path)),
         }
     }

@@ -131,6 +131,29 @@ fn namespaces_of_one_ssd_are_one_device_and_those_of_a_fabric_are_not_known() {
 }
 
 #[test]
+fn the_areas_of_an_emmc_are_one_chip() {
+    let host = MadeUp::host().with_disk("sdc", "8:32", &[("device/serial", "0x1234abcd")]).with_device(
+        "pci0/block/sdc/sdd",
+        "8:48",
+        &[("size", "8192")],
+    );
+    symlink("../../../../class/block", host.directory.path().join("sys/devices/pci0/block/sdc/subsystem")).unwrap();
+    let verdict = host.check("/dev/sdc", &["/dev/sdd"]).verdict;
+    assert_eq!(verdict.word(), "shared", "mmcblk0 and mmcblk0boot0, by other names: {verdict}");
+}
+
+#[test]
+fn what_this_host_exports_to_itself_as_a_scsi_disk_is_a_gap() {
+    let host = MadeUp::host().with_device(
+        "tcm_loop_0/tcm_loop_adapter_0/host3/target3:0:1/3:0:1:0/block/sdc",
+        "8:32",
+        &[("device/wwid", "naa.60014051")],
+    );
+    let verdict = host.check("/dev/sdc", &["/keys"]).verdict.to_string();
+    assert!(verdict.starts_with("unproven: volume /dev/sdc: sdc is a virtual device"), "{verdict}");
+}
+
+#[test]
 fn what_is_behind_a_network_is_a_gap() {
     let host = MadeUp::host().with_stack("nbd0", "43:0", &[], &[]);
     assert_eq!(
@@ -275,6 +298,19 @@ fn encrypted_swap_and_swap_in_memory_do_no_harm() {
         .with_file("proc/swaps", &SWAPS.replace("/dev/sda1", "/dev/dm-0 partition 1 0 -3\n/dev/zram0"));
     let report = host.check("/dev/sda2", &["/run/keys"]);
     assert_eq!((report.verdict.word(), report.swap.len()), ("apart", 2));
+}
+
+#[test]
+fn what_libcryptsetup_makes_without_a_cipher_does_not_hide_swap() {
+    for (uuid, verdict) in [("CRYPT-LUKS2-1-swap", "apart"), ("CRYPT-PLAIN-swap", "apart")]
+        .into_iter()
+        .chain([("CRYPT-INTEGRITY-swap", "unproven"), ("CRYPT-VERITY-1-swap", "unproven")])
+    {
+        let host = MadeUp::host()
+            .with_stack("dm-0", "253:0", &[("dm/uuid", uuid), ("dm/name", "swap")], &["pci0/block/sda/sda1"])
+            .with_file("proc/swaps", "Filename Type Size Used Priority\n/dev/dm-0 partition 1 0 -2\n");
+        assert_eq!(host.check("/dev/sda2", &["/keys"]).verdict.word(), verdict, "{uuid}");
+    }
 }
 
 #[test]

@@ -98,11 +98,14 @@ impl Role {
     pub(crate) fn of(device: &BlockDevice) -> Self {
         // The subsystem that made a mapping writes its name before the first hyphen (libdevmapper, dm_task_set_uuid).
         let uuid = device.attribute("dm/uuid").unwrap_or_default();
-        match uuid.split_once('-').map(|(maker, _)| maker) {
-            Some("CRYPT") => Self::DmCrypt,
-            Some("LVM") => Self::Lvm,
-            Some("mpath") => Self::Multipath,
-            Some(part) if part.starts_with("part") => Self::Partition,
+        let mut parts = uuid.split('-');
+        match (parts.next(), parts.next()) {
+            // libcryptsetup makes these too, and they encrypt nothing: dm-integrity, also below dm-crypt, and dm-verity.
+            (Some("CRYPT"), Some("INTEGRITY" | "VERITY" | "SUBDEV" | "TEMP")) => Self::Mapping,
+            (Some("CRYPT"), _) => Self::DmCrypt,
+            (Some("LVM"), _) => Self::Lvm,
+            (Some("mpath"), _) => Self::Multipath,
+            (Some(part), _) if part.starts_with("part") => Self::Partition,
             _ if device.directory.join("dm").is_dir() => Self::Mapping,
             _ if device.directory.join("md").is_dir() => Self::Raid,
             _ => Self::Stacked,

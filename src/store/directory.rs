@@ -4,13 +4,14 @@
 //! What is stored appears whole or not at all, and survives a power cut ([`crate::durable`]).
 
 use std::{
-    fs::{self, File},
+    fs::{self, OpenOptions},
     io::{self, Read},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::OnceLock,
 };
 
+use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use super::{ContainerKeys, Current, HostKeys, KeyStore, StoreError, Stored};
@@ -99,13 +100,10 @@ impl Directory {
     /// A sealed key, container key or lockbox key.
     fn read(&self, name: &str) -> Result<SealedKey, StoreError> {
         let path = self.path()?.join(format!("{name}{END}"));
-        let file = File::open(&path).map_err(|error| match error.kind() {
+        let bytes = read_bounded(&path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound if self.is_there(&path) => self.not_found(name),
-            _ => io_error("open", &path)(error),
+            _ => io_error("read", &path)(error),
         })?;
-        let mut bytes = Vec::new();
-        // One byte more than fits, so that the length check sees an overlong file without reading all of it.
-        file.take(MAX_SEALED_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(io_error("read", &path))?;
         SealedKey::from_json(&bytes).map_err(|source| malformed(&path, source))
     }
 
@@ -184,7 +182,7 @@ impl Directory {
 
     fn container(&self) -> Result<Option<Container>, StoreError> {
         let path = self.path()?.join(CONTAINER);
-        match fs::read(&path) {
+        match read_bounded(&path) {
             Ok(bytes) => {
                 serde_json::from_slice(&bytes).map(Some).map_err(|error| io_error("understand", &path)(error.into()))
             }
@@ -215,8 +213,18 @@ impl KeyStore for Directory {
         self.names("")
     }
 
-    fn places(&self, _: &KeyId) -> Result<Vec<Place>, StoreError> {
-        Ok(vec![Place::path("sealed keys", self.path()?, true)])
+    fn places(&self, id: &KeyId) -> Result<Vec<Place>, StoreError> {
+        let path = self.path()?;
+        let mut places = vec![Place::path("sealed keys", path, true)];
+        // A link, or a mount, may lead from the directory to another file system.
+        let rests_on = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+        let elsewhere = |path: &PathBuf| rests_on(path).is_some_and(|device| rests_on(&self.path) != Some(device));
+        let keys = [path.join(format!("{id}{END}"))].into_iter().filter(elsewhere);
+        places.extend(keys.map(|path| Place::path("sealed key", path, true)));
+        let epochs = ContainerKeys::epochs(self)?.into_iter().map(|epoch| path.join(format!("kek/{epoch}{END}")));
+        let epochs = epochs.chain([path.join("kek")]).filter(elsewhere);
+        places.extend(epochs.map(|path| Place::path("container key", path, true)));
+        Ok(places)
     }
 
     fn container_keys(&self) -> Option<&dyn ContainerKeys> {
@@ -284,6 +292,18 @@ impl HostKeys for Directory {
     fn hosts(&self) -> Result<Vec<HostName>, StoreError> {
         self.names("host")
     }
+}
+
+/// A file of the store, which is not trusted: nothing but a file is read, since a pipe would keep us waiting for ever, and no
+/// more than one byte beyond what fits, so that the reader sees that it is too long.
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_SEALED_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn malformed(path: &Path, source: MalformedSealedKey) -> StoreError {
@@ -359,6 +379,44 @@ mod tests {
             let error = store.read_key(&id).unwrap_err();
             assert!(matches!(error, StoreError::Malformed { .. }), "{case}: {error:?}");
             assert!(error.to_string().contains(&id.to_string()), "{case}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_a_link_leads_to_has_a_place_of_its_own() {
+        let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+        let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
+        let store = Directory::open(folder.path());
+        let id = KeyId::random();
+        KeyStore::create(&store, &id, &sealed(id, 1)).unwrap();
+        let places = |store: &Directory| {
+            let places = store.places(&id).unwrap();
+            places.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let whole = format!("sealed keys {}", folder.path().display());
+        assert_eq!(places(&store), std::slice::from_ref(&whole));
+        let file = folder.path().join(format!("{id}.jwe"));
+        fs::copy(&file, elsewhere.path().join("key")).unwrap();
+        fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path().join("key"), &file).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), folder.path().join("kek")).unwrap();
+        let kek = format!("container key {}", folder.path().join("kek").display());
+        assert_eq!(places(&store), [whole, format!("sealed key {}", file.display()), kek]);
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Directory::open(folder.path());
+        let id = KeyId::random();
+        let pipe = nix::sys::stat::Mode::from_bits_truncate(0o600);
+        nix::unistd::mkfifo(&folder.path().join(format!("{id}.jwe")), pipe).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", folder.path().join("container.json")).unwrap();
+        for error in [store.read_key(&id).unwrap_err(), store.current().unwrap_err()] {
+            assert!(
+                matches!(&error, StoreError::Io { source, .. } if source.to_string().contains("regular")),
+                "{error:?}"
+            );
         }
     }
 

@@ -5,13 +5,18 @@
 
 use super::{
     CIPHER, Geometry, SectorSize,
-    metadata::{Digest, Metadata, Segment},
+    metadata::{Digest, Kdf, Metadata, Segment},
     token::Token,
 };
 use crate::key::{KeyReference, KeySize};
 
 /// Digests above this take longer than a few seconds; cryptsetup itself aims at an eighth of a second.
 const MOST_DIGEST_ITERATIONS: u64 = 10_000_000;
+/// A keyslot above these takes minutes, or memory that cryptsetup itself never asks for (MAX_PBKDF_MEMORY, 4 GiB); cryptsetup
+/// makes keyslots of two seconds.
+const MOST_KEYSLOT_ITERATIONS: u64 = 200_000_000;
+const MOST_KEYSLOT_MEMORY_KIB: u64 = 4 << 20;
+const MOST_KEYSLOT_PASSES_KIB: u64 = 128 << 20;
 const DIGEST_HASHES: [&str; 3] = ["sha1", "sha256", "sha512"];
 const KDFS: [&str; 3] = ["pbkdf2", "argon2i", "argon2id"];
 
@@ -57,6 +62,9 @@ pub fn luks1(header: &super::luks::Luks1, device_bytes: u64) -> Result<Checked, 
         return Err(refused(format!("its hash is '{}'", header.hash)));
     }
     check_iterations(u64::from(header.digest_iterations))?;
+    for (number, iterations) in &header.keyslot_iterations {
+        check_keyslot_iterations(number, u64::from(*iterations))?;
+    }
     Ok(Checked {
         geometry: geometry(SectorSize::B512, header.data_offset_bytes, None, device_bytes)?,
         key_size: Some(key_size),
@@ -126,12 +134,34 @@ fn keyslots(metadata: &Metadata) -> Result<Option<KeySize>, Refusal> {
         if let Some(kdf) = keyslot.kdf.as_ref().filter(|kdf| !KDFS.contains(&kdf.kind.as_str())) {
             return Err(refused(format!("keyslot {number} derives its key by '{}'", kdf.kind)));
         }
+        keyslot.kdf.as_ref().map_or(Ok(()), |kdf| check_kdf_cost(number, kdf))?;
         let this = key_size(&format!("keyslot {number}'s key"), keyslot.key_size)?;
         if size.replace(this).is_some_and(|other| other != this) {
             return Err(refused("its keyslots hold keys of different sizes".to_owned()));
         }
     }
     Ok(size)
+}
+
+/// Whoever tries a passphrase pays what the header asks for.
+fn check_kdf_cost(number: &str, kdf: &Kdf) -> Result<(), Refusal> {
+    if kdf.kind == "pbkdf2" {
+        return check_keyslot_iterations(&number, kdf.iterations);
+    }
+    let Kdf { time, memory, .. } = kdf;
+    if *memory > MOST_KEYSLOT_MEMORY_KIB || time.saturating_mul(*memory) > MOST_KEYSLOT_PASSES_KIB {
+        return Err(refused(format!("keyslot {number} takes {time} passes over {memory} KiB of memory")));
+    }
+    Ok(())
+}
+
+fn check_keyslot_iterations(number: &impl std::fmt::Display, iterations: u64) -> Result<(), Refusal> {
+    if iterations > MOST_KEYSLOT_ITERATIONS {
+        return Err(refused(format!(
+            "keyslot {number} takes {iterations} iterations (at most {MOST_KEYSLOT_ITERATIONS})"
+        )));
+    }
+    Ok(())
 }
 
 fn check_digest(digest: &Digest) -> Result<(), Refusal> {

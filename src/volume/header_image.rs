@@ -35,6 +35,13 @@ impl HeaderImage {
         Ok(image)
     }
 
+    /// Takes over the metadata of an image that was checked, so that what was read later adds the keyslots only.
+    pub fn take_metadata(&self, checked: &Self) -> io::Result<()> {
+        let metadata = metadata_len(&checked.first_block()?).unwrap_or(0);
+        let end = metadata.min(checked.0.metadata()?.len());
+        self.copy(&checked.0, &self.0, 0, end)
+    }
+
     /// Its first block.
     pub fn first_block(&self) -> io::Result<[u8; 4096]> {
         first_block(&self.0)

@@ -50,6 +50,8 @@ pub struct Luks1 {
     pub data_offset_bytes: u64,
     pub digest: String,
     pub digest_iterations: u32,
+    /// Of each keyslot in use: its number and what trying a passphrase takes.
+    pub keyslot_iterations: Vec<(usize, u32)>,
 }
 
 impl UntrustedHeader {
@@ -123,12 +125,15 @@ impl Luks1 {
         let number = |at: usize| u32::from_be_bytes([first[at], first[at + 1], first[at + 2], first[at + 3]]);
         let hex = |at: usize, len: usize| first[at..at + len].iter().map(|b| format!("{b:02x}")).collect::<String>();
         let (hash, iterations) = (text(72, 32), number(164));
+        const ENABLED: u32 = 0x00ac_71f3;
+        let keyslots = (0..8).map(|slot| (slot, 208 + 48 * slot)).filter(|(_, at)| number(*at) == ENABLED);
         Self {
             cipher: format!("{}-{}", text(8, 32), text(40, 32)),
             key_bytes: number(108),
             data_offset_bytes: u64::from(number(104)) * 512,
             digest: format!("{hash}:{iterations}:{}:{}", hex(132, 32), hex(112, 20)),
             digest_iterations: iterations,
+            keyslot_iterations: keyslots.map(|(slot, at)| (slot, number(at + 4))).collect(),
             hash,
         }
     }
@@ -163,7 +168,8 @@ impl LuksHeader {
         }
     }
 
-    /// Only here the keyslots are read: from the header's own place, for the image holds the metadata only.
+    /// Only here the keyslots are read: from the header's own place, for the image holds the metadata only. What a second read
+    /// says in the place of the metadata was not checked, and is not used: a null cipher would open by any passphrase.
     pub(super) fn open_keyslot(
         &self,
         volume: &Volume,
@@ -181,6 +187,7 @@ impl LuksHeader {
         const LARGEST_HEADER: u64 = (128 + 8) << 20;
         let image = HeaderImage::read(&file, header_bytes, keyslots_end.min(LARGEST_HEADER))
             .map_err(DeviceError::io("read", path))?;
+        image.take_metadata(&self.image).map_err(DeviceError::io("read", path))?;
         let failed = |source| VolumeError::Library { action: "open a keyslot of", path: path.to_owned(), source };
         let mut context = library::call(|| load_header(&image)).map_err(failed)?;
         let mut key = SecretBytes::zeroed(size.bytes())?;

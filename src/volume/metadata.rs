@@ -38,6 +38,15 @@ pub struct Area {
 pub struct Kdf {
     #[serde(rename = "type")]
     pub kind: String,
+    /// PBKDF2: iterations.
+    #[serde(default)]
+    pub iterations: u64,
+    /// Argon2: passes over its memory.
+    #[serde(default)]
+    pub time: u64,
+    /// Argon2: memory in KiB.
+    #[serde(default)]
+    pub memory: u64,
 }
 
 /// A stretch of the data device.

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::FileExt,
+    os::unix::{ffi::OsStrExt, fs::FileExt},
     process::{Command, Output},
 };
 
@@ -74,6 +74,50 @@ fn a_detached_header_leaves_the_device_untouched() {
     sh(&format!("mkfs.ext4 -q {}", device.display()));
     site.ok(&["detach", &name]);
     assert!(sh(&format!("cryptsetup luksDump {header}")).contains("cryptattach"));
+}
+
+#[test]
+fn a_header_file_that_holds_something_is_left_alone() {
+    let site = Site::new();
+    let volume = site.file("data", 64 << 20).into_os_string().into_string().unwrap();
+    let backup = site.path("old.header");
+    site.ok(&["format", &volume, "--header", backup.to_str().unwrap()]);
+    fs::File::options().write(true).open(&backup).unwrap().set_len(4 << 20).unwrap();
+    for (file, found) in [
+        (site.keys("escrow.key").to_owned(), "data at byte 0, of no known kind"),
+        (backup.into_os_string().into_string().unwrap(), "crypto_LUKS"),
+    ] {
+        let (before, keys) = (fs::read(&file).unwrap(), site.ok(&["key", "list"]));
+        let refused = site.fails(73, &["format", &volume, "--header", &file]);
+        assert!(refused.contains(found), "{refused}");
+        assert!(fs::read(&file).unwrap() == before, "{file} is as it was");
+        assert_eq!(site.ok(&["key", "list"]), keys);
+    }
+}
+
+#[test]
+fn a_header_does_not_stand_on_the_data() {
+    let site = Site::new();
+    let file = site.file("data", 64 << 20);
+    let volume = file.to_str().unwrap();
+    assert!(site.fails(75, &["format", volume, "--header", volume]).contains("is in use"));
+    let device = LoopDevice::new(&file, "");
+    for (volume, header) in [(device.path(), volume), (volume, device.path()), (device.path(), device.path())] {
+        assert!(site.fails(75, &["format", volume, "--header", header]).contains("is in use"));
+    }
+    assert_eq!(site.ok(&["key", "list"]), "");
+}
+
+#[test]
+fn a_device_may_have_a_name_that_is_no_text() {
+    let site = Site::new();
+    let volume = site.path("").join(std::ffi::OsStr::from_bytes(b"caf\xe9.img"));
+    fs::File::create_new(&volume).unwrap().set_len(64 << 20).unwrap();
+    // libblkid does not take it; without looking, the volume is made.
+    let reference = site.ok(&["format".as_ref(), volume.as_os_str(), "--force".as_ref()]);
+    assert_eq!(site.ok(&["key", "list"]), reference);
+    let audit = fs::read_to_string(site.keys("audit")).unwrap();
+    assert!(audit.contains("caf\u{fffd}.img"), "{audit}");
 }
 
 /// Runs `format` and kills it as it enters the `nth` of a system call.

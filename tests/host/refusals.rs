@@ -201,3 +201,15 @@ fn a_device_that_vanishes_or_is_none_is_named() {
     let blank = site.file("blank", 64 << 20);
     assert!(site.fails(65, &["attach", blank.to_str().unwrap(), "x"]).contains("has no LUKS header"));
 }
+
+#[test]
+fn what_a_store_says_moves_no_cursor() {
+    let site = Site::new();
+    let (_, key) = site.volume("ours", &[]);
+    let path = site.sealed(&key);
+    let mut sealed: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    sealed["recipients"][0]["header"]["kid"] = "\u{1b}[2Jowner".into();
+    fs::write(&path, sealed.to_string()).unwrap();
+    let shown = site.ok(&["key", "show", &key]);
+    assert!(shown.contains("[2Jowner") && !shown.contains('\u{1b}'), "{shown:?}");
+}

@@ -109,6 +109,19 @@ fn words(report: &Report) -> (&'static str, String) {
 }
 
 #[test]
+fn a_loop_over_a_file_that_another_covers_is_a_gap() {
+    let bench = Bench::new();
+    let folder = bench.path("folder");
+    fs::create_dir(&folder).unwrap();
+    let volume = bench.device("folder/volume");
+    assert_eq!(words(&bench.check(&volume.0, &bench.path("keys/new"))).0, "shared");
+    let _cover = mount("-t tmpfs none", &folder);
+    File::create_new(folder.join("volume")).unwrap();
+    let (verdict, why) = words(&bench.check(&volume.0, &bench.path("keys/new")));
+    assert!(verdict == "unproven" && why.contains("is not the file behind loop"), "{why}");
+}
+
+#[test]
 fn a_loop_over_a_file_is_on_the_files_disk() {
     let bench = Bench::new();
     let volume = bench.device("volume");
