@@ -246,10 +246,10 @@ fn shown_values(site: &Site) -> String {
     let parts = Parts {
         disks: vec![("root".to_owned(), site.tree("root.img"))],
         append: "guest-shows=pcrs".to_owned(),
-        tpm: Some(site.file("tpm.blank")),
+        tpm: Some(site.file("tpm/blank")),
         ..site.parts(&net_initrd(site))
     };
-    site.sh("mkdir -p tpm.blank");
+    site.sh("mkdir -p tpm/blank");
     let mut machine = site.start("values", &parts);
     boots_by_the_system(&mut machine);
     machine.see("PCRS ");
@@ -273,7 +273,7 @@ pub fn enrolled_parts(site: &Site, name: &str, maker: &str, values: &str, config
     let config = config(site.enrol(name, values));
     let initrd = site.initrd_by(maker, name, &config);
     assert!(!initrd.doctor.contains("unfit"), "{}\n{}", initrd.warnings, initrd.doctor);
-    Parts { tpm: Some(site.file(&format!("{name}.tpm"))), append: "guest-shows=pcrs".into(), ..site.parts(&initrd) }
+    Parts { tpm: Some(site.file(&format!("tpm/{name}"))), append: "guest-shows=pcrs".into(), ..site.parts(&initrd) }
 }
 
 /// A machine whose root's key comes out of its lockbox, which its TPM opens in that boot state.
