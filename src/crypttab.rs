@@ -32,22 +32,41 @@ impl Entry {
 
 /// All its lines; none if there is no such file.
 pub fn read(path: &Path) -> io::Result<Vec<Entry>> {
-    match fs::read_to_string(path) {
+    match text(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         text => Ok(parse(&text?)),
     }
+}
+
+/// Its text. A comment in Latin-1 is no reason to do without.
+pub fn text(path: &Path) -> io::Result<String> {
+    Ok(String::from_utf8_lossy(&fs::read(path)?).into_owned())
 }
 
 /// Its lines; one that names no device is none.
 pub fn parse(text: &str) -> Vec<Entry> {
     let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
     let entry = |line: &str| {
-        let mut fields = line.split_ascii_whitespace();
-        let (name, device) = (fields.next()?.to_owned(), fields.next()?.parse().ok()?);
+        let mut fields = line.split_ascii_whitespace().map(unescaped);
+        let (name, device) = (fields.next()?, fields.next()?.parse().ok()?);
         let options = fields.nth(1).unwrap_or_default().split(',').map(str::to_owned).collect();
         Some(Entry { name, device, options })
     };
     lines.filter_map(entry).collect()
+}
+
+/// A field without Debian's octal escapes: a blank is `\040` (crypttab(5)). udev's own, `\x20`, are part of a path.
+fn unescaped(field: &str) -> String {
+    let mut parts = field.split('\\');
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let digits = part.get(..3).filter(|digits| digits.bytes().all(|digit| matches!(digit, b'0'..=b'7')));
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(u8::is_ascii) {
+            Some(byte) => text.extend([char::from(byte)].into_iter().chain(part[3..].chars())),
+            None => text.extend(['\\'].into_iter().chain(part.chars())),
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -70,5 +89,25 @@ mod tests {
     #[test]
     fn does_without() {
         assert_eq!(read(Path::new("/nonexistent/crypttab")).unwrap(), []);
+    }
+
+    #[test]
+    fn reads_blanks_as_debian_writes_them() {
+        let entries = parse(
+            "data LABEL=my\\040data none luks,header=/boot/a\\040b\nold /dev/disk/by-label/my\\x20data\nodd /dev/a\\4\n",
+        );
+        let paths: Vec<_> = entries.iter().map(|entry| entry.device.path()).collect();
+        assert_eq!(
+            paths,
+            ["/dev/disk/by-label/my\\x20data", "/dev/disk/by-label/my\\x20data", "/dev/a\\4"].map(Path::new)
+        );
+        assert_eq!(entries[0].header(), Some(Path::new("/boot/a b")));
+    }
+
+    #[test]
+    fn reads_what_is_not_utf_8() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), b"# Schl\xfcssel\ndata UUID=7d1f none luks\n").unwrap();
+        assert_eq!(read(file.path()).unwrap().len(), 1);
     }
 }

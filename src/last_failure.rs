@@ -43,9 +43,13 @@ pub fn keep<T: Serialize>(folder: &Path, failure: &LastFailure<T>) -> io::Result
 pub fn forget(folder: &Path, device: Option<&Path>, name: Option<&MappingName>) -> io::Result<()> {
     let words = device.and_then(Path::to_str).into_iter().chain(name.map(MappingName::as_str));
     let words: Vec<&str> = words.collect();
-    for failure in all::<serde_json::Value>(folder)? {
+    // By its file, whatever that is called: the device may have been another, or none, when it was kept.
+    for (path, failure) in files::<serde_json::Value>(folder)? {
         if words.iter().any(|words| is_about(&failure, words)) {
-            fs::remove_file(folder.join(file_name(&failure)))?;
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
     }
     Ok(())
@@ -53,6 +57,13 @@ pub fn forget(folder: &Path, device: Option<&Path>, name: Option<&MappingName>) 
 
 /// All that are kept, the latest first.
 pub fn all<T: for<'a> Deserialize<'a>>(folder: &Path) -> io::Result<Vec<LastFailure<T>>> {
+    let mut failures: Vec<_> = files(folder)?.into_iter().map(|(_, failure)| failure).collect();
+    failures.sort_by_key(|failure: &LastFailure<T>| std::cmp::Reverse(failure.time));
+    Ok(failures)
+}
+
+/// Each with its file.
+fn files<T: for<'a> Deserialize<'a>>(folder: &Path) -> io::Result<Vec<(PathBuf, LastFailure<T>)>> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
@@ -61,10 +72,11 @@ pub fn all<T: for<'a> Deserialize<'a>>(folder: &Path) -> io::Result<Vec<LastFail
     for entry in entries {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "json") {
-            failures.push(serde_json::from_slice(&fs::read(path)?)?);
+            // One that another unit has just forgotten, or that another version wrote, hides no other.
+            let failure = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            failures.extend(failure.map(|failure| (path, failure)));
         }
     }
-    failures.sort_by_key(|failure: &LastFailure<T>| std::cmp::Reverse(failure.time));
     Ok(failures)
 }
 
@@ -117,5 +129,24 @@ mod tests {
         );
         forget(folder, Some(Path::new("/dev/../dev/zero")), None).unwrap();
         assert_eq!(all(folder).unwrap(), [failure(2, "/dev/null", None)]);
+    }
+
+    #[test]
+    fn forgets_what_was_kept_while_the_device_was_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let (device, notes) = (folder.path().join("link"), folder.path().join("notes"));
+        keep(&notes, &failure(1, device.to_str().unwrap(), Some("data"))).unwrap();
+        std::os::unix::fs::symlink("/dev/null", &device).unwrap();
+        forget(&notes, Some(&device), None).unwrap();
+        assert_eq!(all::<String>(&notes).unwrap(), []);
+    }
+
+    #[test]
+    fn one_that_cannot_be_read_hides_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        keep(folder.path(), &failure(1, "/dev/null", None)).unwrap();
+        fs::write(folder.path().join("old.json"), "{}").unwrap();
+        std::os::unix::fs::symlink("gone", folder.path().join("gone.json")).unwrap();
+        assert_eq!(all(folder.path()).unwrap(), [failure(1, "/dev/null", None)]);
     }
 }

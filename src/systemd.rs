@@ -37,18 +37,25 @@ pub fn hotplug_unit(volume: uuid::Uuid) -> String {
 
 /// Writes, for each volume: what its unit waits for, and that /dev/mapper/NAME needs the unit, so that a mount or swap on it
 /// brings it up (systemd.generator(7)).
+///
+/// One whose units cannot be, as a name too long for a unit, keeps no other from having theirs; the last error is told.
 pub fn generate(config: &Config, into: &Path) -> io::Result<()> {
+    let mut generated = Ok(());
     for (name, volume) in &config.volumes {
-        let unit = unit(name);
-        let settings = into.join(format!("{unit}.d"));
-        fs::create_dir_all(&settings)?;
-        fs::write(settings.join("50-volume.conf"), dependencies(config, volume))?;
-        let mapping = Path::new("/dev/mapper").join(name.as_str());
-        let requires = into.join(format!("{}.device.requires", escape_path(&mapping)));
-        fs::create_dir_all(&requires)?;
-        symlink(TEMPLATE, requires.join(unit))?;
+        generated = generate_for(config, name, volume, into).and(generated);
     }
-    Ok(())
+    generated
+}
+
+fn generate_for(config: &Config, name: &MappingName, volume: &VolumeConfig, into: &Path) -> io::Result<()> {
+    let unit = unit(name);
+    let settings = into.join(format!("{unit}.d"));
+    fs::create_dir_all(&settings)?;
+    fs::write(settings.join("50-volume.conf"), dependencies(config, volume))?;
+    let mapping = Path::new("/dev/mapper").join(name.as_str());
+    let requires = into.join(format!("{}.device.requires", escape_path(&mapping)));
+    fs::create_dir_all(&requires)?;
+    symlink(TEMPLATE, requires.join(unit))
 }
 
 fn dependencies(config: &Config, volume: &VolumeConfig) -> String {
@@ -188,5 +195,15 @@ mod tests {
         assert!(network("a"), "its key is in the remote store");
         assert!(network("b"), "its key may be in the remote store");
         assert!(!network("c"), "the user knows better");
+    }
+
+    #[test]
+    fn a_name_too_long_for_a_unit_keeps_no_other_volume_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        let long = "a-".repeat(60);
+        fs::write(&path, format!("[volumes.{long}]\ndevice = '/dev/vdb'\n[volumes.b]\ndevice = '/dev/vdc'\n")).unwrap();
+        assert!(generate(&Config::outline(&path).unwrap(), folder.path()).is_err());
+        assert!(folder.path().join("dev-mapper-b.device.requires/cryptattach@b.service").is_symlink());
     }
 }

@@ -203,6 +203,20 @@ fn damaged_headers_are_damaged_and_stay_so() {
 }
 
 #[test]
+fn words_that_are_no_text_are_damage_and_not_our_defect() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("luks1");
+    // cipher-name, cipher-mode, hash-spec, uuid (LUKS1 On-Disk Format Specification, table 1)
+    for at in [8, 40, 72, 168] {
+        File::create(&path).unwrap().set_len(SIZE).unwrap();
+        cryptsetup(&["luksFormat", "--type", "luks1", "-q", "--pbkdf-force-iterations", "1000"], b"pass", &path);
+        OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"\xff\x1b[2J\0", at).unwrap();
+        let told = chain(&volume::probe(&path, None).unwrap_err());
+        assert!(!told.contains(char::is_control), "{told:?}");
+    }
+}
+
+#[test]
 fn says_what_is_there_instead_of_a_header() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("volume.img");

@@ -154,6 +154,12 @@ impl Backend for DmCrypt {
         }
         let failed =
             |source: library::LibraryError| BackendError::failed(format!("cannot resize the mapping '{name}'"))(source);
+        let (has, room) = (library::call(|| table(name)).map_err(failed)?.size_bytes, volume.geometry.size_bytes);
+        if room < has {
+            let why =
+                format!("its device has become smaller: there is room for {room} bytes, and the mapping has {has}");
+            return Err(BackendError::failed(format!("cannot resize the mapping '{name}'"))(why));
+        }
         let mut context = match &volume.header {
             Header::Luks(header) => header.load(&volume.device.path).map_err(failed)?,
             Header::Plain(_) => library::call(|| plain_context(volume, key)).map_err(failed)?,

@@ -1,6 +1,6 @@
 //! Which volumes the distribution opens at this boot, and under which names: crypttab and the kernel's command line say so.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use super::Planned;
 use crate::{
@@ -30,18 +30,19 @@ fn planned(entry: Entry) -> Option<Planned> {
             no_write_workqueue: entry.has(&["no-write-workqueue"]),
             export: None,
         },
+        optional: entry.has(&["nofail"]),
         device: entry.device,
         configured: false,
     })
 }
 
-/// What the kernel's command line asks of systemd-cryptsetup: `rd.luks.name=UUID=NAME`, `rd.luks.uuid=UUID`
-/// (systemd-cryptsetup-generator(8)).
+/// What the kernel's command line asks of systemd-cryptsetup: `rd.luks.name=UUID=NAME`, `rd.luks.uuid=UUID`, and the same
+/// without `rd.`, which an initramfs heeds as well (systemd-cryptsetup-generator(8)).
 pub fn from_kernel(command_line: &str) -> Vec<Planned> {
-    let words = || command_line.split_ascii_whitespace();
-    let named = words().filter_map(|word| word.strip_prefix("rd.luks.name=")?.split_once('='));
+    let words = || command_line.split_ascii_whitespace().map(|word| word.strip_prefix("rd.").unwrap_or(word));
+    let named = words().filter_map(|word| word.strip_prefix("luks.name=")?.split_once('='));
     let unnamed = words().filter_map(|word| {
-        let uuid = word.strip_prefix("rd.luks.uuid=")?;
+        let uuid = word.strip_prefix("luks.uuid=")?;
         Some((uuid.strip_prefix("luks-").unwrap_or(uuid), ""))
     });
     let mut planned: Vec<Planned> = Vec::new();
@@ -50,7 +51,7 @@ pub fn from_kernel(command_line: &str) -> Vec<Planned> {
         let (Ok(name), Ok(device)) = (name.parse(), format!("UUID={uuid}").parse::<DeviceSpec>()) else { continue };
         if planned.iter().all(|other| other.device != device) {
             let (header, keys, options) = (None, Vec::new(), Options::default());
-            planned.push(Planned { name, device, header, keys, options, configured: false });
+            planned.push(Planned { name, device, header, keys, options, configured: false, optional: false });
         }
     }
     planned
@@ -59,7 +60,8 @@ pub fn from_kernel(command_line: &str) -> Vec<Planned> {
 /// The entries of this boot's crypttab: initramfs-tools' own with what the root file system needs, or the machine's; `None` if
 /// there is none.
 pub fn of_this_boot() -> Option<Vec<Planned>> {
-    let text = ["/cryptroot/crypttab", crypttab::PATH].into_iter().find_map(|path| fs::read_to_string(path).ok());
+    let text =
+        ["/cryptroot/crypttab", crypttab::PATH].into_iter().find_map(|path| crypttab::text(Path::new(path)).ok());
     text.as_deref().map(entries)
 }
 
@@ -90,5 +92,8 @@ mod tests {
         let planned = from_kernel("quiet rd.luks.name=aa-bb=root rd.luks.uuid=luks-aa-bb rd.luks.uuid=cc rd.luks=1");
         let names: Vec<_> = planned.iter().map(|planned| planned.name.as_str()).collect();
         assert_eq!(names, ["root", "luks-cc"]);
+        let planned = from_kernel("luks.name=aa=root luks.uuid=bb");
+        let names: Vec<_> = planned.iter().map(|planned| planned.name.as_str()).collect();
+        assert_eq!(names, ["root", "luks-bb"], "for the initramfs, too");
     }
 }

@@ -43,6 +43,7 @@ use crate::{
     config::Config,
     error::{Error, chain},
     key::SecretBytes,
+    tpm::IdentityFile,
     volume::{Volume, VolumeError},
 };
 
@@ -52,6 +53,9 @@ pub const RECORD: &str = "/run/cryptattach/boot.json";
 /// How long the end of a boot waits for the TPM: for a lockbox that is being opened, and to extend PCR 15, for which old chips
 /// take half a second.
 const LONGEST_LATCH: Duration = Duration::from_secs(10);
+
+/// Who only presses Enter is asked again, after a moment: a program that answers so by itself must not be started at once.
+const AFTER_ENTER: Duration = Duration::from_secs(1);
 
 /// What the threads tell the boot; the number is the volume's.
 enum Report {
@@ -94,6 +98,8 @@ struct Boot {
     planned: Vec<Planned>,
     states: Vec<State>,
     claims: Vec<Arc<Claim>>,
+    /// What has not answered yet, of each volume.
+    pending: Vec<Vec<By>>,
     sources: Arc<Sources>,
     record: Record,
     reports: Receiver<Report>,
@@ -121,6 +127,16 @@ pub fn boot(config: Config, crypttab: Option<&str>) -> Result<(), Error> {
     boot.end()
 }
 
+/// For a boot that was killed: what it would have done at its end, lest the TPM opens a key again in this boot.
+pub fn finish(config: &Config) -> Result<(), Error> {
+    let lockbox = config.lockbox.iter().flat_map(|lockbox| &lockbox.identities);
+    let mut identities = config.stores.values().flat_map(|store| &store.sealing.identities).chain(lockbox);
+    if identities.any(|path| IdentityFile::is_at(path)) {
+        source::latch(config)?;
+    }
+    Ok(())
+}
+
 impl Boot {
     fn new(mut config: Config, planned: Vec<Planned>) -> Self {
         let start = Instant::now();
@@ -136,6 +152,7 @@ impl Boot {
             states: planned.iter().map(|_| State::Awaited).collect(),
             found: vec![start; planned.len()],
             claims: planned.iter().map(|_| Arc::default()).collect(),
+            pending: vec![vec![By::Device]; planned.len()],
             sources: Arc::new(Sources::new(config.clone(), deadline, sender.clone())),
             record: Record::begin(&planned),
             config,
@@ -180,7 +197,8 @@ impl Boot {
             Ok(report) => self.take(report),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
-        for line in self.sources.waits.due(|volume| matches!(self.states[volume], State::Awaited | State::Found(_))) {
+        let pending = |volume: usize| matches!(self.states[volume], State::Awaited | State::Found(_));
+        for line in self.sources.waits.due(Instant::now(), pending) {
             let line = format!("waiting for {line}");
             // It goes on: no reason to disturb the person who types.
             if self.prompt.is_some() { self.record.note(&line) } else { self.record.say(&line) }
@@ -204,7 +222,10 @@ impl Boot {
                 self.record.not_ours(number, why.as_ref());
                 self.states[number] = State::Done;
             }
-            Report::Failed(number, by, error) => self.record.failed(number, &by, &error),
+            Report::Failed(number, by, error) => {
+                self.pending[number].retain(|pending| *pending != by);
+                self.record.failed(number, &by, &error);
+            }
             Report::GaveUp(number) => {
                 self.states[number] = match std::mem::replace(&mut self.states[number], State::Awaited) {
                     State::Found(volume) => State::GaveUp(Some(volume)),
@@ -227,6 +248,7 @@ impl Boot {
                 }
                 self.take_prompt_away();
                 match answer {
+                    Some(nothing) if nothing.is_empty() => self.no_prompt_before = Instant::now() + AFTER_ENTER,
                     Some(passphrase) => self.try_passphrase(passphrase),
                     // Whatever the matter is, it is not shown again at once.
                     None => self.no_prompt_before = self.deadline,
@@ -237,7 +259,7 @@ impl Boot {
     }
 
     /// Each in a thread of its own; the first with a key attaches the volume.
-    fn ask_all_sources(&self, number: usize, volume: &Arc<Volume>) {
+    fn ask_all_sources(&mut self, number: usize, volume: &Arc<Volume>) {
         let planned = &self.planned[number];
         let token = volume.luks().and_then(|luks| luks.reference.clone());
         let keys = if planned.keys.is_empty() { token.into_iter().collect() } else { planned.keys.clone() };
@@ -246,7 +268,8 @@ impl Boot {
             let _ = self.sender.send(Report::Failed(number, By::Device, error));
         }
         let left = Arc::new(());
-        for by in self.sources.of(&keys) {
+        self.pending[number] = self.sources.of(&keys);
+        for by in self.pending[number].clone() {
             let (sources, sender, volume) = (self.sources.clone(), self.sender.clone(), volume.clone());
             let (claim, options, left) = (self.claims[number].clone(), activation(planned, &volume), left.clone());
             thread::spawn(move || {
@@ -341,8 +364,17 @@ impl Boot {
     /// All is attached; or time is over; or only a person could help, and the distribution asks them as well.
     fn is_over(&self) -> bool {
         let asking = self.prompt.is_some() || self.trying > 0;
-        let settled = |state: &State| matches!(state, State::Done) || (matches!(state, State::GaveUp(_)) && !asking);
-        self.states.iter().all(settled) || Instant::now() >= self.deadline
+        let settled = |number| match self.states[number] {
+            State::Done => true,
+            State::GaveUp(_) => !asking,
+            State::Awaited | State::Found(_) => self.is_absent(number),
+        };
+        (0..self.states.len()).all(settled) || Instant::now() >= self.deadline
+    }
+
+    /// One that may be absent, and is.
+    fn is_absent(&self, number: usize) -> bool {
+        self.planned[number].optional && matches!(self.states[number], State::Awaited)
     }
 
     /// The log's lines; what else comes now is too late.
@@ -350,6 +382,20 @@ impl Boot {
         let reports: Vec<Report> = self.reports.try_iter().collect();
         let said = reports.into_iter().filter(|report| matches!(report, Report::Logged(_) | Report::LockboxOpened));
         said.for_each(|report| self.take(report));
+    }
+
+    /// What has neither answered nor failed by now is why the volume is not attached.
+    fn tell_what_did_not_come(&mut self, number: usize) {
+        let pending = std::mem::take(&mut self.pending[number]);
+        for by in &pending {
+            let waits_for = self.sources.waits.of(number).filter(|_| pending.len() == 1);
+            let what = waits_for.unwrap_or_else(|| match by {
+                By::Device => format!("the header on {}", self.planned[number].device),
+                by => format!("the key {by}"),
+            });
+            let error = BootError::TooLate { what, after: self.config.boot.total };
+            self.record.failed(number, by, &error.into());
+        }
     }
 
     /// The latch, but no wait for a TPM that hangs.
@@ -374,14 +420,16 @@ impl Boot {
 
     fn end(mut self) -> Result<(), Error> {
         self.take_prompt_away();
-        let open = |number: &usize| !matches!(self.states[*number], State::Done);
+        let time_is_over = Instant::now() >= self.deadline;
+        let open = |number: &usize| !matches!(self.states[*number], State::Done) && !self.is_absent(*number);
         let left: Vec<usize> = (0..self.states.len()).filter(open).collect();
+        left.iter().for_each(|number| self.tell_what_did_not_come(*number));
         self.latch();
         self.sources.unmount();
         console::tell(None);
         self.take_what_was_said();
         let names: Vec<String> = left.iter().map(|number| self.planned[*number].name.to_string()).collect();
-        self.record.end(&left, self.config.boot.total);
+        self.record.end(&left, time_is_over.then_some(self.config.boot.total));
         if names.is_empty() { Ok(()) } else { Err(BootError::Unfinished(names).into()) }
     }
 }

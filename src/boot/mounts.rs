@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, PoisonError, TryLockError},
 };
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -51,7 +51,12 @@ impl Mounts {
     /// Unmounts what this boot has mounted.
     pub fn unmount(&self) {
         for (at, is) in &self.0 {
-            let mut is = is.lock().unwrap_or_else(PoisonError::into_inner);
+            // One that is just being mounted, from a disk that does not answer, perhaps: the boot does not wait for it.
+            let mut is = match is.try_lock() {
+                Ok(is) => is,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => continue,
+            };
             // Detached: a source that lost the race may still be reading.
             if *is == Is::Mounted && umount2(at, MntFlags::MNT_DETACH).is_ok() {
                 *is = Is::Unknown;
@@ -66,4 +71,28 @@ fn is_mount_point(path: &std::path::Path) -> bool {
     table.is_ok_and(|table| {
         table.lines().any(|line| line.split(' ').nth(4).is_some_and(|at| path == std::path::Path::new(at)))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread, time::Duration};
+
+    use super::*;
+
+    #[test]
+    fn the_end_does_not_wait_for_a_mount_that_hangs() {
+        let mounts = Mounts(vec![(PathBuf::from("/nonexistent"), Mutex::new(Is::Unknown))]);
+        let (done, unmounted) = mpsc::channel();
+        thread::scope(|scope| {
+            let hangs = mounts.0[0].1.lock().unwrap();
+            let mounts = &mounts;
+            scope.spawn(move || {
+                mounts.unmount();
+                done.send(()).unwrap();
+            });
+            let unmounted = unmounted.recv_timeout(Duration::from_secs(5));
+            drop(hangs);
+            assert!(unmounted.is_ok());
+        });
+    }
 }

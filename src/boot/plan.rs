@@ -29,6 +29,8 @@ pub struct Planned {
     pub options: Options,
     /// The configuration names it: then it has to be ours. Otherwise its token tells.
     pub configured: bool,
+    /// The boot does not wait for its device (`nofail` in crypttab(5)).
+    pub optional: bool,
 }
 
 impl Planned {
@@ -36,7 +38,7 @@ impl Planned {
         let BootVolume { name, device, keys, header, read_only, allow_discards, no_read_workqueue, no_write_workqueue } =
             volume.clone();
         let options = Options { read_only, export: None, allow_discards, no_read_workqueue, no_write_workqueue };
-        Self { name, device, header, keys, options, configured: true }
+        Self { name, device, header, keys, options, configured: true, optional: false }
     }
 }
 
@@ -81,6 +83,7 @@ fn present(config: &Config) -> Vec<Planned> {
             keys: vec![reference],
             options: Options::default(),
             configured: false,
+            optional: false,
         })
     });
     ours.collect()

@@ -11,6 +11,7 @@ use std::{
 
 use nix::{
     sys::{
+        prctl::set_pdeathsig,
         signal::{Signal, killpg},
         termios::{SetArg, Termios, tcgetattr, tcsetattr},
     },
@@ -37,6 +38,7 @@ pub struct Answer(Child);
 
 impl Prompt {
     /// Shows a prompt; `None` where there is no program to show one.
+    #[allow(unsafe_code)] // between fork(2) and execve(2)
     pub fn show(text: &str, first_volume: &str) -> Option<io::Result<(Self, Answer)>> {
         let (mut command, end) = program(text)?;
         let terminal = File::options().read(true).write(true).open("/dev/console").ok();
@@ -50,6 +52,10 @@ impl Prompt {
             .env("CRYPTTAB_NAME", first_volume)
             // With all that it starts: Plymouth's client, for one.
             .process_group(0);
+        // Two programs that read the console would each get a part of what is typed.
+        let end_with_us = move || Ok(set_pdeathsig(end)?);
+        // SAFETY: it is one system call, and allocates nothing.
+        unsafe { command.pre_exec(end_with_us) };
         Some(command.spawn().map(|child| {
             let program = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
             (Self { program: Some((program, end)), console }, Answer(child))
@@ -77,11 +83,11 @@ impl Drop for Prompt {
 }
 
 impl Answer {
-    /// Waits for what the person types; `None` if the program was ended, or could not ask.
+    /// Waits for what the person types, if it is only Enter; `None` if the program was ended, or could not ask.
     pub fn read(mut self) -> Option<SecretBytes> {
         let answer = self.0.stdout.take().and_then(|stdout| read(stdout).ok());
         let ended = self.0.wait();
-        answer.filter(|answer| !answer.is_empty() && ended.is_ok_and(|status| status.success()))
+        answer.filter(|_| ended.is_ok_and(|status| status.success()))
     }
 }
 
@@ -131,5 +137,14 @@ mod tests {
             assert_eq!(read(typed.as_bytes()).unwrap().expose(), answer.as_bytes());
         }
         assert_eq!(read(io::repeat(b'x')).unwrap().len(), MOST_BYTES);
+    }
+
+    #[test]
+    fn only_enter_is_an_answer_and_a_program_that_fails_gives_none() {
+        for (script, answer) in [("echo", Some("")), ("echo secret", Some("secret")), ("echo secret; exit 1", None)] {
+            let asked = Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+            let answered = Answer(asked).read();
+            assert_eq!(answered.as_ref().map(SecretBytes::expose), answer.map(str::as_bytes), "{script}");
+        }
     }
 }

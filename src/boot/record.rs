@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
-    io::Write,
+    io::{self, Write},
     path::{Path, PathBuf},
     process,
     time::{Duration, Instant},
@@ -111,8 +111,8 @@ impl Record {
         let lines: String = text.lines().map(|line| format!("{who}{line}\n")).collect();
         match &self.prompt {
             // What is being typed goes on below.
-            Some(prompt) if !self.is_journal => eprint!("\n{lines}{prompt}"),
-            _ => eprint!("{lines}"),
+            Some(prompt) if !self.is_journal => print(&format!("\n{lines}{prompt}")),
+            _ => print(&lines),
         }
         text.lines().for_each(|line| self.note(line));
     }
@@ -201,19 +201,15 @@ impl Record {
         self.prompt = None;
     }
 
-    /// The boot goes on.
-    pub fn end(&mut self, left: &[usize], total: Duration) {
+    /// The boot goes on, without those that are left; `after` that time, if it is over.
+    pub fn end(&mut self, left: &[usize], after: Option<Duration>) {
         self.facts.seconds = Some(self.seconds());
-        for number in left {
-            self.facts.volumes[*number].result = Outcome::NotAttached;
+        for facts in self.facts.volumes.iter_mut().filter(|facts| facts.result == Outcome::Pending) {
+            facts.result = Outcome::NotAttached;
         }
         if !left.is_empty() {
             let names: Vec<&str> = left.iter().map(|number| self.facts.volumes[*number].name.as_str()).collect();
-            let why = if self.start.elapsed() >= total {
-                format!("within {} s", total.as_secs())
-            } else {
-                "automatically".to_owned()
-            };
+            let why = after.map_or("automatically".to_owned(), |total| format!("within {} s", total.as_secs()));
             let text = format!("not attached {why}: {}; the system's own way goes on", names.join(", "));
             self.say(&text);
         }
@@ -233,8 +229,33 @@ impl Record {
     }
 }
 
+/// A console that has gone, or a journal that is just restarted, is no reason to end a boot.
+fn print(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
 /// Seconds since the kernel started.
 fn uptime() -> f64 {
     let text = fs::read_to_string("/proc/uptime").unwrap_or_default();
     text.split(' ').next().and_then(|seconds| seconds.parse().ok()).unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    /// This test again, in a process of its own, whose standard error takes nothing.
+    const PRINTS: &str = "CRYPTATTACH_TEST_PRINTS";
+
+    #[test]
+    fn goes_on_where_nobody_listens() {
+        if std::env::var_os(PRINTS).is_some() {
+            return super::print("nobody reads this\n");
+        }
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let name = "boot::record::tests::goes_on_where_nobody_listens";
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        let again = again.args(["--exact", name, "--nocapture"]).env(PRINTS, "").stderr(full).output().unwrap();
+        assert!(again.status.success(), "{again:?}");
+    }
 }

@@ -4,11 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-        mpsc::Sender,
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::Sender},
     time::{Duration, Instant},
 };
 
@@ -80,7 +76,18 @@ impl Claim {
 /// How long a store is asked whether this host is still admitted, where a copy of the lockbox key does without.
 const LONGEST_QUESTION: Duration = Duration::from_secs(2);
 
+/// Whether the TPM has been asked for a key.
+#[derive(Default)]
+enum TpmUse {
+    #[default]
+    No,
+    Yes,
+    /// The latch was decided upon: who comes now would open a key that nothing latches.
+    Over,
+}
+
 /// What has become of the latch.
+#[derive(Debug)]
 pub enum Latch {
     /// PCR 15 is extended.
     Done,
@@ -105,8 +112,8 @@ pub struct Sources {
     containers: Mutex<BTreeMap<StoreName, Arc<Container>>>,
     mounts: Mounts,
     lockbox: Opening,
-    /// The TPM has been asked for a key.
-    tpm_used: AtomicBool,
+    /// Whether the TPM has been asked for a key.
+    tpm: Mutex<TpmUse>,
     /// What is waited for.
     pub waits: Waits,
     reports: Sender<Report>,
@@ -122,7 +129,7 @@ impl Sources {
             containers: Mutex::default(),
             mounts,
             lockbox: Opening::default(),
-            tpm_used: AtomicBool::new(false),
+            tpm: Mutex::default(),
             waits: Waits::default(),
             reports,
         }
@@ -214,7 +221,7 @@ impl Sources {
             self.await_path(number, path)?;
         }
         if paths.iter().any(|path| IdentityFile::is_at(path)) {
-            self.tpm_used.store(true, Ordering::Relaxed);
+            self.use_tpm()?;
             if let Some(device) = self.config.tpm.tcti().strip_prefix("device:") {
                 let device = Path::new(device).to_owned();
                 self.wait(number, Announced::Devices, &format!("the TPM {}", device.display()), || device.exists())?;
@@ -223,23 +230,32 @@ impl Sources {
         Ok(())
     }
 
-    /// Extends PCR 15, if the TPM was asked for a key: nothing that runs later in this boot can use it again.
-    pub fn latch(&self) -> Result<Latch, Error> {
-        if !self.tpm_used.load(Ordering::Relaxed) || !self.config.tpm.latch {
-            return Ok(Latch::NotWanted);
+    /// The TPM is about to be asked for a key, unless the boot has settled that it is not.
+    fn use_tpm(&self) -> Result<(), BootError> {
+        let mut tpm = self.lock_tpm();
+        if matches!(*tpm, TpmUse::Over) {
+            return Err(BootError::TooLate {
+                what: "what the TPM is asked for".to_owned(),
+                after: self.config.boot.total,
+            });
         }
-        if let Some(device) = self.config.tpm.tcti().strip_prefix("device:")
-            && !Path::new(device).exists()
-        {
-            return Ok(Latch::NoTpm(device.into()));
+        *tpm = TpmUse::Yes;
+        Ok(())
+    }
+
+    fn lock_tpm(&self) -> MutexGuard<'_, TpmUse> {
+        self.tpm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The latch, if the TPM was asked for a key; from now on it is asked for none.
+    pub fn latch(&self) -> Result<Latch, Error> {
+        let used = std::mem::replace(&mut *self.lock_tpm(), TpmUse::Over);
+        if matches!(used, TpmUse::No) {
+            return Ok(Latch::NotWanted);
         }
         // Volumes that come later in this boot are opened by the lockbox, too, and the TPM would not open it any more.
         self.lockbox.finish();
-        let tpm = Tpm::open(&self.config.tpm)?;
-        if !tpm.is_latched()? {
-            tpm.latch()?;
-        }
-        Ok(Latch::Done)
+        latch(&self.config)
     }
 
     /// One per store: its connections, its log-in and the container keys that it has opened are for all volumes.
@@ -297,5 +313,40 @@ impl Sources {
     /// Unmounts what was mounted for the boot.
     pub fn unmount(&self) {
         self.mounts.unmount();
+    }
+}
+
+/// Extends PCR 15: nothing that runs later in this boot can use a key of the TPM again.
+pub fn latch(config: &Config) -> Result<Latch, Error> {
+    if !config.tpm.latch {
+        return Ok(Latch::NotWanted);
+    }
+    if let Some(device) = config.tpm.tcti().strip_prefix("device:")
+        && !Path::new(device).exists()
+    {
+        return Ok(Latch::NoTpm(device.into()));
+    }
+    Tpm::open(&config.tpm)?.latch()?;
+    Ok(Latch::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, sync::mpsc};
+
+    use super::*;
+
+    #[test]
+    fn the_tpm_is_asked_for_nothing_once_the_latch_is_decided_upon() {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, key) = (folder.path().join("c.toml"), folder.path().join("tpm.key"));
+        fs::write(&config, "[tpm]\ntcti = 'swtpm'\n").unwrap();
+        fs::write(&key, "-----BEGIN TSS2 PRIVATE KEY-----\n").unwrap();
+        let config = Arc::new(Config::read(&config).unwrap());
+        let sources = || Sources::new(config.clone(), Instant::now(), mpsc::channel().0);
+        sources().await_files(0, &[&key]).unwrap();
+        let over = sources();
+        assert!(matches!(over.latch().unwrap(), Latch::NotWanted));
+        assert!(over.await_files(0, &[&key]).is_err());
     }
 }

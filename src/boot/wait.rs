@@ -132,11 +132,11 @@ impl Waits {
         outcome
     }
 
-    /// What is to be told now of the volumes that are still `pending`, each wait once: "a route to 10.0.2.100 (3 s)".
-    pub fn due(&self, pending: impl Fn(usize) -> bool) -> Vec<String> {
+    /// What is to be told by `now` of the volumes that are still `pending`, each wait once: "a route to 10.0.2.100 (3 s)".
+    pub fn due(&self, now: Instant, pending: impl Fn(usize) -> bool) -> Vec<String> {
         let mut lines = Vec::new();
         for wait in self.lock().iter_mut() {
-            let age = wait.since.elapsed().as_secs();
+            let age = now.saturating_duration_since(wait.since).as_secs();
             let told = TOLD_AT.iter().filter(|at| **at <= age).count();
             if told > std::mem::replace(&mut wait.told, told) && pending(wait.volume) {
                 let line = format!("{} ({age} s)", wait.what);
@@ -146,6 +146,11 @@ impl Waits {
             }
         }
         lines
+    }
+
+    /// What a volume waits for, if it does.
+    pub fn of(&self, volume: usize) -> Option<String> {
+        self.lock().iter().find(|wait| wait.volume == volume).map(|wait| wait.what.clone())
     }
 
     /// When the next wait is to be told.
@@ -191,12 +196,13 @@ mod tests {
                 }
                 thread::yield_now();
             };
-            assert!(due > Instant::now());
-            waits.lock()[0].since -= Duration::from_secs(4);
-            assert!(waits.due(|volume| volume != 3).is_empty());
+            let since = waits.lock()[0].since;
+            assert!(due > since);
+            let now = since + Duration::from_secs(4);
+            assert!(waits.due(now, |volume| volume != 3).is_empty());
             waits.lock()[0].told = 0;
-            told.0.send(waits.due(|volume| volume == 3)).unwrap();
-            assert!(waits.due(|_| true).is_empty(), "told once");
+            told.0.send(waits.due(now, |volume| volume == 3)).unwrap();
+            assert!(waits.due(now, |_| true).is_empty(), "told once");
             end.0.send(()).unwrap();
         });
         assert_eq!(told.1.recv().unwrap(), ["a route (4 s)"]);
@@ -207,12 +213,12 @@ mod tests {
     fn who_comes_second_to_a_wait_is_not_told_again() {
         let waits = Waits::default();
         waits.during(0, "a route", || {
-            waits.lock()[0].since -= Duration::from_secs(2);
-            assert_eq!(waits.due(|_| true), ["a route (2 s)"]);
+            let since = waits.lock()[0].since;
+            let after = |seconds| since + Duration::from_secs(seconds);
+            assert_eq!(waits.due(after(2), |_| true), ["a route (2 s)"]);
             waits.during(1, "a route", || {
-                assert!(waits.due(|_| true).is_empty());
-                waits.lock().iter_mut().for_each(|wait| wait.since -= Duration::from_secs(2));
-                assert_eq!(waits.due(|_| true), ["a route (4 s)"]);
+                assert!(waits.due(after(2), |_| true).is_empty());
+                assert_eq!(waits.due(after(4), |_| true), ["a route (4 s)"]);
             });
         });
         assert!(waits.lock().is_empty());

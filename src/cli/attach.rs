@@ -133,7 +133,8 @@ impl Attach {
         failure::note("attach", device.as_deref(), self.volume.as_ref().or(self.name.as_ref()), mapping.as_ref());
         let mapping = mapping?;
         if mapping.already_active {
-            eprintln!("{} is attached already as '{}'", device.unwrap_or_default().display(), mapping.name);
+            let device = device.unwrap_or_default();
+            output::say(format_args!("{} is attached already as '{}'", device.display(), mapping.name));
         }
         let json = json!({
             "name": mapping.name,

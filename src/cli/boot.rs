@@ -1,12 +1,17 @@
 //! `cryptattach boot`
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::Args;
 
 use super::{Global, exit_code};
 use crate::{
     boot::{self, BootError, image},
+    crypttab,
     error::Error,
 };
 
@@ -21,11 +26,14 @@ use crate::{
   cryptattach boot --image-parts          what a hook is to copy: program PATH, file PATH, module NAME")]
 pub struct Boot {
     /// Only tell, by the exit code (0 or 1), whether a store that may be asked is on the network
-    #[arg(long, conflicts_with = "image_parts")]
+    #[arg(long, group = "only")]
     needs_network: bool,
     /// Only print what an initramfs for this machine needs, one per line
-    #[arg(long)]
+    #[arg(long, group = "only")]
     image_parts: bool,
+    /// Only do what a boot does last, for one that was killed: the TPM opens no key again until the next power-on
+    #[arg(long, group = "only")]
+    finish: bool,
     /// Another crypttab than that of the initramfs or /etc
     #[arg(long, value_name = "FILE")]
     crypttab: Option<PathBuf>,
@@ -34,7 +42,7 @@ pub struct Boot {
 impl Boot {
     pub(super) fn run(&self, global: &Global) -> Result<ExitCode, Error> {
         let config = global.config()?;
-        let read = |path: &PathBuf| fs::read_to_string(path).map_err(Error::io(format!("read {}", path.display())));
+        let read = |path: &PathBuf| crypttab::text(path).map_err(Error::io(format!("read {}", path.display())));
         let crypttab = self.crypttab.as_ref().map(read).transpose()?;
         let crypttab = crypttab.as_deref();
         if self.needs_network {
@@ -45,8 +53,12 @@ impl Boot {
             for kept_out in &image.kept_out {
                 tracing::warn!("{kept_out}");
             }
-            image.parts.iter().for_each(|part| println!("{part}"));
-            return Ok(ExitCode::SUCCESS);
+            let mut out = io::stdout().lock();
+            let written = image.parts.iter().try_for_each(|part| writeln!(out, "{part}"));
+            return written.map(|()| ExitCode::SUCCESS).map_err(Error::io("write to standard output"));
+        }
+        if self.finish {
+            return boot::finish(&config).map(|()| ExitCode::SUCCESS);
         }
         match boot::boot(config, crypttab) {
             // It has been told, volume by volume.

@@ -5,6 +5,7 @@ use std::{fmt, path::Path};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::output;
 use crate::{
     backend::{BackendError, MappingName},
     boot::BootError,
@@ -404,7 +405,7 @@ fn boot_next_step(error: &BootError) -> Option<&'static str> {
     Some(match error {
         BootError::Unfinished(_) => "/run/cryptattach/boot.log says why",
         BootError::TooLate { .. } => {
-            "check that it is plugged in, and that the initramfs has its driver ('cryptattach doctor --image')"
+            "check that it is plugged in, that its server runs, and that the initramfs has its driver ('cryptattach doctor --image')"
         }
         BootError::Mount { .. } => "check the device's file system, and its type in [[boot.mounts]]",
         BootError::Unfit(_) => "change the configuration or make the image anew (update-initramfs -u, dracut -f)",
@@ -479,7 +480,7 @@ impl fmt::Display for Told {
 /// Prints an error.
 pub fn print(error: &Error, json: bool) {
     let told = Told::of(error);
-    if json { eprintln!("{}", json!(told)) } else { eprintln!("{told}") }
+    if json { output::say(json!(told)) } else { output::say(told) }
 }
 
 /// Keeps a failure for `cryptattach explain`, or forgets those of a volume that has unlocked.

@@ -25,9 +25,9 @@ mod test;
 
 use std::{
     io::{self, IsTerminal},
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic,
     path::PathBuf,
-    process::ExitCode,
+    process::{self, ExitCode},
 };
 
 pub(crate) use failure::{exit_code, next_step, note};
@@ -140,6 +140,7 @@ impl Global {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
+    end_on_panic();
     keep_out_of_core_dumps();
     tpm::silence();
     let cli = match Cli::try_parse() {
@@ -155,15 +156,20 @@ pub fn main() -> ExitCode {
     // A boot's lines go into its record, too.
     let colours = io::stderr().is_terminal() && !matches!(cli.verb, Verb::Boot(_));
     log(cli.global.verbose, colours);
-    // The panic's own message has gone to standard error by then.
-    match catch_unwind(AssertUnwindSafe(|| run(&cli))) {
-        Ok(Ok(code)) => code,
-        Ok(Err(error)) => {
-            failure::print(&error, cli.global.json);
-            ExitCode::from(failure::exit_code(&error))
-        }
-        Err(_) => ExitCode::from(failure::INTERNAL),
-    }
+    run(&cli).unwrap_or_else(|error| {
+        failure::print(&error, cli.global.json);
+        ExitCode::from(failure::exit_code(&error))
+    })
+}
+
+/// A defect ends the program, in whatever thread it shows: what holds keys does not go on in a state that nobody foresaw. It
+/// leaves what `kill -9` would leave, and that is nothing half-done.
+fn end_on_panic() {
+    let tell = panic::take_hook();
+    panic::set_hook(Box::new(move |defect| {
+        tell(defect);
+        process::exit(failure::INTERNAL.into());
+    }));
 }
 
 fn run(cli: &Cli) -> Result<ExitCode, Error> {
@@ -209,8 +215,37 @@ fn log(verbose: u8, colours: bool) {
         1 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    let lines = fmt::layer().with_writer(Console::default).without_time().with_target(false).with_ansi(colours);
+    let lines = fmt::layer()
+        .with_writer(Console::default)
+        // It would panic over a line that cannot be written.
+        .log_internal_errors(false)
+        .without_time()
+        .with_target(false)
+        .with_ansi(colours);
     // Ours only: what the HTTP libraries have to say is long, and not ours to vouch for.
     let ours = Targets::new().with_target(env!("CARGO_CRATE_NAME"), level);
     let _ = tracing_subscriber::registry().with(lines.with_filter(ours)).try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, process::Command, thread};
+
+    /// This test again, in a process of its own, which the panic of a thread is to end.
+    const ENDS: &str = "CRYPTATTACH_TEST_ENDS";
+
+    #[test]
+    fn a_panic_of_any_thread_ends_the_program() {
+        if env::var_os(ENDS).is_some() {
+            super::end_on_panic();
+            let _ = thread::spawn(|| panic!("a defect")).join();
+            return;
+        }
+        let name = "cli::tests::a_panic_of_any_thread_ends_the_program";
+        let again =
+            Command::new(env::current_exe().unwrap()).args(["--exact", name, "--nocapture"]).env(ENDS, "").output();
+        let again = again.unwrap();
+        assert_eq!(again.status.code(), Some(super::failure::INTERNAL.into()));
+        assert!(String::from_utf8_lossy(&again.stderr).contains("a defect"), "{again:?}");
+    }
 }

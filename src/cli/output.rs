@@ -1,6 +1,9 @@
 //! What goes to standard output: a line for people, or JSON for machines.
 
-use std::io::{self, Write};
+use std::{
+    fmt,
+    io::{self, Write},
+};
 
 use openssl::asn1::Asn1Time;
 use serde::Serialize;
@@ -12,6 +15,11 @@ pub fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) 
     let mut out = io::stdout().lock();
     let line = if json { serde_json::to_string(value).map_err(io::Error::from) } else { Ok(text()) };
     line.and_then(|line| writeln!(out, "{line}")).map_err(Error::io("write to standard output"))
+}
+
+/// Says something to people on standard error. Nobody may be listening, which is no failure of what was done.
+pub fn say(what: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "{what}");
 }
 
 /// 1073741824 -> "1 GiB"; rounded down to three digits.

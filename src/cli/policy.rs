@@ -432,10 +432,7 @@ pub struct Latch {}
 
 impl Latch {
     fn run(&self, global: &Global) -> Result<(), Error> {
-        let tpm = Tpm::open(&global.config()?.tpm)?;
-        if !tpm.is_latched()? {
-            tpm.latch()?;
-        }
+        Tpm::open(&global.config()?.tpm)?.latch()?;
         output::print(global.json, &json!({"latched": true}), || {
             "PCR 15 is extended: the key opens again after the next power-on".to_owned()
         })

@@ -72,7 +72,7 @@ impl Test {
         let mut passed = false;
         for (number, key) in keys.iter().enumerate() {
             if !global.json && keys.len() > 1 {
-                eprintln!("by {key}, one of {} keys:", keys.len());
+                output::say(format_args!("by {key}, one of {} keys:", keys.len()));
             }
             match self.try_key(global, config, Some(key.clone())) {
                 Ok(()) => passed = true,

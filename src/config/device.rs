@@ -37,7 +37,9 @@ impl DeviceSpec {
         let resolved = |path: &Path| path.canonicalize().ok();
         (volume.is_some() && self.uuid() == volume)
             || paths.contains(&self.path)
-            || resolved(&self.path).is_some_and(|own| paths.iter().any(|path| resolved(path).as_ref() == Some(&own)))
+            // Not a file's path: looking for it may ask a network, or wait for the very device that udev is telling of.
+            || (self.is_node()
+                && resolved(&self.path).is_some_and(|own| paths.iter().any(|path| resolved(path).as_ref() == Some(&own))))
     }
 
     fn uuid(&self) -> Option<Uuid> {
@@ -116,5 +118,14 @@ mod tests {
         let paths = ["/dev/vdb".into(), "/dev/disk/by-id/virtio-x".into()];
         assert!(by_uuid.is(&paths, Some(uuid)) && by_id.is(&paths, None));
         assert!(!by_uuid.is(&paths, None) && !by_id.is(&paths[..1], Some(uuid)));
+    }
+
+    #[test]
+    fn looks_for_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("link");
+        std::os::unix::fs::symlink("/dev/null", &file).unwrap();
+        let spec: DeviceSpec = file.to_str().unwrap().parse().unwrap();
+        assert!(!spec.is(&["/dev/null".into()], None) && spec.is(&[file], None));
     }
 }

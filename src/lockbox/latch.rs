@@ -37,11 +37,8 @@ impl Lockbox {
         if already_open && self.latched()?.is_some_and(|latched| boot.as_ref() == Some(&latched.boot)) {
             return Ok(true);
         }
-        let extend = || {
-            let tpm = Tpm::open(&config.tpm)?;
-            if tpm.is_latched()? { Ok(()) } else { tpm.latch() }
-        };
-        extend().map_err(|source| LockboxError::NotLatched { host: self.config.host.clone(), source })?;
+        let extended = Tpm::open(&config.tpm).and_then(|tpm| tpm.latch());
+        extended.map_err(|source| LockboxError::NotLatched { host: self.config.host.clone(), source })?;
         if let Some(boot) = boot {
             state::write(&self.latch_path(), &Latched { boot, extended: now() })?;
         }

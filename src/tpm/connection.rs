@@ -97,8 +97,11 @@ impl Tpm {
         }
     }
 
-    /// Extends PCR 15: until the next power-on no key whose policy has the latch can be used.
+    /// Extends PCR 15, once per boot: until the next power-on no key whose policy has the latch can be used.
     pub fn latch(&self) -> Result<(), TpmError> {
+        if self.is_latched()? {
+            return Ok(());
+        }
         self.esys.pcr_extend(LATCH, &openssl::sha::sha256(b"cryptattach: this boot has its keys"))
     }
 

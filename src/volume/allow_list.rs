@@ -193,8 +193,9 @@ fn only<'a, T>(members: &'a std::collections::BTreeMap<String, T>, what: &str) -
     }
 }
 
+/// What the header says is told as it is but for control characters: it reaches a terminal.
 fn refused(why: String) -> Refusal {
-    Refusal(why)
+    Refusal(why.replace(char::is_control, "\u{fffd}"))
 }
 
 #[cfg(test)]
@@ -222,5 +223,11 @@ mod tests {
         assert!(!asks(&["2"], json!({"0": {"type": "clevis", "keyslots": ["2"]}})));
         assert!(asks(&["3"], json!({"0": {"type": "systemd-recovery", "keyslots": ["3"]}})));
         assert!(asks(&["0"], json!({"0": {"type": "odd", "keyslots": "0"}})), "a malformed token claims nothing");
+    }
+
+    #[test]
+    fn a_refusal_moves_no_cursor() {
+        let refusal = check_cipher("cipher", "null\u{1b}[2J\u{9b}1m").unwrap_err().to_string();
+        assert!(refusal.contains("null") && !refusal.contains(char::is_control), "{refusal:?}");
     }
 }

@@ -1,26 +1,34 @@
 //! libcryptsetup's context: its messages go to our log, and its last error becomes the cause of ours.
-#![allow(unsafe_code)] // the callback that libcryptsetup-rs's macro makes reads a C string
+#![allow(unsafe_code)] // the callback reads a C string
 
-use std::{cell::RefCell, fmt, sync::Once};
+use std::{
+    cell::RefCell,
+    ffi::{CStr, c_char, c_int, c_void},
+    fmt,
+    sync::Once,
+};
 
-use libcryptsetup_rs::{LibcryptErr, c_logging_callback, consts::vals::CryptLogLevel, set_log_callback};
+use libcryptsetup_rs::{LibcryptErr, consts::vals::CryptLogLevel, set_log_callback};
 
 thread_local! {
     static LAST_MESSAGE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-fn log(level: CryptLogLevel, message: &str, _: Option<&mut ()>) {
-    match level {
-        CryptLogLevel::Error => {
+/// Its messages quote the header of a disk that may be anybody's: they need not be UTF-8 (libcryptsetup-rs's own macro panics
+/// then), and move a terminal's cursor.
+extern "C" fn log(level: c_int, message: *const c_char, _: *mut c_void) {
+    // SAFETY: a NUL-terminated text that lives as long as this call.
+    let message = unsafe { CStr::from_ptr(message) }.to_string_lossy();
+    let message = message.trim().replace(|c: char| c.is_control() && c != '\n', "\u{fffd}");
+    match CryptLogLevel::try_from(level) {
+        Ok(CryptLogLevel::Error) => {
             tracing::debug!("libcryptsetup: {message}");
-            LAST_MESSAGE.set(Some(message.to_owned()));
+            LAST_MESSAGE.set(Some(message));
         }
-        CryptLogLevel::Debug | CryptLogLevel::DebugJson => tracing::trace!("libcryptsetup: {message}"),
+        Ok(CryptLogLevel::Debug | CryptLogLevel::DebugJson) => tracing::trace!("libcryptsetup: {message}"),
         _ => tracing::debug!("libcryptsetup: {message}"),
     }
 }
-
-c_logging_callback!(log_from_c, (), log);
 
 /// What libcryptsetup said when a call failed.
 #[derive(Debug)]
@@ -54,7 +62,7 @@ impl std::error::Error for LibraryError {}
 /// Runs calls into libcryptsetup and keeps the message of the one that failed.
 pub fn call<T>(run: impl FnOnce() -> Result<T, LibcryptErr>) -> Result<T, LibraryError> {
     static LOGGING: Once = Once::new();
-    LOGGING.call_once(|| set_log_callback::<()>(Some(log_from_c), None));
+    LOGGING.call_once(|| set_log_callback::<()>(Some(log), None));
     LAST_MESSAGE.set(None);
     run().map_err(|error| LibraryError { message: LAST_MESSAGE.take(), error })
 }

@@ -222,8 +222,8 @@ fn start_tpm(state: &Path, socket: &str) -> Child {
         .spawn()
         .expect("swtpm is missing: scripts/prerequisites vm");
     let deadline = Instant::now() + PATIENCE;
-    while !Path::new(socket).exists() {
-        assert!(Instant::now() < deadline, "swtpm makes no socket");
+    while UnixStream::connect(socket).is_err() {
+        assert!(Instant::now() < deadline, "swtpm does not listen on {socket}");
         thread::sleep(Duration::from_millis(20));
     }
     tpm

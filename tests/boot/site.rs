@@ -27,8 +27,13 @@ pub const SPARE: &str = "33333333-2222-3333-4444-555555555555";
 pub fn tree(packages: &[&str]) -> PathBuf {
     let home = std::env::var_os("HOME").expect("HOME is not set");
     let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| Path::new(&home).join(".cache"), PathBuf::from);
-    let made = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/boot/make-image"))
-        .arg(cache.join("cryptattach/boot"))
+    let cache = cache.join("cryptattach/boot");
+    fs::create_dir_all(&cache).unwrap();
+    // Of two runs one makes it, and the other does not replace what is in use by then.
+    let made = Command::new("flock")
+        .arg(cache.join(".lock"))
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/boot/make-image"))
+        .arg(&cache)
         .args(packages)
         .stderr(Stdio::inherit())
         .output()

@@ -87,6 +87,27 @@ fn a_killed_worker_is_reported_and_cleaned_up() {
     site.ok(&["detach", &name]);
 }
 
+/// What the device itself has cached by then, nobody has flushed.
+#[test]
+fn a_worker_that_is_killed_while_it_is_detached_is_an_error() {
+    let site = Site::new();
+    let (volume, _) = site.volume("flushing", &[]);
+    let name = site.name("flushing");
+    let device = site.attach(&volume, &name, &[]);
+    sh(&format!("dd if=/dev/urandom of={} bs=1M count=4 status=none", device.display()));
+    let worker = worker(&name);
+    sh(&format!("kill -STOP {worker}"));
+    let mut detach = site.command();
+    let detach = detach.args(["detach", &name]).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let waits = || fs::read_to_string(format!("/proc/{}/stat", detach.id())).unwrap().contains(") D ");
+    wait_until("it waits for the flush", waits);
+    sh(&format!("kill -KILL {worker}"));
+    let told = detach.wait_with_output().unwrap();
+    let text = String::from_utf8(told.stderr).unwrap();
+    assert!(!told.status.success() && text.contains("not all went well"), "{text}");
+    assert!(!device.exists() && !Path::new("/run/cryptattach").join(&name).exists());
+}
+
 #[test]
 fn a_client_that_is_killed_at_any_step_leaves_all_or_nothing() {
     let site = Site::new();
@@ -106,6 +127,32 @@ fn a_client_that_is_killed_at_any_step_leaves_all_or_nothing() {
         site.ok(&["detach", &name]);
         assert!(!Path::new("/run/cryptattach").join(&name).exists(), "{delay} ms");
     }
+}
+
+/// A worker that is told to end has another process detach it, which may come to its turn late.
+#[test]
+fn a_signal_to_a_worker_does_not_take_away_who_has_its_name_next() {
+    let site = Site::new();
+    let (volume, _) = site.volume("next", &[]);
+    let name = site.name("next");
+    site.attach(&volume, &name, &[]);
+    let lock = fs::File::options().write(true).open(format!("/run/cryptattach/.{name}.lock")).unwrap();
+    lock.lock().unwrap();
+    let worker = worker(&name);
+    sh(&format!("kill -TERM {worker}"));
+    let children = || sh(&format!("pgrep -P {worker} || true"));
+    wait_until("it has started a process", || !children().is_empty());
+    sh(&format!("kill -TERM {worker}; kill -TERM {worker}; sleep 0.5"));
+    let detaching = children();
+    assert!(!detaching.contains('\n'), "one is enough: {detaching}");
+    sh(&format!("kill -STOP {detaching}"));
+    lock.unlock().unwrap();
+    site.ok(&["detach", &name]);
+    let device = site.attach(&volume, &name, &[]);
+    sh(&format!("kill -CONT {detaching}"));
+    wait_until("it has ended", || !Path::new("/proc").join(&detaching).exists());
+    assert!(device.exists(), "it was another worker's");
+    site.ok(&["detach", &name]);
 }
 
 /// The process id of a mapping's worker.

@@ -33,6 +33,8 @@ struct State {
     flushes: u64,
     /// What reads and writes beyond this offset end with.
     failure: Option<(usize, Errno)>,
+    /// Flushes fail.
+    cannot_flush: bool,
 }
 
 impl Disk {
@@ -64,6 +66,11 @@ impl Disk {
     /// Reads and writes behind that offset fail, or work again.
     pub fn fail_behind(&self, failure: Option<(usize, Errno)>) {
         self.state.lock().unwrap().failure = failure;
+    }
+
+    /// Flushes fail, as they do without end on a disk that was unplugged.
+    pub fn fail_flushes(&self) {
+        self.state.lock().unwrap().cannot_flush = true;
     }
 
     /// How often it was flushed.
@@ -164,6 +171,9 @@ impl Filesystem for Served {
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let mut state = self.0.lock().unwrap();
+        if state.cannot_flush {
+            return reply.error(Errno::EIO);
+        }
         state.durable = state.content.clone();
         state.flushes += 1;
         reply.ok();

@@ -186,6 +186,47 @@ fn what_does_not_speak_nbd_does_no_harm() {
 }
 
 #[test]
+fn clients_beyond_what_the_worker_can_open_do_not_shut_out_later_ones() {
+    let site = Site::new();
+    let (volume, _) = site.volume("many", &[]);
+    let name = site.name("many");
+    let attach = format!("ulimit -n 40; exec \"$0\" attach {volume} {name} --export nbd");
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", &attach])
+        .arg(site.command().get_program())
+        .env("CRYPTATTACH_CONFIG", site.keys("cryptattach.toml"));
+    let uri = String::from_utf8(shell.output().unwrap().stdout).unwrap();
+    let connect = |_| UnixStream::connect(Path::new("/run/cryptattach").join(&name).join("nbd.sock")).unwrap();
+    let clients: Vec<_> = (0..40).map(connect).collect();
+    // It is out of files by now.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    drop(clients);
+    let read = Command::new("timeout").args(["10", "qemu-io", "-f", "raw", "-c", "read 0 4k", uri.trim_end()]).status();
+    assert!(read.unwrap().success());
+    site.ok(&["detach", &name]);
+}
+
+#[test]
+fn a_mapping_that_cannot_be_written_down_is_an_error_and_leaves_nothing() {
+    let site = Site::new();
+    let (volume, _) = site.volume("full", &[]);
+    let name = site.name("full");
+    // As many files as there are before the worker's last word about itself.
+    let script = format!(
+        "mount -t tmpfs -o nr_inodes=8 run /run/cryptattach
+         timeout 20 \"$0\" attach {volume} {name} --export nbd
+         echo $?; ls /run/cryptattach"
+    );
+    let mut shell = Command::new("unshare");
+    shell.args(["-m", "sh", "-c", &script]).arg(site.command().get_program());
+    let output = shell.env("CRYPTATTACH_CONFIG", site.keys("cryptattach.toml")).output().unwrap();
+    let told = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(told[1].contains("cannot make") && told[1].contains("No space left"), "{told:?}");
+    assert_eq!(told[0], "71\n", "{told:?}");
+}
+
+#[test]
 fn detach_says_who_is_connected_and_can_wait() {
     let site = Site::new();
     let (volume, _) = site.volume("client", &[]);

@@ -227,8 +227,9 @@ fn closing_removes_key_and_entries() {
 
 #[test]
 fn entries_expire_and_the_error_says_so() {
-    // 5 seconds.
-    let hosted = Hosted::new("lifetime_hours = 0.0013");
+    // A second.
+    const LIFETIME: &str = "lifetime_hours = 0.0001";
+    let hosted = Hosted::new(LIFETIME);
     hosted.ok(&["lockbox", "open"]);
     let (volume, reference) = hosted.volume("one");
     hosted.attaches(&volume);
@@ -240,6 +241,8 @@ fn entries_expire_and_the_error_says_so() {
     assert!(refused.contains("lockbox's entry of it is not used: it expired"), "{refused}");
     assert!(refused.contains("cannot open the key store"), "and why the store does not have it: {refused}");
     hosted.store_comes_back();
+    let text = fs::read_to_string(hosted.config).unwrap();
+    fs::write(hosted.config, text.replace(LIFETIME, "")).unwrap();
     hosted.attaches(&volume);
     assert_eq!(hosted.status()["entries"][0]["state"], "valid", "the store gave it anew");
 

@@ -12,6 +12,7 @@ use fuser::Errno;
 use nix::libc;
 
 use crate::{
+    busy::wait_until,
     disk::Disk,
     exports::qemu_io,
     site::{Site, sh},
@@ -42,6 +43,7 @@ fn open_directly(device: &Path) -> File {
 fn cut_power(site: &Site, disk: &Disk, name: &str) {
     disk.cut_power();
     sh(&format!("kill -9 {}", crate::busy::worker(name)));
+    wait_until("the worker's death shows", || !site.json(&["status", name])["trouble"].is_null());
     site.ok(&["detach", name]);
 }
 
@@ -110,6 +112,26 @@ fn a_device_that_fails_is_an_error_and_not_silence() {
     disk.fail_behind(None);
     qemu_io(&uri, &["write -P 7 1M 4k", "read -P 7 1M 4k"]).unwrap();
     site.ok(&["detach", &name]);
+}
+
+#[test]
+fn a_disk_that_takes_no_flush_any_more_is_told_and_given_up() {
+    let site = Site::new();
+    for export in ["nbd", "fuse"] {
+        let (disk, volume) = disk_with_volume(&site);
+        let name = site.name(export);
+        site.attach(&volume, &name, &["--export", export]);
+        disk.fail_flushes();
+        let mut told = String::new();
+        if export == "fuse" {
+            told = site.fails(71, &["detach", &name]);
+            assert!(told.contains("'detach' again gives it up"), "{told}");
+            assert!(!site.json(&["status", &name])["trouble"].is_null());
+        }
+        told += &site.fails(71, &["detach", &name]);
+        assert!(told.contains("detached, but not all went well"), "{told}");
+        site.fails(66, &["status", &name]);
+    }
 }
 
 #[test]
@@ -199,6 +221,8 @@ impl MemoryGroup {
     fn new(name: &str, bytes: u64) -> Option<Self> {
         let unified = Path::new("/sys/fs/cgroup/cgroup.procs").exists();
         let root = Path::new("/sys/fs/cgroup").join(if unified { "" } else { "memory" });
+        // Its own: a run that was killed has left its group.
+        let name = format!("{name}-{}", std::process::id());
         let (group, limit) = (root.join(name), if unified { "memory.max" } else { "memory.limit_in_bytes" });
         fs::create_dir(&group).ok()?;
         let group = Self(group);

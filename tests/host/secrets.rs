@@ -2,10 +2,10 @@
 
 use std::{
     fs::{self, File},
+    io::{BufRead, BufReader},
     os::unix::fs::FileExt,
     path::Path,
     process::{Command, Stdio},
-    time::Duration,
 };
 
 use base64ct::{Base64, Base64UrlUnpadded, Encoding};
@@ -16,7 +16,7 @@ use cryptattach::{
 };
 
 use crate::{
-    busy::worker,
+    busy::{wait_until, worker},
     site::{Site, sh},
 };
 
@@ -57,15 +57,12 @@ fn the_key_passes_no_system_call_but_the_socket_to_the_worker() {
         .arg(env!("CARGO_BIN_EXE_cryptattach"))
         .args(["attach", &volume, &name, "--backend", "userspace"])
         .env("CRYPTATTACH_CONFIG", site.keys("cryptattach.toml"))
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    for _ in 0..200 {
-        if site.run(&["status", &name]).status.success() {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    // The command says where the device is, and ends; strace goes on with the worker.
+    let mut device = String::new();
+    BufReader::new(traced.stdout.take().unwrap()).read_line(&mut device).unwrap();
     site.ok(&["detach", &name]);
     traced.wait().unwrap();
 
@@ -117,12 +114,34 @@ fn the_worker_has_the_key_in_locked_memory_only() {
     // A crash leaves no core file with the key in it, whatever the limits of who started it.
     let cores = site.path("cores");
     fs::create_dir(&cores).unwrap();
-    let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
-    fs::write("/proc/sys/kernel/core_pattern", format!("{}/core.%p", cores.display())).unwrap();
-    sh(&format!("kill -ABRT {}; sleep 1", worker(&name)));
-    fs::write("/proc/sys/kernel/core_pattern", pattern).unwrap();
+    let pattern = CorePattern::set(&format!("{}/core.%p", cores.display()));
+    sh(&format!("kill -ABRT {}", worker(&name)));
+    // A core is written before the process is dead.
+    wait_until("the worker's death shows", || !site.json(&["status", &name])["trouble"].is_null());
+    drop(pattern);
     assert_eq!(fs::read_dir(&cores).unwrap().count(), 0, "a core file was written");
     site.ok(&["detach", &name]);
+}
+
+/// Where the kernel writes cores; as it was before, with the value.
+struct CorePattern {
+    before: String,
+}
+
+impl CorePattern {
+    const FILE: &str = "/proc/sys/kernel/core_pattern";
+
+    fn set(pattern: &str) -> Self {
+        let before = fs::read_to_string(Self::FILE).unwrap();
+        fs::write(Self::FILE, pattern).unwrap();
+        Self { before }
+    }
+}
+
+impl Drop for CorePattern {
+    fn drop(&mut self) {
+        let _ = fs::write(Self::FILE, &self.before);
+    }
 }
 
 struct Mapping {

@@ -85,6 +85,36 @@ fn what_a_boot_could_not_attach_is_explained() {
 }
 
 #[test]
+fn a_disk_that_a_boot_has_waited_for_in_vain_is_explained() {
+    let site = Site::new();
+    let name = site.name("root");
+    let config = fs::read_to_string(site.keys("cryptattach.toml")).unwrap();
+    let missing = format!("[boot]\ntotal_seconds = 1\n[[boot.volumes]]\nname = '{name}'\ndevice = 'LABEL={name}'\n");
+    fs::write(site.keys("cryptattach.toml"), format!("{config}\n{missing}")).unwrap();
+    site.fails(81, &["boot"]);
+    let explained = site.ok(&["explain", &name]);
+    assert!(explained.contains(&format!("the disk LABEL={name} did not come within 1 s")), "{explained}");
+}
+
+#[test]
+fn a_disk_that_may_be_absent_is_not_waited_for() {
+    let site = Site::new();
+    let (volume, _) = site.volume("v", &[]);
+    let device = LoopDevice::new(volume.as_ref(), "");
+    let (name, absent) = (site.name("root"), site.name("absent"));
+    let crypttab = site.path("crypttab");
+    let lines = format!("{absent} LABEL={absent} none luks,nofail\n{name} {} none luks\n", device.path());
+    fs::write(&crypttab, lines).unwrap();
+    let output = site.run(&["boot", "--crypttab", &crypttab.display().to_string()]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.success() && said.contains(&format!("{name} is attached")) && !said.contains(&absent),
+        "{said}"
+    );
+    site.ok(&["detach", &name]);
+}
+
+#[test]
 fn a_boot_refuses_keys_on_the_volumes_own_disk() {
     let site = Site::new();
     let same = site.path("same").display().to_string();

@@ -167,18 +167,21 @@ fn requests(cloud: &Cloud) {
     let container = Container::open(&config, &"cinder".parse().unwrap(), None).unwrap();
     let fetch = |key: &String| drop(container.fetch(&key[7..].parse().unwrap(), None).unwrap());
     fetch(&keys[0]);
+    // The proxy logs what it has answered, one request after the other: once a mark is in its log, all before it is.
     let log = format!("{}/log/proxy.log", cloud.var("STATE"));
-    // Each request has a transaction's id, whatever number of lines it has.
-    let seen = |log: &str| {
-        let container = site.container("cinder");
-        sh(&format!("grep {container} {log} | grep -o 'tx[0-9a-f]*-[0-9a-f]*' | sort -u | wc -l"))
-            .parse::<u32>()
-            .unwrap()
+    let (token, url) = (cloud.token("cinder"), cloud.container_url(&site.container("cinder")));
+    let mark = |name: &str| {
+        let logged = format!("for i in $(seq 300); do grep -q {name} {log} && exit; sleep 0.1; done; exit 1");
+        sh(&format!("curl -s -o /dev/null -H 'X-Auth-Token: {token}' {url}/{name}; {logged}"));
     };
-    let before = seen(&log);
+    mark("mark-before");
     keys.iter().for_each(fetch);
-    thread::sleep(Duration::from_millis(500));
-    assert_eq!(seen(&log) - before, 3, "one GET for each of three keys");
+    mark("mark-after");
+    let seen = sh(&format!(
+        "sed -n '/mark-before/,/mark-after/p' {log} | grep -c '/{}/.* cryptattach/'",
+        site.container("cinder")
+    ));
+    assert_eq!(seen, "3", "one GET for each of three keys");
 }
 
 fn log_in(cloud: &Cloud) {

@@ -87,6 +87,11 @@ fn resize(machine: &mut Machine) {
     assert_eq!(machine.ok("cryptattach resize grows"), ((128 - 16) << 20).to_string());
     machine.ok("seq 1 100000 | cmp - /mnt/n && umount /mnt");
     assert!(machine.ok("cryptattach status grows").contains("117440512 bytes"));
+    // A mapping never shrinks: what the file system has behind its device's end may come back with it.
+    machine.ok(&format!("truncate -s 100M /root/grows && losetup -c {device}"));
+    assert!(machine.fails(71, "cryptattach resize grows").contains("has become smaller"));
+    machine.ok(&format!("truncate -s 128M /root/grows && losetup -c {device}"));
+    assert!(machine.ok("cryptattach status grows").contains("117440512 bytes"));
     machine.fails(66, "cryptattach resize nothing");
     machine.ok(&format!("cryptattach detach grows && losetup -d {device} && rm /root/grows"));
 }

@@ -58,6 +58,10 @@ path = "/run/cryptattach/lockbox"
 [tpm]
 identity = "host.tpm.pem"
 
+# Nobody is asked, however long this emulated machine takes.
+[boot]
+prompt_after_seconds = 80
+
 [[boot.mounts]]
 device = "LABEL=keys"
 at = "/keys"

@@ -14,9 +14,10 @@ use base64ct::{Base64, Encoding};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// QEMU emulates the processor; everything takes about ten times as long as on the real one.
-const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(300);
+/// QEMU emulates the processor; everything takes about ten times as long as on the real one, an initramfs minutes. And the
+/// machine may be busy: only what hangs takes so long.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(900);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(900);
 
 /// The kernel's command line.
 pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 no_timer_check root=/dev/vda rw init=/sbin/guest-init";
@@ -269,6 +270,10 @@ impl Machine {
     /// Pulls a disk out, in use or not.
     pub fn unplug(&mut self, disk: &Disk) {
         self.qmp("device_del", json!({"id": disk.serial}));
+        // The guest lets go of it after its link has gone, and only then another of the same name can be plugged in.
+        let gone =
+            |event: &Value| event["event"] == "DEVICE_DELETED" && event["data"]["device"] == disk.serial.as_str();
+        while !gone(&self.qmp_line()) {}
         self.ok(&format!("for i in $(seq 600); do [ -e {0} ] || exit 0; sleep 0.1; done; exit 1", disk.path()));
     }
 
@@ -316,8 +321,13 @@ impl Drop for Machine {
 pub fn image(release: Option<&str>) -> PathBuf {
     let home = std::env::var_os("HOME").expect("HOME is not set");
     let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| Path::new(&home).join(".cache"), PathBuf::from);
-    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vm/make-image"))
-        .arg(cache.join("cryptattach/vm"))
+    let cache = cache.join("cryptattach/vm");
+    fs::create_dir_all(&cache).unwrap();
+    // Of two runs one makes it, and the other does not replace what is in use by then.
+    let output = Command::new("flock")
+        .arg(cache.join(".lock"))
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vm/make-image"))
+        .arg(&cache)
         .args(release)
         .stderr(Stdio::inherit())
         .output()

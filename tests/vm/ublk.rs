@@ -85,8 +85,10 @@ fn busy(machine: &mut Machine) {
     let refused = machine.fails(71, "cryptattach detach data --deferred");
     assert!(refused.contains("last user"), "{refused}");
     machine.ok("echo works >/mnt/still && umount /mnt");
-    let refused =
-        machine.fails(75, &format!("sleep 60 <{device} & cryptattach detach data; code=$?; kill $!; exit $code"));
+    let script = format!(
+        "exec 4<{device}; sleep 60 <&4 & exec 4<&-; cryptattach detach data; code=$?; kill $!; wait; exit $code"
+    );
+    let refused = machine.fails(75, &script);
     assert!(refused.contains("sleep"), "{refused}");
     machine.ok("cryptattach detach data");
     machine.unplug(&disk);

@@ -41,7 +41,7 @@ fn crypttab(machine: &mut Machine) {
         ),
     );
     machine.ok("perl -MIO::Socket::UNIX -e 'exit length(readline(IO::Socket::UNIX->new(Peer => q(/run/cryptattach-key.socket))) // q())'");
-    let told = machine.ok("journalctl -b -o cat -u 'cryptattach-key@*'");
+    let told = machine.ok("journalctl --sync && journalctl -b -o cat -u 'cryptattach-key@*'");
     for reason in
         ["neither /etc/crypttab nor the configuration has a volume 'other'", "only systemd-cryptsetup is answered"]
     {
@@ -110,7 +110,7 @@ fn scope(machine: &mut Machine) {
         disk.path()
     );
     let events = machine.ok(&format!(
-        "timeout 150 systemd-run --quiet --scope --slice=system --unit=limited -p MemoryMax=48M -p MemorySwapMax=0 sh -c '{limited}'"
+        "timeout 600 systemd-run --quiet --scope --slice=system --unit=limited -p MemoryMax=48M -p MemorySwapMax=0 sh -c '{limited}'"
     ));
     assert!(!events.contains("\nmax 0\n"), "the limit was never reached, so that this shows nothing: {events}");
     let group = machine.ok("cat /proc/$(pgrep -f userspace-worker)/cgroup");

@@ -14,6 +14,7 @@ mod token;
 
 use std::{
     ffi::{CStr, CString, OsStr, c_char, c_int, c_void},
+    io::{self, Write},
     os::unix::ffi::OsStrExt,
     path::Path,
 };
@@ -77,7 +78,8 @@ pub unsafe extern "C" fn cryptsetup_token_open(
         }
         Err(failure) => {
             if let Some(message) = &failure.message {
-                eprintln!("cryptattach: {message}");
+                // A panic would be the end of the program that this is in.
+                let _ = writeln!(io::stderr(), "cryptattach: {message}");
             }
             -failure.errno
         }

@@ -44,7 +44,7 @@ pub enum Cleared {
 pub enum Flush {
     /// It stays, so that someone learns of it.
     Required,
-    /// They are lost: nobody serves the file any more.
+    /// They are lost: nobody serves the file any more, or someone has learned of it.
     Attempted,
 }
 
@@ -194,7 +194,8 @@ impl LoopDevice {
         };
         match node.sync_all() {
             Err(error) if flush == Flush::Required => return Err(error),
-            _ => {}
+            Err(error) => tracing::warn!("what {} had not flushed before is lost: {error}", self.path().display()),
+            Ok(()) => {}
         }
         let file = self.file();
         clear_on_last_close(&node)?;

@@ -11,7 +11,10 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use super::{places::Places, state::Identity};
+use super::{
+    places::Places,
+    state::{Identity, Process},
+};
 use crate::{
     backend::{BackendError, ExportKind, MappingName},
     device::DeviceError,
@@ -34,6 +37,8 @@ pub enum Request {
         name: MappingName,
         /// Where its state is.
         places: Places,
+        /// The one that asks. The name may be another mapping's by the time that this is done.
+        worker: Process,
     },
 }
 

@@ -17,13 +17,15 @@ pub struct Ranges {
 
 #[derive(Default)]
 struct Claims {
-    /// As many as there are requests under way: few.
-    under_way: Vec<Claim>,
+    /// In the order in which they came, those that wait as well: as many as there are requests under way, few.
+    all: Vec<Claim>,
+    /// The next one's number.
+    next: u64,
     waiting: usize,
 }
 
-#[derive(Clone, PartialEq, Eq)]
 struct Claim {
+    number: u64,
     range: Range<u64>,
     access: Access,
 }
@@ -40,26 +42,41 @@ pub enum Access {
 /// A claimed range; released on drop.
 pub struct Claimed<'a> {
     ranges: &'a Ranges,
-    claim: Claim,
+    number: u64,
 }
 
 impl Ranges {
-    /// Waits until no other claim is in the way. To be held for one request, and one at a time.
+    /// Waits until no earlier claim is in the way. To be held for one request, and one at a time.
+    ///
+    /// Those that wait are in the way of later ones: a write would never come to its turn while reads of its range overlap
+    /// one another.
     pub fn claim(&self, range: Range<u64>, access: Access) -> Claimed<'_> {
-        let claim = Claim { range, access };
         let mut claims = self.lock();
-        while claims.under_way.iter().any(|other| other.is_in_the_way_of(&claim)) {
+        let number = claims.next;
+        claims.next += 1;
+        claims.all.push(Claim { number, range, access });
+        while claims.must_wait(number) {
             claims.waiting += 1;
             claims = self.released.wait(claims).unwrap_or_else(PoisonError::into_inner);
             claims.waiting -= 1;
         }
-        claims.under_way.push(claim.clone());
-        Claimed { ranges: self, claim }
+        Claimed { ranges: self, number }
     }
 
     /// A panic ends the worker, so that nobody sees claims half changed.
     fn lock(&self) -> MutexGuard<'_, Claims> {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Claims {
+    fn must_wait(&self, number: u64) -> bool {
+        let (earlier, claim) = self.all.split_at(self.position(number));
+        earlier.iter().any(|other| other.is_in_the_way_of(&claim[0]))
+    }
+
+    fn position(&self, number: u64) -> usize {
+        self.all.iter().position(|claim| claim.number == number).expect("claimed until now")
     }
 }
 
@@ -73,8 +90,8 @@ impl Claim {
 impl Drop for Claimed<'_> {
     fn drop(&mut self) {
         let mut claims = self.ranges.lock();
-        let at = claims.under_way.iter().position(|claim| *claim == self.claim).expect("claimed until now");
-        claims.under_way.swap_remove(at);
+        let at = claims.position(self.number);
+        claims.all.remove(at);
         if claims.waiting > 0 {
             self.ranges.released.notify_all();
         }
@@ -87,7 +104,7 @@ mod tests {
 
     #[test]
     fn only_overlapping_writes_are_in_the_way() {
-        let claim = |range, access| Claim { range, access };
+        let claim = |range, access| Claim { number: 0, range, access };
         let read = claim(0..10, Access::Read);
         for (range, access, waits) in [
             (5..15, Access::Read, false),
@@ -118,6 +135,34 @@ mod tests {
             waiter.join().unwrap();
         });
         assert_eq!(*events.lock().unwrap(), ["first", "second"]);
-        assert!(ranges.lock().under_way.is_empty());
+        assert!(ranges.lock().all.is_empty());
+    }
+
+    /// Two readers of one block, each of which begins before the other ends, would keep a writer out for ever.
+    #[test]
+    fn a_write_is_not_overtaken_by_later_reads() {
+        let ranges = Ranges::default();
+        let events = Mutex::new(Vec::new());
+        let wait_for = |waiting| {
+            while ranges.lock().waiting < waiting && events.lock().unwrap().is_empty() {
+                std::thread::yield_now();
+            }
+        };
+        std::thread::scope(|scope| {
+            let first = ranges.claim(0..8, Access::Read);
+            let later = |name, access| {
+                let (ranges, events) = (&ranges, &events);
+                move || {
+                    let _claimed = ranges.claim(4..12, access);
+                    events.lock().unwrap().push(name);
+                }
+            };
+            scope.spawn(later("write", Access::Write));
+            wait_for(1);
+            scope.spawn(later("read", Access::Read));
+            wait_for(2);
+            drop(first);
+        });
+        assert_eq!(*events.lock().unwrap(), ["write", "read"]);
     }
 }

@@ -2,7 +2,9 @@
 //! for (see [`super::worker`]). The worker sees that its file was let go, cleans up and ends.
 
 use std::{
-    io, thread,
+    io,
+    path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -12,7 +14,7 @@ use super::{
     fuse,
     loop_device::{Cleared, Flush, LoopDevice},
     places::Places,
-    state::State,
+    state::{Process, State},
     ublk::UblkDevice,
 };
 use crate::{
@@ -32,32 +34,39 @@ const END_PATIENCE: Duration = Duration::from_secs(30);
 /// Removes a mapping. All its data is on the volume, and the volume is free, when this returns; with
 /// [`Deferred::Yes`] and users left, that is when the last of them has closed it.
 pub fn detach(places: &Places, name: &MappingName, deferred: Deferred) -> Result<(), BackendError> {
+    detach_if(places, name, deferred, |_| true)
+}
+
+/// As [`detach`], if it is that worker's.
+pub fn detach_worker(places: &Places, name: &MappingName, worker: Process) -> Result<(), BackendError> {
+    detach_if(places, name, Deferred::No, |state| state.worker == worker)
+}
+
+fn detach_if(
+    places: &Places,
+    name: &MappingName,
+    deferred: Deferred,
+    meant: impl Fn(&State) -> bool,
+) -> Result<(), BackendError> {
     let not_active = || BackendError::NotActive(name.clone());
     State::load(places, name)?.ok_or_else(not_active)?;
     let _lock = places.lock(name, LOCK_PATIENCE)?;
-    let state = State::load(places, name)?.ok_or_else(not_active)?;
+    let state = State::load(places, name)?.filter(meant).ok_or_else(not_active)?;
     remove(places, &state, deferred)
 }
 
 /// As [`detach`], for whoever has the name's lock.
 pub fn remove(places: &Places, state: &State, deferred: Deferred) -> Result<(), BackendError> {
-    let worker_lives = state.worker.is_alive();
-    match remove_from(places, state, deferred, worker_lives) {
-        // It died while it was asked: what it leaves is removed in another way.
+    let (mut worker_lives, mut died) = (state.worker.is_alive(), false);
+    let gone = match let_go(places, state, deferred, worker_lives) {
+        // It ended while it was asked: what it leaves is let go of in another way.
         Err(BackendError::Failed { .. }) if worker_lives && ends_within(state, DEATH_PATIENCE) => {
-            remove_from(places, state, deferred, false)
+            // One that came to its own end has left nothing, unless it says why.
+            died = State::load(places, &state.name)?.is_some();
+            worker_lives = false;
+            let_go(places, state, deferred, worker_lives)?
         }
-        result => result,
-    }
-}
-
-fn remove_from(places: &Places, state: &State, deferred: Deferred, worker_lives: bool) -> Result<(), BackendError> {
-    let gone = match state.exported(places) {
-        Some(Exported::Loop(device)) => clear_loop(device, state, worker_lives, deferred)?,
-        Some(Exported::Ublk(device)) if worker_lives => clear_ublk(device, places, state, deferred)?,
-        Some(Exported::Socket(_)) if worker_lives => end_socket(places, state, deferred)?,
-        // Without its worker a ublk device goes by itself.
-        Some(Exported::Ublk(_) | Exported::Socket(_)) | None => true,
+        gone => gone?,
     };
     // The worker sees its last user go. A dead one's device goes by itself.
     if !gone && worker_lives {
@@ -69,13 +78,31 @@ fn remove_from(places: &Places, state: &State, deferred: Deferred, worker_lives:
             .sweep(state.worker.pid)
             .map_err(BackendError::failed(format!("cannot remove {}", device.path().display())))?;
     }
-    sweep(places, &state.name)
+    sweep(places, &state.name)?;
+    if died { Err(not_all_went_well(&state.name, "its worker died before all was written")) } else { Ok(()) }
+}
+
+/// Has its device or socket go. Whether it has gone; otherwise it will, with its last user.
+fn let_go(places: &Places, state: &State, deferred: Deferred, worker_lives: bool) -> Result<bool, BackendError> {
+    match state.exported(places) {
+        Some(Exported::Loop(device)) => clear_loop(device, places, state, worker_lives, deferred),
+        Some(Exported::Ublk(device)) if worker_lives => clear_ublk(device, places, state, deferred),
+        Some(Exported::Socket(_)) if worker_lives => end_socket(places, state, deferred),
+        // Without its worker a ublk device goes by itself.
+        Some(Exported::Ublk(_) | Exported::Socket(_)) | None => Ok(true),
+    }
 }
 
 /// Whether it has gone; otherwise it will, with its last user.
-fn clear_loop(device: LoopDevice, state: &State, worker_lives: bool, deferred: Deferred) -> Result<bool, BackendError> {
+fn clear_loop(
+    device: LoopDevice,
+    places: &Places,
+    state: &State,
+    worker_lives: bool,
+    deferred: Deferred,
+) -> Result<bool, BackendError> {
     let cleared = match deferred {
-        Deferred::No => clear(device, state, worker_lives)?,
+        Deferred::No => clear(device, places, state, worker_lives)?,
         Deferred::Yes => device
             .clear_when_unused(Duration::from_millis(200))
             .map_err(BackendError::failed(format!("cannot have {} go", device.path().display())))?,
@@ -93,12 +120,7 @@ fn clear_ublk(device: UblkDevice, places: &Places, state: &State, deferred: Defe
         Reply::Failed(number) => Err(io::Error::from_raw_os_error(number)),
         Reply::Done | Reply::InUse(_) => Ok(()),
     };
-    let cleared = device.clear(BUSY_PATIENCE, stop).map_err(BackendError::failed(format!(
-        "cannot write all data of '{}' ({}) to {}",
-        state.name,
-        path.display(),
-        state.device.display()
-    )))?;
+    let cleared = device.clear(BUSY_PATIENCE, flush(state), stop).map_err(cannot_write(places, state, &path))?;
     match (cleared, deferred) {
         (Cleared::Gone, _) => Ok(true),
         (Cleared::InUse, Deferred::No) => Err(busy(state, &Exported::Ublk(device))),
@@ -145,18 +167,36 @@ fn ends_within(state: &State, patience: Duration) -> bool {
     true
 }
 
-fn clear(device: LoopDevice, state: &State, worker_lives: bool) -> Result<Cleared, BackendError> {
-    let (path, below) = (device.path(), state.device.display());
+fn clear(device: LoopDevice, places: &Places, state: &State, worker_lives: bool) -> Result<Cleared, BackendError> {
+    let path = device.path();
     if worker_lives {
-        device.clear(BUSY_PATIENCE, Flush::Required).map_err(BackendError::failed(format!(
-            "cannot write all data of '{}' ({}) to {below}; 'detach' again gives it up",
-            state.name,
-            path.display()
-        )))
+        device.clear(BUSY_PATIENCE, flush(state)).map_err(cannot_write(places, state, &path))
     } else {
         device
             .clear(BUSY_PATIENCE, Flush::Attempted)
             .map_err(BackendError::failed(format!("cannot clear {}", path.display())))
+    }
+}
+
+/// A disk that has gone takes no flush, however often it is asked.
+fn flush(state: &State) -> Flush {
+    if state.fault.is_none() { Flush::Required } else { Flush::Attempted }
+}
+
+/// Writes it down, too, so that the next `detach` goes on without.
+fn cannot_write(places: &Places, state: &State, path: &Path) -> impl FnOnce(io::Error) -> BackendError {
+    move |error| {
+        let mut failed = state.clone();
+        failed.fault = Some(format!("cannot write all data to {}: {error}", state.device.display()));
+        if let Err(error) = failed.update(places) {
+            tracing::debug!("cannot write down that '{}' cannot be flushed: {error}", state.name);
+        }
+        BackendError::failed(format!(
+            "cannot write all data of '{}' ({}) to {}; 'detach' again gives it up",
+            state.name,
+            path.display(),
+            state.device.display()
+        ))(error)
     }
 }
 
@@ -176,7 +216,9 @@ fn sweep(places: &Places, name: &MappingName) -> Result<(), BackendError> {
         .and_then(|()| places.remove_link(name))
         .and_then(|()| places.remove_directory(name));
     swept.map_err(BackendError::failed(format!("cannot remove {}", places.directory(name).display())))?;
-    fault.map_or(Ok(()), |fault| {
-        Err(BackendError::failed(format!("'{name}' is detached, but not all went well"))(io::Error::other(fault)))
-    })
+    fault.map_or(Ok(()), |fault| Err(not_all_went_well(name, &fault)))
+}
+
+fn not_all_went_well(name: &MappingName, fault: &str) -> BackendError {
+    BackendError::failed(format!("'{name}' is detached, but not all went well"))(fault)
 }

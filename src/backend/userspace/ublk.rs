@@ -38,7 +38,7 @@ use super::{
     buffers::Buffer,
     export::{Failures, Happening},
     image::{Image, Write},
-    loop_device::Cleared,
+    loop_device::{Cleared, Flush},
     pool::Pool,
 };
 use crate::holders;
@@ -76,7 +76,12 @@ impl UblkDevice {
     ///
     /// The kernel would take it from its users, so that they are looked for first; one that comes in between and does not
     /// open it exclusively, as a mount does, finds a device that has gone.
-    pub fn clear(&self, patience: Duration, stop: impl FnOnce() -> io::Result<()>) -> io::Result<Cleared> {
+    pub fn clear(
+        &self,
+        patience: Duration,
+        flush: Flush,
+        stop: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<Cleared> {
         let deadline = Instant::now() + patience;
         let node = loop {
             match self.open_exclusively() {
@@ -95,7 +100,11 @@ impl UblkDevice {
             }
             thread::sleep(POLL);
         };
-        node.sync_all()?;
+        match node.sync_all() {
+            Err(error) if flush == Flush::Required => return Err(error),
+            Err(error) => tracing::warn!("what {} had not flushed before is lost: {error}", self.path().display()),
+            Ok(()) => {}
+        }
         // Still open: nobody can mount it now.
         stop()?;
         Ok(Cleared::Gone)

@@ -14,7 +14,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Read},
+    io::{self, Read, Write},
     os::{
         fd::{AsFd, OwnedFd},
         unix::{fs::OpenOptionsExt, net::UnixStream, process::CommandExt},
@@ -25,7 +25,7 @@ use std::{
         Arc, Mutex,
         mpsc::{Receiver, Sender, channel},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -45,10 +45,10 @@ use super::{
     places::Places,
     protocol::{self, Answer, Attach, Request},
     removal,
-    state::{Identity, State},
+    state::{Identity, Process, State},
 };
 use crate::{
-    backend::{BackendError, Deferred, ExportKind, MappingName},
+    backend::{BackendError, ExportKind, MappingName},
     device::{Device, DeviceError, DeviceKind},
     key::{SecretBytes, VolumeKey},
 };
@@ -66,7 +66,7 @@ pub fn worker_main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Heard only if someone started this by hand; otherwise it has been answered or logged.
-            eprintln!("cryptattach {SUBCOMMAND}: {error}");
+            let _ = writeln!(io::stderr(), "cryptattach {SUBCOMMAND}: {error}");
             ExitCode::FAILURE
         }
     }
@@ -80,8 +80,8 @@ fn follow_orders() -> Result<(), BackendError> {
     lockdown::leave_the_parent()?;
     match request {
         Request::Attach(request) => attach(&request, socket, lock),
-        Request::Detach { name, places } => {
-            let answer = match removal::detach(&places, &name, Deferred::No) {
+        Request::Detach { name, places, worker } => {
+            let answer = match removal::detach_worker(&places, &name, worker) {
                 Ok(()) => Answer::Ready,
                 Err(error) => Answer::failure(error),
             };
@@ -106,10 +106,16 @@ fn attach(request: &Attach, socket: UnixStream, lock: OwnedFd) -> Result<(), Bac
         Export::Ublk(export) => serving.state.ublk_device = Some(export.device()),
         Export::Nbd(_) => {}
     }
-    let answer = serving.announce().map_or_else(Answer::failure, |()| Answer::Ready);
+    let announced = serving.announce();
+    // A loop device the command clears, which is the worker's end too. No one would have another export go.
+    let ends = announced.is_err() && !matches!(serving.export, Export::Fuse(_));
+    let answer = announced.map_or_else(Answer::failure, |()| Answer::Ready);
     // If the command has died, nobody hears it; the mapping is there all the same.
     if let Err(error) = protocol::send(&socket, &answer) {
         tracing::warn!("the command that attached this has gone: {error}");
+    }
+    if ends {
+        return serving.end();
     }
     drop((socket, lock));
     serving.serve(&events)
@@ -152,6 +158,8 @@ struct Serving {
     export: Export,
     image: Arc<Image>,
     directory: Directory,
+    /// At a signal's request.
+    detaching: Option<JoinHandle<()>>,
     /// A file's exclusive lock; a block device is open exclusively.
     _claim: Option<Flock<File>>,
 }
@@ -187,11 +195,11 @@ impl Serving {
                 ExportKind::Nbd => "listen for NBD clients",
             },
         ))?;
-        Ok(Self { state, places, export, image, directory, _claim: claim })
+        Ok(Self { state, places, export, image, directory, detaching: None, _claim: claim })
     }
 
-    /// Writes down that the mapping is complete and makes its link. From here on it is there until its export goes, even
-    /// if this fails.
+    /// Writes down that the mapping is complete and makes its link. From here on its directory is there until its export
+    /// goes, even if this fails.
     fn announce(&mut self) -> Result<(), BackendError> {
         self.directory.keep();
         let (name, exported) = (&self.state.name, self.state.exported(&self.places));
@@ -216,7 +224,12 @@ impl Serving {
                 Ok(Event::Export(Happening::Released)) if self.is_wanted() => {}
                 Ok(Event::Export(Happening::Released)) => return self.end(),
                 // Its device was cleared.
-                Ok(Event::Export(Happening::Ended(_))) if matches!(self.export, Export::Ublk(_)) => return self.end(),
+                Ok(Event::Export(Happening::Ended(result))) if matches!(self.export, Export::Ublk(_)) => {
+                    if let Err(error) = result {
+                        tracing::error!("the ublk device has ended: {error}");
+                    }
+                    return self.end();
+                }
                 Ok(Event::Order(order, stream)) => {
                     let reply = self.obey(order);
                     let ends = matches!((order, &reply), (Order::End { .. }, Reply::Done));
@@ -230,7 +243,10 @@ impl Serving {
                 }
                 Ok(Event::Signal(signal)) => {
                     tracing::info!("{signal}: detaching");
-                    detach_from_outside(self.state.name.clone(), self.places.clone());
+                    if self.detaching.as_ref().is_none_or(JoinHandle::is_finished) {
+                        let State { name, worker, .. } = &self.state;
+                        self.detaching = Some(detach_from_outside(name.clone(), self.places.clone(), *worker));
+                    }
                 }
                 // Someone has aborted the connection (umount -f, fusectl). The state stays: `status` tells, `detach` cleans.
                 Ok(Event::Export(Happening::Ended(result))) => {
@@ -280,7 +296,7 @@ impl Serving {
 
     /// Brings all to the device and leaves nothing behind, except the reason if that fails.
     fn end(self) -> Result<(), BackendError> {
-        let Self { mut state, places, export, image, directory: _, _claim } = self;
+        let Self { mut state, places, export, image, directory: _, detaching: _, _claim } = self;
         let ended = export.end().map_err(|error| format!("cannot end the export of {}: {error}", state.name));
         let flushed = image.flush().map_err(|error| format!("cannot flush {}: {error}", state.device.display()));
         let cleaned = match ended.and(flushed) {
@@ -393,12 +409,12 @@ fn forward_signals(events: Sender<Event>) -> io::Result<()> {
 }
 
 /// Detaches this mapping as a user would, in another process; see [`removal`] for the reason.
-fn detach_from_outside(name: MappingName, places: Places) {
+fn detach_from_outside(name: MappingName, places: Places, worker: Process) -> JoinHandle<()> {
     let ask = move || -> io::Result<Answer> {
         let (socket, theirs) = UnixStream::pair()?;
         let this_program = Path::new("/proc/self/exe");
         let mut child = command(this_program).stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).spawn()?;
-        protocol::send(&socket, &Request::Detach { name, places })?;
+        protocol::send(&socket, &Request::Detach { name, places, worker })?;
         let answer = protocol::receive(&socket);
         child.wait()?;
         answer
@@ -407,7 +423,7 @@ fn detach_from_outside(name: MappingName, places: Places) {
         Ok(Answer::Ready | Answer::Mounted { .. }) => {}
         Ok(Answer::Failed { action, .. }) => tracing::error!("not detached: {action}"),
         Err(error) => tracing::error!("cannot detach: {error}"),
-    });
+    })
 }
 
 /// A worker to be started: nothing of the parent's environment, a plain name in `ps`, no secret on the command line.

@@ -11,7 +11,8 @@ B=$VENV/bin
 DEVICES=/dev/shm/cryptattach-os-$(printf %s "$S" | sha256sum | cut -c1-12)
 
 # Two runs on one machine have ports of their own. Below 32768: a client polling a port of the ephemeral range can connect to
-# itself and take the server's port.
+# itself and take the server's port. Who chooses has the lock until the servers listen, for others see only then that the ports
+# are taken.
 free_ports() {
     local base port
     for base in $(seq 15000 1000 31000); do
@@ -24,7 +25,12 @@ free_ports() {
     echo "no free ports from 15000 to 32000" >&2
     return 1
 }
-BASE=$(cat "$S/ports" 2>/dev/null) || BASE=$(free_ports)
+BASE=$(cat "$S/ports" 2>/dev/null) || {
+    mkdir -p "$CACHE"
+    exec 7>"$CACHE/.ports"
+    flock 7
+    BASE=$(free_ports)
+}
 KEYSTONE=$BASE BARBICAN=$((BASE + 11)) PROXY=$((BASE + 80)) TEMPAUTH=$((BASE + 81))
 CONTAINER=$((BASE + 201)) ACCOUNT=$((BASE + 202)) OBJECT=$((BASE + 210))
 TLS=$((BASE + 100)) WRONG_TLS=$((BASE + 101))
@@ -47,18 +53,19 @@ start_one() { # NAME COMMAND...: in a session of its own, which is ended as a wh
     local name=$1
     shift
     alive "$name" && return 0
-    setsid "$@" >>"$LOG/$name.log" 2>&1 </dev/null &
+    setsid "$@" >>"$LOG/$name.log" 2>&1 </dev/null 7>&- &
     echo "$! $(started_at $!)" >"$RUN/$name.pid"
 }
 stop_one() {
-    local pid rest
+    local pid rest signal
     alive "$1" || return 0
     read -r pid rest <"$RUN/$1.pid"
     # A server that was stopped (SIGSTOP) must go on to hear that it is to end.
     kill -CONT -- "-$pid" 2>/dev/null
-    kill -TERM -- "-$pid" 2>/dev/null
-    for _ in $(seq 50); do alive "$1" || break; sleep 0.1; done
-    alive "$1" && kill -KILL -- "-$pid"
+    for signal in TERM KILL; do
+        kill "-$signal" -- "-$pid" 2>/dev/null
+        for _ in $(seq 50); do alive "$1" || break 2; sleep 0.1; done
+    done
     rm -f "$RUN/$1.pid"
 }
 answers() { # NAME URL

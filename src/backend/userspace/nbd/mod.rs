@@ -19,10 +19,13 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+use nix::{
+    libc,
+    sys::socket::{getsockopt, setsockopt, sockopt},
+};
 
 use super::{
-    export::{Happening, bind},
+    export::{Failures, Happening, bind},
     image::Image,
 };
 
@@ -34,6 +37,8 @@ mod transmission;
 const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take for its part of the negotiation.
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
+/// When to accept again after that has failed: it fails at once, and for as long as too many files are open.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 /// Requests that are read at once.
 const INPUT_BYTES: usize = 256 * 1024;
 /// For what is on the way to a client.
@@ -72,9 +77,18 @@ impl Export {
         let server = Arc::new(Server { image, read_only, notify: Box::new(notify), connections: Mutex::default() });
         let (incoming, serving) = (listener.try_clone()?, Arc::clone(&server));
         let accept = move || {
-            // An error means that the listener was shut down.
-            while let Ok((stream, _)) = incoming.accept() {
-                Server::welcome(&serving, stream);
+            let failures = Failures::default();
+            loop {
+                match incoming.accept() {
+                    Ok((stream, _)) => Server::welcome(&serving, stream),
+                    // The listener was shut down.
+                    Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+                    // Too many open files, say. Clients that go will make room.
+                    Err(error) => {
+                        failures.tell("cannot take another client", &error);
+                        thread::sleep(ACCEPT_AGAIN);
+                    }
+                }
             }
         };
         let accepting = Some(thread::Builder::new().name("nbd".to_owned()).spawn(accept)?);
