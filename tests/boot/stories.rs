@@ -193,7 +193,7 @@ fn late_disk(site: &Site, story: &str) {
     }
     machine.plug("root", &site.file("late.img"));
     boots(&mut machine, &site.net);
-    // The network is as if it had never been up. (With ip=, Ubuntu's initramfs has it up at its end for a reason of its own.)
+    // The network is as if it had never been up. (With ip=, the initramfs of Ubuntu and Debian 13 has it up at its end.)
     machine.see("NETWORK");
     machine.see("END");
     assert!(!machine.has_shown("10.0.2.15"), "{}", machine.shown);
