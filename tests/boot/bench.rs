@@ -142,8 +142,8 @@ fn weigh(site: &Site, base: &Path, image: &Path) {
 fn boot(site: &Site, row: &Row) -> Took {
     // Each boot finds the TPM as it was when its key was made.
     let tpm = row.parts.tpm.as_ref().map(|state| {
-        site.sh(&format!("rm -rf tpm.now; cp -r {} tpm.now", state.display()));
-        site.file("tpm.now")
+        site.sh(&format!("rm -rf tpm/now; cp -r {} tpm/now", state.display()));
+        site.file("tpm/now")
     });
     let append = format!("{} {}", row.maker.append, row.parts.append);
     let parts = Parts { tpm, append, ..row.parts.clone() };
@@ -246,10 +246,10 @@ fn tang<'m>(site: &Site, peers: &Path, maker: &'m Maker) -> Row<'m> {
 fn clevis_tpm2<'m>(site: &Site, peers: &Path, maker: &'m Maker) -> Row<'m> {
     let bind_to =
         "clevis luks bind -y -k /mnt/passphrase -d /mnt/root.img tpm2 '{\"pcr_bank\":\"sha256\",\"pcr_ids\":\"15\"}'";
-    bind(site, peers, "clevis-tpm2.img", bind_to, Some("tpm.clevis"));
+    bind(site, peers, "clevis-tpm2.img", bind_to, Some("tpm/clevis"));
     let initrd = initrd(site, peers, maker, "clevis-tpm2", "", maker.crypttab);
     let parts = Parts {
-        tpm: Some(site.file("tpm.clevis")),
+        tpm: Some(site.file("tpm/clevis")),
         disks: vec![("root".into(), site.file("clevis-tpm2.img"))],
         ..parts(site, initrd)
     };
@@ -260,11 +260,11 @@ fn cryptenroll<'m>(site: &Site, peers: &Path, maker: &'m Maker) -> Row<'m> {
     let enrol = format!(
         "PASSWORD={PASSPHRASE} systemd-cryptenroll --tpm2-device=swtpm:path=/mnt/tpm --tpm2-pcrs=15 /mnt/root.img"
     );
-    bind(site, peers, "cryptenroll.img", &enrol, Some("tpm.cryptenroll"));
+    bind(site, peers, "cryptenroll.img", &enrol, Some("tpm/cryptenroll"));
     let initrd = initrd(site, peers, maker, "cryptenroll", "--add tpm2-tss", "none luks,tpm2-device=auto");
     let parts = Parts {
         append: "rd.luks.options=tpm2-device=auto".to_owned(),
-        tpm: Some(site.file("tpm.cryptenroll")),
+        tpm: Some(site.file("tpm/cryptenroll")),
         disks: vec![("root".into(), site.file("cryptenroll.img"))],
         ..parts(site, initrd)
     };

@@ -57,7 +57,8 @@ pub struct Machine {
 impl Machine {
     /// Starts; the console goes to `log` as well.
     pub fn start(parts: &Parts, log: &Path) -> Self {
-        let folder = tempfile::Builder::new().prefix("cryptattach-boot").tempdir_in("/var/tmp").unwrap();
+        // Ubuntu's AppArmor lets swtpm have a socket here, and not in /var/tmp.
+        let folder = tempfile::Builder::new().prefix("cryptattach-boot").tempdir_in("/tmp").unwrap();
         let at = |name: &str| folder.path().join(name).into_os_string().into_string().unwrap();
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "768"])

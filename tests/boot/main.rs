@@ -1,5 +1,5 @@
-//! The boot tests: Debian's own initramfs, with our hook, boots a machine from an encrypted root. Run by `scripts/test vm`;
-//! a word on the command line picks the stories whose names contain it. Consoles are kept in target/boot-logs.
+//! The boot tests: the distribution's own initramfs, with our hook, boots a machine from an encrypted root. Run by
+//! `scripts/test vm`; a word on the command line picks the stories whose names contain it. Consoles are kept in target/boot-logs.
 
 mod bench;
 mod machine;

@@ -1,10 +1,10 @@
-//! What the machines boot with: keys, stores, an encrypted root, and initramfs images made by Debian's own tools.
+//! What the machines boot with: keys, stores, an encrypted root, and initramfs images made by the distribution's own tools.
 
 use std::{
     cell::{OnceCell, RefCell},
     collections::BTreeMap,
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -52,6 +52,8 @@ pub struct Boxed {
 pub struct Site {
     tree: PathBuf,
     folder: TempDir,
+    /// `tpm` in the folder: Ubuntu's AppArmor lets swtpm have its files in /tmp, and not in /var/tmp.
+    _tpm: TempDir,
     initrds: RefCell<BTreeMap<String, Initrd>>,
     boxed: OnceCell<Boxed>,
     /// PCRs 4 and 7 as the machines' firmware leaves them, once a machine has shown them.
@@ -67,10 +69,12 @@ impl Site {
     /// Makes all that does not differ between the stories.
     pub fn make() -> Self {
         let tree = tree(&[]);
-        let folder = tempfile::Builder::new().prefix("cryptattach-site").tempdir_in("/var/tmp").unwrap();
+        let temporary = |place| tempfile::Builder::new().prefix("cryptattach-site").tempdir_in(place).unwrap();
+        let (folder, tpm) = (temporary("/var/tmp"), temporary("/tmp"));
+        symlink(tpm.path(), folder.path().join("tpm")).unwrap();
         let (initrds, boxed, values) = (RefCell::default(), OnceCell::new(), OnceCell::new());
         let (net, stick, net_data) = <(String, String, String)>::default();
-        let mut site = Self { tree, folder, initrds, boxed, values, net, stick, net_data };
+        let mut site = Self { tree, folder, _tpm: tpm, initrds, boxed, values, net, stick, net_data };
         site.sh("for name in net stick; do
                 openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out $name.owner.key
                 openssl pkey -in $name.owner.key -pubout -out $name.owner.pem
@@ -172,17 +176,17 @@ impl Site {
         initrd
     }
 
-    /// The store `box`, whose keys of `root` and `data` open by the lockbox of the machine with the TPM in `box/tpm.state` only;
+    /// The store `box`, whose keys of `root` and `data` open by the lockbox of the machine with the TPM in `tpm/box` only;
     /// what that machine then has is in `box/host`. Made once.
     pub fn enrolled(&self) -> &Boxed {
         self.boxed.get_or_init(|| {
             let keys = self.sh(
-                "mkdir -p box/state box/keys box/tpm.state && cd box
-                swtpm socket --tpm2 --tpmstate dir=tpm.state --server type=unixio,path=$PWD/tpm --ctrl type=unixio,path=$PWD/tpm.ctrl \
+                "mkdir -p box/state box/keys tpm/box && cd box && tpm=$PWD/../tpm/socket
+                swtpm socket --tpm2 --tpmstate dir=../tpm/box --server type=unixio,path=$tpm --ctrl type=unixio,path=$tpm.ctrl \
                     --flags not-need-init,startup-clear >/dev/null 2>&1 & swtpm=$!
                 trap 'kill $swtpm' EXIT
-                for i in $(seq 100); do [ -e tpm ] && break; sleep 0.1; done
-                export CRYPTATTACH_TCTI=swtpm:path=$PWD/tpm
+                for i in $(seq 100); do [ -e $tpm ] && break; sleep 0.1; done
+                export CRYPTATTACH_TCTI=swtpm:path=$tpm
                 openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out owner.key
                 openssl pkey -in owner.key -pubout -out owner.pem
                 openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out site.key
@@ -221,7 +225,7 @@ impl Site {
         let boxed = self.enrolled();
         fs::write(self.file("values.json"), values).unwrap();
         self.sh(&format!(
-            "mkdir -p {name}.files && cp -r box/host/. {name}.files/ && cp -r box/tpm.state {name}.tpm
+            "mkdir -p {name}.files && cp -r box/host/. {name}.files/ && cp -r tpm/box tpm/{name}
             $CRYPTATTACH --config box/host.toml policy sign --private-key box/site.key --values values.json \
                 >{name}.files/etc/cryptattach/tpm2-pcr-signature.json"
         ));

@@ -89,7 +89,7 @@ fn network(site: &Site, story: &str) {
     // It is just being started.
     fs::write(site.file("served/ill"), "503\n503\ndrop\ndrop\n").unwrap();
     let mut parts = with_network(site, &net_initrd(site), &site.server());
-    parts.append.push_str(" guest-shows=kmsg guest-shows=network");
+    parts.append.push_str(" guest-shows=kmsg");
     let mut machine = site.start(story, &parts);
     let unavailable = "https://10.0.2.100 answers 503 Service Unavailable; trying again for up to";
     let broken = "the answer of https://10.0.2.100/auth/v1.0 broke off";
@@ -101,13 +101,10 @@ fn network(site: &Site, story: &str) {
     }
     let record = boots(&mut machine, &site.net);
     assert!(record["volumes"][0]["failures"].as_array().unwrap().is_empty(), "{record}");
-    // What was said is in the kernel's log, from where the journal has it; the network is as if it had never been up.
+    // What was said is in the kernel's log, from where the journal has it.
     machine.see("KMSG");
     machine.see(unavailable);
     machine.see("root is attached, by");
-    machine.see("NETWORK");
-    machine.see("END");
-    assert!(!machine.has_shown("10.0.2.15"), "{}", machine.shown);
 }
 
 fn stick(site: &Site, story: &str) {
@@ -187,7 +184,7 @@ fn late_disk(site: &Site, story: &str) {
     let mut parts = with_network(site, &net_initrd(site), &site.server());
     parts.disks.clear();
     // By DHCP: there is time for it.
-    parts.append.clear();
+    parts.append = "guest-shows=network".to_owned();
     site.sh("cp --sparse=always root.img late.img");
     let mut machine = site.start(story, &parts);
     // After 1, 3, 10 and 20 seconds.
@@ -196,6 +193,10 @@ fn late_disk(site: &Site, story: &str) {
     }
     machine.plug("root", &site.file("late.img"));
     boots(&mut machine, &site.net);
+    // The network is as if it had never been up. (With ip=, the initramfs of Ubuntu and Debian 13 has it up at its end.)
+    machine.see("NETWORK");
+    machine.see("END");
+    assert!(!machine.has_shown("10.0.2.15"), "{}", machine.shown);
 }
 
 fn foreign_token(site: &Site, story: &str) {
@@ -248,10 +249,10 @@ fn shown_values(site: &Site) -> String {
     let parts = Parts {
         disks: vec![("root".to_owned(), site.tree("root.img"))],
         append: "guest-shows=pcrs".to_owned(),
-        tpm: Some(site.file("tpm.blank")),
+        tpm: Some(site.file("tpm/blank")),
         ..site.parts(&net_initrd(site))
     };
-    site.sh("mkdir -p tpm.blank");
+    site.sh("mkdir -p tpm/blank");
     let mut machine = site.start("values", &parts);
     boots_by_the_system(&mut machine);
     machine.see("PCRS ");
@@ -275,7 +276,7 @@ pub fn enrolled_parts(site: &Site, name: &str, maker: &str, values: &str, config
     let config = config(site.enrol(name, values));
     let initrd = site.initrd_by(maker, name, &config);
     assert!(!initrd.doctor.contains("unfit"), "{}\n{}", initrd.warnings, initrd.doctor);
-    Parts { tpm: Some(site.file(&format!("{name}.tpm"))), append: "guest-shows=pcrs".into(), ..site.parts(&initrd) }
+    Parts { tpm: Some(site.file(&format!("tpm/{name}"))), append: "guest-shows=pcrs".into(), ..site.parts(&initrd) }
 }
 
 /// A machine whose root's key comes out of its lockbox, which its TPM opens in that boot state.

@@ -40,9 +40,23 @@ impl Bench {
 
     /// A loop device over a new file of 128 MiB without content.
     fn device(&self, name: &str) -> Loop {
+        Loop::over(&self.blank(name))
+    }
+
+    /// Likewise, with two partitions of 8 MiB.
+    fn partitioned(&self, name: &str) -> Loop {
+        let file = self.blank(name);
+        run(&format!("printf 'size=8MiB\\nsize=8MiB\\n' | sfdisk --quiet '{}'", file.display()));
+        let device = Loop::over(&file);
+        // The kernel may know no tables.
+        run(&format!("partx --update {}", device.0.display()));
+        device
+    }
+
+    fn blank(&self, name: &str) -> PathBuf {
         let file = self.path(name);
         File::create_new(&file).unwrap().set_len(128 << 20).unwrap();
-        Loop(run(&format!("losetup --find --show --partscan '{}'", file.display())).into())
+        file
     }
 
     fn check(&self, volume: &Path, place: &Path) -> Report {
@@ -54,9 +68,11 @@ impl Bench {
 }
 
 impl Loop {
-    /// Adds a partition to the kernel's view, 8 MiB each, without a table on the device.
-    fn partition(&self, number: u64) -> PathBuf {
-        run(&format!("addpart {} {number} {} 16384", self.0.display(), 2048 + (number - 1) * 16384));
+    fn over(file: &Path) -> Self {
+        Self(run(&format!("losetup --find --show --partscan '{}'", file.display())).into())
+    }
+
+    fn partition(&self, number: u32) -> PathBuf {
         PathBuf::from(format!("{}p{number}", self.0.display()))
     }
 }
@@ -135,7 +151,7 @@ fn a_loop_over_a_file_is_on_the_files_disk() {
 #[test]
 fn partitions_of_one_device_are_not_apart() {
     let bench = Bench::new();
-    let disk = bench.device("memory/disk");
+    let disk = bench.partitioned("memory/disk");
     let (keys, volume) = (disk.partition(1), disk.partition(2));
     run(&format!("mkfs.ext4 -q {}", keys.display()));
     let store = mount(&keys.display().to_string(), &bench.path("a store"));
@@ -268,7 +284,7 @@ fn a_userspace_export_leads_to_the_encrypted_device() {
 #[test]
 fn holders_are_told_in_words() {
     let bench = Bench::new();
-    let disk = bench.device("memory/disk");
+    let disk = bench.partitioned("memory/disk");
     assert_eq!(lasting_holders(&disk.0), [""; 0]);
     assert_eq!(lasting_holders(&bench.path("memory/disk")), [format!("behind the loop device {}", name(&disk.0))]);
 

@@ -17,10 +17,22 @@ use crate::{
     units,
 };
 
-pub const STORIES: &[(&str, fn())] = &[
+type Story = (&'static str, fn());
+
+const STORIES: [Story; 2] = [
     ("Debian 12 with the package and initramfs-tools boots unattended from an encrypted root", || boots(&DEBIAN_12)),
     ("Debian 13 with the package and dracut boots unattended from an encrypted root", || boots(&DEBIAN_13)),
 ];
+
+/// Those that can be told here: a package built on Debian 13 is for no older one.
+pub fn stories() -> &'static [Story] {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    match release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")) {
+        Some("bookworm") => &STORIES,
+        Some("trixie") => &STORIES[1..],
+        _ => &[],
+    }
+}
 
 struct Release {
     name: &'static str,

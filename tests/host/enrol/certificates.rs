@@ -36,7 +36,7 @@ fn maker(stage: &Stage, name: &str) -> String {
 }
 
 /// Puts a certificate for its P-256 endorsement key into the host's TPM, with room to spare behind it.
-fn certify(host: &Host<'_>, maker: &str, extensions: &str, days: i32) {
+fn certify(host: &Host<'_>, maker: &str, extensions: &str, days: u32) {
     let public = {
         let tpm = Tpm::open(&host.tpm_config()).unwrap();
         let key = tpm.endorsement_key(EndorsementKind::P256).unwrap();
@@ -94,7 +94,7 @@ fn certificates_that_are_no_proof_are_refused() {
     refused("is not for an endorsement key");
     certify(&host, &maker, &format!("1.2.3.4 = critical, ASN1:NULL\n{GOOD}"), 99);
     refused("unhandled critical extension");
-    certify(&host, &maker, GOOD, -1);
+    certify(&host, &maker, GOOD, 0);
     refused("certificate has expired");
 
     // Who has a certificate is no authority by that.
