@@ -19,7 +19,7 @@ use super::{Container, now};
 use crate::{
     config::Sealing,
     error::{Error, chain},
-    key::{ContainerKeyId, Epoch, HostName, KeyId, SealedKey},
+    key::{ContainerKeyId, Epoch, HostName, KeyId},
     seal::{self, ContainerKey, Recipient},
     store::{ContainerKeys, Current, StoreError, Stored},
 };
@@ -76,7 +76,7 @@ impl Container {
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Rotation, Error> {
         let keys = self.container_keys()?;
-        let target = match keys.current()? {
+        let mut target = match keys.current()? {
             None => self.make_key(None, host)?,
             Some(Current { epoch, rotating }) => {
                 let current = self.trusted_key(epoch)?;
@@ -86,6 +86,11 @@ impl Container {
             }
         };
         let mut rotation = self.reseal_all(&target, progress)?;
+        // Another rotation may have begun meanwhile, to leave a host out: what was sealed here is sealed anew under its key.
+        while let Some(later) = keys.current()?.filter(|current| current.epoch > target.epoch()) {
+            target = self.trusted_key(later.epoch)?;
+            rotation = self.reseal_all(&target, progress)?;
+        }
         if rotation.failed.is_empty() {
             for epoch in keys.epochs()?.into_iter().filter(|epoch| epoch.next() < target.epoch()) {
                 let since = now().saturating_sub(self.container_key(epoch.next())?.created());
@@ -195,20 +200,17 @@ impl Container {
         })
     }
 
-    /// Whether it was sealed anew; not if it is sealed under the target already, or was deleted meanwhile.
+    /// Whether it was sealed anew; not if it is sealed under the target or a later one already, or was deleted meanwhile.
     fn reseal_one(&self, id: &KeyId, target: &ContainerKey, recipients: &[Box<dyn Recipient>]) -> Result<bool, Error> {
         let sealed = match self.store.get(id) {
             Ok(Stored::Sealed(sealed)) => sealed,
             Ok(Stored::Released(_)) | Err(StoreError::NotFound { .. }) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
-        if is_under(&sealed, &self.key_id(target.epoch())) {
+        let mut kids = sealed.recipient_kids().filter_map(|kid| kid.parse::<ContainerKeyId>().ok());
+        if kids.any(|kid| kid.container == self.name && kid.epoch >= target.epoch()) {
             return Ok(false);
         }
         self.reseal_to(self.open_key(id, &sealed, None)?, recipients).map(|()| true)
     }
-}
-
-fn is_under(sealed: &SealedKey, id: &ContainerKeyId) -> bool {
-    sealed.recipient_kids().any(|kid| kid == id.to_string())
 }

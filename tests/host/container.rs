@@ -1,6 +1,6 @@
 //! Container keys in a directory: made, rotated, sealed to hosts that are admitted, and to none that was removed.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, sync::Once, time::Duration};
 
 use cryptattach::{
     config::Config,
@@ -139,4 +139,32 @@ fn hosts_come_and_go_even_if_a_rotation_was_killed_between() {
     assert_eq!(rotation.epoch, "4".parse::<Epoch>().unwrap());
     assert!(containers.is_for(4, &stays) && !containers.is_for(4, &goes));
     assert_eq!(containers.container().hosts().unwrap(), [one]);
+}
+
+#[test]
+fn a_rotation_takes_back_nothing_of_one_that_began_later() {
+    let containers = Containers::new();
+    let site = &containers.site;
+    let keys: Vec<String> = (0..3)
+        .map(|number| {
+            let volume = site.file(&format!("volume{number}"), 64 << 20).into_os_string().into_string().unwrap();
+            site.ok(&["format", &volume, "--store", "logs"])
+        })
+        .collect();
+    let (goes, host) = (OwnerKey::generate().unwrap(), "two".parse::<HostName>().unwrap());
+    containers.container().admit_host(&host, &goes.recipient().unwrap()).unwrap();
+    let meanwhile = Once::new();
+    let remove = |done, _| {
+        if done == 1 {
+            meanwhile.call_once(|| drop(containers.container().remove_host(&host, &|_, _| {}).unwrap()));
+        }
+    };
+    let rotation = containers.container().rotate(Duration::from_secs(3600), &remove).unwrap();
+    assert_eq!(rotation.epoch, "3".parse::<Epoch>().unwrap());
+    assert!(containers.is_for(2, &goes) && !containers.is_for(3, &goes));
+    let shown = site.json(&["container", "show", "logs"]);
+    assert_eq!((&shown["epoch"], &shown["rotating"]), (&"3".into(), &false.into()));
+    for key in keys {
+        assert_eq!(site.json(&["key", "show", &key])["recipients"][0]["kid"], "logs/kek/3");
+    }
 }
