@@ -99,7 +99,9 @@ fn a_worker_that_is_killed_while_it_is_detached_is_an_error() {
     sh(&format!("kill -STOP {worker}"));
     let mut detach = site.command();
     let detach = detach.args(["detach", &name]).stderr(std::process::Stdio::piped()).spawn().unwrap();
-    let waits = || fs::read_to_string(format!("/proc/{}/stat", detach.id())).unwrap().contains(") D ");
+    // Before that, the worker would have been dead when it was asked.
+    let flush = format!("{} ", nix::libc::SYS_fsync);
+    let waits = || fs::read_to_string(format!("/proc/{}/syscall", detach.id())).unwrap().starts_with(&flush);
     wait_until("it waits for the flush", waits);
     sh(&format!("kill -KILL {worker}"));
     let told = detach.wait_with_output().unwrap();
