@@ -39,9 +39,7 @@ impl Folder {
     pub fn make(path: &Path) -> io::Result<Self> {
         if !path.is_dir() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-            // The parent of a bare name is "": here.
-            let parent = path.parent().map(|parent| if parent == Path::new("") { Path::new(".") } else { parent });
-            parent.map_or(Ok(()), |parent| File::open(parent)?.sync_all())?;
+            File::open(folder_of(path))?.sync_all()?;
         }
         Self::lock(path)
     }
@@ -70,6 +68,15 @@ impl Folder {
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         Ok(file)
+    }
+}
+
+/// The folder that a path is in; the current one for a bare name.
+pub fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => path,
     }
 }
 

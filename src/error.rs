@@ -230,6 +230,11 @@ impl Error {
     }
 }
 
+/// Somebody else's words, without what moves a terminal's cursor.
+pub fn printable(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
+}
+
 /// An error and its causes in one line.
 pub fn chain(error: &(dyn StdError + 'static)) -> String {
     causes(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
+    io,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
 };
@@ -13,6 +14,7 @@ use crate::{
     config::Config,
     container::Container,
     device::{Device, DeviceError, DeviceKind},
+    durable::folder_of,
     error::Error,
     keep,
     key::{KeyReference, KeySize, SecretBytes, StoreName, VolumeKey},
@@ -164,17 +166,7 @@ fn blank(path: &Path) -> Result<(), Error> {
 /// is looked at before it is made longer, and all of it: no signature tells a private key.
 fn claim_header(path: &Path, force: bool) -> Result<File, Error> {
     let device = match Device::look(path) {
-        Err(DeviceError::Missing(_)) => {
-            let new = || {
-                let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
-                file.set_len(HEADER_BYTES)?;
-                // Its name has to survive a power cut as well (fsync(2)).
-                File::open(path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new(".")))?
-                    .sync_all()?;
-                Ok(file)
-            };
-            return Ok(new().map_err(DeviceError::io("make", path))?);
-        }
+        Err(DeviceError::Missing(_)) => return Ok(new_header_file(path).map_err(DeviceError::io("make", path))?),
         device => device?,
     };
     if device.kind != DeviceKind::File && device.size_bytes < HEADER_BYTES {
@@ -182,18 +174,25 @@ fn claim_header(path: &Path, force: bool) -> Result<File, Error> {
         return Err(DeviceError::TooSmall { path, size_bytes, needed_bytes: HEADER_BYTES }.into());
     }
     let file = device.open_exclusive()?;
+    let is_file = device.kind == DeviceKind::File;
     if !force && device.size_bytes > 0 {
         blank(path)?;
-    }
-    if device.kind == DeviceKind::File {
-        let data = || volume::blank::first_data(&file, device.size_bytes);
-        if let Some(at) = if force { None } else { data().map_err(DeviceError::io("read", path))? } {
+        let data = || volume::blank::first_data(&file, device.size_bytes).map_err(DeviceError::io("read", path));
+        if is_file && let Some(at) = data()? {
             let found = format!("data at byte {at}, of no known kind");
             return Err(Error::NotBlank { path: path.to_owned(), found });
         }
-        if device.size_bytes < HEADER_BYTES {
-            file.set_len(HEADER_BYTES).map_err(DeviceError::io("make room in", path))?;
-        }
     }
+    if is_file && device.size_bytes < HEADER_BYTES {
+        file.set_len(HEADER_BYTES).map_err(DeviceError::io("make room in", path))?;
+    }
+    Ok(file)
+}
+
+fn new_header_file(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+    file.set_len(HEADER_BYTES)?;
+    // Its name has to survive a power cut as well (fsync(2)).
+    File::open(folder_of(path))?.sync_all()?;
     Ok(file)
 }

@@ -152,13 +152,13 @@ impl Backend for DmCrypt {
         if !self.is_mapping_of(&found, volume, name)? {
             return Err(self.foreign(name, &found));
         }
-        let failed =
-            |source: library::LibraryError| BackendError::failed(format!("cannot resize the mapping '{name}'"))(source);
+        let action = format!("cannot resize the mapping '{name}'");
+        let failed = |source: library::LibraryError| BackendError::failed(action.as_str())(source);
         let (has, room) = (library::call(|| table(name)).map_err(failed)?.size_bytes, volume.geometry.size_bytes);
         if room < has {
             let why =
                 format!("its device has become smaller: there is room for {room} bytes, and the mapping has {has}");
-            return Err(BackendError::failed(format!("cannot resize the mapping '{name}'"))(why));
+            return Err(BackendError::failed(action)(why));
         }
         let mut context = match &volume.header {
             Header::Luks(header) => header.load(&volume.device.path).map_err(failed)?,

@@ -222,8 +222,7 @@ impl Sources {
         }
         if paths.iter().any(|path| IdentityFile::is_at(path)) {
             self.use_tpm()?;
-            if let Some(device) = self.config.tpm.tcti().strip_prefix("device:") {
-                let device = Path::new(device).to_owned();
+            if let Some(device) = self.config.tpm.device() {
                 self.wait(number, Announced::Devices, &format!("the TPM {}", device.display()), || device.exists())?;
             }
         }
@@ -321,10 +320,8 @@ pub fn latch(config: &Config) -> Result<Latch, Error> {
     if !config.tpm.latch {
         return Ok(Latch::NotWanted);
     }
-    if let Some(device) = config.tpm.tcti().strip_prefix("device:")
-        && !Path::new(device).exists()
-    {
-        return Ok(Latch::NoTpm(device.into()));
+    if let Some(device) = config.tpm.device().filter(|device| !device.exists()) {
+        return Ok(Latch::NoTpm(device));
     }
     Tpm::open(&config.tpm)?.latch()?;
     Ok(Latch::Done)

@@ -13,6 +13,7 @@ use serde_json::json;
 use super::{Global, output};
 use crate::{
     config::{Config, ConfigError},
+    durable::folder_of,
     error::Error,
     key::StoreName,
     seal::{self, OwnerKey},
@@ -67,7 +68,7 @@ impl Init {
                 self.store
             );
         }
-        let folder = global.config.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = folder_of(&global.config);
         fs::create_dir_all(folder).map_err(Error::io(format!("make {}", folder.display())))?;
         let (owner, identity) = match &self.owner {
             Some(owner) => (absolute(owner)?, self.identity.as_deref().map(absolute).transpose()?),

@@ -23,7 +23,7 @@ use crate::{
     config::{Config, VolumeConfig},
     container::Container,
     crypttab,
-    error::Error,
+    error::{Error, printable},
     import::{self, Request},
     key::{KeyReference, SecretBytes, StoreName},
     lockbox::Lockbox,
@@ -174,16 +174,11 @@ impl Show {
                 format!("  created      {}", date(context.created)),
                 format!("  generation   {}", context.generation),
             ];
-            let text = |value: &Value| value.as_str().map_or_else(|| "?".to_owned(), shown);
+            let text = |value: &Value| value.as_str().map_or_else(|| "?".to_owned(), printable);
             lines.extend(recipients.iter().map(|r| format!("  recipient    {} {}", text(&r["kid"]), text(&r["alg"]))));
             lines.join("\n")
         })
     }
-}
-
-/// What the store says and nothing vouches for, without what moves a terminal's cursor.
-fn shown(text: &str) -> String {
-    text.replace(char::is_control, "\u{fffd}")
 }
 
 impl Show {
@@ -194,9 +189,9 @@ impl Show {
             let facts = &object.facts;
             let mut lines = vec![self.key.to_string(), "  NOT sealed   the store itself can read it".to_owned()];
             lines.push(format!("  type         {}", facts.kind));
-            lines.extend(facts.name.iter().map(|name| format!("  name         {}", shown(name))));
+            lines.extend(facts.name.iter().map(|name| format!("  name         {}", printable(name))));
             lines.extend(facts.created.map(|created| format!("  created      {}", date(created))));
-            lines.extend(used_for.iter().map(|volume| format!("  used for     {}", shown(volume))));
+            lines.extend(used_for.iter().map(|volume| format!("  used for     {}", printable(volume))));
             lines.join("\n")
         })
     }

@@ -68,6 +68,11 @@ impl TpmConfig {
         env::var(TCTI_VARIABLE).ok().filter(|name| !name.is_empty()).unwrap_or_else(|| self.tcti.clone())
     }
 
+    /// The device of a TPM that is one of this machine.
+    pub fn device(&self) -> Option<PathBuf> {
+        self.tcti().strip_prefix("device:").map(PathBuf::from)
+    }
+
     /// The paths in it.
     pub(super) fn files(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         self.signatures

@@ -15,6 +15,7 @@ use tss_esapi::{
 
 use super::EnrolError;
 use crate::{
+    durable::folder_of,
     key::HostName,
     tpm::{Certified, Digest, Name, Policy, TpmError, hex, public},
 };
@@ -41,8 +42,7 @@ pub trait Document: Serialize + DeserializeOwned {
     /// Writes it into a new file.
     fn write(&self, path: &Path) -> Result<(), EnrolError> {
         let write = || {
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            let mut file = tempfile::NamedTempFile::new_in(folder_of(path))?;
             serde_json::to_writer_pretty(&mut file, &Written { kind: Self::TYPE, version: VERSION, content: self })?;
             file.write_all(b"\n")?;
             file.as_file().sync_all()?;

@@ -19,6 +19,7 @@ use nix::{
 };
 
 use super::block::DeviceNumber;
+use crate::{backend::userspace::shown_file, durable::folder_of};
 
 /// Where the kernel's file systems are, and how to look at a path.
 pub(crate) struct Host {
@@ -88,22 +89,13 @@ impl Host {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // A dangling link is made where it points to, not where it is.
                 if let (Ok(target), 1..) = (fs::read_link(path), links_left) {
-                    return self.look_nearest_within(&parent(path).join(target), links_left - 1);
+                    return self.look_nearest_within(&folder_of(path).join(target), links_left - 1);
                 }
-                let parent = parent(path);
+                let parent = folder_of(path);
                 if parent == path { Err(error) } else { self.look_nearest_within(parent, links_left) }
             }
             seen => seen,
         }
-    }
-}
-
-/// The directory that a path is in; the current one for a bare name.
-fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
-        Some(parent) => parent,
-        None => path,
     }
 }
 
@@ -120,25 +112,14 @@ fn look(path: &Path) -> io::Result<Seen> {
     Ok(Seen { path, block, on: DeviceNumber(metadata.dev()), mount })
 }
 
-mod ioctl {
-    #![allow(unsafe_code)] // the wrappers that nix's macros make are unsafe functions
-    /// `struct loop_info64` (linux/loop.h), 232 bytes: device and inode of the file come first.
-    pub type LoopInfo64 = [u64; 29];
-    nix::ioctl_read_bad!(loop_get_status64, 0x4c05, LoopInfo64);
-}
-
-#[allow(unsafe_code)]
 fn shows(loop_device: &str, path: &Path) -> Option<bool> {
     let node = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
         .open(Path::new("/dev").join(loop_device))
         .ok()?;
-    let mut info: ioctl::LoopInfo64 = [0; 29];
-    // SAFETY: the kernel writes one `struct loop_info64`, which has the size of `info`, and the node is open.
-    unsafe { ioctl::loop_get_status64(node.as_raw_fd(), &raw mut info) }.ok()?;
-    let file = fs::metadata(path).ok()?;
-    Some((file.dev(), file.ino()) == (info[0], info[1]))
+    let (shown, file) = (shown_file(&node).ok()?, fs::metadata(path).ok()?);
+    Some((file.dev(), file.ino()) == shown)
 }
 
 fn addresses() -> io::Result<Vec<IpAddr>> {

@@ -218,7 +218,8 @@ impl KeyStore for Directory {
         let mut places = vec![Place::path("sealed keys", path, true)];
         // A link, or a mount, may lead from the directory to another file system.
         let rests_on = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
-        let elsewhere = |path: &PathBuf| rests_on(path).is_some_and(|device| rests_on(&self.path) != Some(device));
+        let here = rests_on(path);
+        let elsewhere = |path: &PathBuf| rests_on(path).is_some_and(|device| here != Some(device));
         let keys = [path.join(format!("{id}{END}"))].into_iter().filter(elsewhere);
         places.extend(keys.map(|path| Place::path("sealed key", path, true)));
         let epochs = ContainerKeys::epochs(self)?.into_iter().map(|epoch| path.join(format!("kek/{epoch}{END}")));

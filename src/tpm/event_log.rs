@@ -15,6 +15,7 @@ use openssl::sha::Sha256;
 use serde::Serialize;
 
 use super::{Digest, esys::SHA256, hex};
+use crate::error::printable;
 
 /// The most that is read of a log; real ones have 20 to 200 KiB.
 const MOST_BYTES: u64 = 4 << 20;
@@ -272,8 +273,7 @@ fn file_in_device_path(path: &[u8]) -> Option<String> {
 /// Printable, on one line, not too long.
 fn clean(text: &str) -> String {
     let text = text.trim_end_matches('\0');
-    let printable = |character: char| if character.is_control() { '\u{FFFD}' } else { character };
-    let mut cleaned: String = text.chars().take(MOST_CHARACTERS).map(printable).collect();
+    let mut cleaned = printable(&text.chars().take(MOST_CHARACTERS).collect::<String>());
     if text.chars().nth(MOST_CHARACTERS).is_some() {
         cleaned.push_str("...");
     }

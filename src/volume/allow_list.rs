@@ -8,7 +8,10 @@ use super::{
     metadata::{Digest, Kdf, Metadata, Segment},
     token::Token,
 };
-use crate::key::{KeyReference, KeySize};
+use crate::{
+    error::printable,
+    key::{KeyReference, KeySize},
+};
 
 /// Digests above this take longer than a few seconds; cryptsetup itself aims at an eighth of a second.
 const MOST_DIGEST_ITERATIONS: u64 = 10_000_000;
@@ -146,7 +149,7 @@ fn keyslots(metadata: &Metadata) -> Result<Option<KeySize>, Refusal> {
 /// Whoever tries a passphrase pays what the header asks for.
 fn check_kdf_cost(number: &str, kdf: &Kdf) -> Result<(), Refusal> {
     if kdf.kind == "pbkdf2" {
-        return check_keyslot_iterations(&number, kdf.iterations);
+        return check_keyslot_iterations(number, kdf.iterations);
     }
     let Kdf { time, memory, .. } = kdf;
     if *memory > MOST_KEYSLOT_MEMORY_KIB || time.saturating_mul(*memory) > MOST_KEYSLOT_PASSES_KIB {
@@ -155,7 +158,7 @@ fn check_kdf_cost(number: &str, kdf: &Kdf) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check_keyslot_iterations(number: &impl std::fmt::Display, iterations: u64) -> Result<(), Refusal> {
+fn check_keyslot_iterations(number: impl std::fmt::Display, iterations: u64) -> Result<(), Refusal> {
     if iterations > MOST_KEYSLOT_ITERATIONS {
         return Err(refused(format!(
             "keyslot {number} takes {iterations} iterations (at most {MOST_KEYSLOT_ITERATIONS})"
@@ -225,7 +228,7 @@ fn only<'a, T>(members: &'a std::collections::BTreeMap<String, T>, what: &str) -
 
 /// What the header says is told as it is but for control characters: it reaches a terminal.
 fn refused(why: String) -> Refusal {
-    Refusal(why.replace(char::is_control, "\u{fffd}"))
+    Refusal(printable(&why))
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ use std::{
 
 use libcryptsetup_rs::{LibcryptErr, consts::vals::CryptLogLevel, set_log_callback};
 
+use crate::error::printable;
+
 thread_local! {
     static LAST_MESSAGE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
@@ -19,7 +21,7 @@ thread_local! {
 extern "C" fn log(level: c_int, message: *const c_char, _: *mut c_void) {
     // SAFETY: a NUL-terminated text that lives as long as this call.
     let message = unsafe { CStr::from_ptr(message) }.to_string_lossy();
-    let message = message.trim().replace(|c: char| c.is_control() && c != '\n', "\u{fffd}");
+    let message = message.trim().split('\n').map(printable).collect::<Vec<_>>().join("\n");
     match CryptLogLevel::try_from(level) {
         Ok(CryptLogLevel::Error) => {
             tracing::debug!("libcryptsetup: {message}");

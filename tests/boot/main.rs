@@ -2,6 +2,8 @@
 //! `scripts/test vm`; a word on the command line picks the stories whose names contain it. Consoles are kept in target/boot-logs.
 
 mod bench;
+#[path = "../common/image.rs"]
+mod image;
 mod machine;
 mod site;
 mod stories;

@@ -6,12 +6,13 @@ use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use tempfile::TempDir;
 
 use crate::{
+    image,
     machine::{Machine, Parts},
     swift,
 };
@@ -25,21 +26,7 @@ pub const SPARE: &str = "33333333-2222-3333-4444-555555555555";
 
 /// A tree that machines are made of, with more packages: make-image's folder.
 pub fn tree(packages: &[&str]) -> PathBuf {
-    let home = std::env::var_os("HOME").expect("HOME is not set");
-    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| Path::new(&home).join(".cache"), PathBuf::from);
-    let cache = cache.join("cryptattach/boot");
-    fs::create_dir_all(&cache).unwrap();
-    // Of two runs one makes it, and the other does not replace what is in use by then.
-    let made = Command::new("flock")
-        .arg(cache.join(".lock"))
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/boot/make-image"))
-        .arg(&cache)
-        .args(packages)
-        .stderr(Stdio::inherit())
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "the machines' tree could not be made (see above)");
-    String::from_utf8(made.stdout).unwrap().trim_end().into()
+    image::make("boot", packages)
 }
 
 /// Keys in the store `box`.

@@ -319,21 +319,7 @@ impl Drop for Machine {
 
 /// The guest of a release, of this host's unless one is named: its kernel, initrd and root file system; made if it is not there yet.
 pub fn image(release: Option<&str>) -> PathBuf {
-    let home = std::env::var_os("HOME").expect("HOME is not set");
-    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| Path::new(&home).join(".cache"), PathBuf::from);
-    let cache = cache.join("cryptattach/vm");
-    fs::create_dir_all(&cache).unwrap();
-    // Of two runs one makes it, and the other does not replace what is in use by then.
-    let output = Command::new("flock")
-        .arg(cache.join(".lock"))
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vm/make-image"))
-        .arg(&cache)
-        .args(release)
-        .stderr(Stdio::inherit())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "the guest's image could not be made (see above)");
-    String::from_utf8(output.stdout).unwrap().trim_end().into()
+    crate::image::make("vm", release.as_slice())
 }
 
 /// A read-only disk with the binary, or the package with it.

@@ -3,6 +3,8 @@
 //! the others, for a machine that boots keeps one processor busy. Run by `scripts/test vm`; a word on the command line picks the
 //! stories whose names contain it.
 
+#[path = "../common/image.rs"]
+mod image;
 #[path = "../common/manufacture.rs"]
 mod manufacture;
 #[expect(dead_code, reason = "loop devices are the host layer's")]

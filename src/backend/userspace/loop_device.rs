@@ -48,6 +48,19 @@ pub enum Flush {
     Attempted,
 }
 
+impl Flush {
+    /// Flushes a device that is to go.
+    pub fn carry_out(self, node: &File, path: &Path) -> io::Result<()> {
+        match node.sync_all() {
+            Err(error) if self == Self::Attempted => {
+                tracing::warn!("what {} had not flushed before is lost: {error}", path.display());
+                Ok(())
+            }
+            flushed => flushed,
+        }
+    }
+}
+
 /// `struct loop_info64`
 #[repr(C)]
 struct LoopInfo64 {
@@ -80,6 +93,7 @@ mod ioctl {
     nix::ioctl_none_bad!(loop_ctl_get_free, 0x4c82);
     nix::ioctl_write_ptr_bad!(loop_configure, 0x4c0a, LoopConfig);
     nix::ioctl_write_ptr_bad!(loop_set_status64, 0x4c04, LoopInfo64);
+    nix::ioctl_read_bad!(loop_get_status64, 0x4c05, LoopInfo64);
     nix::ioctl_none_bad!(loop_clr_fd, 0x4c01);
     nix::ioctl_none_bad!(loop_set_capacity, 0x4c07);
 }
@@ -107,6 +121,14 @@ impl LoopInfo64 {
             init: [0; 2],
         }
     }
+}
+
+/// Device and inode of the file that an open loop device shows.
+pub(crate) fn shown_file(node: &File) -> io::Result<(u64, u64)> {
+    let mut info = LoopInfo64::new(Path::new(""), 0);
+    // SAFETY: the kernel writes one `struct loop_info64`, which `info` has the layout of, and the descriptor is open.
+    unsafe { ioctl::loop_get_status64(node.as_raw_fd(), &raw mut info) }?;
+    Ok((info.device, info.inode))
 }
 
 impl LoopDevice {
@@ -192,11 +214,7 @@ impl LoopDevice {
                 result => break result?,
             }
         };
-        match node.sync_all() {
-            Err(error) if flush == Flush::Required => return Err(error),
-            Err(error) => tracing::warn!("what {} had not flushed before is lost: {error}", self.path().display()),
-            Ok(()) => {}
-        }
+        flush.carry_out(&node, &self.path())?;
         let file = self.file();
         clear_on_last_close(&node)?;
         drop(node);

@@ -55,6 +55,7 @@ mod state;
 mod ublk;
 mod worker;
 
+pub(crate) use loop_device::shown_file;
 pub use places::Places;
 pub use worker::{SUBCOMMAND, worker_main};
 

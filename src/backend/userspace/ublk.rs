@@ -100,11 +100,7 @@ impl UblkDevice {
             }
             thread::sleep(POLL);
         };
-        match node.sync_all() {
-            Err(error) if flush == Flush::Required => return Err(error),
-            Err(error) => tracing::warn!("what {} had not flushed before is lost: {error}", self.path().display()),
-            Ok(()) => {}
-        }
+        flush.carry_out(&node, &self.path())?;
         // Still open: nobody can mount it now.
         stop()?;
         Ok(Cleared::Gone)

@@ -12,7 +12,7 @@ use super::{Global, record};
 use crate::{
     cli::output,
     config::{Config, TpmConfig},
-    durable::Folder,
+    durable::{Folder, folder_of},
     enrol::{self, Challenge, Document, Enrolled},
     error::Error,
     key::{HostName, SecretBytes},
@@ -115,9 +115,8 @@ fn new_pin(config: &TpmConfig) -> Result<SecretBytes, Error> {
 /// the administrator has admitted, and so opens this host's lockbox key, is not known here.
 fn write_key(path: &Path, pem: &[u8]) -> Result<(), Error> {
     let write = || {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let name = path.file_name().and_then(|name| name.to_str()).ok_or(io::ErrorKind::InvalidInput)?;
-        let folder = Folder::make(folder)?;
+        let folder = Folder::make(folder_of(path))?;
         match fs::read(path) {
             Ok(before) => keep_before(&folder, name, &before)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
