@@ -13,9 +13,11 @@ use std::{
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use cryptattach::{
+    base::key::{BoundContext, HostName, KeyId, KeySize, SealedKey, SecretBytes, VolumeKey},
     config::TpmConfig,
-    key::{BoundContext, HostName, KeyId, KeySize, SealedKey, SecretBytes, VolumeKey},
-    seal::{ContainerKey, Content, EntryContext, Expected, Keyring, LockboxKey, OwnerKey, Payload, Recipient, seal},
+    keys::seal::{
+        ContainerKey, Content, EntryContext, Expected, Keyring, LockboxKey, OwnerKey, Payload, Recipient, seal,
+    },
 };
 use openssl::{
     bn::{BigNum, BigNumContext, BigNumRef},

@@ -11,13 +11,17 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Global, init, output};
 use crate::{
-    audit::{self, Event},
+    base::key::StoreName,
     config::{Config, ConfigError, Location},
-    container::Container as Keys,
-    error::Error,
-    key::StoreName,
-    seal,
-    store::{Access, Directory, Swift},
+    keys::{
+        seal,
+        store::{Access, Directory, Swift},
+    },
+    unlock::{
+        audit::{self, Event},
+        container::Container as Keys,
+    },
+    verbs::error::Error,
 };
 
 /// Look after containers of keys: who may use them, and their container keys

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Global, output};
-use crate::{
+use crate::verbs::{
     boot::{BootError, doctor},
     error::Error,
 };

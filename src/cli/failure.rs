@@ -7,19 +7,26 @@ use serde_json::json;
 
 use super::output;
 use crate::{
-    backend::{BackendError, MappingName},
-    boot::BootError,
+    base::{
+        chain::{causes, chain},
+        clock::now,
+        mapping_name::MappingName,
+    },
     config::ConfigError,
-    container::{TrustError, now},
-    device::DeviceError,
-    enrol::EnrolError,
-    error::{Error, causes, chain},
-    last_failure::{self, LastFailure},
-    lockbox::LockboxError,
-    seal::SealError,
-    store::{AuthError, HttpError, SendError, StoreError},
-    tpm::TpmError,
-    volume::VolumeError,
+    keys::{
+        net::{AuthError, HttpError, SendError},
+        seal::SealError,
+        store::StoreError,
+        tpm::TpmError,
+    },
+    sys::device::DeviceError,
+    unlock::{container::TrustError, enrol::EnrolError, lockbox::LockboxError},
+    verbs::{
+        boot::BootError,
+        error::Error,
+        explain::{self, LastFailure},
+    },
+    volumes::{backend::BackendError, header::VolumeError},
 };
 
 /// The words on the command line make no sense.
@@ -485,15 +492,15 @@ pub fn print(error: &Error, json: bool) {
 
 /// Keeps a failure for `cryptattach explain`, or forgets those of a volume that has unlocked.
 pub fn note<T>(action: &str, device: Option<&Path>, name: Option<&MappingName>, result: Result<T, &Error>) {
-    let folder = Path::new(last_failure::FOLDER);
+    let folder = Path::new(explain::FOLDER);
     let noted = match result {
-        Ok(_) => last_failure::forget(folder, device, name),
+        Ok(_) => explain::forget(folder, device, name),
         // Who got the words wrong has been told, and nothing is the matter with the volume.
         Err(error) if exit_code(error) == USAGE => Ok(()),
         Err(error) => {
             let (device, name) = (device.map(Path::to_owned), name.cloned());
             let failure = LastFailure { time: now(), action: action.to_owned(), device, name, told: Told::of(error) };
-            last_failure::keep(folder, &failure)
+            explain::keep(folder, &failure)
         }
     };
     if let Err(error) = noted {

@@ -18,17 +18,23 @@ use super::{
     output::{self, date},
 };
 use crate::{
-    audit::{self, Event},
-    backend::MappingName,
-    config::{Config, VolumeConfig},
-    container::Container,
-    crypttab,
-    error::{Error, printable},
-    import::{self, Request},
-    key::{KeyReference, SecretBytes, StoreName},
-    lockbox::Lockbox,
-    release,
-    store::{Released, Stored},
+    base::{
+        chain::printable,
+        key::{KeyReference, SecretBytes, StoreName},
+        mapping_name::MappingName,
+    },
+    config::{Config, VolumeConfig, crypttab},
+    keys::store::{Released, Stored},
+    unlock::{
+        audit::{self, Event},
+        container::Container,
+        lockbox::Lockbox,
+    },
+    verbs::{
+        error::Error,
+        import::{self, Request},
+        passphrase,
+    },
 };
 
 /// Look after the keys in a store
@@ -287,7 +293,7 @@ fn released(
     key: Option<KeyReference>,
     name: Option<MappingName>,
 ) -> Result<SecretBytes, Error> {
-    let passphrase = release::release(config, release::Request { device, header, key });
+    let passphrase = passphrase::release(config, passphrase::Request { device, header, key });
     failure::note("release the passphrase of", Some(device), name.as_ref(), passphrase.as_ref());
     passphrase
 }

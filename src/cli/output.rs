@@ -8,7 +8,7 @@ use std::{
 use openssl::asn1::Asn1Time;
 use serde::Serialize;
 
-use crate::error::Error;
+use crate::verbs::error::Error;
 
 /// Prints `value` as one line of JSON if `json`, else `text`, with a newline.
 pub fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Error> {

@@ -14,12 +14,13 @@ use serde_json::json;
 
 use super::{Global, output};
 use crate::{
+    base::pcr_set::PcrSet,
     config::TpmConfig,
-    error::Error,
-    tpm::{
-        BootChain, Digest, Exposure, IdentityFile, PcrSet, PcrSignature, PcrSignatures, PcrValues, Policy as TpmPolicy,
+    keys::tpm::{
+        BootChain, Digest, Exposure, IdentityFile, PcrSignature, PcrSignatures, PcrValues, Policy as TpmPolicy,
         SiteSigner, Tpm, TpmError, exposures, hex,
     },
+    verbs::error::Error,
 };
 
 /// In which boot states this host's TPM opens its keys
@@ -253,7 +254,7 @@ pub struct Sign {
     #[arg(long, value_name = "FILE")]
     measured: Option<PathBuf>,
     /// The epoch: 0 to 7; 'policy revoke-old' on a host retires its oldest
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..crate::tpm::EPOCHS as u64))]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..crate::keys::tpm::EPOCHS as u64))]
     epoch: u64,
     /// A file whose signatures come first
     #[arg(long, value_name = "FILE")]

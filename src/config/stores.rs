@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::{Network, TpmConfig};
-use crate::{key::Place, tpm::IdentityFile};
+use crate::{base::key::Place, keys::tpm::IdentityFile};
 
 /// `[stores.NAME]`: where the sealed keys are, whom they are sealed to, and what opens them.
 #[derive(Debug, Deserialize)]

@@ -3,10 +3,10 @@
 use std::{fs, path::PathBuf, sync::Once, time::Duration};
 
 use cryptattach::{
+    base::key::{Epoch, HostName, SealedKey, StoreName},
     config::Config,
-    container::Container,
-    key::{Epoch, HostName, SealedKey, StoreName},
-    seal::OwnerKey,
+    keys::seal::OwnerKey,
+    unlock::container::Container,
 };
 use serde_json::Value;
 

@@ -8,11 +8,14 @@ use std::{
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use cryptattach::{
+    base::{
+        key::{BoundContext, KeyId, KeySize, SealedKey, SecretBytes, VolumeKey},
+        pcr_set::PcrSet,
+    },
     config::TpmConfig,
-    key::{BoundContext, KeyId, KeySize, SealedKey, SecretBytes, VolumeKey},
-    seal::{Content, Expected, Keyring, OwnerRecipient, Payload, SealError, seal},
-    tpm::{
-        Counter, Finding, IdentityFile, PcrSet, PcrSignatures, Policy, Revocation, SignedPcrs, SiteKey, Tpm, TpmError,
+    keys::{
+        seal::{Content, Expected, Keyring, OwnerRecipient, Payload, SealError, seal},
+        tpm::{Counter, Finding, IdentityFile, PcrSignatures, Policy, Revocation, SignedPcrs, SiteKey, Tpm, TpmError},
     },
 };
 use openssl::{

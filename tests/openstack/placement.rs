@@ -1,6 +1,6 @@
 //! Where the replicas are, and who serves the volume.
 
-use cryptattach::separation::parse_endpoints;
+use cryptattach::keys::store::parse_endpoints;
 
 use crate::{
     Story,
@@ -85,7 +85,7 @@ fn ring_files(cloud: &Cloud) {
     site.configure(&format!("{}rings = \"broken\"\n", swift("broken")));
     let (asked, read) = (open(&asked, "cinder"), open(&site, "read"));
     let mut seen = std::collections::BTreeSet::new();
-    for id in (0..64).map(|_| cryptattach::key::KeyId::random()) {
+    for id in (0..64).map(|_| cryptattach::base::key::KeyId::random()) {
         for (asked, read) in asked.rings(&id).unwrap().into_iter().zip(read.rings(&id).unwrap()) {
             assert_eq!(asked.ring, read.ring);
             let hosts = |answer: Result<Vec<u8>, String>| {
@@ -107,7 +107,7 @@ fn ring_files(cloud: &Cloud) {
     let (volume, broken) = (site.file("volume"), site.path("broken"));
     crate::shell::sh(&format!("cp -r {folder} {0} && truncate -s -9 {0}/object.ring.gz", broken.display()));
     for (store, code, says) in [("read", 0, "127.0.0.13:"), ("broken", 72, "/broken/object.ring.gz")] {
-        let key = format!("{store}/{}", cryptattach::key::KeyId::random());
+        let key = format!("{store}/{}", cryptattach::base::key::KeyId::random());
         let output = site.run(&["-v", "separation", &volume, "--key", &key, "--separation", "strict"]);
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.code() == Some(code) && text.contains(says) && !text.contains("/endpoints/"), "{text}");

@@ -12,11 +12,13 @@ use std::{
 };
 
 use cryptattach::{
+    base::key::{KeyId, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, VolumeKey},
     config::{Config, Location},
-    container::Container,
-    key::{KeyId, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, VolumeKey},
-    seal::{Content, Payload},
-    store::{Access, Swift},
+    keys::{
+        seal::{Content, Payload},
+        store::{Access, Swift},
+    },
+    unlock::container::Container,
 };
 
 use crate::{

@@ -1,10 +1,12 @@
 //! Every kind of store does the same: one suite for the directory, Swift and Barbican.
 
 use cryptattach::{
+    base::key::{BoundContext, ContainerKeyId, Epoch, HostName, KeyId, KeySize, SealedKey, StoreName, VolumeKey},
     config::{Config, TpmConfig},
-    key::{BoundContext, ContainerKeyId, Epoch, HostName, KeyId, KeySize, SealedKey, StoreName, VolumeKey},
-    seal::{self, ContainerKey, Content, Keyring, LockboxKey, Payload},
-    store::{self, ContainerKeys, Current, HostKeys, KeyStore, StoreError, Stored},
+    keys::{
+        seal::{self, ContainerKey, Content, Keyring, LockboxKey, Payload},
+        store::{self, ContainerKeys, Current, HostKeys, KeyStore, StoreError, Stored},
+    },
 };
 
 use crate::{

@@ -2,8 +2,8 @@
 
 use base64ct::{Base64, Encoding};
 use cryptattach::{
-    key::{BoundContext, KeySize, VolumeKey},
-    seal::{Content, OwnerRecipient, Payload, seal},
+    base::key::{BoundContext, KeySize, VolumeKey},
+    keys::seal::{Content, OwnerRecipient, Payload, seal},
 };
 use serde_json::Value;
 

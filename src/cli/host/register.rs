@@ -7,14 +7,19 @@ use serde::Serialize;
 
 use super::{Global, names, record, withdraw};
 use crate::{
+    base::{
+        chain::chain,
+        clock::now,
+        key::{HostName, StoreName},
+    },
     cli::output,
     config::Config,
-    container::{Container, now},
-    enrol::{Administrator, Admitted, EnrolError, date},
-    error::{Error, chain},
-    key::{HostName, StoreName},
-    store::StoreError,
-    tpm::hex,
+    keys::{store::StoreError, tpm::hex},
+    unlock::{
+        container::Container,
+        enrol::{Administrator, Admitted, EnrolError, date},
+    },
+    verbs::error::Error,
 };
 
 /// List the hosts that this machine has admitted, and what the stores say of them

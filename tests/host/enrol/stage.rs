@@ -6,7 +6,7 @@ use std::{
     process::Output,
 };
 
-use cryptattach::{config::TpmConfig, keyring};
+use cryptattach::{config::TpmConfig, sys::kernel_keyring};
 use serde_json::Value;
 
 use crate::{
@@ -247,7 +247,7 @@ impl Host<'_> {
 
     /// Off and on again: PCRs, keyring, entries in memory.
     pub fn reboots(&mut self) {
-        keyring::remove(&self.description()).unwrap();
+        kernel_keyring::remove(&self.description()).unwrap();
         self.swtpm.reboot();
         self.boot();
     }
@@ -282,7 +282,7 @@ impl Host<'_> {
         let text = fs::read_to_string(self.file("cryptattach.toml")).unwrap();
         let text = text.replace(self.name(), victim.name()).replace("host.tpm.pem", "stolen.tpm.pem");
         // The victim's keyring is not this machine's.
-        keyring::remove(&victim.description()).unwrap();
+        kernel_keyring::remove(&victim.description()).unwrap();
         fs::write(self.file("thief.toml"), text).unwrap();
     }
 
@@ -291,7 +291,7 @@ impl Host<'_> {
     }
 
     pub fn has_lockbox_key(&self) -> bool {
-        keyring::remove(&self.description()).unwrap()
+        kernel_keyring::remove(&self.description()).unwrap()
     }
 
     /// A new volume, formatted on the host.
@@ -321,7 +321,7 @@ impl Host<'_> {
 
 impl Drop for Host<'_> {
     fn drop(&mut self) {
-        let _ = keyring::remove(&self.description());
+        let _ = kernel_keyring::remove(&self.description());
     }
 }
 

@@ -136,7 +136,7 @@ fn challenges_expire_on_both_sides() {
     host.enrolled();
     stage.challenge(&host);
     host.answer();
-    edit(&stage.pending(), |pending| pending["expires"] = (cryptattach::container::now() - 100).into());
+    edit(&stage.pending(), |pending| pending["expires"] = (cryptattach::base::clock::now() - 100).into());
     assert!(stage.does_not_admit(&host).contains("has expired 10"));
     assert!(stage.does_not_admit(&host).contains("no open challenge"), "it is forgotten");
     // The next challenge clears away what nobody has answered.

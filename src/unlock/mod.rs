@@ -1,0 +1,8 @@
+//! Between a volume and its key.
+
+pub mod audit;
+pub mod case;
+pub mod container;
+pub mod enrol;
+pub mod lockbox;
+pub mod store_key;
