@@ -110,12 +110,6 @@ fn requests(cloud: &Cloud) {
     let ids = keys.each_ref().map(|key| key[7..].parse().unwrap());
     row("Swift, a new process", &attach(&site, &[&volumes[0]]));
     row("Swift, token and container key warm", &warm(&site, "cinder", &ids));
-    let path = site.path("cryptattach.toml");
-    let text = std::fs::read_to_string(&path).unwrap();
-    let rings = format!("type = \"swift\"\nrings = \"{}/swift\"\n", cloud.var("STATE"));
-    std::fs::write(&path, text.replace("type = \"swift\"\n", &rings)).unwrap();
-    row("Swift with ring files, a new process", &attach(&site, &[&volumes[0]]));
-    row("Swift with ring files, warm", &warm(&site, "cinder", &ids));
 
     let site = Site::bare(cloud);
     site.barbican("barbican", false);

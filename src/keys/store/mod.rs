@@ -77,7 +77,7 @@ pub trait KeyStore: Send + Sync {
     }
 }
 
-/// The answer of Swift's list_endpoints middleware for one ring, or what its ring file says in that form.
+/// The answer of Swift's list_endpoints middleware for one ring.
 pub struct RingAnswer {
     /// Which ring.
     pub ring: Ring,

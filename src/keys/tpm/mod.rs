@@ -23,7 +23,6 @@ mod endorsement;
 mod error;
 mod esys;
 mod event_log;
-mod foretell;
 mod identity;
 mod key_file;
 mod mismatch;
@@ -44,7 +43,6 @@ pub use endorsement::{EndorsementKind, attestation_attributes, attestation_templ
 pub use error::{Code, TpmError};
 pub use esys::{Esys, Handle, silence};
 pub use event_log::{Event, EventLog};
-pub use foretell::Foretold;
 pub use identity::{Identity, NewIdentity};
 pub use key_file::IdentityFile;
 pub use mismatch::{Explanation, Finding};

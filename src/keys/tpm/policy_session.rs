@@ -20,11 +20,6 @@ impl Satisfiable<'_> {
     pub(super) fn policy(&self) -> &Policy {
         self.policy
     }
-
-    /// The signature that the state is approved by.
-    pub fn signature(&self) -> Option<&PcrSignature> {
-        self.signature.as_ref().map(|(_, signature)| signature)
-    }
 }
 
 impl Tpm {

@@ -1,122 +1,92 @@
-//! Images as the kernel reads them: cpio archives one after another, each perhaps compressed (Linux, "initramfs buffer
-//! format").
+//! What is in an image, as the program of its maker lists it: `lsinitramfs` (initramfs-tools) or `lsinitrd` (dracut).
 //!
-//! Read here and not unpacked by `unmkinitramfs` or `lsinitrd`: only one of them is on a machine, and both write what they
-//! find, secrets as well, to a file system. Decompressing is left to the programs that have compressed.
+//! Both print what `cpio --list --verbose` prints, so links and sizes are known; contents are not read.
 
 use std::{
     collections::BTreeMap,
+    env,
+    ffi::OsStr,
     fs::File,
-    io::{self, BufReader, Read, Seek, SeekFrom},
+    io,
     path::{Component, Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use openssl::sha::sha256;
-use zeroize::Zeroizing;
-
 /// Links are followed at most this often, as path_resolution(7) has it.
 const MOST_LINKS: usize = 40;
-/// No file in an image is larger; a length beyond it is no cpio archive.
-const MOST_FILE_BYTES: u64 = 1 << 30;
-
-/// Where an image has its crypttab: initramfs-tools, dracut.
-const CRYPTTABS: [&str; 2] = ["cryptroot/crypttab", "etc/crypttab"];
+/// Programs that list an image, each with its options.
+const PROGRAMS: [(&str, &[&str]); 2] = [("lsinitramfs", &["-l"]), ("lsinitrd", &[])];
+/// Seconds that such a program may take.
+const PATIENCE: &str = "120";
+/// What timeout(1) exits with when the time is up.
+const TOO_LATE: i32 = 124;
 
 /// What is in an image.
 #[derive(Default)]
 pub struct Initrd {
-    entries: BTreeMap<PathBuf, Entry>,
-    crypttab: Option<String>,
+    files: BTreeMap<PathBuf, Size>,
+    links: BTreeMap<PathBuf, PathBuf>,
 }
 
-/// A file or link of an image.
-pub enum Entry {
-    /// A file.
-    File(Contents),
-    /// A symbolic link.
-    Link(PathBuf),
-    /// A directory or device.
-    Other,
-}
-
-/// What is known of a file; not the bytes, for they may be a secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Contents {
-    /// SHA-256 of the bytes.
-    pub digest: [u8; 32],
-    /// It holds a private key that is not bound to a TPM.
-    pub private_key: bool,
-}
-
-impl Contents {
-    /// Of these bytes.
-    pub fn of(bytes: &[u8]) -> Self {
-        // RFC 7468 section 10 and 11, and OpenSSL's older labels: all end so.
-        const LABEL: &[u8] = b"PRIVATE KEY-----";
-        let labels = bytes.windows(LABEL.len()).enumerate().filter(|(_, window)| *window == LABEL);
-        let begins = |at: usize, label: &[u8]| bytes[..at].ends_with(label);
-        // The word alone, as in programs that know the format, is no key.
-        let kinds: [&[u8]; 5] =
-            [b"-----BEGIN ", b"-----BEGIN EC ", b"-----BEGIN RSA ", b"-----BEGIN ENCRYPTED ", b"-----BEGIN OPENSSH "];
-        let keys = labels.filter(|(at, _)| kinds.iter().any(|kind| begins(*at, kind)));
-        let has_body = |at: usize| {
-            bytes.get(at + LABEL.len()..).is_some_and(|rest| rest.starts_with(b"\n") || rest.starts_with(b"\r\n"))
-        };
-        Self { digest: sha256(bytes), private_key: keys.into_iter().any(|(at, _)| has_body(at) && is_text(bytes)) }
-    }
-}
-
-/// A PEM file is text; a program that can read one is not.
-fn is_text(bytes: &[u8]) -> bool {
-    !bytes.contains(&0)
-}
+/// The size of a file in bytes; `None` if the list does not tell: an archive has the content of hard links only once.
+pub type Size = Option<u64>;
 
 impl Initrd {
-    /// Reads an image.
-    pub fn read(path: &Path) -> io::Result<Self> {
-        let mut image = Self::default();
-        let mut file = BufReader::new(File::open(path)?);
-        loop {
-            let start = skip_zeroes(&mut file)?;
-            let mut magic = [0; 6];
-            let length = fill(&mut file, &mut magic)?;
-            file.seek(SeekFrom::Start(start))?;
-            match &magic[..length] {
-                [] => break,
-                b"070701" | b"070702" => image.archive(&mut file)?,
-                magic => {
-                    image.compressed(program(magic)?, path, start)?;
-                    // How long the compressed archive is, only its program knows; it is the last.
-                    break;
-                }
-            }
-        }
-        if image.entries.is_empty() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "it is no initramfs: there is no cpio archive in it",
-            ));
-        }
-        Ok(image)
+    /// Has an image listed by one of the programs that are on this machine.
+    pub fn list(image: &Path) -> io::Result<Self> {
+        Self::list_by(image, &env::var_os("PATH").unwrap_or_default())
     }
 
-    /// What is at a path, links followed.
-    pub fn find(&self, path: &Path) -> Option<&Entry> {
-        self.entries.get(&self.resolve(path, &mut 0)?)
+    fn list_by(image: &Path, search: &OsStr) -> io::Result<Self> {
+        // Its error is clearer than those of the programs.
+        File::open(image)?;
+        let find = |program| env::split_paths(search).map(|folder| folder.join(program)).find(|path| path.is_file());
+        let found = PROGRAMS.into_iter().find_map(|(program, options)| Some((program, find(program)?, options)));
+        let Some((program, path, options)) = found else {
+            let why = "neither lsinitramfs nor lsinitrd is installed; install initramfs-tools or dracut";
+            return Err(io::Error::new(io::ErrorKind::NotFound, why));
+        };
+        let listed = Command::new("timeout")
+            .args(["--kill-after=5", PATIENCE])
+            .arg(path)
+            .args(options)
+            .arg(std::path::absolute(image)?)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| io::Error::new(error.kind(), format!("cannot run timeout {program}: {error}")))?;
+        if listed.status.code() == Some(TOO_LATE) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("{program} took longer than {PATIENCE} s")));
+        }
+        let initrd = Self::parse(&String::from_utf8_lossy(&listed.stdout));
+        if !listed.status.success() || initrd.files.is_empty() {
+            let said = String::from_utf8_lossy(&listed.stderr);
+            let said = said.lines().last().unwrap_or("it lists no file");
+            return Err(io::Error::other(format!("{program} cannot list it: {said}")));
+        }
+        Ok(initrd)
+    }
+
+    /// The size of the file at a path, links followed; `None` if there is none.
+    pub fn find(&self, path: &Path) -> Option<Size> {
+        self.files.get(&self.resolve(path, &mut 0)?).copied()
     }
 
     /// All files, by their own paths.
-    pub fn files(&self) -> impl Iterator<Item = (&Path, &Contents)> {
-        self.entries.iter().filter_map(|(path, entry)| match entry {
-            Entry::File(contents) => Some((path.as_path(), contents)),
-            _ => None,
-        })
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.keys().map(PathBuf::as_path)
     }
 
-    /// The text of its crypttab, if it has one.
-    pub fn crypttab(&self) -> Option<&str> {
-        self.crypttab.as_deref()
+    /// Other lines, such as dracut's list of its modules, are skipped.
+    fn parse(list: &str) -> Self {
+        let mut initrd = Self::default();
+        for (path, entry) in list.lines().filter_map(entry) {
+            match entry {
+                Entry::File(size) => drop(initrd.files.insert(path, size)),
+                Entry::Link(target) => drop(initrd.links.insert(path, target)),
+            }
+        }
+        initrd
     }
 
     fn resolve(&self, path: &Path, links: &mut usize) -> Option<PathBuf> {
@@ -125,14 +95,13 @@ impl Initrd {
             match component {
                 Component::Normal(name) => {
                     resolved.push(name);
-                    if let Some(Entry::Link(target)) = self.entries.get(&resolved) {
+                    if let Some(target) = self.links.get(&resolved) {
                         *links += 1;
                         if *links > MOST_LINKS {
                             return None;
                         }
                         resolved.pop();
-                        let target = if target.is_absolute() { target.clone() } else { resolved.join(target) };
-                        resolved = self.resolve(&target, links)?;
+                        resolved = self.resolve(&resolved.join(target), links)?;
                     }
                 }
                 Component::ParentDir => {
@@ -143,174 +112,92 @@ impl Initrd {
         }
         Some(resolved)
     }
-
-    fn compressed(&mut self, (program, options): (&str, &[&str]), path: &Path, start: u64) -> io::Result<()> {
-        let mut file = File::open(path)?;
-        file.seek(SeekFrom::Start(start))?;
-        let failed =
-            |error: io::Error| io::Error::new(error.kind(), format!("it is compressed, and {program} fails: {error}"));
-        let mut child = Command::new(program)
-            .args(options)
-            .stdin(file)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(failed)?;
-        let mut stream = BufReader::new(child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?);
-        let read = self.archive(&mut stream);
-        drop(stream);
-        child.wait()?;
-        read.map_err(failed)
-    }
-
-    /// One archive, to its trailer.
-    fn archive(&mut self, stream: &mut impl Read) -> io::Result<()> {
-        loop {
-            let mut header = [0; 110];
-            stream.read_exact(&mut header)?;
-            let invalid = || io::Error::new(io::ErrorKind::InvalidData, "a header of its cpio archive is damaged");
-            let number = |field: usize| -> io::Result<u64> {
-                let digits = &header[6 + 8 * field..14 + 8 * field];
-                std::str::from_utf8(digits)
-                    .ok()
-                    .and_then(|digits| u64::from_str_radix(digits, 16).ok())
-                    .ok_or_else(invalid)
-            };
-            let (mode, bytes, name_bytes) = (number(1)?, number(6)?, number(11)?);
-            if !header.starts_with(b"07070") || bytes > MOST_FILE_BYTES || !(1..=4096).contains(&name_bytes) {
-                return Err(invalid());
-            }
-            let name = take(stream, name_bytes, header.len() as u64)?;
-            let name = std::str::from_utf8(name.strip_suffix(&[0]).unwrap_or(&name)).map_err(|_| invalid())?.to_owned();
-            let contents = take(stream, bytes, 0)?;
-            if name == "TRAILER!!!" {
-                return Ok(());
-            }
-            // S_IFMT of stat(2)
-            let entry = match mode & 0o170_000 {
-                0o100_000 => Entry::File(Contents::of(&contents)),
-                0o120_000 => Entry::Link(String::from_utf8_lossy(&contents).into_owned().into()),
-                _ => Entry::Other,
-            };
-            let path: PathBuf =
-                Path::new(&name).components().filter(|part| matches!(part, Component::Normal(_))).collect();
-            if CRYPTTABS.iter().any(|crypttab| path == Path::new(crypttab)) {
-                self.crypttab = Some(String::from_utf8_lossy(&contents).into_owned());
-            }
-            self.entries.insert(path, entry);
-        }
-    }
 }
 
-/// So many bytes, and those that fill up to a multiple of four behind `before` others.
-fn take(stream: &mut impl Read, bytes: u64, before: u64) -> io::Result<Zeroizing<Vec<u8>>> {
-    let mut taken = Zeroizing::new(vec![0; usize::try_from(bytes).map_err(io::Error::other)?]);
-    stream.read_exact(&mut taken)?;
-    let mut padding = [0; 3];
-    let rest = (before + bytes).next_multiple_of(4) - (before + bytes);
-    stream.read_exact(&mut padding[..usize::try_from(rest).map_err(io::Error::other)?])?;
-    Ok(taken)
+/// A line of the list that matters.
+enum Entry {
+    File(Size),
+    Link(PathBuf),
 }
 
-fn fill(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut length = 0;
-    while length < buffer.len() {
-        match file.read(&mut buffer[length..])? {
-            0 => break,
-            more => length += more,
-        }
+/// `-rw-r--r--   1 root     root         1234 Nov 26  2026 etc/crypttab`
+fn entry(line: &str) -> Option<(PathBuf, Entry)> {
+    fn word<'a>(line: &mut &'a str) -> Option<&'a str> {
+        let (word, rest) = line.trim_start().split_once(' ')?;
+        *line = rest;
+        Some(word)
     }
-    Ok(length)
-}
-
-/// Goes to the first byte that is not zero, as archives are padded; where that is.
-fn skip_zeroes(file: &mut (impl Read + Seek)) -> io::Result<u64> {
-    let mut byte = [0];
-    loop {
-        if file.read(&mut byte)? == 0 {
-            return file.stream_position();
-        }
-        if byte[0] != 0 {
-            return file.seek(SeekFrom::Current(-1));
-        }
+    let mut rest = line;
+    let (mode, links) = (word(&mut rest)?, word(&mut rest)?.parse::<u64>().ok()?);
+    let (_owner, _group, bytes) = (word(&mut rest)?, word(&mut rest)?, word(&mut rest)?.parse::<u64>().ok()?);
+    let _date = (word(&mut rest)?, word(&mut rest)?, word(&mut rest)?);
+    let own = |name: &str| Path::new(name).components().filter(|part| matches!(part, Component::Normal(_))).collect();
+    match mode.chars().next()? {
+        '-' => Some((own(rest), Entry::File((links == 1 || bytes > 0).then_some(bytes)))),
+        'l' => rest.split_once(" -> ").map(|(name, target)| (own(name), Entry::Link(target.into()))),
+        _ => None,
     }
-}
-
-/// What decompresses (Linux, lib/decompress.c).
-fn program(magic: &[u8]) -> io::Result<(&'static str, &'static [&'static str])> {
-    Ok(match magic {
-        [0x1f, 0x8b | 0x9e, ..] => ("gzip", &["-dc"]),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => ("zstd", &["-dcq"]),
-        [0xfd, b'7', b'z', b'X', b'Z', 0] => ("xz", &["-dc"]),
-        [0x02, 0x21, 0x4c, 0x18, ..] => ("lz4", &["-dcq"]),
-        [b'B', b'Z', b'h', ..] => ("bzip2", &["-dc"]),
-        [0x5d, 0, 0, ..] => ("lzma", &["-dc"]),
-        [0x89, b'L', b'Z', b'O', ..] => ("lzop", &["-dc"]),
-        _ => {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "it is neither a cpio archive nor compressed as one may be",
-            ));
-        }
-    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, io::Write};
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     use super::*;
 
-    /// Two archives as the real cpio makes them, the second compressed: as microcode and main archive are.
-    fn image(folder: &Path) -> PathBuf {
-        let script = "mkdir -p early/kernel main/usr/lib main/etc && cd early && echo microcode >kernel/x && \
-            find . | cpio --quiet -o -H newc >../image && cd ../main && ln -s usr/lib lib && echo library >usr/lib/a.so && \
-            ln -s /etc/b etc/link && printf -- '-----BEGIN PRIVATE KEY-----\\nAAAA\\n' >etc/b && \
-            find . | cpio --quiet -o -H newc | gzip >>../image";
-        let made = Command::new("sh").args(["-ec", script]).current_dir(folder).status().unwrap();
-        assert!(made.success(), "needs cpio and gzip");
-        folder.join("image")
+    #[test]
+    fn reads_the_list_of_the_real_cpio_and_follows_links() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = "mkdir -p a/usr/lib a/etc && cd a && ln -s usr/lib lib && echo library >usr/lib/a.so && \
+            ln -s /etc/b etc/link && ln -s ../up/down etc/loop && ln -s etc/loop up && echo 'with a blank' >'etc/c d' && \
+            echo one >etc/b && ln etc/b etc/hard && : >etc/none && \
+            find . | cpio --quiet -o -H newc | LC_ALL=C cpio --quiet --list --verbose";
+        let listed = Command::new("sh").args(["-ec", script]).current_dir(folder.path()).output().unwrap();
+        assert!(listed.status.success(), "needs cpio");
+        let initrd = Initrd::parse(&String::from_utf8(listed.stdout).unwrap());
+        let find = |path: &str| initrd.find(Path::new(path));
+        assert_eq!(
+            (find("/lib/a.so"), find("/etc/c d"), find("/etc/none")),
+            (Some(Some(8)), Some(Some(13)), Some(Some(0)))
+        );
+        assert_eq!(find("/etc/link"), find("/etc/b"));
+        let mut hard = [find("/etc/b"), find("/etc/hard")];
+        hard.sort_unstable();
+        assert_eq!(hard, [Some(None), Some(Some(4))], "the content is there once");
+        assert_eq!([find("/etc/x"), find("/lib"), find("/up")], [None; 3]);
     }
 
     #[test]
-    fn reads_archives_behind_each_other_and_follows_links() {
+    fn says_why_there_is_no_list() {
         let folder = tempfile::tempdir().unwrap();
-        let initrd = Initrd::read(&image(folder.path())).unwrap();
-        let digest = |path: &str| match initrd.find(Path::new(path)) {
-            Some(Entry::File(contents)) => Some(contents.digest),
-            _ => None,
+        let (image, program) = (folder.path().join("image"), folder.path().join("lsinitrd"));
+        let list = || Initrd::list_by(&image, folder.path().as_os_str());
+        let why = || list().err().unwrap().to_string();
+        assert!(why().contains("No such file"), "{}", why());
+        fs::write(&image, "").unwrap();
+        assert!(why().contains("install initramfs-tools or dracut"), "{}", why());
+        let script = |text: &str| {
+            fs::write(&program, format!("#!/bin/sh\n{text}\n")).unwrap();
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         };
-        assert_eq!(digest("/kernel/x"), Some(sha256(b"microcode\n")));
-        assert_eq!(digest("/lib/a.so"), Some(sha256(b"library\n")));
-        assert_eq!(digest("/etc/link"), digest("/etc/b"));
-        assert_eq!(digest("/etc/c"), None);
-        let keys: Vec<_> = initrd.files().filter(|(_, contents)| contents.private_key).map(|(path, _)| path).collect();
-        assert_eq!(keys, [Path::new("etc/b")]);
+        script("echo Version: dracut-059");
+        assert_eq!(why(), "lsinitrd cannot list it: it lists no file");
+        script("echo '-r--r--r-- 1 root root 4 Jan 1 1970 a'; echo damaged >&2; exit 2");
+        assert_eq!(why(), "lsinitrd cannot list it: damaged");
+        script("echo '-r--r--r-- 1 root root 4 Jan 1 1970 a'; [ $1 = \"$(dirname $0)/image\" ]");
+        assert_eq!(list().unwrap().find(Path::new("/a")), Some(Some(4)));
     }
 
     #[test]
-    fn says_what_is_no_image() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("image");
-        let whole = fs::read(image(folder.path())).unwrap();
-        for (bytes, why) in [
-            (&b""[..], "no cpio archive"),
-            (b"ELF, or something else", "neither a cpio archive"),
-            (&whole[..200], "fill whole buffer"),
-            (&whole[..whole.len() - 60], "gzip fails"),
-        ] {
-            fs::File::create(&path).unwrap().write_all(bytes).unwrap();
-            let error = Initrd::read(&path).err().unwrap().to_string();
-            assert!(error.contains(why), "{error}");
-        }
-    }
-
-    #[test]
-    fn knows_keys_from_programs_and_from_keys_of_a_tpm() {
-        let is_key = |bytes: &[u8]| Contents::of(bytes).private_key;
-        assert!(is_key(b"# mine\n-----BEGIN EC PRIVATE KEY-----\nMHcC"));
-        assert!(!is_key(b"-----BEGIN TSS2 PRIVATE KEY-----\nMHcC"));
-        assert!(!is_key(b"\x7fELF\0-----BEGIN PRIVATE KEY-----\n\0"));
-        assert!(!is_key(b"-----BEGIN PUBLIC KEY-----\n"));
+    fn skips_what_else_dracut_prints() {
+        let initrd = Initrd::parse(
+            "Image: /boot/initrd.img: 41M\n========\nVersion: dracut-059\n\nArguments: --zstd --kver 6.1.0\n\ndracut modules:\n\
+             systemd\n- odd - a b c d e f g\n========\ndrwxr-xr-x   3 root     root            0 Jan  1  1970 .\n\
+             crw-r--r--   1 root     root       1,   3 Jan  1  1970 dev/null\n\
+             lrwxrwxrwx   1 root     root            7 Jan  1  1970 bin -> usr/bin\n\
+             -rwxr-xr-x   1 root     root       123456 Jan  1 12:00 usr/bin/cryptattach\n========\n",
+        );
+        assert_eq!(initrd.files().collect::<Vec<_>>(), [Path::new("usr/bin/cryptattach")]);
+        assert_eq!(initrd.find(Path::new("/bin/cryptattach")), Some(Some(123_456)));
     }
 }

@@ -8,15 +8,12 @@
 
 mod endpoints;
 mod objects;
-mod ring_file;
 
 pub use endpoints::{MalformedEndpoints, parse_endpoints};
 
 use std::sync::OnceLock;
 
 use reqwest::{Method, Url, header::HeaderValue};
-
-use ring_file::RingFiles;
 
 use super::{ContainerKeys, Current, HostKeys, KeyStore, RingAnswer, StoreError, Stored};
 use crate::{
@@ -50,8 +47,6 @@ pub struct Swift {
     container: String,
     /// Where the list_endpoints middleware answers, if not beside the account.
     endpoints: Option<Url>,
-    /// The cluster's ring files, if this host has them.
-    ring_files: Option<RingFiles>,
     /// Whether old versions of deleted objects are kept; asked for once.
     versioned: OnceLock<bool>,
 }
@@ -93,8 +88,7 @@ impl Swift {
         let session = Session::new(&config.cloud, &config.urls, network, "object-store", caller)?;
         let container = config.container.clone().unwrap_or_else(|| name.to_string());
         let endpoints = config.endpoints.as_deref().map(http::url).transpose().map_err(AuthError::from)?;
-        let ring_files = config.rings.as_deref().map(RingFiles::new);
-        Ok(Self { session, container, endpoints, ring_files, versioned: OnceLock::new() })
+        Ok(Self { session, container, endpoints, versioned: OnceLock::new() })
     }
 
     /// What the container says of itself.
@@ -164,30 +158,6 @@ impl Swift {
         Err(StoreError::Answer { action, at, what })
     }
 
-    /// Reads the cluster's ring files. One that cannot be used is no answer.
-    fn rings_from(&self, files: &RingFiles, id: &KeyId) -> Result<Vec<RingAnswer>, StoreError> {
-        let failed = |source: AuthError| self.unreachable("ask for the account of", source.into());
-        let urls = self.session.urls().map_err(failed)?;
-        let account = urls.iter().find_map(|url| url.path().trim_end_matches('/').rsplit_once("/v1/"));
-        let Some((_, account)) = account else {
-            let answer = Err("the account's URL is not of the form .../v1/ACCOUNT".to_owned());
-            return Ok(vec![RingAnswer { ring: Ring::Object, answer }]);
-        };
-        let head = self.head()?;
-        let policy = head.header("x-storage-policy");
-        let (id, container) = (id.to_string(), &*self.container);
-        let paths: [(Ring, &[&str]); 3] = [
-            (Ring::Object, &[account, container, &id]),
-            (Ring::Container, &[account, container]),
-            (Ring::Account, &[account]),
-        ];
-        let answer = |(ring, path)| RingAnswer {
-            ring,
-            answer: files.endpoints(ring, policy, path).map_err(|error| error.to_string()),
-        };
-        Ok(paths.map(answer).into())
-    }
-
     /// Asks the list_endpoints middleware, which wants no token, once: what it does not tell is not proven, no more.
     fn ring_request(urls: Vec<Url>) -> Request {
         Request { repeat: Repeat::Never, ..Request::new(Method::GET, urls, MOST_RING_BYTES) }
@@ -251,9 +221,6 @@ impl KeyStore for Swift {
     }
 
     fn rings(&self, id: &KeyId) -> Result<Vec<RingAnswer>, StoreError> {
-        if let Some(files) = &self.ring_files {
-            return self.rings_from(files, id);
-        }
         let accounts = self.session.urls();
         let accounts = accounts.map_err(|error| self.unreachable("ask for the rings of", error.into()))?;
         let id = id.to_string();
