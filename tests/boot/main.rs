@@ -6,9 +6,13 @@ mod bench;
 #[path = "../common/image.rs"]
 mod image;
 mod machine;
+#[path = "../common/qemu.rs"]
+mod qemu;
 mod site;
 mod stories;
 mod swift;
+#[path = "../common/tpm_process.rs"]
+mod tpm_process;
 
 use std::{
     path::Path,

@@ -9,6 +9,8 @@ mod shell;
 mod site;
 #[path = "../common/swtpm.rs"]
 mod swtpm;
+#[path = "../common/tpm_process.rs"]
+mod tpm_process;
 #[path = "../common/wiretap.rs"]
 mod wiretap;
 

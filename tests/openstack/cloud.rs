@@ -158,6 +158,18 @@ impl<'a> Site<'a> {
         site
     }
 
+    /// With a store `keys` of that kind, "swift" or "barbican" without sealing.
+    pub fn of_kind(cloud: &'a Cloud, kind: &str) -> Self {
+        let site = Self::bare(cloud);
+        if kind == "swift" {
+            site.swift("keys", "keys", "");
+            site.ok(&["container", "create", "keys"]);
+        } else {
+            site.barbican("keys", false);
+        }
+        site
+    }
+
     fn clouds(&self) -> String {
         let var = |name: &str| self.cloud.var(name).to_owned();
         let password = |user: &str, url: &str| {

@@ -7,9 +7,13 @@
 mod image;
 #[path = "../common/manufacture.rs"]
 mod manufacture;
+#[path = "../common/qemu.rs"]
+mod qemu;
 #[expect(dead_code, reason = "loop devices are the host layer's")]
 #[path = "../common/shell.rs"]
 mod shell;
+#[path = "../common/tpm_process.rs"]
+mod tpm_process;
 
 mod formats;
 mod hooks;
