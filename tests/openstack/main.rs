@@ -11,6 +11,8 @@ mod keys;
 mod lies;
 mod lockbox;
 mod placement;
+#[path = "../common/sealing.rs"]
+mod sealing;
 #[path = "../common/shell.rs"]
 mod shell;
 mod speed;

@@ -9,6 +9,8 @@ mod image;
 mod manufacture;
 #[path = "../common/qemu.rs"]
 mod qemu;
+#[path = "../common/sealing.rs"]
+mod sealing;
 #[expect(dead_code, reason = "loop devices are the host layer's")]
 #[path = "../common/shell.rs"]
 mod shell;
