@@ -13,7 +13,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::shell::sh;
+use crate::shell::{detach_all, sh};
 
 const SERVERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openstack/servers");
 
@@ -341,13 +341,7 @@ addresses = ["127.0.0.14"]
 
 impl Drop for Site<'_> {
     fn drop(&mut self) {
-        let mappings: Vec<Value> = serde_json::from_slice(&self.run(&["list", "--json"]).stdout).unwrap_or_default();
-        for mapping in mappings {
-            let name = mapping["name"].as_str().unwrap_or_default();
-            if name.starts_with(&format!("cat-os-{}-{}-", std::process::id(), self.number)) {
-                self.run(&["detach", name]);
-            }
-        }
+        detach_all(&self.name(""), |arguments| self.run(arguments));
     }
 }
 

@@ -11,7 +11,7 @@ mod manufacture;
 mod qemu;
 #[path = "../common/sealing.rs"]
 mod sealing;
-#[expect(dead_code, reason = "loop devices are the host layer's")]
+#[expect(dead_code, reason = "loop devices and mappings are of the layers that run on this host")]
 #[path = "../common/shell.rs"]
 mod shell;
 #[path = "../common/tpm_process.rs"]
