@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Global, output};
-use crate::verbs::{
-    boot::{BootError, doctor},
-    crypttab,
-    error::Error,
+use crate::{
+    config::crypttab,
+    verbs::{
+        boot::{BootError, doctor},
+        error::Error,
+    },
 };
 
 /// Check an initramfs: is everything in it that this machine's configuration needs, and nothing that should not be

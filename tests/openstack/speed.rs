@@ -23,6 +23,7 @@ use cryptattach::{
 
 use crate::{
     cloud::{Cloud, Site},
+    sealing::payload,
     shell::sh,
 };
 
@@ -207,15 +208,7 @@ fn rate(threads: usize, work: impl Fn() + Sync) -> f64 {
 }
 
 fn volume_key() -> Content {
-    Content::VolumeKey(Payload {
-        volume_key: VolumeKey::random(KeySize::Bits512).unwrap(),
-        cipher: "aes-xts-plain64".to_owned(),
-        sector_size_bytes: 4096,
-        data_offset_bytes: 16 << 20,
-        iv_offset_sectors: 0,
-        digest: None,
-        passphrase: None,
-    })
+    Content::VolumeKey(payload(&VolumeKey::random(KeySize::Bits512).unwrap()))
 }
 
 fn object() -> ManagedObject {

@@ -45,6 +45,14 @@ impl Stage {
         self.host_with(name, Swtpm::start())
     }
 
+    /// A certified host that has enrolled, and a challenge for it.
+    pub fn challenged_host(&self, name: &str) -> Host<'_> {
+        let host = self.host(name);
+        host.enrolled();
+        self.challenge(&host);
+        host
+    }
+
     pub fn host_with(&self, name: &str, swtpm: Swtpm) -> Host<'_> {
         let folder = PathBuf::from(
             self.site.keys(&format!("host-{name}-{}", fs::read_dir(self.site.keys("")).unwrap().count())),
