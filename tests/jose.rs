@@ -15,9 +15,7 @@ use base64ct::{Base64UrlUnpadded, Encoding};
 use cryptattach::{
     base::key::{BoundContext, HostName, KeySize, SealedKey, VolumeKey},
     config::TpmConfig,
-    keys::seal::{
-        ContainerKey, Content, EntryContext, Expected, Keyring, LockboxKey, OwnerKey, Recipient, seal,
-    },
+    keys::seal::{ContainerKey, Content, EntryContext, Expected, Keyring, LockboxKey, OwnerKey, Recipient, seal},
 };
 use openssl::{
     bn::{BigNum, BigNumContext, BigNumRef},

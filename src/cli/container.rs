@@ -18,6 +18,7 @@ use crate::{
         store::{Access, Directory, Swift},
     },
     unlock::{
+        self,
         audit::{self, Event},
         container::Container as Keys,
     },
@@ -145,7 +146,7 @@ impl Create {
                 let access = Access { readers: &self.readers, writers: &self.writers };
                 Swift::open(&self.name, swift, &store_config.network, None)?.make_container(&access)?;
             }
-            Location::Barbican(_) => return Err(Error::NoContainerKeys(self.name.clone())),
+            Location::Barbican(_) => return Err(unlock::Error::NoContainerKeys(self.name.clone()).into()),
         }
         Ok(())
     }
@@ -216,7 +217,7 @@ fn show(config: &Config, name: &StoreName, json: bool) -> Result<(), Error> {
                 head + &keys(name, epoch.as_deref(), facts.fingerprint.as_deref(), facts.rotating)
             })
         }
-        Location::Barbican(_) => Err(Error::NoContainerKeys(name.clone())),
+        Location::Barbican(_) => Err(unlock::Error::NoContainerKeys(name.clone()).into()),
     }
 }
 
@@ -261,7 +262,7 @@ impl Rotate {
         })?;
         match rotation.failed.len() {
             0 => Ok(()),
-            left => Err(Error::Unfinished { container: self.name.clone(), left }),
+            left => Err(unlock::Error::Unfinished { container: self.name.clone(), left }.into()),
         }
     }
 }

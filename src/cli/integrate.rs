@@ -11,9 +11,9 @@ use clap_complete::Shell;
 use super::{Cli, Global, output};
 use crate::{
     config::{Config, ConfigError},
-    sys::systemd,
     verbs::{
         error::Error,
+        generator,
         hotplug::{self, Appeared},
     },
 };
@@ -51,7 +51,7 @@ impl Generator {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         let Some(config) = outline(global)? else { return Ok(()) };
         let action = format!("write units to {}", self.normal.display());
-        systemd::generate(&config, &self.normal).map_err(Error::io(action))
+        generator::generate(&config, &self.normal).map_err(Error::io(action))
     }
 }
 

@@ -26,6 +26,7 @@ use crate::{
     config::{Config, VolumeConfig, crypttab},
     keys::store::{Released, Stored},
     unlock::{
+        self,
         audit::{self, Event},
         container::Container,
         lockbox::Lockbox,
@@ -164,7 +165,7 @@ impl Show {
         };
         let context = sealed
             .claimed_context()
-            .map_err(|source| Error::KeyRefused { reference: self.key.clone(), source: source.into() })?;
+            .map_err(|source| unlock::Error::KeyRefused { reference: self.key.clone(), source: source.into() })?;
         let recipients: Vec<Value> = sealed
             .recipients
             .iter()
@@ -303,7 +304,7 @@ fn unbound(config: &Config, key: &KeyReference) -> Result<SecretBytes, Error> {
     let container = Container::open(config, &key.store, None)?;
     let fetched = container.fetch(&key.key, None)?;
     container.spend(&key.key, &fetched, "whatever another program does with it: 'key passphrase' gave it out")?;
-    fetched.passphrase()?.ok_or_else(|| Error::NoPassphrase(key.clone()))
+    Ok(fetched.passphrase()?.ok_or_else(|| unlock::Error::NoPassphrase(key.clone()))?)
 }
 
 /// Past any buffer, which would keep a copy.

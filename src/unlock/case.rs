@@ -9,10 +9,10 @@ use crate::{
     config::{Config, SeparationPolicy},
     keys::seal::{Content, Opened, Payload},
     unlock::{
+        Error,
         audit::{self, Event},
         container::{Container, Fetched},
     },
-    verbs::error::Error,
     volumes::{
         header::{CIPHER, Volume},
         separation::{self, Inventory, Report, Surroundings, Target},

@@ -3,8 +3,7 @@
 use crate::{
     base::key::{KeyReference, SecretBytes, SecretMemoryError, VolumeKey, hex},
     keys::seal::{Content, Payload},
-    unlock::{case, container::Container},
-    verbs::error::Error,
+    unlock::{Error, case, container::Container},
     volumes::header::{CIPHER, Volume},
 };
 

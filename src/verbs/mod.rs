@@ -6,6 +6,7 @@ pub mod detach;
 pub mod error;
 pub mod explain;
 pub mod format;
+pub mod generator;
 pub mod hook;
 pub mod hotplug;
 pub mod import;

@@ -8,6 +8,7 @@ use crate::{
     config::Config,
     keys::seal::{Content, Opened},
     unlock::{
+        self,
         case::{self, Case, Strictness},
         container::{Container, Fetched},
     },
@@ -35,11 +36,11 @@ pub fn release(config: &Config, request: Request<'_>) -> Result<SecretBytes, Err
     let passphrase = match container.fetch(&reference.key, Some(volume.uuid()))? {
         Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
             case::fit(&reference, &payload, &volume)?;
-            payload.passphrase.ok_or_else(|| Error::NoPassphrase(reference.clone()))?
+            payload.passphrase.ok_or_else(|| unlock::Error::NoPassphrase(reference.clone()))?
         }
         object => {
             case::spend(&container, &reference, &object, &volume);
-            object.passphrase()?.ok_or_else(|| Error::NoPassphrase(reference.clone()))?
+            object.passphrase()?.ok_or_else(|| unlock::Error::NoPassphrase(reference.clone()))?
         }
     };
     case.record("release", &report);

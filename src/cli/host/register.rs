@@ -16,6 +16,7 @@ use crate::{
     config::Config,
     keys::{store::StoreError, tpm::hex},
     unlock::{
+        self,
         container::Container,
         enrol::{Administrator, Admitted, EnrolError, date},
     },
@@ -80,7 +81,7 @@ fn store_says(config: &Config, admitted: &Admitted) -> String {
     match generation() {
         Ok(generation) if generation == admitted.generation => "there".to_owned(),
         Ok(generation) => format!("ANOTHER, of generation {generation}"),
-        Err(Error::Store(StoreError::NotFound { .. })) => "not there".to_owned(),
+        Err(Error::Unlock(unlock::Error::Store(StoreError::NotFound { .. }))) => "not there".to_owned(),
         Err(error) => format!("cannot be told ({})", chain(&error)),
     }
 }
@@ -146,7 +147,7 @@ impl Remove {
             let rotation = container.remove_host(&self.host, &|_, _| {})?;
             match rotation.failed.len() {
                 0 => container_keys.push(format!("{store}/kek/{}", rotation.epoch)),
-                left => return Err(Error::Unfinished { container: store.clone(), left }),
+                left => return Err(unlock::Error::Unfinished { container: store.clone(), left }.into()),
             }
         }
         Ok(container_keys)

@@ -16,7 +16,7 @@ use crate::{
         seal::{self, ContainerKey, OwnerRecipient, Recipient},
         store::{HostKeys, StoreError},
     },
-    verbs::error::Error,
+    unlock::Error,
 };
 
 impl Container {

@@ -33,8 +33,10 @@ use crate::{
         seal::{self, ContainerKey, Content, Entry, Expected, Identity, Keyring, Opened, Recipient, SealError},
         store::{self, ContainerKeys, KeyStore, Released, RingAnswer, Stored, parse_endpoints},
     },
-    unlock::lockbox::{EntryError, Lockbox},
-    verbs::error::Error,
+    unlock::{
+        Error,
+        lockbox::{EntryError, Lockbox},
+    },
 };
 
 /// A container of keys.

@@ -20,7 +20,7 @@ use crate::{
     },
     keys::{seal::ContainerKey, store::StoreError},
     sys::state::{self, StateError},
-    verbs::error::Error,
+    unlock::Error,
 };
 
 /// The file `containers/NAME` of the state directory.

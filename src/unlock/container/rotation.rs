@@ -27,7 +27,7 @@ use crate::{
         seal::{self, ContainerKey, Recipient},
         store::{ContainerKeys, Current, StoreError, Stored},
     },
-    verbs::error::Error,
+    unlock::Error,
 };
 
 /// Re-sealing waits for the store most of the time.

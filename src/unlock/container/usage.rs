@@ -13,7 +13,7 @@ use crate::{
         seal::{Content, Opened},
         store::{Released, StoreError},
     },
-    verbs::error::Error,
+    unlock::Error,
 };
 
 impl Container {

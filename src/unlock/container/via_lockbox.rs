@@ -14,8 +14,10 @@ use crate::{
         seal::{Entry, EntryContext, Opened},
         store::StoreError,
     },
-    unlock::lockbox::{EntryError, Lockbox},
-    verbs::error::Error,
+    unlock::{
+        Error,
+        lockbox::{EntryError, Lockbox},
+    },
 };
 
 impl Container {

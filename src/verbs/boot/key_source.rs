@@ -18,6 +18,7 @@ use crate::{
     },
     sys::announce::{self, Waits},
     unlock::{
+        self,
         case::{self, Case, Strictness},
         container::Container,
         lockbox::Lockbox,
@@ -174,10 +175,12 @@ impl Sources {
                 }
                 (reference, Arc::new(container))
             }
-            By::Passphrase | By::Before | By::Device => return Err(Error::NoReference(volume.device.path.clone())),
+            By::Passphrase | By::Before | By::Device => {
+                return Err(unlock::Error::NoReference(volume.device.path.clone()).into());
+            }
         };
         Case::new(&self.config, &container, reference, volume).separate(None, Strictness::default())?;
-        case::open(&container, reference, volume)
+        Ok(case::open(&container, reference, volume)?)
     }
 
     /// Opens the lockbox.

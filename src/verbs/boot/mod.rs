@@ -40,6 +40,7 @@ use crate::{
     config::Config,
     keys::tpm::IdentityFile,
     sys::announce::Announced,
+    unlock,
     verbs::{attach::Options, error::Error},
     volumes::{
         backend::{self, Activate},
@@ -179,7 +180,9 @@ impl Boot {
                     }
                     Ok(_) => Report::NotOurs(number, None),
                     // What crypttab lists may be anything.
-                    Err(error @ Error::Volume(_)) if !planned.configured => Report::NotOurs(number, Some(error)),
+                    Err(error @ Error::Unlock(unlock::Error::Volume(_))) if !planned.configured => {
+                        Report::NotOurs(number, Some(error))
+                    }
                     Err(error) => {
                         let _ = sender.send(Report::Failed(number, By::Device, error));
                         Report::GaveUp(number)
@@ -264,7 +267,7 @@ impl Boot {
         let token = volume.luks().and_then(|luks| luks.reference.clone());
         let keys = if planned.keys.is_empty() { token.into_iter().collect() } else { planned.keys.clone() };
         if keys.is_empty() {
-            let error = Error::NoReference(volume.device.path.clone());
+            let error = unlock::Error::NoReference(volume.device.path.clone()).into();
             let _ = self.sender.send(Report::Failed(number, By::Device, error));
         }
         let left = Arc::new(());
@@ -352,7 +355,7 @@ impl Boot {
         self.trying -= 1;
         match tried {
             Ok(()) => self.take(Report::Attached(number, By::Passphrase)),
-            Err(Error::Volume(VolumeError::WrongPassphrase { .. })) => {
+            Err(Error::Unlock(unlock::Error::Volume(VolumeError::WrongPassphrase { .. }))) => {
                 self.record.say(&format!("the passphrase does not open {}", self.planned[number].name));
             }
             Err(error) => self.record.failed(number, &By::Passphrase, &error),

@@ -15,6 +15,7 @@ use crate::{
         store::Released,
     },
     unlock::{
+        self,
         audit::{self, Event},
         container::{Container, Fetched},
     },
@@ -108,7 +109,7 @@ pub fn get_key(
         | Fetched::Sealed(Opened { content: Content::Object(ManagedObject { facts, value }), .. }) => (facts, value),
         // castellan knows of no volume keys; the passphrase of one with a keyslot is what its users can do something with.
         Fetched::Sealed(Opened { content: Content::VolumeKey(payload), context }) => {
-            let value = payload.passphrase.ok_or_else(|| Error::NoPassphrase(key.clone()))?;
+            let value = payload.passphrase.ok_or_else(|| unlock::Error::NoPassphrase(key.clone()))?;
             let facts = ObjectFacts {
                 kind: ObjectKind::Passphrase,
                 algorithm: None,
@@ -155,7 +156,7 @@ pub fn list_keys(
         let key = container.reference(id);
         match look(&key) {
             Ok(object) => found.extend(object),
-            Err(Error::NoPassphrase(_)) => {}
+            Err(Error::Unlock(unlock::Error::NoPassphrase(_))) => {}
             // One that cannot be read must not hide the others.
             Err(error) => tracing::warn!("{key} is left out: {}", chain(&error)),
         }

@@ -26,6 +26,7 @@ use crate::{
     },
     sys::device::DeviceError,
     unlock::{
+        self,
         case::{Case, Strictness},
         container::{Container, Fetched},
     },
@@ -211,7 +212,7 @@ fn check_claim(container: &Container, key: &KeyReference, volume: &Volume) -> Re
     match marked_for {
         Some(uuid) if volume.uuid().is_some_and(|ours| ours.to_string() == uuid) => Ok(()),
         Some(volume) => Err(Error::KeyUsed { key: key.clone(), volume }),
-        None => Err(Error::ReadBack(key.clone())),
+        None => Err(unlock::Error::ReadBack(key.clone()).into()),
     }
 }
 
@@ -258,7 +259,7 @@ impl Unused {
         let context = BoundContext { volume: volume.uuid(), ..context };
         let facts = ObjectFacts { fresh: false, ..self.object.facts };
         let object = ManagedObject { facts, value: self.object.value };
-        container.reseal(Opened { context, content: Content::Object(object) })
+        Ok(container.reseal(Opened { context, content: Content::Object(object) })?)
     }
 }
 
