@@ -257,8 +257,10 @@ mod tests {
         let sealed = [&first, &admitted, &next, &after].map(|key| key.seal_to(owners(), 0).unwrap());
         assert_eq!(sealed[1].claimed_generation().unwrap(), 2);
         let ring = Keyring::of(vec![Box::new(host)]);
-        assert_eq!(sealed.each_ref().map(|sealed| ring.is_for_us(sealed)), [false, true, true, false]);
-        let id = ContainerKeyId { container, epoch: "2".parse().unwrap() };
+        let [old, id] =
+            ["1", "2"].map(|epoch| ContainerKeyId { container: container.clone(), epoch: epoch.parse().unwrap() });
+        let opens = |at: usize| ContainerKey::open(&sealed[at], &ring, if at < 2 { &old } else { &id }).is_ok();
+        assert_eq!([0, 1, 2, 3].map(opens), [false, true, true, false]);
         let opened = ContainerKey::open(&sealed[2], &ring, &id).unwrap();
         assert!(opened.follows(&first).unwrap());
         assert_eq!(opened.hosts().collect::<Vec<_>>(), [&name]);
