@@ -4,12 +4,9 @@ use std::path::Path;
 
 use clap::Args;
 
-use super::{
-    Global,
-    failure::Told,
-    output::{self, date},
-};
+use super::{Global, failure::Told, output};
 use crate::{
+    clock::date,
     error::Error,
     last_failure::{self, FOLDER, LastFailure},
 };

@@ -14,9 +14,10 @@ use super::{Global, output};
 use crate::{
     config::TpmConfig,
     error::Error,
+    hex,
     tpm::{
         BootChain, Digest, Exposure, IdentityFile, PcrSet, PcrSignature, PcrSignatures, PcrValues, Policy as TpmPolicy,
-        SiteSigner, Tpm, TpmError, exposures, hex,
+        SiteSigner, Tpm, TpmError, exposures,
     },
 };
 

@@ -24,15 +24,15 @@ use super::{
     register::{Admitted, remove},
 };
 use crate::{
+    clock::now,
     config::TpmConfig,
-    container::now,
-    durable,
+    durable, hex,
     key::{HostName, SecretBytes, StoreName},
     lockbox,
     seal::OwnerRecipient,
     state,
     tpm::{
-        Counter, Digest, Name, PcrSet, PcrValues, Policy, Revocation, SignedPcrs, SiteKey, TpmError, hex,
+        Counter, Digest, Name, PcrSet, PcrValues, Policy, Revocation, SignedPcrs, SiteKey, TpmError,
         public::{name_of, to_pkey},
     },
 };

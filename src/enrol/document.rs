@@ -16,8 +16,9 @@ use tss_esapi::{
 use super::EnrolError;
 use crate::{
     durable::folder_of,
+    hex,
     key::HostName,
-    tpm::{Certified, Digest, Name, Policy, TpmError, hex, public},
+    tpm::{Certified, Digest, Name, Policy, TpmError, public},
 };
 
 /// The largest document; a bundle with two certificates has 8 KiB.

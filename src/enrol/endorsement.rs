@@ -27,7 +27,8 @@ use serde::{Deserialize, Serialize};
 use super::{EnrolError, Part, Statement, document::EndorsementKey, evidence::refused};
 use crate::{
     error::chain,
-    tpm::{Digest, EndorsementKind, Name, hex, public},
+    hex,
+    tpm::{Digest, EndorsementKind, Name, public},
 };
 
 /// The largest file of certificates.

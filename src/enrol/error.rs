@@ -4,8 +4,9 @@ use std::{fmt, path::PathBuf};
 
 use openssl::error::ErrorStack;
 
-use super::{credential::CredentialError, register::date};
+use super::credential::CredentialError;
 use crate::{
+    clock::date,
     key::{HostName, SecretMemoryError},
     seal::SealError,
     state::StateError,

@@ -10,8 +10,9 @@ use tss_esapi::{
 
 use super::{Bundle, EnrolError, Part, Site, Statement, document::Attestation};
 use crate::error::chain;
+use crate::hex;
 use crate::tpm::{
-    Digest, Policy, attestation_attributes, attestation_templates, hex,
+    Digest, Policy, attestation_attributes, attestation_templates,
     public::{identity_attributes, identity_p256, identity_rsa, name_of, to_pkey},
     with_unique_of,
 };

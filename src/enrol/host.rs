@@ -12,11 +12,12 @@ use super::{
     endorsement::fingerprint,
 };
 use crate::{
-    container::now,
+    clock::now,
+    hex,
     key::{HostName, SecretBytes},
     state,
     tpm::{
-        Digest, EndorsementKind, Handle, IdentityFile, Name, Policy, Tpm, TpmError, hex,
+        Digest, EndorsementKind, Handle, IdentityFile, Name, Policy, Tpm, TpmError,
         public::{name_of, to_pkey},
     },
 };

@@ -5,15 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use openssl::asn1::Asn1Time;
 use serde::{Deserialize, Serialize};
 
 use super::{EnrolError, Vouched};
 use crate::{
-    durable,
+    durable, hex,
     key::{HostName, StoreName},
     state,
-    tpm::{Digest, Name, Policy, hex},
+    tpm::{Digest, Name, Policy},
 };
 
 /// Ends the names of the register's files.
@@ -72,12 +71,6 @@ impl Admitted {
     pub(super) fn all_bundles(self) -> Vec<Enrolment> {
         self.before.into_iter().chain([Enrolment(self.enrolment)]).collect()
     }
-}
-
-/// Seconds since 1970 as people read them.
-pub fn date(seconds: u64) -> String {
-    let time = Asn1Time::from_unix(i64::try_from(seconds).unwrap_or(i64::MAX));
-    time.map_or_else(|_| format!("second {seconds}"), |time| time.to_string())
 }
 
 /// The register: one file per host.

@@ -5,8 +5,9 @@ use zeroize::Zeroizing;
 
 use crate::{
     audit::{self, Event},
+    clock,
     config::Config,
-    container::{self, Container, Fetched},
+    container::{Container, Fetched},
     error::{Error, chain},
     key::{KeyReference, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
     seal::{Content, Opened, SealError},
@@ -72,7 +73,7 @@ fn keep(config: &Config, container: &Container, object: ManagedObject) -> Result
         Some(objects) => container.reference(objects.create(&object)?),
         None => {
             let key = container.new_reference()?;
-            let facts = ObjectFacts { created: object.facts.created.or(Some(container::now())), ..object.facts };
+            let facts = ObjectFacts { created: object.facts.created.or(Some(clock::now())), ..object.facts };
             container.create(&key.key, None, &Content::Object(ManagedObject { facts, value: object.value }))?;
             key
         }

@@ -4,8 +4,9 @@ use std::{fs, io, path::PathBuf};
 
 use uuid::Uuid;
 
-use super::{Lockbox, LockboxError, io_error, now};
+use super::{Lockbox, LockboxError, io_error};
 use crate::{
+    clock::now,
     durable::{self, Folder},
     key::{KeyReference, MAX_SEALED_BYTES, Place, SealedKey, StoreName},
     seal::{Entry, EntryContext, Expected, Opened, SealError},

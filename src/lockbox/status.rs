@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{Lockbox, LockboxError, entries::check_time, now};
+use super::{Lockbox, LockboxError, entries::check_time};
 use crate::{
+    clock::now,
     config::Config,
     error::chain,
     key::{HostName, KeyReference, StoreName},

@@ -15,9 +15,12 @@ use super::{
     ContentKey, Identity, Keyring, OwnerRecipient, Recipient, SealError, VERSION, encrypt, key_wrap,
     payload::{Base64, decode_bytes, read_json, write_json},
 };
-use crate::key::{
-    ContainerKeyId, Epoch, HostName, JoseHeader, JweRecipient, MAX_RECIPIENTS, MalformedSealedKey, SealedKey,
-    SecretBytes, StoreName,
+use crate::{
+    hex,
+    key::{
+        ContainerKeyId, Epoch, HostName, JoseHeader, JweRecipient, MAX_RECIPIENTS, MalformedSealedKey, SealedKey,
+        SecretBytes, StoreName,
+    },
 };
 
 const KEY_BYTES: usize = 32;
@@ -135,7 +138,7 @@ impl ContainerKey {
     /// What people and hosts tell it from others by: 128 bits in hexadecimal that say nothing of the key.
     pub fn fingerprint(&self) -> Result<String, SealError> {
         let mac = self.mac(b"cryptattach container key fingerprint")?;
-        Ok(mac[..16].iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex::encode(&mac[..16]))
     }
 
     /// Seals it to these, and to the hosts that are admitted.

@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Code, Counter, Digest, Event, PcrSet, PcrValues, hex, policy::LATCH};
+use super::{Code, Counter, Digest, Event, PcrSet, PcrValues, policy::LATCH};
+use crate::hex;
 
 /// Why not: all reasons that were found.
 #[derive(Debug, Serialize)]

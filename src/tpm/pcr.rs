@@ -6,7 +6,8 @@ use openssl::sha::Sha256;
 use serde::{Deserialize, Serialize};
 use tss_esapi::tss2_esys as sys;
 
-use super::{Digest, esys::SHA256, hex};
+use super::{Digest, esys::SHA256};
+use crate::hex;
 
 /// How many PCRs a PC has (TCG PC Client Platform TPM Profile, section 4.6).
 const COUNT: u8 = 24;

@@ -176,7 +176,7 @@ impl Running {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tpm::hex;
+    use crate::hex;
 
     /// systemd-measure 252 on one set of files: `calculate` gave the PCR's value, `sign` the policy.
     #[test]

@@ -33,11 +33,11 @@ use tss_esapi::{
 };
 
 use super::{
-    Digest, Name, PcrSet, PcrValues, TpmError, hex,
+    Digest, Name, PcrSet, PcrValues, TpmError,
     policy::{approved_message, pcr_policy},
     public::{name_of, signing_key},
 };
-use crate::key::SecretBytes;
+use crate::{hex, key::SecretBytes};
 
 /// The largest file that is read; systemd-measure's have 1 to 20 KiB.
 const MOST_FILE_BYTES: u64 = 1 << 20;

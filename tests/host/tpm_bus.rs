@@ -9,8 +9,9 @@ use std::{
 
 use cryptattach::{
     config::TpmConfig,
+    hex,
     key::SecretBytes,
-    tpm::{IdentityFile, Policy, Tpm, TpmError, hex},
+    tpm::{IdentityFile, Policy, Tpm, TpmError},
 };
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use openssl::{

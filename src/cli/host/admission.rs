@@ -11,10 +11,11 @@ use crate::{
     container::Container,
     enrol::{Administrator, Admitted, Answer, Document, Issued, Site, Trust, Vouched},
     error::Error,
+    hex,
     key::StoreName,
     lockbox,
     seal::Recipient,
-    tpm::{Digest, PcrValues, TpmError, hex},
+    tpm::{Digest, PcrValues, TpmError},
 };
 
 /// Check a host's bundle and make a challenge that only its TPM can answer

@@ -15,8 +15,9 @@ use crate::{
     durable::{Folder, folder_of},
     enrol::{self, Challenge, Document, Enrolled},
     error::Error,
+    hex,
     key::{HostName, SecretBytes},
-    tpm::{self, Tpm, hex},
+    tpm::{self, Tpm},
 };
 
 /// Make this host's identity key in its TPM, and a bundle that proves how it was made

@@ -8,13 +8,14 @@ use serde::Serialize;
 use super::{Global, names, record, withdraw};
 use crate::{
     cli::output,
+    clock::{date, now},
     config::Config,
-    container::{Container, now},
-    enrol::{Administrator, Admitted, EnrolError, date},
+    container::Container,
+    enrol::{Administrator, Admitted, EnrolError},
     error::{Error, chain},
+    hex,
     key::{HostName, StoreName},
     store::StoreError,
-    tpm::hex,
 };
 
 /// List the hosts that this machine has admitted, and what the stores say of them
