@@ -3,6 +3,7 @@
 pub mod address;
 pub mod chain;
 pub mod clock;
+pub mod hex;
 pub mod key;
 pub mod mapping_name;
 pub mod pcr_set;

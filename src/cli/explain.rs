@@ -4,14 +4,13 @@ use std::path::Path;
 
 use clap::Args;
 
-use super::{
-    Global,
-    failure::Told,
-    output::{self, date},
-};
-use crate::verbs::{
-    error::Error,
-    explain::{self, FOLDER, LastFailure},
+use super::{Global, failure::Told, output};
+use crate::{
+    base::clock::date,
+    verbs::{
+        error::Error,
+        explain::{self, FOLDER, LastFailure},
+    },
 };
 
 /// Say why a volume was not attached the last time, and what to do

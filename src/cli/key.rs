@@ -11,15 +11,11 @@ use clap::{ArgGroup, Args, Subcommand};
 use nix::sys::socket::{UnixAddr, getpeername};
 use serde_json::{Value, json};
 
-use super::{
-    Global, SeparationOptions,
-    attach::Plain,
-    failure,
-    output::{self, date},
-};
+use super::{Global, SeparationOptions, attach::Plain, failure, output};
 use crate::{
     base::{
         chain::printable,
+        clock::date,
         key::{KeyReference, SecretBytes, StoreName},
         mapping_name::MappingName,
     },

@@ -12,11 +12,11 @@ use serde_json::json;
 
 use super::{Global, output};
 use crate::{
-    base::pcr_set::PcrSet,
+    base::{hex, pcr_set::PcrSet},
     config::TpmConfig,
     keys::tpm::{
         BootChain, Digest, Exposure, IdentityFile, PcrSignature, PcrSignatures, PcrValues, Policy as TpmPolicy,
-        SiteSigner, Tpm, TpmError, exposures, hex,
+        SiteSigner, Tpm, TpmError, exposures,
     },
     verbs::error::Error,
 };

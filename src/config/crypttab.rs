@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use crate::config::DeviceSpec;
+use crate::{config::DeviceSpec, sys::mounts::decoded};
 
 /// The file.
 pub const PATH: &str = "/etc/crypttab";
@@ -57,16 +57,7 @@ pub fn parse(text: &str) -> Vec<Entry> {
 
 /// A field without Debian's octal escapes: a blank is `\040` (crypttab(5)). udev's own, `\x20`, are part of a path.
 fn unescaped(field: &str) -> String {
-    let mut parts = field.split('\\');
-    let mut text = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let digits = part.get(..3).filter(|digits| digits.bytes().all(|digit| matches!(digit, b'0'..=b'7')));
-        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(u8::is_ascii) {
-            Some(byte) => text.extend([char::from(byte)].into_iter().chain(part[3..].chars())),
-            None => text.extend(['\\'].into_iter().chain(part.chars())),
-        }
-    }
-    text
+    decoded(field.as_bytes()).to_string_lossy().into_owned()
 }
 
 #[cfg(test)]
@@ -102,6 +93,7 @@ mod tests {
             ["/dev/disk/by-label/my\\x20data", "/dev/disk/by-label/my\\x20data", "/dev/a\\4"].map(Path::new)
         );
         assert_eq!(entries[0].header(), Some(Path::new("/boot/a b")));
+        assert_eq!(unescaped("\\303\\244\\x20\\9"), "ä\\x20\\9");
     }
 
     #[test]

@@ -22,11 +22,6 @@ pub fn of_path(path: &Path) -> Vec<String> {
     of_path_on(&Host::this(), path)
 }
 
-/// Who uses the block device with this number (`st_rdev`); see [`of_path`].
-pub fn of_device(number: u64) -> Vec<String> {
-    of_device_on(&Host::this(), DeviceNumber(number))
-}
-
 fn of_path_on(host: &Host, path: &Path) -> Vec<String> {
     match host.look(path) {
         Ok(Seen { block: Some(number), .. }) => of_device_on(host, number),
@@ -229,6 +224,6 @@ mod tests {
     #[test]
     fn what_does_not_exist_has_no_holders() {
         assert_eq!(of_path(Path::new("/does/not/exist")), [""; 0]);
-        assert_eq!(of_device(0), [""; 0]);
+        assert_eq!(of_device_on(&Host::this(), DeviceNumber(0)), [""; 0]);
     }
 }

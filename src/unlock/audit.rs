@@ -7,10 +7,11 @@ use std::{
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Serialize, Serializer};
+
+use crate::base::clock;
 
 /// What happened.
 #[derive(Debug, Default, Serialize)]
@@ -66,7 +67,7 @@ pub fn record(file: &Path, event: &Event<'_>) -> Result<(), AuditError> {
         if let Some(folder) = file.parent() {
             fs::create_dir_all(folder)?;
         }
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).map(|age| age.as_secs()).unwrap_or(0);
+        let time = clock::now();
         let mut line = serde_json::to_vec(&Line { time, uid: nix::unistd::getuid().as_raw(), event })?;
         line.push(b'\n');
         OpenOptions::new().append(true).create(true).mode(0o600).open(file)?.write_all(&line)

@@ -2,14 +2,15 @@
 
 use std::{
     fs, io,
-    io::Write,
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::{base::mapping_name::MappingName, sys::systemd};
+use crate::{
+    base::mapping_name::MappingName,
+    sys::{state, systemd},
+};
 
 /// Where they are. Its name begins with a dot, which no mapping's does.
 pub const FOLDER: &str = "/run/cryptattach/.failed";
@@ -31,12 +32,7 @@ pub struct LastFailure<T> {
 
 /// Keeps a failure in place of the device's last one.
 pub fn keep<T: Serialize>(folder: &Path, failure: &LastFailure<T>) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    serde_json::to_writer(&mut file, failure)?;
-    file.flush()?;
-    file.persist(folder.join(file_name(failure)))?;
-    Ok(())
+    state::put(&folder.join(file_name(failure)), &serde_json::to_vec(failure)?)
 }
 
 /// Forgets the failures of a volume that has unlocked.

@@ -7,11 +7,11 @@ use serde_json::json;
 
 use super::{Global, names, record, withdraw};
 use crate::{
-    base::key::StoreName,
+    base::{hex, key::StoreName},
     cli::{output, policy},
     keys::{
         seal::Recipient,
-        tpm::{Digest, PcrValues, TpmError, hex},
+        tpm::{Digest, PcrValues, TpmError},
     },
     unlock::{
         container::Container,

@@ -10,10 +10,13 @@ use serde_json::json;
 
 use super::{Global, record};
 use crate::{
-    base::key::{HostName, SecretBytes},
+    base::{
+        hex,
+        key::{HostName, SecretBytes},
+    },
     cli::output,
     config::{Config, TpmConfig},
-    keys::tpm::{self, Tpm, hex},
+    keys::tpm::{self, Tpm},
     sys::durable::{Folder, folder_of},
     unlock::enrol::{self, Challenge, Document, Enrolled},
     verbs::error::Error,

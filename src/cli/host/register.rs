@@ -9,16 +9,17 @@ use super::{Global, names, record, withdraw};
 use crate::{
     base::{
         chain::chain,
-        clock::now,
+        clock::{date, now},
+        hex,
         key::{HostName, StoreName},
     },
     cli::output,
     config::Config,
-    keys::{store::StoreError, tpm::hex},
+    keys::store::StoreError,
     unlock::{
         self,
         container::Container,
-        enrol::{Administrator, Admitted, EnrolError, date},
+        enrol::{Administrator, Admitted, EnrolError},
     },
     verbs::error::Error,
 };

@@ -15,9 +15,12 @@ use super::{
     ContentKey, Identity, Keyring, OwnerRecipient, Recipient, SealError, VERSION, encrypt, key_wrap,
     payload::{Base64, decode_bytes, read_json, write_json},
 };
-use crate::base::key::{
-    ContainerKeyId, Epoch, HostName, JoseHeader, JweRecipient, MAX_RECIPIENTS, MalformedSealedKey, SealedKey,
-    SecretBytes, StoreName,
+use crate::base::{
+    hex,
+    key::{
+        ContainerKeyId, Epoch, HostName, JoseHeader, JweRecipient, MAX_RECIPIENTS, MalformedSealedKey, SealedKey,
+        SecretBytes, StoreName,
+    },
 };
 
 const KEY_BYTES: usize = 32;
@@ -135,7 +138,7 @@ impl ContainerKey {
     /// What people and hosts tell it from others by: 128 bits in hexadecimal that say nothing of the key.
     pub fn fingerprint(&self) -> Result<String, SealError> {
         let mac = self.mac(b"cryptattach container key fingerprint")?;
-        Ok(mac[..16].iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex::encode(&mac[..16]))
     }
 
     /// Seals it to these, and to the hosts that are admitted.
@@ -257,8 +260,10 @@ mod tests {
         let sealed = [&first, &admitted, &next, &after].map(|key| key.seal_to(owners(), 0).unwrap());
         assert_eq!(sealed[1].claimed_generation().unwrap(), 2);
         let ring = Keyring::of(vec![Box::new(host)]);
-        assert_eq!(sealed.each_ref().map(|sealed| ring.is_for_us(sealed)), [false, true, true, false]);
-        let id = ContainerKeyId { container, epoch: "2".parse().unwrap() };
+        let [old, id] =
+            ["1", "2"].map(|epoch| ContainerKeyId { container: container.clone(), epoch: epoch.parse().unwrap() });
+        let opens = |at: usize| ContainerKey::open(&sealed[at], &ring, if at < 2 { &old } else { &id }).is_ok();
+        assert_eq!([0, 1, 2, 3].map(opens), [false, true, true, false]);
         let opened = ContainerKey::open(&sealed[2], &ring, &id).unwrap();
         assert!(opened.follows(&first).unwrap());
         assert_eq!(opened.hosts().collect::<Vec<_>>(), [&name]);

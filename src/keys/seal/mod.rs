@@ -203,11 +203,6 @@ impl Keyring {
         Ok(opened)
     }
 
-    /// Whether one of the recipients is ours.
-    pub fn is_for_us(&self, sealed: &SealedKey) -> bool {
-        sealed.recipient_kids().any(|kid| self.identities.iter().any(|identity| identity.kid() == kid))
-    }
-
     fn decrypt(&self, sealed: &SealedKey) -> Result<SecretBytes, SealError> {
         let protected = sealed.protected_header()?;
         check_protected(&protected)?;

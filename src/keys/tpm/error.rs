@@ -61,11 +61,6 @@ impl Code {
         self.is(&[0x09F])
     }
 
-    /// An algorithm or curve that the TPM does not have: Curve, Asymmetric, Type, Value.
-    pub fn is_unsupported(self) -> bool {
-        self.is(&[0x0A6, 0x081, 0x08A, 0x084])
-    }
-
     /// An NV index that was never written: NvUninitialized.
     pub fn is_unwritten(self) -> bool {
         self.is(&[0x14A])

@@ -13,8 +13,8 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Digest, esys::SHA256, hex};
-use crate::base::chain::printable;
+use super::{Digest, esys::SHA256};
+use crate::base::{chain::printable, hex};
 
 /// The most that is read of a log; real ones have 20 to 200 KiB.
 const MOST_BYTES: u64 = 4 << 20;

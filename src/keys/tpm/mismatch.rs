@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Code, Counter, Digest, Event, PcrValues, hex, policy::LATCH};
-use crate::base::pcr_set::PcrSet;
+use super::{Code, Counter, Digest, Event, PcrValues, policy::LATCH};
+use crate::base::{hex, pcr_set::PcrSet};
 
 /// Why not: all reasons that were found.
 #[derive(Debug, Serialize)]

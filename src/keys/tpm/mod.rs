@@ -46,7 +46,7 @@ pub use event_log::{Event, EventLog};
 pub use identity::{Identity, NewIdentity};
 pub use key_file::IdentityFile;
 pub use mismatch::{Explanation, Finding};
-pub use name::{Name, hex};
+pub use name::Name;
 pub use pcr::PcrValues;
 pub use pin::{ask, pin};
 pub use policy::{EPOCHS, Policy, Revocation, SignedPcrs};

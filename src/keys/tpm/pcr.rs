@@ -6,8 +6,11 @@ use openssl::sha::Sha256;
 use serde::{Deserialize, Serialize};
 use tss_esapi::tss2_esys as sys;
 
-use super::{Digest, esys::SHA256, hex};
-use crate::base::pcr_set::{BITMAP_BYTES, PcrSet};
+use super::{Digest, esys::SHA256};
+use crate::base::{
+    hex,
+    pcr_set::{BITMAP_BYTES, PcrSet},
+};
 
 /// A set as the TPM takes it.
 pub(super) fn selection(set: PcrSet) -> sys::TPML_PCR_SELECTION {

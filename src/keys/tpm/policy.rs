@@ -177,7 +177,7 @@ impl Running {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::tpm::hex;
+    use crate::base::hex;
 
     /// systemd-measure 252 on one set of files: `calculate` gave the PCR's value, `sign` the policy.
     #[test]

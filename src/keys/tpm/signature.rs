@@ -33,11 +33,11 @@ use tss_esapi::{
 };
 
 use super::{
-    Digest, Name, PcrValues, TpmError, hex,
+    Digest, Name, PcrValues, TpmError,
     policy::{approved_message, pcr_policy},
     public::{name_of, signing_key},
 };
-use crate::base::{key::SecretBytes, pcr_set::PcrSet};
+use crate::base::{hex, key::SecretBytes, pcr_set::PcrSet};
 
 /// The largest file that is read; systemd-measure's have 1 to 20 KiB.
 const MOST_FILE_BYTES: u64 = 1 << 20;

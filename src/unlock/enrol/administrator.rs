@@ -26,6 +26,7 @@ use super::{
 use crate::{
     base::{
         clock::now,
+        hex,
         key::{HostName, SecretBytes, StoreName},
         pcr_set::PcrSet,
     },
@@ -33,7 +34,7 @@ use crate::{
     keys::{
         seal::OwnerRecipient,
         tpm::{
-            Counter, Digest, Name, PcrValues, Policy, Revocation, SignedPcrs, SiteKey, TpmError, hex,
+            Counter, Digest, Name, PcrValues, Policy, Revocation, SignedPcrs, SiteKey, TpmError,
             public::{name_of, to_pkey},
         },
     },

@@ -15,8 +15,8 @@ use tss_esapi::{
 
 use super::EnrolError;
 use crate::{
-    base::key::HostName,
-    keys::tpm::{Certified, Digest, Name, Policy, TpmError, hex, public},
+    base::{hex, key::HostName},
+    keys::tpm::{Certified, Digest, Name, Policy, TpmError, public},
     sys::durable::folder_of,
 };
 

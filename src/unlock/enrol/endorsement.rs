@@ -26,8 +26,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{EnrolError, Part, Statement, document::EndorsementKey, evidence::refused};
 use crate::{
-    base::chain::chain,
-    keys::tpm::{Digest, EndorsementKind, Name, hex, public},
+    base::{chain::chain, hex},
+    keys::tpm::{Digest, EndorsementKind, Name, public},
 };
 
 /// The largest file of certificates.

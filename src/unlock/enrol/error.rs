@@ -4,9 +4,12 @@ use std::{fmt, path::PathBuf};
 
 use openssl::error::ErrorStack;
 
-use super::{credential::CredentialError, register::date};
+use super::credential::CredentialError;
 use crate::{
-    base::key::{HostName, SecretMemoryError},
+    base::{
+        clock::date,
+        key::{HostName, SecretMemoryError},
+    },
     keys::{seal::SealError, tpm::TpmError},
     sys::state::StateError,
 };

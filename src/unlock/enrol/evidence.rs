@@ -10,9 +10,9 @@ use tss_esapi::{
 
 use super::{Bundle, EnrolError, Part, Site, Statement, document::Attestation};
 use crate::{
-    base::chain::chain,
+    base::{chain::chain, hex},
     keys::tpm::{
-        Digest, Policy, attestation_attributes, attestation_templates, hex,
+        Digest, Policy, attestation_attributes, attestation_templates,
         public::{identity_attributes, identity_p256, identity_rsa, name_of, to_pkey},
         with_unique_of,
     },

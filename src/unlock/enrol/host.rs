@@ -14,10 +14,11 @@ use super::{
 use crate::{
     base::{
         clock::now,
+        hex,
         key::{HostName, SecretBytes},
     },
     keys::tpm::{
-        Digest, EndorsementKind, Handle, IdentityFile, Name, Policy, Tpm, TpmError, hex,
+        Digest, EndorsementKind, Handle, IdentityFile, Name, Policy, Tpm, TpmError,
         public::{name_of, to_pkey},
     },
     sys::state,

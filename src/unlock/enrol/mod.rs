@@ -31,4 +31,4 @@ pub use document::{Answer, Attestation, Bundle, Challenge, Document, Endorsement
 pub use endorsement::{Trust, Vouched};
 pub use error::{EnrolError, Part};
 pub use host::{Enrolled, answer, enrol};
-pub use register::{Admitted, Enrolment, Register, date};
+pub use register::{Admitted, Enrolment, Register};

@@ -5,13 +5,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use openssl::asn1::Asn1Time;
 use serde::{Deserialize, Serialize};
 
 use super::{EnrolError, Vouched};
 use crate::{
-    base::key::{HostName, StoreName},
-    keys::tpm::{Digest, Name, Policy, hex},
+    base::{
+        hex,
+        key::{HostName, StoreName},
+    },
+    keys::tpm::{Digest, Name, Policy},
     sys::{durable, state},
 };
 
@@ -71,12 +73,6 @@ impl Admitted {
     pub(super) fn all_bundles(self) -> Vec<Enrolment> {
         self.before.into_iter().chain([Enrolment(self.enrolment)]).collect()
     }
-}
-
-/// Seconds since 1970 as people read them.
-pub fn date(seconds: u64) -> String {
-    let time = Asn1Time::from_unix(i64::try_from(seconds).unwrap_or(i64::MAX));
-    time.map_or_else(|_| format!("second {seconds}"), |time| time.to_string())
 }
 
 /// The register: one file per host.

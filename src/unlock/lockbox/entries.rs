@@ -4,9 +4,12 @@ use std::{fs, io, path::PathBuf};
 
 use uuid::Uuid;
 
-use super::{Lockbox, LockboxError, io_error, now};
+use super::{Lockbox, LockboxError, io_error};
 use crate::{
-    base::key::{KeyReference, MAX_SEALED_BYTES, Place, SealedKey, StoreName},
+    base::{
+        clock::now,
+        key::{KeyReference, MAX_SEALED_BYTES, Place, SealedKey, StoreName},
+    },
     keys::seal::{Entry, EntryContext, Expected, Opened, SealError},
     sys::durable::{self, Folder},
 };

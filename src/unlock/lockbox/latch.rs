@@ -5,8 +5,9 @@ use std::{fs, path::PathBuf};
 use openssl::asn1::Asn1Time;
 use serde::{Deserialize, Serialize};
 
-use super::{Lockbox, LockboxError, now};
+use super::{Lockbox, LockboxError};
 use crate::{
+    base::clock::now,
     config::Config,
     keys::{
         seal::SealError,

@@ -17,7 +17,6 @@ mod status;
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 pub use admission::{Admission, admit, withdraw};
@@ -134,11 +133,6 @@ pub fn removed(entries: usize) -> String {
         1 => "1 entry was removed".to_owned(),
         _ => format!("{entries} entries were removed"),
     }
-}
-
-/// Seconds since 1970-01-01 UTC.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map(|age| age.as_secs()).unwrap_or(0)
 }
 
 /// The lockbox cannot do what was asked.

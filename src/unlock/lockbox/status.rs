@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{Lockbox, LockboxError, entries::check_time, now};
+use super::{Lockbox, LockboxError, entries::check_time};
 use crate::{
     base::{
         chain::chain,
+        clock::now,
         key::{HostName, KeyReference, StoreName},
     },
     config::Config,

@@ -22,7 +22,10 @@ use super::{
     metadata::Metadata, signatures, token::Token,
 };
 use crate::{
-    base::key::{KeyReference, KeySize, SecretBytes, VolumeKey},
+    base::{
+        hex,
+        key::{KeyReference, KeySize, SecretBytes, VolumeKey},
+    },
     sys::device::{Device, DeviceError},
 };
 
@@ -123,7 +126,7 @@ impl Luks1 {
             String::from_utf8_lossy(&bytes[..end]).into_owned()
         };
         let number = |at: usize| u32::from_be_bytes([first[at], first[at + 1], first[at + 2], first[at + 3]]);
-        let hex = |at: usize, len: usize| first[at..at + len].iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let hex = |at: usize, len: usize| hex::encode(&first[at..at + len]);
         let (hash, iterations) = (text(72, 32), number(164));
         const ENABLED: u32 = 0x00ac_71f3;
         let keyslots = (0..8).map(|slot| (slot, 208 + 48 * slot)).filter(|(_, at)| number(*at) == ENABLED);

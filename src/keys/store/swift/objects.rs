@@ -10,6 +10,7 @@ use super::{MOST_WORDS_BYTES, Swift};
 use crate::{
     base::{
         chain::chain,
+        hex,
         key::{MAX_SEALED_BYTES, MalformedSealedKey, SealedKey, SecretBytes},
     },
     keys::{
@@ -275,5 +276,5 @@ fn generation(key: &SealedKey) -> u64 {
 
 fn md5(bytes: &[u8]) -> String {
     let digest = hash(MessageDigest::md5(), bytes);
-    digest.map(|digest| digest.iter().map(|byte| format!("{byte:02x}")).collect()).unwrap_or_default()
+    digest.map(|digest| hex::encode(&digest)).unwrap_or_default()
 }
