@@ -38,7 +38,7 @@ pub fn compare(cloud: &Cloud) {
         site.path("").display()
     ));
     println!(
-        "keys per second through one Swift proxy and three object servers on this machine, token and container key warm"
+        "\nkeys per second through one Swift proxy and three object servers on this machine, token and container key warm"
     );
     println!("{:<46} {:>24}   {:>24}", "", "seal + create", "get + open");
     println!("{:<46} {}   {}", "parallel attaches", header(), header());
