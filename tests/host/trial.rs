@@ -59,7 +59,7 @@ fn a_volume_that_would_not_unlock_fails_as_attach_does() {
     fs::rename(site.keys("gone"), site.sealed(&reference)).unwrap();
     site.ok(&attach);
     site.ok(&["detach", &name]);
-    assert_eq!(site.ok(&["explain", &name]), format!("no failure of '{name}' is known since the last boot"));
+    assert_eq!(site.ok(&["explain", &name]), format!("no failure of '{name}' is recorded since the last boot"));
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn what_a_boot_could_not_attach_is_explained() {
 
     fs::rename(site.keys("gone"), site.sealed(&reference)).unwrap();
     site.ok(&["boot"]);
-    assert_eq!(site.ok(&["explain", &name]), format!("no failure of '{name}' is known since the last boot"));
+    assert_eq!(site.ok(&["explain", &name]), format!("no failure of '{name}' is recorded since the last boot"));
     site.ok(&["detach", &name]);
 }
 
@@ -137,7 +137,8 @@ fn a_boot_refuses_keys_on_the_volumes_own_disk() {
     let keys = format!("{with_volume}keys = ['{reference}', '{cinder}']\n");
     fs::write(site.keys("cryptattach.toml"), format!("{config}\n{keys}")).unwrap();
     let told = site.fails(67, &["--config", site.keys("cryptattach.toml"), "test", device.path(), "--as-boot"]);
-    for part in [&format!("by {reference}, one of 2 keys:"), "same device", &format!("by {cinder}"), "there is no key"]
+    for part in
+        [&format!("with {reference}, one of 2 keys:"), "same device", &format!("by {cinder}"), "there is no key"]
     {
         assert!(told.contains(part), "{part}: {told}");
     }
