@@ -29,7 +29,9 @@ impl fmt::Display for Kept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::User => "the kernel's keyring of this user, until power-off",
-            Self::Session => "the kernel's keyring of this session, until that ends: the user keyring is not to be had",
+            Self::Session => {
+                "the kernel's keyring of this session, until the session ends (the user keyring is unavailable)"
+            }
         })
     }
 }
@@ -60,7 +62,7 @@ pub fn put(description: &str, secret: &SecretBytes) -> Result<Kept, KeyringError
     let key = own.add_key(description, secret.expose()).map_err(failed("put a key into"))?;
     let link = |kept| ring(kept)?.link_key(key).map(|()| kept);
     let kept = link(Kept::User).or_else(|refused| {
-        tracing::debug!("the user keyring is not to be had: {refused}");
+        tracing::debug!("the user keyring is unavailable: {refused}");
         link(Kept::Session)
     });
     // Without SETATTR: nobody widens the permissions again, not even its owner.

@@ -45,7 +45,7 @@ pub enum Error {
         found: String,
     },
     /// That is no id that any key has.
-    #[error("there is no key '{id}' in '{store}': that is no id of a key")]
+    #[error("'{id}' is not a valid key id (store '{store}')")]
     NoSuchKey {
         /// The store.
         store: StoreName,
@@ -53,7 +53,7 @@ pub enum Error {
         id: String,
     },
     /// A key that was used before is not used for another volume.
-    #[error("the key {key} has been used already, for {volume}; a device is formatted with an unused key only")]
+    #[error("the key {key} has already been used for {volume}; only an unused key can format a device")]
     KeyUsed {
         /// The key.
         key: KeyReference,
@@ -61,7 +61,7 @@ pub enum Error {
         volume: String,
     },
     /// A key of which nothing says whether it was used before.
-    #[error("nothing proves that the key {0} has never been used, and a device is formatted with an unused key only")]
+    #[error("nothing proves that the key {0} has never been used; only an unused key can format a device")]
     KeyUnproven(KeyReference),
     /// The key is stored, but the header could not be written or does not read back.
     #[error("the header of {} could not be completed; its key {reference} is stored", .device.display())]

@@ -23,7 +23,7 @@ fn another_volumes_key_is_refused() {
     let kept = fs::read(site.sealed(&right)).unwrap();
     fs::copy(site.sealed(&other), site.sealed(&right)).unwrap();
     let refused = site.fails(76, &attach);
-    assert!(refused.contains("is not the sealed key that was asked for"), "{refused}");
+    assert!(refused.contains("is not the requested sealed key"), "{refused}");
     assert!(refused.contains(&right["cinder/".len()..]), "it names the file: {refused}");
 
     fs::write(site.sealed(&right), kept).unwrap();

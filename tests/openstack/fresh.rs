@@ -66,7 +66,7 @@ fn never_used(cloud: &Cloud, store: &str) {
     assert_eq!(attach(&site, &volume, &key).0, 0, "and opens");
     assert!(get(&site, &key, true)["fresh"].is_null());
     // The volume's data are somewhere, and not here.
-    refused(&site, &key, "has been used already");
+    refused(&site, &key, "has already been used");
 
     let given_out = create(&site);
     assert!(get(&site, &given_out, false)["fresh"].is_null());
@@ -117,8 +117,8 @@ fn stock_key(cloud: &Cloud) {
     site.configure("[hooks]\nformat_with_unmarked_keys = true\n");
     assert_eq!(attach(&site, &blank, key).0, 0);
     assert!(!is_blank(&blank));
-    refused(&site, key, "has been used already");
-    refused(&site, opened, "has been used already");
+    refused(&site, key, "has already been used");
+    refused(&site, opened, "has already been used");
     let given_out = create(&site);
     get(&site, &given_out, false);
     refused(&site, &given_out, "was given out");

@@ -58,7 +58,7 @@ pub fn p256(jwk: &Map<String, Value>) -> Result<PKey<Public>, String> {
         key.check_key()?;
         PKey::from_ec_key(key)
     };
-    key().map_err(|_: ErrorStack| "is no point on P-256".to_owned())
+    key().map_err(|_: ErrorStack| "is not a point on P-256".to_owned())
 }
 
 #[cfg(test)]
