@@ -84,7 +84,7 @@ pub enum Error {
     #[error(transparent)]
     Lockbox(#[from] LockboxError),
     /// The store cannot give the key now, and the lockbox's entry of it is not used.
-    #[error("the key {reference} cannot be had from the store, and the lockbox's entry of it is not used: {}", chain(&**.entry))]
+    #[error("cannot get the key {reference} from the store, and its lockbox entry is not usable: {}", chain(&**.entry))]
     NeitherStoreNorLockbox {
         /// The key.
         reference: KeyReference,
@@ -116,7 +116,7 @@ pub enum Error {
         what: String,
     },
     /// What the store gave back is not what was stored.
-    #[error("the store gave back another volume key than was stored as {0}")]
+    #[error("the store returned another volume key than the one stored as {0}")]
     ReadBack(KeyReference),
     /// Key and data are on the same device, or nothing proves that they are not.
     #[error(transparent)]

@@ -31,7 +31,7 @@ pub fn store_key(
     });
     read_back.inspect_err(|_| {
         if let Err(error) = container.store().delete(&reference.key) {
-            tracing::warn!("the unused key {reference} stays in the store: {error}");
+            tracing::warn!("cannot delete the unused key {reference} from the store: {error}");
         }
     })
 }

@@ -179,7 +179,7 @@ fn unproven_warns_and_strict_refuses() {
     assert!(refused.contains("nothing proves"), "{refused}");
     let output = site.run(&attach);
     assert!(output.status.success());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("says where the key is"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("names the key"));
     site.ok(&["detach", &name]);
 }
 

@@ -101,14 +101,16 @@ impl Challenge {
         let fingerprint = hex::encode(&issued.endorsement_key);
         if issued.vouched == Vouched::FirstUse {
             tracing::warn!(
-                "no proof that '{}' has a real TPM: trusting its endorsement key {fingerprint} on first use; compare it with the one that 'host enrol' showed on the host's own console",
+                "no proof that '{}' has a real TPM: trusting its endorsement key {fingerprint} on first use; compare \
+                 it with the one that 'host enrol' showed on the host's own console",
                 issued.challenge.host
             );
         }
         let bound = issued.policy.pcrs.pcrs();
         if self.trust_pcr_values && !bound.is_empty() {
             tracing::warn!(
-                "no proof that '{}' was in a good boot state when it made its key: trusting the values of PCR {bound} in its bundle",
+                "no proof that '{}' was in a good boot state when it made its key: trusting the values of PCR {bound} \
+                 in its bundle",
                 issued.challenge.host
             );
         }

@@ -108,7 +108,8 @@ pub fn exposures(bound: PcrSet, chain: BootChain, secure_boot: Option<bool>, lat
         (!latch, "the key itself, later in this boot: whoever becomes root can use it again (no latch)"),
         (
             true,
-            "the wires of a separate TPM chip: reset it, replay the measurements of a good boot, and ask it (a firmware TPM has no such wires; a PIN prevents this)",
+            "the wires of a separate TPM chip: reset it, replay the measurements of a good boot, and ask it (a \
+             firmware TPM has no such wires; a PIN prevents this)",
         ),
     ];
     cases.into_iter().filter_map(|(holds, words)| holds.then_some(Exposure(words))).collect()

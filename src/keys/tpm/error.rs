@@ -246,7 +246,8 @@ impl TpmError {
                 "power the machine off and on: the key opens once per boot; until then the owner's or the escrow's key opens"
             }
             Self::NotThisState(_) => {
-                "'cryptattach policy show' shows the policy; boot a trusted state, or have the site sign this one ('cryptattach policy sign'); until then the owner's or the escrow's key opens"
+                "'cryptattach policy show' shows the policy; boot a trusted state, or have the site sign this one \
+                 ('cryptattach policy sign'); until then the owner's or the escrow's key opens"
             }
             Self::LockedOut { .. } => "wait, or clear the lock-out with the TPM's lockout authorization (tpm2_dictionarylockout -c)",
             Self::NoPin => "name a file with the PIN as 'pin' in [tpm], or run the command on a terminal",

@@ -223,7 +223,7 @@ mod tests {
         for (content, why) in [
             (without_preface.to_owned(), "was not made by cryptattach"),
             (pem.replace("TSS2 PRIVATE", "EC PRIVATE"), "is a 'EC PRIVATE KEY'"),
-            (pem.replace("\"latch\":true", "\"latch\":false"), "another one than its file says"),
+            (pem.replace("\"latch\":true", "\"latch\":false"), "differs from the one in its file"),
             (pem.replace("{\"storage_root", "{\"storage"), "damaged line"),
         ] {
             let said = IdentityFile::parse(content.as_bytes()).err().unwrap();

@@ -131,7 +131,8 @@ impl fmt::Display for Finding {
             Self::NoCounter { counter } => write!(f, "the counter {counter} was removed from the TPM"),
             Self::Latched => write!(
                 f,
-                "PCR {LATCH} has been extended: the keys were already opened in this boot, or another program measured into it first (systemd-pcrmachine.service)"
+                "PCR {LATCH} has been extended: the keys were already opened in this boot, or another program measured \
+                 into it first (systemd-pcrmachine.service)"
             ),
             Self::Refused { command, code } => write!(f, "{command}: {}", Code(*code)),
         }
