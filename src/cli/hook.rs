@@ -21,7 +21,7 @@ use crate::{
         mapping_name::MappingName,
     },
     config::Config,
-    unlock::container::Container,
+    unlock::container::{Container, Use},
     verbs::{
         error::Error,
         hook::{self, Described, Request},
@@ -184,7 +184,7 @@ impl Hook {
                 let size_bytes = hook::extend(&config, &parse::<Attach>(&input)?.into_request(store)?, caller)?;
                 answer(&json!({"size_bytes": size_bytes}))
             }
-            Self::Key(key) => key.run(&config, &Container::open(&config, &store, caller)?, &input, store),
+            Self::Key(key) => key.run(&config, &Container::open(&config, &store, caller, Use::Keys)?, &input, store),
             Self::Detach => Ok(()),
         }
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::{Global, attach::Plain, output};
+use super::{Global, SeparationOptions, attach::Plain, output};
 use crate::{
     base::{key::KeyReference, mapping_name::MappingName},
     verbs::{
@@ -31,6 +31,8 @@ pub struct Resize {
     header: Option<PathBuf>,
     #[command(flatten)]
     plain: Plain,
+    #[command(flatten)]
+    separation: SeparationOptions,
 }
 
 impl Resize {
@@ -41,7 +43,9 @@ impl Resize {
             key: self.key.clone(),
             header: self.header.as_deref(),
             plain: self.plain.parameters(),
+            separation: self.separation.strictness(),
             caller: None,
+            target: None,
         };
         let size_bytes = resize::resize(&config, request)?;
         output::print(global.json, &json!({"name": self.name, "size_bytes": size_bytes}), || size_bytes.to_string())

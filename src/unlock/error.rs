@@ -136,4 +136,18 @@ pub enum Error {
     /// The key has no passphrase with it.
     #[error("the key {0} has no passphrase: its volume was formatted without --keyslot")]
     NoPassphrase(KeyReference),
+    /// A key that was used before is not used for another volume.
+    #[error("the key {key} has been used already, for {volume}; a device is formatted with an unused key only")]
+    KeyUsed {
+        /// The key.
+        key: KeyReference,
+        /// For what.
+        volume: String,
+    },
+    /// A key of which nothing says whether it was used before.
+    #[error("nothing proves that the key {0} has never been used, and a device is formatted with an unused key only")]
+    KeyUnproven(KeyReference),
+    /// A volume is not formatted with a key that can be guessed.
+    #[error("the key {0} is not a symmetric key of at least 256 bits")]
+    KeyTooWeak(KeyReference),
 }

@@ -52,17 +52,6 @@ pub enum Error {
         /// What was given as an id.
         id: String,
     },
-    /// A key that was used before is not used for another volume.
-    #[error("the key {key} has been used already, for {volume}; a device is formatted with an unused key only")]
-    KeyUsed {
-        /// The key.
-        key: KeyReference,
-        /// For what.
-        volume: String,
-    },
-    /// A key of which nothing says whether it was used before.
-    #[error("nothing proves that the key {0} has never been used, and a device is formatted with an unused key only")]
-    KeyUnproven(KeyReference),
     /// The key is stored, but the header could not be written or does not read back.
     #[error("the header of {} could not be completed; its key {reference} is stored", .device.display())]
     HalfFormatted {

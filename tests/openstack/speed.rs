@@ -15,14 +15,15 @@ use cryptattach::{
     base::key::{KeyId, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, VolumeKey},
     config::{Config, Location},
     keys::{
-        seal::{Content, Payload},
+        seal::{Content, For, Payload},
         store::{Access, Swift},
     },
-    unlock::container::Container,
+    unlock::container::{Container, Use, ViaLockbox},
 };
 
 use crate::{
     cloud::{Cloud, Site},
+    opens::opens,
     sealing::payload,
     shell::sh,
 };
@@ -65,7 +66,7 @@ pub fn compare(cloud: &Cloud) {
     }
     site.barbican("barbican", false);
     let config = Config::read(&site.path("cryptattach.toml")).unwrap();
-    let barbican = Container::open(&config, &"barbican".parse().unwrap(), None).unwrap();
+    let barbican = Container::open(&config, &"barbican".parse().unwrap(), None, Use::Keys).unwrap();
     let create = || barbican.store().objects().unwrap().create(&object()).unwrap();
     let ids = Mutex::new(Vec::new());
     let creates = PARALLEL.map(|threads| rate(threads, || ids.lock().unwrap().push(create())));
@@ -96,10 +97,10 @@ fn requests(cloud: &Cloud) {
     };
     let warm = |site: &Site<'_>, store: &str, ids: &[KeyId]| {
         let config = Config::read(&site.path("cryptattach.toml")).unwrap();
-        let container = Container::open(&config, &store.parse().unwrap(), None).unwrap();
+        let container = Arc::new(Container::open(&config, &store.parse().unwrap(), None, Use::Keys).unwrap());
         let work = |id: &KeyId| {
-            container.places(id).unwrap();
-            drop(container.fetch(id, None).unwrap());
+            ViaLockbox::look(container.clone(), *id, For::Any).places().unwrap();
+            assert!(opens(&container, id));
         };
         work(&ids[0]);
         logged(|| work(&ids[1]))
@@ -115,7 +116,7 @@ fn requests(cloud: &Cloud) {
     let site = Site::bare(cloud);
     site.barbican("barbican", false);
     let config = Config::read(&site.path("cryptattach.toml")).unwrap();
-    let barbican = Container::open(&config, &"barbican".parse().unwrap(), None).unwrap();
+    let barbican = Container::open(&config, &"barbican".parse().unwrap(), None, Use::Keys).unwrap();
     let ids = [(); 2].map(|()| barbican.store().objects().unwrap().create(&object()).unwrap());
     let (volume, key) = (site.file("volume"), format!("barbican/{}", ids[0]));
     let format = "cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file -";
@@ -175,7 +176,7 @@ fn swift(site: &Site<'_>, name: &str, owner: &str, container_key: bool) -> Conta
     let Location::Swift(swift) = &store_config.location else { panic!("a store in Swift") };
     let nobody = Access { readers: &[], writers: &[] };
     Swift::open(&store, swift, &store_config.network, None).unwrap().make_container(&nobody).unwrap();
-    let container = Container::open(&config, &store, None).unwrap();
+    let container = Container::open(&config, &store, None, Use::Keys).unwrap();
     if container_key {
         container.make_first_key().unwrap();
     }
@@ -186,7 +187,7 @@ fn get_rate(container: &Container, ids: &[KeyId], threads: usize) -> f64 {
     let next = AtomicUsize::new(0);
     rate(threads, || {
         let id = &ids[next.fetch_add(1, Ordering::Relaxed) % ids.len()];
-        drop(container.fetch(id, None).unwrap());
+        assert!(opens(container, id));
     })
 }
 

@@ -6,9 +6,12 @@ use uuid::Uuid;
 
 use self::{dm_crypt::DmCrypt, userspace::Userspace};
 use crate::{
-    base::{key::VolumeKey, mapping_name::MappingName},
+    base::mapping_name::MappingName,
     sys::device::{Device, DeviceError, in_use},
-    volumes::header::{Volume, VolumeError},
+    volumes::{
+        Unlocked,
+        header::{Volume, VolumeError},
+    },
 };
 
 pub mod dm_crypt;
@@ -21,9 +24,9 @@ pub trait Backend {
     /// Makes the volume's plaintext available as a device, under a name that [`Backend::active`] found free.
     ///
     /// The key is compared with the header's digest first.
-    fn activate(&self, volume: &Volume, key: &VolumeKey, options: &Activate) -> Result<Mapping, BackendError>;
+    fn activate(&self, unlocked: &Unlocked, options: &Activate) -> Result<Mapping, BackendError>;
     /// Makes a mapping as large as its device has become; its new size in bytes. It never shrinks.
-    fn resize(&self, name: &MappingName, volume: &Volume, key: &VolumeKey) -> Result<u64, BackendError>;
+    fn resize(&self, name: &MappingName, unlocked: &Unlocked) -> Result<u64, BackendError>;
     /// Removes a mapping; all its data is on the volume before this returns.
     fn deactivate(&self, name: &MappingName, deferred: Deferred) -> Result<(), BackendError>;
     /// What is known of the mapping of that name; `None` if this backend has none.
