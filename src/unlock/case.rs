@@ -71,21 +71,21 @@ pub struct Case<'a> {
 
 /// A case whose key rests apart from the volume, or whose policy lets it pass. Only [`Case::prove`] makes one.
 ///
-/// ```compile_fail
+/// ```compile_fail,E0599
 /// # use cryptattach::unlock::case::Case;
 /// fn key_without_proof(case: Case<'_>) {
 ///     case.key(); // only `Proven` has a key
 /// }
 /// ```
 ///
-/// ```compile_fail
+/// ```compile_fail,E0451
 /// # use cryptattach::{unlock::case::{Case, Proven}, volumes::separation::Separated};
 /// fn proof_out_of_nothing(case: Case<'_>, separated: Separated) -> Proven<'_> {
 ///     Proven { case, separated } // the members are private
 /// }
 /// ```
 ///
-/// ```compile_fail
+/// ```compile_fail,E0624
 /// # use cryptattach::{base::key::KeyId, keys::seal::For, unlock::container::Container};
 /// fn past_the_proof(container: &Container, id: &KeyId) {
 ///     container.fetch(id, For::Any); // a container gives no volume key out

@@ -69,7 +69,7 @@ pub enum Error {
         host: HostName,
         /// Why.
         #[source]
-        source: SealError,
+        source: Box<SealError>,
     },
     /// A container key is not to be sealed under.
     #[error(transparent)]
@@ -82,7 +82,7 @@ pub enum Error {
     NoContainerKey(StoreName),
     /// The lockbox.
     #[error(transparent)]
-    Lockbox(#[from] LockboxError),
+    Lockbox(Box<LockboxError>),
     /// The store cannot give the key now, and the lockbox's entry of it is not used.
     #[error("the key {reference} cannot be had from the store, and the lockbox's entry of it is not used: {}", chain(&**.entry))]
     NeitherStoreNorLockbox {
@@ -150,4 +150,10 @@ pub enum Error {
     /// A volume is not formatted with a key that can be guessed.
     #[error("the key {0} is not a symmetric key of at least 256 bits")]
     KeyTooWeak(KeyReference),
+}
+
+impl From<LockboxError> for Error {
+    fn from(error: LockboxError) -> Self {
+        Self::Lockbox(Box::new(error))
+    }
 }

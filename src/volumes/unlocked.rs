@@ -11,17 +11,17 @@ use crate::base::key::{KeyReference, SecretBytes, VolumeKey};
 /// A person's passphrase that opens a keyslot makes one ([`Unlocked::by_passphrase`]); a stored key makes one only together
 /// with the proof that it rests apart from this very volume. So nobody maps a volume with a key that was not proven:
 ///
-/// ```compile_fail
+/// ```compile_fail,E0451
 /// # use cryptattach::{base::key::VolumeKey, volumes::{Unlocked, header::Volume}};
 /// fn unproven(volume: Volume, key: VolumeKey) -> Unlocked {
 ///     Unlocked { volume, key, by: cryptattach::volumes::Authority::Passphrase } // the members are private
 /// }
 /// ```
 ///
-/// ```compile_fail
-/// # use cryptattach::{base::key::VolumeKey, volumes::{backend::{Activate, Backend}, header::Volume}};
-/// fn map_without_proof(backend: &dyn Backend, volume: &Volume, key: &VolumeKey, options: &Activate) {
-///     backend.activate((volume, key), options); // a backend takes `Unlocked` only
+/// ```compile_fail,E0308
+/// # use cryptattach::volumes::{backend::{Activate, Backend}, header::Volume};
+/// fn map_without_proof(backend: &dyn Backend, volume: &Volume, options: &Activate) {
+///     backend.activate(volume, options); // a backend takes `Unlocked` only
 /// }
 /// ```
 pub struct Unlocked {

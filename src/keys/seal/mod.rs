@@ -4,8 +4,8 @@
 //! reasons: content keys and payloads stay in [secret memory](crate::base::key::SecretBytes), and an identity may be a TPM that does the key agreement.
 //!
 //! ```
-//! use cryptattach::key::{BoundContext, KeyId, KeySize, VolumeKey};
-//! use cryptattach::seal::{Content, Expected, Identity, Keyring, OwnerKey, Payload, seal};
+//! use cryptattach::base::key::{BoundContext, KeyId, KeySize, VolumeKey};
+//! use cryptattach::keys::seal::{Content, Expected, For, Identity, Keyring, OwnerKey, Payload, seal};
 //!
 //! let owner = OwnerKey::generate()?;
 //! let context = BoundContext {
@@ -28,7 +28,7 @@
 //! let sealed = seal(&context, &Content::VolumeKey(payload), &[Box::new(owner.recipient()?)])?;
 //!
 //! let keyring = Keyring::of(vec![Box::new(owner)]);
-//! let expected = Expected { key_id: context.key_id, container: context.container.clone(), volume: Some(None) };
+//! let expected = Expected { key_id: context.key_id, container: context.container.clone(), volume: For::Plain };
 //! assert!(matches!(keyring.open(&sealed, &expected)?.content, Content::VolumeKey(_)));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

@@ -164,7 +164,11 @@ impl Container {
     fn open_key(&self, id: &KeyId, sealed: &SealedKey, volume: For) -> Result<Opened, Error> {
         let expected = Expected { key_id: *id, container: self.name.clone(), volume };
         let refused = |source| match self.closed_lockbox(&source) {
-            Some(host) => Error::WhileClosed { what: format!("the sealed key {}", self.reference(*id)), host, source },
+            Some(host) => Error::WhileClosed {
+                what: format!("the sealed key {}", self.reference(*id)),
+                host,
+                source: Box::new(source),
+            },
             None => Error::KeyRefused { reference: self.reference(*id), source },
         };
         self.keyring(sealed)?.open(sealed, &expected).map_err(refused)
@@ -238,7 +242,9 @@ impl Container {
         let id = ContainerKeyId { container: self.name.clone(), epoch };
         let keys = self.store.container_keys().ok_or_else(|| Error::NoContainerKeys(self.name.clone()))?;
         let refused = |source| match self.closed_lockbox(&source) {
-            Some(host) => Error::WhileClosed { what: format!("the container key {id}"), host, source },
+            Some(host) => {
+                Error::WhileClosed { what: format!("the container key {id}"), host, source: Box::new(source) }
+            }
             None => Error::ContainerKeyRefused { id: id.clone(), source },
         };
         let key = ContainerKey::open(&keys.get(epoch)?, &self.identities()?, &id);

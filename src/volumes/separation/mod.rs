@@ -13,7 +13,7 @@
 //!
 //! ```no_run
 //! use std::path::Path;
-//! use cryptattach::{key::Place, separation::{self, Surroundings, Verdict}};
+//! use cryptattach::{base::key::Place, volumes::separation::{self, Surroundings, Verdict}};
 //!
 //! let key = Place::path("sealed key", "/mnt/keys/cinder", true);
 //! let report = separation::check(Path::new("/dev/vdb"), None, &[key], &Surroundings::default());
