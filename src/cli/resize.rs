@@ -12,6 +12,7 @@ use crate::{
         error::Error,
         resize::{self, Request},
     },
+    volumes::backend::ThisHost,
 };
 
 /// Make an attached volume as large as its device has become
@@ -47,7 +48,7 @@ impl Resize {
             caller: None,
             target: None,
         };
-        let size_bytes = resize::resize(&config, request)?;
+        let size_bytes = resize::resize(&config, &ThisHost, request)?;
         output::print(global.json, &json!({"name": self.name, "size_bytes": size_bytes}), || size_bytes.to_string())
     }
 }

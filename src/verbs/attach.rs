@@ -11,7 +11,7 @@ use crate::{
     unlock::case::{Asked, Case, Circumstances, Strictness},
     verbs::error::Error,
     volumes::{
-        backend::{self, Activate, BackendKind, ExportKind, Mapping},
+        backend::{Activate, BackendKind, Backends, ExportKind, Mapping},
         header::{self, PlainParameters, Volume},
         separation::Target,
     },
@@ -59,10 +59,10 @@ pub struct Options {
 }
 
 /// Attaches a volume.
-pub fn attach(config: &Config, request: Request<'_>) -> Result<Mapping, Error> {
+pub fn attach(config: &Config, backends: &dyn Backends, request: Request<'_>) -> Result<Mapping, Error> {
     let volume = header::find(request.device, request.header, request.plain.as_ref())?;
     let options = activation(&request, &volume)?;
-    let backend = backend::choose(backend_kind(&request)?, &volume.device)?;
+    let backend = backends.choose(backend_kind(&request)?, &volume.device)?;
     if let Some(mapping) = backend.active(&volume, &options)? {
         return Ok(mapping);
     }

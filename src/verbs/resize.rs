@@ -11,7 +11,7 @@ use crate::{
     unlock::case::{Asked, Case, Circumstances, Strictness},
     verbs::{detach, error::Error},
     volumes::{
-        backend,
+        backend::Backends,
         header::{self, PlainParameters},
         separation::Target,
     },
@@ -36,9 +36,9 @@ pub struct Request<'a> {
 }
 
 /// Resizes the mapping; its new size in bytes.
-pub fn resize(config: &Config, request: Request<'_>) -> Result<u64, Error> {
-    let status = detach::status(request.name)?;
-    let backend = backend::of(status.backend)?;
+pub fn resize(config: &Config, backends: &dyn Backends, request: Request<'_>) -> Result<u64, Error> {
+    let status = detach::status(backends, request.name)?;
+    let backend = backends.of(status.backend)?;
     let volume = header::find(&status.source, request.header, request.plain.as_ref())?;
     let given = Circumstances { target: request.target, strictness: request.separation, in_memory: None };
     let asked = Asked { key: request.key, caller: request.caller, ..Asked::default() };

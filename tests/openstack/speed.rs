@@ -12,10 +12,10 @@ use std::{
 };
 
 use cryptattach::{
-    base::key::{KeyId, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, VolumeKey},
+    base::key::{KeyId, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
     config::{Config, Location},
     keys::{
-        seal::{Content, For, Payload},
+        seal::For,
         store::{Access, Swift},
     },
     unlock::container::{Container, Use, ViaLockbox},
@@ -24,7 +24,6 @@ use cryptattach::{
 use crate::{
     cloud::{Cloud, Site},
     opens::opens,
-    sealing::payload,
     shell::sh,
 };
 
@@ -52,9 +51,7 @@ pub fn compare(cloud: &Cloud) {
         let ids = Mutex::new(Vec::new());
         let creates = PARALLEL.map(|threads| {
             rate(threads, || {
-                let id = KeyId::random();
-                container.create(&id, None, &volume_key()).unwrap();
-                ids.lock().unwrap().push(id);
+                ids.lock().unwrap().push(container.keep_object(object()).unwrap().key);
             })
         });
         let ids = ids.into_inner().unwrap();
@@ -206,10 +203,6 @@ fn rate(threads: usize, work: impl Fn() + Sync) -> f64 {
         }
     });
     done.into_inner() as f64 / start.elapsed().as_secs_f64()
-}
-
-fn volume_key() -> Content {
-    Content::VolumeKey(payload(&VolumeKey::random(KeySize::Bits512).unwrap()))
 }
 
 fn object() -> ManagedObject {

@@ -26,7 +26,7 @@ use crate::{
     verbs::error::Error,
     volumes::{
         Unlocked,
-        backend::{self, Activate},
+        backend::{Activate, Backends, ThisHost},
         header::{self, Volume},
     },
 };
@@ -67,7 +67,7 @@ impl Claim {
     pub fn attach(&self, unlocked: &Unlocked, options: &Activate) -> Result<(), Error> {
         let mut attached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !*attached {
-            let backend = backend::choose(None, &unlocked.volume().device)?;
+            let backend = ThisHost.choose(None, &unlocked.volume().device)?;
             if backend.active(unlocked.volume(), options)?.is_none() {
                 backend.activate(unlocked, options)?;
             }

@@ -44,7 +44,7 @@ use crate::{
     verbs::{attach::Options, error::Error},
     volumes::{
         Unlocked,
-        backend::{self, Activate},
+        backend::{Activate, Backends, ThisHost},
         header::{Volume, VolumeError},
     },
 };
@@ -440,7 +440,7 @@ impl Boot {
 
 fn is_attached(planned: &Planned, volume: &Volume) -> bool {
     let active =
-        backend::choose(None, &volume.device).and_then(|backend| backend.active(volume, &activation(planned, volume)));
+        ThisHost.choose(None, &volume.device).and_then(|backend| backend.active(volume, &activation(planned, volume)));
     active.is_ok_and(|mapping| mapping.is_some())
 }
 

@@ -34,7 +34,7 @@ use crate::{
         resize,
     },
     volumes::{
-        backend::{BackendError, Deferred, Mapping},
+        backend::{BackendError, Backends, Deferred, Mapping},
         header::{self, CIPHER, PlainParameters, SectorSize, VolumeError},
         separation::Target,
     },
@@ -63,9 +63,14 @@ pub struct Request {
 }
 
 /// Attaches a volume; formats it first if that is its first time.
-pub fn attach(config: &Config, request: &Request, caller: Option<SecretBytes>) -> Result<Mapping, Error> {
+pub fn attach(
+    config: &Config,
+    backends: &dyn Backends,
+    request: &Request,
+    caller: Option<SecretBytes>,
+) -> Result<Mapping, Error> {
     check_cipher(request)?;
-    if let Some(mapping) = attached_already(request)? {
+    if let Some(mapping) = attached_already(backends, request)? {
         return Ok(mapping);
     }
     request.link.as_deref().map_or(Ok(()), can_lead)?;
@@ -76,6 +81,7 @@ pub fn attach(config: &Config, request: &Request, caller: Option<SecretBytes>) -
     }
     let mapping = attach::attach(
         config,
+        backends,
         attach::Request {
             device: &request.device,
             name: Some(request.name.clone()),
@@ -97,8 +103,8 @@ pub fn attach(config: &Config, request: &Request, caller: Option<SecretBytes>) -
 }
 
 /// Removes a mapping; whether there was one. Cleaning up after a failure, os-brick asks for it more than once.
-pub fn detach(name: &MappingName) -> Result<bool, Error> {
-    match detach::detach(name, Deferred::No) {
+pub fn detach(backends: &dyn Backends, name: &MappingName) -> Result<bool, Error> {
+    match detach::detach(backends, name, Deferred::No) {
         Ok(_) => Ok(true),
         Err(Error::NotAttached(_) | Error::Backend(BackendError::NotActive(_))) => Ok(false),
         Err(error) => Err(error),
@@ -106,10 +112,16 @@ pub fn detach(name: &MappingName) -> Result<bool, Error> {
 }
 
 /// Makes a mapping as large as its device has become.
-pub fn extend(config: &Config, request: &Request, caller: Option<SecretBytes>) -> Result<u64, Error> {
+pub fn extend(
+    config: &Config,
+    backends: &dyn Backends,
+    request: &Request,
+    caller: Option<SecretBytes>,
+) -> Result<u64, Error> {
     let plain = request.plain.then(|| plain(config, request));
     resize::resize(
         config,
+        backends,
         resize::Request {
             name: &request.name,
             key: Some(request.key.clone()),
@@ -132,8 +144,8 @@ fn check_cipher(request: &Request) -> Result<(), Error> {
 }
 
 /// os-brick names the device by a link that leads to the mapping once the volume is attached.
-fn attached_already(request: &Request) -> Result<Option<Mapping>, Error> {
-    let status = match detach::status(&request.name) {
+fn attached_already(backends: &dyn Backends, request: &Request) -> Result<Option<Mapping>, Error> {
+    let status = match detach::status(backends, &request.name) {
         Err(Error::NotAttached(_)) => return Ok(None),
         status => status?,
     };
