@@ -15,7 +15,7 @@ use base64ct::{Base64UrlUnpadded, Encoding};
 use cryptattach::{
     base::key::{BoundContext, HostName, KeySize, SealedKey, VolumeKey},
     config::TpmConfig,
-    keys::seal::{ContainerKey, Content, EntryContext, Expected, Keyring, LockboxKey, OwnerKey, Recipient, seal},
+    keys::seal::{ContainerKey, Content, EntryContext, Expected, For, Keyring, LockboxKey, OwnerKey, Recipient, seal},
 };
 use openssl::{
     bn::{BigNum, BigNumContext, BigNumRef},
@@ -118,7 +118,7 @@ fn context() -> BoundContext {
 }
 
 fn expected(context: &BoundContext) -> Expected {
-    Expected { key_id: context.key_id, container: context.container.clone(), volume: Some(context.volume) }
+    Expected { key_id: context.key_id, container: context.container.clone(), volume: For::volume(context.volume) }
 }
 
 fn content(volume_key: &VolumeKey) -> Content {

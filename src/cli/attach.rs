@@ -18,7 +18,7 @@ use crate::{
         error::Error,
     },
     volumes::{
-        backend::{BackendKind, ExportKind},
+        backend::{BackendKind, ExportKind, ThisHost},
         header::{CIPHER, PlainParameters, SectorSize},
     },
 };
@@ -138,7 +138,7 @@ impl Attach {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         let wanted = self.wanted(global);
         let device = wanted.as_ref().map_or_else(|_| self.device.clone(), |(_, wanted)| Some(wanted.device.clone()));
-        let mapping = wanted.and_then(|(config, wanted)| attach::attach(&config, self.request(&wanted)));
+        let mapping = wanted.and_then(|(config, wanted)| attach::attach(&config, &ThisHost, self.request(&wanted)));
         failure::note("attach", device.as_deref(), self.volume.as_ref().or(self.name.as_ref()), mapping.as_ref());
         let mapping = mapping?;
         if mapping.already_active {

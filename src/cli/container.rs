@@ -20,7 +20,7 @@ use crate::{
     unlock::{
         self,
         audit::{self, Event},
-        container::Container as Keys,
+        container::{Container as Keys, Use},
     },
     verbs::error::Error,
 };
@@ -131,7 +131,7 @@ impl Create {
         }
         let config = global.config()?;
         self.make(&config)?;
-        Keys::open(&config, &self.name, None)?.make_first_key()?;
+        Keys::open(&config, &self.name, None, Use::Keys)?.make_first_key()?;
         record(&config, "container create", &self.name)?;
         show(&config, &self.name, global.json)
     }
@@ -246,7 +246,7 @@ impl Rotate {
         let style = ProgressStyle::with_template("{bar:40} {pos} of {len} keys, {eta} left");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         let keep = Duration::from_secs(u64::from(self.keep_days) * 24 * 3600);
-        let rotation = Keys::open(&config, &self.name, None)?.rotate(keep, &|done, all| {
+        let rotation = Keys::open(&config, &self.name, None, Use::Keys)?.rotate(keep, &|done, all| {
             bar.set_length(all as u64);
             bar.set_position(done as u64);
         })?;

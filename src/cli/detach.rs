@@ -7,7 +7,7 @@ use super::{Global, output};
 use crate::{
     base::mapping_name::MappingName,
     verbs::{detach, error::Error},
-    volumes::backend::Deferred,
+    volumes::backend::{Deferred, ThisHost},
 };
 
 /// Detach a volume: remove its mapping
@@ -28,7 +28,7 @@ pub struct Detach {
 impl Detach {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         let deferred = if self.deferred { Deferred::Yes } else { Deferred::No };
-        let backend = detach::detach(&self.name, deferred)?;
+        let backend = detach::detach(&ThisHost, &self.name, deferred)?;
         if global.json {
             output::print(true, &json!({"name": self.name, "backend": backend}), String::new)?;
         }

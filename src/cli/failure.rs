@@ -82,11 +82,7 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::Boot(error) => boot(error),
         Error::Backend(_) => 71,
         Error::Io { .. } => 74,
-        Error::NotBlank { .. }
-        | Error::KeyUsed { .. }
-        | Error::KeyUnproven(_)
-        | Error::Exists(_)
-        | Error::StoreExists(_) => 73,
+        Error::NotBlank { .. } | Error::Exists(_) | Error::StoreExists(_) => 73,
         Error::HalfFormatted { source, .. } => exit_code(source),
     }
 }
@@ -94,7 +90,8 @@ pub fn exit_code(error: &Error) -> u8 {
 fn unlock(error: &unlock::Error) -> u8 {
     use unlock::Error;
     match error {
-        Error::NoReference(_) => USAGE,
+        Error::NoReference(_) | Error::KeyTooWeak(_) => USAGE,
+        Error::KeyUsed { .. } | Error::KeyUnproven(_) => 73,
         Error::Config(_) | Error::Inventory(_) => 78,
         Error::Device(error) => device(error),
         Error::Volume(error) => volume(error),
@@ -186,6 +183,7 @@ fn volume(error: &VolumeError) -> u8 {
         | VolumeError::Damaged { .. }
         | VolumeError::Refused { .. }
         | VolumeError::WrongKey { .. }
+        | VolumeError::OtherProof { .. }
         | VolumeError::NoKeyslot { .. }
         | VolumeError::NoToken { .. }
         | VolumeError::Library { .. } => 65,
@@ -268,13 +266,6 @@ pub fn next_step(error: &Error) -> Option<String> {
     Some(match error {
         Error::Unlock(error) => return unlock_next_step(error),
         Error::NoName(_) => "give the mapping a name: cryptattach attach DEVICE NAME".to_owned(),
-        Error::KeyUsed { .. } => {
-            "check that this is the right device: the volume's data must be on another one. If its first attach was cut off, nothing is on it yet: make a new volume".to_owned()
-        }
-        Error::KeyUnproven(_) => {
-            "check that this is the right device and that it should be blank; if castellan's own driver makes the keys in Barbican, which leaves no such proof, set format_with_unmarked_keys = true in [hooks] of the configuration: any blank device is then formatted that comes with such a key, even if its data are elsewhere"
-                .to_owned()
-        }
         Error::NotBlank { .. } => "check that this is the right device; --force overwrites what is there".to_owned(),
         Error::Backend(BackendError::Device(error)) => device_next_step(error)?,
         Error::Backend(BackendError::Volume(error)) => volume_next_step(error)?,
@@ -301,6 +292,14 @@ pub fn next_step(error: &Error) -> Option<String> {
 fn unlock_next_step(error: &unlock::Error) -> Option<String> {
     use unlock::Error;
     Some(match error {
+        Error::KeyUsed { .. } => {
+            "check that this is the right device: the volume's data must be on another one. If its first attach was cut off, nothing is on it yet: make a new volume".to_owned()
+        }
+        Error::KeyUnproven(_) => {
+            "check that this is the right device and that it should be blank; if castellan's own driver makes the keys in Barbican, which leaves no such proof, set format_with_unmarked_keys = true in [hooks] of the configuration: any blank device is then formatted that comes with such a key, even if its data are elsewhere"
+                .to_owned()
+        }
+        Error::KeyTooWeak(_) => "format the volume with cryptsetup".to_owned(),
         Error::Config(ConfigError::Missing(_)) => {
             "'cryptattach init' makes one; --config or CRYPTATTACH_CONFIG names another".to_owned()
         }

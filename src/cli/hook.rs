@@ -21,12 +21,15 @@ use crate::{
         mapping_name::MappingName,
     },
     config::Config,
-    unlock::container::Container,
+    unlock::container::{Container, Use},
     verbs::{
         error::Error,
         hook::{self, Described, Request},
     },
-    volumes::separation::{ConnectionInfo, Target},
+    volumes::{
+        backend::ThisHost,
+        separation::{ConnectionInfo, Target},
+    },
 };
 
 /// The version of requests that is understood.
@@ -167,7 +170,7 @@ impl Hook {
         }
         if let Self::Detach = self {
             // By name alone: os-brick detaches without a user, and perhaps when the configuration has changed.
-            let detached = hook::detach(&parse::<Detach>(&input)?.name)?;
+            let detached = hook::detach(&ThisHost, &parse::<Detach>(&input)?.name)?;
             return answer(&json!({"detached": detached}));
         }
         let config = global.config()?;
@@ -177,14 +180,15 @@ impl Hook {
         let caller = caller.transpose()?;
         match self {
             Self::Attach => {
-                let mapping = hook::attach(&config, &parse::<Attach>(&input)?.into_request(store)?, caller)?;
+                let mapping = hook::attach(&config, &ThisHost, &parse::<Attach>(&input)?.into_request(store)?, caller)?;
                 answer(&json!({"device": mapping.device}))
             }
             Self::Extend => {
-                let size_bytes = hook::extend(&config, &parse::<Attach>(&input)?.into_request(store)?, caller)?;
+                let size_bytes =
+                    hook::extend(&config, &ThisHost, &parse::<Attach>(&input)?.into_request(store)?, caller)?;
                 answer(&json!({"size_bytes": size_bytes}))
             }
-            Self::Key(key) => key.run(&config, &Container::open(&config, &store, caller)?, &input, store),
+            Self::Key(key) => key.run(&config, &Container::open(&config, &store, caller, Use::Keys)?, &input, store),
             Self::Detach => Ok(()),
         }
     }

@@ -24,7 +24,7 @@ use crate::{
     unlock::{
         self,
         audit::{self, Event},
-        container::Container,
+        container::{Container, Use},
         lockbox::Lockbox,
     },
     verbs::{
@@ -144,7 +144,7 @@ impl Key {
 impl List {
     fn run(&self, config: &Config, json: bool) -> Result<(), Error> {
         let name = config.store_or_default(self.store.as_ref())?;
-        let keys = Container::open(config, &name, None)?.store().list()?;
+        let keys = Container::open(config, &name, None, Use::Keys)?.store().list()?;
         let references: Vec<_> =
             keys.into_iter().map(|key| KeyReference { store: name.clone(), key }.to_string()).collect();
         if references.is_empty() && !json {
@@ -156,7 +156,7 @@ impl List {
 
 impl Show {
     fn run(&self, config: &Config, json: bool) -> Result<(), Error> {
-        let container = Container::open(config, &self.key.store, None)?;
+        let container = Container::open(config, &self.key.store, None, Use::Keys)?;
         let sealed = match container.store().get(&self.key.key)? {
             Stored::Sealed(sealed) => sealed,
             Stored::Released(released) => return self.show_released(&released, json),
@@ -204,7 +204,7 @@ impl Show {
 
 impl Delete {
     fn run(&self, config: &Config) -> Result<(), Error> {
-        let container = Container::open(config, &self.key.store, None)?;
+        let container = Container::open(config, &self.key.store, None, Use::Keys)?;
         let store = container.store();
         if !self.yes {
             store.get(&self.key.key)?;
@@ -299,10 +299,8 @@ fn released(
 
 /// The passphrase of a key, whichever volume it is for.
 fn unbound(config: &Config, key: &KeyReference) -> Result<SecretBytes, Error> {
-    let container = Container::open(config, &key.store, None)?;
-    let fetched = container.fetch(&key.key, None)?;
-    container.spend(&key.key, &fetched, "another program ('key passphrase' gave it out)")?;
-    Ok(fetched.passphrase()?.ok_or_else(|| unlock::Error::NoPassphrase(key.clone()))?)
+    let container = Container::open(config, &key.store, None, Use::Keys)?;
+    Ok(container.give_out(&key.key)?.passphrase()?)
 }
 
 /// Past any buffer, which would keep a copy.

@@ -3,7 +3,10 @@
 use clap::Args;
 
 use super::{Global, output};
-use crate::verbs::{detach, error::Error};
+use crate::{
+    verbs::{detach, error::Error},
+    volumes::backend::ThisHost,
+};
 
 /// List attached volumes
 ///
@@ -13,7 +16,7 @@ pub struct List {}
 
 impl List {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
-        let mappings = detach::list()?;
+        let mappings = detach::list(&ThisHost)?;
         if mappings.is_empty() && !global.json {
             return Ok(());
         }

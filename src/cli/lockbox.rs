@@ -13,8 +13,8 @@ use crate::{
     keys::seal::EntryContext,
     unlock::{
         audit::{self, Event},
-        case::{self, Case, Strictness},
-        container::Container,
+        case::{Asked, Case, Circumstances},
+        container::{Container, Use},
         lockbox::{self, EntryStatus, Lockbox, LockboxError, Opening, Source, State, Status as Known},
     },
     verbs::error::Error,
@@ -203,20 +203,22 @@ impl Add {
 
 /// Adds a key, given as it is, or by a device: then its entry must not come to be on that device.
 fn add(config: &Config, text: &str) -> Result<(KeyReference, EntryContext), Error> {
-    let (reference, volume) = match text.parse::<KeyReference>() {
-        Ok(reference) => (reference, None),
+    let (reference, entry) = match text.parse::<KeyReference>() {
+        Ok(reference) => {
+            let container = Container::open(config, &reference.store, None, Use::Keys)?;
+            let entry = container.add_to_lockbox(&reference.key)?;
+            (reference, entry)
+        }
         Err(_) => {
             let volume = header::probe(Path::new(text), None)?;
-            (case::reference(None, &volume)?, Some(volume))
+            let case = Case::find(config, volume, Asked::default())?;
+            let reference = case.reference().clone();
+            (reference, case.prove(Circumstances::default())?.add_to_lockbox()?)
         }
     };
-    let container = Container::open(config, &reference.store, None)?;
-    if let Some(volume) = &volume {
-        Case::new(config, &container, &reference, volume).separate(None, Strictness::default())?;
-    }
     let unsealed =
-        || Error::Usage(format!("the store keeps {reference} unsealed and decides at each request who gets it"));
-    let entry = container.prefetch(&reference.key)?.ok_or_else(unsealed)?;
+        || Error::Usage(format!("the store keeps {reference} unsealed and decides each time who may have it"));
+    let entry = entry.ok_or_else(unsealed)?;
     Ok((reference, entry))
 }
 

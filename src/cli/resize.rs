@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::{Global, attach::Plain, output};
+use super::{Global, SeparationOptions, attach::Plain, output};
 use crate::{
     base::{key::KeyReference, mapping_name::MappingName},
     verbs::{
         error::Error,
         resize::{self, Request},
     },
+    volumes::backend::ThisHost,
 };
 
 /// Grow an attached volume to the size of its device
@@ -31,6 +32,8 @@ pub struct Resize {
     header: Option<PathBuf>,
     #[command(flatten)]
     plain: Plain,
+    #[command(flatten)]
+    separation: SeparationOptions,
 }
 
 impl Resize {
@@ -41,9 +44,11 @@ impl Resize {
             key: self.key.clone(),
             header: self.header.as_deref(),
             plain: self.plain.parameters(),
+            separation: self.separation.strictness(),
             caller: None,
+            target: None,
         };
-        let size_bytes = resize::resize(&config, request)?;
+        let size_bytes = resize::resize(&config, &ThisHost, request)?;
         output::print(global.json, &json!({"name": self.name, "size_bytes": size_bytes}), || size_bytes.to_string())
     }
 }

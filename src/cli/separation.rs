@@ -1,6 +1,9 @@
 //! `cryptattach separation`
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use clap::Args;
 
@@ -8,8 +11,9 @@ use super::{Global, key::read_secret, output};
 use crate::{
     base::key::{KeyId, KeyReference},
     config::SeparationPolicy,
+    keys::seal::For,
     sys::device::Device,
-    unlock::container::Container,
+    unlock::container::{Container, Use, ViaLockbox},
     verbs::error::Error,
     volumes::{
         header::{self, VolumeError},
@@ -60,15 +64,16 @@ impl Separation {
             None => in_token()?,
         };
         let store_name = config.store_or_default(reference.as_ref().map(|reference| &reference.store))?;
-        let container = Container::open(&config, &store_name, None)?.lockbox_first();
+        let container = Container::open(&config, &store_name, None, Use::Unlock)?;
         // Without a key yet: where a new one would rest.
         let key = reference.map_or_else(KeyId::random, |reference| reference.key);
-        let places = container.places(&key)?;
+        let places = ViaLockbox::look(Arc::new(container), key, For::Any).places()?;
         let level = config.separation.level;
         let surroundings = Surroundings { target: target.as_ref(), inventory: &inventory, level };
         let report = separation::check(&self.device, self.header.as_deref(), &places, &surroundings);
         output::print(global.json, &report, || report.to_string())?;
-        Ok(report.judge(self.policy.unwrap_or(config.separation.policy))?)
+        report.judge(self.policy.unwrap_or(config.separation.policy)).map_err(|(refusal, _)| refusal)?;
+        Ok(())
     }
 }
 

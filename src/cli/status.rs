@@ -6,7 +6,7 @@ use super::{Global, output};
 use crate::{
     base::mapping_name::MappingName,
     verbs::{detach, error::Error},
-    volumes::backend::MappingStatus,
+    volumes::backend::{MappingStatus, ThisHost},
 };
 
 /// Show the state of an attached volume
@@ -21,7 +21,7 @@ pub struct Status {
 
 impl Status {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
-        let status = detach::status(&self.name)?;
+        let status = detach::status(&ThisHost, &self.name)?;
         output::print(global.json, &status, || text(&status))
     }
 }

@@ -1,38 +1,42 @@
-//! A volume and its key: where the key is, the proof that it rests elsewhere, and the key itself.
+//! One volume and its key, from the header to the key in hand. Each step is the only way to the next:
+//! [`Case::find`] -> [`Case::prove`] -> [`Proven::key`] -> [`Unlocked`].
+
+use std::sync::Arc;
 
 use crate::{
     base::{
         chain::chain,
-        key::{KeyReference, Place, VolumeKey},
+        key::{KeyReference, KeySize, Place, SecretBytes, VolumeKey, hex},
         mapping_name::MappingName,
     },
     config::{Config, SeparationPolicy},
-    keys::seal::{Content, Opened, Payload},
+    keys::{
+        seal::{Content, EntryContext, For, Opened, Payload},
+        store::Released,
+    },
     unlock::{
         Error,
         audit::{self, Event},
-        container::{Container, Fetched},
+        container::{Container, Fetched, Source, Use, ViaLockbox},
     },
     volumes::{
-        header::{CIPHER, Volume},
-        separation::{self, Inventory, Report, Surroundings, Target},
+        Authority, Unlocked,
+        header::{self, CIPHER, Volume},
+        separation::{self, Inventory, Report, Separated, Surroundings, Target},
     },
 };
 
-/// A volume and its key, and what the audit record says of them.
-pub struct Case<'a> {
-    /// The configuration.
-    pub config: &'a Config,
-    /// The key's container.
-    pub container: &'a Container,
-    /// The key.
-    pub reference: &'a KeyReference,
-    /// The volume.
-    pub volume: &'a Volume,
+/// Which key opens a volume, for whom, and under which name.
+#[derive(Default)]
+pub struct Asked {
+    /// The key; what the LUKS2 token says unless given.
+    pub key: Option<KeyReference>,
+    /// The token of a hook's caller, for stores that are used as the caller.
+    pub caller: Option<SecretBytes>,
     /// The mapping's name, if there is to be one.
-    pub name: Option<&'a MappingName>,
+    pub name: Option<MappingName>,
     /// What the caller of a hook calls the volume.
-    pub volume_id: Option<&'a str>,
+    pub volume_id: Option<String>,
 }
 
 /// What the separation check may let through.
@@ -44,47 +48,124 @@ pub struct Strictness {
     pub allow_shared: bool,
 }
 
-/// The key that is asked for, or else the one that the header's token names.
-pub fn reference(asked: Option<KeyReference>, volume: &Volume) -> Result<KeyReference, Error> {
-    let in_token = || volume.luks().and_then(|header| header.reference.clone());
-    asked.or_else(in_token).ok_or_else(|| Error::NoReference(volume.device.path.clone()))
+/// What the separation check takes into account.
+#[derive(Clone, Copy, Default)]
+pub struct Circumstances<'a> {
+    /// Who serves the volume, if the caller knows it.
+    pub target: Option<&'a Target>,
+    /// How strict to be.
+    pub strictness: Strictness,
+    /// Places that do not count, for what rests there is in memory when the volume is opened.
+    pub in_memory: Option<&'a dyn Fn(&Place) -> bool>,
+}
+
+/// A volume whose header is checked, and where its key is.
+pub struct Case<'a> {
+    config: &'a Config,
+    volume: Volume,
+    reference: KeyReference,
+    key: ViaLockbox,
+    name: Option<MappingName>,
+    volume_id: Option<String>,
+}
+
+/// A case whose key rests apart from the volume, or whose policy lets it pass. Only [`Case::prove`] makes one.
+///
+/// ```compile_fail,E0599
+/// # use cryptattach::unlock::case::Case;
+/// fn key_without_proof(case: Case<'_>) {
+///     case.key(); // only `Proven` has a key
+/// }
+/// ```
+///
+/// ```compile_fail,E0451
+/// # use cryptattach::{unlock::case::{Case, Proven}, volumes::separation::Separated};
+/// fn proof_out_of_nothing(case: Case<'_>, separated: Separated) -> Proven<'_> {
+///     Proven { case, separated } // the members are private
+/// }
+/// ```
+///
+/// ```compile_fail,E0624
+/// # use cryptattach::{base::key::KeyId, keys::seal::For, unlock::container::Container};
+/// fn past_the_proof(container: &Container, id: &KeyId) {
+///     container.fetch(id, For::Any); // a container gives no volume key out
+/// }
+/// ```
+pub struct Proven<'a> {
+    case: Case<'a>,
+    separated: Separated,
+}
+
+/// How a key was had, for `test`.
+pub struct Tried {
+    /// What gave it.
+    pub source: Source,
+    /// In words: sealed or not, and what else opens the volume.
+    pub found: String,
 }
 
 impl<'a> Case<'a> {
-    /// Without a mapping and a hook's caller.
-    pub fn new(config: &'a Config, container: &'a Container, reference: &'a KeyReference, volume: &'a Volume) -> Self {
-        Self { config, container, reference, volume, name: None, volume_id: None }
+    /// The case of a volume whose key exists. The store is not asked yet.
+    pub fn find(config: &'a Config, volume: Volume, asked: Asked) -> Result<Self, Error> {
+        let Asked { key, caller, name, volume_id } = asked;
+        let reference = reference(key, &volume)?;
+        let container = Arc::new(Container::open(config, &reference.store, caller, Use::Unlock)?);
+        Ok(Self { name, volume_id, ..Self::of(config, volume, reference, container) })
+    }
+
+    /// The same in a container that is open.
+    pub fn of(config: &'a Config, volume: Volume, reference: KeyReference, container: Arc<Container>) -> Self {
+        let key = ViaLockbox::look(container, reference.key, For::volume(volume.uuid()));
+        Self { config, volume, reference, key, name: None, volume_id: None }
+    }
+
+    /// With a name for the mapping and for the volume.
+    pub fn named(self, name: Option<MappingName>, volume_id: Option<String>) -> Self {
+        Self { name, volume_id, ..self }
+    }
+
+    /// Whether the store has to be reached: the lockbox has no entry that may be used.
+    pub fn needs_store(&self) -> bool {
+        !self.key.has_entry()
+    }
+
+    /// The volume.
+    pub fn volume(&self) -> &Volume {
+        &self.volume
+    }
+
+    /// Where its key is.
+    pub fn reference(&self) -> &KeyReference {
+        &self.reference
     }
 
     /// Checks that nothing which opens the volume rests on the volume's device, and judges by the policy.
-    pub fn separate(&self, target: Option<&Target>, strictness: Strictness) -> Result<Report, Error> {
-        self.judge(&self.container.places(&self.reference.key)?, target, strictness)
-    }
-
-    /// The same, with all that opens the volume in these places.
-    pub fn judge(&self, places: &[Place], target: Option<&Target>, strictness: Strictness) -> Result<Report, Error> {
-        let Self { config, volume, .. } = *self;
-        let header = volume.luks().and_then(|header| header.detached.as_deref());
-        let inventory = Inventory::of(&config.separation)?;
-        let surroundings = Surroundings { target, inventory: &inventory, level: config.separation.level };
-        let report = separation::check(&volume.device.path, header, places, &surroundings);
-        match report.judge(strictness.policy.unwrap_or(config.separation.policy)) {
-            Err(refusal) if refusal.is_shared() && strictness.allow_shared => {
+    pub fn prove(self, given: Circumstances<'_>) -> Result<Proven<'a>, Error> {
+        let Circumstances { target, strictness, in_memory } = given;
+        let mut places = self.key.places()?;
+        places.retain(|place| !in_memory.is_some_and(|in_memory| in_memory(place)));
+        let header = self.volume.luks().and_then(|header| header.detached.as_deref());
+        let inventory = Inventory::of(&self.config.separation)?;
+        let surroundings = Surroundings { target, inventory: &inventory, level: self.config.separation.level };
+        let report = separation::check(&self.volume.device.path, header, &places, &surroundings);
+        let separated = match report.judge(strictness.policy.unwrap_or(self.config.separation.policy)) {
+            Ok(separated) => separated,
+            Err((refusal, report)) if refusal.is_shared() && strictness.allow_shared => {
                 tracing::warn!("{refusal}; going on, as --allow-shared demands");
                 let event = Event { overridden: Some("--allow-shared"), ..self.event("override", &report) };
-                audit::record(&config.audit.file, &event)?;
+                audit::record(&self.config.audit.file, &event)?;
+                report.overridden()
             }
-            Err(refusal) => {
+            Err((refusal, report)) => {
                 self.record("refused", &report);
                 return Err(refusal.into());
             }
-            Ok(()) => {}
-        }
-        Ok(report)
+        };
+        Ok(Proven { case: self, separated })
     }
 
-    /// Writes the audit record of what was done. It is done: a record that cannot be written is a warning.
-    pub fn record(&self, action: &str, report: &Report) {
+    /// What was done is done: a record that cannot be written is a warning.
+    fn record(&self, action: &str, report: &Report) {
         if let Err(error) = audit::record(&self.config.audit.file, &self.event(action, report)) {
             tracing::warn!("{}", chain(&error));
         }
@@ -95,49 +176,174 @@ impl<'a> Case<'a> {
             action,
             device: Some(&self.volume.device.path),
             key: Some(self.reference.to_string()),
-            name: self.name.map(ToString::to_string),
-            volume_id: self.volume_id,
+            name: self.name.as_ref().map(ToString::to_string),
+            volume_id: self.volume_id.as_deref(),
             separation: serde_json::to_value(report).ok(),
             overridden: None,
         }
     }
 }
 
-/// Fetches the key, opens it, and checks what it says against what the header says.
-///
-/// Equal digests are not yet a right key: whoever uses it compares it with the digest, as both backends do.
-pub fn open(container: &Container, reference: &KeyReference, volume: &Volume) -> Result<VolumeKey, Error> {
-    match container.fetch(&reference.key, Some(volume.uuid()))? {
-        Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
-            fit(reference, &payload, volume)?;
-            Ok(payload.volume_key)
+impl Proven<'_> {
+    /// The volume.
+    pub fn volume(&self) -> &Volume {
+        &self.case.volume
+    }
+
+    /// The report of the separation check.
+    pub fn report(&self) -> &Report {
+        self.separated.report()
+    }
+
+    /// Fetches the key, opens it, and checks what it says against what the header says.
+    ///
+    /// Equal digests are not yet a right key: a backend compares it with the digest before it maps.
+    pub fn key(&self) -> Result<Unlocked, Error> {
+        let (fetched, _) = self.case.key.fetch()?;
+        self.open(fetched)
+    }
+
+    /// The passphrase of the volume's keyslot, for programs that know passphrases only.
+    pub fn passphrase(&self) -> Result<SecretBytes, Error> {
+        let none = || Error::NoPassphrase(self.case.reference.clone());
+        match self.case.key.fetch()?.0 {
+            Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
+                self.agree(&payload)?;
+                payload.passphrase.ok_or_else(none)
+            }
+            object => {
+                self.mark_used(&object);
+                object.passphrase()?.ok_or_else(none)
+            }
         }
-        object => {
-            let passphrase = object.passphrase()?.ok_or_else(|| Error::NoPassphrase(reference.clone()))?;
-            let key = volume.unlock(&passphrase)?;
-            spend(container, reference, &object, volume);
-            Ok(key)
+    }
+
+    /// As [`Proven::key`], and how the key was had. Nothing is changed: a key that counts as unused still does.
+    pub fn try_out(&self) -> Result<(Unlocked, Tried), Error> {
+        let (fetched, source) = self.case.key.fetch()?;
+        let (key, by, found) = match fetched {
+            Fetched::Sealed(Opened { content: Content::VolumeKey(payload), context }) => {
+                self.agree(&payload)?;
+                let others = match (&payload.passphrase, self.volume().luks()) {
+                    (Some(passphrase), Some(_)) => match self.volume().open_keyslot(passphrase) {
+                        Ok(key) if key == payload.volume_key => {
+                            "; its passphrase opens the keyslot, for other programs"
+                        }
+                        _ => "; its passphrase opens NO keyslot: other programs cannot open the volume",
+                    },
+                    _ => "",
+                };
+                let found = format!("sealed, generation {}{others}", context.generation);
+                (payload.volume_key, self.sealed(), found)
+            }
+            Fetched::Sealed(Opened { content: Content::Object(object), .. }) => {
+                let key = self.volume().unlock(&object.passphrase()?)?;
+                (key, self.sealed(), "sealed; a passphrase that opens a keyslot".to_owned())
+            }
+            Fetched::Released(Released { object, .. }) => {
+                let key = self.volume().unlock(&object.passphrase()?)?;
+                (key, self.released(), "NOT sealed; a passphrase that opens a keyslot".to_owned())
+            }
+        };
+        Ok((Unlocked::by_stored_key(&self.separated, self.volume(), key, by)?, Tried { source, found }))
+    }
+
+    /// Seals the key of a new or imported volume, stores it, and makes sure that it can be had back. One that cannot is
+    /// removed again: nothing depends on it yet.
+    pub fn store_key(&self, volume_key: VolumeKey, passphrase: Option<SecretBytes>) -> Result<(), Error> {
+        let Case { volume, reference, key: source, .. } = &self.case;
+        let container = source.container();
+        let content = Content::VolumeKey(Payload {
+            volume_key,
+            cipher: CIPHER.to_owned(),
+            sector_size_bytes: volume.geometry.sector_size.bytes(),
+            data_offset_bytes: volume.geometry.data_offset_bytes,
+            iv_offset_sectors: volume.geometry.iv_offset_sectors,
+            digest: volume.luks().map(|header| header.digest.clone()),
+            passphrase,
+        });
+        container.create(&reference.key, volume.uuid(), &content)?;
+        let read_back = self.key().and_then(|read| match &content {
+            Content::VolumeKey(payload) if payload.volume_key == *read.key() => Ok(volume.verify_key(read.key())?),
+            _ => Err(Error::ReadBack(reference.clone())),
+        });
+        read_back.inspect_err(|_| {
+            if let Err(error) = container.store().delete(&reference.key) {
+                tracing::warn!("the unused key {reference} stays in the store: {error}");
+            }
+        })
+    }
+
+    /// The same volume as it is on its device now that its header is written; it is opened by what the store has.
+    pub fn verify_written(mut self) -> Result<Self, Error> {
+        let volume = self.volume();
+        let detached = volume.luks().and_then(|header| header.detached.as_deref());
+        let written = header::probe(&volume.device.path, detached)?;
+        self.case.volume = written;
+        self.volume().verify_key(self.key()?.key())?;
+        Ok(self)
+    }
+
+    /// Adds the key to this host's lockbox; `None` if the store keeps it unsealed, and so decides each time who may have it.
+    pub fn add_to_lockbox(&self) -> Result<Option<EntryContext>, Error> {
+        self.case.key.container().add_to_lockbox(&self.case.reference.key)
+    }
+
+    /// Writes the audit record of what was done.
+    pub fn record(&self, action: &str) {
+        self.case.record(action, self.separated.report());
+    }
+
+    fn open(&self, fetched: Fetched) -> Result<Unlocked, Error> {
+        let (key, by) = match fetched {
+            Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
+                self.agree(&payload)?;
+                (payload.volume_key, self.sealed())
+            }
+            object => {
+                let none = || Error::NoPassphrase(self.case.reference.clone());
+                let key = self.volume().unlock(&object.passphrase()?.ok_or_else(none)?)?;
+                self.mark_used(&object);
+                (key, if matches!(object, Fetched::Sealed(_)) { self.sealed() } else { self.released() })
+            }
+        };
+        Ok(Unlocked::by_stored_key(&self.separated, self.volume(), key, by)?)
+    }
+
+    fn sealed(&self) -> Authority {
+        Authority::SealedKey(self.case.reference.clone())
+    }
+
+    fn released(&self) -> Authority {
+        Authority::ReleasedKey(self.case.reference.clone())
+    }
+
+    /// Marks a key that opens one volume as used. Failing to do so is a warning: the volume exists already.
+    fn mark_used(&self, key: &Fetched) {
+        let Case { volume, reference, key: source, .. } = &self.case;
+        let what = volume.uuid().map_or_else(|| "a plain volume".to_owned(), |uuid| uuid.to_string());
+        if let Err(error) = source.container().mark_used(&reference.key, key, &what) {
+            tracing::warn!("the key {reference} still counts as unused: {}", chain(&error));
         }
+    }
+
+    /// Refuses a key whose sealed form says something else of the volume than the header does.
+    fn agree(&self, sealed: &Payload) -> Result<(), Error> {
+        let Case { volume, reference, .. } = &self.case;
+        let mismatch =
+            |what| Error::Mismatch { reference: reference.clone(), device: volume.device.path.clone(), what };
+        agrees(sealed, volume).map_err(mismatch)
     }
 }
 
-/// Has a key that is for one volume count as used. The volume is there: that it still counts as unused is no reason to
-/// withhold it.
-pub fn spend(container: &Container, reference: &KeyReference, key: &Fetched, volume: &Volume) {
-    let what = volume.uuid().map_or_else(|| "a plain volume".to_owned(), |uuid| uuid.to_string());
-    if let Err(error) = container.spend(&reference.key, key, &what) {
-        tracing::warn!("the key {reference} still counts as unused: {}", chain(&error));
-    }
-}
-
-/// Refuses a key whose sealed form says something else of the volume than the header does.
-pub fn fit(reference: &KeyReference, sealed: &Payload, volume: &Volume) -> Result<(), Error> {
-    let mismatch = |what| Error::Mismatch { reference: reference.clone(), device: volume.device.path.clone(), what };
-    fits(sealed, volume).map_err(mismatch)
+/// The key that is asked for, or else the one that the header's token names.
+fn reference(asked: Option<KeyReference>, volume: &Volume) -> Result<KeyReference, Error> {
+    let in_token = || volume.luks().and_then(|header| header.reference.clone());
+    asked.or_else(in_token).ok_or_else(|| Error::NoReference(volume.device.path.clone()))
 }
 
 /// Whether the header says what was sealed: neither is believed alone.
-fn fits(sealed: &Payload, volume: &Volume) -> Result<(), String> {
+fn agrees(sealed: &Payload, volume: &Volume) -> Result<(), String> {
     let geometry = &volume.geometry;
     let differ = |what: &str, sealed: String, header: String| {
         if sealed == header {
@@ -152,7 +358,8 @@ fn fits(sealed: &Payload, volume: &Volume) -> Result<(), String> {
     differ("IV offset", sealed.iv_offset_sectors.to_string(), geometry.iv_offset_sectors.to_string())?;
     differ("data offset", sealed.data_offset_bytes.to_string(), geometry.data_offset_bytes.to_string())?;
     if let Some(size) = volume.key_size {
-        differ("key size", sealed.volume_key.size().bits().to_string(), size.bits().to_string())?;
+        let bits = |size: KeySize| size.bits().to_string();
+        differ("key size", bits(sealed.volume_key.size()), bits(size))?;
     }
     if sealed.digest.as_deref() != digest {
         return Err(
@@ -160,4 +367,9 @@ fn fits(sealed: &Payload, volume: &Volume) -> Result<(), String> {
         );
     }
     Ok(())
+}
+
+/// A passphrase of 256 random bits, in the form that os-brick makes of a key's bytes: 64 lower-case hex digits.
+pub fn random_passphrase() -> Result<SecretBytes, Error> {
+    Ok(hex(&SecretBytes::random(32)?)?)
 }

@@ -69,7 +69,7 @@ pub enum Error {
         host: HostName,
         /// Why.
         #[source]
-        source: SealError,
+        source: Box<SealError>,
     },
     /// A container key is not to be sealed under.
     #[error(transparent)]
@@ -82,7 +82,7 @@ pub enum Error {
     NoContainerKey(StoreName),
     /// The lockbox.
     #[error(transparent)]
-    Lockbox(#[from] LockboxError),
+    Lockbox(Box<LockboxError>),
     /// The store cannot give the key now, and the lockbox's entry of it is not used.
     #[error("cannot get the key {reference} from the store, and its lockbox entry is not usable: {}", chain(&**.entry))]
     NeitherStoreNorLockbox {
@@ -136,4 +136,24 @@ pub enum Error {
     /// The key has no passphrase with it.
     #[error("the key {0} has no passphrase: its volume was formatted without --keyslot")]
     NoPassphrase(KeyReference),
+    /// A key that was used before is not used for another volume.
+    #[error("the key {key} has been used already, for {volume}; a device is formatted with an unused key only")]
+    KeyUsed {
+        /// The key.
+        key: KeyReference,
+        /// For what.
+        volume: String,
+    },
+    /// A key of which nothing says whether it was used before.
+    #[error("nothing proves that the key {0} has never been used, and a device is formatted with an unused key only")]
+    KeyUnproven(KeyReference),
+    /// A volume is not formatted with a key that can be guessed.
+    #[error("the key {0} is not a symmetric key of at least 256 bits")]
+    KeyTooWeak(KeyReference),
+}
+
+impl From<LockboxError> for Error {
+    fn from(error: LockboxError) -> Self {
+        Self::Lockbox(Box::new(error))
+    }
 }

@@ -6,6 +6,5 @@ pub mod container;
 pub mod enrol;
 mod error;
 pub mod lockbox;
-pub mod store_key;
 
 pub use error::Error;

@@ -8,13 +8,10 @@ use crate::{
         mapping_name::MappingName,
     },
     config::Config,
-    unlock::{
-        case::{Case, Strictness, open, reference},
-        container::Container,
-    },
+    unlock::case::{Asked, Case, Circumstances, Strictness},
     verbs::error::Error,
     volumes::{
-        backend::{self, Activate, BackendKind, ExportKind, Mapping},
+        backend::{Activate, BackendKind, Backends, ExportKind, Mapping},
         header::{self, PlainParameters, Volume},
         separation::Target,
     },
@@ -62,27 +59,19 @@ pub struct Options {
 }
 
 /// Attaches a volume.
-pub fn attach(config: &Config, request: Request<'_>) -> Result<Mapping, Error> {
+pub fn attach(config: &Config, backends: &dyn Backends, request: Request<'_>) -> Result<Mapping, Error> {
     let volume = header::find(request.device, request.header, request.plain.as_ref())?;
     let options = activation(&request, &volume)?;
-    let backend = backend::choose(backend_kind(&request)?, &volume.device)?;
+    let backend = backends.choose(backend_kind(&request)?, &volume.device)?;
     if let Some(mapping) = backend.active(&volume, &options)? {
         return Ok(mapping);
     }
-    let reference = reference(request.key.clone(), &volume)?;
-    let container = Container::open(config, &reference.store, request.caller)?.as_one().lockbox_first();
-    let case = Case {
-        config,
-        container: &container,
-        reference: &reference,
-        volume: &volume,
-        name: Some(&options.name),
-        volume_id: request.volume_id,
-    };
-    let report = case.separate(request.target.as_ref(), request.separation)?;
-    let key = open(&container, &reference, &volume)?;
-    let mapping = backend.activate(&volume, &key, &options)?;
-    case.record("attach", &report);
+    let Request { key, caller, volume_id, .. } = request;
+    let asked = Asked { key, caller, name: Some(options.name.clone()), volume_id: volume_id.map(str::to_owned) };
+    let given = Circumstances { target: request.target.as_ref(), strictness: request.separation, in_memory: None };
+    let proven = Case::find(config, volume, asked)?.prove(given)?;
+    let mapping = backend.activate(&proven.key()?, &options)?;
+    proven.record("attach");
     Ok(mapping)
 }
 

@@ -3,12 +3,12 @@
 use crate::{
     base::{chain::chain, mapping_name::MappingName},
     verbs::error::Error,
-    volumes::backend::{self, BackendError, BackendKind, Deferred, MappingStatus},
+    volumes::backend::{BackendError, BackendKind, Backends, Deferred, MappingStatus},
 };
 
 /// Removes the mapping; all its data is on the volume before this returns, unless the removal is deferred.
-pub fn detach(name: &MappingName, deferred: Deferred) -> Result<BackendKind, Error> {
-    for (kind, backend) in backend::available() {
+pub fn detach(backends: &dyn Backends, name: &MappingName, deferred: Deferred) -> Result<BackendKind, Error> {
+    for (kind, backend) in backends.available() {
         match backend.deactivate(name, deferred) {
             Err(BackendError::NotActive(_)) => {}
             removed => return Ok(removed.map(|()| kind)?),
@@ -18,8 +18,8 @@ pub fn detach(name: &MappingName, deferred: Deferred) -> Result<BackendKind, Err
 }
 
 /// What is known of a mapping.
-pub fn status(name: &MappingName) -> Result<MappingStatus, Error> {
-    for (_, backend) in backend::available() {
+pub fn status(backends: &dyn Backends, name: &MappingName) -> Result<MappingStatus, Error> {
+    for (_, backend) in backends.available() {
         if let Some(status) = backend.status(name)? {
             return Ok(status);
         }
@@ -28,9 +28,9 @@ pub fn status(name: &MappingName) -> Result<MappingStatus, Error> {
 }
 
 /// All mappings of all backends, by name.
-pub fn list() -> Result<Vec<MappingStatus>, Error> {
+pub fn list(backends: &dyn Backends) -> Result<Vec<MappingStatus>, Error> {
     let mut mappings = Vec::new();
-    for (_, backend) in backend::available() {
+    for (_, backend) in backends.available() {
         for name in backend.list()? {
             // One that went away in between is no mapping any more, and one that cannot be read must not hide the others.
             match backend.status(&name) {

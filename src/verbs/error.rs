@@ -52,17 +52,6 @@ pub enum Error {
         /// What was given as an id.
         id: String,
     },
-    /// A key that was used before is not used for another volume.
-    #[error("the key {key} has already been used for {volume}; only an unused key can format a device")]
-    KeyUsed {
-        /// The key.
-        key: KeyReference,
-        /// For what.
-        volume: String,
-    },
-    /// A key of which nothing says whether it was used before.
-    #[error("nothing proves that the key {0} has never been used; only an unused key can format a device")]
-    KeyUnproven(KeyReference),
     /// The key is stored, but the header could not be written or does not read back.
     #[error("the header of {} could not be completed; its key {reference} is stored", .device.display())]
     HalfFormatted {

@@ -5,6 +5,7 @@ use std::{
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
+    sync::Arc,
 };
 
 use uuid::Uuid;
@@ -17,9 +18,8 @@ use crate::{
         durable::folder_of,
     },
     unlock::{
-        case::{self, Case, Strictness},
-        container::Container,
-        store_key,
+        case::{self, Case, Circumstances, Strictness},
+        container::{Container, Use},
     },
     verbs::error::Error,
     volumes::header::{self, HEADER_BYTES, NewHeader, SectorSize, Volume, signatures},
@@ -58,31 +58,29 @@ pub struct Formatted {
 pub fn format(config: &Config, request: &Request<'_>) -> Result<Formatted, Error> {
     let ground = Ground::claim(request)?;
     let store_name = config.store_or_default(request.store.as_ref())?;
-    let container = Container::open(config, &store_name, None)?;
+    let container = Arc::new(Container::open(config, &store_name, None, Use::Keys)?);
     let reference = container.new_reference()?;
 
     let prepare = || -> Result<_, Error> {
         let key = VolumeKey::random(request.key_size)?;
-        let passphrase = request.keyslot.then(store_key::random_passphrase).transpose()?;
+        let passphrase = request.keyslot.then(case::random_passphrase).transpose()?;
         let volume = plan(request, &ground.device, &reference, &key, passphrase.as_ref())?;
-        let report = Case::new(config, &container, &reference, &volume).separate(None, request.separation)?;
-        Ok((key, passphrase, volume, report))
+        let case = Case::of(config, volume, reference.clone(), container.clone());
+        let proven = case.prove(Circumstances { strictness: request.separation, ..Circumstances::default() })?;
+        Ok((key, passphrase, proven))
     };
-    let (key, passphrase, volume, report) = prepare().inspect_err(|_| container.store().abandon(&reference.key))?;
+    let (key, passphrase, proven) = prepare().inspect_err(|_| container.store().abandon(&reference.key))?;
 
-    store_key::store_key(&container, &reference, &volume, key, passphrase)?;
-    let written = ground.write(&volume).and_then(|()| {
-        let volume = header::probe(request.device, request.header)?;
-        // From the store once more: what opens the volume is what the store has, not what this process remembers.
-        volume.verify_key(&case::open(&container, &reference, &volume)?)?;
-        Ok(volume)
-    });
-    let volume = written.map_err(|source| Error::HalfFormatted {
+    proven.store_key(key, passphrase)?;
+    // From the store once more: what opens the volume is what the store has, not what this process remembers.
+    let written = ground.write(proven.volume()).and_then(|()| Ok(proven.verify_written()?));
+    let proven = written.map_err(|source| Error::HalfFormatted {
         device: request.device.to_owned(),
         reference: reference.clone(),
         source: Box::new(source),
     })?;
-    Case::new(config, &container, &reference, &volume).record("format", &report);
+    proven.record("format");
+    let volume = proven.volume().clone();
     Ok(Formatted { volume, reference })
 }
 

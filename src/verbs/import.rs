@@ -1,15 +1,14 @@
 //! Import: keep the key of a volume that another program made. The volume itself is not changed, but
 //! for a token in its header, if that is asked for.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use crate::{
     base::key::{KeyReference, SecretBytes, StoreName, VolumeKey},
     config::Config,
     unlock::{
-        case::{Case, Strictness},
-        container::Container,
-        store_key,
+        case::{Case, Circumstances, Strictness},
+        container::{Container, Use},
     },
     verbs::error::Error,
     volumes::header::{self, PlainParameters, Volume, VolumeError},
@@ -40,21 +39,21 @@ pub fn import(config: &Config, request: Request<'_>) -> Result<KeyReference, Err
         volume.takes_token()?;
     }
     let store_name = config.store_or_default(request.store.as_ref())?;
-    let container = Container::open(config, &store_name, None)?;
+    let container = Arc::new(Container::open(config, &store_name, None, Use::Keys)?);
     let reference = container.new_reference()?;
-    let case = Case::new(config, &container, &reference, &volume);
     let prepare = || -> Result<_, Error> {
-        let report = case.separate(None, request.separation)?;
-        let key = volume_key(&volume, request.secret)?;
-        volume.verify_key(&key)?;
-        Ok((report, key))
+        let case = Case::of(config, volume, reference.clone(), container.clone());
+        let proven = case.prove(Circumstances { strictness: request.separation, ..Circumstances::default() })?;
+        let key = volume_key(proven.volume(), request.secret)?;
+        proven.volume().verify_key(&key)?;
+        Ok((proven, key))
     };
-    let (report, key) = prepare().inspect_err(|_| container.store().abandon(&reference.key))?;
-    store_key::store_key(&container, &reference, &volume, key, None)?;
+    let (proven, key) = prepare().inspect_err(|_| container.store().abandon(&reference.key))?;
+    proven.store_key(key, None)?;
     if request.token {
-        volume.write_token(&reference)?;
+        proven.volume().write_token(&reference)?;
     }
-    case.record("import", &report);
+    proven.record("import");
     Ok(reference)
 }
 

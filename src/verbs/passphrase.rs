@@ -6,12 +6,7 @@ use std::path::Path;
 use crate::{
     base::key::{KeyReference, SecretBytes},
     config::Config,
-    keys::seal::{Content, Opened},
-    unlock::{
-        self,
-        case::{self, Case, Strictness},
-        container::{Container, Fetched},
-    },
+    unlock::case::{Asked, Case, Circumstances},
     verbs::error::Error,
     volumes::header,
 };
@@ -29,20 +24,9 @@ pub struct Request<'a> {
 /// The passphrase of the volume's keyslot.
 pub fn release(config: &Config, request: Request<'_>) -> Result<SecretBytes, Error> {
     let volume = header::probe(request.device, request.header)?;
-    let reference = case::reference(request.key, &volume)?;
-    let container = Container::open(config, &reference.store, None)?.as_one().lockbox_first();
-    let case = Case::new(config, &container, &reference, &volume);
-    let report = case.separate(None, Strictness::default())?;
-    let passphrase = match container.fetch(&reference.key, Some(volume.uuid()))? {
-        Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
-            case::fit(&reference, &payload, &volume)?;
-            payload.passphrase.ok_or_else(|| unlock::Error::NoPassphrase(reference.clone()))?
-        }
-        object => {
-            case::spend(&container, &reference, &object, &volume);
-            object.passphrase()?.ok_or_else(|| unlock::Error::NoPassphrase(reference.clone()))?
-        }
-    };
-    case.record("release", &report);
+    let asked = Asked { key: request.key, ..Asked::default() };
+    let proven = Case::find(config, volume, asked)?.prove(Circumstances::default())?;
+    let passphrase = proven.passphrase()?;
+    proven.record("release");
     Ok(passphrase)
 }

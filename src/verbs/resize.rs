@@ -8,11 +8,12 @@ use crate::{
         mapping_name::MappingName,
     },
     config::Config,
-    unlock::{case, container::Container},
+    unlock::case::{Asked, Case, Circumstances, Strictness},
     verbs::{detach, error::Error},
     volumes::{
-        backend,
+        backend::Backends,
         header::{self, PlainParameters},
+        separation::Target,
     },
 };
 
@@ -26,18 +27,22 @@ pub struct Request<'a> {
     pub header: Option<&'a Path>,
     /// The volume is plain dm-crypt and looks like this.
     pub plain: Option<PlainParameters>,
+    /// How strict to be about separation.
+    pub separation: Strictness,
     /// The token of a hook's caller.
     pub caller: Option<SecretBytes>,
+    /// Who serves the volume, if the caller knows it.
+    pub target: Option<&'a Target>,
 }
 
 /// Resizes the mapping; its new size in bytes.
-pub fn resize(config: &Config, request: Request<'_>) -> Result<u64, Error> {
-    let status = detach::status(request.name)?;
-    let backend = backend::of(status.backend)?;
+pub fn resize(config: &Config, backends: &dyn Backends, request: Request<'_>) -> Result<u64, Error> {
+    let status = detach::status(backends, request.name)?;
+    let backend = backends.of(status.backend)?;
     let volume = header::find(&status.source, request.header, request.plain.as_ref())?;
-    let reference = case::reference(request.key, &volume)?;
-    let container = Container::open(config, &reference.store, request.caller)?.lockbox_first();
+    let given = Circumstances { target: request.target, strictness: request.separation, in_memory: None };
+    let asked = Asked { key: request.key, caller: request.caller, ..Asked::default() };
     // dm-crypt's new table needs the key again: it is in the keyring of the process that attached the volume.
-    let key = case::open(&container, &reference, &volume)?;
-    Ok(backend.resize(request.name, &volume, &key)?)
+    let proven = Case::find(config, volume, asked)?.prove(given)?;
+    Ok(backend.resize(request.name, &proven.key()?)?)
 }

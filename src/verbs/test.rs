@@ -10,15 +10,11 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    base::key::{KeyReference, VolumeKey},
+    base::key::{KeyReference, Place},
     config::{Config, Location},
-    keys::{
-        seal::{Content, Opened},
-        store::Released,
-    },
     unlock::{
-        case::{self, Case, Strictness},
-        container::{Container, Fetched, Source},
+        case::{Asked, Case, Circumstances, Strictness},
+        container::Source,
     },
     verbs::{
         boot::{
@@ -91,21 +87,18 @@ pub fn try_out(config: &Config, request: Request<'_>) -> Result<Passed, Error> {
     let mut clock = Clock { start: now, last: now, steps: Vec::new() };
     let volume = header::find(request.device, request.header, request.plain.as_ref())?;
     clock.done("header", header(&volume));
-    let reference = case::reference(request.key, &volume)?;
-    let container = Container::open(config, &reference.store, None)?.as_one().lockbox_first();
-    let case = Case::new(config, &container, &reference, &volume);
-    let mut places = container.places(&reference.key)?;
-    let by_boot = if request.as_boot { opened_by_boot(config, &volume)? } else { None };
-    if let Some((_, image)) = &by_boot {
-        // What the initramfs has is in memory then.
-        places.retain(|place| !image.has(place));
-    }
-    let report = case.judge(&places, None, request.separation)?;
-    clock.done("separation", report.verdict.word().to_owned());
-    let (fetched, source) = container.fetch_and_tell(&reference.key, Some(volume.uuid()))?;
-    let (key, found) = unlock(fetched, &reference, &volume)?;
-    clock.done("key", found);
-    volume.verify_key(&key)?;
+    let case = Case::find(config, volume, Asked { key: request.key, ..Asked::default() })?;
+    let reference = case.reference().clone();
+    let by_boot = if request.as_boot { opened_by_boot(config, case.volume())? } else { None };
+    // What the initramfs has is in memory then.
+    let in_image = |place: &Place| by_boot.as_ref().is_some_and(|(_, image)| image.has(place));
+    let given = Circumstances { strictness: request.separation, in_memory: Some(&in_image), target: None };
+    let proven = case.prove(given)?;
+    clock.done("separation", proven.report().verdict.word().to_owned());
+    let (unlocked, tried) = proven.try_out()?;
+    clock.done("key", tried.found);
+    let volume = proven.volume();
+    volume.verify_key(unlocked.key())?;
     clock.done(
         "volume key",
         if volume.luks().is_some() { "matches the header's digest" } else { "has the right size" }.into(),
@@ -113,32 +106,9 @@ pub fn try_out(config: &Config, request: Request<'_>) -> Result<Passed, Error> {
     if request.as_boot {
         clock.done("boot", at_boot(config, &reference, by_boot)?);
     }
-    case.record("test", &report);
-    let source = named(source, config, &reference)?;
+    proven.record("test");
+    let source = named(tried.source, config, &reference)?;
     Ok(Passed { key: reference.clone(), source, steps: clock.steps, seconds: rounded(clock.start.elapsed()) })
-}
-
-/// The volume key, and how it was had.
-fn unlock(fetched: Fetched, reference: &KeyReference, volume: &Volume) -> Result<(VolumeKey, String), Error> {
-    match fetched {
-        Fetched::Sealed(Opened { content: Content::VolumeKey(payload), context }) => {
-            case::fit(reference, &payload, volume)?;
-            let others = match (&payload.passphrase, volume.luks()) {
-                (Some(passphrase), Some(_)) => match volume.open_keyslot(passphrase) {
-                    Ok(key) if key == payload.volume_key => "; its passphrase opens the keyslot, for other programs",
-                    _ => "; its passphrase opens NO keyslot: other programs cannot open the volume",
-                },
-                _ => "",
-            };
-            Ok((payload.volume_key, format!("sealed, generation {}{others}", context.generation)))
-        }
-        Fetched::Sealed(Opened { content: Content::Object(object), .. }) => {
-            Ok((volume.unlock(&object.passphrase()?)?, "sealed; a passphrase that opens a keyslot".to_owned()))
-        }
-        Fetched::Released(Released { object, .. }) => {
-            Ok((volume.unlock(&object.passphrase()?)?, "NOT sealed; a passphrase that opens a keyslot".to_owned()))
-        }
-    }
 }
 
 fn header(volume: &Volume) -> String {

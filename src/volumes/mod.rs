@@ -3,3 +3,6 @@
 pub mod backend;
 pub mod header;
 pub mod separation;
+mod unlocked;
+
+pub use unlocked::{Authority, Unlocked};

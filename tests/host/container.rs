@@ -6,7 +6,7 @@ use cryptattach::{
     base::key::{Epoch, HostName, SealedKey, StoreName},
     config::Config,
     keys::seal::OwnerKey,
-    unlock::container::Container,
+    unlock::container::{Container, Use},
 };
 use serde_json::Value;
 
@@ -38,7 +38,7 @@ impl Containers {
 
     fn container(&self) -> Container {
         let config = Config::read(self.site.keys("cryptattach.toml").as_ref()).unwrap();
-        Container::open(&config, &"logs".parse::<StoreName>().unwrap(), None).unwrap()
+        Container::open(&config, &"logs".parse::<StoreName>().unwrap(), None, Use::Keys).unwrap()
     }
 
     fn kek(&self, epoch: u32) -> PathBuf {

@@ -16,7 +16,7 @@ use cryptattach::{
     keys::seal::{OwnerRecipient, Recipient},
     sys::kernel_keyring,
     unlock::{
-        container::Container,
+        container::{Container, Use},
         lockbox::{self, Admission},
     },
 };
@@ -61,7 +61,7 @@ impl Hosted {
 
     fn container(&self) -> Container {
         let config = Config::read(Path::new(self.site.keys("cryptattach.toml"))).unwrap();
-        Container::open(&config, &"cinder".parse::<StoreName>().unwrap(), None).unwrap()
+        Container::open(&config, &"cinder".parse::<StoreName>().unwrap(), None, Use::Keys).unwrap()
     }
 
     /// What the administrator does once the host has proved itself.

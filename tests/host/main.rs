@@ -4,6 +4,8 @@
 mod luks2;
 #[path = "../common/manufacture.rs"]
 mod manufacture;
+#[path = "../common/opens.rs"]
+mod opens;
 #[path = "../common/sealing.rs"]
 mod sealing;
 #[path = "../common/shell.rs"]

@@ -4,19 +4,22 @@ use std::{
     fs::{self, File},
     path::Path,
     process::{Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use cryptattach::{
     base::key::KeyReference,
     config::Config,
+    keys::seal::For,
     unlock::{
-        case::{self, Case, Strictness},
-        container::{Container, Fetched},
+        case::{Asked, Case, Circumstances},
+        container::{Container, Use, ViaLockbox},
     },
     volumes::header,
 };
 
+use crate::opens::opens;
 use crate::{
     enrol::stage::{Host, Stage},
     shell::sh,
@@ -183,17 +186,18 @@ fn decrypt(volume: &Volume, tcti: &str) {
 /// All that attach does before it maps, in this process: header, separation, key.
 fn unmapped(config: &Config, volume: &Volume) {
     let header = header::probe(volume.path.as_ref(), None).unwrap();
-    let container = Container::open(config, &volume.reference.store, None).unwrap().as_one().lockbox_first();
-    let case = Case::new(config, &container, &volume.reference, &header);
-    case.separate(None, Strictness::default()).unwrap();
-    case::open(&container, &volume.reference, &header).unwrap();
+    let case = Case::find(config, header, Asked::default()).unwrap();
+    case.prove(Circumstances::default()).unwrap().key().unwrap();
 }
 
 /// What it does for the key alone, from the store or from the lockbox's entry.
 fn key(config: &Config, reference: &KeyReference, from_entry: bool) {
-    let container = Container::open(config, &reference.store, None).unwrap();
-    let container = if from_entry { container.lockbox_first() } else { container };
-    assert!(matches!(container.fetch(&reference.key, None).unwrap(), Fetched::Sealed(_)));
+    let used = if from_entry { Use::Unlock } else { Use::Keys };
+    let container = Arc::new(Container::open(config, &reference.store, None, used).unwrap());
+    match from_entry {
+        true => assert!(ViaLockbox::look(container, reference.key, For::Any).has_entry()),
+        false => assert!(opens(&container, &reference.key)),
+    }
 }
 
 fn row(name: &str, taken: Taken, times: &Times) {

@@ -9,12 +9,12 @@ use std::{
 use base64ct::{Base64UrlUnpadded, Encoding};
 use cryptattach::{
     base::{
-        key::{BoundContext, KeyId, KeySize, SealedKey, SecretBytes, VolumeKey},
+        key::{BoundContext, KeySize, SealedKey, SecretBytes, VolumeKey},
         pcr_set::PcrSet,
     },
     config::TpmConfig,
     keys::{
-        seal::{Content, Expected, Keyring, OwnerRecipient, Payload, SealError, seal},
+        seal::{Content, Expected, For, Keyring, OwnerRecipient, SealError, seal},
         tpm::{Counter, Finding, IdentityFile, PcrSignatures, Policy, Revocation, SignedPcrs, SiteKey, Tpm, TpmError},
     },
 };
@@ -208,7 +208,7 @@ impl Sealed {
 }
 
 fn expected(context: &BoundContext) -> Expected {
-    Expected { key_id: context.key_id, container: context.container.clone(), volume: Some(None) }
+    Expected { key_id: context.key_id, container: context.container.clone(), volume: For::Plain }
 }
 
 pub const P256: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-256";

@@ -2,8 +2,12 @@
 
 use std::{process::Stdio, thread, time::Duration};
 
-use cryptattach::{config::Config, unlock::container::Container};
+use cryptattach::{
+    config::Config,
+    unlock::container::{Container, Use},
+};
 
+use crate::opens::opens;
 use crate::{
     Story,
     cloud::{Cloud, Site},
@@ -164,8 +168,8 @@ fn requests(cloud: &Cloud) {
     let keys: Vec<String> = (0..3).map(|n| site.ok(&["format", &site.file(&format!("v{n}"))])).collect();
     drop(crate::stores::open(&site, "cinder"));
     let config = Config::read(&site.path("cryptattach.toml")).unwrap();
-    let container = Container::open(&config, &"cinder".parse().unwrap(), None).unwrap();
-    let fetch = |key: &String| drop(container.fetch(&key[7..].parse().unwrap(), None).unwrap());
+    let container = Container::open(&config, &"cinder".parse().unwrap(), None, Use::Keys).unwrap();
+    let fetch = |key: &String| assert!(opens(&container, &key[7..].parse().unwrap()));
     fetch(&keys[0]);
     // The proxy logs what it has answered, one request after the other: once a mark is in its log, all before it is.
     let log = format!("{}/log/proxy.log", cloud.var("STATE"));

@@ -5,7 +5,10 @@ use cryptattach::{
     config::Config,
     keys::seal::OwnerRecipient,
     sys::kernel_keyring,
-    unlock::{container::Container, lockbox},
+    unlock::{
+        container::{Container, Use},
+        lockbox,
+    },
 };
 
 use crate::{
@@ -40,7 +43,7 @@ fn away(cloud: &Cloud) {
         site.path("").display()
     ));
     let config = Config::read(&site.path("cryptattach.toml")).unwrap();
-    let container = Container::open(&config, &"cinder".parse::<StoreName>().unwrap(), None).unwrap();
+    let container = Container::open(&config, &"cinder".parse::<StoreName>().unwrap(), None, Use::Keys).unwrap();
     let mut recipients = container.escrow().unwrap();
     recipients.push(Box::new(OwnerRecipient::read(&site.path("host.pem")).unwrap()));
     let admission = lockbox::admit(container.host_keys().unwrap(), &host, &recipients).unwrap();

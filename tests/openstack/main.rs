@@ -10,6 +10,8 @@ mod hooks;
 mod keys;
 mod lies;
 mod lockbox;
+#[path = "../common/opens.rs"]
+mod opens;
 mod placement;
 #[path = "../common/sealing.rs"]
 mod sealing;

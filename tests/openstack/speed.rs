@@ -12,18 +12,18 @@ use std::{
 };
 
 use cryptattach::{
-    base::key::{KeyId, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, VolumeKey},
+    base::key::{KeyId, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
     config::{Config, Location},
     keys::{
-        seal::{Content, Payload},
+        seal::For,
         store::{Access, Swift},
     },
-    unlock::container::Container,
+    unlock::container::{Container, Use, ViaLockbox},
 };
 
 use crate::{
     cloud::{Cloud, Site},
-    sealing::payload,
+    opens::opens,
     shell::sh,
 };
 
@@ -51,9 +51,7 @@ pub fn compare(cloud: &Cloud) {
         let ids = Mutex::new(Vec::new());
         let creates = PARALLEL.map(|threads| {
             rate(threads, || {
-                let id = KeyId::random();
-                container.create(&id, None, &volume_key()).unwrap();
-                ids.lock().unwrap().push(id);
+                ids.lock().unwrap().push(container.keep_object(object()).unwrap().key);
             })
         });
         let ids = ids.into_inner().unwrap();
@@ -65,7 +63,7 @@ pub fn compare(cloud: &Cloud) {
     }
     site.barbican("barbican", false);
     let config = Config::read(&site.path("cryptattach.toml")).unwrap();
-    let barbican = Container::open(&config, &"barbican".parse().unwrap(), None).unwrap();
+    let barbican = Container::open(&config, &"barbican".parse().unwrap(), None, Use::Keys).unwrap();
     let create = || barbican.store().objects().unwrap().create(&object()).unwrap();
     let ids = Mutex::new(Vec::new());
     let creates = PARALLEL.map(|threads| rate(threads, || ids.lock().unwrap().push(create())));
@@ -96,10 +94,10 @@ fn requests(cloud: &Cloud) {
     };
     let warm = |site: &Site<'_>, store: &str, ids: &[KeyId]| {
         let config = Config::read(&site.path("cryptattach.toml")).unwrap();
-        let container = Container::open(&config, &store.parse().unwrap(), None).unwrap();
+        let container = Arc::new(Container::open(&config, &store.parse().unwrap(), None, Use::Keys).unwrap());
         let work = |id: &KeyId| {
-            container.places(id).unwrap();
-            drop(container.fetch(id, None).unwrap());
+            ViaLockbox::look(container.clone(), *id, For::Any).places().unwrap();
+            assert!(opens(&container, id));
         };
         work(&ids[0]);
         logged(|| work(&ids[1]))
@@ -115,7 +113,7 @@ fn requests(cloud: &Cloud) {
     let site = Site::bare(cloud);
     site.barbican("barbican", false);
     let config = Config::read(&site.path("cryptattach.toml")).unwrap();
-    let barbican = Container::open(&config, &"barbican".parse().unwrap(), None).unwrap();
+    let barbican = Container::open(&config, &"barbican".parse().unwrap(), None, Use::Keys).unwrap();
     let ids = [(); 2].map(|()| barbican.store().objects().unwrap().create(&object()).unwrap());
     let (volume, key) = (site.file("volume"), format!("barbican/{}", ids[0]));
     let format = "cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file -";
@@ -175,7 +173,7 @@ fn swift(site: &Site<'_>, name: &str, owner: &str, container_key: bool) -> Conta
     let Location::Swift(swift) = &store_config.location else { panic!("a store in Swift") };
     let nobody = Access { readers: &[], writers: &[] };
     Swift::open(&store, swift, &store_config.network, None).unwrap().make_container(&nobody).unwrap();
-    let container = Container::open(&config, &store, None).unwrap();
+    let container = Container::open(&config, &store, None, Use::Keys).unwrap();
     if container_key {
         container.make_first_key().unwrap();
     }
@@ -186,7 +184,7 @@ fn get_rate(container: &Container, ids: &[KeyId], threads: usize) -> f64 {
     let next = AtomicUsize::new(0);
     rate(threads, || {
         let id = &ids[next.fetch_add(1, Ordering::Relaxed) % ids.len()];
-        drop(container.fetch(id, None).unwrap());
+        assert!(opens(container, id));
     })
 }
 
@@ -205,10 +203,6 @@ fn rate(threads: usize, work: impl Fn() + Sync) -> f64 {
         }
     });
     done.into_inner() as f64 / start.elapsed().as_secs_f64()
-}
-
-fn volume_key() -> Content {
-    Content::VolumeKey(payload(&VolumeKey::random(KeySize::Bits512).unwrap()))
 }
 
 fn object() -> ManagedObject {

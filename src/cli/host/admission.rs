@@ -14,7 +14,7 @@ use crate::{
         tpm::{Digest, PcrValues, TpmError},
     },
     unlock::{
-        container::Container,
+        container::{Container, Use},
         enrol::{Administrator, Admitted, Answer, Document, Issued, Site, Trust, Vouched},
         lockbox,
     },
@@ -167,11 +167,11 @@ impl Admit {
         let before = administrator.register().get(&host)?.filter(|known| known.removed.is_none());
         let stores = self.all_stores(before.as_ref());
         // All that can be refused is refused before anything is changed.
-        let containers = stores.iter().map(|store| Container::open(&config, store, None));
+        let containers = stores.iter().map(|store| Container::open(&config, store, None, Use::Keys));
         let containers = containers.collect::<Result<Vec<_>, _>>()?;
         containers.iter().try_for_each(|container| container.hosts().map(drop))?;
         let keeper_name = self.keeper(before.as_ref());
-        let keeper = Container::open(&config, &keeper_name, None)?;
+        let keeper = Container::open(&config, &keeper_name, None, Use::Keys)?;
 
         let mut recipients: Vec<Box<dyn Recipient>> = keeper.escrow()?;
         recipients.push(Box::new(admission.recipient()?));

@@ -13,7 +13,7 @@ use crate::{
     keys::store::StoreError,
     unlock::{
         audit::{self, Event},
-        container::Container,
+        container::{Container, Use},
         lockbox::{self, LockboxError},
     },
     verbs::error::Error,
@@ -51,7 +51,7 @@ impl Host {
 
 /// Deletes a host's lockbox key; whether there was one.
 fn withdraw(config: &Config, store: &StoreName, host: &HostName) -> Result<bool, Error> {
-    match lockbox::withdraw(Container::open(config, store, None)?.host_keys()?, host) {
+    match lockbox::withdraw(Container::open(config, store, None, Use::Keys)?.host_keys()?, host) {
         Ok(()) => Ok(true),
         Err(LockboxError::Store(StoreError::NotFound { .. })) => Ok(false),
         Err(error) => Err(error.into()),

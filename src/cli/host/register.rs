@@ -18,7 +18,7 @@ use crate::{
     keys::store::StoreError,
     unlock::{
         self,
-        container::Container,
+        container::{Container, Use},
         enrol::{Administrator, Admitted, EnrolError},
     },
     verbs::error::Error,
@@ -75,7 +75,7 @@ impl Listed {
 /// Whether the store still has the lockbox key that the host was admitted with.
 fn store_says(config: &Config, admitted: &Admitted) -> String {
     let generation = || {
-        let keeper = Container::open(config, &admitted.lockbox_store, None)?;
+        let keeper = Container::open(config, &admitted.lockbox_store, None, Use::Keys)?;
         let sealed = keeper.host_keys()?.get(&admitted.host)?;
         Ok::<_, Error>(sealed.claimed_generation().unwrap_or(0))
     };
@@ -141,7 +141,7 @@ impl Remove {
     fn shut_out(&self, config: &Config, stores: BTreeSet<&StoreName>) -> Result<Vec<String>, Error> {
         let mut container_keys = Vec::new();
         for store in stores {
-            let container = Container::open(config, store, None)?;
+            let container = Container::open(config, store, None, Use::Keys)?;
             if container.has_shut_out(&self.host)? {
                 continue;
             }

@@ -237,6 +237,7 @@ fn key_pair(bits: &SecretBytes) -> Result<PKey<Private>, ErrorStack> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::seal::For;
     use crate::{
         base::key::{KeyId, KeySize, StoreName, VolumeKey},
         keys::seal::{ContainerKey, Payload},
@@ -275,7 +276,7 @@ mod tests {
     }
 
     fn expected(context: &EntryContext) -> Expected {
-        Expected { key_id: context.key.key_id, container: context.key.container.clone(), volume: Some(None) }
+        Expected { key_id: context.key.key_id, container: context.key.container.clone(), volume: For::Plain }
     }
 
     #[test]
@@ -352,7 +353,7 @@ mod tests {
         let (Content::VolumeKey(is), Content::VolumeKey(was)) = (&opened.opened.content, &content) else { panic!() };
         assert!(is.volume_key == was.volume_key);
 
-        let volume = Expected { volume: Some(Some(uuid::Uuid::new_v4())), ..expected(&context) };
+        let volume = Expected { volume: For::Luks(uuid::Uuid::new_v4()), ..expected(&context) };
         let key_id = Expected { key_id: KeyId::random(), ..expected(&context) };
         let container = Expected { container: "glance".parse().unwrap(), ..expected(&context) };
         for (which, asked) in [("volume", volume), ("key", key_id), ("container", container)] {

@@ -4,8 +4,8 @@
 //! reasons: content keys and payloads stay in [secret memory](crate::base::key::SecretBytes), and an identity may be a TPM that does the key agreement.
 //!
 //! ```
-//! use cryptattach::key::{BoundContext, KeyId, KeySize, VolumeKey};
-//! use cryptattach::seal::{Content, Expected, Identity, Keyring, OwnerKey, Payload, seal};
+//! use cryptattach::base::key::{BoundContext, KeyId, KeySize, VolumeKey};
+//! use cryptattach::keys::seal::{Content, Expected, For, Identity, Keyring, OwnerKey, Payload, seal};
 //!
 //! let owner = OwnerKey::generate()?;
 //! let context = BoundContext {
@@ -28,7 +28,7 @@
 //! let sealed = seal(&context, &Content::VolumeKey(payload), &[Box::new(owner.recipient()?)])?;
 //!
 //! let keyring = Keyring::of(vec![Box::new(owner)]);
-//! let expected = Expected { key_id: context.key_id, container: context.container.clone(), volume: Some(None) };
+//! let expected = Expected { key_id: context.key_id, container: context.container.clone(), volume: For::Plain };
 //! assert!(matches!(keyring.open(&sealed, &expected)?.content, Content::VolumeKey(_)));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -138,8 +138,26 @@ pub struct Expected {
     pub key_id: KeyId,
     /// The container that it was asked from.
     pub container: StoreName,
-    /// The volume that it is to open: its UUID, or `Some(None)` for plain dm-crypt. `None`: any.
-    pub volume: Option<Option<Uuid>>,
+    /// The volume that it is to open.
+    pub volume: For,
+}
+
+/// Which volume a key is to open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum For {
+    /// Any.
+    Any,
+    /// A plain dm-crypt volume, which has no header that could name it.
+    Plain,
+    /// The LUKS volume of this UUID.
+    Luks(Uuid),
+}
+
+impl For {
+    /// The volume of this UUID; a plain one has none.
+    pub fn volume(uuid: Option<Uuid>) -> Self {
+        uuid.map_or(Self::Plain, Self::Luks)
+    }
 }
 
 /// An opened sealed key: authentic, and what was expected.
@@ -155,13 +173,16 @@ impl Opened {
     fn check_volume(&self, expected: &Expected) -> Result<(), SealError> {
         let is = self.context.volume;
         let unbound = matches!(self.content, Content::Object(_)) && is.is_none();
-        match expected.volume {
-            Some(asked) if asked != is && !unbound => {
-                let words = |uuid: Option<Uuid>| uuid.map_or("a plain volume".to_owned(), |uuid| uuid.to_string());
-                Err(SealError::Other { what: "volume", is: words(is), asked: words(asked) })
-            }
-            _ => Ok(()),
+        let asked = match expected.volume {
+            For::Any => return Ok(()),
+            For::Plain => None,
+            For::Luks(uuid) => Some(uuid),
+        };
+        if asked == is || unbound {
+            return Ok(());
         }
+        let words = |uuid: Option<Uuid>| uuid.map_or("a plain volume".to_owned(), |uuid| uuid.to_string());
+        Err(SealError::Other { what: "volume", is: words(is), asked: words(asked) })
     }
 }
 

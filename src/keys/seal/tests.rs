@@ -37,7 +37,7 @@ fn context() -> BoundContext {
 }
 
 fn expected(context: &BoundContext) -> Expected {
-    Expected { key_id: context.key_id, container: context.container.clone(), volume: Some(context.volume) }
+    Expected { key_id: context.key_id, container: context.container.clone(), volume: For::volume(context.volume) }
 }
 
 fn pem(name: &str, bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
@@ -106,14 +106,14 @@ fn a_key_for_something_else_is_refused_and_says_for_what() {
     let wrong = [
         ("key", Expected { key_id: KeyId::random(), ..right.clone() }),
         ("container", Expected { container: "glance".parse().unwrap(), ..right.clone() }),
-        ("volume", Expected { volume: Some(Some(Uuid::new_v4())), ..right.clone() }),
-        ("volume", Expected { volume: Some(None), ..right.clone() }),
+        ("volume", Expected { volume: For::Luks(Uuid::new_v4()), ..right.clone() }),
+        ("volume", Expected { volume: For::Plain, ..right.clone() }),
     ];
     for (which, asked) in wrong {
         let Err(SealError::Other { what, .. }) = keyring.open(&sealed, &asked) else { panic!("{which}") };
         assert_eq!(what, which);
     }
-    keyring.open(&sealed, &Expected { volume: None, ..right }).unwrap();
+    keyring.open(&sealed, &Expected { volume: For::Any, ..right }).unwrap();
 }
 
 #[test]
@@ -310,7 +310,9 @@ fn an_object_is_for_any_volume_until_it_is_bound_to_one() {
     let [free, tied] = [&unbound, &bound].map(|context| seal(context, &object(), &recipients).unwrap());
     let keyring = Keyring::of(vec![Box::new(owner)]);
     let open = |sealed, context: &BoundContext, volume| {
-        keyring.open(sealed, &Expected { volume: Some(volume), ..expected(context) }).map(|opened| opened.content)
+        keyring
+            .open(sealed, &Expected { volume: For::volume(volume), ..expected(context) })
+            .map(|opened| opened.content)
     };
     assert!(matches!(open(&free, &unbound, Some(volume)), Ok(Content::Object(object)) if object.value.len() == 8192));
     assert!(open(&free, &unbound, None).is_ok());

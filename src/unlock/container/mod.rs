@@ -18,6 +18,8 @@ use uuid::Uuid;
 
 pub use pins::TrustError;
 pub use rotation::Rotation;
+pub use usage::Unused;
+pub use via_lockbox::ViaLockbox;
 
 use crate::{
     base::{
@@ -30,13 +32,10 @@ use crate::{
     },
     config::{Config, Sealing},
     keys::{
-        seal::{self, ContainerKey, Content, Entry, Expected, Identity, Keyring, Opened, Recipient, SealError},
+        seal::{self, ContainerKey, Content, Expected, For, Identity, Keyring, Opened, Recipient, SealError},
         store::{self, ContainerKeys, KeyStore, Released, RingAnswer, Stored, parse_endpoints},
     },
-    unlock::{
-        Error,
-        lockbox::{EntryError, Lockbox},
-    },
+    unlock::{Error, lockbox::Lockbox},
 };
 
 /// A container of keys.
@@ -52,18 +51,33 @@ pub struct Container {
     own_places: Vec<Place>,
     /// This host's lockbox, if it has one: its key opens what is sealed to this host.
     lockbox: Option<Lockbox>,
-    /// The lockbox is asked for keys before the store.
-    from_lockbox: bool,
+    /// What it is used for.
+    used: Use,
     /// The store is used as the caller of a hook.
     as_caller: bool,
-    /// Why entries of the lockbox are not used.
-    unusable: Mutex<BTreeMap<KeyId, EntryError>>,
-    /// Where keys rest, as the store has said.
-    asked: Mutex<BTreeMap<KeyId, Vec<Place>>>,
+}
+
+/// How a container is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// To open one volume: a valid entry of the lockbox is enough, and all requests to the store have one limit in time.
+    Unlock,
+    /// To open the volumes of a boot with the lockbox. Each request may take as long as the boot.
+    BootByLockbox,
+    /// To open the volumes of a boot with keys from the store. Each request may take as long as the boot.
+    BootByStore,
+    /// To work on keys, or to judge where they rest: the store itself is asked.
+    Keys,
+}
+
+impl Use {
+    fn lockbox_first(self) -> bool {
+        matches!(self, Self::Unlock | Self::BootByLockbox)
+    }
 }
 
 /// A key, opened or released.
-pub enum Fetched {
+pub(in crate::unlock) enum Fetched {
     /// It was sealed.
     Sealed(Opened),
     /// The store keeps it unsealed.
@@ -95,31 +109,28 @@ pub enum Source {
 
 impl Container {
     /// The container that the configuration describes; `caller` is the token of a hook's caller.
-    pub fn open(config: &Config, name: &StoreName, caller: Option<SecretBytes>) -> Result<Self, Error> {
+    pub fn open(config: &Config, name: &StoreName, caller: Option<SecretBytes>, used: Use) -> Result<Self, Error> {
         let store_config = config.store(name)?;
         let lockbox = Lockbox::of(config);
         let mut own_places = store_config.places(&config.path);
         own_places.extend(lockbox.iter().flat_map(|lockbox| lockbox.places(config, name)));
         own_places.extend(config.boot.place());
+        let as_caller = caller.is_some() && store_config.takes_caller_token();
+        let mut store = store::open(name, store_config, caller)?;
+        if used == Use::Unlock {
+            store.as_one();
+        }
         Ok(Self {
             name: name.clone(),
-            as_caller: caller.is_some() && store_config.takes_caller_token(),
-            store: store::open(name, store_config, caller)?,
+            as_caller,
+            store,
             sealing: store_config.sealing.clone(),
             opened: Mutex::default(),
             state: config.state.clone(),
             own_places,
             lockbox,
-            from_lockbox: false,
-            unusable: Mutex::default(),
-            asked: Mutex::default(),
+            used,
         })
-    }
-
-    /// With one limit in time for all that it asks the store.
-    pub fn as_one(mut self) -> Self {
-        self.store.as_one();
-        self
     }
 
     /// The store's dictionary.
@@ -137,26 +148,8 @@ impl Container {
         Ok(self.reference(self.store.new_id()?))
     }
 
-    /// Fetches a key and opens it, if it is for this volume: its UUID, or `Some(None)` for plain dm-crypt; `None`: any.
-    ///
-    /// If the lockbox is to be asked first, a valid entry is enough, and what the store gives becomes one.
-    pub fn fetch(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Result<Fetched, Error> {
-        Ok(self.fetch_and_tell(id, volume)?.0)
-    }
-
-    /// The same, and what gave it.
-    pub fn fetch_and_tell(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Result<(Fetched, Source), Error> {
-        if let Some(Entry { opened, .. }) = self.entry(id, volume) {
-            return Ok((Fetched::Sealed(opened), Source::Lockbox));
-        }
-        let fetched = self.fetch_from_store(id, volume).map_err(|error| self.explain(id, error))?;
-        if let Fetched::Sealed(opened) = &fetched {
-            self.remember(opened);
-        }
-        Ok((fetched, Source::Store))
-    }
-
-    fn fetch_from_store(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Result<Fetched, Error> {
+    /// Fetches a key from the store and opens it, if it is for this volume. Nothing above this floor gets a volume key so.
+    pub(in crate::unlock) fn fetch(&self, id: &KeyId, volume: For) -> Result<Fetched, Error> {
         match self.store.get(id)? {
             Stored::Released(released) => Ok(Fetched::Released(released)),
             Stored::Sealed(sealed) => {
@@ -168,17 +161,21 @@ impl Container {
     }
 
     /// Opens a sealed key.
-    pub fn open_key(&self, id: &KeyId, sealed: &SealedKey, volume: Option<Option<Uuid>>) -> Result<Opened, Error> {
+    fn open_key(&self, id: &KeyId, sealed: &SealedKey, volume: For) -> Result<Opened, Error> {
         let expected = Expected { key_id: *id, container: self.name.clone(), volume };
         let refused = |source| match self.closed_lockbox(&source) {
-            Some(host) => Error::WhileClosed { what: format!("the sealed key {}", self.reference(*id)), host, source },
+            Some(host) => Error::WhileClosed {
+                what: format!("the sealed key {}", self.reference(*id)),
+                host,
+                source: Box::new(source),
+            },
             None => Error::KeyRefused { reference: self.reference(*id), source },
         };
         self.keyring(sealed)?.open(sealed, &expected).map_err(refused)
     }
 
     /// Seals and stores a new key.
-    pub fn create(&self, id: &KeyId, volume: Option<Uuid>, content: &Content) -> Result<(), Error> {
+    pub(in crate::unlock) fn create(&self, id: &KeyId, volume: Option<Uuid>, content: &Content) -> Result<(), Error> {
         let context = BoundContext {
             version: 1,
             key_id: *id,
@@ -193,7 +190,7 @@ impl Container {
     }
 
     /// Seals a key anew, to the recipients that keys have now, and replaces its sealed form.
-    pub fn reseal(&self, opened: Opened) -> Result<(), Error> {
+    fn reseal(&self, opened: Opened) -> Result<(), Error> {
         self.reseal_to(opened, &self.recipients()?)
     }
 
@@ -245,25 +242,15 @@ impl Container {
         let id = ContainerKeyId { container: self.name.clone(), epoch };
         let keys = self.store.container_keys().ok_or_else(|| Error::NoContainerKeys(self.name.clone()))?;
         let refused = |source| match self.closed_lockbox(&source) {
-            Some(host) => Error::WhileClosed { what: format!("the container key {id}"), host, source },
+            Some(host) => {
+                Error::WhileClosed { what: format!("the container key {id}"), host, source: Box::new(source) }
+            }
             None => Error::ContainerKeyRefused { id: id.clone(), source },
         };
         let key = ContainerKey::open(&keys.get(epoch)?, &self.identities()?, &id);
         let key = Arc::new(key.map_err(refused)?);
         opened.insert(epoch, key.clone());
         Ok(key)
-    }
-
-    /// All places where the key, or what opens it, rests.
-    ///
-    /// Of a key that comes out of the lockbox, its entry says where it rested in the store, and the store is not asked.
-    pub fn places(&self, id: &KeyId) -> Result<Vec<Place>, Error> {
-        let mut places = match self.entry(id, None) {
-            Some(entry) => Self::remembered(entry.context.places),
-            None => self.places_in_store(id).map_err(|error| self.explain(id, error))?,
-        };
-        places.extend(self.own_places.iter().cloned());
-        Ok(places)
     }
 
     fn places_in_store(&self, id: &KeyId) -> Result<Vec<Place>, Error> {
@@ -277,7 +264,6 @@ impl Container {
             }
         }
         places.extend(self.store.rings(id)?.into_iter().flat_map(replicas));
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(*id, places.clone());
         Ok(places)
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     },
     config::Sealing,
     keys::{
-        seal::{self, ContainerKey, Recipient},
+        seal::{self, ContainerKey, For, Recipient},
         store::{ContainerKeys, Current, StoreError, Stored},
     },
     unlock::Error,
@@ -217,6 +217,6 @@ impl Container {
         if kids.any(|kid| kid.container == self.name && kid.epoch >= target.epoch()) {
             return Ok(false);
         }
-        self.reseal_to(self.open_key(id, &sealed, None)?, recipients).map(|()| true)
+        self.reseal_to(self.open_key(id, &sealed, For::Any)?, recipients).map(|()| true)
     }
 }

@@ -1,30 +1,146 @@
-//! Freshness: the proof that nothing can have been encrypted with a key yet, so that a blank device may be formatted with it.
+//! Whether a key was used: the proof that nothing can have been encrypted with it yet, so that a blank device may be formatted
+//! with it.
 //!
-//! A fresh key carries a mark, which is taken away before its value is given out, and when a volume has been opened with it.
+//! An unused key carries a mark. The mark goes before the key's value is given out, and when a volume is opened with it.
 //! A key without the mark may have been used: nothing follows from its age or from who asks.
 
 use super::{Container, Fetched};
 use crate::{
     base::{
         chain::chain,
-        key::{KeyId, ManagedObject, ObjectFacts, SecretBytes},
+        clock::now,
+        key::{BoundContext, KeyId, KeyReference, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
     },
     keys::{
-        seal::{Content, Opened},
+        seal::{Content, For, Opened},
         store::{Released, StoreError},
     },
     unlock::Error,
+    volumes::header::Volume,
 };
 
+/// A key of fewer bits is not trusted to stand behind the least key derivation that LUKS2 allows.
+const LEAST_KEY_BYTES: usize = 32;
+
+/// What a key was used for if its value was given out.
+const GIVEN_OUT: &str = "whatever another program does with it: it was given out";
+
+/// A key that no volume was formatted with yet.
+pub struct Unused {
+    object: ManagedObject,
+    /// What it is sealed with; `None` if the store keeps it unsealed.
+    context: Option<BoundContext>,
+}
+
+impl Unused {
+    /// The passphrase of the keyslot that a volume is formatted with.
+    pub fn passphrase(&self) -> Result<SecretBytes, Error> {
+        Ok(self.object.passphrase()?)
+    }
+}
+
 impl Container {
-    /// Notes that a key is used, for what, in words; it is fresh no longer.
+    /// What is known of a key that other programs use: an object, or the passphrase of a volume's keyslot. Its value goes with
+    /// it, for who only looks at the facts.
+    pub fn object(&self, id: &KeyId) -> Result<ManagedObject, Error> {
+        self.as_object(id, self.fetch(id, For::Any)?)
+    }
+
+    /// Gives the value of a key to another program: an object's, or the passphrase of a volume's keyslot, never a volume key.
+    /// The program may use it, so the key no longer counts as unused.
+    pub fn give_out(&self, id: &KeyId) -> Result<ManagedObject, Error> {
+        let fetched = self.fetch(id, For::Any)?;
+        self.mark_used(id, &fetched, GIVEN_OUT)?;
+        self.as_object(id, fetched)
+    }
+
+    fn as_object(&self, id: &KeyId, fetched: Fetched) -> Result<ManagedObject, Error> {
+        match fetched {
+            Fetched::Released(Released { object, .. })
+            | Fetched::Sealed(Opened { content: Content::Object(object), .. }) => Ok(object),
+            Fetched::Sealed(Opened { content: Content::VolumeKey(payload), context }) => {
+                let facts = ObjectFacts {
+                    kind: ObjectKind::Passphrase,
+                    algorithm: None,
+                    bit_length: None,
+                    name: None,
+                    created: Some(context.created),
+                    fresh: false,
+                };
+                let value = payload.passphrase.ok_or_else(|| Error::NoPassphrase(self.reference(*id)))?;
+                Ok(ManagedObject { facts, value })
+            }
+        }
+    }
+
+    /// Keeps an object under a new id: in the store as it is, if the store keeps such, or else sealed.
+    pub fn keep_object(&self, object: ManagedObject) -> Result<KeyReference, Error> {
+        if let Some(objects) = self.store.objects() {
+            return Ok(self.reference(objects.create(&object)?));
+        }
+        let key = self.new_reference()?;
+        let facts = ObjectFacts { created: object.facts.created.or(Some(now())), ..object.facts };
+        self.create(&key.key, None, &Content::Object(ManagedObject { facts, value: object.value }))?;
+        Ok(key)
+    }
+
+    /// The key, if it is a symmetric one of enough bits and nothing was encrypted with it yet. With `unmarked`, a store's own
+    /// unsealed key counts as unused although nothing says so.
+    pub fn unused(&self, id: &KeyId, unmarked: bool) -> Result<Unused, Error> {
+        let key = self.reference(*id);
+        let used = |volume: String| Err(Error::KeyUsed { key: key.clone(), volume });
+        let (object, context) = match self.fetch(id, For::Any)? {
+            Fetched::Released(Released { used_for: Some(volume), .. }) => return used(volume),
+            Fetched::Released(Released { object, .. }) if !object.facts.fresh && !unmarked => {
+                return Err(Error::KeyUnproven(key));
+            }
+            Fetched::Released(Released { object, .. }) => (object, None),
+            Fetched::Sealed(Opened { content: Content::VolumeKey(_), .. }) => return used("a plain volume".to_owned()),
+            Fetched::Sealed(Opened { content: Content::Object(object), context }) => (object, Some(context)),
+        };
+        if let Some(volume) = context.as_ref().and_then(|context| context.volume) {
+            return used(volume.to_string());
+        }
+        if context.is_some() && !object.facts.fresh {
+            return used("whatever another program does with it: it was given out, or came from outside".to_owned());
+        }
+        if object.facts.kind != ObjectKind::Symmetric || object.value.len() < LEAST_KEY_BYTES {
+            return Err(Error::KeyTooWeak(key));
+        }
+        Ok(Unused { object, context })
+    }
+
+    /// Makes an unused key the volume's own. No store has compare-and-swap: that another host marked the key as well shows
+    /// only afterwards, so that is looked at, too.
+    pub fn claim(&self, id: &KeyId, unused: Unused, volume: &Volume) -> Result<(), Error> {
+        let uuid = volume.uuid().map(|uuid| uuid.to_string());
+        match unused.context {
+            None => self.store.mark_used(id, uuid.as_deref().unwrap_or_default())?,
+            Some(context) => {
+                let context = BoundContext { volume: volume.uuid(), ..context };
+                let facts = ObjectFacts { fresh: false, ..unused.object.facts };
+                let object = ManagedObject { facts, value: unused.object.value };
+                self.reseal(Opened { context, content: Content::Object(object) })?;
+            }
+        }
+        let marked_for = match self.fetch(id, For::Any)? {
+            Fetched::Released(Released { used_for, .. }) => used_for,
+            Fetched::Sealed(Opened { context, .. }) => context.volume.map(|uuid| uuid.to_string()),
+        };
+        match marked_for {
+            Some(marked) if Some(&marked) == uuid.as_ref() => Ok(()),
+            Some(volume) => Err(Error::KeyUsed { key: self.reference(*id), volume }),
+            None => Err(Error::ReadBack(self.reference(*id))),
+        }
+    }
+
+    /// Notes that a key is used, for what, in words.
     ///
-    /// A reader of the store may not write there, and goes on: nor may it format what the key then still counts as
-    /// unused for.
-    pub fn spend(&self, id: &KeyId, fetched: &Fetched, what: &str) -> Result<(), Error> {
+    /// A read-only caller cannot mark the key as used. That is safe, because it cannot format with it either.
+    pub(in crate::unlock) fn mark_used(&self, id: &KeyId, fetched: &Fetched, what: &str) -> Result<(), Error> {
         let noted = match self.note_use(id, fetched, what) {
             // Another process has re-sealed it meanwhile.
-            Err(Error::Store(StoreError::Outdated { .. })) => self.note_use(id, &self.fetch(id, None)?, what),
+            Err(Error::Store(StoreError::Outdated { .. })) => self.note_use(id, &self.fetch(id, For::Any)?, what),
             noted => noted,
         };
         match (noted, fetched) {

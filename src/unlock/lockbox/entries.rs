@@ -2,15 +2,13 @@
 
 use std::{fs, io, path::PathBuf};
 
-use uuid::Uuid;
-
 use super::{Lockbox, LockboxError, io_error};
 use crate::{
     base::{
         clock::now,
         key::{KeyReference, MAX_SEALED_BYTES, Place, SealedKey, StoreName},
     },
-    keys::seal::{Entry, EntryContext, Expected, Opened, SealError},
+    keys::seal::{Entry, EntryContext, Expected, For, Opened, SealError},
     sys::durable::{self, Folder},
 };
 
@@ -73,7 +71,7 @@ fn ago(seconds: u64) -> String {
 impl Lockbox {
     /// The entry of a key, opened, if it is for this volume as in [`Expected`]; `None` if there is none or the lockbox is
     /// closed.
-    pub fn entry(&self, key: &KeyReference, volume: Option<Option<Uuid>>) -> Result<Option<Entry>, EntryError> {
+    pub fn entry(&self, key: &KeyReference, volume: For) -> Result<Option<Entry>, EntryError> {
         let Some(lockbox_key) = self.key() else { return Ok(None) };
         let Some(sealed) = self.read(key)? else { return Ok(None) };
         let expected = Expected { key_id: key.key, container: key.store.clone(), volume };
@@ -114,7 +112,7 @@ impl Lockbox {
 
     /// Removes the entries that can never be used again; how many there were.
     pub fn sweep(&self) -> Result<usize, LockboxError> {
-        self.forget_if(|key| match self.entry(key, None) {
+        self.forget_if(|key| match self.entry(key, For::Any) {
             Err(error) => error.is_final() || matches!(error, EntryError::Expired { .. }),
             Ok(_) => false,
         })

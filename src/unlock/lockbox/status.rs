@@ -12,7 +12,10 @@ use crate::{
         key::{HostName, KeyReference, StoreName},
     },
     config::Config,
-    keys::{seal::EntryContext, tpm::IdentityFile},
+    keys::{
+        seal::{EntryContext, For},
+        tpm::IdentityFile,
+    },
     sys::kernel_keyring::Kept,
 };
 
@@ -91,7 +94,7 @@ impl Lockbox {
 
     fn entry_status(&self, key: KeyReference) -> EntryStatus {
         let claimed = self.read(&key).ok().flatten().and_then(|sealed| EntryContext::claimed(&sealed).ok());
-        let (state, why) = match (self.key(), self.entry(&key, None)) {
+        let (state, why) = match (self.key(), self.entry(&key, For::Any)) {
             (Some(_), Ok(_)) => (State::Valid, None),
             (_, Err(error)) => (State::Unusable, Some(chain(&error))),
             (None, Ok(_)) => match claimed.as_ref().map(|context| check_time(context, now())) {

@@ -10,7 +10,7 @@ use std::{
 
 use super::{Announced, BootError, Planned, Report, lockbox_once::Opening, mounts::Mounts};
 use crate::{
-    base::key::{KeyReference, StoreName, VolumeKey},
+    base::key::{KeyReference, StoreName},
     config::{Config, DeviceSpec, StoreConfig},
     keys::{
         store,
@@ -19,13 +19,14 @@ use crate::{
     sys::announce::{self, Waits},
     unlock::{
         self,
-        case::{self, Case, Strictness},
-        container::Container,
+        case::{Case, Circumstances},
+        container::{Container, Use},
         lockbox::Lockbox,
     },
     verbs::error::Error,
     volumes::{
-        backend::{self, Activate},
+        Unlocked,
+        backend::{Activate, Backends, ThisHost},
         header::{self, Volume},
     },
 };
@@ -63,12 +64,12 @@ pub struct Claim(Mutex<bool>);
 
 impl Claim {
     /// Attaches the volume, unless another has.
-    pub fn attach(&self, volume: &Volume, key: &VolumeKey, options: &Activate) -> Result<(), Error> {
+    pub fn attach(&self, unlocked: &Unlocked, options: &Activate) -> Result<(), Error> {
         let mut attached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !*attached {
-            let backend = backend::choose(None, &volume.device)?;
-            if backend.active(volume, options)?.is_none() {
-                backend.activate(volume, key, options)?;
+            let backend = ThisHost.choose(None, &unlocked.volume().device)?;
+            if backend.active(unlocked.volume(), options)?.is_none() {
+                backend.activate(unlocked, options)?;
             }
             *attached = true;
         }
@@ -160,27 +161,31 @@ impl Sources {
     }
 
     /// The volume's key, once the way to it is there.
-    pub fn fetch(&self, number: usize, volume: &Volume, by: &By) -> Result<VolumeKey, Error> {
-        let (reference, container) = match by {
+    pub fn fetch(&self, number: usize, volume: &Volume, by: &By) -> Result<Unlocked, Error> {
+        let case = match by {
             By::Store(reference) => {
                 self.await_store(number, &reference.store)?;
-                (reference, self.container(&reference.store)?)
+                self.case(volume, reference, self.container(&reference.store)?)
             }
             By::Lockbox(reference) => {
                 self.lockbox.once(|| self.open_lockbox(number))?;
                 // Of its own: whether the lockbox is open is looked at once.
-                let container = Container::open(&self.config, &reference.store, None)?.lockbox_first();
-                if !container.has_entry(&reference.key, Some(volume.uuid())) {
+                let container = Container::open(&self.config, &reference.store, None, Use::BootByLockbox)?;
+                let case = self.case(volume, reference, Arc::new(container));
+                if case.needs_store() {
                     self.await_store(number, &reference.store)?;
                 }
-                (reference, Arc::new(container))
+                case
             }
             By::Passphrase | By::Before | By::Device => {
                 return Err(unlock::Error::NoReference(volume.device.path.clone()).into());
             }
         };
-        Case::new(&self.config, &container, reference, volume).separate(None, Strictness::default())?;
-        Ok(case::open(&container, reference, volume)?)
+        Ok(case.prove(Circumstances::default())?.key()?)
+    }
+
+    fn case(&self, volume: &Volume, reference: &KeyReference, container: Arc<Container>) -> Case<'_> {
+        Case::of(&self.config, volume.clone(), reference.clone(), container)
     }
 
     /// Opens the lockbox.
@@ -265,7 +270,7 @@ impl Sources {
         if let Some(container) = containers.get(name) {
             return Ok(container.clone());
         }
-        let container = Arc::new(Container::open(&self.config, name, None)?);
+        let container = Arc::new(Container::open(&self.config, name, None, Use::BootByStore)?);
         containers.insert(name.clone(), container.clone());
         Ok(container)
     }

@@ -43,7 +43,8 @@ use crate::{
     unlock,
     verbs::{attach::Options, error::Error},
     volumes::{
-        backend::{self, Activate},
+        Unlocked,
+        backend::{Activate, Backends, ThisHost},
         header::{Volume, VolumeError},
     },
 };
@@ -277,7 +278,7 @@ impl Boot {
             let (claim, options, left) = (self.claims[number].clone(), activation(planned, &volume), left.clone());
             thread::spawn(move || {
                 let attached =
-                    sources.fetch(number, &volume, &by).and_then(|key| claim.attach(&volume, &key, &options));
+                    sources.fetch(number, &volume, &by).and_then(|unlocked| claim.attach(&unlocked, &options));
                 report_attached(&sender, number, by, attached);
                 // The last source out says so.
                 if Arc::into_inner(left).is_some() {
@@ -344,8 +345,8 @@ impl Boot {
             let (claim, options) = (self.claims[number].clone(), activation(&self.planned[number], &volume));
             self.trying += 1;
             thread::spawn(move || {
-                let key = volume.open_keyslot(&passphrase).map_err(Error::from);
-                let tried = key.and_then(|key| claim.attach(&volume, &key, &options));
+                let unlocked = Unlocked::by_passphrase(&volume, &passphrase).map_err(Error::from);
+                let tried = unlocked.and_then(|unlocked| claim.attach(&unlocked, &options));
                 let _ = sender.send(Report::Tried(number, tried));
             });
         }
@@ -439,7 +440,7 @@ impl Boot {
 
 fn is_attached(planned: &Planned, volume: &Volume) -> bool {
     let active =
-        backend::choose(None, &volume.device).and_then(|backend| backend.active(volume, &activation(planned, volume)));
+        ThisHost.choose(None, &volume.device).and_then(|backend| backend.active(volume, &activation(planned, volume)));
     active.is_ok_and(|mapping| mapping.is_some())
 }
 

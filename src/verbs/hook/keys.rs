@@ -6,18 +6,14 @@ use zeroize::Zeroizing;
 use crate::{
     base::{
         chain::chain,
-        clock,
         key::{KeyReference, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
     },
     config::Config,
-    keys::{
-        seal::{Content, Opened, SealError},
-        store::Released,
-    },
+    keys::seal::SealError,
     unlock::{
         self,
         audit::{self, Event},
-        container::{Container, Fetched},
+        container::Container,
     },
     verbs::error::Error,
 };
@@ -77,15 +73,7 @@ pub fn store_key(config: &Config, container: &Container, object: ManagedObject) 
 }
 
 fn keep(config: &Config, container: &Container, object: ManagedObject) -> Result<KeyReference, Error> {
-    let key = match container.store().objects() {
-        Some(objects) => container.reference(objects.create(&object)?),
-        None => {
-            let key = container.new_reference()?;
-            let facts = ObjectFacts { created: object.facts.created.or(Some(clock::now())), ..object.facts };
-            container.create(&key.key, None, &Content::Object(ManagedObject { facts, value: object.value }))?;
-            key
-        }
-    };
+    let key = container.keep_object(object)?;
     record(config, "key create", &key);
     Ok(key)
 }
@@ -100,33 +88,14 @@ pub fn get_key(
     if !with_value && let Some(facts) = container.store().released_facts(&key.key)? {
         return Ok(Described { key: key.clone(), facts, value: None });
     }
-    let fetched = container.fetch(&key.key, None)?;
-    if with_value {
-        container.spend(&key.key, &fetched, "another program (it was given out)")?;
+    if !with_value {
+        return Ok(Described { key: key.clone(), facts: container.object(&key.key)?.facts, value: None });
     }
-    let (facts, value) = match fetched {
-        Fetched::Released(Released { object: ManagedObject { facts, value }, .. })
-        | Fetched::Sealed(Opened { content: Content::Object(ManagedObject { facts, value }), .. }) => (facts, value),
-        // castellan knows of no volume keys; the passphrase of one with a keyslot is what its users can do something with.
-        Fetched::Sealed(Opened { content: Content::VolumeKey(payload), context }) => {
-            let value = payload.passphrase.ok_or_else(|| unlock::Error::NoPassphrase(key.clone()))?;
-            let facts = ObjectFacts {
-                kind: ObjectKind::Passphrase,
-                algorithm: None,
-                bit_length: None,
-                name: None,
-                created: Some(context.created),
-                fresh: false,
-            };
-            (facts, value)
-        }
-    };
-    if with_value {
-        record(config, "key get", key);
-    }
+    let ManagedObject { facts, value } = container.give_out(&key.key)?;
+    record(config, "key get", key);
     // As they are from now on.
-    let facts = ObjectFacts { fresh: facts.fresh && !with_value, ..facts };
-    Ok(Described { key: key.clone(), facts, value: with_value.then_some(value) })
+    let facts = ObjectFacts { fresh: false, ..facts };
+    Ok(Described { key: key.clone(), facts, value: Some(value) })
 }
 
 /// Deletes an object for ever.

@@ -10,25 +10,21 @@ use std::{
     fs, io,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 pub use keys::{Described, create_key, create_pair, delete_key, get_key, list_keys, store_key};
 
 use crate::{
     base::{
-        key::{BoundContext, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, VolumeKey},
+        key::{KeyReference, KeySize, SecretBytes, VolumeKey},
         mapping_name::MappingName,
     },
     config::Config,
-    keys::{
-        seal::{Content, Opened},
-        store::Released,
-    },
     sys::device::DeviceError,
     unlock::{
-        self,
-        case::{Case, Strictness},
-        container::{Container, Fetched},
+        case::{Case, Circumstances, Strictness},
+        container::{Container, Use},
     },
     verbs::{
         attach::{self, Options},
@@ -38,14 +34,11 @@ use crate::{
         resize,
     },
     volumes::{
-        backend::{BackendError, Deferred, Mapping},
-        header::{self, CIPHER, PlainParameters, SectorSize, Volume, VolumeError},
+        backend::{BackendError, Backends, Deferred, Mapping},
+        header::{self, CIPHER, PlainParameters, SectorSize, VolumeError},
         separation::Target,
     },
 };
-
-/// A key of fewer bits is not trusted to stand behind the least key derivation that LUKS2 allows.
-const LEAST_KEY_BYTES: usize = 32;
 
 /// What os-brick says of a volume.
 pub struct Request {
@@ -70,9 +63,14 @@ pub struct Request {
 }
 
 /// Attaches a volume; formats it first if that is its first time.
-pub fn attach(config: &Config, request: &Request, caller: Option<SecretBytes>) -> Result<Mapping, Error> {
+pub fn attach(
+    config: &Config,
+    backends: &dyn Backends,
+    request: &Request,
+    caller: Option<SecretBytes>,
+) -> Result<Mapping, Error> {
     check_cipher(request)?;
-    if let Some(mapping) = attached_already(request)? {
+    if let Some(mapping) = attached_already(backends, request)? {
         return Ok(mapping);
     }
     request.link.as_deref().map_or(Ok(()), can_lead)?;
@@ -83,6 +81,7 @@ pub fn attach(config: &Config, request: &Request, caller: Option<SecretBytes>) -
     }
     let mapping = attach::attach(
         config,
+        backends,
         attach::Request {
             device: &request.device,
             name: Some(request.name.clone()),
@@ -104,8 +103,8 @@ pub fn attach(config: &Config, request: &Request, caller: Option<SecretBytes>) -
 }
 
 /// Removes a mapping; whether there was one. Cleaning up after a failure, os-brick asks for it more than once.
-pub fn detach(name: &MappingName) -> Result<bool, Error> {
-    match detach::detach(name, Deferred::No) {
+pub fn detach(backends: &dyn Backends, name: &MappingName) -> Result<bool, Error> {
+    match detach::detach(backends, name, Deferred::No) {
         Ok(_) => Ok(true),
         Err(Error::NotAttached(_) | Error::Backend(BackendError::NotActive(_))) => Ok(false),
         Err(error) => Err(error),
@@ -113,11 +112,25 @@ pub fn detach(name: &MappingName) -> Result<bool, Error> {
 }
 
 /// Makes a mapping as large as its device has become.
-pub fn extend(config: &Config, request: &Request, caller: Option<SecretBytes>) -> Result<u64, Error> {
+pub fn extend(
+    config: &Config,
+    backends: &dyn Backends,
+    request: &Request,
+    caller: Option<SecretBytes>,
+) -> Result<u64, Error> {
     let plain = request.plain.then(|| plain(config, request));
     resize::resize(
         config,
-        resize::Request { name: &request.name, key: Some(request.key.clone()), header: None, plain, caller },
+        backends,
+        resize::Request {
+            name: &request.name,
+            key: Some(request.key.clone()),
+            header: None,
+            plain,
+            separation: Strictness::default(),
+            caller,
+            target: request.target.as_ref(),
+        },
     )
 }
 
@@ -131,13 +144,22 @@ fn check_cipher(request: &Request) -> Result<(), Error> {
 }
 
 /// os-brick names the device by a link that leads to the mapping once the volume is attached.
-fn attached_already(request: &Request) -> Result<Option<Mapping>, Error> {
-    let status = match detach::status(&request.name) {
+fn attached_already(backends: &dyn Backends, request: &Request) -> Result<Option<Mapping>, Error> {
+    let status = match detach::status(backends, &request.name) {
         Err(Error::NotAttached(_)) => return Ok(None),
         status => status?,
     };
     let same = |a: &Path, b: &Path| matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b);
-    Ok(same(&status.device, &request.device).then_some(Mapping {
+    if !same(&status.device, &request.device) {
+        return Ok(None);
+    }
+    // A volume that names another key is another volume, whatever its mapping is called.
+    let named = header::probe(&status.source, None).ok().and_then(|volume| volume.luks()?.reference.clone());
+    if named.is_some_and(|named| named != request.key) {
+        let by = format!("{}, which has another key, is attached under it", status.source.display());
+        return Err(BackendError::Foreign { name: status.name, by }.into());
+    }
+    Ok(Some(Mapping {
         name: status.name,
         device: status.device,
         uri: None,
@@ -157,8 +179,8 @@ fn plain(config: &Config, request: &Request) -> PlainParameters {
 }
 
 fn format_first(config: &Config, request: &Request, caller: Option<SecretBytes>) -> Result<(), Error> {
-    let container = Container::open(config, &request.key.store, caller)?;
-    let unused = Unused::fetch(config, &container, &request.key)?;
+    let container = Arc::new(Container::open(config, &request.key.store, caller, Use::Keys)?);
+    let unused = container.unused(&request.key.key, config.hooks.format_with_unmarked_keys)?;
     let plan = format::Request {
         device: &request.device,
         store: None,
@@ -171,25 +193,19 @@ fn format_first(config: &Config, request: &Request, caller: Option<SecretBytes>)
     };
     let ground = Ground::claim(&plan)?;
     blank(request, &ground)?;
-    let (key, passphrase) = (VolumeKey::random(plan.key_size)?, unused.object.passphrase()?);
+    let (key, passphrase) = (VolumeKey::random(plan.key_size)?, unused.passphrase()?);
     let volume = format::plan(&plan, &ground.device, &request.key, &key, Some(&passphrase))?;
-    let case = Case {
-        config,
-        container: &container,
-        reference: &request.key,
-        volume: &volume,
-        name: Some(&request.name),
-        volume_id: request.volume_id.as_deref(),
-    };
-    let report = case.separate(request.target.as_ref(), plan.separation)?;
+    let case = Case::of(config, volume, request.key.clone(), container.clone());
+    let case = case.named(Some(request.name.clone()), request.volume_id.clone());
+    let given = Circumstances { target: request.target.as_ref(), strictness: plan.separation, in_memory: None };
+    let proven = case.prove(given)?;
     // The key is this volume's before anything is written: of two hosts that attach it for the first time, one comes first.
-    unused.mark(&container, &request.key, &volume)?;
-    check_claim(&container, &request.key, &volume)?;
+    container.claim(&request.key.key, unused, proven.volume())?;
     blank(request, &ground)?;
-    ground.write(&volume)?;
+    ground.write(proven.volume())?;
     header::probe(&request.device, None)?.unlock(&passphrase)?;
-    tracing::warn!("{} was blank and its key unused: formatting it", request.device.display());
-    case.record("format", &report);
+    tracing::warn!("{} was blank and its key unused: it is formatted now", request.device.display());
+    proven.record("format");
     Ok(())
 }
 
@@ -200,66 +216,6 @@ fn blank(request: &Request, ground: &Ground) -> Result<(), Error> {
             let found = format!("data at byte {at}, of no known kind");
             Err(Error::NotBlank { path: request.device.clone(), found })
         }
-    }
-}
-
-/// No store has compare-and-swap: that another host marked the key as well shows only afterwards.
-fn check_claim(container: &Container, key: &KeyReference, volume: &Volume) -> Result<(), Error> {
-    let marked_for = match container.fetch(&key.key, None)? {
-        Fetched::Released(Released { used_for, .. }) => used_for,
-        Fetched::Sealed(Opened { context, .. }) => context.volume.map(|uuid| uuid.to_string()),
-    };
-    match marked_for {
-        Some(uuid) if volume.uuid().is_some_and(|ours| ours.to_string() == uuid) => Ok(()),
-        Some(volume) => Err(Error::KeyUsed { key: key.clone(), volume }),
-        None => Err(unlock::Error::ReadBack(key.clone()).into()),
-    }
-}
-
-/// A key that no volume was formatted with yet.
-struct Unused {
-    object: ManagedObject,
-    /// What it is sealed with; `None` if the store keeps it unsealed.
-    context: Option<BoundContext>,
-}
-
-impl Unused {
-    fn fetch(config: &Config, container: &Container, key: &KeyReference) -> Result<Self, Error> {
-        let used = |volume: String| Err(Error::KeyUsed { key: key.clone(), volume });
-        let (object, context) = match container.fetch(&key.key, None)? {
-            Fetched::Released(Released { used_for: Some(volume), .. }) => return used(volume),
-            Fetched::Released(Released { object, .. })
-                if !object.facts.fresh && !config.hooks.format_with_unmarked_keys =>
-            {
-                return Err(Error::KeyUnproven(key.clone()));
-            }
-            Fetched::Released(Released { object, .. }) => (object, None),
-            Fetched::Sealed(Opened { content: Content::VolumeKey(_), .. }) => return used("a plain volume".to_owned()),
-            Fetched::Sealed(Opened { content: Content::Object(object), context }) => (object, Some(context)),
-        };
-        if let Some(volume) = context.as_ref().and_then(|context| context.volume) {
-            return used(volume.to_string());
-        }
-        if context.is_some() && !object.facts.fresh {
-            return used("another program (it was given out, or came from outside)".to_owned());
-        }
-        if object.facts.kind != ObjectKind::Symmetric || object.value.len() < LEAST_KEY_BYTES {
-            let what = format!("{key} is not a symmetric key of 256 bits or more: format the volume with cryptsetup");
-            return Err(Error::Usage(what));
-        }
-        Ok(Self { object, context })
-    }
-
-    /// From now on the key is this volume's.
-    fn mark(self, container: &Container, key: &KeyReference, volume: &Volume) -> Result<(), Error> {
-        let Some(context) = self.context else {
-            let volume = volume.uuid().map(|uuid| uuid.to_string()).unwrap_or_default();
-            return Ok(container.store().mark_used(&key.key, &volume)?);
-        };
-        let context = BoundContext { volume: volume.uuid(), ..context };
-        let facts = ObjectFacts { fresh: false, ..self.object.facts };
-        let object = ManagedObject { facts, value: self.object.value };
-        Ok(container.reseal(Opened { context, content: Content::Object(object) })?)
     }
 }
 

@@ -22,7 +22,10 @@ use crate::{
         device::{Device, DeviceError, DeviceKind},
         users,
     },
-    volumes::header::{CIPHER, Format, Header, Volume, VolumeError, library},
+    volumes::{
+        Unlocked,
+        header::{CIPHER, Format, Header, Volume, VolumeError, library},
+    },
 };
 
 /// libcryptsetup's mark on its mappings: `CRYPT-LUKS2-UUID-NAME`, the UUID without hyphens (lib/utils_dm.h, libdevmapper.c).
@@ -120,7 +123,8 @@ impl Backend for DmCrypt {
         }
     }
 
-    fn activate(&self, volume: &Volume, key: &VolumeKey, options: &Activate) -> Result<Mapping, BackendError> {
+    fn activate(&self, unlocked: &Unlocked, options: &Activate) -> Result<Mapping, BackendError> {
+        let (volume, key) = (unlocked.volume(), unlocked.key());
         let device = &volume.device.path;
         let failed = |source: library::LibraryError| match source.errno() {
             // libcryptsetup compares the key with the digest.
@@ -149,7 +153,8 @@ impl Backend for DmCrypt {
         Ok(mapping(&options.name, false))
     }
 
-    fn resize(&self, name: &MappingName, volume: &Volume, key: &VolumeKey) -> Result<u64, BackendError> {
+    fn resize(&self, name: &MappingName, unlocked: &Unlocked) -> Result<u64, BackendError> {
+        let (volume, key) = (unlocked.volume(), unlocked.key());
         let found = self.find(name)?.ok_or_else(|| BackendError::NotActive(name.clone()))?;
         if !self.is_mapping_of(&found, volume, name)? {
             return Err(self.foreign(name, &found));

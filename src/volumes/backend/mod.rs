@@ -6,12 +6,17 @@ use uuid::Uuid;
 
 use self::{dm_crypt::DmCrypt, userspace::Userspace};
 use crate::{
-    base::{key::VolumeKey, mapping_name::MappingName},
+    base::mapping_name::MappingName,
     sys::device::{Device, DeviceError, in_use},
-    volumes::header::{Volume, VolumeError},
+    volumes::{
+        Unlocked,
+        header::{Volume, VolumeError},
+    },
 };
 
 pub mod dm_crypt;
+#[cfg(test)]
+pub mod memory;
 pub mod userspace;
 
 /// Makes and removes mappings.
@@ -21,9 +26,9 @@ pub trait Backend {
     /// Makes the volume's plaintext available as a device, under a name that [`Backend::active`] found free.
     ///
     /// The key is compared with the header's digest first.
-    fn activate(&self, volume: &Volume, key: &VolumeKey, options: &Activate) -> Result<Mapping, BackendError>;
+    fn activate(&self, unlocked: &Unlocked, options: &Activate) -> Result<Mapping, BackendError>;
     /// Makes a mapping as large as its device has become; its new size in bytes. It never shrinks.
-    fn resize(&self, name: &MappingName, volume: &Volume, key: &VolumeKey) -> Result<u64, BackendError>;
+    fn resize(&self, name: &MappingName, unlocked: &Unlocked) -> Result<u64, BackendError>;
     /// Removes a mapping; all its data is on the volume before this returns.
     fn deactivate(&self, name: &MappingName, deferred: Deferred) -> Result<(), BackendError>;
     /// What is known of the mapping of that name; `None` if this backend has none.
@@ -32,36 +37,49 @@ pub trait Backend {
     fn list(&self) -> Result<Vec<MappingName>, BackendError>;
 }
 
-/// The backend that is asked for, or the best for the device.
-///
-/// Without a device-mapper only a loop device or a file is mapped in userspace unasked: for those it is a way to try
-/// everything out. For a real disk it is a choice that someone should make.
-pub fn choose(asked: Option<BackendKind>, device: &Device) -> Result<Box<dyn Backend>, BackendError> {
-    let unavailable = match (asked, DmCrypt::open()) {
-        (Some(BackendKind::Userspace), _) => return Ok(Box::new(Userspace::default())),
-        (_, Ok(dm_crypt)) => return Ok(Box::new(dm_crypt)),
-        (Some(BackendKind::DmCrypt), Err(unavailable)) => return Err(unavailable),
-        (None, Err(unavailable)) => unavailable,
-    };
-    if !device.is_loop_or_file() {
-        return Err(unavailable);
+/// The backends that verbs use: this host's, or a test's.
+pub trait Backends {
+    /// The backend that is asked for, or the best for the device.
+    fn choose(&self, asked: Option<BackendKind>, device: &Device) -> Result<Box<dyn Backend>, BackendError>;
+    /// The backend of that kind.
+    fn of(&self, kind: BackendKind) -> Result<Box<dyn Backend>, BackendError>;
+    /// All backends that can have mappings here.
+    fn available(&self) -> Vec<(BackendKind, Box<dyn Backend>)>;
+}
+
+/// The backends of this host.
+#[derive(Clone, Copy, Debug)]
+pub struct ThisHost;
+
+impl Backends for ThisHost {
+    /// Without a device-mapper only a loop device or a file is mapped in userspace unasked: for those it is a way to try
+    /// everything out. For a real disk it is a choice that someone should make.
+    fn choose(&self, asked: Option<BackendKind>, device: &Device) -> Result<Box<dyn Backend>, BackendError> {
+        let unavailable = match (asked, DmCrypt::open()) {
+            (Some(BackendKind::Userspace), _) => return Ok(Box::new(Userspace::default())),
+            (_, Ok(dm_crypt)) => return Ok(Box::new(dm_crypt)),
+            (Some(BackendKind::DmCrypt), Err(unavailable)) => return Err(unavailable),
+            (None, Err(unavailable)) => unavailable,
+        };
+        if !device.is_loop_or_file() {
+            return Err(unavailable);
+        }
+        tracing::warn!("{unavailable}; mapping {} in userspace", device.path.display());
+        Ok(Box::new(Userspace::default()))
     }
-    tracing::warn!("{unavailable}; mapping {} in userspace", device.path.display());
-    Ok(Box::new(Userspace::default()))
-}
 
-/// The backend of that kind.
-pub fn of(kind: BackendKind) -> Result<Box<dyn Backend>, BackendError> {
-    Ok(match kind {
-        BackendKind::DmCrypt => Box::new(DmCrypt::open()?),
-        BackendKind::Userspace => Box::new(Userspace::default()),
-    })
-}
+    fn of(&self, kind: BackendKind) -> Result<Box<dyn Backend>, BackendError> {
+        Ok(match kind {
+            BackendKind::DmCrypt => Box::new(DmCrypt::open()?),
+            BackendKind::Userspace => Box::new(Userspace::default()),
+        })
+    }
 
-/// All backends that can have mappings here.
-pub fn available() -> Vec<(BackendKind, Box<dyn Backend>)> {
-    let dm_crypt = DmCrypt::open().ok().map(|backend| (BackendKind::DmCrypt, Box::new(backend) as Box<dyn Backend>));
-    dm_crypt.into_iter().chain([(BackendKind::Userspace, Box::new(Userspace::default()) as Box<dyn Backend>)]).collect()
+    fn available(&self) -> Vec<(BackendKind, Box<dyn Backend>)> {
+        let dm_crypt = self.of(BackendKind::DmCrypt).ok().map(|backend| (BackendKind::DmCrypt, backend));
+        let userspace = (BackendKind::Userspace, Box::new(Userspace::default()) as Box<dyn Backend>);
+        dm_crypt.into_iter().chain([userspace]).collect()
+    }
 }
 
 /// Which backend made a mapping.

@@ -274,6 +274,14 @@ pub enum VolumeError {
         /// The device.
         path: PathBuf,
     },
+    /// The separation of another device's key was proven.
+    #[error("the key of {} is not released: its separation was proven for {}", .path.display(), .proven.display())]
+    OtherProof {
+        /// The device.
+        path: PathBuf,
+        /// What was proven apart.
+        proven: PathBuf,
+    },
     /// A passphrase opens nothing here.
     #[error("{} has no keyslot", .path.display())]
     NoKeyslot {

@@ -13,7 +13,7 @@
 //!
 //! ```no_run
 //! use std::path::Path;
-//! use cryptattach::{key::Place, separation::{self, Surroundings, Verdict}};
+//! use cryptattach::{base::key::Place, volumes::separation::{self, Surroundings, Verdict}};
 //!
 //! let key = Place::path("sealed key", "/mnt/keys/cinder", true);
 //! let report = separation::check(Path::new("/dev/vdb"), None, &[key], &Surroundings::default());
@@ -43,7 +43,7 @@ use std::path::Path;
 pub use disk::{Disk, Leaf, Memory, SameBy};
 pub use inventory::{Contradiction, Inventory, InventoryError};
 pub use lineage::Lineage;
-pub use policy::Refusal;
+pub use policy::{Refusal, Separated};
 pub use remote::{Protocol, Remote};
 pub use report::Report;
 pub use swap::{Swap, SwapKind};

@@ -19,18 +19,36 @@ pub enum Refusal {
     Unproven(String),
 }
 
+/// A report that the policy lets through. Only [`Report::judge`] makes one, and without one there is no
+/// [`Unlocked`](crate::volumes::Unlocked) by a stored key.
+#[derive(Debug)]
+pub struct Separated(Report);
+
+impl Separated {
+    /// The report.
+    pub fn report(&self) -> &Report {
+        &self.0
+    }
+}
+
 impl Report {
-    /// Judges by the policy: shared is refused, unproven warns or is refused.
-    pub fn judge(&self, policy: SeparationPolicy) -> Result<(), Refusal> {
-        match (&self.verdict, policy) {
-            (Verdict::Apart(_), _) => Ok(()),
-            (Verdict::Shared(devices), _) => Err(Refusal::Shared { within: nearest(devices), how: join(devices) }),
-            (Verdict::Unproven(gaps), SeparationPolicy::Strict) => Err(Refusal::Unproven(join(gaps))),
+    /// Judges by the policy: shared is refused, unproven warns or is refused. What is refused comes back with the refusal.
+    pub fn judge(self, policy: SeparationPolicy) -> Result<Separated, (Refusal, Box<Self>)> {
+        let refusal = match (&self.verdict, policy) {
+            (Verdict::Apart(_), _) => return Ok(Separated(self)),
+            (Verdict::Shared(devices), _) => Refusal::Shared { within: nearest(devices), how: join(devices) },
+            (Verdict::Unproven(gaps), SeparationPolicy::Strict) => Refusal::Unproven(join(gaps)),
             (Verdict::Unproven(gaps), SeparationPolicy::Warn) => {
                 gaps.iter().for_each(|gap| tracing::warn!("separation of key and data is not proven: {gap}"));
-                Ok(())
+                return Ok(Separated(self));
             }
-        }
+        };
+        Err((refusal, Box::new(self)))
+    }
+
+    /// Lets a refused report through: a person has said so, and that is on record.
+    pub(crate) fn overridden(self) -> Separated {
+        Separated(self)
     }
 }
 

@@ -20,6 +20,7 @@ use crate::base::key::Place;
 /// there, and `gaps` has all of them, whatever the verdict. The `path` of a place is a path, `swift://HOST:PORT/DEVICE` for a
 /// replica, and the service's name for what is elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Report {
     /// The volume's device.
     pub device: PathBuf,

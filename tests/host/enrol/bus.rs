@@ -1,12 +1,11 @@
 //! Whoever listens on the TPM's wires during enrolment and a whole boot.
 
-use std::fs;
+use std::{fs, sync::Arc};
 
 use cryptattach::{
-    base::key::{KeyReference, SealedKey},
+    base::key::{ContainerKeyId, KeyReference, SealedKey},
     config::Config,
-    keys::seal::{Content, Keyring, LockboxKey},
-    unlock::container::{Container, Fetched},
+    keys::seal::{ContainerKey, Content, Expected, For, Keyring, LockboxKey},
 };
 
 use super::{latch::counted, stage::Stage};
@@ -48,8 +47,13 @@ fn no_key_and_no_pin_of_a_whole_boot_is_heard_on_the_bus() {
     let sealed = SealedKey::from_json(&sealed).unwrap();
     let lockbox_key = LockboxKey::open(&sealed, &escrow, &host.name().parse().unwrap()).unwrap();
     let key: KeyReference = entry["key"].as_str().unwrap().parse().unwrap();
-    let fetched = Container::open(&config, &key.store, None).unwrap().fetch(&key.key, None).unwrap();
-    let Fetched::Sealed(opened) = fetched else { panic!("{key} is sealed") };
+    let sealed = fs::read(stage.keys(&format!("cinder/{}.jwe", key.key))).unwrap();
+    let sealed = SealedKey::from_json(&sealed).unwrap();
+    let id: ContainerKeyId = sealed.recipient_kids().next().unwrap().parse().unwrap();
+    let kek = fs::read(stage.keys(&format!("cinder/kek/{}.jwe", id.epoch))).unwrap();
+    let kek = ContainerKey::open(&SealedKey::from_json(&kek).unwrap(), &escrow, &id).unwrap();
+    let expected = Expected { key_id: key.key, container: key.store.clone(), volume: For::Any };
+    let opened = Keyring::of(vec![Box::new(Arc::new(kek))]).open(&sealed, &expected).unwrap();
     let Content::VolumeKey(payload) = &opened.content else { panic!("{key} is a volume key") };
     let secrets = [
         ("PIN", PIN.as_bytes()),

@@ -35,7 +35,10 @@ use crate::{
         loop_device::LoopDevice,
         users,
     },
-    volumes::header::{CIPHER, Volume},
+    volumes::{
+        Unlocked,
+        header::{CIPHER, Volume},
+    },
 };
 
 mod buffers;
@@ -216,7 +219,8 @@ impl Backend for Userspace {
         self.same(&state, &request(&self.places, volume, options, 0)?, options.export).map(Some)
     }
 
-    fn activate(&self, volume: &Volume, key: &VolumeKey, options: &Activate) -> Result<Mapping, BackendError> {
+    fn activate(&self, unlocked: &Unlocked, options: &Activate) -> Result<Mapping, BackendError> {
+        let (volume, key) = (unlocked.volume(), unlocked.key());
         volume.verify_key(key)?;
         let request = request(&self.places, volume, options, key.size().bits())?;
         if options.allow_discards && request.export == ExportKind::Fuse {
@@ -240,7 +244,8 @@ impl Backend for Userspace {
         Ok(self.mapping(&options.name, export, false))
     }
 
-    fn resize(&self, name: &MappingName, volume: &Volume, _: &VolumeKey) -> Result<u64, BackendError> {
+    fn resize(&self, name: &MappingName, unlocked: &Unlocked) -> Result<u64, BackendError> {
+        let volume = unlocked.volume();
         let _lock = self.places.lock(name, removal::LOCK_PATIENCE)?;
         let mut state = State::load(&self.places, name)?.ok_or_else(|| BackendError::NotActive(name.clone()))?;
         let exported = state.exported(&self.places).ok_or_else(|| BackendError::NotActive(name.clone()))?;
