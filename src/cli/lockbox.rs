@@ -217,7 +217,7 @@ fn add(config: &Config, text: &str) -> Result<(KeyReference, EntryContext), Erro
         }
     };
     let unsealed =
-        || Error::Usage(format!("the store keeps {reference} unsealed and decides each time who may have it"));
+        || Error::Usage(format!("the store keeps {reference} unsealed and decides at each request who gets it"));
     let entry = entry.ok_or_else(unsealed)?;
     Ok((reference, entry))
 }

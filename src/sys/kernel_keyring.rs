@@ -1,8 +1,8 @@
 //! The kernel's keyring, in which a secret stays until it is removed or the machine is switched off (keyrings(7)).
 //!
 //! A secret is a `user` key, for it has to be read back. It is in the user keyring of root (`@u`), which outlives sessions and
-//! the change from the initramfs to the system, and is the same for every service, whatever its session keyring is. Where the
-//! user keyring is not to be had, the session keyring takes its place, and the secret is then gone with the session.
+//! the change from the initramfs to the system, and is the same for every service, whatever its session keyring is. If the
+//! user keyring is unavailable, the session keyring is used, and the secret is lost when the session ends.
 //!
 //! Only processes of its owner may find and read the key, and nobody may change it. Mere possession gives nothing: a process
 //! that was root and gave that up still possesses what its inherited session keyring leads to, and that is root's user keyring

@@ -44,7 +44,7 @@ pub enum Error {
         /// What libblkid found.
         found: String,
     },
-    /// That is no id that any key has.
+    /// The text is not a key id.
     #[error("'{id}' is not a valid key id (store '{store}')")]
     NoSuchKey {
         /// The store.

@@ -204,7 +204,7 @@ fn format_first(config: &Config, request: &Request, caller: Option<SecretBytes>)
     blank(request, &ground)?;
     ground.write(proven.volume())?;
     header::probe(&request.device, None)?.unlock(&passphrase)?;
-    tracing::warn!("{} was blank and its key unused: it is formatted now", request.device.display());
+    tracing::warn!("{} was blank and its key unused: formatting it", request.device.display());
     proven.record("format");
     Ok(())
 }

@@ -226,7 +226,7 @@ fn only<'a, T>(members: &'a std::collections::BTreeMap<String, T>, what: &str) -
     }
 }
 
-/// What the header says is told as it is but for control characters: it reaches a terminal.
+/// Text from the header, with control characters replaced: it reaches a terminal.
 fn refused(why: String) -> Refusal {
     Refusal(printable(&why))
 }

@@ -29,7 +29,7 @@ pub(super) enum HostId<'a> {
 pub(super) enum Same {
     Yes,
     No,
-    /// It cannot be told; why, in words.
+    /// Not known; why, in words.
     Unknown(String),
 }
 

@@ -186,7 +186,7 @@ fn flush(state: &State) -> Flush {
     if state.fault.is_none() { Flush::Required } else { Flush::Attempted }
 }
 
-/// Writes it down, too, so that the next `detach` goes on without.
+/// Records the fault, so that the next `detach` gives up the data that cannot be written.
 fn cannot_write(places: &Places, state: &State, path: &Path) -> impl FnOnce(io::Error) -> BackendError {
     move |error| {
         let mut failed = state.clone();
