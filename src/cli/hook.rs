@@ -267,7 +267,7 @@ impl Attach {
             cipher: self.cipher,
             key_size: self.key_size.map(key_size).transpose()?,
             volume_id: self.volume_id,
-            // One that is not understood leaves a gap in the proof; it is no reason to refuse the volume.
+            // One that is not understood leaves a gap in the proof; the volume is not refused for it.
             target: self.connection_info.map(|info| {
                 Target::from_connection_info(&info).unwrap_or_else(|error| Target::Unknown { why: chain(&error) })
             }),

@@ -111,7 +111,7 @@ struct Wait {
     told: usize,
 }
 
-/// A wait is told at these ages, seconds: often enough to see that it goes on, too rarely to bury a prompt.
+/// A wait is reported at these ages, in seconds: often enough to show progress, too rarely to bury a prompt.
 const TOLD_AT: [u64; 6] = [1, 3, 10, 20, 40, 80];
 
 impl Waits {

@@ -29,7 +29,7 @@ impl fmt::Display for DeviceNumber {
     }
 }
 
-/// A text that is no device number.
+/// A text that is not a device number.
 #[derive(Debug, thiserror::Error)]
 #[error("'{0}' is not a device number (MAJOR:MINOR)")]
 pub struct ParseDeviceNumberError(String);

@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// A volume's key cannot be had, or must not be.
+/// A volume's key cannot be opened, or must not be.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The configuration.

@@ -33,7 +33,7 @@ pub enum Error {
     /// The volume has no UUID to name the mapping after.
     #[error("{} has no header to name the mapping after", .0.display())]
     NoName(PathBuf),
-    /// That is no name.
+    /// The text is not a name.
     #[error(transparent)]
     Name(#[from] ParseMappingNameError),
     /// `format` found something.

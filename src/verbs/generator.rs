@@ -62,7 +62,7 @@ fn dependencies(config: &Config, volume: &VolumeConfig) -> String {
     text
 }
 
-/// The files without which the key cannot be had.
+/// The files that are needed to get the key.
 fn files(config: &Config, volume: &VolumeConfig) -> Vec<PathBuf> {
     let Some(store) = volume.store(config).map(|name| &config.stores[&name]) else { return Vec::new() };
     let folder = config.path.parent().unwrap_or(Path::new("/"));

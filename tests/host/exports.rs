@@ -222,7 +222,7 @@ fn a_mapping_that_cannot_be_written_down_is_an_error_and_leaves_nothing() {
     shell.args(["-m", "sh", "-c", &script]).arg(site.command().get_program());
     let output = shell.env("CRYPTATTACH_CONFIG", site.keys("cryptattach.toml")).output().unwrap();
     let told = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
-    assert!(told[1].contains("cannot make") && told[1].contains("No space left"), "{told:?}");
+    assert!(told[1].contains("cannot announce") && told[1].contains("No space left"), "{told:?}");
     assert_eq!(told[0], "71\n", "{told:?}");
 }
 

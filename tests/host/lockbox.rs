@@ -280,7 +280,7 @@ fn a_damaged_entry_is_named_and_never_in_the_way() {
         ("flipped", flipped, "has been changed"),
         ("truncated", whole[..whole.len() / 2].to_vec(), "is malformed"),
         ("empty", Vec::new(), "is malformed"),
-        ("of another key", fs::read(hosted.entry(&other)).unwrap(), "it is for the key"),
+        ("of another key", fs::read(hosted.entry(&other)).unwrap(), "it belongs to key"),
         ("of the store's form", fs::read(hosted.site.sealed(&reference)).unwrap(), "is malformed"),
     ];
     for (case, bytes, told) in cases {
@@ -310,7 +310,7 @@ fn a_damaged_entry_is_named_and_never_in_the_way() {
     fs::copy(hosted.entry(&reference), stranger.entry(&reference)).unwrap();
     let status = stranger.status();
     let why = status["entries"][0]["why"].as_str().unwrap();
-    assert!(why.contains("it is for the lockbox key") && why.contains(hosted.host.as_str()), "{why}");
+    assert!(why.contains("it belongs to lockbox key") && why.contains(hosted.host.as_str()), "{why}");
 }
 
 #[test]
@@ -467,7 +467,7 @@ fn a_store_cannot_put_a_lockbox_key_of_its_own_in_place() {
     fs::write(other, right.to_json()).unwrap();
     fs::copy(hosted.site.keys("host.key"), stranger.site.keys("host.key")).unwrap();
     let refused = stranger.fails(68, &["lockbox", "open"]);
-    assert!(refused.contains("it is for the host") && refused.contains(hosted.host.as_str()), "{refused}");
+    assert!(refused.contains("it belongs to host") && refused.contains(hosted.host.as_str()), "{refused}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn another_volumes_key_is_refused() {
 
     // Asked for by the user ...
     let refused = site.fails(68, &[&attach[..], &["--key", &other]].concat());
-    assert!(refused.contains("it is for the volume"), "{refused}");
+    assert!(refused.contains("it belongs to volume"), "{refused}");
     // ... or slipped in by the store under the right key's name.
     let kept = fs::read(site.sealed(&right)).unwrap();
     fs::copy(site.sealed(&other), site.sealed(&right)).unwrap();
@@ -77,7 +77,7 @@ fn hostile_headers_are_refused() {
     luks2::change(volume.as_ref(), |h| h["segments"]["0"]["encryption"] = json!("cipher_null-ecb"));
     let attach = |volume: &str| site.fails(65, &["attach", volume, &site.name("x"), "--backend", "userspace"]);
     let refused = attach(&volume);
-    assert!(refused.contains("cipher is 'cipher_null-ecb', only 'aes-xts-plain64' is allowed"), "{refused}");
+    assert!(refused.contains("cipher is 'cipher_null-ecb'; only 'aes-xts-plain64' is allowed"), "{refused}");
 
     // On the allow-list, but not what was sealed.
     let (volume, _) = site.volume("sectors", &[]);

@@ -167,7 +167,7 @@ fn a_passphrase_is_released_for_its_own_volume_only() {
     assert_eq!(passphrase, site.ok(&["key", "passphrase", &reference]));
     assert_eq!(passphrase.len(), 64);
     let refused = site.fails(68, &["key", "passphrase", &reference, "--for", &other]);
-    assert!(refused.contains("it is for the volume"), "{refused}");
+    assert!(refused.contains("it belongs to volume"), "{refused}");
     let (strict, _) = site.volume("strict", &[]);
     assert!(site.fails(68, &["key", "passphrase", "--for", &strict]).contains("without --keyslot"));
 }

@@ -157,7 +157,7 @@ fn missed_rotations(cloud: &Cloud) {
     rotate();
     rotate();
     let text = site.fails(68, &["format", &site.file("three")]);
-    assert!(text.contains("cinder/kek/4") && text.contains("cannot be told"), "{text}");
+    assert!(text.contains("cinder/kek/4") && text.contains("cannot check that"), "{text}");
     std::fs::remove_file(site.path("state/containers/cinder")).unwrap();
     site.ok(&["format", &site.file("four")]);
 }

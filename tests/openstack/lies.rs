@@ -31,9 +31,9 @@ pub const STORIES: &[Story] = &[
     }),
     ("a_drip_is_cut_off", |cloud| lie(cloud, 69, "did not answer within", |_, _| Lie::Drip)),
     ("half_an_answer_is_told", |cloud| {
-        lie(cloud, 69, "broke off", |_, _| Lie::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\nhalf".to_vec()))
+        lie(cloud, 69, "broke during the answer", |_, _| Lie::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\nhalf".to_vec()))
     }),
-    ("another_host_is_not_followed", |cloud| lie(cloud, 69, "points to another server", elsewhere)),
+    ("another_host_is_not_followed", |cloud| lie(cloud, 69, "redirects to another server", elsewhere)),
     ("an_absurd_retry_after_is_no_wait", |cloud| {
         lie(cloud, 69, "503", |_, _| {
             Lie::Bytes(b"HTTP/1.1 503 Busy\r\nRetry-After: 18446744073709551615\r\nContent-Length: 0\r\n\r\n".into())
@@ -175,7 +175,7 @@ fn another_volume(cloud: &Cloud) {
     site.ok(&["format", &two]);
     // The header of the second volume names the first one's key: whoever changes headers cannot make that fit.
     let text = site.fails(68, &["attach", &two, "x", "--backend", "userspace", "--key", &first]);
-    assert!(text.contains("it is for the volume"), "{text}");
+    assert!(text.contains("it belongs to volume"), "{text}");
 }
 
 /// The form from before a rotation, and the container key of then with it.

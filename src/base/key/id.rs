@@ -19,7 +19,7 @@ impl KeyId {
     }
 }
 
-/// A text that is no key id.
+/// A text that is not a key id.
 #[derive(Debug, thiserror::Error)]
 #[error("'{0}' is not a key id (a random UUID, version 4, in lower case)")]
 pub struct ParseKeyIdError(String);

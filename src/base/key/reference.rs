@@ -27,16 +27,16 @@ pub struct KeyReference {
     pub key: KeyId,
 }
 
-/// A text that is no key reference, or no store name.
+/// A text that is not a key reference or a store name.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseKeyReferenceError {
     /// There is no `/` between store and key id.
     #[error("'{0}' is not a key reference (STORE/KEY-ID)")]
     NoSlash(String),
-    /// The part before the slash is no store name.
+    /// The part before the slash is not a store name.
     #[error("'{0}' is not a store name (1 to 64 of a-z, 0-9, '-', '_', not starting with '-')")]
     StoreName(String),
-    /// The part after the slash is no key id.
+    /// The part after the slash is not a key id.
     #[error(transparent)]
     KeyId(#[from] ParseKeyIdError),
 }

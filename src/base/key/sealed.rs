@@ -66,7 +66,7 @@ pub struct SealedKey {
     pub tag: String,
 }
 
-/// Bytes that are no sealed key.
+/// Bytes that are not a sealed key.
 #[derive(Debug, thiserror::Error)]
 pub enum MalformedSealedKey {
     /// More bytes than any sealed key has.

@@ -329,7 +329,7 @@ pub enum SealError {
     #[error("{0}")]
     Unsupported(String),
     /// It is for something else than was asked.
-    #[error("the key belongs to {what} {is}, but {asked} was requested")]
+    #[error("it belongs to {what} {is}, but {asked} was requested")]
     Other {
         /// "key", "container" or "volume".
         what: &'static str,

@@ -71,7 +71,7 @@ impl fmt::Display for Exposure {
     }
 }
 
-/// What somebody with a screwdriver could still change if a policy binds these PCRs.
+/// What an attacker with physical access could still change or use if a policy binds these PCRs.
 pub fn exposures(bound: PcrSet, chain: BootChain, secure_boot: Option<bool>, latch: bool) -> Vec<Exposure> {
     let free = |pcr: u8| !bound.contains(pcr);
     let kernel_free = free(11) && free(9) && free(4);

@@ -47,7 +47,7 @@ impl fmt::Debug for Name {
     }
 }
 
-/// That is no name.
+/// The text is not a name.
 #[derive(Debug, thiserror::Error)]
 #[error("'{0}' is not the name of a TPM key (000b and 64 hexadecimal digits)")]
 pub struct ParseNameError(String);

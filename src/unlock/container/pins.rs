@@ -74,7 +74,7 @@ pub enum TrustError {
         /// What this host has seen.
         seen: u64,
     },
-    /// What this host remembers cannot be had.
+    /// This host's memory cannot be read or written.
     #[error(transparent)]
     State(#[from] StateError),
 }

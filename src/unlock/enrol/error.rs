@@ -149,7 +149,7 @@ pub enum EnrolError {
     /// No such host is admitted.
     #[error("the host '{0}' is not admitted")]
     NotAdmitted(HostName),
-    /// What this machine remembers of enrolments cannot be had.
+    /// This machine's memory of enrolments cannot be read or written.
     #[error(transparent)]
     State(#[from] StateError),
     /// The identity key cannot be sealed to.

@@ -244,7 +244,7 @@ pub enum LockboxError {
     /// The kernel's keyring refuses.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
-    /// What this host remembers cannot be had.
+    /// This host's memory cannot be read or written.
     #[error(transparent)]
     State(#[from] StateError),
     /// The store.

@@ -158,7 +158,7 @@ fn has_module(initrd: &Initrd, name: &str) -> bool {
 }
 
 /// The libraries of this very process: it is the program that goes into the image. Not OpenSSL's module of outdated algorithms,
-/// which libcryptsetup has loaded if it is there, and does without.
+/// which libcryptsetup loads if it is there, but does not need.
 fn libraries() -> BTreeSet<PathBuf> {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let paths = maps.lines().filter_map(|line| line.split_once('/').map(|(_, path)| format!("/{path}")));

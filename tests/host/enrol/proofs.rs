@@ -72,7 +72,7 @@ fn policies_that_are_not_the_sites_are_refused() {
     weaken(&host, |policy| policy.pcrs.insert(4, [9; 32]));
     stage.refuses_part(&host, "policy", "it binds PCR 4 to 0909");
     weaken(&host, |policy| policy.pcrs = Default::default());
-    stage.refuses_part(&host, "policy", "it names no PCR");
+    stage.refuses_part(&host, "policy", "it does not name a PCR");
     // The bundle says the right policy, the key has another.
     forge(&host, |plan| plan.identity = identity_p256(&[5; 32], false).unwrap());
     stage.refuses_part(&host, "identity key", "its policy differs from the one in the bundle: 0505");
@@ -127,7 +127,7 @@ fn the_counter_is_the_tpms_own_and_the_sites() {
     stage.refuses_part(&host, "policy", "it has no counter");
     let other_key = SiteKey::read(stage.keys("other.pem").as_ref()).unwrap();
     with(&|policy| signed(policy).key = other_key.clone(), Certify::TheIdentity);
-    stage.refuses_part(&host, "policy", "and not the site's");
+    stage.refuses_part(&host, "policy", "not by the site's key");
     host.configure("site_key = '../site.pem'\ncounter = 0x01800001\n");
     with(
         &|policy| assert_eq!(signed(policy).revocation.unwrap().counter, Counter::at(0x0180_0001)),

@@ -18,9 +18,7 @@ fn an_answer_counts_once_and_so_does_a_bundle() {
     stage.challenge(&host);
     host.answer();
     stage.admit(&host);
-    assert!(
-        stage.fails(80, &["host", "admit", &host.file("answer"), "--store", "cinder"]).contains("no open challenge")
-    );
+    assert!(stage.fails(80, &["host", "admit", &host.file("answer"), "--store", "cinder"]).contains("is not open"));
     // The other challenge is still open, and its answer is right; but the bundle has been used.
     assert_eq!(stage.pending(), early);
     let refused = stage.fails(80, &["host", "admit", &first, "--store", "cinder"]);
@@ -70,7 +68,7 @@ fn edited_answers_are_refused_and_cost_nothing() {
     assert!(edited(&|answer| answer["mac"] = "0".repeat(64).into()).contains("is wrong"));
     assert!(edited(&|answer| answer["host"] = "compute-9".into()).contains("the answer is from 'compute-9'"));
     assert!(edited(&|answer| answer["enrolment"] = "0".repeat(64).into()).contains("but its challenge was for"));
-    assert!(edited(&|answer| answer["challenge"] = "0".repeat(64).into()).contains("no open challenge 0000"));
+    assert!(edited(&|answer| answer["challenge"] = "0".repeat(64).into()).contains("the challenge 0000"));
     assert!(edited(&|answer| answer["challenge"] = "../../x".into()).contains("64 hexadecimal"));
     assert!(
         edited(&|answer| answer["type"] = "cryptattach enrolment bundle".into())
@@ -106,7 +104,7 @@ fn edited_challenges_are_refused() {
             edited(&|challenge| challenge[member] = Base64::encode_string(&[0; 4096]).into()).contains("does not open")
         );
     }
-    assert!(edited(&|challenge| challenge["expires"] = 1.into()).contains("has expired"));
+    assert!(edited(&|challenge| challenge["expires"] = 1.into()).contains("expired "));
     assert!(edited(&|challenge| challenge["host"] = "compute-9".into()).contains("is for 'compute-9'"));
     assert!(
         edited(&|challenge| challenge["endorsement_key"] = format!("000b{}", "0".repeat(64)).into())
@@ -116,7 +114,7 @@ fn edited_challenges_are_refused() {
     fs::write(host.file("challenge"), &whole).unwrap();
     host.edit("challenge", |challenge| challenge["id"] = "1".repeat(64).into());
     host.answer();
-    assert!(stage.does_not_admit(&host).contains("no open challenge 1111"));
+    assert!(stage.does_not_admit(&host).contains("the challenge 1111"));
     host.edit("answer", |answer| answer["challenge"] = serde_json::from_slice::<Value>(&whole).unwrap()["id"].clone());
     assert!(stage.does_not_admit(&host).contains("is wrong"));
 }
@@ -127,8 +125,8 @@ fn challenges_expire_on_both_sides() {
     let host = stage.challenged_host("compute-7");
     host.answer();
     edit(&stage.pending(), |pending| pending["expires"] = (cryptattach::base::clock::now() - 100).into());
-    assert!(stage.does_not_admit(&host).contains("has expired 10"));
-    assert!(stage.does_not_admit(&host).contains("no open challenge"), "it is forgotten");
+    assert!(stage.does_not_admit(&host).contains("expired 10"));
+    assert!(stage.does_not_admit(&host).contains("is not open"), "it is forgotten");
     // The next challenge clears away what nobody has answered.
     stage.challenge(&host);
     edit(&stage.pending(), |pending| pending["expires"] = 1.into());

@@ -27,7 +27,7 @@ pub(super) fn to_pem(kind: ObjectKind, value: &SecretBytes) -> Result<Option<Sec
     secret(pem, kind, "DER").map(Some)
 }
 
-/// The value of what Barbican keeps. What is no PEM is handed on as it is.
+/// The value of what Barbican keeps. Anything that is not PEM is handed on unchanged.
 pub(super) fn from_pem(kind: ObjectKind, kept: SecretBytes) -> Result<SecretBytes, PemError> {
     let pem = kept.expose();
     if !pem.starts_with(b"-----BEGIN ") {

@@ -36,7 +36,8 @@ const FILE: INodeNo = INodeNo(2);
 /// Nothing changes but the file's content, and its size at the kernel's own request: it need not ask again.
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 const MAX_REQUEST_BYTES: u32 = 1 << 20;
-/// How many take requests: while one does a request itself, the other goes on. Each has 16 MiB of locked memory for requests.
+/// Number of threads that take requests: while one does a request itself, the other takes the next. Each has 16 MiB of
+/// locked memory for requests.
 const THREADS: usize = 2;
 
 /// The mounted file system. Unmounts on drop.
