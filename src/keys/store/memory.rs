@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{ContainerKeys, Current, HostKeys, KeyStore, StoreError, Stored};
-use crate::base::key::{Epoch, HostName, KeyId, Location, Place, SealedKey};
+use crate::base::key::{Epoch, HostName, KeyId, Location, Place, SealedKey, StoreName};
 
 /// A dictionary in memory.
 #[derive(Clone, Debug, Default)]
@@ -25,10 +25,24 @@ struct State {
     failures: VecDeque<StoreError>,
     unreachable: bool,
     lies: BTreeMap<String, SealedKey>,
+    lie: Option<SealedKey>,
     asked: Vec<String>,
 }
 
+/// Stores that tests have handed in, by the names that their configurations give them.
+static HANDED_IN: Mutex<BTreeMap<StoreName, Memory>> = Mutex::new(BTreeMap::new());
+
 impl Memory {
+    /// From now on this store is what a configuration means by the name.
+    pub fn hand_in(&self, name: &StoreName) {
+        HANDED_IN.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), self.clone());
+    }
+
+    /// The store that was handed in under a name.
+    pub fn named(name: &StoreName) -> Option<Self> {
+        HANDED_IN.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
     /// The next request fails like this; several are used up in order.
     pub fn fail_next(&self, error: StoreError) {
         self.state().failures.push_back(error);
@@ -47,6 +61,16 @@ impl Memory {
     /// From now on reading `name` gives what is stored.
     pub fn be_honest(&self, name: impl ToString) {
         self.state().lies.remove(&name.to_string());
+    }
+
+    /// From now on reading anything gives this key.
+    pub fn lie_about_all(&self, answer: SealedKey) {
+        self.state().lie = Some(answer);
+    }
+
+    /// From now on reading gives what is stored, but for lies about single names.
+    pub fn be_honest_about_all(&self) {
+        self.state().lie = None;
     }
 
     /// Where the keys rest; a name that nothing can be followed to, unless set.
@@ -89,7 +113,7 @@ impl Memory {
 
     fn read(&self, name: &str) -> Result<SealedKey, StoreError> {
         let state = self.ask("get", name)?;
-        state.lies.get(name).or(state.stored.get(name)).cloned().ok_or_else(|| not_found(name))
+        state.lies.get(name).or(state.lie.as_ref()).or(state.stored.get(name)).cloned().ok_or_else(|| not_found(name))
     }
 
     fn add(&self, name: &str, key: &SealedKey) -> Result<(), StoreError> {
