@@ -9,7 +9,7 @@ pub mod doctor;
 mod error;
 pub mod image;
 mod initrd;
-mod listed;
+pub mod listed;
 mod lockbox;
 mod mounts;
 mod plan;

@@ -13,7 +13,7 @@ use crate::{
     container::{TrustError, now},
     device::DeviceError,
     enrol::EnrolError,
-    error::{Error, causes, chain},
+    error::{Error, causes, chain, message},
     last_failure::{self, LastFailure},
     lockbox::LockboxError,
     seal::SealError,
@@ -459,10 +459,10 @@ pub struct Told {
 
 impl Told {
     fn of(error: &Error) -> Self {
-        let causes = causes(error).skip(1).map(|cause| cause.to_string().trim_end().to_owned()).collect();
+        let causes = causes(error).skip(1).map(|cause| message(cause).trim_end().to_owned()).collect();
         Self {
-            causes: distinct(error.to_string(), causes),
-            error: error.to_string(),
+            causes: distinct(message(error), causes),
+            error: message(error),
             exit_code: exit_code(error),
             next: next_step(error),
         }

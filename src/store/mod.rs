@@ -13,13 +13,12 @@ mod keystone;
 mod swift;
 
 pub use barbican::Barbican;
-pub use clouds::CloudsError;
+pub use clouds::{Cloud, CloudsError, Credentials, Named};
 pub use directory::{Directory, DirectoryFacts};
-pub use http::{HttpError, TRYING_AGAIN};
+pub use http::{HttpError, TRYING_AGAIN, reason_in};
 pub use keystone::{AuthError, SendError};
 pub use swift::{Access, ContainerFacts, Swift};
 
-use self::clouds::Cloud;
 use crate::{
     config::{BarbicanConfig, Location, StoreConfig, SwiftConfig},
     key::{
