@@ -11,9 +11,9 @@ use std::{
 };
 
 use cryptattach::{
-    device::Device,
-    key::{KeyReference, KeySize, SecretBytes, VolumeKey},
-    volume::{self, Format, HEADER_BYTES, NewHeader, SectorSize, VolumeError},
+    base::key::{KeyReference, KeySize, SecretBytes, VolumeKey},
+    sys::device::Device,
+    volumes::header::{self, Format, HEADER_BYTES, NewHeader, SectorSize, VolumeError},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -76,7 +76,7 @@ fn cryptsetup(arguments: &[&str], key: &[u8], path: &Path) {
 fn what_we_make_passes() {
     let fixture = Fixture::new();
     let path = fixture.volume(None);
-    let volume = volume::probe(&path, None).unwrap();
+    let volume = header::probe(&path, None).unwrap();
     let luks = volume.luks().unwrap();
     assert_eq!((luks.format, luks.reference.as_ref()), (Format::Luks2, Some(&reference())));
     assert_eq!(volume.geometry.sector_size, SectorSize::B4096);
@@ -93,7 +93,7 @@ fn what_we_make_passes() {
 fn a_keyslot_opens_by_its_passphrase_only() {
     let fixture = Fixture::new();
     let passphrase = SecretBytes::copy_of(b"0123456789abcdef0123456789abcdef").unwrap();
-    let volume = volume::probe(&fixture.volume(Some(&passphrase)), None).unwrap();
+    let volume = header::probe(&fixture.volume(Some(&passphrase)), None).unwrap();
     assert!(volume.open_keyslot(&passphrase).unwrap() == fixture.key);
     let wrong = SecretBytes::copy_of(b"wrong").unwrap();
     assert!(matches!(volume.open_keyslot(&wrong), Err(VolumeError::WrongPassphrase { .. })));
@@ -130,7 +130,7 @@ fn hostile_metadata_is_refused_by_name() {
     ];
     for (case, change, told) in cases {
         let path = Fixture::new().volume_kept(change);
-        let error = volume::probe(path.path(), None).expect_err(case);
+        let error = header::probe(path.path(), None).expect_err(case);
         let text = chain(&error);
         println!("{case}: {text}");
         assert!(matches!(error, VolumeError::Refused { .. } | VolumeError::Damaged { .. }), "{case}: {text}");
@@ -164,7 +164,7 @@ fn a_null_cipher_for_the_keyslot_is_refused() {
     let passphrase = SecretBytes::copy_of(b"0123456789abcdef0123456789abcdef").unwrap();
     let path = fixture.volume(Some(&passphrase));
     luks2::change(&path, |h| h["keyslots"]["0"]["area"]["encryption"] = json!("cipher_null-ecb"));
-    let error = volume::probe(&path, None).unwrap_err();
+    let error = header::probe(&path, None).unwrap_err();
     assert!(chain(&error).contains("keyslot 0's cipher is 'cipher_null-ecb'"), "{}", chain(&error));
 }
 
@@ -173,7 +173,7 @@ fn a_keyslot_is_opened_by_the_metadata_that_was_checked() {
     let fixture = Fixture::new();
     let passphrase = SecretBytes::copy_of(b"0123456789abcdef0123456789abcdef").unwrap();
     let path = fixture.volume(Some(&passphrase));
-    let volume = volume::probe(&path, None).unwrap();
+    let volume = header::probe(&path, None).unwrap();
     // Storage that answers the second read differently; with a null cipher and a key area to match it would open by anything.
     luks2::change(&path, |h| h["keyslots"]["0"]["area"]["encryption"] = json!("cipher_null-ecb"));
     assert!(volume.open_keyslot(&passphrase).unwrap() == fixture.key);
@@ -192,18 +192,18 @@ fn a_keyslot_that_would_take_hours_or_all_memory_is_refused() {
         let fixture = Fixture::new();
         let path = fixture.volume(Some(&passphrase));
         luks2::change(&path, |h| change(&mut h["keyslots"]["0"]["kdf"]));
-        let error = chain(&volume::probe(&path, None).expect_err(told));
+        let error = chain(&header::probe(&path, None).expect_err(told));
         assert!(error.contains(told), "{error}");
     }
     let fixture = Fixture::new();
     let path = fixture.volume(Some(&passphrase));
     luks2::change(&path, |h| h["keyslots"]["0"]["kdf"] = argon2(10, 1 << 20));
-    volume::probe(&path, None).expect("what cryptsetup makes passes");
+    header::probe(&path, None).expect("what cryptsetup makes passes");
 
     File::create(&path).unwrap().set_len(SIZE).unwrap();
     cryptsetup(&["luksFormat", "--type", "luks1", "-q", "--pbkdf-force-iterations", "1000"], b"pass", &path);
     OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&u32::MAX.to_be_bytes(), 212).unwrap();
-    let error = chain(&volume::probe(&path, None).expect_err("LUKS1"));
+    let error = chain(&header::probe(&path, None).expect_err("LUKS1"));
     assert!(error.contains("keyslot 0 takes 4294967295 iterations"), "{error}");
 }
 
@@ -229,7 +229,7 @@ fn damaged_headers_are_damaged_and_stay_so() {
         let path = fixture.volume(None);
         damage(&OpenOptions::new().read(true).write(true).open(&path).unwrap());
         let before = std::fs::read(&path).unwrap();
-        match volume::probe(&path, None) {
+        match header::probe(&path, None) {
             // One copy of the header is whole: the volume can be used, but its header is not repaired behind the user.
             Ok(volume) => {
                 assert_eq!(case, "absurd header size");
@@ -254,7 +254,7 @@ fn words_that_are_no_text_are_damage_and_not_our_defect() {
         File::create(&path).unwrap().set_len(SIZE).unwrap();
         cryptsetup(&["luksFormat", "--type", "luks1", "-q", "--pbkdf-force-iterations", "1000"], b"pass", &path);
         OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"\xff\x1b[2J\0", at).unwrap();
-        let told = chain(&volume::probe(&path, None).unwrap_err());
+        let told = chain(&header::probe(&path, None).unwrap_err());
         assert!(!told.contains(char::is_control), "{told:?}");
     }
 }
@@ -264,9 +264,9 @@ fn says_what_is_there_instead_of_a_header() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("volume.img");
     File::create(&path).unwrap().set_len(SIZE).unwrap();
-    assert!(matches!(volume::probe(&path, None), Err(VolumeError::NoHeader { found: None, .. })));
+    assert!(matches!(header::probe(&path, None), Err(VolumeError::NoHeader { found: None, .. })));
     std::fs::write(folder.path().join("swap"), swap_signature()).unwrap();
-    let error = volume::probe(&folder.path().join("swap"), None).unwrap_err();
+    let error = header::probe(&folder.path().join("swap"), None).unwrap_err();
     assert!(matches!(&error, VolumeError::NoHeader { found: Some(found), .. } if found == "swap"), "{error:?}");
 }
 
@@ -292,7 +292,7 @@ fn reads_what_cryptsetup_made() {
         let path = folder.path().join(name);
         File::create(&path).unwrap().set_len(SIZE).unwrap();
         cryptsetup(&arguments, b"secret", &path);
-        let volume = volume::probe(&path, None).unwrap();
+        let volume = header::probe(&path, None).unwrap();
         assert_eq!((volume.format(), volume.key_size), (format, Some(key_size)));
         assert_eq!(volume.geometry.sector_size, SectorSize::B512);
         let key = volume.open_keyslot(&SecretBytes::copy_of(b"secret").unwrap()).unwrap();

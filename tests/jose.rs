@@ -13,9 +13,9 @@ use std::{
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use cryptattach::{
+    base::key::{BoundContext, HostName, KeySize, SealedKey, VolumeKey},
     config::TpmConfig,
-    key::{BoundContext, HostName, KeyId, KeySize, SealedKey, SecretBytes, VolumeKey},
-    seal::{ContainerKey, Content, EntryContext, Expected, Keyring, LockboxKey, OwnerKey, Payload, Recipient, seal},
+    keys::seal::{ContainerKey, Content, EntryContext, Expected, Keyring, LockboxKey, OwnerKey, Recipient, seal},
 };
 use openssl::{
     bn::{BigNum, BigNumContext, BigNumRef},
@@ -25,6 +25,9 @@ use openssl::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::Uuid;
+
+#[path = "common/sealing.rs"]
+mod sealing;
 
 struct Party {
     folder: TempDir,
@@ -111,14 +114,7 @@ fn jwcrypto(script: &str, lines: &[&str]) -> Vec<u8> {
 }
 
 fn context() -> BoundContext {
-    BoundContext {
-        version: 1,
-        key_id: KeyId::random(),
-        container: "cinder".parse().unwrap(),
-        volume: Some(Uuid::new_v4()),
-        generation: 1,
-        created: 1_700_000_000,
-    }
+    BoundContext { volume: Some(Uuid::new_v4()), ..sealing::context() }
 }
 
 fn expected(context: &BoundContext) -> Expected {
@@ -126,15 +122,7 @@ fn expected(context: &BoundContext) -> Expected {
 }
 
 fn content(volume_key: &VolumeKey) -> Content {
-    Content::VolumeKey(Payload {
-        volume_key: VolumeKey::from_secret(SecretBytes::copy_of(volume_key.expose()).unwrap()).unwrap(),
-        cipher: "aes-xts-plain64".to_owned(),
-        sector_size_bytes: 4096,
-        data_offset_bytes: 16 << 20,
-        iv_offset_sectors: 0,
-        digest: None,
-        passphrase: None,
-    })
+    Content::VolumeKey(sealing::payload(volume_key))
 }
 
 /// docs/recovery.md: the escrow key opens the container key, and that one the key.

@@ -2,7 +2,7 @@
 #![no_main]
 use std::path::Path;
 
-use cryptattach::store::Cloud;
+use cryptattach::keys::net::Cloud;
 use cryptattach_fuzz::check_error;
 
 libfuzzer_sys::fuzz_target!(|text: &str| {

@@ -1,6 +1,6 @@
 //! Who serves a volume, as Cinder's connection_info says.
 #![no_main]
-use cryptattach::separation::Target;
+use cryptattach::volumes::separation::Target;
 use cryptattach_fuzz::{check_error, check_text};
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

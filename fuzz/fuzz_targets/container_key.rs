@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use cryptattach::{
-    key::{ContainerKeyId, SealedKey},
-    seal::{ContainerKey, Expected, Keyring, OwnerKey},
+    base::key::{ContainerKeyId, SealedKey},
+    keys::seal::{ContainerKey, Expected, Keyring, OwnerKey},
 };
 use cryptattach_fuzz::check_error;
 

@@ -2,7 +2,7 @@
 #![no_main]
 use std::path::Path;
 
-use cryptattach::enrol::{Answer, Bundle, Challenge, Document};
+use cryptattach::unlock::enrol::{Answer, Bundle, Challenge, Document};
 use cryptattach_fuzz::check_error;
 use serde_json::Value;
 

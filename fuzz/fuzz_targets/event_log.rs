@@ -1,6 +1,6 @@
 //! The event log of firmware and boot loader.
 #![no_main]
-use cryptattach::tpm::parse_event_log;
+use cryptattach::keys::tpm::parse_event_log;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     for event in parse_event_log(data).unwrap_or_default() {

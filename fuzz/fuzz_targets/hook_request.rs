@@ -1,6 +1,6 @@
 //! A request of os-brick's or castellan's.
 #![no_main]
-use cryptattach::{cli, key::SecretBytes};
+use cryptattach::{base::key::SecretBytes, cli};
 use cryptattach_fuzz::check_error;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

@@ -1,6 +1,6 @@
 //! The file of a key that is in a TPM ("TSS2 PRIVATE KEY").
 #![no_main]
-use cryptattach::tpm::IdentityFile;
+use cryptattach::keys::tpm::IdentityFile;
 use cryptattach_fuzz::check_error;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

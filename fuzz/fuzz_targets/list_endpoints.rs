@@ -1,6 +1,6 @@
 //! Where Swift says that an object's replicas are.
 #![no_main]
-use cryptattach::{key::Ring, separation::parse_endpoints};
+use cryptattach::{base::key::Ring, keys::store::parse_endpoints};
 use cryptattach_fuzz::check_error;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

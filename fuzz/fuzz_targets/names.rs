@@ -1,17 +1,17 @@
 //! Names, ids, addresses and devices, as people and other programs write them.
 #![no_main]
 use cryptattach::{
-    backend::MappingName,
+    base::address::{Endpoint, HostAddress},
+    base::key::{ContainerKeyId, HostName, KeyId, KeyReference, LockboxKeyId, StoreName},
+    base::mapping_name::MappingName,
+    base::pcr_set::PcrSet,
     config::DeviceSpec,
-    key::{ContainerKeyId, HostName, KeyId, KeyReference, LockboxKeyId, StoreName},
-    separation::{DeviceNumber, Endpoint, HostAddress},
-    tpm::{Name, PcrSet},
+    keys::tpm::Name,
 };
 use cryptattach_fuzz::check_word;
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
     check_word::<ContainerKeyId>(text);
-    check_word::<DeviceNumber>(text);
     check_word::<DeviceSpec>(text);
     check_word::<Endpoint>(text);
     check_word::<HostAddress>(text);

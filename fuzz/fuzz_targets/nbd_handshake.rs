@@ -1,6 +1,6 @@
 //! What an NBD client says before its first request.
 #![no_main]
-use cryptattach::backend::userspace::nbd::handshake::{Offer, negotiate};
+use cryptattach::volumes::backend::userspace::nbd::handshake::{Offer, negotiate};
 use cryptattach_fuzz::check_text;
 
 const SIZE: u64 = 0x1234_5678_9abc_d000;

@@ -9,12 +9,12 @@ use std::{
 };
 
 use cryptattach::{
-    backend::userspace::{
+    base::key::{KeySize, VolumeKey},
+    volumes::backend::userspace::{
         image::Image,
         nbd::{handshake::Agreed, protocol::*, transmission::Session},
     },
-    key::{KeySize, VolumeKey},
-    volume::{Geometry, SectorSize},
+    volumes::header::{Geometry, SectorSize},
 };
 
 const SIZE: u64 = 256 << 10;

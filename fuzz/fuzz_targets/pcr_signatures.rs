@@ -2,7 +2,7 @@
 #![no_main]
 use std::sync::LazyLock;
 
-use cryptattach::tpm::{PcrSignatures, SiteKey};
+use cryptattach::keys::tpm::{PcrSignatures, SiteKey};
 use cryptattach_fuzz::{check_error, check_text};
 use openssl::{ec::EcGroup, ec::EcKey, nid::Nid, pkey::PKey};
 

@@ -1,6 +1,6 @@
 //! What is inside a sealed key: whoever knows the owner's public key can make one.
 #![no_main]
-use cryptattach::{key::SecretBytes, seal::Content};
+use cryptattach::{base::key::SecretBytes, keys::seal::Content};
 use cryptattach_fuzz::check_error;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

@@ -1,6 +1,6 @@
 //! A sealed key as a store gives it, before anything is opened.
 #![no_main]
-use cryptattach::{key::SealedKey, seal::EntryContext};
+use cryptattach::{base::key::SealedKey, keys::seal::EntryContext};
 use cryptattach_fuzz::check_error;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

@@ -1,6 +1,6 @@
 //! What a server says of its refusal.
 #![no_main]
-use cryptattach::store::reason_in;
+use cryptattach::keys::net::reason_in;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     if let Some(said) = reason_in(data) {

@@ -1,6 +1,6 @@
 //! What this host and the administrator's machine wrote down and read back.
 #![no_main]
-use cryptattach::{enrol::Admitted, last_failure::LastFailure};
+use cryptattach::{unlock::enrol::Admitted, verbs::explain::LastFailure};
 use cryptattach_fuzz::check_error;
 use serde::{Serialize, de::DeserializeOwned};
 

@@ -2,7 +2,7 @@
 #![no_main]
 use std::{io::Cursor, path::Path};
 
-use cryptattach::backend::userspace::protocol::{Answer, Request, receive, send};
+use cryptattach::volumes::backend::userspace::protocol::{Answer, Request, receive, send};
 use cryptattach_fuzz::check_error;
 use serde::{Serialize, de::DeserializeOwned};
 

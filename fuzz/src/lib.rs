@@ -9,9 +9,9 @@ use std::{
 };
 
 use cryptattach::{
-    device::{Device, DeviceKind},
-    error::chain,
-    volume::{HeaderImage, Volume, probe_image},
+    base::chain::chain,
+    sys::device::{Device, DeviceKind},
+    volumes::header::{HeaderImage, Volume, probe_image},
 };
 
 /// Size of the device that headers are for.

@@ -7,12 +7,20 @@ use serde_json::json;
 
 use super::{Global, SeparationOptions, failure, output};
 use crate::{
-    attach::{self, Options, Request},
-    backend::{BackendKind, ExportKind, MappingName},
+    base::{
+        key::{KeyReference, KeySize},
+        mapping_name::MappingName,
+        plain_hash::PlainHash,
+    },
     config::{Config, VolumeConfig},
-    error::Error,
-    key::{KeyReference, KeySize},
-    volume::{CIPHER, PlainHash, PlainParameters, SectorSize},
+    verbs::{
+        attach::{self, Options, Request},
+        error::Error,
+    },
+    volumes::{
+        backend::{BackendKind, ExportKind},
+        header::{CIPHER, PlainParameters, SectorSize},
+    },
 };
 
 /// Attach a volume: fetch its key, open it, map the volume

@@ -10,9 +10,11 @@ use clap::Args;
 
 use super::{Global, exit_code};
 use crate::{
-    boot::{self, BootError, image},
-    crypttab,
-    error::Error,
+    config::crypttab,
+    verbs::{
+        boot::{self, BootError, image},
+        error::Error,
+    },
 };
 
 /// Attach the volumes of this boot; what the initramfs calls

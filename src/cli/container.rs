@@ -11,13 +11,18 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Global, init, output};
 use crate::{
-    audit::{self, Event},
+    base::key::StoreName,
     config::{Config, ConfigError, Location},
-    container::Container as Keys,
-    error::Error,
-    key::StoreName,
-    seal,
-    store::{Access, Directory, Swift},
+    keys::{
+        seal,
+        store::{Access, Directory, Swift},
+    },
+    unlock::{
+        self,
+        audit::{self, Event},
+        container::Container as Keys,
+    },
+    verbs::error::Error,
 };
 
 /// Look after containers of keys: who may use them, and their container keys
@@ -141,7 +146,7 @@ impl Create {
                 let access = Access { readers: &self.readers, writers: &self.writers };
                 Swift::open(&self.name, swift, &store_config.network, None)?.make_container(&access)?;
             }
-            Location::Barbican(_) => return Err(Error::NoContainerKeys(self.name.clone())),
+            Location::Barbican(_) => return Err(unlock::Error::NoContainerKeys(self.name.clone()).into()),
         }
         Ok(())
     }
@@ -212,7 +217,7 @@ fn show(config: &Config, name: &StoreName, json: bool) -> Result<(), Error> {
                 head + &keys(name, epoch.as_deref(), facts.fingerprint.as_deref(), facts.rotating)
             })
         }
-        Location::Barbican(_) => Err(Error::NoContainerKeys(name.clone())),
+        Location::Barbican(_) => Err(unlock::Error::NoContainerKeys(name.clone()).into()),
     }
 }
 
@@ -257,7 +262,7 @@ impl Rotate {
         })?;
         match rotation.failed.len() {
             0 => Ok(()),
-            left => Err(Error::Unfinished { container: self.name.clone(), left }),
+            left => Err(unlock::Error::Unfinished { container: self.name.clone(), left }.into()),
         }
     }
 }

@@ -5,9 +5,9 @@ use serde_json::json;
 
 use super::{Global, output};
 use crate::{
-    backend::{Deferred, MappingName},
-    detach,
-    error::Error,
+    base::mapping_name::MappingName,
+    verbs::{detach, error::Error},
+    volumes::backend::Deferred,
 };
 
 /// Detach a volume: remove its mapping

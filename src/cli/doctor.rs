@@ -6,11 +6,16 @@ use clap::Args;
 
 use super::{Global, output};
 use crate::{
-    boot::{BootError, doctor},
-    error::Error,
+    config::crypttab,
+    verbs::{
+        boot::{BootError, doctor},
+        error::Error,
+    },
 };
 
 /// Check an initramfs: is everything in it that this machine's configuration needs, and nothing that should not be
+///
+/// Compares the parts that 'boot --image-parts' prints with the list of lsinitramfs or lsinitrd: paths and sizes, not contents.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach doctor --image /boot/initrd.img-$(uname -r)")]
@@ -18,11 +23,16 @@ pub struct Doctor {
     /// The image; of initramfs-tools, dracut or another maker
     #[arg(long, value_name = "INITRD")]
     image: PathBuf,
+    /// The image's crypttab, where that is not /etc/crypttab
+    #[arg(long, value_name = "FILE")]
+    crypttab: Option<PathBuf>,
 }
 
 impl Doctor {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
-        let findings = doctor::examine(&global.config()?, &self.image)?;
+        let read = |path: &PathBuf| crypttab::text(path).map_err(Error::io(format!("read {}", path.display())));
+        let crypttab = self.crypttab.as_ref().map(read).transpose()?;
+        let findings = doctor::examine(&global.config()?, &self.image, crypttab.as_deref())?;
         output::print(global.json, &findings, || {
             findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
         })?;

@@ -4,14 +4,13 @@ use std::path::Path;
 
 use clap::Args;
 
-use super::{
-    Global,
-    failure::Told,
-    output::{self, date},
-};
+use super::{Global, failure::Told, output};
 use crate::{
-    error::Error,
-    last_failure::{self, FOLDER, LastFailure},
+    base::clock::date,
+    verbs::{
+        error::Error,
+        explain::{self, FOLDER, LastFailure},
+    },
 };
 
 /// Say why a volume was not attached the last time, and what to do
@@ -31,9 +30,9 @@ pub struct Explain {
 impl Explain {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         let mut failures: Vec<LastFailure<Told>> =
-            last_failure::all(Path::new(FOLDER)).map_err(Error::io(format!("read {FOLDER}")))?;
+            explain::all(Path::new(FOLDER)).map_err(Error::io(format!("read {FOLDER}")))?;
         if let Some(about) = &self.about {
-            failures.retain(|failure| last_failure::is_about(failure, about));
+            failures.retain(|failure| explain::is_about(failure, about));
         }
         output::print(global.json, &failures, || match (&failures[..], &self.about) {
             ([], Some(about)) => format!("no failure of '{about}' is known since the last boot"),

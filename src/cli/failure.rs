@@ -7,19 +7,26 @@ use serde_json::json;
 
 use super::output;
 use crate::{
-    backend::{BackendError, MappingName},
-    boot::BootError,
+    base::{
+        chain::{causes, chain, message},
+        clock::now,
+        mapping_name::MappingName,
+    },
     config::ConfigError,
-    container::{TrustError, now},
-    device::DeviceError,
-    enrol::EnrolError,
-    error::{Error, causes, chain, message},
-    last_failure::{self, LastFailure},
-    lockbox::LockboxError,
-    seal::SealError,
-    store::{AuthError, HttpError, SendError, StoreError},
-    tpm::TpmError,
-    volume::VolumeError,
+    keys::{
+        net::{AuthError, HttpError, SendError},
+        seal::SealError,
+        store::StoreError,
+        tpm::TpmError,
+    },
+    sys::device::DeviceError,
+    unlock::{self, container::TrustError, enrol::EnrolError, lockbox::LockboxError},
+    verbs::{
+        boot::BootError,
+        error::Error,
+        explain::{self, LastFailure},
+    },
+    volumes::{backend::BackendError, header::VolumeError},
 };
 
 /// The words on the command line make no sense.
@@ -62,16 +69,40 @@ pub fn exit_code(error: &Error) -> u8 {
         return 77;
     }
     match error {
-        Error::Usage(_) | Error::Name(_) | Error::NoName(_) | Error::NoReference(_) | Error::ConnectionInfo(_) => USAGE,
+        Error::Unlock(error) => unlock(error),
+        Error::Usage(_) | Error::Name(_) | Error::NoName(_) | Error::ConnectionInfo(_) => USAGE,
+        Error::Backend(BackendError::Device(error)) => device(error),
+        Error::Backend(BackendError::Volume(error)) => volume(error),
+        Error::Enrol(error) => enrol(error),
+        Error::UnknownToCrypttab(_) => 78,
+        Error::NoSuchKey { .. } => 67,
+        Error::Backend(BackendError::NotActive(_)) | Error::NotAttached(_) => 66,
+        Error::Backend(BackendError::Foreign { .. }) => 73,
+        Error::Backend(BackendError::Busy { .. }) => 75,
+        Error::Boot(error) => boot(error),
+        Error::Backend(_) => 71,
+        Error::Io { .. } => 74,
+        Error::NotBlank { .. }
+        | Error::KeyUsed { .. }
+        | Error::KeyUnproven(_)
+        | Error::Exists(_)
+        | Error::StoreExists(_) => 73,
+        Error::HalfFormatted { source, .. } => exit_code(source),
+    }
+}
+
+fn unlock(error: &unlock::Error) -> u8 {
+    use unlock::Error;
+    match error {
+        Error::NoReference(_) => USAGE,
         Error::Config(_) | Error::Inventory(_) => 78,
-        Error::Device(error) | Error::Backend(BackendError::Device(error)) => device(error),
-        Error::Volume(error) | Error::Backend(BackendError::Volume(error)) => volume(error),
+        Error::Device(error) => device(error),
+        Error::Volume(error) => volume(error),
         Error::Store(error) => store(error),
         Error::Mismatch { .. } => 65,
         Error::Seal(SealError::Memory(_)) | Error::Memory(_) => 71,
         Error::Seal(error) if error.is_configuration() => 78,
         Error::Trust(TrustError::State(_)) => 74,
-        Error::Enrol(error) => enrol(error),
         Error::Tpm(error)
         | Error::Seal(SealError::Tpm(error))
         | Error::KeyRefused { source: SealError::Tpm(error), .. }
@@ -82,25 +113,13 @@ pub fn exit_code(error: &Error) -> u8 {
         | Error::Trust(_)
         | Error::Seal(_)
         | Error::NoPassphrase(_) => 68,
-        Error::NoContainerKeys(_) | Error::NoContainerKey(_) | Error::NoOwner(_) | Error::UnknownToCrypttab(_) => 78,
+        Error::NoContainerKeys(_) | Error::NoContainerKey(_) | Error::NoOwner(_) => 78,
         Error::Lockbox(error) => lockbox(error),
         Error::NeitherStoreNorLockbox { source, .. } => store(source),
         Error::Unfinished { .. } => 69,
         Error::ReadBack(_) => 76,
-        Error::NoSuchKey { .. } => 67,
         Error::NotSeparate(_) => 72,
-        Error::Backend(BackendError::NotActive(_)) | Error::NotAttached(_) => 66,
-        Error::Backend(BackendError::Foreign { .. }) => 73,
-        Error::Backend(BackendError::Busy { .. }) => 75,
-        Error::Boot(error) => boot(error),
-        Error::Backend(_) => 71,
-        Error::Audit(_) | Error::Io { .. } => 74,
-        Error::NotBlank { .. }
-        | Error::KeyUsed { .. }
-        | Error::KeyUnproven(_)
-        | Error::Exists(_)
-        | Error::StoreExists(_) => 73,
-        Error::HalfFormatted { source, .. } => exit_code(source),
+        Error::Audit(_) => 74,
     }
 }
 
@@ -247,13 +266,7 @@ pub fn next_step(error: &Error) -> Option<String> {
         return Some("run it as root".to_owned());
     }
     Some(match error {
-        Error::Config(ConfigError::Missing(_)) => {
-            "'cryptattach init' makes one; --config or CRYPTATTACH_CONFIG names another".to_owned()
-        }
-        Error::Config(ConfigError::UnknownVolume { name, .. }) => {
-            format!("add it: [volumes.{name}] with device = \"UUID=...\" ('blkid' shows it)")
-        }
-        Error::NoReference(_) => "name the key with --key STORE/KEY-ID ('cryptattach key list' shows them)".to_owned(),
+        Error::Unlock(error) => return unlock_next_step(error),
         Error::NoName(_) => "give the mapping a name: cryptattach attach DEVICE NAME".to_owned(),
         Error::KeyUsed { .. } => {
             "check that this is the right device: the volume's data must be on another one. If its first attach was cut off, nothing is on it yet: make a new volume".to_owned()
@@ -263,8 +276,40 @@ pub fn next_step(error: &Error) -> Option<String> {
                 .to_owned()
         }
         Error::NotBlank { .. } => "check that this is the right device; --force overwrites what is there".to_owned(),
-        Error::Device(error) | Error::Backend(BackendError::Device(error)) => device_next_step(error)?,
-        Error::Volume(error) | Error::Backend(BackendError::Volume(error)) => volume_next_step(error)?,
+        Error::Backend(BackendError::Device(error)) => device_next_step(error)?,
+        Error::Backend(BackendError::Volume(error)) => volume_next_step(error)?,
+        Error::Enrol(error) => error.next_step()?,
+        Error::HalfFormatted { device, reference, .. } => format!(
+            "nothing was on {} before; format it again, and remove the unused key: cryptattach key delete {reference} --yes",
+            device.display()
+        ),
+        Error::Backend(BackendError::Busy { name, .. }) => {
+            format!("end that use, or: cryptattach detach {name} --deferred")
+        }
+        Error::Backend(BackendError::Foreign { .. }) => "choose another name".to_owned(),
+        Error::Backend(BackendError::Unavailable(_)) => {
+            "--backend userspace maps the volume without the kernel's help".to_owned()
+        }
+        Error::Boot(error) => boot_next_step(error)?.to_owned(),
+        Error::NotAttached(_) | Error::Backend(BackendError::NotActive(_)) => {
+            "'cryptattach list' shows what is".to_owned()
+        }
+        _ => return None,
+    })
+}
+
+fn unlock_next_step(error: &unlock::Error) -> Option<String> {
+    use unlock::Error;
+    Some(match error {
+        Error::Config(ConfigError::Missing(_)) => {
+            "'cryptattach init' makes one; --config or CRYPTATTACH_CONFIG names another".to_owned()
+        }
+        Error::Config(ConfigError::UnknownVolume { name, .. }) => {
+            format!("add it: [volumes.{name}] with device = \"UUID=...\" ('blkid' shows it)")
+        }
+        Error::NoReference(_) => "name the key with --key STORE/KEY-ID ('cryptattach key list' shows them)".to_owned(),
+        Error::Device(error) => device_next_step(error)?,
+        Error::Volume(error) => volume_next_step(error)?,
         Error::Mismatch { .. } => {
             "do not use this volume until it is clear who changed its header; a backup of the header helps".to_owned()
         }
@@ -285,24 +330,8 @@ pub fn next_step(error: &Error) -> Option<String> {
             "if the administrator of the keys says that this key's fingerprint is right ('cryptattach container show'), remove the container's file from the state directory".to_owned()
         }
         Error::Seal(error) => error.next_step()?,
-        Error::Enrol(error) => error.next_step()?,
         Error::Tpm(error) => error.next_step()?,
         Error::NotSeparate(refusal) => refusal.next_step().to_owned(),
-        Error::HalfFormatted { device, reference, .. } => format!(
-            "nothing was on {} before; format it again, and remove the unused key: cryptattach key delete {reference} --yes",
-            device.display()
-        ),
-        Error::Backend(BackendError::Busy { name, .. }) => {
-            format!("end that use, or: cryptattach detach {name} --deferred")
-        }
-        Error::Backend(BackendError::Foreign { .. }) => "choose another name".to_owned(),
-        Error::Backend(BackendError::Unavailable(_)) => {
-            "--backend userspace maps the volume without the kernel's help".to_owned()
-        }
-        Error::Boot(error) => boot_next_step(error)?.to_owned(),
-        Error::NotAttached(_) | Error::Backend(BackendError::NotActive(_)) => {
-            "'cryptattach list' shows what is".to_owned()
-        }
         _ => return None,
     })
 }
@@ -485,15 +514,15 @@ pub fn print(error: &Error, json: bool) {
 
 /// Keeps a failure for `cryptattach explain`, or forgets those of a volume that has unlocked.
 pub fn note<T>(action: &str, device: Option<&Path>, name: Option<&MappingName>, result: Result<T, &Error>) {
-    let folder = Path::new(last_failure::FOLDER);
+    let folder = Path::new(explain::FOLDER);
     let noted = match result {
-        Ok(_) => last_failure::forget(folder, device, name),
+        Ok(_) => explain::forget(folder, device, name),
         // Who got the words wrong has been told, and nothing is the matter with the volume.
         Err(error) if exit_code(error) == USAGE => Ok(()),
         Err(error) => {
             let (device, name) = (device.map(Path::to_owned), name.cloned());
             let failure = LastFailure { time: now(), action: action.to_owned(), device, name, told: Told::of(error) };
-            last_failure::keep(folder, &failure)
+            explain::keep(folder, &failure)
         }
     };
     if let Err(error) = noted {

@@ -11,10 +11,12 @@ use super::{
     output,
 };
 use crate::{
-    error::Error,
-    format::{self, Request},
-    key::{KeySize, StoreName},
-    volume::SectorSize,
+    base::key::{KeySize, StoreName},
+    verbs::{
+        error::Error,
+        format::{self, Request},
+    },
+    volumes::header::SectorSize,
 };
 
 /// Make a new volume: seal and store a new key, then write a LUKS2 header

@@ -15,13 +15,18 @@ use serde_json::json;
 
 use super::{Global, key::read_secret};
 use crate::{
-    backend::MappingName,
+    base::{
+        chain::chain,
+        key::{KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, StoreName},
+        mapping_name::MappingName,
+    },
     config::Config,
-    container::Container,
-    error::{Error, chain},
-    hook::{self, Described, Request},
-    key::{KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, StoreName},
-    separation::{ConnectionInfo, Target},
+    unlock::container::Container,
+    verbs::{
+        error::Error,
+        hook::{self, Described, Request},
+    },
+    volumes::separation::{ConnectionInfo, Target},
 };
 
 /// The version of requests that is understood.

@@ -12,12 +12,14 @@ use serde_json::json;
 
 use super::{Global, output};
 use crate::{
+    base::key::StoreName,
     config::{Config, ConfigError},
-    durable::folder_of,
-    error::Error,
-    key::StoreName,
-    seal::{self, OwnerKey},
-    store::Directory,
+    keys::{
+        seal::{self, OwnerKey},
+        store::Directory,
+    },
+    sys::durable::folder_of,
+    verbs::error::Error,
 };
 
 /// Set up a key store on this host: its directory, its owner's key pair, its configuration

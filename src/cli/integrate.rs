@@ -11,9 +11,11 @@ use clap_complete::Shell;
 use super::{Cli, Global, output};
 use crate::{
     config::{Config, ConfigError},
-    error::Error,
-    hotplug::{self, Appeared},
-    systemd,
+    verbs::{
+        error::Error,
+        generator,
+        hotplug::{self, Appeared},
+    },
 };
 
 /// Write the completions for shells into a directory: cryptattach.bash, _cryptattach (zsh), cryptattach.fish
@@ -49,7 +51,7 @@ impl Generator {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         let Some(config) = outline(global)? else { return Ok(()) };
         let action = format!("write units to {}", self.normal.display());
-        systemd::generate(&config, &self.normal).map_err(Error::io(action))
+        generator::generate(&config, &self.normal).map_err(Error::io(action))
     }
 }
 
@@ -70,7 +72,7 @@ impl Probe {
         let Some(device) = device else { return Ok(()) };
         // A configuration that cannot be read must not hide what the device is.
         let config = outline(global).unwrap_or_else(|error| {
-            tracing::warn!("{}", crate::error::chain(&error));
+            tracing::warn!("{}", crate::base::chain::chain(&error));
             None
         });
         let links: Vec<PathBuf> =

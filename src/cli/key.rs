@@ -11,24 +11,27 @@ use clap::{ArgGroup, Args, Subcommand};
 use nix::sys::socket::{UnixAddr, getpeername};
 use serde_json::{Value, json};
 
-use super::{
-    Global, SeparationOptions,
-    attach::Plain,
-    failure,
-    output::{self, date},
-};
+use super::{Global, SeparationOptions, attach::Plain, failure, output};
 use crate::{
-    audit::{self, Event},
-    backend::MappingName,
-    config::{Config, VolumeConfig},
-    container::Container,
-    crypttab,
-    error::{Error, printable},
-    import::{self, Request},
-    key::{KeyReference, SecretBytes, StoreName},
-    lockbox::Lockbox,
-    release,
-    store::{Released, Stored},
+    base::{
+        chain::printable,
+        clock::date,
+        key::{KeyReference, SecretBytes, StoreName},
+        mapping_name::MappingName,
+    },
+    config::{Config, VolumeConfig, crypttab},
+    keys::store::{Released, Stored},
+    unlock::{
+        self,
+        audit::{self, Event},
+        container::Container,
+        lockbox::Lockbox,
+    },
+    verbs::{
+        error::Error,
+        import::{self, Request},
+        passphrase,
+    },
 };
 
 /// Look after the keys in a store
@@ -158,7 +161,7 @@ impl Show {
         };
         let context = sealed
             .claimed_context()
-            .map_err(|source| Error::KeyRefused { reference: self.key.clone(), source: source.into() })?;
+            .map_err(|source| unlock::Error::KeyRefused { reference: self.key.clone(), source: source.into() })?;
         let recipients: Vec<Value> = sealed
             .recipients
             .iter()
@@ -287,7 +290,7 @@ fn released(
     key: Option<KeyReference>,
     name: Option<MappingName>,
 ) -> Result<SecretBytes, Error> {
-    let passphrase = release::release(config, release::Request { device, header, key });
+    let passphrase = passphrase::release(config, passphrase::Request { device, header, key });
     failure::note("release the passphrase of", Some(device), name.as_ref(), passphrase.as_ref());
     passphrase
 }
@@ -297,7 +300,7 @@ fn unbound(config: &Config, key: &KeyReference) -> Result<SecretBytes, Error> {
     let container = Container::open(config, &key.store, None)?;
     let fetched = container.fetch(&key.key, None)?;
     container.spend(&key.key, &fetched, "whatever another program does with it: 'key passphrase' gave it out")?;
-    fetched.passphrase()?.ok_or_else(|| Error::NoPassphrase(key.clone()))
+    Ok(fetched.passphrase()?.ok_or_else(|| unlock::Error::NoPassphrase(key.clone()))?)
 }
 
 /// Past any buffer, which would keep a copy.

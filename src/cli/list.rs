@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{Global, output};
-use crate::{detach, error::Error};
+use crate::verbs::{detach, error::Error};
 
 /// List attached volumes
 ///

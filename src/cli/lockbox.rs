@@ -8,15 +8,17 @@ use serde_json::{Value, json};
 
 use super::{Global, output};
 use crate::{
-    attach::{self, Case, Strictness},
-    audit::{self, Event},
+    base::key::KeyReference,
     config::Config,
-    container::Container,
-    error::Error,
-    key::KeyReference,
-    lockbox::{self, EntryStatus, Lockbox, LockboxError, Opening, Source, State, Status as Known},
-    seal::EntryContext,
-    volume,
+    keys::seal::EntryContext,
+    unlock::{
+        audit::{self, Event},
+        case::{self, Case, Strictness},
+        container::Container,
+        lockbox::{self, EntryStatus, Lockbox, LockboxError, Opening, Source, State, Status as Known},
+    },
+    verbs::error::Error,
+    volumes::header,
 };
 
 /// Keep this host's keys at hand for when the key store is out of reach
@@ -204,8 +206,8 @@ fn add(config: &Config, text: &str) -> Result<(KeyReference, EntryContext), Erro
     let (reference, volume) = match text.parse::<KeyReference>() {
         Ok(reference) => (reference, None),
         Err(_) => {
-            let volume = volume::probe(Path::new(text), None)?;
-            (attach::reference(None, &volume)?, Some(volume))
+            let volume = header::probe(Path::new(text), None)?;
+            (case::reference(None, &volume)?, Some(volume))
         }
     };
     let container = Container::open(config, &reference.store, None)?;

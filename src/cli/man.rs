@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory};
 
 use super::Cli;
-use crate::error::Error;
+use crate::verbs::error::Error;
 
 /// Write the man pages into a directory
 #[derive(Args)]

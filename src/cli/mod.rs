@@ -44,11 +44,10 @@ use tracing_subscriber::{
 };
 
 use crate::{
-    backend::userspace,
-    boot::Console,
     config::{self, Config, ConfigError, SeparationPolicy},
-    error::Error,
-    tpm,
+    keys::tpm,
+    verbs::{boot::Console, error::Error},
+    volumes::backend::userspace,
 };
 
 /// Attach encrypted block devices, with the key on another device.
@@ -128,8 +127,8 @@ struct SeparationOptions {
 }
 
 impl SeparationOptions {
-    fn strictness(&self) -> crate::attach::Strictness {
-        crate::attach::Strictness { policy: self.separation, allow_shared: self.allow_shared }
+    fn strictness(&self) -> crate::unlock::case::Strictness {
+        crate::unlock::case::Strictness { policy: self.separation, allow_shared: self.allow_shared }
     }
 }
 

@@ -5,10 +5,9 @@ use std::{
     io::{self, Write},
 };
 
-use openssl::asn1::Asn1Time;
 use serde::Serialize;
 
-use crate::error::Error;
+use crate::verbs::error::Error;
 
 /// Prints `value` as one line of JSON if `json`, else `text`, with a newline.
 pub fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Error> {
@@ -34,12 +33,6 @@ pub fn size(bytes: u64) -> String {
         (_, 10..) => format!("{whole}.9 {}", units[power]),
         _ => format!("{whole}.{tenths} {}", units[power]),
     }
-}
-
-/// Seconds since 1970 as "Nov 23 14:35:24 2026 GMT".
-pub fn date(seconds: u64) -> String {
-    let date = i64::try_from(seconds).ok().and_then(|seconds| Asn1Time::from_unix(seconds).ok());
-    date.map_or_else(|| seconds.to_string(), |date| date.to_string())
 }
 
 #[cfg(test)]

@@ -3,8 +3,6 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::Write,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -14,12 +12,13 @@ use serde_json::json;
 
 use super::{Global, output};
 use crate::{
+    base::{hex, pcr_set::PcrSet},
     config::TpmConfig,
-    error::Error,
-    tpm::{
-        BootChain, Digest, Exposure, IdentityFile, PcrSet, PcrSignature, PcrSignatures, PcrValues, Policy as TpmPolicy,
-        SiteSigner, Tpm, TpmError, exposures, hex,
+    keys::tpm::{
+        BootChain, Digest, Exposure, IdentityFile, PcrSignature, PcrSignatures, PcrValues, Policy as TpmPolicy,
+        SiteSigner, Tpm, TpmError, exposures,
     },
+    verbs::error::Error,
 };
 
 /// In which boot states this host's TPM opens its keys
@@ -28,7 +27,6 @@ pub enum Policy {
     Show(Show),
     Test(Test),
     Sign(Sign),
-    Refresh(Refresh),
     RevokeOld(RevokeOld),
     Latch(Latch),
 }
@@ -39,7 +37,6 @@ impl Policy {
             Self::Show(show) => show.run(global),
             Self::Test(test) => test.run(global),
             Self::Sign(sign) => sign.run(global),
-            Self::Refresh(refresh) => refresh.run(global),
             Self::RevokeOld(revoke) => revoke.run(global),
             Self::Latch(latch) => latch.run(global),
         }
@@ -253,7 +250,7 @@ pub struct Sign {
     #[arg(long, value_name = "FILE")]
     measured: Option<PathBuf>,
     /// The epoch: 0 to 7; 'policy revoke-old' on a host retires its oldest
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..crate::tpm::EPOCHS as u64))]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..crate::keys::tpm::EPOCHS as u64))]
     epoch: u64,
     /// A file whose signatures come first
     #[arg(long, value_name = "FILE")]
@@ -323,83 +320,6 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let json = fs::read(path).map_err(Error::io(format!("read {}", path.display())))?;
     let why = |error| TpmError::Malformed { path: path.to_owned(), why: format!("is not what was expected: {error}") };
     Ok(serde_json::from_slice(&json).map_err(why)?)
-}
-
-/// Sign the present boot state and the next one, on a host that keeps the site's key itself
-///
-/// For a host on its own that boots by GRUB: run it from the hooks of kernel and initramfs packages, with the key on an
-/// encrypted volume. It signs only while the present boot state is one that is signed already. The next state is foretold
-/// from the event log and from the files that GRUB will read; a kernel under another name changes GRUB's commands as well,
-/// which only a boot shows. The file of signatures is written anew, so states from before are signed no more.
-#[derive(Args)]
-pub struct Refresh {
-    #[command(flatten)]
-    identity: IdentityOption,
-    /// The site's private key (PEM)
-    #[arg(long, value_name = "FILE")]
-    private_key: PathBuf,
-    /// The PCRs to sign [default: those that are signed for the present state]
-    #[arg(long, value_name = "PCRS")]
-    pcrs: Option<PcrSet>,
-}
-
-impl Refresh {
-    fn run(&self, global: &Global) -> Result<(), Error> {
-        let config = global.config()?.tpm;
-        let file = IdentityFile::read(self.identity.path(&config))?;
-        let signer = SiteSigner::read(&self.private_key)?;
-        let Some(signed) = file.policy.signed.as_ref().filter(|signed| signer.key().is_ok_and(|key| key == signed.key))
-        else {
-            let path = self.private_key.display();
-            return Err(Error::Usage(format!("this host's key does not follow signatures by {path}")));
-        };
-        let tpm = Tpm::open(&config)?;
-        // The latch does not matter: the system runs, and its keys have been opened.
-        let trusted = TpmPolicy { signed: Some(signed.clone()), latch: false, ..file.policy.clone() };
-        let signatures = PcrSignatures::read(&config.signatures)?;
-        let now = tpm.satisfiable(&trusted, &signatures)?;
-        tpm.identity(&file)?.test(&now)?;
-        let of_now = now.signature().ok_or(TpmError::Policy("it is not signed".to_owned()))?;
-        let pcrs = self.pcrs.unwrap_or(of_now.pcrs);
-        let epoch = of_now.epoch;
-
-        let mut states = vec![signer.sign(&tpm.pcr_values(pcrs)?, epoch)?];
-        let changed = match tpm.foretell(pcrs)? {
-            Some(foretold) if !foretold.changed.is_empty() => {
-                states.push(signer.sign(&foretold.values, epoch)?);
-                foretold.changed
-            }
-            Some(_) => Vec::new(),
-            None => {
-                tracing::warn!("the event log does not explain PCR {pcrs}: only the present boot state is signed");
-                Vec::new()
-            }
-        };
-        let path =
-            config.signatures.first().ok_or_else(|| Error::Usage("'signatures' in [tpm] is empty".to_owned()))?;
-        write(path, states)?;
-        output::print(global.json, &json!({"signatures": path, "pcrs": pcrs, "changed": changed}), || {
-            let mut lines = vec![format!("{}: PCR {pcrs} as it is now", path.display())];
-            if !changed.is_empty() {
-                let files: Vec<_> = changed.iter().map(|file| file.display().to_string()).collect();
-                lines.push(format!("and as it will be with the new {}", files.join(", ")));
-            }
-            lines.join("\n")
-        })
-    }
-}
-
-/// Replaces the file, whole or not at all.
-fn write(path: &Path, signatures: Vec<PcrSignature>) -> Result<(), Error> {
-    let write = || {
-        let json = PcrSignatures::to_json(signatures)?;
-        let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new("/")))?;
-        file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-        writeln!(file, "{json}")?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|refused| refused.error).map(drop)
-    };
-    write().map_err(Error::io(format!("write {}", path.display())))
 }
 
 /// Retire the signatures of the oldest epoch, for good

@@ -7,10 +7,11 @@ use serde_json::json;
 
 use super::{Global, attach::Plain, output};
 use crate::{
-    backend::MappingName,
-    error::Error,
-    key::KeyReference,
-    resize::{self, Request},
+    base::{key::KeyReference, mapping_name::MappingName},
+    verbs::{
+        error::Error,
+        resize::{self, Request},
+    },
 };
 
 /// Make an attached volume as large as its device has become

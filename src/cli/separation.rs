@@ -6,13 +6,15 @@ use clap::Args;
 
 use super::{Global, key::read_secret, output};
 use crate::{
+    base::key::{KeyId, KeyReference},
     config::SeparationPolicy,
-    container::Container,
-    device::Device,
-    error::Error,
-    key::{KeyId, KeyReference},
-    separation::{self, Inventory, Surroundings, Target},
-    volume::{self, VolumeError},
+    sys::device::Device,
+    unlock::container::Container,
+    verbs::error::Error,
+    volumes::{
+        header::{self, VolumeError},
+        separation::{self, Inventory, Surroundings, Target},
+    },
 };
 
 /// Show where a volume and its key rest, and whether they are apart
@@ -47,7 +49,7 @@ impl Separation {
         let inventory = Inventory::of(&config.separation)?;
         let target = self.connection_info.as_deref().map(read_target).transpose()?;
         Device::look(&self.device)?;
-        let in_token = || match volume::probe(&self.device, self.header.as_deref()) {
+        let in_token = || match header::probe(&self.device, self.header.as_deref()) {
             Ok(volume) => Ok(volume.luks().and_then(|header| header.reference.clone())),
             // The question is a fair one before format, too.
             Err(VolumeError::NoHeader { .. }) => Ok(None),

@@ -4,9 +4,9 @@ use clap::Args;
 
 use super::{Global, output};
 use crate::{
-    backend::{MappingName, MappingStatus},
-    detach,
-    error::Error,
+    base::mapping_name::MappingName,
+    verbs::{detach, error::Error},
+    volumes::backend::MappingStatus,
 };
 
 /// Show what is known of an attached volume

@@ -6,10 +6,12 @@ use clap::Args;
 
 use super::{Global, SeparationOptions, attach::Plain, failure, output};
 use crate::{
+    base::key::KeyReference,
     config::Config,
-    error::Error,
-    key::KeyReference,
-    trial::{self, Passed, Request},
+    verbs::{
+        error::Error,
+        test::{self, Passed, Request},
+    },
 };
 
 /// Try out whether a volume would unlock, from where, and how long that takes; nothing is changed
@@ -47,7 +49,7 @@ impl Test {
             return Err(Error::io("run this program without an environment")(without_environment()));
         }
         let config = global.config()?;
-        let keys = if self.as_boot && self.key.is_none() { trial::boot_keys(&config, &self.device) } else { None };
+        let keys = if self.as_boot && self.key.is_none() { test::boot_keys(&config, &self.device) } else { None };
         match keys.unwrap_or_default().as_slice() {
             [] => self.try_key(global, &config, self.key.clone()),
             keys => self.try_all(global, &config, keys),
@@ -63,7 +65,7 @@ impl Test {
             separation: self.separation.strictness(),
             as_boot: self.as_boot,
         };
-        let passed = trial::try_out(config, request)?;
+        let passed = test::try_out(config, request)?;
         output::print(global.json, &passed, || self.text(&passed))
     }
 

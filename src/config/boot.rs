@@ -8,9 +8,9 @@ use std::{
 use serde::{Deserialize, Deserializer};
 
 use super::DeviceSpec;
-use crate::{
-    backend::MappingName,
+use crate::base::{
     key::{KeyReference, Place},
+    mapping_name::MappingName,
 };
 
 /// Whatever the configuration says, a boot does not wait longer.

@@ -84,7 +84,7 @@ impl fmt::Display for DeviceSpec {
     }
 }
 
-crate::key::serde_as_str!(DeviceSpec);
+crate::base::key::serde_as_str!(DeviceSpec);
 
 #[cfg(test)]
 mod tests {

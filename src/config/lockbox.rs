@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Deserializer, de};
 
 use super::{Location, StoreConfig, stores::identity_place};
-use crate::key::{HostName, Place, StoreName};
+use crate::base::key::{HostName, Place, StoreName};
 
 /// `[lockbox]`
 #[derive(Clone, Debug, Deserialize)]

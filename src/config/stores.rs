@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::{Network, TpmConfig};
-use crate::{key::Place, tpm::IdentityFile};
+use crate::{base::key::Place, keys::tpm::IdentityFile};
 
 /// `[stores.NAME]`: where the sealed keys are, whom they are sealed to, and what opens them.
 #[derive(Debug, Deserialize)]
@@ -82,8 +82,6 @@ pub struct SwiftConfig {
     pub urls: Vec<String>,
     /// URL of the list_endpoints middleware (`https://HOST/endpoints`), if that is not beside the account.
     pub endpoints: Option<String>,
-    /// Directory with the cluster's ring files and swift.conf; they are read instead of asking list_endpoints.
-    pub rings: Option<PathBuf>,
     /// Log in as the caller of a hook, by the token in its request.
     #[serde(default)]
     pub caller_token: bool,
@@ -148,10 +146,7 @@ impl StoreConfig {
         let sealing = owner.iter_mut().chain(escrow).chain(identities).chain(hosts);
         match &mut self.location {
             Location::Directory { path } => sealing.chain([path]).collect(),
-            Location::Swift(SwiftConfig { cloud, rings, .. }) => {
-                sealing.chain(&mut cloud.clouds).chain(&mut cloud.secret).chain(rings).collect()
-            }
-            Location::Barbican(BarbicanConfig { cloud, .. }) => {
+            Location::Swift(SwiftConfig { cloud, .. }) | Location::Barbican(BarbicanConfig { cloud, .. }) => {
                 sealing.chain(&mut cloud.clouds).chain(&mut cloud.secret).collect()
             }
         }

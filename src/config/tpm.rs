@@ -4,7 +4,7 @@ use std::{env, path::PathBuf};
 
 use serde::Deserialize;
 
-use crate::tpm::PcrSet;
+use crate::base::pcr_set::PcrSet;
 
 /// Overrides `tcti`, for an initramfs and for tests.
 const TCTI_VARIABLE: &str = "CRYPTATTACH_TCTI";

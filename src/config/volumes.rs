@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::{Config, DeviceSpec, Location};
-use crate::key::{KeyReference, StoreName};
+use crate::base::key::{KeyReference, StoreName};
 
 /// `[volumes.NAME]`: what `cryptattach@NAME.service` attaches as NAME.
 #[derive(Clone, Debug, Deserialize)]

@@ -82,7 +82,7 @@ pub fn compare(site: &Site) {
             }
         }
     }
-    println!("| | best s | median s | over the floor | CPU s | over the floor | growth MB |");
+    println!("\n| | best s | median s | over the floor | CPU s | over the floor | growth MB |");
     println!("|---|---:|---:|---:|---:|---:|---:|");
     for (rows, took) in groups.iter().zip(&took) {
         let base = size(&base(site, rows[0].maker));

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
@@ -13,6 +13,11 @@ use std::{
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::{
+    qemu::{self, Qmp},
+    tpm_process,
+};
 
 /// QEMU emulates the processor, and the machine may be busy: only what hangs takes so long.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -44,7 +49,7 @@ pub struct Machine {
     tpm: Option<Child>,
     keyboard: ChildStdin,
     console: Receiver<Vec<u8>>,
-    qmp: Option<BufReader<UnixStream>>,
+    qmp: Option<Qmp>,
     folder: TempDir,
     /// All that the console has shown.
     pub shown: String,
@@ -87,16 +92,12 @@ impl Machine {
             }
             qemu.args(["-netdev", &net, "-device", "virtio-net-pci,netdev=net,romfile="]);
         }
-        let tpm = parts.tpm.as_ref().map(|state| start_tpm(state, &at("tpm")));
-        if tpm.is_some() {
-            qemu.args([
-                "-chardev",
-                &format!("socket,id=tpm,path={}", at("tpm")),
-                "-tpmdev",
-                "emulator,id=tpm,chardev=tpm",
-            ]);
-            qemu.args(["-device", "tpm-tis,tpmdev=tpm"]);
-        }
+        let tpm = parts.tpm.as_ref().map(|state| {
+            let socket = folder.path().join("tpm");
+            qemu.args(qemu::tpm(&socket));
+            let control = format!("type=unixio,path={}", socket.display());
+            tpm_process::start(state, &socket, &["--ctrl", &control, "--flags", "not-need-init,startup-clear"])
+        });
         let started = Instant::now();
         let mut qemu = qemu
             .args(&parts.qemu)
@@ -185,24 +186,8 @@ impl Machine {
     }
 
     fn qmp(&mut self, command: &str, arguments: Value) {
-        let path = self.folder.path().join("qmp");
-        if self.qmp.is_none() {
-            self.qmp = Some(BufReader::new(UnixStream::connect(path).unwrap()));
-            self.qmp("qmp_capabilities", json!({}));
-        }
-        let qmp = self.qmp.as_mut().unwrap();
-        qmp.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
-        qmp.get_mut().write_all(json!({"execute": command, "arguments": arguments}).to_string().as_bytes()).unwrap();
-        loop {
-            let mut line = String::new();
-            qmp.read_line(&mut line).unwrap();
-            let answer: Value = serde_json::from_str(&line).unwrap();
-            assert!(answer.get("error").is_none(), "{command}: {answer}");
-            // The greeting and events come in between.
-            if answer.get("return").is_some() {
-                return;
-            }
-        }
+        let connect = || Qmp::new(UnixStream::connect(self.folder.path().join("qmp")).unwrap(), PATIENCE);
+        self.qmp.get_or_insert_with(connect).run(command, arguments);
     }
 }
 
@@ -213,18 +198,4 @@ impl Drop for Machine {
             let _ = child.wait();
         }
     }
-}
-
-fn start_tpm(state: &Path, socket: &str) -> Child {
-    let tpm = Command::new("swtpm")
-        .args(["socket", "--tpm2", "--tpmstate", &format!("dir={}", state.display())])
-        .args(["--ctrl", &format!("type=unixio,path={socket}"), "--flags", "not-need-init,startup-clear"])
-        .spawn()
-        .expect("swtpm is missing: scripts/prerequisites vm");
-    let deadline = Instant::now() + PATIENCE;
-    while UnixStream::connect(socket).is_err() {
-        assert!(Instant::now() < deadline, "swtpm does not listen on {socket}");
-        thread::sleep(Duration::from_millis(20));
-    }
-    tpm
 }

@@ -1,12 +1,12 @@
 //! What the machines boot with: keys, stores, an encrypted root, and initramfs images made by the distribution's own tools.
 
 use std::{
-    cell::{OnceCell, RefCell},
     collections::BTreeMap,
     fs,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, OnceLock},
 };
 
 use tempfile::TempDir;
@@ -41,10 +41,10 @@ pub struct Site {
     folder: TempDir,
     /// `tpm` in the folder: Ubuntu's AppArmor lets swtpm have its files in /tmp, and not in /var/tmp.
     _tpm: TempDir,
-    initrds: RefCell<BTreeMap<String, Initrd>>,
-    boxed: OnceCell<Boxed>,
+    initrds: Mutex<BTreeMap<String, Initrd>>,
+    boxed: OnceLock<Boxed>,
     /// PCRs 4 and 7 as the machines' firmware leaves them, once a machine has shown them.
-    pub values: OnceCell<String>,
+    pub values: OnceLock<String>,
     /// The root's key in the network store, and in the directory on the stick.
     pub net: String,
     pub stick: String,
@@ -59,7 +59,7 @@ impl Site {
         let temporary = |place| tempfile::Builder::new().prefix("cryptattach-site").tempdir_in(place).unwrap();
         let (folder, tpm) = (temporary("/var/tmp"), temporary("/tmp"));
         symlink(tpm.path(), folder.path().join("tpm")).unwrap();
-        let (initrds, boxed, values) = (RefCell::default(), OnceCell::new(), OnceCell::new());
+        let (initrds, boxed, values) = (Mutex::default(), OnceLock::new(), OnceLock::new());
         let (net, stick, net_data) = <(String, String, String)>::default();
         let mut site = Self { tree, folder, _tpm: tpm, initrds, boxed, values, net, stick, net_data };
         site.sh("for name in net stick; do
@@ -127,7 +127,7 @@ impl Site {
 
     /// Likewise, by `mkinitramfs` or `dracut`.
     pub fn initrd_by(&self, maker: &str, name: &str, configuration: &str) -> Initrd {
-        if let Some(made) = self.initrds.borrow().get(name) {
+        if let Some(made) = self.initrds.lock().unwrap().get(name) {
             return made.clone();
         }
         let (files, out) = (self.file(&format!("{name}.files")), self.file(&format!("{name}.initrd")));
@@ -159,7 +159,7 @@ impl Site {
         let warnings = String::from_utf8_lossy(&made.stderr).into_owned();
         assert!(made.status.success(), "{warnings}");
         let initrd = Initrd { path: out, doctor: String::from_utf8(made.stdout).unwrap(), warnings };
-        self.initrds.borrow_mut().insert(name.to_owned(), initrd.clone());
+        self.initrds.lock().unwrap().insert(name.to_owned(), initrd.clone());
         initrd
     }
 

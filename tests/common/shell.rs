@@ -1,9 +1,11 @@
-//! Shell commands and loop devices, for the layers that run on this host.
+//! Shell commands, mappings and loop devices, for the layers that run on this host.
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
 };
+
+use serde_json::Value;
 
 /// Runs a shell command, expects success, returns standard output without its last newline.
 #[track_caller]
@@ -11,6 +13,16 @@ pub fn sh(script: &str) -> String {
     let output = Command::new("sh").args(["-c", script]).stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+}
+
+/// Detaches the mappings whose names begin with this, by `cryptattach` with the configuration of a site.
+pub fn detach_all(beginning: &str, run: impl Fn(&[&str]) -> Output) {
+    let mappings: Vec<Value> = serde_json::from_slice(&run(&["list", "--json"]).stdout).unwrap_or_default();
+    for name in mappings.iter().filter_map(|mapping| mapping["name"].as_str()) {
+        if name.starts_with(beginning) {
+            run(&["detach", name]);
+        }
+    }
 }
 
 /// A loop device, freed with the value.

@@ -1,16 +1,13 @@
 //! A TPM of one's own: swtpm with a state that nobody else has, on a Unix socket.
 
 use std::{
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    thread::sleep,
-    time::Duration,
 };
 
 use tempfile::TempDir;
 
-use crate::manufacture::manufacture;
+use crate::{manufacture::manufacture, tpm_process};
 
 /// A TPM; gone with the value.
 pub struct Swtpm {
@@ -87,27 +84,11 @@ impl Swtpm {
 }
 
 fn power_on(folder: &TempDir) -> Child {
-    let path = folder.path().join("tpm");
-    let _ = std::fs::remove_file(&path);
-    let path = path.display();
-    let mut process = Command::new("swtpm")
-        .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
-        .arg(format!("--tpmstate=dir={}", folder.path().display()))
-        .arg(format!("--server=type=unixio,path={path}"))
-        .arg(format!("--ctrl=type=unixio,path={path}.ctrl"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("swtpm is missing: scripts/prerequisites host");
-    for _ in 0..1000 {
-        if UnixStream::connect(path.to_string()).is_ok() {
-            return process;
-        }
-        sleep(Duration::from_millis(10));
-    }
-    let _ = process.kill();
-    let _ = process.wait();
-    panic!("swtpm does not listen on {path}");
+    let socket = folder.path().join("tpm");
+    let server = format!("type=unixio,path={}", socket.display());
+    let control = format!("{server}.ctrl");
+    let options = ["--server", &server, "--ctrl", &control, "--flags", "not-need-init,startup-clear"];
+    tpm_process::start(folder.path(), &socket, &options)
 }
 
 impl Drop for Swtpm {

@@ -3,10 +3,10 @@
 use std::{fs, path::PathBuf, sync::Once, time::Duration};
 
 use cryptattach::{
+    base::key::{Epoch, HostName, SealedKey, StoreName},
     config::Config,
-    container::Container,
-    key::{Epoch, HostName, SealedKey, StoreName},
-    seal::OwnerKey,
+    keys::seal::OwnerKey,
+    unlock::container::Container,
 };
 use serde_json::Value;
 
@@ -75,9 +75,7 @@ fn a_directory_has_container_keys_as_swift_has() {
     assert_eq!((&rotated["epoch"], &rotated["resealed"]), (&"2".into(), &1.into()));
     assert_eq!(site.json(&["container", "show", "logs"])["fingerprint"], rotated["fingerprint"]);
     assert_ne!(rotated["fingerprint"], first["fingerprint"]);
-    let name = site.name("v");
-    site.attach(&volume, &name, &[]);
-    site.ok(&["detach", &name]);
+    site.attaches(&volume);
     assert_eq!(sh(&format!("stat -c %a {0} {0}/kek {0}/kek/2.jwe", site.keys("logs"))), "700\n700\n600");
 
     // A key of somebody else's, of the same number and sealed to the right owner, is not sealed under.
@@ -109,9 +107,7 @@ fn a_store_with_an_owner_only_gets_container_keys_later() {
     assert_eq!(site.json(&["key", "show", &reference])["recipients"], owners["recipients"]);
     assert_eq!(site.json(&["container", "rotate", "cinder"])["resealed"], 1);
     assert_eq!(site.json(&["key", "show", &reference])["recipients"][0]["kid"], "cinder/kek/2");
-    let name = site.name("v");
-    site.attach(&volume, &name, &[]);
-    site.ok(&["detach", &name]);
+    site.attaches(&volume);
 }
 
 #[test]

@@ -118,9 +118,7 @@ fn cryptsetup_opens_a_keyslot_volume_by_its_sealed_passphrase() {
     sh(&format!("cryptsetup open --test-passphrase --key-file {} {volume}", site.keys("pass")));
     let dump = sh(&format!("cryptsetup luksDump {volume}"));
     assert!(dump.contains("pbkdf2") && dump.contains("1000") && dump.contains("0: cryptattach"), "{dump}");
-    let name = site.name("compatible");
-    site.attach(&volume, &name, &[]);
-    site.ok(&["detach", &name]);
+    site.attaches(&volume);
 
     let (_, strict) = site.volume("strict", &[]);
     assert!(site.fails(68, &["key", "passphrase", &strict]).contains("without --keyslot"));
@@ -151,9 +149,7 @@ fn the_escrow_key_recovers_the_volume_key_with_jose_alone() {
     let owner = site.keys("cinder.owner.key");
     fs::write(site.keys("cryptattach.toml"), config.replace(owner, escrow)).unwrap();
     fs::remove_file(owner).unwrap();
-    let name = site.name("escrow");
-    site.attach(&volume, &name, &[]);
-    site.ok(&["detach", &name]);
+    site.attaches(&volume);
 }
 
 /// A PEM P-256 private key as JWK (RFC 7517).

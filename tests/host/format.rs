@@ -169,9 +169,7 @@ fn a_kill_at_any_step_loses_nothing() {
     }
     assert!(kills >= 15, "only {kills} kills happened");
     println!("{kills} kills");
-    let name = site.name("bystander");
-    site.attach(&bystander, &name, &[]);
-    site.ok(&["detach", &name]);
+    site.attaches(&bystander);
 }
 
 #[test]

@@ -11,12 +11,14 @@ use std::{
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use cryptattach::{
+    base::key::{HostName, SecretBytes, StoreName},
     config::Config,
-    container::Container,
-    key::{HostName, SecretBytes, StoreName},
-    keyring,
-    lockbox::{self, Admission},
-    seal::{OwnerRecipient, Recipient},
+    keys::seal::{OwnerRecipient, Recipient},
+    sys::kernel_keyring,
+    unlock::{
+        container::Container,
+        lockbox::{self, Admission},
+    },
 };
 
 use crate::site::{Site, sh};
@@ -139,7 +141,7 @@ impl Hosted {
 
 impl Drop for Hosted {
     fn drop(&mut self) {
-        let _ = keyring::remove(&self.description());
+        let _ = kernel_keyring::remove(&self.description());
     }
 }
 
@@ -215,7 +217,7 @@ fn closing_removes_key_and_entries() {
     let closed = hosted.ok(&["lockbox", "close"]);
     assert!(closed.contains("taken out of the kernel's keyring") && closed.contains("1 entry was removed"), "{closed}");
     assert!(!hosted.entry(&reference).exists());
-    assert!(keyring::get(&hosted.description(), 64).unwrap().is_none());
+    assert!(kernel_keyring::get(&hosted.description(), 64).unwrap().is_none());
     assert_eq!(hosted.status()["open"], false);
     let refused = hosted.does_not_attach(68, &volume);
     assert!(refused.contains("container key cinder/kek/1 is refused while the lockbox of"), "{refused}");
@@ -330,7 +332,7 @@ fn an_entry_does_not_bring_back_what_the_store_has_replaced() {
 fn nobody_but_root_has_the_open_key() {
     let hosted = Hosted::new("");
     hosted.ok(&["lockbox", "open"]);
-    let (kept, _) = keyring::get(&hosted.description(), 64).unwrap().unwrap();
+    let (kept, _) = kernel_keyring::get(&hosted.description(), 64).unwrap().unwrap();
     assert_eq!(kept.len(), 40, "root has it: generation and key");
     let id = sh(&format!("keyctl search @u user {}", hosted.description()));
     let as_nobody = |script: &str| {
@@ -489,7 +491,7 @@ fn offline_it_boots_without_the_store_and_says_what_that_costs() {
     let (volume, _) = hosted.volume("one");
     hosted.attaches(&volume);
     // Power-off: the kernel's keyring is empty.
-    keyring::remove(&hosted.description()).unwrap();
+    kernel_keyring::remove(&hosted.description()).unwrap();
     hosted.store_goes();
     let opened = hosted.ok(&["lockbox", "open"]);
     assert!(opened.contains("from the copy on this host"), "{opened}");
@@ -515,7 +517,7 @@ fn a_store_cannot_spoil_the_copy_of_an_open_lockbox() {
     forged["tag"] = "AAAAAAAAAAAAAAAAAAAAAA".into();
     fs::write(path, forged.to_string()).unwrap();
     hosted.ok(&["lockbox", "open"]);
-    keyring::remove(&hosted.description()).unwrap();
+    kernel_keyring::remove(&hosted.description()).unwrap();
     hosted.store_goes();
     hosted.ok(&["lockbox", "open"]);
 }

@@ -4,11 +4,15 @@
 mod luks2;
 #[path = "../common/manufacture.rs"]
 mod manufacture;
+#[path = "../common/sealing.rs"]
+mod sealing;
 #[path = "../common/shell.rs"]
 mod shell;
 mod site;
 #[path = "../common/swtpm.rs"]
 mod swtpm;
+#[path = "../common/tpm_process.rs"]
+mod tpm_process;
 #[path = "../common/wiretap.rs"]
 mod wiretap;
 

@@ -10,9 +10,9 @@ use std::{
 
 use base64ct::{Base64, Base64UrlUnpadded, Encoding};
 use cryptattach::{
+    base::key::SealedKey,
     config::TpmConfig,
-    key::SealedKey,
-    seal::{Content, Expected, Keyring},
+    keys::seal::{Content, Expected, Keyring},
 };
 
 use crate::{

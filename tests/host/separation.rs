@@ -8,9 +8,9 @@ use std::{
 };
 
 use cryptattach::{
-    holders,
-    key::Place,
-    separation::{self, Leaf, Lineage, Report, Surroundings},
+    base::key::Place,
+    sys::users,
+    volumes::separation::{self, Leaf, Lineage, Report, Surroundings},
 };
 use fuser::{Config, Errno, FileAttr, FileHandle, FileType, Filesystem, INodeNo, MountOption, ReplyAttr, Request};
 use tempfile::TempDir;
@@ -222,7 +222,7 @@ fn a_btrfs_is_on_all_its_devices() {
     let leaves = Lineage::of(&subvolume).leaves().into_iter().cloned().collect::<Vec<_>>();
     assert!(leaves.iter().any(|leaf| matches!(leaf, Leaf::Memory(_))), "{leaves:?}");
     let mounted = format!("mounted on {}", pool.0.display());
-    assert!(holders::of_path(&second.0).contains(&mounted), "also for the device that the mount does not name");
+    assert!(users::of_path(&second.0).contains(&mounted), "also for the device that the mount does not name");
 }
 
 #[test]
@@ -295,7 +295,7 @@ fn holders_are_told_in_words() {
     let second = Loop(second);
     let mut child = Command::new("sleep").arg("60").stdin(File::open(&partition).unwrap()).spawn().unwrap();
     let holders = lasting_holders(&partition);
-    let whole = holders::of_path(&disk.0);
+    let whole = users::of_path(&disk.0);
     child.kill().unwrap();
     child.wait().unwrap();
     let mut expected = vec![
@@ -327,9 +327,9 @@ fn a_mount_in_another_namespace_is_found() {
     let expected = format!("mounted on {} in the mount namespace of sleep (pid {})", at.display(), child.id());
     let found = (0..50).any(|_| {
         std::thread::sleep(std::time::Duration::from_millis(100));
-        holders::of_path(&disk.0).contains(&expected)
+        users::of_path(&disk.0).contains(&expected)
     });
-    let seen = holders::of_path(&disk.0);
+    let seen = users::of_path(&disk.0);
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(found, "{seen:?}");
@@ -349,7 +349,7 @@ fn swap_in_memory_is_named_and_does_no_harm() {
 
 /// All holders but programs of this host that have a look at each new device for a moment, as udev's do.
 fn lasting_holders(path: &Path) -> Vec<String> {
-    let mut holders = holders::of_path(path);
+    let mut holders = users::of_path(path);
     holders.retain(|holder| !holder.starts_with("opened by") || holder.contains("sleep"));
     holders
 }

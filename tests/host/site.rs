@@ -10,6 +10,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::shell::detach_all;
 pub use crate::shell::{LoopDevice, sh};
 
 /// Files on disk, keys in a tmpfs; all of it goes with the value.
@@ -118,6 +119,13 @@ impl Site {
         PathBuf::from(self.ok(&[&["attach", volume, name, "--backend", "userspace"], arguments].concat()))
     }
 
+    /// Attaches, detaches again: the volume's key can be had.
+    pub fn attaches(&self, volume: &str) {
+        let name = self.name("once");
+        self.attach(volume, &name, &[]);
+        self.ok(&["detach", &name]);
+    }
+
     /// Mounts a device at `mnt`.
     pub fn mount(&self, device: &Path) -> Mounted {
         let at = self.path("mnt");
@@ -133,14 +141,7 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        let mappings = self.run(&["list", "--json"]);
-        let mappings: Vec<Value> = serde_json::from_slice(&mappings.stdout).unwrap_or_default();
-        for mapping in mappings {
-            let name = mapping["name"].as_str().unwrap_or_default();
-            if name.starts_with(&format!("cat-{}-{}-", std::process::id(), self.number)) {
-                self.run(&["detach", name]);
-            }
-        }
+        detach_all(&self.name(""), |arguments| self.run(arguments));
         let _ = Command::new("umount").arg(self.path("keys")).status();
     }
 }

@@ -8,11 +8,13 @@ use std::{
 };
 
 use cryptattach::{
-    attach::{self, Case, Strictness},
+    base::key::KeyReference,
     config::Config,
-    container::{Container, Fetched},
-    key::KeyReference,
-    volume,
+    unlock::{
+        case::{self, Case, Strictness},
+        container::{Container, Fetched},
+    },
+    volumes::header,
 };
 
 use crate::{
@@ -180,11 +182,11 @@ fn decrypt(volume: &Volume, tcti: &str) {
 
 /// All that attach does before it maps, in this process: header, separation, key.
 fn unmapped(config: &Config, volume: &Volume) {
-    let header = volume::probe(volume.path.as_ref(), None).unwrap();
+    let header = header::probe(volume.path.as_ref(), None).unwrap();
     let container = Container::open(config, &volume.reference.store, None).unwrap().as_one().lockbox_first();
     let case = Case::new(config, &container, &volume.reference, &header);
     case.separate(None, Strictness::default()).unwrap();
-    attach::open(&container, &volume.reference, &header).unwrap();
+    case::open(&container, &volume.reference, &header).unwrap();
 }
 
 /// What it does for the key alone, from the store or from the lockbox's entry.

@@ -8,11 +8,14 @@ use std::{
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use cryptattach::{
+    base::{
+        key::{BoundContext, KeyId, KeySize, SealedKey, SecretBytes, VolumeKey},
+        pcr_set::PcrSet,
+    },
     config::TpmConfig,
-    key::{BoundContext, KeyId, KeySize, SealedKey, SecretBytes, VolumeKey},
-    seal::{Content, Expected, Keyring, OwnerRecipient, Payload, SealError, seal},
-    tpm::{
-        Counter, Finding, IdentityFile, PcrSet, PcrSignatures, Policy, Revocation, SignedPcrs, SiteKey, Tpm, TpmError,
+    keys::{
+        seal::{Content, Expected, Keyring, OwnerRecipient, Payload, SealError, seal},
+        tpm::{Counter, Finding, IdentityFile, PcrSignatures, Policy, Revocation, SignedPcrs, SiteKey, Tpm, TpmError},
     },
 };
 use openssl::{
@@ -23,7 +26,11 @@ use openssl::{
 };
 use tempfile::TempDir;
 
-use crate::{shell::sh, swtpm::Swtpm};
+use crate::{
+    sealing::{context, payload},
+    shell::sh,
+    swtpm::Swtpm,
+};
 
 /// A host: its TPM, and a folder with its files.
 pub struct Host {
@@ -194,29 +201,9 @@ impl Sealed {
     fn to(recipient: &std::path::Path) -> Self {
         let volume_key = VolumeKey::random(KeySize::Bits512).unwrap();
         let context = context();
-        let payload = Payload {
-            volume_key: VolumeKey::from_secret(SecretBytes::copy_of(volume_key.expose()).unwrap()).unwrap(),
-            cipher: "aes-xts-plain64".to_owned(),
-            sector_size_bytes: 4096,
-            data_offset_bytes: 0,
-            iv_offset_sectors: 0,
-            digest: None,
-            passphrase: None,
-        };
         let recipient = Box::new(OwnerRecipient::read(recipient).unwrap());
-        let key = seal(&context, &Content::VolumeKey(payload), &[recipient]).unwrap();
+        let key = seal(&context, &Content::VolumeKey(payload(&volume_key)), &[recipient]).unwrap();
         Self { volume_key, key, expected: expected(&context) }
-    }
-}
-
-fn context() -> BoundContext {
-    BoundContext {
-        version: 1,
-        key_id: KeyId::random(),
-        container: "cinder".parse().unwrap(),
-        volume: None,
-        generation: 1,
-        created: 0,
     }
 }
 

@@ -8,9 +8,9 @@ use std::{
 };
 
 use cryptattach::{
+    base::{hex, key::SecretBytes},
     config::TpmConfig,
-    key::SecretBytes,
-    tpm::{IdentityFile, Policy, Tpm, TpmError, hex},
+    keys::tpm::{IdentityFile, Policy, Tpm, TpmError},
 };
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use openssl::{

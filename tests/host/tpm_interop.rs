@@ -4,7 +4,7 @@
 
 use std::{fs, process::Command};
 
-use cryptattach::tpm::{IdentityFile, Policy};
+use cryptattach::keys::tpm::{IdentityFile, Policy};
 use openssl::{
     derive::Deriver,
     ec::{EcGroup, EcKey},

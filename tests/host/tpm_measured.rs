@@ -1,8 +1,8 @@
-//! What firmware and GRUB have measured, and say so in the event log: explained, and foretold.
+//! What firmware and GRUB have measured, and say so in the event log: explained.
 
 use std::fs;
 
-use cryptattach::tpm::{Finding, PcrSet};
+use cryptattach::{base::pcr_set::PcrSet, keys::tpm::Finding};
 use openssl::sha::sha256;
 
 use crate::tpm::{Host, P256};
@@ -68,43 +68,6 @@ fn an_explanation_names_what_was_measured_last() {
     assert!(told.contains("PCR 8 is") && told.contains("init=/bin/sh"), "{told}");
     let shown = host.ok(&["policy", "show"]);
     assert!(shown.contains("GRUB") && shown.contains("it does not open"), "{shown}");
-}
-
-#[test]
-fn a_new_initramfs_is_signed_before_it_boots() {
-    let mut host = installed();
-    Boot::of(&host, "linux /vmlinuz root=/dev/sda1");
-    let sealed = host.enrol(&host.revocable(P256), None);
-    let signed = host.ok(&["policy", "sign", "--private-key", "site.key", "--current", "4+7+8+9"]);
-    fs::write(host.path("signatures.json"), signed).unwrap();
-    host.open(&sealed).unwrap();
-    // The system runs, its keys are open; a package's hook runs.
-    host.tpm().latch().unwrap();
-    fs::write(host.path("initrd.img"), "a newer initramfs").unwrap();
-    let refreshed = host.ok(&["policy", "refresh", "--private-key", "site.key"]);
-    assert!(refreshed.contains("initrd.img"), "{refreshed}");
-
-    host.reboot();
-    Boot::of(&host, "linux /vmlinuz root=/dev/sda1");
-    host.open(&sealed).unwrap();
-    // Now the old one is signed no more.
-    host.ok(&["policy", "refresh", "--private-key", "site.key"]);
-    fs::write(host.path("initrd.img"), "initramfs").unwrap();
-    host.reboot();
-    Boot::of(&host, "linux /vmlinuz root=/dev/sda1");
-    assert!(matches!(host.refusal(&sealed)[..], [Finding::Pcr { pcr: 9, .. }]));
-    // Nor does such a system sign itself.
-    host.fails(&["policy", "refresh", "--private-key", "site.key"]);
-}
-
-#[test]
-fn nothing_is_foretold_from_a_log_that_does_not_explain_the_pcrs() {
-    let host = installed();
-    Boot::of(&host, "linux /vmlinuz");
-    let pcrs = PcrSet::of(&[8, 9]);
-    assert!(host.tpm().foretell(pcrs).unwrap().is_some());
-    host.swtpm.extend(9, 'a');
-    assert!(host.tpm().foretell(pcrs).unwrap().is_none());
 }
 
 /// Whoever attacks chooses among the signatures: the weakest counts.

@@ -13,7 +13,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::shell::sh;
+use crate::shell::{detach_all, sh};
 
 const SERVERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openstack/servers");
 
@@ -155,6 +155,18 @@ impl<'a> Site<'a> {
         let site = Self::bare(cloud);
         site.swift("cinder", "keys", "");
         site.ok(&["container", "create", "cinder"]);
+        site
+    }
+
+    /// With a store `keys` of that kind, "swift" or "barbican" without sealing.
+    pub fn of_kind(cloud: &'a Cloud, kind: &str) -> Self {
+        let site = Self::bare(cloud);
+        if kind == "swift" {
+            site.swift("keys", "keys", "");
+            site.ok(&["container", "create", "keys"]);
+        } else {
+            site.barbican("keys", false);
+        }
         site
     }
 
@@ -329,13 +341,7 @@ addresses = ["127.0.0.14"]
 
 impl Drop for Site<'_> {
     fn drop(&mut self) {
-        let mappings: Vec<Value> = serde_json::from_slice(&self.run(&["list", "--json"]).stdout).unwrap_or_default();
-        for mapping in mappings {
-            let name = mapping["name"].as_str().unwrap_or_default();
-            if name.starts_with(&format!("cat-os-{}-{}-", std::process::id(), self.number)) {
-                self.run(&["detach", name]);
-            }
-        }
+        detach_all(&self.name(""), |arguments| self.run(arguments));
     }
 }
 

@@ -35,7 +35,7 @@ fn nodes_down(cloud: &Cloud) {
     assert!(text.contains("too few of its replicas answer (503"), "{text}");
     assert!(text.contains("trying again for up to"), "it says what it waits for: {text}");
     // Swift cannot know, of one replica of three, that a key does not exist.
-    let missing = format!("cinder/{}", cryptattach::key::KeyId::random());
+    let missing = format!("cinder/{}", cryptattach::base::key::KeyId::random());
     let (text, _) = site.fails_within(69, Duration::from_secs(12), &["key", "show", &missing]);
     assert!(text.contains("503"), "{text}");
     cloud.repair();

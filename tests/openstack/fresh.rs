@@ -57,13 +57,7 @@ fn passphrase(site: &Site<'_>, key: &str) -> Command {
 }
 
 fn never_used(cloud: &Cloud, store: &str) {
-    let site = Site::bare(cloud);
-    if store == "swift" {
-        site.swift("keys", "keys", "");
-        site.ok(&["container", "create", "keys"]);
-    } else {
-        site.barbican("keys", false);
-    }
+    let site = Site::of_kind(cloud, store);
     let key = create(&site);
     assert_eq!(get(&site, &key, true)["fresh"], true);
     let volume = site.file("volume");

@@ -67,13 +67,7 @@ fn brick(cloud: &Cloud, mode: &str) {
 }
 
 fn castellan(cloud: &Cloud, store: &str) {
-    let site = Site::bare(cloud);
-    if store == "swift" {
-        site.swift("keys", "keys", "");
-        site.ok(&["container", "create", "keys"]);
-    } else {
-        site.barbican("keys", false);
-    }
+    let site = Site::of_kind(cloud, store);
     let mut command = python(&site, "castellan_functional.py");
     if store == "barbican" {
         command.env("CALLER_TOKEN", "yes");

@@ -2,7 +2,7 @@
 
 use std::{process::Stdio, thread, time::Duration};
 
-use cryptattach::{config::Config, container::Container};
+use cryptattach::{config::Config, unlock::container::Container};
 
 use crate::{
     Story,

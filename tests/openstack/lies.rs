@@ -145,7 +145,7 @@ fn object(cloud: &Cloud, site: &Site<'_>, name: &str) -> Vec<u8> {
 }
 
 fn another_key(site: &Site<'_>, _: &[u8]) -> Lie {
-    answer(&stores::sealed(site, "cinder", cryptattach::key::KeyId::random(), 1).to_json(), "")
+    answer(&stores::sealed(site, "cinder", cryptattach::base::key::KeyId::random(), 1).to_json(), "")
 }
 
 fn truncated(_: &Site<'_>, object: &[u8]) -> Lie {

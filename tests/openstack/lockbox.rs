@@ -1,11 +1,11 @@
 //! A host whose keys are in Swift, and who has a lockbox: what it can do when the cloud is away.
 
 use cryptattach::{
+    base::key::{HostName, StoreName},
     config::Config,
-    container::Container,
-    key::{HostName, StoreName},
-    keyring, lockbox,
-    seal::OwnerRecipient,
+    keys::seal::OwnerRecipient,
+    sys::kernel_keyring,
+    unlock::{container::Container, lockbox},
 };
 
 use crate::{
@@ -22,7 +22,7 @@ struct Open(String);
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let _ = keyring::remove(&self.0);
+        let _ = kernel_keyring::remove(&self.0);
     }
 }
 

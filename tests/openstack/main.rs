@@ -1,5 +1,5 @@
 //! The openstack layer: the built binary and the library against real Keystone, Swift and Barbican, which all stories
-//! share. Run by `scripts/test openstack`; a word on the command line picks the stories whose names contain it.
+//! share. Run by `scripts/test openstack`; its arguments are those of `cargo test`. The benchmark is an ignored story.
 
 mod access;
 mod barbican;
@@ -11,27 +11,38 @@ mod keys;
 mod lies;
 mod lockbox;
 mod placement;
+#[path = "../common/sealing.rs"]
+mod sealing;
 #[path = "../common/shell.rs"]
 mod shell;
 mod speed;
 mod stores;
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
     process::ExitCode,
-    time::Instant,
+    sync::{Arc, LazyLock},
 };
 
 use cloud::Cloud;
+use libtest_mimic::{Arguments, Trial};
 
 type Story = (&'static str, fn(&Cloud));
 
 fn main() -> ExitCode {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    if wanted == ["bench"] {
-        speed::compare(&Cloud::up());
-        return ExitCode::SUCCESS;
-    }
+    let mut arguments = Arguments::from_args();
+    // A story may stop a server.
+    arguments.test_threads = Some(1);
+    // The first story starts the servers; they end when no story needs them any more.
+    let cloud = Arc::new(LazyLock::new(Cloud::up));
+    let trial = |(name, story): Story| {
+        let cloud = Arc::clone(&cloud);
+        Trial::test(name, move || {
+            // The story before may have left servers stopped.
+            cloud.repair();
+            story(&cloud);
+            Ok(())
+        })
+    };
     let stories = [
         stores::STORIES,
         keys::STORIES,
@@ -43,27 +54,8 @@ fn main() -> ExitCode {
         hooks::STORIES,
         fresh::STORIES,
         barbican::STORIES,
-    ]
-    .concat();
-    let stories: Vec<Story> = stories
-        .into_iter()
-        .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())))
-        .collect();
-    assert!(!stories.is_empty(), "no story's name contains any of {wanted:?}");
-    println!("running {} stories", stories.len());
-    let start = Instant::now();
-    let cloud = Cloud::up();
-    println!("servers up in {:.1?}", start.elapsed());
-    let mut failed = 0;
-    for (name, story) in &stories {
-        let start = Instant::now();
-        let told = catch_unwind(AssertUnwindSafe(|| story(&cloud)));
-        println!("story {name} ... {} ({:.1?})", if told.is_ok() { "ok" } else { "FAILED" }, start.elapsed());
-        failed += usize::from(told.is_err());
-        // The next story finds all servers running, whatever this one did to them.
-        cloud.repair();
-    }
-    println!("{} passed, {failed} failed", stories.len() - failed);
-    drop(cloud);
-    ExitCode::from(u8::from(failed > 0))
+    ];
+    let mut trials: Vec<Trial> = stories.concat().into_iter().map(trial).collect();
+    trials.push(trial(("bench-stores", speed::compare)).with_ignored_flag(true));
+    libtest_mimic::run(&arguments, trials).exit_code()
 }

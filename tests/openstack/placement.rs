@@ -1,17 +1,11 @@
 //! Where the replicas are, and who serves the volume.
 
-use cryptattach::separation::parse_endpoints;
-
 use crate::{
     Story,
     cloud::{Cloud, Site},
-    stores::open,
 };
 
-pub const STORIES: &[Story] = &[
-    ("a_replica_beside_the_volume_is_refused_until_it_moves", replica_beside_the_volume),
-    ("ring_files_say_what_the_proxy_says", ring_files),
-];
+pub const STORIES: &[Story] = &[("a_replica_beside_the_volume_is_refused_until_it_moves", replica_beside_the_volume)];
 
 fn replica_beside_the_volume(cloud: &Cloud) {
     let site = Site::new(cloud);
@@ -67,49 +61,4 @@ fn replica_beside_the_volume(cloud: &Cloud) {
     assert_eq!((&refused["action"], &refused["volume_id"]), (&"refused".into(), &"volume-7".into()));
     assert_eq!(refused["key"], *reference);
     assert!(refused["separation"].to_string().contains("swift://127.0.0.12:"), "with the evidence: {refused}");
-}
-
-/// The cluster's own rings, read as files, against what its proxy says.
-fn ring_files(cloud: &Cloud) {
-    let asked = Site::new(cloud);
-    let container = asked.container("cinder");
-    let folder = format!("{}/swift", cloud.var("STATE"));
-    let site = Site::bare(cloud);
-    let swift = |more: &str| {
-        format!(
-            "[stores.{more}]\ntype = \"swift\"\ncontainer = \"{container}\"\ncloud = \"keys\"\nclouds = \"clouds.yaml\"\n\
-             owner = \"owner.pem\"\nescrow = \"escrow.pem\"\n"
-        )
-    };
-    site.configure(&format!("{}rings = \"{folder}\"\n", swift("read")));
-    site.configure(&format!("{}rings = \"broken\"\n", swift("broken")));
-    let (asked, read) = (open(&asked, "cinder"), open(&site, "read"));
-    let mut seen = std::collections::BTreeSet::new();
-    for id in (0..64).map(|_| cryptattach::key::KeyId::random()) {
-        for (asked, read) in asked.rings(&id).unwrap().into_iter().zip(read.rings(&id).unwrap()) {
-            assert_eq!(asked.ring, read.ring);
-            let hosts = |answer: Result<Vec<u8>, String>| {
-                let replicas = parse_endpoints(&answer.unwrap(), asked.ring).unwrap();
-                replicas.into_iter().map(|replica| replica.to_string()).collect::<std::collections::BTreeSet<_>>()
-            };
-            let partition = |answer: &Result<Vec<u8>, String>| {
-                let text = String::from_utf8(answer.clone().unwrap()).unwrap();
-                text.split("/sdb").nth(1).unwrap().split('/').nth(1).unwrap().to_owned()
-            };
-            assert_eq!(partition(&asked.answer), partition(&read.answer), "of {id}'s {}", asked.ring);
-            seen.insert((asked.ring.to_string(), partition(&asked.answer)));
-            assert_eq!(hosts(asked.answer), hosts(read.answer));
-        }
-    }
-    assert!(seen.len() > 10, "of 16 partitions most were met: {seen:?}");
-
-    // A proxy is not asked then, and a file that is cut off proves nothing.
-    let (volume, broken) = (site.file("volume"), site.path("broken"));
-    crate::shell::sh(&format!("cp -r {folder} {0} && truncate -s -9 {0}/object.ring.gz", broken.display()));
-    for (store, code, says) in [("read", 0, "127.0.0.13:"), ("broken", 72, "/broken/object.ring.gz")] {
-        let key = format!("{store}/{}", cryptattach::key::KeyId::random());
-        let output = site.run(&["-v", "separation", &volume, "--key", &key, "--separation", "strict"]);
-        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.code() == Some(code) && text.contains(says) && !text.contains("/endpoints/"), "{text}");
-    }
 }

@@ -12,15 +12,18 @@ use std::{
 };
 
 use cryptattach::{
+    base::key::{KeyId, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, VolumeKey},
     config::{Config, Location},
-    container::Container,
-    key::{KeyId, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, VolumeKey},
-    seal::{Content, Payload},
-    store::{Access, Swift},
+    keys::{
+        seal::{Content, Payload},
+        store::{Access, Swift},
+    },
+    unlock::container::Container,
 };
 
 use crate::{
     cloud::{Cloud, Site},
+    sealing::payload,
     shell::sh,
 };
 
@@ -35,7 +38,7 @@ pub fn compare(cloud: &Cloud) {
         site.path("").display()
     ));
     println!(
-        "keys per second through one Swift proxy and three object servers on this machine, token and container key warm"
+        "\nkeys per second through one Swift proxy and three object servers on this machine, token and container key warm"
     );
     println!("{:<46} {:>24}   {:>24}", "", "seal + create", "get + open");
     println!("{:<46} {}   {}", "parallel attaches", header(), header());
@@ -108,12 +111,6 @@ fn requests(cloud: &Cloud) {
     let ids = keys.each_ref().map(|key| key[7..].parse().unwrap());
     row("Swift, a new process", &attach(&site, &[&volumes[0]]));
     row("Swift, token and container key warm", &warm(&site, "cinder", &ids));
-    let path = site.path("cryptattach.toml");
-    let text = std::fs::read_to_string(&path).unwrap();
-    let rings = format!("type = \"swift\"\nrings = \"{}/swift\"\n", cloud.var("STATE"));
-    std::fs::write(&path, text.replace("type = \"swift\"\n", &rings)).unwrap();
-    row("Swift with ring files, a new process", &attach(&site, &[&volumes[0]]));
-    row("Swift with ring files, warm", &warm(&site, "cinder", &ids));
 
     let site = Site::bare(cloud);
     site.barbican("barbican", false);
@@ -211,15 +208,7 @@ fn rate(threads: usize, work: impl Fn() + Sync) -> f64 {
 }
 
 fn volume_key() -> Content {
-    Content::VolumeKey(Payload {
-        volume_key: VolumeKey::random(KeySize::Bits512).unwrap(),
-        cipher: "aes-xts-plain64".to_owned(),
-        sector_size_bytes: 4096,
-        data_offset_bytes: 16 << 20,
-        iv_offset_sectors: 0,
-        digest: None,
-        passphrase: None,
-    })
+    Content::VolumeKey(payload(&VolumeKey::random(KeySize::Bits512).unwrap()))
 }
 
 fn object() -> ManagedObject {

@@ -1,15 +1,18 @@
 //! Every kind of store does the same: one suite for the directory, Swift and Barbican.
 
 use cryptattach::{
+    base::key::{BoundContext, ContainerKeyId, Epoch, HostName, KeyId, KeySize, SealedKey, StoreName, VolumeKey},
     config::{Config, TpmConfig},
-    key::{BoundContext, ContainerKeyId, Epoch, HostName, KeyId, KeySize, SealedKey, StoreName, VolumeKey},
-    seal::{self, ContainerKey, Content, Keyring, LockboxKey, Payload},
-    store::{self, ContainerKeys, Current, HostKeys, KeyStore, StoreError, Stored},
+    keys::{
+        seal::{self, ContainerKey, Content, Keyring, LockboxKey, Payload},
+        store::{self, ContainerKeys, Current, HostKeys, KeyStore, StoreError, Stored},
+    },
 };
 
 use crate::{
     Story,
     cloud::{Cloud, Site},
+    sealing::{context, payload},
 };
 
 pub const STORIES: &[Story] = &[
@@ -30,23 +33,8 @@ pub fn open(site: &Site<'_>, name: &str) -> Box<dyn KeyStore> {
 
 /// A key sealed to the site's owner.
 pub fn sealed(site: &Site<'_>, container: &str, id: KeyId, generation: u64) -> SealedKey {
-    let context = BoundContext {
-        version: 1,
-        key_id: id,
-        container: container.parse().unwrap(),
-        volume: None,
-        generation,
-        created: 0,
-    };
-    let payload = Payload {
-        volume_key: VolumeKey::random(KeySize::Bits512).unwrap(),
-        cipher: "aes-xts-plain64".to_owned(),
-        sector_size_bytes: 512,
-        data_offset_bytes: 0,
-        iv_offset_sectors: 0,
-        digest: None,
-        passphrase: None,
-    };
+    let context = BoundContext { key_id: id, container: container.parse().unwrap(), generation, ..context() };
+    let payload = payload(&VolumeKey::random(KeySize::Bits512).unwrap());
     let recipients = seal::recipients(&[site.path("owner.pem")]).unwrap();
     seal::seal(&context, &Content::VolumeKey(payload), &recipients).unwrap()
 }

@@ -11,8 +11,10 @@ use std::{
 };
 
 use base64ct::{Base64, Encoding};
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
+
+use crate::qemu::Qmp;
 
 /// QEMU emulates the processor; everything takes about ten times as long as on the real one, an initramfs minutes. And the
 /// machine may be busy: only what hangs takes so long.
@@ -27,7 +29,7 @@ pub struct Machine {
     qemu: Child,
     keyboard: ChildStdin,
     agent: BufReader<UnixStream>,
-    qmp: BufReader<UnixStream>,
+    qmp: Qmp,
     folder: TempDir,
     disks: u32,
 }
@@ -122,14 +124,10 @@ impl Machine {
             .spawn()
             .expect("qemu-system-x86_64 is missing: scripts/prerequisites vm");
         let deadline = Instant::now() + BOOT_TIMEOUT;
-        let agent = connect(&at("agent"), deadline, &mut qemu, &at("console"));
-        let qmp = connect(&at("qmp"), deadline, &mut qemu, &at("console"));
+        let agent = BufReader::new(connect(&at("agent"), deadline, &mut qemu, &at("console")));
+        let qmp = Qmp::new(connect(&at("qmp"), deadline, &mut qemu, &at("console")), COMMAND_TIMEOUT);
         let keyboard = qemu.stdin.take().unwrap();
-        let mut machine = Self { agent, qmp, keyboard, qemu, folder, disks: 0 };
-        machine.qmp.get_ref().set_read_timeout(Some(COMMAND_TIMEOUT)).unwrap();
-        machine.qmp_line();
-        machine.qmp("qmp_capabilities", json!({}));
-        machine
+        Self { agent, qmp, keyboard, qemu, folder, disks: 0 }
     }
 
     /// Types a line once the console has shown this.
@@ -248,7 +246,7 @@ impl Machine {
             "driver": "raw", "node-name": serial, "read-only": options.read_only,
             "file": {"driver": "file", "filename": file, "locking": "off"},
         });
-        self.qmp("blockdev-add", block);
+        self.qmp.run("blockdev-add", block);
         let disk = Disk { serial, file: file.to_owned(), options };
         self.replug(&disk);
         disk
@@ -257,7 +255,7 @@ impl Machine {
     /// Plugs a disk in again that was pulled out.
     pub fn replug(&mut self, disk: &Disk) {
         let Disk { serial, options, .. } = disk;
-        self.qmp(
+        self.qmp.run(
             "device_add",
             json!({
                 "driver": "virtio-blk-pci", "id": serial, "drive": serial, "serial": serial,
@@ -269,11 +267,9 @@ impl Machine {
 
     /// Pulls a disk out, in use or not.
     pub fn unplug(&mut self, disk: &Disk) {
-        self.qmp("device_del", json!({"id": disk.serial}));
+        self.qmp.run("device_del", json!({"id": disk.serial}));
         // The guest lets go of it after its link has gone, and only then another of the same name can be plugged in.
-        let gone =
-            |event: &Value| event["event"] == "DEVICE_DELETED" && event["data"]["device"] == disk.serial.as_str();
-        while !gone(&self.qmp_line()) {}
+        self.qmp.await_line(|line| line["event"] == "DEVICE_DELETED" && line["data"]["device"] == disk.serial.as_str());
         self.ok(&format!("for i in $(seq 600); do [ -e {0} ] || exit 0; sleep 0.1; done; exit 1", disk.path()));
     }
 
@@ -288,25 +284,6 @@ impl Machine {
     fn console(&self) -> String {
         let text = fs::read(self.folder.path().join("console")).unwrap_or_default();
         String::from_utf8_lossy(&text[text.len().saturating_sub(4000)..]).into_owned()
-    }
-
-    fn qmp(&mut self, command: &str, arguments: Value) -> Value {
-        let request = json!({"execute": command, "arguments": arguments});
-        self.qmp.get_mut().write_all(request.to_string().as_bytes()).unwrap();
-        loop {
-            let answer = self.qmp_line();
-            assert!(answer.get("error").is_none(), "{command}: {answer}");
-            // Events come in between.
-            if let Some(result) = answer.get("return") {
-                return result.clone();
-            }
-        }
-    }
-
-    fn qmp_line(&mut self) -> Value {
-        let mut line = String::new();
-        self.qmp.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
     }
 }
 
@@ -340,10 +317,10 @@ static PACKAGE: LazyLock<PathBuf> = LazyLock::new(|| {
     String::from_utf8(output.stdout).unwrap().trim_end().into()
 });
 
-fn connect(path: &str, deadline: Instant, qemu: &mut Child, console: &str) -> BufReader<UnixStream> {
+fn connect(path: &str, deadline: Instant, qemu: &mut Child, console: &str) -> UnixStream {
     loop {
         match UnixStream::connect(path) {
-            Ok(stream) => return BufReader::new(stream),
+            Ok(stream) => return stream,
             Err(error) => assert!(Instant::now() < deadline, "{path}: {error}"),
         }
         if let Some(status) = qemu.try_wait().unwrap() {

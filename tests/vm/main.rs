@@ -1,15 +1,21 @@
 //! The vm layer: the built binary on real dm-crypt, in a virtual machine that stories share, the Debian package in one that
-//! boots with systemd, and machines with a TPM that boot for their stories, installed ones among them. The last ones run beside
-//! the others, for a machine that boots keeps one processor busy. Run by `scripts/test vm`; a word on the command line picks the
-//! stories whose names contain it.
+//! boots with systemd, and machines with a TPM that boot for their stories, installed ones among them. Two stories run at a
+//! time, for a machine that boots keeps one processor busy. Run by `scripts/test vm`; its arguments are those of `cargo test`.
+//! The benchmarks are ignored stories.
 
 #[path = "../common/image.rs"]
 mod image;
 #[path = "../common/manufacture.rs"]
 mod manufacture;
-#[expect(dead_code, reason = "loop devices are the host layer's")]
+#[path = "../common/qemu.rs"]
+mod qemu;
+#[path = "../common/sealing.rs"]
+mod sealing;
+#[expect(dead_code, reason = "loop devices and mappings are of the layers that run on this host")]
 #[path = "../common/shell.rs"]
 mod shell;
+#[path = "../common/tpm_process.rs"]
+mod tpm_process;
 
 mod formats;
 mod hooks;
@@ -26,71 +32,58 @@ mod ublk;
 mod units;
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
     process::ExitCode,
-    thread,
+    sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
+use libtest_mimic::{Arguments, Trial};
 use machine::{DiskOptions, Init, Machine};
 
 type Story = (&'static str, fn(&mut Machine));
 
 fn main() -> ExitCode {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    if wanted == ["bench"] {
-        speed::compare(&mut boot(Init::Plain));
-        return ExitCode::SUCCESS;
-    }
-    if wanted == ["bench-ublk"] {
-        ublk::compare(&mut ublk::boot());
-        return ExitCode::SUCCESS;
-    }
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
-    let among = |stories: &[&[Story]]| -> Vec<Story> {
-        stories.concat().into_iter().filter(|(name, _)| is_wanted(name)).collect()
-    };
-    let plain = among(&[mapping::STORIES, hooks::STORIES, formats::STORIES, separation::STORIES]);
-    let systemd = among(&[token::STORIES, hotplug::STORIES, units::STORIES]);
-    let newer = among(&[if ublk::is_possible() { ublk::STORIES } else { &[] }]);
-    if !ublk::is_possible() {
-        println!(
-            "the stories of ublk and of installed machines are not told: they need Debian 13, from Debian's apt sources"
-        );
-    }
-    let machines = [tpm::STORIES, installed::stories()].concat();
-    let machines: Vec<_> = machines.iter().filter(|(name, _)| is_wanted(name)).collect();
-    let count = plain.len() + systemd.len() + newer.len() + machines.len();
-    assert!(count > 0, "no story's name contains any of these words");
-    println!("running {count} stories");
-    let failed = thread::scope(|scope| {
-        let beside = scope.spawn(|| machines.iter().filter(|(name, story)| !succeeds(name, story)).count());
-        let shared =
-            tell(&plain, || boot(Init::Plain)) + tell(&systemd, || boot(Init::Systemd)) + tell(&newer, ublk::boot);
-        shared + beside.join().unwrap()
-    });
-    println!("{} passed, {failed} failed", count - failed);
-    ExitCode::from(u8::from(failed > 0))
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(2);
+    // The longest stories first.
+    let mut trials: Vec<Trial> = tpm::STORIES.iter().map(own_machine).chain(installed::trials()).collect();
+    let plain = [mapping::STORIES, hooks::STORIES, formats::STORIES, separation::STORIES].concat();
+    let systemd = [token::STORIES, hotplug::STORIES, units::STORIES].concat();
+    let newer = sharing(ublk::boot, ublk::STORIES).map(|trial| trial.with_ignored_flag(!ublk::is_possible()));
+    // Stories of two machines in turn: a story waits while another one has its machine.
+    let beside = sharing(|| boot(Init::Systemd), &systemd).chain(newer);
+    let mut shared: Vec<_> = sharing(|| boot(Init::Plain), &plain).enumerate().chain(beside.enumerate()).collect();
+    shared.sort_by_key(|(place, _)| *place);
+    trials.extend(shared.into_iter().map(|(_, trial)| trial));
+    let benches = sharing(|| boot(Init::Plain), &[("bench-attach", speed::compare)])
+        .chain(sharing(ublk::boot, &[("bench-ublk", ublk::compare)]));
+    trials.extend(benches.map(|trial| trial.with_ignored_flag(true)));
+    libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// Tells the stories on one machine; the number of those that failed.
-fn tell(stories: &[Story], boot: fn() -> Machine) -> usize {
-    let (mut machine, mut failed) = (None, 0);
-    for (name, story) in stories {
-        if !succeeds(name, || story(machine.get_or_insert_with(boot))) {
-            failed += 1;
-            // The next story gets a machine that this one has not left in disorder.
-            machine = None;
-        }
-    }
-    failed
+/// A story that boots machines of its own.
+fn own_machine((name, story): &(&str, fn())) -> Trial {
+    let story = *story;
+    Trial::test(*name, move || {
+        story();
+        Ok(())
+    })
 }
 
-fn succeeds(name: &str, story: impl FnOnce()) -> bool {
-    let start = Instant::now();
-    let told = catch_unwind(AssertUnwindSafe(story)).is_ok();
-    println!("story {name} ... {} ({:.1?})", if told { "ok" } else { "FAILED" }, start.elapsed());
-    told
+/// Stories that share a machine: the first of them boots it, and it ends after the last.
+fn sharing(boot: fn() -> Machine, stories: &[Story]) -> impl Iterator<Item = Trial> {
+    let shared = Arc::new(Mutex::new(None));
+    stories.iter().map(move |(name, story)| {
+        let (story, shared) = (*story, Arc::clone(&shared));
+        Trial::test(*name, move || {
+            let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+            // A story that fails takes its machine along: the next one boots another.
+            let mut machine = shared.take().unwrap_or_else(boot);
+            story(&mut machine);
+            *shared = Some(machine);
+            Ok(())
+        })
+    })
 }
 
 /// A machine with a key disk and a store on it.

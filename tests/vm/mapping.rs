@@ -2,14 +2,15 @@
 
 use base64ct::{Base64, Encoding};
 use cryptattach::{
-    key::{BoundContext, KeySize, VolumeKey},
-    seal::{Content, OwnerRecipient, Payload, seal},
+    base::key::{BoundContext, KeySize, VolumeKey},
+    keys::seal::{Content, OwnerRecipient, Payload, seal},
 };
 use serde_json::Value;
 
 use crate::{
     Story,
     machine::{DiskOptions, Machine},
+    sealing::{context, payload},
 };
 
 pub const STORIES: &[Story] = &[
@@ -183,21 +184,14 @@ fn wrong_key(machine: &mut Machine) {
     let owner = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(owner.path(), machine.ok("cat /keys/cinder.owner.pem")).unwrap();
     let context = BoundContext {
-        version: 1,
         key_id: reference["cinder/".len()..].parse().unwrap(),
-        container: "cinder".parse().unwrap(),
         volume: Some(machine.ok(&format!("cryptsetup luksUUID {path}")).parse().unwrap()),
         generation: 2,
-        created: 0,
+        ..context()
     };
     let payload = Payload {
-        volume_key: VolumeKey::random(KeySize::Bits512).unwrap(),
-        cipher: "aes-xts-plain64".to_owned(),
-        sector_size_bytes: 4096,
-        data_offset_bytes: 16 * MIB,
-        iv_offset_sectors: 0,
         digest: Some(format!("{}:{}:{}:{}", text("hash"), digest["iterations"], text("salt"), text("digest"))),
-        passphrase: None,
+        ..payload(&VolumeKey::random(KeySize::Bits512).unwrap())
     };
     let content = Content::VolumeKey(payload);
     let sealed = seal(&context, &content, &[Box::new(OwnerRecipient::read(owner.path()).unwrap())]).unwrap();

@@ -1,20 +1,15 @@
 //! Measured boot: firmware (OVMF) starts a unified kernel image, and all on the way measure into a TPM on the board (swtpm).
 
-use std::{
-    fs,
-    os::unix::net::UnixStream,
-    path::Path,
-    process::{Child, Command, Stdio},
-    thread::sleep,
-    time::Duration,
-};
+use std::{fs, path::Path, process::Child};
 
 use tempfile::TempDir;
 
 use crate::{
     machine::{COMMAND_LINE, Init, Machine, image},
     manufacture::manufacture,
+    qemu,
     shell::sh,
+    tpm_process,
 };
 
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
@@ -85,33 +80,10 @@ impl Chip {
     /// What has QEMU put it on the board; QEMU switches it off with the machine.
     pub fn power_on(&mut self) -> [String; 6] {
         self.power_off();
-        let socket = self.folder.path().join("socket").into_os_string().into_string().unwrap();
-        let _ = fs::remove_file(&socket);
-        let swtpm = Command::new("swtpm")
-            .args(["socket", "--tpm2"])
-            .arg(format!("--tpmstate=dir={}", self.folder.path().display()))
-            .arg(format!("--ctrl=type=unixio,path={socket}"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("swtpm is missing: scripts/prerequisites vm");
-        self.swtpm = Some(swtpm);
-        for _ in 0..1000 {
-            if UnixStream::connect(&socket).is_ok() {
-                let chardev = format!("socket,id=chip,path={socket}");
-                return [
-                    "-chardev",
-                    &chardev,
-                    "-tpmdev",
-                    "emulator,id=tpm,chardev=chip",
-                    "-device",
-                    "tpm-tis,tpmdev=tpm",
-                ]
-                .map(str::to_owned);
-            }
-            sleep(Duration::from_millis(10));
-        }
-        panic!("swtpm does not listen on {socket}");
+        let socket = self.folder.path().join("socket");
+        let control = format!("type=unixio,path={}", socket.display());
+        self.swtpm = Some(tpm_process::start(self.folder.path(), &socket, &["--ctrl", &control]));
+        qemu::tpm(&socket)
     }
 
     fn power_off(&mut self) {

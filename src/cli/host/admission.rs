@@ -7,14 +7,18 @@ use serde_json::json;
 
 use super::{Global, names, record, withdraw};
 use crate::{
+    base::{hex, key::StoreName},
     cli::{output, policy},
-    container::Container,
-    enrol::{Administrator, Admitted, Answer, Document, Issued, Site, Trust, Vouched},
-    error::Error,
-    key::StoreName,
-    lockbox,
-    seal::Recipient,
-    tpm::{Digest, PcrValues, TpmError, hex},
+    keys::{
+        seal::Recipient,
+        tpm::{Digest, PcrValues, TpmError},
+    },
+    unlock::{
+        container::Container,
+        enrol::{Administrator, Admitted, Answer, Document, Issued, Site, Trust, Vouched},
+        lockbox,
+    },
+    verbs::error::Error,
 };
 
 /// Check a host's bundle and make a challenge that only its TPM can answer

@@ -10,13 +10,16 @@ use serde_json::json;
 
 use super::{Global, record};
 use crate::{
+    base::{
+        hex,
+        key::{HostName, SecretBytes},
+    },
     cli::output,
     config::{Config, TpmConfig},
-    durable::{Folder, folder_of},
-    enrol::{self, Challenge, Document, Enrolled},
-    error::Error,
-    key::{HostName, SecretBytes},
-    tpm::{self, Tpm, hex},
+    keys::tpm::{self, Tpm},
+    sys::durable::{Folder, folder_of},
+    unlock::enrol::{self, Challenge, Document, Enrolled},
+    verbs::error::Error,
 };
 
 /// Make this host's identity key in its TPM, and a bundle that proves how it was made

@@ -7,14 +7,21 @@ use serde::Serialize;
 
 use super::{Global, names, record, withdraw};
 use crate::{
+    base::{
+        chain::chain,
+        clock::{date, now},
+        hex,
+        key::{HostName, StoreName},
+    },
     cli::output,
     config::Config,
-    container::{Container, now},
-    enrol::{Administrator, Admitted, EnrolError, date},
-    error::{Error, chain},
-    key::{HostName, StoreName},
-    store::StoreError,
-    tpm::hex,
+    keys::store::StoreError,
+    unlock::{
+        self,
+        container::Container,
+        enrol::{Administrator, Admitted, EnrolError},
+    },
+    verbs::error::Error,
 };
 
 /// List the hosts that this machine has admitted, and what the stores say of them
@@ -75,7 +82,7 @@ fn store_says(config: &Config, admitted: &Admitted) -> String {
     match generation() {
         Ok(generation) if generation == admitted.generation => "there".to_owned(),
         Ok(generation) => format!("ANOTHER, of generation {generation}"),
-        Err(Error::Store(StoreError::NotFound { .. })) => "not there".to_owned(),
+        Err(Error::Unlock(unlock::Error::Store(StoreError::NotFound { .. }))) => "not there".to_owned(),
         Err(error) => format!("cannot be told ({})", chain(&error)),
     }
 }
@@ -141,7 +148,7 @@ impl Remove {
             let rotation = container.remove_host(&self.host, &|_, _| {})?;
             match rotation.failed.len() {
                 0 => container_keys.push(format!("{store}/kek/{}", rotation.epoch)),
-                left => return Err(Error::Unfinished { container: store.clone(), left }),
+                left => return Err(unlock::Error::Unfinished { container: store.clone(), left }.into()),
             }
         }
         Ok(container_keys)

@@ -3,10 +3,10 @@
 use std::fs;
 
 use cryptattach::{
+    base::key::{KeyReference, SealedKey},
     config::Config,
-    container::{Container, Fetched},
-    key::{KeyReference, SealedKey},
-    seal::{Content, Keyring, LockboxKey},
+    keys::seal::{Content, Keyring, LockboxKey},
+    unlock::container::{Container, Fetched},
 };
 
 use super::{latch::counted, stage::Stage};

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use cryptattach::tpm::{EndorsementKind, Tpm, public::to_pkey};
+use cryptattach::keys::tpm::{EndorsementKind, Tpm, public::to_pkey};
 
 use super::stage::{Host, Stage};
 use crate::site::sh;

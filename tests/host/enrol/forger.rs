@@ -4,11 +4,11 @@
 use std::fs;
 
 use cryptattach::{
-    enrol::{Attestation, Bundle, Document, EndorsementKey, Statement},
-    key::HostName,
-    tpm::{
+    base::key::HostName,
+    keys::tpm::{
         Certified, Counter, EndorsementKind, Policy, SessionKind, Tpm, attestation_templates, public::identity_p256,
     },
+    unlock::enrol::{Attestation, Bundle, Document, EndorsementKey, Statement},
 };
 use openssl::{
     bn::{BigNum, BigNumContext},
@@ -62,7 +62,7 @@ pub fn forge(host: &Host<'_>, change: impl FnOnce(&mut Plan)) {
     let policy = tpm.policy_here(&host.tpm_config(), false).unwrap();
     let mut plan = Plan {
         host: host.name().parse().unwrap(),
-        created: cryptattach::container::now(),
+        created: cryptattach::base::clock::now(),
         endorsement_keys: endorsement_keys(&tpm),
         attestation_key: attestation_templates().unwrap()[0].clone(),
         identity: identity_p256(&policy.digest().unwrap(), false).unwrap(),

@@ -5,7 +5,7 @@ use std::fs;
 use base64ct::{Base64, Encoding};
 use cryptattach::{
     config::TpmConfig,
-    tpm::{
+    keys::tpm::{
         EndorsementKind, Tpm,
         public::{name_of, to_sized},
     },

@@ -3,7 +3,7 @@
 use std::fs;
 
 use base64ct::{Base64, Encoding};
-use cryptattach::tpm::{
+use cryptattach::keys::tpm::{
     Counter, Policy, SiteKey, attestation_templates,
     public::{identity_p256, identity_rsa},
 };
@@ -112,7 +112,7 @@ fn the_counter_is_the_tpms_own_and_the_sites() {
             plan.certify = certify;
         });
     };
-    fn signed(policy: &mut Policy) -> &mut cryptattach::tpm::SignedPcrs {
+    fn signed(policy: &mut Policy) -> &mut cryptattach::keys::tpm::SignedPcrs {
         policy.signed.as_mut().unwrap()
     }
     with(&|policy| signed(policy).revocation.as_mut().unwrap().base += 100, Certify::TheIdentity);
@@ -238,7 +238,7 @@ fn another_tpms_endorsement_key_helps_nobody() {
     let stage = Stage::new();
     let (thief, victim) = (stage.host("compute-7"), stage.host("compute-8"));
     victim.enrolled();
-    let keys = endorsement_keys(&cryptattach::tpm::Tpm::open(&victim.tpm_config()).unwrap());
+    let keys = endorsement_keys(&cryptattach::keys::tpm::Tpm::open(&victim.tpm_config()).unwrap());
     thief.enrolled();
     // It has a certificate of an authority, and the key that belongs to it; but not in its TPM.
     forge(&thief, |plan| plan.endorsement_keys = keys.clone());
@@ -249,7 +249,7 @@ fn another_tpms_endorsement_key_helps_nobody() {
     assert!(victim.does_not_answer(80).contains("this host is"));
 
     // Nor does a certificate of another key, or a key that is in no TPM's template.
-    let own = endorsement_keys(&cryptattach::tpm::Tpm::open(&thief.tpm_config()).unwrap());
+    let own = endorsement_keys(&cryptattach::keys::tpm::Tpm::open(&thief.tpm_config()).unwrap());
     forge(&thief, |plan| plan.endorsement_keys[0].certificate = keys[0].certificate.clone());
     stage.refuses_part(&thief, "endorsement key", "is for another key");
     forge(&thief, |plan| {
@@ -261,7 +261,7 @@ fn another_tpms_endorsement_key_helps_nobody() {
     stage.refuses_part(&thief, "endorsement key", "there is none");
     // A software key in the right form, trusted on first use, is what --trust-first-use cannot see, and says so.
     let software = EcKey::generate(&EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap()).unwrap();
-    let template = cryptattach::tpm::EndorsementKind::P256.template().unwrap();
+    let template = cryptattach::keys::tpm::EndorsementKind::P256.template().unwrap();
     forge(&thief, |plan| {
         plan.endorsement_keys[0].public = with_point(&template, &software);
         plan.endorsement_keys[0].certificate = None;

@@ -6,7 +6,7 @@ use std::{
     process::Output,
 };
 
-use cryptattach::{config::TpmConfig, keyring};
+use cryptattach::{config::TpmConfig, sys::kernel_keyring};
 use serde_json::Value;
 
 use crate::{
@@ -43,6 +43,14 @@ impl Stage {
     /// A host with a TPM that nobody has certified.
     pub fn bare_host(&self, name: &str) -> Host<'_> {
         self.host_with(name, Swtpm::start())
+    }
+
+    /// A certified host that has enrolled, and a challenge for it.
+    pub fn challenged_host(&self, name: &str) -> Host<'_> {
+        let host = self.host(name);
+        host.enrolled();
+        self.challenge(&host);
+        host
     }
 
     pub fn host_with(&self, name: &str, swtpm: Swtpm) -> Host<'_> {
@@ -247,7 +255,7 @@ impl Host<'_> {
 
     /// Off and on again: PCRs, keyring, entries in memory.
     pub fn reboots(&mut self) {
-        keyring::remove(&self.description()).unwrap();
+        kernel_keyring::remove(&self.description()).unwrap();
         self.swtpm.reboot();
         self.boot();
     }
@@ -282,7 +290,7 @@ impl Host<'_> {
         let text = fs::read_to_string(self.file("cryptattach.toml")).unwrap();
         let text = text.replace(self.name(), victim.name()).replace("host.tpm.pem", "stolen.tpm.pem");
         // The victim's keyring is not this machine's.
-        keyring::remove(&victim.description()).unwrap();
+        kernel_keyring::remove(&victim.description()).unwrap();
         fs::write(self.file("thief.toml"), text).unwrap();
     }
 
@@ -291,7 +299,7 @@ impl Host<'_> {
     }
 
     pub fn has_lockbox_key(&self) -> bool {
-        keyring::remove(&self.description()).unwrap()
+        kernel_keyring::remove(&self.description()).unwrap()
     }
 
     /// A new volume, formatted on the host.
@@ -321,7 +329,7 @@ impl Host<'_> {
 
 impl Drop for Host<'_> {
     fn drop(&mut self) {
-        let _ = keyring::remove(&self.description());
+        let _ = kernel_keyring::remove(&self.description());
     }
 }
 

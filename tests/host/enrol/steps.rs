@@ -10,9 +10,7 @@ use super::stage::{Stage, edit};
 #[test]
 fn an_answer_counts_once_and_so_does_a_bundle() {
     let stage = Stage::new();
-    let host = stage.host("compute-7");
-    host.enrolled();
-    stage.challenge(&host);
+    let host = stage.challenged_host("compute-7");
     host.answer();
     let first = host.file("first");
     fs::rename(host.file("answer"), &first).unwrap();
@@ -38,9 +36,7 @@ fn an_answer_counts_once_and_so_does_a_bundle() {
 #[test]
 fn a_bundle_from_before_the_last_one_stays_used() {
     let stage = Stage::new();
-    let host = stage.host("compute-7");
-    host.enrolled();
-    stage.challenge(&host);
+    let host = stage.challenged_host("compute-7");
     host.answer();
     let (late, first) = (host.file("late"), host.file("first"));
     fs::rename(host.file("answer"), &late).unwrap();
@@ -63,9 +59,7 @@ fn a_bundle_from_before_the_last_one_stays_used() {
 #[test]
 fn edited_answers_are_refused_and_cost_nothing() {
     let stage = Stage::new();
-    let host = stage.host("compute-7");
-    host.enrolled();
-    stage.challenge(&host);
+    let host = stage.challenged_host("compute-7");
     host.answer();
     let whole = fs::read(host.file("answer")).unwrap();
     let edited = |change: &dyn Fn(&mut Value)| {
@@ -94,9 +88,7 @@ fn edited_answers_are_refused_and_cost_nothing() {
 #[test]
 fn edited_challenges_are_refused() {
     let stage = Stage::new();
-    let host = stage.host("compute-7");
-    host.enrolled();
-    stage.challenge(&host);
+    let host = stage.challenged_host("compute-7");
     let whole = fs::read(host.file("challenge")).unwrap();
     let edited = |change: &dyn Fn(&mut Value)| {
         fs::write(host.file("challenge"), &whole).unwrap();
@@ -132,11 +124,9 @@ fn edited_challenges_are_refused() {
 #[test]
 fn challenges_expire_on_both_sides() {
     let stage = Stage::new();
-    let host = stage.host("compute-7");
-    host.enrolled();
-    stage.challenge(&host);
+    let host = stage.challenged_host("compute-7");
     host.answer();
-    edit(&stage.pending(), |pending| pending["expires"] = (cryptattach::container::now() - 100).into());
+    edit(&stage.pending(), |pending| pending["expires"] = (cryptattach::base::clock::now() - 100).into());
     assert!(stage.does_not_admit(&host).contains("has expired 10"));
     assert!(stage.does_not_admit(&host).contains("no open challenge"), "it is forgotten");
     // The next challenge clears away what nobody has answered.
@@ -183,9 +173,7 @@ fn a_challenge_is_for_one_host_and_its_last_enrolment() {
 #[test]
 fn a_cleared_tpm_does_not_answer() {
     let stage = Stage::new();
-    let host = stage.host("compute-7");
-    host.enrolled();
-    stage.challenge(&host);
+    let host = stage.challenged_host("compute-7");
     host.swtpm.tool(&["tpm2_clear"]);
     let refused = host.does_not_answer(79);
     assert!(refused.contains("this is another TPM than the key was made in, or it was cleared"), "{refused}");
@@ -224,9 +212,7 @@ fn a_name_and_a_tpm_belong_together_until_the_host_is_removed() {
 #[test]
 fn nothing_that_travels_or_is_kept_opens_anything() {
     let stage = Stage::new();
-    let host = stage.host("compute-7");
-    host.enrolled();
-    stage.challenge(&host);
+    let host = stage.challenged_host("compute-7");
     let pending: Value = serde_json::from_slice(&fs::read(stage.pending()).unwrap()).unwrap();
     host.answer();
     // Whoever reads the administrator's files cannot answer: they have the digest of the answer only.

@@ -1,0 +1,10 @@
+//! The types that every floor speaks. Nothing here reaches a store, a device or a network.
+
+pub mod address;
+pub mod chain;
+pub mod clock;
+pub mod hex;
+pub mod key;
+pub mod mapping_name;
+pub mod pcr_set;
+pub mod plain_hash;

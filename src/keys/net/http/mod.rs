@@ -1,0 +1,422 @@
+//! HTTP with bounds: on every wait, on every answer, on where a request may go.
+//!
+//! A request is tried until it is answered for good or its time is over; between tries it waits, with jitter, as long as
+//! the server asks for. Of several servers the second is asked when the first has not answered after a head start, and
+//! the first good answer wins (the idea of RFC 8305, section 5).
+
+mod error;
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use reqwest::{
+    Certificate, Client, Method, StatusCode, Url,
+    header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
+    redirect::Policy,
+    tls::Version,
+};
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+pub use error::{Bottom, HttpError};
+
+use crate::{
+    base::{chain::chain, key::SecretBytes},
+    config::Network,
+};
+
+/// How long the first server may think before the next is asked, too.
+const HEAD_START: Duration = Duration::from_millis(250);
+/// The first pause between tries; each following one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// In a warning, between what is the matter and for how long it is tried.
+pub const TRYING_AGAIN: &str = "; trying again for up to ";
+const LONGEST_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
+/// One client for all requests of a store: its connections and its time limits.
+pub struct Http {
+    client: Client,
+    /// There until it is dropped.
+    runtime: Option<Runtime>,
+    limits: Limits,
+    /// The end of what all its requests are part of, if that has one.
+    end: Option<Instant>,
+}
+
+#[derive(Clone, Copy)]
+struct Limits {
+    one_try: Duration,
+    total: Duration,
+}
+
+/// May a request be sent again if nobody knows whether it was carried out?
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Repeat {
+    /// Yes: twice is the same as once.
+    Safe,
+    /// Likewise; but a server that is too slow is not asked again, for there is another way.
+    UnlessSlow,
+    /// Only if it never reached the server.
+    Unsent,
+    /// No: nothing depends on the answer.
+    Never,
+}
+
+impl Repeat {
+    /// Whether it may be sent again to a server that says that it cannot now.
+    fn after_an_answer(self) -> bool {
+        matches!(self, Self::Safe | Self::UnlessSlow)
+    }
+}
+
+/// A request.
+#[derive(Clone)]
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// The same resource on each server that has it, best first.
+    pub urls: Vec<Url>,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Option<Bytes>,
+    /// Whether it may be sent twice.
+    pub repeat: Repeat,
+    /// The longest answer that is read.
+    pub most_bytes: usize,
+    /// How much of its time has been spent already, on another way to the same end.
+    pub spent: Duration,
+    /// One try may take all the time that there is: a server that is busy with it is not helped by being asked again.
+    pub patient: bool,
+}
+
+/// An answer, whatever its status.
+pub struct Answer {
+    /// The server that gave it, as part of its URL.
+    pub url: Url,
+    /// The status.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body. It may be a secret, so it is treated as one.
+    pub body: SecretBytes,
+    /// The request was sent before, and what came of that is not known.
+    pub repeated: bool,
+}
+
+impl Answer {
+    /// Whether the server is likely to answer otherwise soon (RFC 9110 section 15, RFC 6585 section 4).
+    fn is_temporary(&self) -> bool {
+        matches!(self.status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
+    }
+
+    /// A header as text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// How long the server asks to wait (RFC 9110 section 10.2.3, in seconds; dates are not honoured).
+    fn retry_after(&self) -> Option<Duration> {
+        self.header(RETRY_AFTER.as_str())?.trim().parse().ok().map(Duration::from_secs)
+    }
+}
+
+impl Request {
+    /// A request without body that may be repeated.
+    pub fn new(method: Method, urls: Vec<Url>, most_bytes: usize) -> Self {
+        Self {
+            method,
+            urls,
+            headers: HeaderMap::new(),
+            body: None,
+            repeat: Repeat::Safe,
+            most_bytes,
+            spent: Duration::ZERO,
+            patient: false,
+        }
+    }
+
+    /// With one more header.
+    pub fn header(mut self, name: &'static str, value: HeaderValue) -> Self {
+        self.headers.insert(HeaderName::from_static(name), value);
+        self
+    }
+
+    /// With a body.
+    pub fn body(mut self, kind: &'static str, body: impl Into<Bytes>) -> Self {
+        self.body = Some(body.into());
+        self.header("content-type", HeaderValue::from_static(kind))
+    }
+
+    /// Not to be sent twice.
+    pub fn once(mut self) -> Self {
+        self.repeat = Repeat::Unsent;
+        self
+    }
+}
+
+/// Parses a URL and refuses one that would carry secrets in the clear.
+pub fn url(text: &str) -> Result<Url, HttpError> {
+    let url = Url::parse(text).map_err(|_| HttpError::Url(text.to_owned()))?;
+    if is_secure(&url) { Ok(url) } else { Err(HttpError::Insecure(url)) }
+}
+
+fn is_secure(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    url.scheme() == "https" || (url.scheme() == "http" && loopback)
+}
+
+/// A URL below another: its path with one more segment, escaped.
+pub fn below(url: &Url, segments: &[&str]) -> Url {
+    let mut below = url.clone();
+    if let Ok(mut path) = below.path_segments_mut() {
+        path.pop_if_empty().extend(segments);
+    }
+    below
+}
+
+/// Request bodies out of secret memory: wiped when the last copy is sent.
+pub fn secret_body(secret: SecretBytes) -> Bytes {
+    struct Owner(SecretBytes);
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            self.0.expose()
+        }
+    }
+    Bytes::from_owner(Owner(secret))
+}
+
+impl Http {
+    /// With these limits, and trusting these authorities (PEM) instead of the system's.
+    pub fn new(network: &Network, authorities: Option<&[u8]>) -> Result<Self, HttpError> {
+        // Whatever the configuration says, there is a bound, and arithmetic with it does not overflow.
+        let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_LIMIT).min(LONGEST_LIMIT);
+        let failed = |error: reqwest::Error| HttpError::Client(error.into());
+        let mut client = Client::builder()
+            .user_agent(concat!("cryptattach/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(seconds(network.connect_seconds))
+            .tls_version_min(Version::TLS_1_2)
+            // A proxy from the environment would see every token.
+            .no_proxy()
+            .redirect(Policy::custom(|attempt| {
+                let same = |a: &Url, b: &Url| a.origin() == b.origin();
+                let stays = attempt.previous().last().is_some_and(|from| same(from, attempt.url()));
+                if stays && attempt.previous().len() <= 3 { attempt.follow() } else { attempt.stop() }
+            }));
+        if let Some(pem) = authorities {
+            client = client.tls_certs_only(Certificate::from_pem_bundle(pem).map_err(failed)?);
+        }
+        Ok(Self {
+            client: client.build().map_err(failed)?,
+            runtime: Some(Builder::new_current_thread().enable_all().build().map_err(|e| HttpError::Client(e.into()))?),
+            limits: Limits { one_try: seconds(network.try_seconds), total: seconds(network.total_seconds) },
+            end: None,
+        })
+    }
+
+    /// From now on all requests together have the time that one of them has.
+    pub fn as_one(&mut self) {
+        self.end = Some(Instant::now() + self.limits.total);
+    }
+
+    /// Sends a request until it is answered for good or its time is over.
+    ///
+    /// The last answer is returned even if it is a temporary one (503): its status says more than a time limit.
+    pub fn send(&self, request: &Request) -> Result<Answer, HttpError> {
+        self.runtime().block_on(self.tries(request))
+    }
+
+    /// Sends several requests at once.
+    pub fn send_all(&self, requests: &[Request]) -> Vec<Result<Answer, HttpError>> {
+        self.runtime().block_on(join_all(requests.iter().map(|request| self.tries(request))))
+    }
+
+    fn runtime(&self) -> &Runtime {
+        self.runtime.as_ref().expect("it is taken on drop only")
+    }
+
+    async fn tries(&self, request: &Request) -> Result<Answer, HttpError> {
+        if let Some(insecure) = request.urls.iter().find(|url| !is_secure(url)) {
+            return Err(HttpError::Insecure(insecure.clone()));
+        }
+        let own_end = Instant::now() + self.limits.total.saturating_sub(request.spent);
+        let end = self.end.map_or(own_end, |end| end.min(own_end));
+        if let Some(url) = request.urls.first().filter(|_| end <= Instant::now()) {
+            return Err(HttpError::NoTime { url: without_query(url) });
+        }
+        let mut pause = FIRST_PAUSE;
+        let mut before: Option<Result<Answer, HttpError>> = None;
+        let mut told = BTreeSet::new();
+        loop {
+            let cut_short = end.saturating_duration_since(Instant::now()) < self.limits.one_try;
+            let repeated = before.is_some();
+            let outcome = self.round(request, end, repeated).await;
+            // A try that the end cut short says less than what the server said before.
+            if cut_short
+                && matches!(outcome, Err(HttpError::TimedOut { .. }))
+                && let Some(before) = before
+            {
+                return before;
+            }
+            let (why, asked) = match &outcome {
+                Ok(answer) if answer.is_temporary() && request.repeat.after_an_answer() => {
+                    (format!("{} answers {}", origin(&answer.url), answer.status), answer.retry_after())
+                }
+                Err(error) if error.may_be_repeated(request.repeat) => (chain(error), None),
+                _ => return outcome,
+            };
+            // A server that asks for no pause gets one.
+            let wait = asked.unwrap_or_default().max(jittered(pause));
+            if wait >= end.saturating_duration_since(Instant::now()) {
+                return outcome;
+            }
+            // Each new state once: a server that starts answers in turn with nothing, 503, and what was asked for.
+            if told.contains(&why) {
+                tracing::debug!("{why}; next try in {} ms", wait.as_millis());
+            } else {
+                let left = end.saturating_duration_since(Instant::now()).as_secs_f32();
+                tracing::warn!("{why}{TRYING_AGAIN}{left:.0} s");
+                told.insert(why);
+            }
+            before = Some(outcome);
+            sleep(wait).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Asks each server once, the later ones after a head start.
+    async fn round(&self, request: &Request, end: Instant, repeated: bool) -> Result<Answer, HttpError> {
+        let mut waiting = request.urls.iter();
+        let mut asked = JoinSet::new();
+        let mut last = None;
+        let rest = end.saturating_duration_since(Instant::now());
+        let one_try = if request.patient { rest } else { self.limits.one_try.min(rest) };
+        let several = repeated || request.urls.len() > 1;
+        // Only what may be sent twice is sent to two servers.
+        let head_start = if request.repeat == Repeat::Unsent { Duration::MAX } else { HEAD_START };
+        loop {
+            if let Some(url) = waiting.next() {
+                asked.spawn(once(self.client.clone(), request.clone(), url.clone(), one_try));
+            }
+            let patience = if waiting.len() > 0 { head_start } else { Duration::MAX };
+            let outcome = match timeout(patience, asked.join_next()).await {
+                Err(_) => continue,
+                Ok(None) => return last.unwrap_or_else(|| Err(HttpError::Url("no URL".to_owned()))),
+                Ok(Some(outcome)) => outcome.unwrap_or_else(|panicked| Err(HttpError::Client(panicked.into()))),
+            };
+            let try_the_next = match &outcome {
+                Ok(answer) => answer.is_temporary() && request.repeat != Repeat::Unsent,
+                Err(error) => error.may_be_repeated(request.repeat) || request.repeat == Repeat::Never,
+            };
+            if !try_the_next {
+                return outcome.map(|answer| Answer { repeated: several, ..answer });
+            }
+            last = Some(outcome);
+        }
+    }
+}
+
+impl Drop for Http {
+    /// Does not wait for what was given up: a name that is still being looked up.
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+async fn once(client: Client, request: Request, url: Url, limit: Duration) -> Result<Answer, HttpError> {
+    let started = Instant::now();
+    let answer = timeout(limit, exchange(client, request, url.clone())).await;
+    let answer = answer.unwrap_or_else(|_| Err(HttpError::TimedOut { url: without_query(&url), after: limit }));
+    let took = started.elapsed().as_millis();
+    match &answer {
+        Ok(answer) => tracing::debug!("{} {} in {took} ms", answer.status.as_u16(), answer.url),
+        Err(error) => tracing::debug!("{} after {took} ms", chain(error)),
+    }
+    answer
+}
+
+async fn exchange(client: Client, request: Request, url: Url) -> Result<Answer, HttpError> {
+    let Request { method, headers, body, most_bytes, .. } = request;
+    let mut builder = client.request(method, url.clone()).headers(headers);
+    if let Some(body) = body {
+        builder = builder.body(body);
+    }
+    let failed = |error: reqwest::Error| {
+        let (is_timeout, is_connect) = (error.is_timeout(), error.is_connect());
+        let (url, source) = (without_query(&url), Bottom::of(&error.without_url()));
+        match (is_connect, is_timeout) {
+            (true, _) => HttpError::Connect { url, source },
+            _ => HttpError::Broken { url, source },
+        }
+    };
+    let mut response = builder.send().await.map_err(failed)?;
+    let too_long = || HttpError::TooLong { url: without_query(&url), most_bytes };
+    if response.content_length().is_some_and(|length| length > most_bytes as u64) {
+        return Err(too_long());
+    }
+    let (status, headers) = (response.status(), response.headers().clone());
+    let expected = response.content_length().and_then(|length| usize::try_from(length).ok());
+    let mut body = SecretBytes::zeroed(expected.unwrap_or(4096).max(1))?;
+    let mut len = 0;
+    while let Some(chunk) = response.chunk().await.map_err(failed)? {
+        let end = len + chunk.len();
+        if end > most_bytes {
+            return Err(too_long());
+        }
+        if end > body.len() {
+            let mut larger = SecretBytes::zeroed((end * 2).min(most_bytes))?;
+            larger.expose_mut()[..len].copy_from_slice(&body.expose()[..len]);
+            body = larger;
+        }
+        body.expose_mut()[len..end].copy_from_slice(&chunk);
+        len = end;
+    }
+    body.truncate(len);
+    Ok(Answer { url, status, headers, body, repeated: false })
+}
+
+fn without_query(url: &Url) -> Url {
+    let mut url = url.clone();
+    url.set_query(None);
+    url
+}
+
+fn origin(url: &Url) -> String {
+    url.origin().ascii_serialization()
+}
+
+/// Between half the pause and all of it, so that hosts that failed together do not come back together.
+fn jittered(pause: Duration) -> Duration {
+    let mut random = [0; 1];
+    let _ = openssl::rand::rand_bytes(&mut random);
+    pause.mul_f64(0.5 + f64::from(random[0]) / 510.0)
+}
+
+/// What a server says of its refusal: OpenStack's JSON, or a short text.
+pub fn reason(answer: &Answer) -> Option<String> {
+    reason_in(answer.body.expose())
+}
+
+/// What the body of a refusal says, in at most 300 printable characters.
+pub fn reason_in(body: &[u8]) -> Option<String> {
+    const LONGEST: usize = 300;
+    let body = std::str::from_utf8(body).ok()?;
+    let json: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+    let said = ["/error/message", "/description", "/message"].iter().find_map(|at| json.pointer(at)?.as_str());
+    // A proxy's HTML page says nothing that its status does not.
+    let text = said.or_else(|| (!body.trim_start().starts_with(['<', '{'])).then_some(body))?.trim();
+    let clean: String = text.chars().filter(|c| !c.is_control()).take(LONGEST).collect();
+    (!clean.is_empty()).then_some(clean)
+}

@@ -1,0 +1,384 @@
+//! Logging in: Keystone's v3 tokens and catalogue, and Swift's own TempAuth.
+//!
+//! Source: OpenStack Identity API v3, "Authentication and token management"; Swift's "Auth system", TempAuth.
+
+use std::{
+    fs,
+    io::Write,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use reqwest::{
+    Method, StatusCode, Url,
+    header::{HeaderMap, HeaderValue},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    clouds::{Cloud, CloudsError, Credentials, Named},
+    http::{self, Answer, Http, HttpError, Request},
+};
+use crate::{
+    base::key::{SecretBytes, SecretMemoryError},
+    config::{CloudConfig, Network},
+};
+
+/// A token with its catalogue; large clouds have large ones.
+const MOST_TOKEN_BYTES: usize = 1 << 20;
+
+/// A service, reached with a token that is fetched when it is first needed and again when it is refused.
+pub struct Session {
+    http: Http,
+    cloud: Cloud,
+    service: &'static str,
+    /// The service's URLs by configuration, in place of the catalogue's.
+    urls: Vec<Url>,
+    token: Mutex<Option<Arc<Token>>>,
+}
+
+struct Token {
+    value: HeaderValue,
+    urls: Vec<Url>,
+}
+
+/// Logging in failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    /// clouds.yaml.
+    #[error(transparent)]
+    Clouds(#[from] CloudsError),
+    /// The identity service cannot be reached.
+    #[error("cannot log in")]
+    Http(#[source] Box<HttpError>),
+    /// It says no.
+    #[error("{url} refuses the log-in ({status}){why}")]
+    Refused {
+        /// Which.
+        url: Url,
+        /// Its status.
+        status: StatusCode,
+        /// What it says, after a colon.
+        why: String,
+    },
+    /// The service refuses the token that the caller gave, and there is no other.
+    #[error("{0} refuses the caller's token: it has expired or was withdrawn")]
+    CallerToken(Url),
+    /// Its answer is not understood.
+    #[error("the log-in's answer of {url} is not understood: {what}")]
+    Answer {
+        /// Whose.
+        url: Url,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The catalogue does not have the service.
+    #[error("the catalogue has no {interface} endpoint of type {service}{region}")]
+    NoEndpoint {
+        /// Type of the service.
+        service: &'static str,
+        /// Interface.
+        interface: String,
+        /// " in region ...", or nothing.
+        region: String,
+    },
+    /// No memory for a secret.
+    #[error(transparent)]
+    Memory(#[from] SecretMemoryError),
+}
+
+impl From<HttpError> for AuthError {
+    fn from(error: HttpError) -> Self {
+        Self::Http(Box::new(error))
+    }
+}
+
+#[derive(Deserialize)]
+struct Answered {
+    token: Body,
+}
+
+#[derive(Deserialize)]
+struct Body {
+    #[serde(default)]
+    catalog: Vec<Service>,
+}
+
+/// `GET /v3/auth/catalog`
+#[derive(Deserialize)]
+struct Catalogue {
+    catalog: Vec<Service>,
+}
+
+#[derive(Deserialize)]
+struct Service {
+    #[serde(rename = "type")]
+    kind: String,
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Deserialize)]
+struct Endpoint {
+    interface: String,
+    url: String,
+    region: Option<String>,
+}
+
+impl Session {
+    /// A session with a service of a cloud. Nothing is sent yet.
+    pub fn new(
+        config: &CloudConfig,
+        urls: &[String],
+        network: &Network,
+        service: &'static str,
+        caller: Option<SecretBytes>,
+    ) -> Result<Self, AuthError> {
+        let cloud = Cloud::find(config, caller)?;
+        let authorities = cloud.authorities.as_deref();
+        let authorities = authorities
+            .map(|path| fs::read(path).map_err(|source| CloudsError::Read { path: path.to_owned(), source }));
+        let authorities = authorities.transpose()?;
+        let http = Http::new(network, authorities.as_deref())?;
+        let urls = urls.iter().map(|text| http::url(text)).collect::<Result<_, _>>()?;
+        Ok(Self { http, cloud, service, urls, token: Mutex::new(None) })
+    }
+
+    /// Sends what `build` makes for the service's URLs, with a token; once more with a new one if that is refused.
+    pub fn send(&self, build: impl Fn(&[Url]) -> Request) -> Result<Answer, SendError> {
+        let send = |token: &Token| {
+            let mut request = build(&token.urls);
+            request.headers.insert("x-auth-token", token.value.clone());
+            self.http.send(&request)
+        };
+        let token = self.token()?;
+        let answer = send(&token)?;
+        if answer.status != StatusCode::UNAUTHORIZED {
+            return Ok(answer);
+        }
+        if let Credentials::Token(_) = self.cloud.credentials {
+            return Err(AuthError::CallerToken(answer.url).into());
+        }
+        tracing::debug!("{} refuses the token; logging in again", answer.url);
+        self.forget(&token);
+        Ok(send(&*self.token()?)?)
+    }
+
+    /// Sends requests that need no token, all at once.
+    pub fn send_all_without_token(&self, requests: &[Request]) -> Vec<Result<Answer, HttpError>> {
+        self.http.send_all(requests)
+    }
+
+    /// From now on all requests together have the time that one of them has.
+    pub fn as_one(&mut self) {
+        self.http.as_one();
+    }
+
+    /// The service's URLs.
+    pub fn urls(&self) -> Result<Vec<Url>, AuthError> {
+        self.token().map(|token| token.urls.clone())
+    }
+
+    fn token(&self) -> Result<Arc<Token>, AuthError> {
+        // Held while logging in: of several threads one does it, the others wait for its token.
+        let mut slot = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(token) = &*slot {
+            return Ok(token.clone());
+        }
+        let token = Arc::new(self.log_in()?);
+        *slot = Some(token.clone());
+        Ok(token)
+    }
+
+    fn forget(&self, refused: &Arc<Token>) {
+        let mut slot = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.as_ref().is_some_and(|token| Arc::ptr_eq(token, refused)) {
+            *slot = None;
+        }
+    }
+
+    fn log_in(&self) -> Result<Token, AuthError> {
+        match &self.cloud.credentials {
+            Credentials::TempAuth { user, key } => self.temp_auth(user, key),
+            Credentials::Token(token) => self.given_token(token),
+            Credentials::Password { user, password, project } => {
+                let mut user = user.to_json();
+                user["password"] = json!(HOLE);
+                self.keystone("password", json!({"user": user}), password, Some(project))
+            }
+            Credentials::ApplicationCredential { id, secret } => {
+                let mut details = match id {
+                    Ok(id) => json!({"id": id}),
+                    Err((name, user)) => json!({"name": name, "user": user.to_json()}),
+                };
+                details["secret"] = json!(HOLE);
+                self.keystone("application_credential", details, secret, None)
+            }
+        }
+    }
+
+    fn keystone(
+        &self,
+        method: &str,
+        details: Value,
+        secret: &SecretBytes,
+        project: Option<&Named>,
+    ) -> Result<Token, AuthError> {
+        let mut auth = json!({"identity": {"methods": [method], method: details}});
+        if let Some(project) = project {
+            auth["scope"] = json!({"project": project.to_json()});
+        }
+        let body = http::secret_body(fill(&json!({"auth": auth}), secret)?);
+        let url = self.identity_url(&["auth", "tokens"])?;
+        let request = Request::new(Method::POST, vec![url], MOST_TOKEN_BYTES).body("application/json", body);
+        let answer = self.ask(&request)?;
+        let body: Answered = parse(&answer)?;
+        let value = answer.headers.get("x-subject-token").cloned();
+        let mut value = value.ok_or_else(|| wrong(&answer.url, "it has no X-Subject-Token"))?;
+        value.set_sensitive(true);
+        Ok(Token { value, urls: self.endpoint(body.token.catalog)? })
+    }
+
+    /// Someone else's token says nothing of its catalogue, which is asked for only where it is needed.
+    fn given_token(&self, token: &SecretBytes) -> Result<Token, AuthError> {
+        let value = header(token, &self.cloud.auth_url)?;
+        if !self.urls.is_empty() {
+            return Ok(Token { value, urls: self.urls.clone() });
+        }
+        let url = self.identity_url(&["auth", "catalog"])?;
+        let request = Request::new(Method::GET, vec![url], MOST_TOKEN_BYTES).header("x-auth-token", value.clone());
+        let answer = self.http.send(&request)?;
+        if answer.status == StatusCode::UNAUTHORIZED {
+            return Err(AuthError::CallerToken(answer.url));
+        }
+        let body: Catalogue = parse(&accepted(answer)?)?;
+        Ok(Token { value, urls: self.endpoint(body.catalog)? })
+    }
+
+    fn temp_auth(&self, user: &str, key: &SecretBytes) -> Result<Token, AuthError> {
+        let url = http::url(&self.cloud.auth_url)?;
+        let user = HeaderValue::from_str(user).map_err(|_| wrong(&url, "the user name is no header value"))?;
+        let mut headers = HeaderMap::new();
+        headers.insert("x-auth-user", user);
+        headers.insert("x-auth-key", header(key, url.as_str())?);
+        let request = Request { headers, ..Request::new(Method::GET, vec![url], MOST_TOKEN_BYTES) };
+        let answer = self.ask(&request)?;
+        let given = |name| answer.headers.get(name).cloned().ok_or_else(|| wrong(&answer.url, "no token or URL"));
+        let (mut value, storage) = (given("x-auth-token")?, given("x-storage-url")?);
+        value.set_sensitive(true);
+        let storage = storage.to_str().map_err(|_| wrong(&answer.url, "its X-Storage-Url is no text"))?;
+        let urls = if self.urls.is_empty() { vec![http::url(storage)?] } else { self.urls.clone() };
+        Ok(Token { value, urls })
+    }
+
+    fn ask(&self, request: &Request) -> Result<Answer, AuthError> {
+        accepted(self.http.send(request)?)
+    }
+
+    /// `auth_url` with or without its version.
+    fn identity_url(&self, segments: &[&str]) -> Result<Url, AuthError> {
+        let url = http::url(&self.cloud.auth_url)?;
+        let versioned = url.path().trim_end_matches('/').ends_with("/v3");
+        let url = if versioned { url } else { http::below(&url, &["v3"]) };
+        Ok(http::below(&url, segments))
+    }
+
+    fn endpoint(&self, catalogue: Vec<Service>) -> Result<Vec<Url>, AuthError> {
+        if !self.urls.is_empty() {
+            return Ok(self.urls.clone());
+        }
+        let region = &self.cloud.region;
+        let fits = |endpoint: &Endpoint| {
+            endpoint.interface == self.cloud.interface && (region.is_none() || *region == endpoint.region)
+        };
+        let mut endpoints =
+            catalogue.into_iter().filter(|service| service.kind == self.service).flat_map(|service| service.endpoints);
+        let endpoint = endpoints.find(fits).ok_or_else(|| AuthError::NoEndpoint {
+            service: self.service,
+            interface: self.cloud.interface.clone(),
+            region: region.as_ref().map(|region| format!(" in region {region}")).unwrap_or_default(),
+        })?;
+        Ok(vec![http::url(&endpoint.url)?])
+    }
+}
+
+/// A request of a session failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// There is no token.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    /// There is no answer.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+}
+
+/// Stands for a secret in JSON until it is filled in.
+pub const HOLE: &str = "\u{1}";
+
+/// JSON with the secret in place of [`HOLE`], in secret memory: serde has none of it.
+pub fn fill(json: &Value, secret: &SecretBytes) -> Result<SecretBytes, SecretMemoryError> {
+    let text = json.to_string();
+    // serde_json escapes control characters, so a hole looks like this, and no name of a user can.
+    let (before, after) = text.split_once("\"\\u0001\"").unwrap_or((&text, ""));
+    let text = std::str::from_utf8(secret.expose()).unwrap_or_default();
+    // Six bytes at most for each ("\u0000"), and the quotes.
+    let mut whole = SecretBytes::zeroed(before.len() + text.len() * 6 + 2 + after.len())?;
+    let room = whole.len();
+    let mut rest = whole.expose_mut();
+    let written = rest
+        .write_all(before.as_bytes())
+        .and_then(|()| Ok(serde_json::to_writer(&mut rest, text)?))
+        .and_then(|()| rest.write_all(after.as_bytes()));
+    let left = rest.len();
+    debug_assert!(written.is_ok(), "there is room for all");
+    whole.truncate(room - left);
+    Ok(whole)
+}
+
+impl Named {
+    fn to_json(&self) -> Value {
+        match self {
+            Self::Id(id) => json!({"id": id}),
+            Self::Name { name, domain: (by, domain) } => json!({"name": name, "domain": {*by: domain}}),
+        }
+    }
+}
+
+fn header(secret: &SecretBytes, url: &str) -> Result<HeaderValue, AuthError> {
+    let value = HeaderValue::from_maybe_shared(http::secret_body(SecretBytes::copy_of(secret.expose())?));
+    let url = || Url::parse(url).unwrap_or_else(|_| Url::parse("http://localhost").expect("a URL"));
+    let mut value = value.map_err(|_| wrong(&url(), "the token or key is no header value"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn accepted(answer: Answer) -> Result<Answer, AuthError> {
+    if answer.status.is_success() {
+        return Ok(answer);
+    }
+    let why = http::reason(&answer).map(|why| format!(": {why}")).unwrap_or_default();
+    Err(AuthError::Refused { url: answer.url, status: answer.status, why })
+}
+
+fn parse<'a, T: Deserialize<'a>>(answer: &'a Answer) -> Result<T, AuthError> {
+    serde_json::from_slice(answer.body.expose()).map_err(|error| wrong(&answer.url, &format!("{:?}", error.classify())))
+}
+
+fn wrong(url: &Url, what: &str) -> AuthError {
+    AuthError::Answer { url: url.clone(), what: what.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn puts_the_secret_into_its_place() {
+        let user = Named::Name { name: "a\"b\u{1}".to_owned(), domain: ("id", "default".to_owned()) };
+        let secret = SecretBytes::copy_of("p\"w\u{1}\u{fc}".as_bytes()).unwrap();
+        let json = fill(&json!({"password": HOLE, "user": user.to_json()}), &secret).unwrap();
+        let json: Value = serde_json::from_slice(json.expose()).unwrap();
+        assert_eq!(json["password"], "p\"w\u{1}\u{fc}");
+        assert_eq!(json["user"]["name"], "a\"b\u{1}");
+    }
+}

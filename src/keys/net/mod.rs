@@ -1,0 +1,9 @@
+//! The network below the stores: HTTP with bounds and repetition, Keystone's tokens, clouds.yaml.
+
+pub(crate) mod clouds;
+pub(crate) mod http;
+pub(crate) mod keystone;
+
+pub use clouds::{Cloud, CloudsError, Credentials, Named};
+pub use http::{HttpError, TRYING_AGAIN, reason_in};
+pub use keystone::{AuthError, SendError};

@@ -1,0 +1,374 @@
+//! Sealing and opening volume keys: JWE (RFC 7516) with the algorithms of RFC 7518.
+//!
+//! A [`Recipient`] seals, an [`Identity`] opens. The code is small and over libcrypto, not a JOSE library's, for two
+//! reasons: content keys and payloads stay in [secret memory](crate::base::key::SecretBytes), and an identity may be a TPM that does the key agreement.
+//!
+//! ```
+//! use cryptattach::key::{BoundContext, KeyId, KeySize, VolumeKey};
+//! use cryptattach::seal::{Content, Expected, Identity, Keyring, OwnerKey, Payload, seal};
+//!
+//! let owner = OwnerKey::generate()?;
+//! let context = BoundContext {
+//!     version: 1,
+//!     key_id: KeyId::random(),
+//!     container: "cinder".parse()?,
+//!     volume: None,
+//!     generation: 1,
+//!     created: 0,
+//! };
+//! let payload = Payload {
+//!     volume_key: VolumeKey::random(KeySize::Bits512)?,
+//!     cipher: "aes-xts-plain64".to_owned(),
+//!     sector_size_bytes: 512,
+//!     data_offset_bytes: 0,
+//!     iv_offset_sectors: 0,
+//!     digest: None,
+//!     passphrase: None,
+//! };
+//! let sealed = seal(&context, &Content::VolumeKey(payload), &[Box::new(owner.recipient()?)])?;
+//!
+//! let keyring = Keyring::of(vec![Box::new(owner)]);
+//! let expected = Expected { key_id: context.key_id, container: context.container.clone(), volume: Some(None) };
+//! assert!(matches!(keyring.open(&sealed, &expected)?.content, Content::VolumeKey(_)));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod container_key;
+mod content;
+mod ecdh_es;
+mod jwk;
+mod key_wrap;
+mod lockbox;
+mod owner;
+mod payload;
+mod rsa_oaep;
+mod tpm;
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use base64ct::{Base64UrlUnpadded, Encoding};
+use openssl::error::ErrorStack;
+use serde::Serialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+pub use container_key::ContainerKey;
+pub use content::ContentKey;
+pub use lockbox::{Entry, EntryContext, LockboxKey};
+pub use owner::{OwnerKey, OwnerRecipient};
+pub use payload::{Content, Payload};
+pub use tpm::TpmIdentity;
+
+use crate::{
+    base::key::{
+        BoundContext, JoseHeader, JweRecipient, KeyId, MalformedSealedKey, SealedKey, SecretBytes, SecretMemoryError,
+        StoreName,
+    },
+    config::TpmConfig,
+    keys::tpm::{IdentityFile, TpmError},
+};
+
+/// Value of `typ` in the protected header.
+const TYPE: &str = "cryptattach";
+/// Version of the `cryptattach` member that we write and read.
+const VERSION: u32 = 1;
+
+/// Someone whom a key can be sealed to.
+pub trait Recipient {
+    /// Encrypts the content key to this recipient.
+    fn seal(&self, key: &ContentKey) -> Result<JweRecipient, SealError>;
+}
+
+/// Someone who can open what was sealed to them.
+pub trait Identity {
+    /// Decrypts the content key; `None` if this entry is not for this identity.
+    ///
+    /// `header` is the entry's joint header: protected, shared and per-recipient members together.
+    fn open(&self, entry: &JweRecipient, header: &JoseHeader) -> Option<Result<ContentKey, SealError>>;
+    /// The key's id: an RFC 7638 thumbprint, or a container key's name.
+    fn kid(&self) -> &str;
+}
+
+/// The holders of public keys in PEM files.
+pub fn recipients<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Result<Vec<Box<dyn Recipient>>, SealError> {
+    let read = |path: &PathBuf| OwnerRecipient::read(path).map(|recipient| Box::new(recipient) as Box<dyn Recipient>);
+    files.into_iter().map(read).collect()
+}
+
+/// The key ids of the holders of public keys in PEM files.
+pub fn kids<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Result<BTreeSet<String>, SealError> {
+    files.into_iter().map(|path| Ok(OwnerRecipient::read(path)?.kid().to_owned())).collect()
+}
+
+/// Seals a content to its recipients, bound to its context.
+pub fn seal(
+    context: &BoundContext,
+    content: &Content,
+    recipients: &[Box<dyn Recipient>],
+) -> Result<SealedKey, SealError> {
+    encrypt(context, &content.to_json()?, recipients)
+}
+
+/// Encrypts to the recipients; the context goes into the protected header.
+fn encrypt(
+    context: &impl Serialize,
+    content: &SecretBytes,
+    recipients: &[Box<dyn Recipient>],
+) -> Result<SealedKey, SealError> {
+    let protected = json!({"typ": TYPE, "enc": content::ENC, "cryptattach": context}).to_string();
+    let protected = Base64UrlUnpadded::encode_string(protected.as_bytes());
+    let key = ContentKey::random()?;
+    let recipients = recipients.iter().map(|recipient| recipient.seal(&key)).collect::<Result<_, _>>()?;
+    let sealed = content::encrypt(&key, protected.as_bytes(), content)?;
+    let encode = |bytes: &[u8]| Base64UrlUnpadded::encode_string(bytes);
+    Ok(SealedKey {
+        unprotected: JoseHeader::new(),
+        recipients,
+        iv: encode(&sealed.iv),
+        ciphertext: encode(&sealed.ciphertext),
+        tag: encode(&sealed.tag),
+        protected,
+    })
+}
+
+/// What was asked for; a sealed key that says something else is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// The key's id.
+    pub key_id: KeyId,
+    /// The container that it was asked from.
+    pub container: StoreName,
+    /// The volume that it is to open: its UUID, or `Some(None)` for plain dm-crypt. `None`: any.
+    pub volume: Option<Option<Uuid>>,
+}
+
+/// An opened sealed key: authentic, and what was expected.
+pub struct Opened {
+    /// What the key is bound to.
+    pub context: BoundContext,
+    /// What was sealed.
+    pub content: Content,
+}
+
+impl Opened {
+    /// Only a volume key of ours is made for one volume; an object is bound to one when that is formatted with it.
+    fn check_volume(&self, expected: &Expected) -> Result<(), SealError> {
+        let is = self.context.volume;
+        let unbound = matches!(self.content, Content::Object(_)) && is.is_none();
+        match expected.volume {
+            Some(asked) if asked != is && !unbound => {
+                let words = |uuid: Option<Uuid>| uuid.map_or("a plain volume".to_owned(), |uuid| uuid.to_string());
+                Err(SealError::Other { what: "volume", is: words(is), asked: words(asked) })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The identities of this host, tried in order.
+pub struct Keyring {
+    identities: Vec<Box<dyn Identity>>,
+}
+
+impl Keyring {
+    /// These identities.
+    pub fn of(identities: Vec<Box<dyn Identity>>) -> Self {
+        Self { identities }
+    }
+
+    /// Reads private keys (PEM): plain ones, and files of keys that are in this host's TPM.
+    pub fn read(paths: &[PathBuf], tpm: &TpmConfig) -> Result<Self, SealError> {
+        let read = |path: &PathBuf| -> Result<Box<dyn Identity>, SealError> {
+            Ok(if IdentityFile::is_at(path) {
+                Box::new(TpmIdentity::read(path, tpm)?)
+            } else {
+                Box::new(OwnerKey::read(path)?)
+            })
+        };
+        Ok(Self::of(paths.iter().map(read).collect::<Result<_, _>>()?))
+    }
+
+    /// These identities are tried as well, before the others.
+    pub fn with(mut self, identities: impl IntoIterator<Item = Box<dyn Identity>>) -> Self {
+        self.identities.splice(0..0, identities);
+        self
+    }
+
+    /// Opens a sealed key and checks that it is what was asked for.
+    pub fn open(&self, sealed: &SealedKey, expected: &Expected) -> Result<Opened, SealError> {
+        let context = sealed.claimed_context()?;
+        check_context(&context, expected)?;
+        let opened = Opened { context, content: Content::from_json(&self.decrypt(sealed)?)? };
+        opened.check_volume(expected)?;
+        Ok(opened)
+    }
+
+    fn decrypt(&self, sealed: &SealedKey) -> Result<SecretBytes, SealError> {
+        let protected = sealed.protected_header()?;
+        check_protected(&protected)?;
+        let key = self.content_key(sealed, &protected)?;
+        content::Sealed {
+            iv: decode("iv", &sealed.iv)?,
+            ciphertext: decode("ciphertext", &sealed.ciphertext)?,
+            tag: decode("tag", &sealed.tag)?,
+        }
+        .open(&key, sealed.protected.as_bytes())
+    }
+
+    fn content_key(&self, sealed: &SealedKey, protected: &JoseHeader) -> Result<ContentKey, SealError> {
+        for entry in &sealed.recipients {
+            let header = joint_header([protected, &sealed.unprotected, &entry.header])?;
+            // The first identity that an entry is for decides: a failure there is damage, not a reason to guess on.
+            if let Some(opened) = self.identities.iter().find_map(|identity| identity.open(entry, &header)) {
+                return opened;
+            }
+        }
+        let join = |kids: Vec<&str>| if kids.is_empty() { "nobody".to_owned() } else { kids.join(", ") };
+        Err(SealError::NotForUs {
+            sealed_to: join(sealed.recipient_kids().collect()),
+            ours: join(self.identities.iter().map(|identity| identity.kid()).collect()),
+        })
+    }
+}
+
+/// The three headers together. Their names must be disjoint (RFC 7516 section 7.2.1): a name that stands in the protected
+/// header cannot be overridden by one that anyone may change.
+fn joint_header(parts: [&JoseHeader; 3]) -> Result<JoseHeader, SealError> {
+    let mut joint = JoseHeader::new();
+    for (name, value) in parts.into_iter().flatten() {
+        if joint.insert(name.clone(), value.clone()).is_some() {
+            return Err(SealError::Unsupported(format!("its header has '{name}' twice")));
+        }
+    }
+    // Members that change how a JWE is read must be in front of the authentication, and we know none of them.
+    for name in ["zip", "crit"] {
+        if joint.contains_key(name) {
+            return Err(SealError::Unsupported(format!("its header has '{name}'")));
+        }
+    }
+    Ok(joint)
+}
+
+fn check_protected(protected: &JoseHeader) -> Result<(), SealError> {
+    let text = |name: &str| protected.get(name).and_then(Value::as_str).unwrap_or("none").to_owned();
+    if text("enc") != content::ENC {
+        return Err(SealError::Unsupported(format!("its content is encrypted by '{}'", text("enc"))));
+    }
+    if text("typ") != TYPE {
+        return Err(SealError::Unsupported(format!("it is of type '{}'", text("typ"))));
+    }
+    Ok(())
+}
+
+fn check_context(context: &BoundContext, expected: &Expected) -> Result<(), SealError> {
+    let other = |what, is: String, asked: String| Err(SealError::Other { what, is, asked });
+    if context.version != VERSION {
+        return Err(SealError::Unsupported(format!(
+            "it has version {} (made by a newer cryptattach?)",
+            context.version
+        )));
+    }
+    if context.key_id != expected.key_id {
+        return other("key", context.key_id.to_string(), expected.key_id.to_string());
+    }
+    if context.container != expected.container {
+        return other("container", context.container.to_string(), expected.container.to_string());
+    }
+    Ok(())
+}
+
+fn decode(what: &str, text: &str) -> Result<Vec<u8>, SealError> {
+    Base64UrlUnpadded::decode_vec(text).map_err(|_| SealError::Unsupported(format!("its '{what}' is not base64url")))
+}
+
+/// Sealing or opening failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// A key file cannot be read.
+    #[error("cannot read the key file {}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A key file holds no key that we can use.
+    #[error("{} {why}", .path.display())]
+    KeyFile {
+        /// The file.
+        path: PathBuf,
+        /// "is encrypted", "is a key on the curve ...", ...
+        why: String,
+    },
+    /// The form is not that of a sealed key.
+    #[error("it is malformed")]
+    Malformed(#[from] MalformedSealedKey),
+    /// It asks for something that we do not do.
+    #[error("{0}")]
+    Unsupported(String),
+    /// It is for something else than was asked.
+    #[error("it is for the {what} {is}, asked was for {asked}")]
+    Other {
+        /// "key", "container" or "volume".
+        what: &'static str,
+        /// What it is for.
+        is: String,
+        /// What was asked.
+        asked: String,
+    },
+    /// None of our identities is among the recipients.
+    #[error("it is sealed to {sealed_to}; this host has {ours}")]
+    NotForUs {
+        /// The recipients' key ids.
+        sealed_to: String,
+        /// Our key ids.
+        ours: String,
+    },
+    /// It was changed after it was sealed.
+    #[error("it has been changed since it was sealed")]
+    Tampered,
+    /// What is inside is not what we seal.
+    #[error("its content is no volume key: {0}")]
+    Payload(String),
+    /// libcrypto failed.
+    #[error("libcrypto failed")]
+    Crypto(#[from] ErrorStack),
+    /// No memory for a secret.
+    #[error(transparent)]
+    Memory(#[from] SecretMemoryError),
+    /// This host's TPM does not open it.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
+}
+
+impl SealError {
+    /// Whether a file that the configuration names is at fault, not a sealed key.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Tpm(error) => error.is_configuration(),
+            _ => matches!(self, Self::Read { .. } | Self::KeyFile { .. }),
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn next_step(&self) -> Option<String> {
+        Some(match self {
+            Self::Read { .. } | Self::KeyFile { .. } => {
+                "check owner, escrow and identities in the configuration".into()
+            }
+            Self::NotForUs { .. } => {
+                "add the private key to the store's identities; the escrow key opens it, too".into()
+            }
+            Self::Tampered | Self::Malformed(_) | Self::Payload(_) => {
+                "restore this key from a replica or backup of the key store".to_owned()
+            }
+            Self::Other { .. } => "check the reference; the store may have mixed up keys, or may lie".to_owned(),
+            Self::Tpm(error) => return error.next_step(),
+            Self::Unsupported(_) | Self::Crypto(_) | Self::Memory(_) => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,104 @@
+//! This host's identity: a key in its TPM, in a file that is of no use without that TPM in a trusted boot state.
+
+use std::path::Path;
+
+use base64ct::{Base64UrlUnpadded, Encoding};
+use openssl::{
+    bn::{BigNum, BigNumContext},
+    pkey::{Id, PKeyRef, Public},
+};
+use serde_json::Value;
+
+use super::{ContentKey, Identity, SealError, ecdh_es, jwk, key_wrap, rsa_oaep};
+use crate::{
+    base::key::{JoseHeader, JweRecipient},
+    config::TpmConfig,
+    keys::tpm::{self, IdentityFile, PcrSignatures, Tpm, TpmError},
+};
+
+const COORDINATE_BYTES: i32 = 32;
+
+/// A key in the TPM: opens. The TPM is asked when there is something to open, not before.
+pub struct TpmIdentity {
+    file: IdentityFile,
+    algorithm: &'static str,
+    kid: String,
+    config: TpmConfig,
+}
+
+impl TpmIdentity {
+    /// Reads the key's file.
+    pub fn read(path: &Path, config: &TpmConfig) -> Result<Self, SealError> {
+        Self::of(IdentityFile::read(path)?, config)
+    }
+
+    /// This key.
+    pub fn of(file: IdentityFile, config: &TpmConfig) -> Result<Self, SealError> {
+        let key = file.public_key()?;
+        let (algorithm, public) = match key.id() {
+            Id::RSA => (rsa_oaep::ALG, jwk::of_rsa(&*key.rsa()?)),
+            _ => (ecdh_es::ALG, jwk::of_p256(&*key.ec_key()?)?),
+        };
+        Ok(Self { file, algorithm, kid: jwk::thumbprint(&public), config: config.clone() })
+    }
+
+    /// The key's file.
+    pub fn file(&self) -> &IdentityFile {
+        &self.file
+    }
+
+    fn unwrap(&self, encrypted_key: &[u8], header: &JoseHeader) -> Result<Option<ContentKey>, SealError> {
+        // What the entry says is checked before the TPM is troubled with it.
+        let ephemeral = (self.algorithm == ecdh_es::ALG).then(|| ecdh_es::ephemeral_key(header)).transpose()?;
+        let tpm = Tpm::open(&self.config)?;
+        let identity = tpm.identity(&self.file)?;
+        let signatures = PcrSignatures::read(&self.config.signatures)?;
+        let now = tpm.satisfiable(&self.file.policy, &signatures)?;
+        let pin = self.file.policy.pin.then(|| tpm::pin(&self.config)).transpose()?;
+        match ephemeral {
+            Some(ephemeral) => {
+                let (x, y) = coordinates(&ephemeral)?;
+                let z = identity.ecdh_z(&now, (&x, &y), pin.as_ref())?;
+                key_wrap::unwrap(&ecdh_es::wrapping_key(&z, header)?, encrypted_key)
+            }
+            None => match identity.rsa_decrypt(&now, encrypted_key, pin.as_ref()) {
+                Ok(key) => Ok(ContentKey::from_secret(key)),
+                // What the TPM says of a padding that is wrong.
+                Err(TpmError::Refused { code, .. }) if code.is_value() => Ok(None),
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+}
+
+fn coordinates(key: &PKeyRef<Public>) -> Result<(Vec<u8>, Vec<u8>), SealError> {
+    let key = key.ec_key()?;
+    let (mut x, mut y, mut context) = (BigNum::new()?, BigNum::new()?, BigNumContext::new()?);
+    key.public_key().affine_coordinates(key.group(), &mut x, &mut y, &mut context)?;
+    Ok((x.to_vec_padded(COORDINATE_BYTES)?, y.to_vec_padded(COORDINATE_BYTES)?))
+}
+
+impl Identity for TpmIdentity {
+    fn open(&self, entry: &JweRecipient, header: &JoseHeader) -> Option<Result<ContentKey, SealError>> {
+        let text = |name: &str| header.get(name).and_then(Value::as_str);
+        let named = match text("kid") {
+            Some(kid) if kid != self.kid => return None,
+            kid => kid.is_some(),
+        };
+        if text("alg") != Some(self.algorithm) {
+            let algorithm = text("alg").unwrap_or("none");
+            return named.then(|| Err(SealError::Unsupported(format!("it is sealed to us by '{algorithm}'"))));
+        }
+        let encrypted_key = Base64UrlUnpadded::decode_vec(&entry.encrypted_key).unwrap_or_default();
+        match self.unwrap(&encrypted_key, header) {
+            Ok(Some(key)) => Some(Ok(key)),
+            // Without a kid the entry may be anyone's; with ours it should have opened.
+            Ok(None) => named.then_some(Err(SealError::Tampered)),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    fn kid(&self) -> &str {
+        &self.kid
+    }
+}

@@ -1,0 +1,304 @@
+//! Key stores: dictionaries from key id to sealed key.
+//!
+//! A store is not trusted: it keeps only sealed keys, and what it answers is checked against what was asked. The one
+//! exception is Barbican with keys that other programs put there: those it keeps, and gives out, unsealed.
+
+use std::{net::IpAddr, path::PathBuf};
+
+mod barbican;
+mod directory;
+mod swift;
+
+pub use barbican::Barbican;
+pub use directory::{Directory, DirectoryFacts};
+pub use swift::{Access, ContainerFacts, MalformedEndpoints, Swift, parse_endpoints};
+
+use crate::{
+    base::key::{
+        Epoch, HostName, KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, Place, Ring, SealedKey, SecretBytes,
+        SecretMemoryError, StoreName,
+    },
+    config::{BarbicanConfig, Location, StoreConfig, SwiftConfig},
+    keys::net::{
+        AuthError, SendError,
+        clouds::{self, Cloud},
+        http,
+    },
+};
+
+/// A dictionary from key id to sealed key.
+///
+/// A key id names one volume key for ever. Re-sealing replaces a sealed key by one of the same volume key for other
+/// recipients; a new volume key gets a new id. So no store needs compare-and-swap.
+pub trait KeyStore: Send + Sync {
+    /// An id for a new key.
+    fn new_id(&self) -> Result<KeyId, StoreError> {
+        Ok(KeyId::random())
+    }
+    /// Gives an id of [`KeyStore::new_id`] back under which nothing was stored.
+    fn abandon(&self, _: &KeyId) {}
+    /// The key with this id.
+    fn get(&self, id: &KeyId) -> Result<Stored, StoreError>;
+    /// Stores a new key durably under an id of [`KeyStore::new_id`]; never overwrites.
+    fn create(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError>;
+    /// Replaces an existing key by its re-sealed form: same volume key, other recipients.
+    fn reseal(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError>;
+    /// Deletes a key: its volume's data can never be read again (crypto-shred).
+    fn delete(&self, id: &KeyId) -> Result<(), StoreError>;
+    /// The ids of all keys, in order.
+    fn list(&self) -> Result<Vec<KeyId>, StoreError>;
+    /// Where the bytes of a key rest, or would rest.
+    fn places(&self, id: &KeyId) -> Result<Vec<Place>, StoreError>;
+    /// From now on all that is asked of the store is one phase, with one limit in time.
+    fn as_one(&mut self) {}
+    /// What the store says of where its replicas of a key, and of the rows that list it, are.
+    fn rings(&self, _: &KeyId) -> Result<Vec<RingAnswer>, StoreError> {
+        Ok(Vec::new())
+    }
+    /// The keys that the container's keys are sealed under, if this kind of store has such.
+    fn container_keys(&self) -> Option<&dyn ContainerKeys> {
+        None
+    }
+    /// The lockbox keys of hosts, if this kind of store keeps such.
+    fn host_keys(&self) -> Option<&dyn HostKeys> {
+        None
+    }
+    /// What is known of a key that the store keeps unsealed, without fetching its value; `None` if the key is sealed.
+    fn released_facts(&self, _: &KeyId) -> Result<Option<ObjectFacts>, StoreError> {
+        Ok(None)
+    }
+    /// Notes what a key that the store keeps unsealed was used for, unless that is noted already; it is fresh no longer.
+    fn mark_used(&self, id: &KeyId, _: &str) -> Result<(), StoreError> {
+        Err(StoreError::NotFound { id: id.to_string(), at: "a store of sealed keys, unsealed".to_owned() })
+    }
+    /// The objects that the store itself keeps unsealed, if this kind of store does that.
+    fn objects(&self) -> Option<&dyn ObjectStore> {
+        None
+    }
+}
+
+/// The answer of Swift's list_endpoints middleware for one ring.
+pub struct RingAnswer {
+    /// Which ring.
+    pub ring: Ring,
+    /// The answer, JSON; or in words why there is none.
+    pub answer: Result<Vec<u8>, String>,
+}
+
+/// What is stored under a key's id.
+pub enum Stored {
+    /// A sealed key.
+    Sealed(SealedKey),
+    /// A key that the store has released unsealed.
+    Released(Released),
+}
+
+/// A key that the store keeps unsealed.
+pub struct Released {
+    /// The key.
+    pub object: ManagedObject,
+    /// What it was used for, in words; `None` if it was for nothing, as far as the store knows. See [`ObjectFacts::fresh`].
+    pub used_for: Option<String>,
+}
+
+/// What a container says of its container keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Current {
+    /// The number of the key that new keys are sealed under.
+    pub epoch: Epoch,
+    /// Keys are being sealed anew under it.
+    pub rotating: bool,
+}
+
+/// Container keys: one key-encryption key per epoch, each an object of its own.
+pub trait ContainerKeys {
+    /// The key that new keys are sealed under; `None` if the container has none.
+    fn current(&self) -> Result<Option<Current>, StoreError>;
+    /// Makes a key the current one. The fingerprint is for people to compare.
+    fn set_current(&self, current: &Current, fingerprint: &str) -> Result<(), StoreError>;
+    /// A container key, sealed.
+    fn get(&self, epoch: Epoch) -> Result<SealedKey, StoreError>;
+    /// Stores a new container key; never overwrites.
+    fn create(&self, epoch: Epoch, key: &SealedKey) -> Result<(), StoreError>;
+    /// Replaces a container key by its re-sealed form: same key, other recipients, a later generation.
+    fn reseal(&self, epoch: Epoch, key: &SealedKey) -> Result<(), StoreError>;
+    /// Deletes a container key: what is still sealed under it can never be opened again.
+    fn delete(&self, epoch: Epoch) -> Result<(), StoreError>;
+    /// All epochs that have a key, in order.
+    fn epochs(&self) -> Result<Vec<Epoch>, StoreError>;
+}
+
+/// Lockbox keys: one per host, each an object of its own, sealed to that host's identity.
+pub trait HostKeys {
+    /// A host's lockbox key, sealed. `NotFound` says that the host is not admitted, or no longer.
+    fn get(&self, host: &HostName) -> Result<SealedKey, StoreError>;
+    /// Stores the lockbox key of a new host; never overwrites.
+    fn create(&self, host: &HostName, key: &SealedKey) -> Result<(), StoreError>;
+    /// Replaces a host's lockbox key by one of a later generation.
+    fn replace(&self, host: &HostName, key: &SealedKey) -> Result<(), StoreError>;
+    /// Deletes a host's lockbox key: the host opens nothing at its next boot.
+    fn delete(&self, host: &HostName) -> Result<(), StoreError>;
+    /// All hosts that have one, in order.
+    fn hosts(&self) -> Result<Vec<HostName>, StoreError>;
+}
+
+/// Objects that a store keeps unsealed.
+pub trait ObjectStore {
+    /// Has the store make a symmetric key, and marks it as fresh.
+    fn order(&self, facts: &ObjectFacts) -> Result<KeyId, StoreError>;
+    /// Stores an object.
+    fn create(&self, object: &ManagedObject) -> Result<KeyId, StoreError>;
+}
+
+/// The store that a part of the configuration describes; `caller` is the token of a hook's caller.
+pub fn open(
+    name: &StoreName,
+    config: &StoreConfig,
+    caller: Option<SecretBytes>,
+) -> Result<Box<dyn KeyStore>, StoreError> {
+    Ok(match &config.location {
+        Location::Directory { path } => Box::new(Directory::open(path)),
+        Location::Swift(swift) => Box::new(Swift::open(name, swift, &config.network, caller)?),
+        Location::Barbican(barbican) => {
+            let sealed = config.sealing.owner.is_some();
+            Box::new(Barbican::open(barbican, &config.network, sealed, caller)?)
+        }
+    })
+}
+
+/// A server that a store asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Its name or address, without port and brackets.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+}
+
+impl Server {
+    /// Its address, if that is known without asking anybody.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.host.parse().ok()
+    }
+}
+
+/// The servers that a store asks first: where it logs in, or else where it is. None: it needs no network.
+pub fn servers(config: &StoreConfig) -> Result<Vec<Server>, StoreError> {
+    let (cloud, urls) = match &config.location {
+        Location::Directory { .. } => return Ok(Vec::new()),
+        Location::Swift(swift) => (&swift.cloud, &swift.urls),
+        Location::Barbican(barbican) => (&barbican.cloud, &barbican.urls),
+    };
+    let auth_url = Cloud::find(cloud, None).map_err(AuthError::from)?.auth_url;
+    let servers = [&auth_url].into_iter().chain(urls).map(|url| {
+        let url = http::url(url).map_err(AuthError::from)?;
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        Ok(Server { host, port: url.port_or_known_default().unwrap_or(443) })
+    });
+    servers.collect()
+}
+
+/// The files that logging in to a store and trusting its servers takes. None: it needs no network.
+pub fn files(config: &StoreConfig) -> Result<Vec<PathBuf>, StoreError> {
+    let cloud = match &config.location {
+        Location::Directory { .. } => return Ok(Vec::new()),
+        Location::Swift(SwiftConfig { cloud, .. }) | Location::Barbican(BarbicanConfig { cloud, .. }) => cloud,
+    };
+    let found = Cloud::find(cloud, None).map_err(AuthError::from)?;
+    let authorities = found.authorities.unwrap_or_else(|| SYSTEM_AUTHORITIES.into());
+    let clouds = clouds::find_file(cloud).map_err(AuthError::from)?;
+    Ok([clouds, authorities].into_iter().chain(cloud.secret.clone()).collect())
+}
+
+/// What servers are trusted by unless clouds.yaml names an authority (Debian's ca-certificates).
+const SYSTEM_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// A store could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// There is no key of that id.
+    #[error("there is no key {id} in {at}")]
+    NotFound {
+        /// The key.
+        id: String,
+        /// The store, in words.
+        at: String,
+    },
+    /// There is a key of that id already.
+    #[error("{at} already has another key {id}")]
+    Exists {
+        /// The key.
+        id: String,
+        /// The store, in words.
+        at: String,
+    },
+    /// The store has a newer generation than the one given to replace it.
+    #[error("key {id} has been re-sealed meanwhile (generation {generation})")]
+    Outdated {
+        /// The key.
+        id: String,
+        /// The generation in the store.
+        generation: u64,
+    },
+    /// What was found under that id is no sealed key.
+    #[error("{what} is not the sealed key that was asked for")]
+    Malformed {
+        /// The file or object.
+        what: String,
+        /// Why not.
+        #[source]
+        source: MalformedSealedKey,
+    },
+    /// A directory cannot be read or written.
+    #[error("cannot {action} {}", .path.display())]
+    Io {
+        /// "read", "write", ...
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The cloud's configuration, before anything is sent.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    /// A server cannot be reached, or logged in to.
+    #[error("cannot {action} {at}")]
+    Unreachable {
+        /// "read from", "write to", ...
+        action: &'static str,
+        /// The store, in words.
+        at: String,
+        /// Why.
+        #[source]
+        source: Box<SendError>,
+    },
+    /// The store does not let this user do that.
+    #[error("this user may not {action} {at}")]
+    Denied {
+        /// "read from", "write to", ...
+        action: &'static str,
+        /// The store, in words.
+        at: String,
+    },
+    /// The container is not there.
+    #[error("there is no such container: {at}")]
+    NoContainer {
+        /// The store, in words.
+        at: String,
+    },
+    /// The store answers, but not what was asked for.
+    #[error("cannot {action} {at}: {what}")]
+    Answer {
+        /// "read from", "write to", ...
+        action: &'static str,
+        /// The store, in words.
+        at: String,
+        /// What it answers.
+        what: String,
+    },
+    /// No memory for a secret.
+    #[error(transparent)]
+    Memory(#[from] SecretMemoryError),
+}

@@ -1,0 +1,328 @@
+//! A store in a container of OpenStack's object store: one object per key, named by its id; container keys below `kek/`,
+//! hosts' lockbox keys below `host/`.
+//!
+//! Swift is eventually consistent: a plain GET may be answered by a replica that missed an overwrite or a deletion, and
+//! not even `If-None-Match: *` is atomic. So what is read is asked for with `X-Newest`, which compares all replicas that
+//! answer, and what is written is read back before anything depends on it. Source: Swift's API reference, and what its
+//! servers were seen to do.
+
+mod endpoints;
+mod objects;
+
+pub use endpoints::{MalformedEndpoints, parse_endpoints};
+
+use std::sync::OnceLock;
+
+use reqwest::{Method, Url, header::HeaderValue};
+
+use super::{ContainerKeys, Current, HostKeys, KeyStore, RingAnswer, StoreError, Stored};
+use crate::{
+    base::{
+        chain::chain,
+        key::{Epoch, HostName, KeyId, MalformedSealedKey, Place, Ring, SealedKey, SecretBytes, StoreName},
+    },
+    config::{Network, SwiftConfig},
+    keys::net::{
+        http::{self, Answer, HttpError, Repeat, Request},
+        keystone::{AuthError, SendError, Session},
+    },
+};
+
+/// The longest answer whose words do not matter.
+const MOST_WORDS_BYTES: usize = 16 * 1024;
+
+/// The longest answer that names replicas.
+const MOST_RING_BYTES: usize = 256 * 1024;
+
+/// Container metadata: the number of the current container key.
+const EPOCH: &str = "x-container-meta-cryptattach-epoch";
+/// Container metadata: the current container key's fingerprint.
+const FINGERPRINT: &str = "x-container-meta-cryptattach-fingerprint";
+/// Container metadata: there while keys are being sealed anew.
+const ROTATING: &str = "x-container-meta-cryptattach-rotating";
+
+/// A container with sealed keys.
+pub struct Swift {
+    session: Session,
+    container: String,
+    /// Where the list_endpoints middleware answers, if not beside the account.
+    endpoints: Option<Url>,
+    /// Whether old versions of deleted objects are kept; asked for once.
+    versioned: OnceLock<bool>,
+}
+
+/// What a container says of itself; `kek/` objects count as well.
+#[derive(Debug, serde::Serialize)]
+pub struct ContainerFacts {
+    /// Number of objects.
+    pub objects: String,
+    /// Swift's read ACL.
+    pub readers: String,
+    /// Swift's write ACL.
+    pub writers: String,
+    /// Number of the current container key.
+    pub epoch: Option<String>,
+    /// Its fingerprint.
+    pub fingerprint: Option<String>,
+    /// Keys are being sealed anew.
+    pub rotating: bool,
+}
+
+/// Who may use a container besides its account's operators; Swift's ACL elements: `PROJECT:USER`.
+pub struct Access<'a> {
+    /// They may fetch (and list) keys.
+    pub readers: &'a [String],
+    /// They may create and delete keys.
+    pub writers: &'a [String],
+}
+
+impl Swift {
+    /// The container, which is named as the store unless the configuration says otherwise; nothing is asked yet.
+    pub fn open(
+        name: &StoreName,
+        config: &SwiftConfig,
+        network: &Network,
+        caller: Option<SecretBytes>,
+    ) -> Result<Self, StoreError> {
+        let caller = caller.filter(|_| config.caller_token);
+        let session = Session::new(&config.cloud, &config.urls, network, "object-store", caller)?;
+        let container = config.container.clone().unwrap_or_else(|| name.to_string());
+        let endpoints = config.endpoints.as_deref().map(http::url).transpose().map_err(AuthError::from)?;
+        Ok(Self { session, container, endpoints, versioned: OnceLock::new() })
+    }
+
+    /// What the container says of itself.
+    pub fn facts(&self) -> Result<ContainerFacts, StoreError> {
+        let answer = self.head()?;
+        let text = |name: &str| answer.header(name).unwrap_or_default().to_owned();
+        Ok(ContainerFacts {
+            objects: text("x-container-object-count"),
+            readers: text("x-container-read"),
+            writers: text("x-container-write"),
+            epoch: answer.header(EPOCH).map(str::to_owned),
+            fingerprint: answer.header(FINGERPRINT).map(str::to_owned),
+            rotating: answer.header(ROTATING).is_some(),
+        })
+    }
+
+    /// Makes the container, or changes who may use the one that there is.
+    pub fn make_container(&self, access: &Access<'_>) -> Result<(), StoreError> {
+        let acl = |users: &[String]| {
+            HeaderValue::from_str(&users.join(",")).map_err(|_| self.unusable("an ACL element that is no header value"))
+        };
+        // Who writes a key reads it back, and looks first which container key is the current one.
+        let (read, write) = (acl(&[access.readers, access.writers].concat())?, acl(access.writers)?);
+        let answer = self.send("make the container", |urls| {
+            let headers = [("x-container-read", &read), ("x-container-write", &write)];
+            let request = Request::new(Method::PUT, self.urls(urls, &[]), MOST_WORDS_BYTES);
+            headers.into_iter().fold(request, |request, (name, value)| request.header(name, value.clone()))
+        })?;
+        self.expect("make the container", answer).map(drop)
+    }
+
+    /// The URLs of something in the container, on each server.
+    fn urls(&self, urls: &[Url], object: &[&str]) -> Vec<Url> {
+        let path: Vec<&str> = [&*self.container].into_iter().chain(object.iter().copied()).collect();
+        urls.iter().map(|url| http::below(url, &path)).collect()
+    }
+
+    fn send(&self, action: &'static str, build: impl Fn(&[Url]) -> Request) -> Result<Answer, StoreError> {
+        self.session.send(build).map_err(|source| self.unreachable(action, source))
+    }
+
+    fn unreachable(&self, action: &'static str, source: SendError) -> StoreError {
+        StoreError::Unreachable { action, at: self.to_string(), source: Box::new(source) }
+    }
+
+    fn unusable(&self, what: &str) -> StoreError {
+        StoreError::Answer { action: "use", at: self.to_string(), what: what.to_owned() }
+    }
+
+    /// The answer if its status is a success; what its status means if it is none.
+    fn expect(&self, action: &'static str, answer: Answer) -> Result<Answer, StoreError> {
+        if answer.status.is_success() {
+            return Ok(answer);
+        }
+        let at = self.to_string();
+        let said = http::reason(&answer).map(|said| format!(": {said}")).unwrap_or_default();
+        let what = match answer.status.as_u16() {
+            401 | 403 => return Err(StoreError::Denied { action, at }),
+            404 => return Err(StoreError::NoContainer { at }),
+            413 | 422 => format!("it refuses what was sent ({}){said}", answer.status),
+            429 => "it asks to come back later (429 Too Many Requests)".to_owned(),
+            503 => format!("too few of its replicas answer (503 Service Unavailable){said}"),
+            507 => "it has no space left (507 Insufficient Storage)".to_owned(),
+            300..=399 => format!("it points to another server, {}", answer.header("location").unwrap_or("unnamed")),
+            _ => format!("it answers {}{said}", answer.status),
+        };
+        Err(StoreError::Answer { action, at, what })
+    }
+
+    /// Asks the list_endpoints middleware, which wants no token, once: what it does not tell is not proven, no more.
+    fn ring_request(urls: Vec<Url>) -> Request {
+        Request { repeat: Repeat::Never, ..Request::new(Method::GET, urls, MOST_RING_BYTES) }
+    }
+
+    /// `https://HOST/v1/ACCOUNT` -> `https://HOST/endpoints/v2/ACCOUNT/...`
+    fn endpoints_url(&self, account: &Url, below: &[&str]) -> Option<Url> {
+        let name = account.path().trim_end_matches('/').rsplit_once("/v1/")?.1;
+        let mut url = account.clone();
+        url.set_path("");
+        let base = self.endpoints.clone().unwrap_or_else(|| http::below(&url, &["endpoints"]));
+        Some(http::below(&base, &[&["v2", name], below].concat()))
+    }
+
+    fn head(&self) -> Result<Answer, StoreError> {
+        let answer = self.send("look at", |urls| Request::new(Method::HEAD, self.urls(urls, &[]), MOST_WORDS_BYTES))?;
+        self.expect("look at", answer)
+    }
+}
+
+/// The answer's bytes, or in words why there are none.
+fn told(answer: Result<Answer, HttpError>) -> Result<Vec<u8>, String> {
+    match answer {
+        Ok(answer) if answer.status.is_success() => Ok(answer.body.expose().to_vec()),
+        Ok(Answer { url, status, .. }) => {
+            Err(format!("{url} answers {status} (is list_endpoints in the proxy's pipeline?)"))
+        }
+        Err(error) => Err(chain(&error)),
+    }
+}
+
+impl KeyStore for Swift {
+    fn get(&self, id: &KeyId) -> Result<Stored, StoreError> {
+        let key = self.fetch(&id.to_string())?;
+        let claimed = key.claimed_context().map_err(|source| self.malformed(&id.to_string(), source))?;
+        if claimed.key_id != *id {
+            return Err(self.malformed(&id.to_string(), MalformedSealedKey::OtherKey(claimed.key_id)));
+        }
+        Ok(Stored::Sealed(key))
+    }
+
+    fn create(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError> {
+        self.create_object(&id.to_string(), &key.to_json())
+    }
+
+    fn reseal(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError> {
+        self.replace_object(&id.to_string(), key)
+    }
+
+    fn delete(&self, id: &KeyId) -> Result<(), StoreError> {
+        self.delete_object(&id.to_string())
+    }
+
+    fn list(&self) -> Result<Vec<KeyId>, StoreError> {
+        Ok(self.names("")?.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// What its rings say; nothing of it is on this host for certain.
+    fn places(&self, _: &KeyId) -> Result<Vec<Place>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn rings(&self, id: &KeyId) -> Result<Vec<RingAnswer>, StoreError> {
+        let accounts = self.session.urls();
+        let accounts = accounts.map_err(|error| self.unreachable("ask for the rings of", error.into()))?;
+        let id = id.to_string();
+        let below: [(Ring, &[&str]); 3] =
+            [(Ring::Object, &[&self.container, &id]), (Ring::Container, &[&self.container]), (Ring::Account, &[])];
+        let urls = below.map(|(_, below)| accounts.iter().filter_map(|url| self.endpoints_url(url, below)).collect());
+        let answers = self.session.send_all_without_token(&urls.map(Self::ring_request));
+        let ring = |((ring, _), answer)| RingAnswer { ring, answer: told(answer) };
+        Ok(below.into_iter().zip(answers).map(ring).collect())
+    }
+
+    fn as_one(&mut self) {
+        self.session.as_one();
+    }
+
+    fn container_keys(&self) -> Option<&dyn ContainerKeys> {
+        Some(self)
+    }
+
+    fn host_keys(&self) -> Option<&dyn HostKeys> {
+        Some(self)
+    }
+}
+
+impl ContainerKeys for Swift {
+    fn current(&self) -> Result<Option<Current>, StoreError> {
+        let answer = self.head()?;
+        let Some(text) = answer.header(EPOCH).filter(|text| !text.is_empty()) else { return Ok(None) };
+        let epoch = text.parse().map_err(|_| self.unusable(&format!("its metadata has the epoch '{text}'")))?;
+        Ok(Some(Current { epoch, rotating: answer.header(ROTATING).is_some_and(|text| !text.is_empty()) }))
+    }
+
+    fn set_current(&self, current: &Current, fingerprint: &str) -> Result<(), StoreError> {
+        let value =
+            |text: &str| HeaderValue::from_str(text).map_err(|_| self.unusable("a fingerprint that is no text"));
+        let (epoch, fingerprint) = (value(&current.epoch.to_string())?, value(fingerprint)?);
+        // An empty value removes the metadata.
+        let rotating = HeaderValue::from_static(if current.rotating { "true" } else { "" });
+        let answer = self.send("write to", |urls| {
+            Request::new(Method::POST, self.urls(urls, &[]), MOST_WORDS_BYTES)
+                .header(EPOCH, epoch.clone())
+                .header(FINGERPRINT, fingerprint.clone())
+                .header(ROTATING, rotating.clone())
+        })?;
+        self.expect("write to", answer).map(drop)
+    }
+
+    fn get(&self, epoch: Epoch) -> Result<SealedKey, StoreError> {
+        self.fetch(&format!("kek/{epoch}"))
+    }
+
+    fn create(&self, epoch: Epoch, key: &SealedKey) -> Result<(), StoreError> {
+        self.create_object(&format!("kek/{epoch}"), &key.to_json())
+    }
+
+    fn reseal(&self, epoch: Epoch, key: &SealedKey) -> Result<(), StoreError> {
+        self.replace_object(&format!("kek/{epoch}"), key)
+    }
+
+    fn delete(&self, epoch: Epoch) -> Result<(), StoreError> {
+        self.delete_object(&format!("kek/{epoch}"))
+    }
+
+    fn epochs(&self) -> Result<Vec<Epoch>, StoreError> {
+        let names = self.names("kek/")?;
+        let mut epochs: Vec<Epoch> = names.iter().filter_map(|name| name.strip_prefix("kek/")?.parse().ok()).collect();
+        epochs.sort_unstable();
+        Ok(epochs)
+    }
+}
+
+impl HostKeys for Swift {
+    fn get(&self, host: &HostName) -> Result<SealedKey, StoreError> {
+        // Never what one replica has: a host that was removed is to be told so, and to wipe what it has; so no other answer
+        // may look like that one, such as that there is no container of this name.
+        let name = format!("host/{host}");
+        match self.newest(&name)? {
+            Some(key) => Ok(key),
+            None => self.head().and_then(|_| Err(self.not_found(&name))),
+        }
+    }
+
+    fn create(&self, host: &HostName, key: &SealedKey) -> Result<(), StoreError> {
+        self.create_object(&format!("host/{host}"), &key.to_json())
+    }
+
+    fn replace(&self, host: &HostName, key: &SealedKey) -> Result<(), StoreError> {
+        self.replace_object(&format!("host/{host}"), key)
+    }
+
+    fn delete(&self, host: &HostName) -> Result<(), StoreError> {
+        self.delete_object(&format!("host/{host}"))
+    }
+
+    fn hosts(&self) -> Result<Vec<HostName>, StoreError> {
+        let names = self.names("host/")?;
+        Ok(names.iter().filter_map(|name| name.strip_prefix("host/")?.parse().ok()).collect())
+    }
+}
+
+impl std::fmt::Display for Swift {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the Swift container '{}'", self.container)
+    }
+}

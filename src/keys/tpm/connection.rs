@@ -1,0 +1,143 @@
+//! The TPM as the rest of the program sees it: a connection, its storage root key, its PCRs.
+
+use std::time::Duration;
+
+use tss_esapi::{
+    interface_types::algorithm::HashingAlgorithm,
+    structures::{Public, SymmetricDefinitionObject},
+};
+
+use super::{
+    EventLog, Handle, Name, PcrValues, TpmError,
+    esys::{Esys, OWNER},
+    policy::LATCH,
+    public::{self, name_of},
+};
+use crate::{base::pcr_set::PcrSet, config::TpmConfig};
+
+/// Where the TCG's provisioning guidance puts the storage root key.
+const STORAGE_ROOT: u32 = 0x8100_0001;
+
+/// A TPM.
+pub struct Tpm {
+    esys: Esys,
+    event_log: EventLog,
+}
+
+/// The key above all of ours in the storage hierarchy; sessions are salted to it.
+pub struct StorageRoot<'t> {
+    pub(super) handle: Handle<'t>,
+    name: Name,
+}
+
+impl StorageRoot<'_> {
+    /// Its name: which TPM, and which of its lives between two clears.
+    pub fn name(&self) -> Name {
+        self.name
+    }
+
+    /// It, loaded.
+    pub fn handle(&self) -> &Handle<'_> {
+        &self.handle
+    }
+}
+
+impl Tpm {
+    /// Connects to the TPM of the configuration.
+    pub fn open(config: &TpmConfig) -> Result<Self, TpmError> {
+        let tcti = config.tcti();
+        tracing::debug!("connect to the TPM at '{tcti}'");
+        let limit = Duration::try_from_secs_f64(config.command_seconds)
+            .map_err(|error| TpmError::Policy(format!("command_seconds in [tpm]: {error}")))?;
+        Ok(Self { esys: Esys::connect(&tcti, limit)?, event_log: EventLog::at(&config.event_log) })
+    }
+
+    /// The commands.
+    pub fn esys(&self) -> &Esys {
+        &self.esys
+    }
+
+    /// What the firmware and boot loader say they have measured.
+    pub fn event_log(&self) -> &EventLog {
+        &self.event_log
+    }
+
+    /// The storage root key, made if there is none. `pinned`: its name as it was at enrolment, else it is not used.
+    ///
+    /// The name is computed from the public part that sessions will be salted to. An interposer on the bus could answer
+    /// with the right name and a key of its own.
+    pub fn storage_root(&self, pinned: Option<Name>) -> Result<StorageRoot<'_>, TpmError> {
+        let handle = match self.esys.resident_at(STORAGE_ROOT) {
+            Err(error) if pinned.is_none() && error.code().is_some_and(|code| code.is_no_handle()) => {
+                let key = self.esys.create_primary(OWNER, &public::storage_root()?)?;
+                self.esys.make_persistent(&key, STORAGE_ROOT)?
+            }
+            Err(error) if error.code().is_some_and(|code| code.is_no_handle()) => {
+                return Err(TpmError::NoStorageRoot);
+            }
+            found => found?,
+        };
+        let public = self.esys.public_of(&handle)?;
+        let name = name_of(&public)?;
+        match pinned {
+            Some(expected) if expected != name => return Err(TpmError::OtherTpm { expected, seen: name }),
+            Some(_) => {}
+            None => check_storage_root(&public)?,
+        }
+        Ok(StorageRoot { handle, name })
+    }
+
+    /// Present values of PCRs. It is an error if the SHA-256 bank does not have them all.
+    pub fn pcr_values(&self, pcrs: PcrSet) -> Result<PcrValues, TpmError> {
+        let values = self.esys.pcr_read(pcrs)?;
+        if values.pcrs() == pcrs {
+            Ok(values)
+        } else {
+            Err(TpmError::Policy(format!("the TPM has no SHA-256 bank with the PCRs {}", pcrs.without(values.pcrs()))))
+        }
+    }
+
+    /// Extends PCR 15, once per boot: until the next power-on no key whose policy has the latch can be used.
+    pub fn latch(&self) -> Result<(), TpmError> {
+        if self.is_latched()? {
+            return Ok(());
+        }
+        self.esys.pcr_extend(LATCH, &openssl::sha::sha256(b"cryptattach: this boot has its keys"))
+    }
+
+    /// Whether PCR 15 has been extended in this boot.
+    pub fn is_latched(&self) -> Result<bool, TpmError> {
+        Ok(self.pcr_values(PcrSet::of(&[LATCH]))? != super::policy::unextended())
+    }
+}
+
+/// A key that others made is taken, if it is a storage key that cannot be moved here from elsewhere.
+fn check_storage_root(public: &Public) -> Result<(), TpmError> {
+    let wrong = |what| Err(TpmError::BadStorageRoot(what));
+    let attributes = public.object_attributes();
+    if !(attributes.restricted() && attributes.decrypt() && !attributes.sign_encrypt()) {
+        return wrong("it is no storage key");
+    }
+    if !(attributes.fixed_tpm() && attributes.fixed_parent() && attributes.sensitive_data_origin()) {
+        return wrong("it may be known outside of this TPM");
+    }
+    if !attributes.user_with_auth() {
+        return wrong("it cannot be used without a policy of its own");
+    }
+    let (hash, symmetric) = match public {
+        Public::Ecc { name_hashing_algorithm, parameters, .. } => {
+            (*name_hashing_algorithm, parameters.symmetric_definition_object())
+        }
+        Public::Rsa { name_hashing_algorithm, parameters, .. } => {
+            (*name_hashing_algorithm, parameters.symmetric_definition_object())
+        }
+        _ => return wrong("it is neither an ECC nor an RSA key"),
+    };
+    if hash != HashingAlgorithm::Sha256 {
+        return wrong("its name is not under SHA-256");
+    }
+    if !matches!(symmetric, SymmetricDefinitionObject::Aes { .. }) {
+        return wrong("it does not encrypt its children by AES");
+    }
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! Why a boot state does not open a key, in words.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::{Code, Counter, Digest, Event, PcrValues, policy::LATCH};
+use crate::base::{hex, pcr_set::PcrSet};
+
+/// Why not: all reasons that were found.
+#[derive(Debug, Serialize)]
+pub struct Explanation {
+    /// At least one.
+    pub findings: Vec<Finding>,
+}
+
+/// One reason.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "finding")]
+pub enum Finding {
+    /// A PCR has another value than the policy wants, or than a signature is for.
+    Pcr {
+        /// Which.
+        pcr: u8,
+        /// What it should be.
+        #[serde(with = "hex")]
+        expected: Digest,
+        /// What it is.
+        #[serde(with = "hex")]
+        seen: Digest,
+        /// What was measured into it last.
+        events: Vec<Event>,
+    },
+    /// No signature is for the present values.
+    NoSignature {
+        /// The site key's fingerprint.
+        key: String,
+        /// How many signatures of that key there are.
+        signatures: usize,
+        /// The files that were found.
+        files: Vec<std::path::PathBuf>,
+        /// The present values of the PCRs that they are for.
+        present: PcrValues,
+        /// What was measured into these last.
+        events: Vec<Event>,
+    },
+    /// The state is signed, but in an epoch that is over.
+    Retired {
+        /// The signature's epoch.
+        epoch: u64,
+        /// The oldest epoch whose signatures count.
+        oldest: u64,
+    },
+    /// The counter that retires signatures is gone.
+    NoCounter {
+        /// Its NV index.
+        counter: Counter,
+    },
+    /// PCR 15 has been extended.
+    Latched,
+    /// The TPM says so.
+    Refused {
+        /// The command.
+        command: &'static str,
+        /// Its code.
+        code: u32,
+    },
+}
+
+impl Explanation {
+    /// The PCRs that differ, if it is known which.
+    pub fn pcrs(&self) -> PcrSet {
+        let pcrs: Vec<u8> = self
+            .findings
+            .iter()
+            .filter_map(|finding| match finding {
+                Finding::Pcr { pcr, .. } => Some(*pcr),
+                _ => None,
+            })
+            .collect();
+        PcrSet::of(&pcrs)
+    }
+
+    /// Whether the state is right but for the latch.
+    pub fn is_latch(&self) -> bool {
+        matches!(self.findings[..], [Finding::Latched])
+    }
+}
+
+impl std::error::Error for Explanation {}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, finding) in self.findings.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n  and ")?;
+            }
+            fmt::Display::fmt(finding, f)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pcr { pcr, expected, seen, events } => {
+                write!(f, "PCR {pcr} is {}, expected was {}", hex::encode(seen), hex::encode(expected))?;
+                write_events(f, events)
+            }
+            Self::NoSignature { key, signatures: 0, files, .. } => {
+                write!(f, "there is no signature by the site's key {key}")?;
+                match files.as_slice() {
+                    [] => write!(f, " (there is no signature file)"),
+                    files => {
+                        let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+                        write!(f, " in {}", files.join(", "))
+                    }
+                }
+            }
+            Self::NoSignature { key, signatures, present, events, .. } => {
+                write!(f, "none of the {signatures} signatures by the site's key {key} is for ")?;
+                for (index, (pcr, value)) in present.iter().enumerate() {
+                    write!(f, "{}PCR {pcr} = {}", if index > 0 { ", " } else { "" }, hex::encode(value))?;
+                }
+                write_events(f, events)
+            }
+            Self::Retired { epoch, oldest } => {
+                write!(f, "this boot state is signed in epoch {epoch} only; at least epoch {oldest} is needed")
+            }
+            Self::NoCounter { counter } => write!(f, "the counter {counter} in the TPM is not there: it was removed"),
+            Self::Latched => write!(
+                f,
+                "PCR {LATCH} has been extended: in this boot the keys have been opened already, or something else came \
+                 first that measures into it (systemd-pcrmachine.service)"
+            ),
+            Self::Refused { command, code } => write!(f, "{command}: {}", Code(*code)),
+        }
+    }
+}
+
+fn write_events(f: &mut fmt::Formatter<'_>, events: &[Event]) -> fmt::Result {
+    for event in events {
+        write!(f, "\n      measured last: {event}")?;
+    }
+    Ok(())
+}

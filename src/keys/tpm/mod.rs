@@ -1,0 +1,57 @@
+//! The TPM: a host's identity, usable only in a trusted boot state.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`Tpm`] | the connection, the storage root key whose name is pinned, the PCRs |
+//! | [`Policy`] | in which state a key may be used: computed in software, satisfied in the TPM |
+//! | [`PcrSignatures`] | a site's word for boot states that are still to come: `tpm2-pcr-signature.json` |
+//! | [`IdentityFile`] | a key in its file, "TSS2 PRIVATE KEY" |
+//! | [`Tpm::create_identity`], [`Tpm::identity`] | a key made, and used |
+//! | [`Counter`] | the NV counter that retires old signatures |
+//! | [`EndorsementKind`], [`Certified`] | how a TPM proves what it is and what it holds |
+//! | [`EventLog`] | what the firmware and the boot loader say they have measured |
+//!
+//! Every session is salted to the storage root key, so that whoever listens between CPU and TPM learns no key of it, and
+//! encrypts parameters. Sessions and loaded objects are given back when their values are dropped.
+
+mod attestation;
+mod boot;
+mod commands;
+mod connection;
+mod counter;
+mod endorsement;
+mod error;
+mod esys;
+mod event_log;
+mod identity;
+mod key_file;
+mod mismatch;
+mod name;
+mod pcr;
+mod pin;
+mod policy;
+mod policy_session;
+pub mod public;
+mod signature;
+
+pub use attestation::Certified;
+pub use boot::{BootChain, Exposure, exposures};
+pub use commands::{Created, SessionKind};
+pub use connection::{StorageRoot, Tpm};
+pub use counter::{Counter, CounterValue};
+pub use endorsement::{EndorsementKind, attestation_attributes, attestation_templates, with_unique_of};
+pub use error::{Code, TpmError};
+pub use esys::{Esys, Handle, silence};
+pub use event_log::{Event, EventLog, parse as parse_event_log};
+pub use identity::{Identity, NewIdentity};
+pub use key_file::IdentityFile;
+pub use mismatch::{Explanation, Finding};
+pub use name::Name;
+pub use pcr::PcrValues;
+pub use pin::{ask, pin};
+pub use policy::{EPOCHS, Policy, Revocation, SignedPcrs};
+pub use policy_session::Satisfiable;
+pub use signature::{PcrSignature, PcrSignatures, SiteKey, SiteSigner};
+
+/// A SHA-256 digest.
+pub type Digest = [u8; 32];

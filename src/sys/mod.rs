@@ -1,0 +1,13 @@
+//! What the kernel and systemd say and take.
+
+pub mod announce;
+pub mod block;
+pub mod device;
+pub mod durable;
+pub mod kernel_keyring;
+pub mod loop_device;
+pub mod mounts;
+pub mod state;
+pub mod sysfs;
+pub mod systemd;
+pub mod users;

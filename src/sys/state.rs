@@ -1,0 +1,48 @@
+//! What a host remembers of stores that it does not trust: small JSON files in the state directory.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::sys::durable::Folder;
+
+/// The state directory cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}, where this host remembers what the store has shown it", .path.display())]
+pub struct StateError {
+    action: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// What is remembered; `None` if nothing is.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
+    let failed = |source| StateError { action: "read", path: path.to_owned(), source };
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| failed(error.into())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Remembers it, whole or not at all.
+pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
+    let write = || {
+        let mut json = serde_json::to_vec(value)?;
+        json.push(b'\n');
+        put(path, &json)
+    };
+    write().map_err(|source| StateError { action: "write", path: path.to_owned(), source })
+}
+
+/// Writes a file, with the folders above it, in place of the one that is there.
+pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    Folder::make(folder)?.replace(name, bytes)
+}

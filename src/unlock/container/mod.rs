@@ -1,0 +1,297 @@
+//! Containers: a store, whom its keys are sealed to, and what opens them on this host.
+//!
+//! Verbs ask a container for keys and give it keys; what is between, a public-key operation or a container key, is here.
+
+mod admitted;
+mod pins;
+mod rotation;
+mod usage;
+mod via_lockbox;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use uuid::Uuid;
+
+pub use pins::TrustError;
+pub use rotation::Rotation;
+
+use crate::{
+    base::{
+        chain::chain,
+        clock::now,
+        key::{
+            BoundContext, ContainerKeyId, Epoch, HostName, KeyId, KeyReference, Location, Place, Ring, SealedKey,
+            SecretBytes, SecretMemoryError, StoreName,
+        },
+    },
+    config::{Config, Sealing},
+    keys::{
+        seal::{self, ContainerKey, Content, Entry, Expected, Identity, Keyring, Opened, Recipient, SealError},
+        store::{self, ContainerKeys, KeyStore, Released, RingAnswer, Stored, parse_endpoints},
+    },
+    unlock::{
+        Error,
+        lockbox::{EntryError, Lockbox},
+    },
+};
+
+/// A container of keys.
+pub struct Container {
+    name: StoreName,
+    store: Box<dyn KeyStore>,
+    sealing: Sealing,
+    /// Container keys that were opened: one public-key operation each, in locked memory of this process only.
+    opened: Mutex<BTreeMap<Epoch, Arc<ContainerKey>>>,
+    /// The directory where this host remembers what the store has shown it.
+    state: PathBuf,
+    /// What this host keeps to open keys, and where it says so.
+    own_places: Vec<Place>,
+    /// This host's lockbox, if it has one: its key opens what is sealed to this host.
+    lockbox: Option<Lockbox>,
+    /// The lockbox is asked for keys before the store.
+    from_lockbox: bool,
+    /// The store is used as the caller of a hook.
+    as_caller: bool,
+    /// Why entries of the lockbox are not used.
+    unusable: Mutex<BTreeMap<KeyId, EntryError>>,
+    /// Where keys rest, as the store has said.
+    asked: Mutex<BTreeMap<KeyId, Vec<Place>>>,
+}
+
+/// A key, opened or released.
+pub enum Fetched {
+    /// It was sealed.
+    Sealed(Opened),
+    /// The store keeps it unsealed.
+    Released(Released),
+}
+
+impl Fetched {
+    /// The passphrase that cryptsetup and os-brick open the key's volume with; `None` if the volume has no keyslot.
+    pub fn passphrase(&self) -> Result<Option<SecretBytes>, SecretMemoryError> {
+        match self {
+            Self::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
+                payload.passphrase.as_ref().map(|passphrase| SecretBytes::copy_of(passphrase.expose())).transpose()
+            }
+            Self::Sealed(Opened { content: Content::Object(object), .. }) | Self::Released(Released { object, .. }) => {
+                object.passphrase().map(Some)
+            }
+        }
+    }
+}
+
+/// What gave a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// An entry of the lockbox; the store was not asked.
+    Lockbox,
+    /// The store.
+    Store,
+}
+
+impl Container {
+    /// The container that the configuration describes; `caller` is the token of a hook's caller.
+    pub fn open(config: &Config, name: &StoreName, caller: Option<SecretBytes>) -> Result<Self, Error> {
+        let store_config = config.store(name)?;
+        let lockbox = Lockbox::of(config);
+        let mut own_places = store_config.places(&config.path);
+        own_places.extend(lockbox.iter().flat_map(|lockbox| lockbox.places(config, name)));
+        own_places.extend(config.boot.place());
+        Ok(Self {
+            name: name.clone(),
+            as_caller: caller.is_some() && store_config.takes_caller_token(),
+            store: store::open(name, store_config, caller)?,
+            sealing: store_config.sealing.clone(),
+            opened: Mutex::default(),
+            state: config.state.clone(),
+            own_places,
+            lockbox,
+            from_lockbox: false,
+            unusable: Mutex::default(),
+            asked: Mutex::default(),
+        })
+    }
+
+    /// With one limit in time for all that it asks the store.
+    pub fn as_one(mut self) -> Self {
+        self.store.as_one();
+        self
+    }
+
+    /// The store's dictionary.
+    pub fn store(&self) -> &dyn KeyStore {
+        &*self.store
+    }
+
+    /// A key's reference.
+    pub fn reference(&self, key: KeyId) -> KeyReference {
+        KeyReference { store: self.name.clone(), key }
+    }
+
+    /// The reference of a new key.
+    pub fn new_reference(&self) -> Result<KeyReference, Error> {
+        Ok(self.reference(self.store.new_id()?))
+    }
+
+    /// Fetches a key and opens it, if it is for this volume: its UUID, or `Some(None)` for plain dm-crypt; `None`: any.
+    ///
+    /// If the lockbox is to be asked first, a valid entry is enough, and what the store gives becomes one.
+    pub fn fetch(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Result<Fetched, Error> {
+        Ok(self.fetch_and_tell(id, volume)?.0)
+    }
+
+    /// The same, and what gave it.
+    pub fn fetch_and_tell(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Result<(Fetched, Source), Error> {
+        if let Some(Entry { opened, .. }) = self.entry(id, volume) {
+            return Ok((Fetched::Sealed(opened), Source::Lockbox));
+        }
+        let fetched = self.fetch_from_store(id, volume).map_err(|error| self.explain(id, error))?;
+        if let Fetched::Sealed(opened) = &fetched {
+            self.remember(opened);
+        }
+        Ok((fetched, Source::Store))
+    }
+
+    fn fetch_from_store(&self, id: &KeyId, volume: Option<Option<Uuid>>) -> Result<Fetched, Error> {
+        match self.store.get(id)? {
+            Stored::Released(released) => Ok(Fetched::Released(released)),
+            Stored::Sealed(sealed) => {
+                let opened = self.open_key(id, &sealed, volume)?;
+                self.check_generation(id, opened.context.generation)?;
+                Ok(Fetched::Sealed(opened))
+            }
+        }
+    }
+
+    /// Opens a sealed key.
+    pub fn open_key(&self, id: &KeyId, sealed: &SealedKey, volume: Option<Option<Uuid>>) -> Result<Opened, Error> {
+        let expected = Expected { key_id: *id, container: self.name.clone(), volume };
+        let refused = |source| match self.closed_lockbox(&source) {
+            Some(host) => Error::WhileClosed { what: format!("the sealed key {}", self.reference(*id)), host, source },
+            None => Error::KeyRefused { reference: self.reference(*id), source },
+        };
+        self.keyring(sealed)?.open(sealed, &expected).map_err(refused)
+    }
+
+    /// Seals and stores a new key.
+    pub fn create(&self, id: &KeyId, volume: Option<Uuid>, content: &Content) -> Result<(), Error> {
+        let context = BoundContext {
+            version: 1,
+            key_id: *id,
+            container: self.name.clone(),
+            volume,
+            generation: 1,
+            created: now(),
+        };
+        let sealed = self.recipients().and_then(|recipients| Ok(seal::seal(&context, content, &recipients)?));
+        let sealed = sealed.inspect_err(|_| self.store.abandon(id))?;
+        Ok(self.store.create(id, &sealed)?)
+    }
+
+    /// Seals a key anew, to the recipients that keys have now, and replaces its sealed form.
+    pub fn reseal(&self, opened: Opened) -> Result<(), Error> {
+        self.reseal_to(opened, &self.recipients()?)
+    }
+
+    fn reseal_to(&self, opened: Opened, recipients: &[Box<dyn Recipient>]) -> Result<(), Error> {
+        let Opened { context, content } = opened;
+        let id = context.key_id;
+        let context = BoundContext { generation: context.generation + 1, ..context };
+        Ok(self.store.reseal(&id, &seal::seal(&context, &content, recipients)?)?)
+    }
+
+    /// Whom a new key is sealed to: the current container key, or without one the owner and the escrow.
+    fn recipients(&self) -> Result<Vec<Box<dyn Recipient>>, Error> {
+        match self.store.container_keys().map(ContainerKeys::current).transpose()?.flatten() {
+            Some(current) => Ok(vec![Box::new(self.trusted_key(current.epoch)?)]),
+            None if self.sealing.owner.is_none() => Err(Error::NoOwner(self.name.clone())),
+            None => Ok(seal::recipients(self.sealing.owner.iter().chain(&self.sealing.escrow))?),
+        }
+    }
+
+    /// What opens this sealed key: the container key that it names, or this host's identities.
+    fn keyring(&self, sealed: &SealedKey) -> Result<Keyring, Error> {
+        let ids = sealed.recipient_kids().filter_map(|kid| kid.parse().ok());
+        match ids.into_iter().find(|id: &ContainerKeyId| id.container == self.name) {
+            Some(id) => Ok(Keyring::of(vec![Box::new(self.container_key(id.epoch)?)])),
+            None => self.identities(),
+        }
+    }
+
+    /// This host's identities: the lockbox key if it is open, and private keys.
+    fn identities(&self) -> Result<Keyring, Error> {
+        let lockbox_key = self.lockbox.as_ref().and_then(Lockbox::key);
+        let lockbox_key = lockbox_key.map(|key| Box::new(key.clone()) as Box<dyn Identity>);
+        Ok(Keyring::read(&self.sealing.identities, &self.sealing.tpm)?.with(lockbox_key))
+    }
+
+    /// Whose lockbox is closed, if it might have opened what did not open.
+    fn closed_lockbox(&self, error: &SealError) -> Option<HostName> {
+        let lockbox = self.lockbox.as_ref().filter(|_| matches!(error, SealError::NotForUs { .. }))?;
+        lockbox.key().is_none().then(|| lockbox.host().clone())
+    }
+
+    /// A container key, fetched and opened once per process.
+    fn container_key(&self, epoch: Epoch) -> Result<Arc<ContainerKey>, Error> {
+        // Held meanwhile: of several threads one opens the key, the others wait for it.
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(key) = opened.get(&epoch) {
+            return Ok(key.clone());
+        }
+        let id = ContainerKeyId { container: self.name.clone(), epoch };
+        let keys = self.store.container_keys().ok_or_else(|| Error::NoContainerKeys(self.name.clone()))?;
+        let refused = |source| match self.closed_lockbox(&source) {
+            Some(host) => Error::WhileClosed { what: format!("the container key {id}"), host, source },
+            None => Error::ContainerKeyRefused { id: id.clone(), source },
+        };
+        let key = ContainerKey::open(&keys.get(epoch)?, &self.identities()?, &id);
+        let key = Arc::new(key.map_err(refused)?);
+        opened.insert(epoch, key.clone());
+        Ok(key)
+    }
+
+    /// All places where the key, or what opens it, rests.
+    ///
+    /// Of a key that comes out of the lockbox, its entry says where it rested in the store, and the store is not asked.
+    pub fn places(&self, id: &KeyId) -> Result<Vec<Place>, Error> {
+        let mut places = match self.entry(id, None) {
+            Some(entry) => Self::remembered(entry.context.places),
+            None => self.places_in_store(id).map_err(|error| self.explain(id, error))?,
+        };
+        places.extend(self.own_places.iter().cloned());
+        Ok(places)
+    }
+
+    fn places_in_store(&self, id: &KeyId) -> Result<Vec<Place>, Error> {
+        let mut places = self.store.places(id)?;
+        for place in &mut places {
+            // It may be remembered, and be read in another directory.
+            if let Location::Path(path) = &mut place.at
+                && let Ok(absolute) = std::path::absolute(&*path)
+            {
+                *path = absolute;
+            }
+        }
+        places.extend(self.store.rings(id)?.into_iter().flat_map(replicas));
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(*id, places.clone());
+        Ok(places)
+    }
+}
+
+/// The places that a ring's answer names.
+fn replicas(RingAnswer { ring, answer }: RingAnswer) -> Vec<Place> {
+    let what = match ring {
+        Ring::Object => "sealed key",
+        Ring::Container | Ring::Account => "list of keys",
+    };
+    let place = |at| Place { what: what.to_owned(), at, opens: true };
+    let parsed = answer.and_then(|json| parse_endpoints(&json, ring).map_err(|error| chain(&error)));
+    match parsed {
+        Ok(replicas) => replicas.into_iter().map(|replica| place(Location::Replica(replica))).collect(),
+        Err(why) => vec![place(Location::Elsewhere { name: format!("the {ring} ring"), why })],
+    }
+}

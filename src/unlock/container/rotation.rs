@@ -1,0 +1,222 @@
+//! Rotation: the next container key, and all keys sealed anew under it.
+//!
+//! It can be stopped at any point and started again: the container says that a rotation is under way until it is finished.
+//! The keys before the current one stay for a while: another host may just have sealed a key under one of them, and a store
+//! like Swift may list a key only days after it was written.
+
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use super::Container;
+use crate::{
+    base::{
+        chain::chain,
+        clock::now,
+        key::{ContainerKeyId, Epoch, HostName, KeyId},
+    },
+    config::Sealing,
+    keys::{
+        seal::{self, ContainerKey, Recipient},
+        store::{ContainerKeys, Current, StoreError, Stored},
+    },
+    unlock::Error,
+};
+
+/// Re-sealing waits for the store most of the time.
+const WORKERS: usize = 8;
+
+/// How long a container key stays after its successor was made: Swift lists a key late by its reclaim age at most.
+pub const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// What a rotation has done.
+#[derive(Debug, serde::Serialize)]
+pub struct Rotation {
+    /// The container key that all keys are sealed under now.
+    pub epoch: Epoch,
+    /// Its fingerprint.
+    pub fingerprint: String,
+    /// How many keys were sealed anew.
+    pub resealed: usize,
+    /// How many were sealed under it already.
+    pub unchanged: usize,
+    /// The keys that could not be sealed anew, and why.
+    pub failed: Vec<(KeyId, String)>,
+    /// The container keys that were deleted.
+    pub deleted: Vec<Epoch>,
+}
+
+impl Container {
+    pub(super) fn container_keys(&self) -> Result<&dyn ContainerKeys, Error> {
+        self.store.container_keys().ok_or_else(|| Error::NoContainerKeys(self.name.clone()))
+    }
+
+    /// Makes the container's first key, unless it has one: an administrator need not be able to open that.
+    pub fn make_first_key(&self) -> Result<(), Error> {
+        match self.container_keys()?.current()? {
+            Some(_) => Ok(()),
+            None => self.make_key(None, None).map(drop),
+        }
+    }
+
+    /// Makes the next container key and seals all keys anew; or if that was begun and not finished, finishes it.
+    ///
+    /// Container keys that have not been the current one for `keep` are deleted. `progress` is told how many keys are done,
+    /// and how many there are.
+    pub fn rotate(&self, keep: Duration, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Rotation, Error> {
+        self.rotate_without(None, keep, progress)
+    }
+
+    /// Likewise; from then on container keys are not for this host.
+    pub(super) fn rotate_without(
+        &self,
+        host: Option<&HostName>,
+        keep: Duration,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Rotation, Error> {
+        let keys = self.container_keys()?;
+        let mut target = match keys.current()? {
+            None => self.make_key(None, host)?,
+            Some(Current { epoch, rotating }) => {
+                let current = self.trusted_key(epoch)?;
+                // Begun for others than it would be begun for now, it is no end of a withdrawal.
+                let goes_on = rotating && self.is_for_the_right_ones(&current, host)?;
+                if goes_on { current } else { self.make_key(Some(&current), host)? }
+            }
+        };
+        let mut rotation = self.reseal_all(&target, progress)?;
+        // Another rotation may have begun meanwhile, to leave a host out: what was sealed here is sealed anew under its key.
+        while let Some(later) = keys.current()?.filter(|current| current.epoch > target.epoch()) {
+            target = self.trusted_key(later.epoch)?;
+            rotation = self.reseal_all(&target, progress)?;
+        }
+        if rotation.failed.is_empty() {
+            for epoch in keys.epochs()?.into_iter().filter(|epoch| epoch.next() < target.epoch()) {
+                let since = now().saturating_sub(self.container_key(epoch.next())?.created());
+                if since < keep.as_secs() {
+                    break;
+                }
+                keys.delete(epoch)?;
+                rotation.deleted.push(epoch);
+            }
+            let current = Current { epoch: target.epoch(), rotating: false };
+            keys.set_current(&current, &rotation.fingerprint)?;
+        }
+        Ok(rotation)
+    }
+
+    /// The key is stored and can be had back before anything is sealed under it.
+    fn make_key(
+        &self,
+        previous: Option<&ContainerKey>,
+        without: Option<&HostName>,
+    ) -> Result<Arc<ContainerKey>, Error> {
+        let key = ContainerKey::random(&self.name, previous)?;
+        let key = without.into_iter().fold(key, ContainerKey::without_host);
+        let sealed = key.seal_to(self.key_recipients()?, now())?;
+        let keys = self.container_keys()?;
+        match keys.create(key.epoch(), &sealed) {
+            // Its maker was killed before announcing it.
+            Err(StoreError::Exists { .. }) => {
+                let left = self.container_key(key.epoch())?;
+                if !previous.map_or(Ok(true), |previous| left.follows(previous))? {
+                    return Err(super::TrustError::Unproven(self.key_id(key.epoch())).into());
+                }
+                if !self.is_for_the_right_ones(&left, without)? {
+                    return self.make_key(Some(&left), without);
+                }
+                // Hosts that were admitted since.
+                if let Some(left) = left.with_hosts_of(&key)? {
+                    self.reseal_key(&left)?;
+                }
+            }
+            created => created?,
+        }
+        // From the store: what keys are sealed under is what the store has. The administrator may be no recipient.
+        let stored = keys.get(key.epoch())?;
+        let key = if stored == sealed { Arc::new(key) } else { self.container_key(key.epoch())? };
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).insert(key.epoch(), key.clone());
+        self.trust(&key)?;
+        let current = Current { epoch: key.epoch(), rotating: previous.is_some() };
+        keys.set_current(&current, &key.fingerprint()?)?;
+        Ok(key)
+    }
+
+    /// Whether a container key is sealed to those that the configuration names and to hosts that are admitted, and not to this one.
+    fn is_for_the_right_ones(&self, key: &ContainerKey, without: Option<&HostName>) -> Result<bool, Error> {
+        let mut right = seal::kids(self.key_files())?;
+        right.extend(key.host_kids()?);
+        let sealed = self.container_keys()?.get(key.epoch())?;
+        let is: BTreeSet<_> = sealed.recipient_kids().map(str::to_owned).collect();
+        Ok(is == right && key.hosts().all(|host| Some(host) != without))
+    }
+
+    /// Whom container keys are sealed to besides the hosts that are admitted.
+    pub(super) fn key_recipients(&self) -> Result<Vec<Box<dyn Recipient>>, Error> {
+        Ok(seal::recipients(self.key_files())?)
+    }
+
+    fn key_files(&self) -> impl Iterator<Item = &PathBuf> {
+        let Sealing { owner, escrow, hosts, .. } = &self.sealing;
+        owner.iter().chain(escrow).chain(hosts)
+    }
+
+    pub(super) fn key_id(&self, epoch: Epoch) -> ContainerKeyId {
+        ContainerKeyId { container: self.name.clone(), epoch }
+    }
+
+    fn reseal_all(
+        &self,
+        target: &Arc<ContainerKey>,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Rotation, Error> {
+        let ids = self.store.list()?;
+        let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let resealed = AtomicUsize::new(0);
+        let failed = Mutex::new(Vec::new());
+        progress(0, ids.len());
+        let work = || {
+            let recipients: [Box<dyn Recipient>; 1] = [Box::new(target.clone())];
+            while let Some(id) = ids.get(next.fetch_add(1, Ordering::Relaxed)) {
+                match self.reseal_one(id, target, &recipients) {
+                    Ok(true) => drop(resealed.fetch_add(1, Ordering::Relaxed)),
+                    Ok(false) => {}
+                    Err(error) => failed.lock().unwrap_or_else(PoisonError::into_inner).push((*id, chain(&error))),
+                }
+                progress(done.fetch_add(1, Ordering::Relaxed) + 1, ids.len());
+            }
+        };
+        thread::scope(|scope| (0..WORKERS.min(ids.len())).for_each(|_| drop(scope.spawn(work))));
+        let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let resealed = resealed.into_inner();
+        Ok(Rotation {
+            epoch: target.epoch(),
+            fingerprint: target.fingerprint()?,
+            resealed,
+            unchanged: ids.len() - resealed - failed.len(),
+            failed,
+            deleted: Vec::new(),
+        })
+    }
+
+    /// Whether it was sealed anew; not if it is sealed under the target or a later one already, or was deleted meanwhile.
+    fn reseal_one(&self, id: &KeyId, target: &ContainerKey, recipients: &[Box<dyn Recipient>]) -> Result<bool, Error> {
+        let sealed = match self.store.get(id) {
+            Ok(Stored::Sealed(sealed)) => sealed,
+            Ok(Stored::Released(_)) | Err(StoreError::NotFound { .. }) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        let mut kids = sealed.recipient_kids().filter_map(|kid| kid.parse::<ContainerKeyId>().ok());
+        if kids.any(|kid| kid.container == self.name && kid.epoch >= target.epoch()) {
+            return Ok(false);
+        }
+        self.reseal_to(self.open_key(id, &sealed, None)?, recipients).map(|()| true)
+    }
+}

@@ -1,0 +1,219 @@
+//! What can be wrong with an enrolment.
+
+use std::{fmt, path::PathBuf};
+
+use openssl::error::ErrorStack;
+
+use super::credential::CredentialError;
+use crate::{
+    base::{
+        clock::date,
+        key::{HostName, SecretMemoryError},
+    },
+    keys::{seal::SealError, tpm::TpmError},
+    sys::state::StateError,
+};
+
+/// A part of a bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The endorsement key, or its certificate.
+    EndorsementKey,
+    /// The attestation key.
+    AttestationKey,
+    /// The identity key.
+    IdentityKey,
+    /// The attestation key's word for the identity key.
+    Creation,
+    /// The attestation key's word for the counter.
+    Counter,
+    /// The policy.
+    Policy,
+    /// The time of the enrolment.
+    Time,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::EndorsementKey => "endorsement key",
+            Self::AttestationKey => "attestation key",
+            Self::IdentityKey => "identity key",
+            Self::Creation => "certification of the identity key",
+            Self::Counter => "certification of the counter",
+            Self::Policy => "policy",
+            Self::Time => "time of the enrolment",
+        })
+    }
+}
+
+/// An enrolment does not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    /// A file cannot be read or written.
+    #[error("cannot {action} {}", .path.display())]
+    File {
+        /// "read", "write", "remove".
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file is not the document that it should be.
+    #[error("{} is no {expected}: {why}", .path.display())]
+    Document {
+        /// The file.
+        path: PathBuf,
+        /// "enrolment bundle", "enrolment challenge" or "enrolment answer".
+        expected: &'static str,
+        /// What it is instead, or where it is damaged.
+        why: String,
+    },
+    /// Something in a bundle is not what is asked of a host.
+    #[error("the {part} in the bundle of '{host}' is refused: {why}")]
+    Refused {
+        /// The host, as the bundle calls it.
+        host: HostName,
+        /// Which part.
+        part: Part,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The folder with the makers' certificates is of no use.
+    #[error("the folder {} has no certificate authority: {why}", .path.display())]
+    Authorities {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// A bundle has been used already.
+    #[error("the bundle of '{host}' has been used already: by it the host was admitted on {}", date(*.admitted))]
+    Replayed {
+        /// The host.
+        host: HostName,
+        /// When, in seconds since 1970.
+        admitted: u64,
+    },
+    /// The host is known with another TPM.
+    #[error("'{host}' is known with another TPM: its endorsement key was {known}, the bundle has {seen}")]
+    OtherTpm {
+        /// The host.
+        host: HostName,
+        /// Fingerprint of the key that it was admitted with.
+        known: String,
+        /// Fingerprint of the bundle's.
+        seen: String,
+    },
+    /// The TPM is known with another host.
+    #[error("the TPM in the bundle of '{host}' is that of '{known}', which is admitted")]
+    OtherName {
+        /// The host.
+        host: HostName,
+        /// The host that is admitted.
+        known: HostName,
+    },
+    /// A challenge is too old.
+    #[error("the challenge for '{host}' has expired {ago_seconds} seconds ago")]
+    Expired {
+        /// The host.
+        host: HostName,
+        /// Seconds since then.
+        ago_seconds: u64,
+    },
+    /// This host has not been enrolled.
+    #[error("this host has no enrolment to answer for ({} is not there)", .0.display())]
+    NotEnrolled(PathBuf),
+    /// A challenge is for somebody else.
+    #[error("the challenge is for {0}")]
+    NotForThisHost(String),
+    /// The TPM does not open the challenge.
+    #[error("the TPM does not open the challenge: it was made for another TPM, or was changed")]
+    NotForThisTpm(#[source] TpmError),
+    /// An answer is to no challenge that is open.
+    #[error("there is no open challenge {0}: it was answered already, has expired, or was made elsewhere")]
+    NoChallenge(String),
+    /// An answer names another host or enrolment than its challenge.
+    #[error("the answer is of {answered}, but its challenge was for {challenged}")]
+    OtherAnswer {
+        /// Of whom it is.
+        answered: String,
+        /// Whom it should be of.
+        challenged: String,
+    },
+    /// An answer is wrong.
+    #[error("the answer of '{0}' is wrong: its TPM did not open the challenge, or it was changed")]
+    WrongAnswer(HostName),
+    /// No such host is admitted.
+    #[error("no host '{0}' is admitted")]
+    NotAdmitted(HostName),
+    /// What this machine remembers of enrolments cannot be had.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The identity key cannot be sealed to.
+    #[error(transparent)]
+    Seal(Box<SealError>),
+    /// The TPM.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
+    /// libcrypto failed.
+    #[error("libcrypto failed")]
+    Crypto(#[from] ErrorStack),
+    /// No memory for a secret.
+    #[error(transparent)]
+    Memory(#[from] SecretMemoryError),
+}
+
+impl EnrolError {
+    /// What the user can do about it.
+    pub fn next_step(&self) -> Option<String> {
+        Some(match self {
+            Self::Document { .. } => "fetch the file again from where it was made".to_owned(),
+            Self::Refused { part: Part::EndorsementKey, .. } => {
+                "check the folder of the makers' certificates (--ca); or compare the endorsement key's fingerprint with the one that 'host enrol' shows on the host's own console, and name it with --ek".to_owned()
+            }
+            Self::Refused { part: Part::Policy | Part::Counter, .. } => {
+                "if the host is what it should be, compare [tpm] here and on the host ('cryptattach policy show'), then run 'cryptattach host enrol --replace' there".to_owned()
+            }
+            Self::Refused { .. } => {
+                "do not admit this host before it is clear who made the bundle; 'cryptattach host enrol --replace' makes a new one".to_owned()
+            }
+            Self::Authorities { .. } => {
+                "put the certificates (PEM or DER) of the makers of your TPMs there".to_owned()
+            }
+            Self::Replayed { .. } => "run 'cryptattach host enrol --replace' on the host for a new one".to_owned(),
+            Self::OtherTpm { host, .. } | Self::OtherName { known: host, .. } => {
+                format!("if that is right, remove the host as it was first: cryptattach host remove {host}")
+            }
+            Self::Expired { .. } | Self::NoChallenge(_) | Self::NotForThisTpm(_) => {
+                "make another challenge from the host's bundle: cryptattach host challenge".to_owned()
+            }
+            Self::NotForThisHost(_) | Self::OtherAnswer { .. } | Self::WrongAnswer(_) => {
+                "see which host each file is of; then make another challenge from this host's latest bundle".to_owned()
+            }
+            Self::NotEnrolled(_) => "run 'cryptattach host enrol' first".to_owned(),
+            Self::NotAdmitted(_) => "'cryptattach host list' shows those that are".to_owned(),
+            Self::Tpm(error) => return error.next_step(),
+            Self::State(_) => "check the state directory ('state' in the configuration)".to_owned(),
+            Self::Seal(error) => return error.next_step(),
+            Self::File { .. } | Self::Crypto(_) | Self::Memory(_) => return None,
+        })
+    }
+}
+
+impl From<CredentialError> for EnrolError {
+    fn from(error: CredentialError) -> Self {
+        match error {
+            CredentialError::Crypto(error) => Self::Crypto(error),
+            CredentialError::Memory(error) => Self::Memory(error),
+        }
+    }
+}
+
+impl From<SealError> for EnrolError {
+    fn from(error: SealError) -> Self {
+        Self::Seal(Box::new(error))
+    }
+}

@@ -1,0 +1,139 @@
+//! What can go wrong between a volume and its key. Each variant keeps its cause.
+
+use std::path::PathBuf;
+
+use super::{
+    audit::AuditError,
+    container::TrustError,
+    lockbox::{EntryError, LockboxError},
+};
+use crate::{
+    base::{
+        chain::chain,
+        key::{ContainerKeyId, HostName, KeyReference, SecretMemoryError, StoreName},
+    },
+    config::ConfigError,
+    keys::{seal::SealError, store::StoreError, tpm::TpmError},
+    sys::device::DeviceError,
+    volumes::{
+        header::VolumeError,
+        separation::{InventoryError, Refusal},
+    },
+};
+
+/// A volume's key cannot be had, or must not be.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The inventory of hosts.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The header, or the key that does not fit it.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The key store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Sealing a key.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// A sealed key does not open, or is not for this volume.
+    #[error("the sealed key {reference} is refused")]
+    KeyRefused {
+        /// The key.
+        reference: KeyReference,
+        /// Why.
+        #[source]
+        source: SealError,
+    },
+    /// A container key does not open.
+    #[error("the container key {id} is refused")]
+    ContainerKeyRefused {
+        /// The container key.
+        id: ContainerKeyId,
+        /// Why.
+        #[source]
+        source: SealError,
+    },
+    /// A sealed key or container key does not open, and the lockbox, which might open it, is closed.
+    #[error("{what} is refused while the lockbox of '{host}' is closed")]
+    WhileClosed {
+        /// "the sealed key ...", "the container key ...".
+        what: String,
+        /// This host.
+        host: HostName,
+        /// Why.
+        #[source]
+        source: SealError,
+    },
+    /// A container key is not to be sealed under.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// The kind of store has no container keys.
+    #[error("the store '{0}' has no container keys: only a directory and a Swift container can have them")]
+    NoContainerKeys(StoreName),
+    /// The container has no container key yet, or there is no container.
+    #[error("the container '{0}' has no container key")]
+    NoContainerKey(StoreName),
+    /// The lockbox.
+    #[error(transparent)]
+    Lockbox(#[from] LockboxError),
+    /// The store cannot give the key now, and the lockbox's entry of it is not used.
+    #[error("the key {reference} cannot be had from the store, and the lockbox's entry of it is not used: {}", chain(&**.entry))]
+    NeitherStoreNorLockbox {
+        /// The key.
+        reference: KeyReference,
+        /// Why the entry is not used.
+        entry: Box<EntryError>,
+        /// Why the store cannot.
+        #[source]
+        source: Box<StoreError>,
+    },
+    /// There is nobody to seal to.
+    #[error("the store '{0}' has no owner to seal a key to")]
+    NoOwner(StoreName),
+    /// A rotation could not seal all keys anew.
+    #[error("{left} keys of '{container}' could not be sealed anew")]
+    Unfinished {
+        /// The container.
+        container: StoreName,
+        /// How many.
+        left: usize,
+    },
+    /// The sealed key and the header disagree about the volume.
+    #[error("the sealed key {reference} does not fit the header of {}: {what}", .device.display())]
+    Mismatch {
+        /// The key.
+        reference: KeyReference,
+        /// The device.
+        device: PathBuf,
+        /// What differs.
+        what: String,
+    },
+    /// What the store gave back is not what was stored.
+    #[error("the store gave back another volume key than was stored as {0}")]
+    ReadBack(KeyReference),
+    /// Key and data are on the same device, or nothing proves that they are not.
+    #[error(transparent)]
+    NotSeparate(#[from] Refusal),
+    /// The TPM.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
+    /// A secret could not be kept safely.
+    #[error(transparent)]
+    Memory(#[from] SecretMemoryError),
+    /// An override that cannot be recorded is not granted.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// The header does not say where the key is, and neither did the user.
+    #[error("{} does not say where its key is (it has no token of type 'cryptattach')", .0.display())]
+    NoReference(PathBuf),
+    /// The key has no passphrase with it.
+    #[error("the key {0} has no passphrase: its volume was formatted without --keyslot")]
+    NoPassphrase(KeyReference),
+}

@@ -1,0 +1,77 @@
+//! The latch: once the lockbox key is in the kernel's keyring, PCR 15 is extended, and the TPM opens it no more in this boot.
+
+use std::{fs, path::PathBuf};
+
+use openssl::asn1::Asn1Time;
+use serde::{Deserialize, Serialize};
+
+use super::{Lockbox, LockboxError};
+use crate::{
+    base::clock::now,
+    config::Config,
+    keys::{
+        seal::SealError,
+        tpm::{Finding, IdentityFile, Tpm, TpmError},
+    },
+    sys::state,
+};
+
+/// The file `host/NAME.latch.json` of the state directory: when this lockbox extended PCR 15.
+#[derive(Debug, Serialize, Deserialize)]
+struct Latched {
+    /// In which boot (random(4), boot_id).
+    boot: String,
+    /// Seconds since 1970-01-01 UTC.
+    extended: u64,
+}
+
+impl Lockbox {
+    /// Extends PCR 15, if that is wanted and this host's identity is in its TPM; whether PCR 15 is extended. If the key was
+    /// open already and the note says that this was done in this boot, the TPM is not asked. If the TPM has just opened it, no
+    /// note counts.
+    ///
+    /// The lockbox key must be in the kernel's keyring: afterwards nothing else has it until the next power-on.
+    pub(super) fn latch(&self, config: &Config, already_open: bool) -> Result<bool, LockboxError> {
+        let in_tpm = self.identities(config).iter().any(|path| IdentityFile::is_at(path));
+        if !config.tpm.latch || !in_tpm {
+            return Ok(false);
+        }
+        let boot = boot();
+        if already_open && self.latched()?.is_some_and(|latched| boot.as_ref() == Some(&latched.boot)) {
+            return Ok(true);
+        }
+        let extended = Tpm::open(&config.tpm).and_then(|tpm| tpm.latch());
+        extended.map_err(|source| LockboxError::NotLatched { host: self.config.host.clone(), source })?;
+        if let Some(boot) = boot {
+            state::write(&self.latch_path(), &Latched { boot, extended: now() })?;
+        }
+        Ok(true)
+    }
+
+    /// Why the lockbox key does not open: because this lockbox extended PCR 15 in this boot, or else.
+    pub(super) fn refused(&self, source: SealError) -> LockboxError {
+        let host = self.config.host.clone();
+        let by_latch = matches!(&source, SealError::Tpm(TpmError::NotThisState(explanation))
+            if explanation.findings.iter().any(|finding| matches!(finding, Finding::Latched)));
+        // A note that cannot be read explains nothing; the refusal itself is said all the same.
+        let latched =
+            self.latched().ok().flatten().filter(|latched| by_latch && boot().as_ref() == Some(&latched.boot));
+        match latched.and_then(|latched| Asn1Time::from_unix(latched.extended.try_into().ok()?).ok()) {
+            Some(at) => LockboxError::Latched { host, at: at.to_string(), source: Box::new(source) },
+            None => LockboxError::Refused { host, source },
+        }
+    }
+
+    fn latched(&self) -> Result<Option<Latched>, LockboxError> {
+        Ok(state::read(&self.latch_path())?)
+    }
+
+    fn latch_path(&self) -> PathBuf {
+        self.state.join("host").join(format!("{}.latch.json", self.config.host))
+    }
+}
+
+/// This boot. Where the kernel does not say, nothing is remembered, and the TPM is asked each time.
+fn boot() -> Option<String> {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
+}

@@ -1,0 +1,264 @@
+//! The lockbox: this host's cache of keys, closed under the host's lockbox key.
+//!
+//! The lockbox key comes sealed from a key store, which can withdraw it, and opens with this host's identity only. Opened
+//! once per boot, it stays in the kernel's keyring until power-off, and with it open all keys of this host's volumes: container
+//! keys are sealed to the public key that is derived from it, and entries of the cache are closed under it. So volumes attach
+//! when the store is out of reach, and one operation of a TPM serves a whole boot.
+//!
+//! Entries expire. That is a rule which this program keeps, not one that cryptography enforces: whoever has the lockbox key
+//! and the disk reads expired entries as well, until they are gone.
+
+mod admission;
+mod entries;
+mod latch;
+mod opening;
+mod status;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+};
+
+pub use admission::{Admission, admit, withdraw};
+pub use entries::EntryError;
+pub use opening::{Closed, Opening, Source};
+pub use status::{EntryStatus, State, Status};
+
+use crate::{
+    base::{
+        chain::chain,
+        key::{HostName, LockboxKeyId, Place, SecretBytes, StoreName},
+    },
+    config::{Config, LockboxConfig},
+    keys::{
+        seal::{LockboxKey, SealError},
+        store::StoreError,
+        tpm::TpmError,
+    },
+    sys::{
+        kernel_keyring::{self, Kept, KeyringError},
+        state::StateError,
+    },
+};
+
+/// In the kernel's keyring: the generation, big-endian, and the key.
+const KEPT_BYTES: usize = size_of::<u64>() + LockboxKey::BYTES;
+
+/// This host's lockbox.
+pub struct Lockbox {
+    config: LockboxConfig,
+    /// The state directory.
+    state: PathBuf,
+    /// What the kernel's keyring has, looked at once.
+    open: OnceLock<Option<(Arc<LockboxKey>, Kept)>>,
+}
+
+impl Lockbox {
+    /// The lockbox that is configured, if one is; nothing is looked at yet.
+    pub fn of(config: &Config) -> Option<Self> {
+        let lockbox = config.lockbox.clone()?;
+        Some(Self { config: lockbox, state: config.state.clone(), open: OnceLock::new() })
+    }
+
+    /// The lockbox that has to be configured.
+    pub fn configured(config: &Config) -> Result<Self, LockboxError> {
+        Self::of(config).ok_or_else(|| LockboxError::NotConfigured(config.path.clone()))
+    }
+
+    /// The host's name.
+    pub fn host(&self) -> &HostName {
+        &self.config.host
+    }
+
+    /// The lockbox key, if it is open.
+    pub fn key(&self) -> Option<&Arc<LockboxKey>> {
+        self.kept().map(|(key, _)| key)
+    }
+
+    /// The lockbox key, which has to be open.
+    pub fn open_key(&self) -> Result<&Arc<LockboxKey>, LockboxError> {
+        self.key().ok_or_else(|| LockboxError::Closed(self.config.host.clone()))
+    }
+
+    /// The places where this host keeps what the lockbox has, and what opens it.
+    ///
+    /// `asked` is the store of the key that is asked for, whose places are known besides.
+    pub fn places(&self, config: &Config, asked: &StoreName) -> Vec<Place> {
+        let other = config.store(&self.config.store).ok().filter(|_| self.config.store != *asked);
+        self.config.places(&self.state, other)
+    }
+
+    /// This host's private keys that open the lockbox key.
+    fn identities<'a>(&'a self, config: &'a Config) -> &'a [PathBuf] {
+        let of_store = config.store(&self.config.store).map(|store| store.sealing.identities.as_slice());
+        if self.config.identities.is_empty() { of_store.unwrap_or_default() } else { &self.config.identities }
+    }
+
+    fn kept(&self) -> Option<&(Arc<LockboxKey>, Kept)> {
+        let look = || match self.look() {
+            Ok(found) => found,
+            // Nothing depends on the lockbox alone: what cannot be read counts as closed.
+            Err(error) => {
+                tracing::warn!("the lockbox counts as closed: {}", chain(&error));
+                None
+            }
+        };
+        self.open.get_or_init(look).as_ref()
+    }
+
+    fn look(&self) -> Result<Option<(Arc<LockboxKey>, Kept)>, LockboxError> {
+        let Some((kept, at)) = kernel_keyring::get(&self.description(), KEPT_BYTES)? else { return Ok(None) };
+        let parts = kept.expose().split_first_chunk().filter(|_| kept.len() == KEPT_BYTES);
+        let (generation, bytes) = parts.ok_or_else(|| LockboxError::Foreign(self.description()))?;
+        let id = LockboxKeyId { host: self.config.host.clone(), generation: u64::from_be_bytes(*generation) };
+        Ok(Some((Arc::new(LockboxKey::of(id, SecretBytes::copy_of(bytes)?)?), at)))
+    }
+
+    fn keep(&self, key: &LockboxKey) -> Result<Kept, LockboxError> {
+        let mut kept = SecretBytes::zeroed(KEPT_BYTES)?;
+        let (generation, bytes) = kept.expose_mut().split_at_mut(size_of::<u64>());
+        generation.copy_from_slice(&key.id().generation.to_be_bytes());
+        bytes.copy_from_slice(key.secret().expose());
+        Ok(kernel_keyring::put(&self.description(), &kept)?)
+    }
+
+    fn description(&self) -> String {
+        format!("cryptattach:lockbox:{}", self.config.host)
+    }
+}
+
+/// "1 entry was removed", "3 entries were removed".
+pub fn removed(entries: usize) -> String {
+    match entries {
+        1 => "1 entry was removed".to_owned(),
+        _ => format!("{entries} entries were removed"),
+    }
+}
+
+/// The lockbox cannot do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LockboxError {
+    /// There is none.
+    #[error("the configuration {} has no [lockbox]", .0.display())]
+    NotConfigured(PathBuf),
+    /// It is not open.
+    #[error("the lockbox of '{0}' is closed")]
+    Closed(HostName),
+    /// The store's kind keeps no lockbox keys.
+    #[error("the store '{0}' cannot keep lockbox keys: only a directory and a Swift container can")]
+    Unsupported(StoreName),
+    /// The store has no lockbox key for this host.
+    #[error(
+        "the host '{host}' is not admitted, or was removed: the store '{store}' has no lockbox key for it; {closed}"
+    )]
+    Removed {
+        /// This host.
+        host: HostName,
+        /// The store.
+        store: StoreName,
+        /// What was wiped for that.
+        closed: Closed,
+    },
+    /// The store cannot be asked, and there is no copy that does instead.
+    #[error("the lockbox key of '{host}' cannot be fetched, and {instead}")]
+    Unreachable {
+        /// This host.
+        host: HostName,
+        /// Why there is no copy, in words.
+        instead: String,
+        /// Why not.
+        #[source]
+        source: Box<StoreError>,
+    },
+    /// The lockbox key does not open here.
+    #[error("the lockbox key of '{host}' is refused")]
+    Refused {
+        /// This host.
+        host: HostName,
+        /// Why.
+        #[source]
+        source: SealError,
+    },
+    /// The TPM opened it in this boot, and PCR 15 was extended then.
+    #[error(
+        "the lockbox key of '{host}' was opened in this boot already: PCR 15 was extended by 'lockbox open' at {at}, so that the \
+         TPM opens it again after the next power-on only"
+    )]
+    Latched {
+        /// This host.
+        host: HostName,
+        /// When.
+        at: String,
+        /// What the TPM says.
+        #[source]
+        source: Box<SealError>,
+    },
+    /// It is open, and the TPM would open it again.
+    #[error(
+        "the lockbox of '{host}' is open, but PCR 15 could not be extended: the TPM still opens its key in this boot"
+    )]
+    NotLatched {
+        /// This host.
+        host: HostName,
+        /// Why.
+        #[source]
+        source: TpmError,
+    },
+    /// The store went back to an older one.
+    #[error("the store gives generation {is} of the lockbox key of '{host}'; this host has opened generation {seen}")]
+    Older {
+        /// This host.
+        host: HostName,
+        /// What the store gives.
+        is: u64,
+        /// What this host has opened.
+        seen: u64,
+    },
+    /// It is another one than the one that is trusted.
+    #[error("the lockbox key of '{host}' has the fingerprint {is}; expected was {trusted}")]
+    Another {
+        /// This host.
+        host: HostName,
+        /// Its fingerprint.
+        is: String,
+        /// The one of the key that this host opened before, or that was given.
+        trusted: String,
+    },
+    /// What the store gave back is not what was stored.
+    #[error("the store gave back another lockbox key of '{0}' than was stored")]
+    ReadBack(HostName),
+    /// Something that is not ours.
+    #[error("what the kernel's keyring has as {0} is no lockbox key")]
+    Foreign(String),
+    /// A file cannot be read or written.
+    #[error("cannot {action} {}", .path.display())]
+    Io {
+        /// "write", "remove", ...
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The kernel's keyring refuses.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+    /// What this host remembers cannot be had.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Sealing, or an identity's file.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// No memory for a secret.
+    #[error(transparent)]
+    Memory(#[from] crate::base::key::SecretMemoryError),
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> LockboxError {
+    let path = path.to_owned();
+    move |source| LockboxError::Io { action, path, source }
+}

@@ -1,0 +1,110 @@
+//! Attach: find the volume's key, prove that it rests elsewhere, open it, map the volume.
+
+use std::path::Path;
+
+use crate::{
+    base::{
+        key::{KeyReference, SecretBytes},
+        mapping_name::MappingName,
+    },
+    config::Config,
+    unlock::{
+        case::{Case, Strictness, open, reference},
+        container::Container,
+    },
+    verbs::error::Error,
+    volumes::{
+        backend::{self, Activate, BackendKind, ExportKind, Mapping},
+        header::{self, PlainParameters, Volume},
+        separation::Target,
+    },
+};
+
+/// What to attach, and how.
+pub struct Request<'a> {
+    /// The encrypted device or file.
+    pub device: &'a Path,
+    /// The mapping's name; `luks-UUID` unless given.
+    pub name: Option<MappingName>,
+    /// The key; what the LUKS2 token says unless given.
+    pub key: Option<KeyReference>,
+    /// A detached LUKS header.
+    pub header: Option<&'a Path>,
+    /// The volume is plain dm-crypt and looks like this.
+    pub plain: Option<PlainParameters>,
+    /// The backend; the best that there is unless given.
+    pub backend: Option<BackendKind>,
+    /// How to map.
+    pub options: Options,
+    /// How strict to be about separation.
+    pub separation: Strictness,
+    /// The token of a hook's caller, for stores that are used as the caller.
+    pub caller: Option<SecretBytes>,
+    /// Who serves the volume, if the caller knows it.
+    pub target: Option<Target>,
+    /// What the caller calls the volume, for the audit record.
+    pub volume_id: Option<&'a str>,
+}
+
+/// Options of the mapping; see [`Activate`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// No writes.
+    pub read_only: bool,
+    /// How the userspace backend exports it.
+    pub export: Option<ExportKind>,
+    /// Pass discards on.
+    pub allow_discards: bool,
+    /// No work queue for reads.
+    pub no_read_workqueue: bool,
+    /// No work queue for writes.
+    pub no_write_workqueue: bool,
+}
+
+/// Attaches a volume.
+pub fn attach(config: &Config, request: Request<'_>) -> Result<Mapping, Error> {
+    let volume = header::find(request.device, request.header, request.plain.as_ref())?;
+    let options = activation(&request, &volume)?;
+    let backend = backend::choose(backend_kind(&request)?, &volume.device)?;
+    if let Some(mapping) = backend.active(&volume, &options)? {
+        return Ok(mapping);
+    }
+    let reference = reference(request.key.clone(), &volume)?;
+    let container = Container::open(config, &reference.store, request.caller)?.as_one().lockbox_first();
+    let case = Case {
+        config,
+        container: &container,
+        reference: &reference,
+        volume: &volume,
+        name: Some(&options.name),
+        volume_id: request.volume_id,
+    };
+    let report = case.separate(request.target.as_ref(), request.separation)?;
+    let key = open(&container, &reference, &volume)?;
+    let mapping = backend.activate(&volume, &key, &options)?;
+    case.record("attach", &report);
+    Ok(mapping)
+}
+
+/// The backend that is asked for; an export is the userspace backend's.
+fn backend_kind(request: &Request<'_>) -> Result<Option<BackendKind>, Error> {
+    match (request.backend, request.options.export) {
+        (Some(BackendKind::DmCrypt), Some(_)) => {
+            Err(Error::Usage("--export is for the userspace backend: dm-crypt makes a block device itself".to_owned()))
+        }
+        (None, Some(_)) => Ok(Some(BackendKind::Userspace)),
+        (asked, _) => Ok(asked),
+    }
+}
+
+fn activation(request: &Request<'_>, volume: &Volume) -> Result<Activate, Error> {
+    let name = match (&request.name, volume.uuid()) {
+        (Some(name), _) => name.clone(),
+        // The name that udisks and dracut give to a LUKS volume.
+        (None, Some(uuid)) => format!("luks-{uuid}").parse()?,
+        (None, None) => return Err(Error::NoName(volume.device.path.clone())),
+    };
+    let Options { read_only, export, allow_discards, no_read_workqueue, no_write_workqueue } = request.options;
+    let read_only = read_only || volume.device.read_only;
+    Ok(Activate { name, read_only, export, allow_discards, no_read_workqueue, no_write_workqueue })
+}

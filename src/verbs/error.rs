@@ -1,0 +1,124 @@
+//! What can go wrong in a verb. Each variant keeps its cause; [`crate::cli`] adds the next step and the exit code.
+
+use std::path::PathBuf;
+
+use crate::{
+    base::{
+        key::{KeyReference, StoreName},
+        mapping_name::{MappingName, ParseMappingNameError},
+    },
+    unlock::{self, enrol::EnrolError},
+    verbs::boot::BootError,
+    volumes::{backend::BackendError, separation::MalformedConnectionInfo},
+};
+
+/// A verb failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The way from the volume to its key.
+    #[error(transparent)]
+    Unlock(unlock::Error),
+    /// The connection information of a volume.
+    #[error(transparent)]
+    ConnectionInfo(#[from] MalformedConnectionInfo),
+    /// What a boot is to attach, or has not attached.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The enrolment of a host.
+    #[error(transparent)]
+    Enrol(Box<EnrolError>),
+    /// The backend.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The volume has no UUID to name the mapping after.
+    #[error("{} has no header to name the mapping after", .0.display())]
+    NoName(PathBuf),
+    /// That is no name.
+    #[error(transparent)]
+    Name(#[from] ParseMappingNameError),
+    /// `format` found something.
+    #[error("{} is not blank: it holds {found}", .path.display())]
+    NotBlank {
+        /// The device or header file.
+        path: PathBuf,
+        /// What libblkid found.
+        found: String,
+    },
+    /// That is no id that any key has.
+    #[error("there is no key '{id}' in '{store}': that is no id of a key")]
+    NoSuchKey {
+        /// The store.
+        store: StoreName,
+        /// What was given as an id.
+        id: String,
+    },
+    /// A key that was used before is not used for another volume.
+    #[error("the key {key} has been used already, for {volume}; a device is formatted with an unused key only")]
+    KeyUsed {
+        /// The key.
+        key: KeyReference,
+        /// For what.
+        volume: String,
+    },
+    /// A key of which nothing says whether it was used before.
+    #[error("nothing proves that the key {0} has never been used, and a device is formatted with an unused key only")]
+    KeyUnproven(KeyReference),
+    /// The key is stored, but the header could not be written or does not read back.
+    #[error("the header of {} could not be completed; its key {reference} is stored", .device.display())]
+    HalfFormatted {
+        /// The device.
+        device: PathBuf,
+        /// The key.
+        reference: KeyReference,
+        /// Why.
+        #[source]
+        source: Box<Error>,
+    },
+    /// systemd-cryptsetup asks for a volume that is not listed.
+    #[error("neither /etc/crypttab nor the configuration has a volume '{0}'")]
+    UnknownToCrypttab(String),
+    /// Nothing is attached by that name.
+    #[error("nothing is attached as '{0}'")]
+    NotAttached(MappingName),
+    /// Something that exists already is in the way.
+    #[error("{} exists already", .0.display())]
+    Exists(PathBuf),
+    /// `init` for a store that is configured.
+    #[error("the configuration has a store '{0}' already")]
+    StoreExists(StoreName),
+    /// The user must agree or choose first.
+    #[error("{0}")]
+    Usage(String),
+    /// Reading or writing a file or stream.
+    #[error("cannot {action}")]
+    Io {
+        /// What, and on which file.
+        action: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl<E> From<E> for Error
+where
+    unlock::Error: From<E>,
+{
+    fn from(error: E) -> Self {
+        Self::Unlock(error.into())
+    }
+}
+
+impl From<EnrolError> for Error {
+    fn from(error: EnrolError) -> Self {
+        Self::Enrol(Box::new(error))
+    }
+}
+
+impl Error {
+    /// A closure that wraps an I/O error with what was tried.
+    pub fn io(action: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let action = action.into();
+        move |source| Self::Io { action, source }
+    }
+}

@@ -1,0 +1,144 @@
+//! systemd's units for the volumes of the configuration, as systemd-cryptsetup-generator makes them for /etc/crypttab.
+
+use std::{
+    fmt::Write as _,
+    fs, io,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    base::mapping_name::MappingName,
+    config::{Config, Location, VolumeConfig},
+    sys::systemd::{escape_path, unit},
+};
+
+/// The template that attaches a volume of the configuration.
+const TEMPLATE: &str = "/usr/lib/systemd/system/cryptattach@.service";
+
+/// Writes, for each volume: what its unit waits for, and that /dev/mapper/NAME needs the unit, so that a mount or swap on it
+/// brings it up (systemd.generator(7)).
+///
+/// One whose units cannot be, as a name too long for a unit, keeps no other from having theirs; the last error is told.
+pub fn generate(config: &Config, into: &Path) -> io::Result<()> {
+    let mut generated = Ok(());
+    for (name, volume) in &config.volumes {
+        generated = generate_for(config, name, volume, into).and(generated);
+    }
+    generated
+}
+
+fn generate_for(config: &Config, name: &MappingName, volume: &VolumeConfig, into: &Path) -> io::Result<()> {
+    let unit = unit(name);
+    let settings = into.join(format!("{unit}.d"));
+    fs::create_dir_all(&settings)?;
+    fs::write(settings.join("50-volume.conf"), dependencies(config, volume))?;
+    let mapping = Path::new("/dev/mapper").join(name.as_str());
+    let requires = into.join(format!("{}.device.requires", escape_path(&mapping)));
+    fs::create_dir_all(&requires)?;
+    symlink(TEMPLATE, requires.join(unit))
+}
+
+fn dependencies(config: &Config, volume: &VolumeConfig) -> String {
+    let mut text = format!("# Made by cryptattach-generator of {}\n[Unit]\n", config.path.display());
+    let device = volume.device.path();
+    if device.starts_with("/dev") {
+        let unit = format!("{}.device", escape_path(device));
+        // Gone with its device.
+        let _ = writeln!(text, "BindsTo={unit}\nAfter={unit}");
+    } else {
+        let _ = writeln!(text, "RequiresMountsFor={}", quoted(device));
+    }
+    if volume.needs_network(config) {
+        // As systemd orders crypttab's _netdev: not before sysinit.target, which the network itself needs.
+        text += "Wants=network-online.target\nAfter=network-online.target remote-fs-pre.target\nBefore=remote-cryptsetup.target\n";
+    } else {
+        text += "Before=cryptsetup.target\n";
+    }
+    let files = volume.header.iter().cloned().chain(files(config, volume));
+    for file in files.filter(|file| file.is_absolute()) {
+        let _ = writeln!(text, "RequiresMountsFor={}", quoted(&file));
+    }
+    text
+}
+
+/// The files without which the key cannot be had.
+fn files(config: &Config, volume: &VolumeConfig) -> Vec<PathBuf> {
+    let Some(store) = volume.store(config).map(|name| &config.stores[&name]) else { return Vec::new() };
+    let folder = config.path.parent().unwrap_or(Path::new("/"));
+    let directory = match &store.location {
+        Location::Directory { path } => Some(path),
+        Location::Swift(_) | Location::Barbican(_) => None,
+    };
+    let is_credential = |path: &PathBuf| path.to_str().is_some_and(|text| text.starts_with("credential:"));
+    let identities = store.sealing.identities.iter().filter(|identity| !is_credential(identity));
+    directory.into_iter().chain(identities).map(|file| folder.join(file)).collect()
+}
+
+/// A path as unit files want it: `%` introduces a specifier, and a blank ends a word.
+fn quoted(path: &Path) -> String {
+    format!("\"{}\"", path.display().to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn generated(toml: &str) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        fs::write(&path, toml).unwrap();
+        generate(&Config::outline(&path).unwrap(), folder.path()).unwrap();
+        folder
+    }
+
+    const STORES: &str = "[stores.local]\ntype = 'directory'\npath = '/mnt/my keys'\nowner = 'o.pem'\nno_escrow = true\n\
+                          identities = ['credential:owner', '/mnt/usb/o.key']\n\
+                          [stores.remote]\ntype = 'swift'\nowner = 'o.pem'\nno_escrow = true\n";
+
+    #[test]
+    fn a_local_volume_waits_for_its_device_and_its_store() {
+        let folder = generated(&format!("default_store = 'local'\n{STORES}[volumes.data-1]\ndevice = 'UUID=7d1f'\n"));
+        let settings = folder.path().join("cryptattach@data\\x2d1.service.d/50-volume.conf");
+        let text = fs::read_to_string(settings).unwrap();
+        let lines: Vec<&str> = text.lines().skip(1).collect();
+        assert_eq!(
+            lines,
+            [
+                "[Unit]",
+                "BindsTo=dev-disk-by\\x2duuid-7d1f.device",
+                "After=dev-disk-by\\x2duuid-7d1f.device",
+                "Before=cryptsetup.target",
+                "RequiresMountsFor=\"/mnt/my keys\"",
+                "RequiresMountsFor=\"/mnt/usb/o.key\"",
+            ]
+        );
+        let link = folder.path().join("dev-mapper-data\\x2d1.device.requires/cryptattach@data\\x2d1.service");
+        assert_eq!(fs::read_link(link).unwrap(), Path::new(TEMPLATE));
+    }
+
+    #[test]
+    fn a_remote_volume_waits_for_the_network() {
+        let folder = generated(&format!(
+            "{STORES}[volumes.a]\ndevice = '/dev/vdb'\nkey = 'remote/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de'\n\
+             [volumes.b]\ndevice = '/dev/vdc'\n[volumes.c]\ndevice = '/dev/vdd'\nnetwork = false\n"
+        ));
+        let network = |name: &str| {
+            let settings = folder.path().join(format!("cryptattach@{name}.service.d/50-volume.conf"));
+            fs::read_to_string(settings).unwrap().contains("After=network-online.target")
+        };
+        assert!(network("a"), "its key is in the remote store");
+        assert!(network("b"), "its key may be in the remote store");
+        assert!(!network("c"), "the user knows better");
+    }
+
+    #[test]
+    fn a_name_too_long_for_a_unit_keeps_no_other_volume_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        let long = "a-".repeat(60);
+        fs::write(&path, format!("[volumes.{long}]\ndevice = '/dev/vdb'\n[volumes.b]\ndevice = '/dev/vdc'\n")).unwrap();
+        assert!(generate(&Config::outline(&path).unwrap(), folder.path()).is_err());
+        assert!(folder.path().join("dev-mapper-b.device.requires/cryptattach@b.service").is_symlink());
+    }
+}

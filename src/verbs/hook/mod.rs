@@ -1,0 +1,301 @@
+//! Hooks: what Nova and Cinder ask for, through os-brick and castellan, when they attach a volume or keep a key.
+//!
+//! A volume's key is here a managed object, as Cinder makes it, and its passphrase is computed from it as os-brick does,
+//! so that both can open each other's volumes. A device is formatted at its first attach only, and only if nothing is
+//! on it and its key has never been used: both, for either alone would also be true of a volume that is not where it should be.
+
+mod keys;
+
+use std::{
+    fs, io,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
+
+pub use keys::{Described, create_key, create_pair, delete_key, get_key, list_keys, store_key};
+
+use crate::{
+    base::{
+        key::{BoundContext, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, VolumeKey},
+        mapping_name::MappingName,
+    },
+    config::Config,
+    keys::{
+        seal::{Content, Opened},
+        store::Released,
+    },
+    sys::device::DeviceError,
+    unlock::{
+        self,
+        case::{Case, Strictness},
+        container::{Container, Fetched},
+    },
+    verbs::{
+        attach::{self, Options},
+        detach,
+        error::Error,
+        format::{self, Ground},
+        resize,
+    },
+    volumes::{
+        backend::{BackendError, Deferred, Mapping},
+        header::{self, CIPHER, PlainParameters, SectorSize, Volume, VolumeError},
+        separation::Target,
+    },
+};
+
+/// A key of fewer bits is not trusted to stand behind the least key derivation that LUKS2 allows.
+const LEAST_KEY_BYTES: usize = 32;
+
+/// What os-brick says of a volume.
+pub struct Request {
+    /// The encrypted device.
+    pub device: PathBuf,
+    /// The symbolic link that Nova and Cinder will open; it is to lead to the plaintext device.
+    pub link: Option<PathBuf>,
+    /// The mapping's name.
+    pub name: MappingName,
+    /// The volume's key.
+    pub key: KeyReference,
+    /// The volume is plain dm-crypt.
+    pub plain: bool,
+    /// Cipher of the volume type.
+    pub cipher: Option<String>,
+    /// Key size of the volume type.
+    pub key_size: Option<KeySize>,
+    /// Who serves the volume, as its connection_info says.
+    pub target: Option<Target>,
+    /// What the caller calls the volume, for the audit record.
+    pub volume_id: Option<String>,
+}
+
+/// Attaches a volume; formats it first if that is its first time.
+pub fn attach(config: &Config, request: &Request, caller: Option<SecretBytes>) -> Result<Mapping, Error> {
+    check_cipher(request)?;
+    if let Some(mapping) = attached_already(request)? {
+        return Ok(mapping);
+    }
+    request.link.as_deref().map_or(Ok(()), can_lead)?;
+    let plain = request.plain.then(|| plain(config, request));
+    match header::find(&request.device, None, plain.as_ref()) {
+        Err(VolumeError::NoHeader { found: None, .. }) => format_first(config, request, copy(caller.as_ref())?)?,
+        found => drop(found?),
+    }
+    let mapping = attach::attach(
+        config,
+        attach::Request {
+            device: &request.device,
+            name: Some(request.name.clone()),
+            key: Some(request.key.clone()),
+            header: None,
+            plain,
+            backend: None,
+            options: Options::default(),
+            separation: Strictness::default(),
+            caller,
+            target: request.target.clone(),
+            volume_id: request.volume_id.as_deref(),
+        },
+    )?;
+    if let Some(link) = &request.link {
+        point(link, &mapping.device)?;
+    }
+    Ok(mapping)
+}
+
+/// Removes a mapping; whether there was one. Cleaning up after a failure, os-brick asks for it more than once.
+pub fn detach(name: &MappingName) -> Result<bool, Error> {
+    match detach::detach(name, Deferred::No) {
+        Ok(_) => Ok(true),
+        Err(Error::NotAttached(_) | Error::Backend(BackendError::NotActive(_))) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes a mapping as large as its device has become.
+pub fn extend(config: &Config, request: &Request, caller: Option<SecretBytes>) -> Result<u64, Error> {
+    let plain = request.plain.then(|| plain(config, request));
+    resize::resize(
+        config,
+        resize::Request { name: &request.name, key: Some(request.key.clone()), header: None, plain, caller },
+    )
+}
+
+fn check_cipher(request: &Request) -> Result<(), Error> {
+    match &request.cipher {
+        Some(cipher) if cipher != CIPHER => {
+            Err(Error::Usage(format!("the volume type wants the cipher '{cipher}'; only {CIPHER} is supported")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// os-brick names the device by a link that leads to the mapping once the volume is attached.
+fn attached_already(request: &Request) -> Result<Option<Mapping>, Error> {
+    let status = match detach::status(&request.name) {
+        Err(Error::NotAttached(_)) => return Ok(None),
+        status => status?,
+    };
+    let same = |a: &Path, b: &Path| matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b);
+    Ok(same(&status.device, &request.device).then_some(Mapping {
+        name: status.name,
+        device: status.device,
+        uri: None,
+        backend: status.backend,
+        already_active: true,
+    }))
+}
+
+fn plain(config: &Config, request: &Request) -> PlainParameters {
+    PlainParameters {
+        key_size: request.key_size.unwrap_or(KeySize::Bits256),
+        sector_size: SectorSize::B512,
+        offset_sectors: 0,
+        skip_sectors: 0,
+        hash: config.hooks.plain_hash,
+    }
+}
+
+fn format_first(config: &Config, request: &Request, caller: Option<SecretBytes>) -> Result<(), Error> {
+    let container = Container::open(config, &request.key.store, caller)?;
+    let unused = Unused::fetch(config, &container, &request.key)?;
+    let plan = format::Request {
+        device: &request.device,
+        store: None,
+        keyslot: true,
+        header: None,
+        key_size: request.key_size.unwrap_or(KeySize::Bits512),
+        sector_size: None,
+        force: false,
+        separation: Strictness::default(),
+    };
+    let ground = Ground::claim(&plan)?;
+    blank(request, &ground)?;
+    let (key, passphrase) = (VolumeKey::random(plan.key_size)?, unused.object.passphrase()?);
+    let volume = format::plan(&plan, &ground.device, &request.key, &key, Some(&passphrase))?;
+    let case = Case {
+        config,
+        container: &container,
+        reference: &request.key,
+        volume: &volume,
+        name: Some(&request.name),
+        volume_id: request.volume_id.as_deref(),
+    };
+    let report = case.separate(request.target.as_ref(), plan.separation)?;
+    // The key is this volume's before anything is written: of two hosts that attach it for the first time, one comes first.
+    unused.mark(&container, &request.key, &volume)?;
+    check_claim(&container, &request.key, &volume)?;
+    blank(request, &ground)?;
+    ground.write(&volume)?;
+    header::probe(&request.device, None)?.unlock(&passphrase)?;
+    tracing::warn!("{} was blank and its key unused: it is formatted now", request.device.display());
+    case.record("format", &report);
+    Ok(())
+}
+
+fn blank(request: &Request, ground: &Ground) -> Result<(), Error> {
+    match ground.first_data()? {
+        None => Ok(()),
+        Some(at) => {
+            let found = format!("data at byte {at}, of no known kind");
+            Err(Error::NotBlank { path: request.device.clone(), found })
+        }
+    }
+}
+
+/// No store has compare-and-swap: that another host marked the key as well shows only afterwards.
+fn check_claim(container: &Container, key: &KeyReference, volume: &Volume) -> Result<(), Error> {
+    let marked_for = match container.fetch(&key.key, None)? {
+        Fetched::Released(Released { used_for, .. }) => used_for,
+        Fetched::Sealed(Opened { context, .. }) => context.volume.map(|uuid| uuid.to_string()),
+    };
+    match marked_for {
+        Some(uuid) if volume.uuid().is_some_and(|ours| ours.to_string() == uuid) => Ok(()),
+        Some(volume) => Err(Error::KeyUsed { key: key.clone(), volume }),
+        None => Err(unlock::Error::ReadBack(key.clone()).into()),
+    }
+}
+
+/// A key that no volume was formatted with yet.
+struct Unused {
+    object: ManagedObject,
+    /// What it is sealed with; `None` if the store keeps it unsealed.
+    context: Option<BoundContext>,
+}
+
+impl Unused {
+    fn fetch(config: &Config, container: &Container, key: &KeyReference) -> Result<Self, Error> {
+        let used = |volume: String| Err(Error::KeyUsed { key: key.clone(), volume });
+        let (object, context) = match container.fetch(&key.key, None)? {
+            Fetched::Released(Released { used_for: Some(volume), .. }) => return used(volume),
+            Fetched::Released(Released { object, .. })
+                if !object.facts.fresh && !config.hooks.format_with_unmarked_keys =>
+            {
+                return Err(Error::KeyUnproven(key.clone()));
+            }
+            Fetched::Released(Released { object, .. }) => (object, None),
+            Fetched::Sealed(Opened { content: Content::VolumeKey(_), .. }) => return used("a plain volume".to_owned()),
+            Fetched::Sealed(Opened { content: Content::Object(object), context }) => (object, Some(context)),
+        };
+        if let Some(volume) = context.as_ref().and_then(|context| context.volume) {
+            return used(volume.to_string());
+        }
+        if context.is_some() && !object.facts.fresh {
+            return used("whatever another program does with it: it was given out, or came from outside".to_owned());
+        }
+        if object.facts.kind != ObjectKind::Symmetric || object.value.len() < LEAST_KEY_BYTES {
+            let what = format!("{key} is no symmetric key of 256 bits or more: format the volume with cryptsetup");
+            return Err(Error::Usage(what));
+        }
+        Ok(Self { object, context })
+    }
+
+    /// From now on the key is this volume's.
+    fn mark(self, container: &Container, key: &KeyReference, volume: &Volume) -> Result<(), Error> {
+        let Some(context) = self.context else {
+            let volume = volume.uuid().map(|uuid| uuid.to_string()).unwrap_or_default();
+            return Ok(container.store().mark_used(&key.key, &volume)?);
+        };
+        let context = BoundContext { volume: volume.uuid(), ..context };
+        let facts = ObjectFacts { fresh: false, ..self.object.facts };
+        let object = ManagedObject { facts, value: self.object.value };
+        Ok(container.reseal(Opened { context, content: Content::Object(object) })?)
+    }
+}
+
+/// Whether a link can be put there: nothing but a link is ever replaced.
+fn can_lead(link: &Path) -> Result<(), Error> {
+    let refused = |why: &str| Err(Error::Usage(format!("'link': {} {why}", link.display())));
+    if !link.is_absolute() {
+        return refused("is no absolute path");
+    }
+    if !link.parent().is_some_and(Path::is_dir) {
+        return refused("would be in no such folder");
+    }
+    match fs::symlink_metadata(link) {
+        Ok(there) if !there.is_symlink() => refused("is no symbolic link"),
+        _ => Ok(()),
+    }
+}
+
+/// Makes the link lead to the device, whatever it led to before, at once.
+fn point(link: &Path, device: &Path) -> Result<(), Error> {
+    let replace = || -> io::Result<()> {
+        let folder = link.parent().unwrap_or(Path::new("/"));
+        let new = tempfile::Builder::new().prefix(".cryptattach").make_in(folder, |path| symlink(device, path))?;
+        new.persist(link).map_err(|refused| refused.error).map(drop)
+    };
+    replace().map_err(Error::io(format!("make {} lead to {}", link.display(), device.display())))
+}
+
+fn copy(secret: Option<&SecretBytes>) -> Result<Option<SecretBytes>, Error> {
+    Ok(secret.map(|secret| SecretBytes::copy_of(secret.expose())).transpose()?)
+}
+
+impl Ground {
+    /// Where something stands that is not zero.
+    fn first_data(&self) -> Result<Option<u64>, DeviceError> {
+        header::blank::first_data(&self.data, self.device.size_bytes)
+            .map_err(DeviceError::io("read", &self.device.path))
+    }
+}

@@ -1,0 +1,15 @@
+//! What a verb does. Each takes typed requests and gives typed answers; [`crate::cli`] has the words.
+
+pub mod attach;
+pub mod boot;
+pub mod detach;
+pub mod error;
+pub mod explain;
+pub mod format;
+pub mod generator;
+pub mod hook;
+pub mod hotplug;
+pub mod import;
+pub mod passphrase;
+pub mod resize;
+pub mod test;

@@ -1,0 +1,241 @@
+//! Trial: would a volume unlock now? The whole way of [`crate::verbs::attach`] but the mapping; nothing is changed.
+
+use std::{
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+use crate::{
+    base::key::{KeyReference, VolumeKey},
+    config::{Config, Location},
+    keys::{
+        seal::{Content, Opened},
+        store::Released,
+    },
+    unlock::{
+        case::{self, Case, Strictness},
+        container::{Container, Fetched, Source},
+    },
+    verbs::{
+        boot::{
+            self, BootError, Planned,
+            image::{self, Image, KeptOut},
+        },
+        error::Error,
+    },
+    volumes::header::{self, PlainParameters, Volume},
+};
+
+/// Which volume.
+pub struct Request<'a> {
+    /// The device or file.
+    pub device: &'a Path,
+    /// The key; what the LUKS2 token says unless given.
+    pub key: Option<KeyReference>,
+    /// A detached LUKS header.
+    pub header: Option<&'a Path>,
+    /// The volume is plain dm-crypt and looks like this.
+    pub plain: Option<PlainParameters>,
+    /// How strict to be about separation.
+    pub separation: Strictness,
+    /// Look for what a boot has to mount first, too.
+    pub as_boot: bool,
+}
+
+/// A volume that would unlock.
+#[derive(Debug, Serialize)]
+pub struct Passed {
+    /// Its key.
+    pub key: KeyReference,
+    /// Where that came from: "the lockbox", "store 'cinder' (the directory /mnt/keys)", ...
+    pub source: String,
+    /// What was done, in order.
+    pub steps: Vec<Step>,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+}
+
+/// One step.
+#[derive(Debug, Serialize)]
+pub struct Step {
+    /// "header", "separation", ...
+    pub step: &'static str,
+    /// What was found.
+    pub found: String,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+}
+
+/// Notes when a step has ended.
+struct Clock {
+    start: Instant,
+    last: Instant,
+    steps: Vec<Step>,
+}
+
+impl Clock {
+    fn done(&mut self, step: &'static str, found: String) {
+        let now = Instant::now();
+        self.steps.push(Step { step, found, seconds: rounded(now - self.last) });
+        self.last = now;
+    }
+}
+
+/// Goes all the way to the volume key, and compares it with the header's digest.
+pub fn try_out(config: &Config, request: Request<'_>) -> Result<Passed, Error> {
+    let now = Instant::now();
+    let mut clock = Clock { start: now, last: now, steps: Vec::new() };
+    let volume = header::find(request.device, request.header, request.plain.as_ref())?;
+    clock.done("header", header(&volume));
+    let reference = case::reference(request.key, &volume)?;
+    let container = Container::open(config, &reference.store, None)?.as_one().lockbox_first();
+    let case = Case::new(config, &container, &reference, &volume);
+    let mut places = container.places(&reference.key)?;
+    let by_boot = if request.as_boot { opened_by_boot(config, &volume)? } else { None };
+    if let Some((_, image)) = &by_boot {
+        // What the initramfs has is in memory then.
+        places.retain(|place| !image.has(place));
+    }
+    let report = case.judge(&places, None, request.separation)?;
+    clock.done("separation", report.verdict.word().to_owned());
+    let (fetched, source) = container.fetch_and_tell(&reference.key, Some(volume.uuid()))?;
+    let (key, found) = unlock(fetched, &reference, &volume)?;
+    clock.done("key", found);
+    volume.verify_key(&key)?;
+    clock.done(
+        "volume key",
+        if volume.luks().is_some() { "matches the header's digest" } else { "has the right size" }.into(),
+    );
+    if request.as_boot {
+        clock.done("boot", at_boot(config, &reference, by_boot)?);
+    }
+    case.record("test", &report);
+    let source = named(source, config, &reference)?;
+    Ok(Passed { key: reference.clone(), source, steps: clock.steps, seconds: rounded(clock.start.elapsed()) })
+}
+
+/// The volume key, and how it was had.
+fn unlock(fetched: Fetched, reference: &KeyReference, volume: &Volume) -> Result<(VolumeKey, String), Error> {
+    match fetched {
+        Fetched::Sealed(Opened { content: Content::VolumeKey(payload), context }) => {
+            case::fit(reference, &payload, volume)?;
+            let others = match (&payload.passphrase, volume.luks()) {
+                (Some(passphrase), Some(_)) => match volume.open_keyslot(passphrase) {
+                    Ok(key) if key == payload.volume_key => "; its passphrase opens the keyslot, for other programs",
+                    _ => "; its passphrase opens NO keyslot: other programs cannot open the volume",
+                },
+                _ => "",
+            };
+            Ok((payload.volume_key, format!("sealed, generation {}{others}", context.generation)))
+        }
+        Fetched::Sealed(Opened { content: Content::Object(object), .. }) => {
+            Ok((volume.unlock(&object.passphrase()?)?, "sealed; a passphrase that opens a keyslot".to_owned()))
+        }
+        Fetched::Released(Released { object, .. }) => {
+            Ok((volume.unlock(&object.passphrase()?)?, "NOT sealed; a passphrase that opens a keyslot".to_owned()))
+        }
+    }
+}
+
+fn header(volume: &Volume) -> String {
+    let Some(luks) = volume.luks() else { return "none: plain dm-crypt".to_owned() };
+    let detached = luks.detached.as_ref().map(|path| format!(", detached in {}", path.display())).unwrap_or_default();
+    let version = if luks.format == header::Format::Luks1 { 1 } else { 2 };
+    format!("LUKS{version} {}{detached}", luks.uuid)
+}
+
+/// The keys that a boot asks for at once, if the configuration lists the device among the boot's volumes.
+pub fn boot_keys(config: &Config, device: &Path) -> Option<Vec<KeyReference>> {
+    planned(config, device).filter(|planned| planned.configured).map(|planned| planned.keys)
+}
+
+fn planned(config: &Config, device: &Path) -> Option<Planned> {
+    boot::plan(config, None).into_iter().find(|planned| planned.device.is(&[device.to_owned()], None))
+}
+
+/// How a boot would open the volume, and what its initramfs has; `None` if that does not open it.
+fn opened_by_boot(config: &Config, volume: &Volume) -> Result<Option<(Planned, Image)>, Error> {
+    let planned = planned(config, &volume.device.path);
+    planned.map(|planned| Ok((planned, image::image(config, None)?))).transpose()
+}
+
+/// What a boot has, or has not, of what the key takes.
+fn at_boot(config: &Config, reference: &KeyReference, by_boot: Option<(Planned, Image)>) -> Result<String, Error> {
+    let Some((planned, image)) = by_boot else { return mounted_first(config, reference) };
+    let store = config.store(&reference.store)?;
+    let files = store.paths();
+    let lacks: Vec<KeptOut> = image.kept_out.into_iter().filter(|kept_out| files.contains(&&*kept_out.path)).collect();
+    let is_lacking = |identity: &PathBuf| lacks.iter().any(|kept_out| kept_out.path == *identity);
+    let opens = config.lockbox.is_some() || !store.sealing.identities.iter().all(is_lacking);
+    match lacks.into_iter().next() {
+        // What crypttab lists may be opened later, by the system.
+        Some(source) if planned.configured && !opens => {
+            Err(BootError::KeptOut { key: reference.clone(), source }.into())
+        }
+        Some(kept_out) => Ok(format!("in an initramfs, not without help: {kept_out}")),
+        None if planned.configured => {
+            Ok("all it needs belongs into the initramfs, or is on a disk that the boot waits for".into())
+        }
+        None => mounted_first(config, reference),
+    }
+}
+
+/// What is on another file system than the root: a boot that mounts it later has no key before.
+fn mounted_first(config: &Config, reference: &KeyReference) -> Result<String, Error> {
+    let store = config.store(&reference.store)?;
+    let directory = match &store.location {
+        Location::Directory { path } => Some(path),
+        Location::Swift(_) | Location::Barbican(_) => None,
+    };
+    let files = directory.into_iter().chain(&store.sealing.identities).chain([&config.path]);
+    let mut needed = Vec::new();
+    for file in files {
+        let at = mount_point(file).map_err(Error::io(format!("find what {} is mounted on", file.display())))?;
+        if at != Path::new("/") {
+            needed.push(format!(
+                "{} is on the file system at {}, which has to be mounted first",
+                file.display(),
+                at.display()
+            ));
+        }
+    }
+    Ok(if needed.is_empty() {
+        "all it needs is on the root file system or in the network".to_owned()
+    } else {
+        needed.join("; ")
+    })
+}
+
+/// Where the file system that a file is on is mounted (st_dev changes there).
+fn mount_point(file: &Path) -> io::Result<PathBuf> {
+    let mut at = file.canonicalize()?;
+    let device = at.metadata()?.dev();
+    while let Some(parent) = at.parent() {
+        if parent.metadata()?.dev() != device {
+            break;
+        }
+        at = parent.to_owned();
+    }
+    Ok(at)
+}
+
+fn named(source: Source, config: &Config, reference: &KeyReference) -> Result<String, Error> {
+    if source == Source::Lockbox {
+        return Ok("the lockbox".to_owned());
+    }
+    let what = match &config.store(&reference.store)?.location {
+        Location::Directory { path } => format!("the directory {}", path.display()),
+        Location::Swift(_) => "Swift".to_owned(),
+        Location::Barbican(_) => "Barbican".to_owned(),
+    };
+    Ok(format!("store '{}' ({what})", reference.store))
+}
+
+/// To a tenth of a millisecond; more would be noise.
+fn rounded(time: Duration) -> f64 {
+    (time.as_secs_f64() * 10_000.0).round() / 10_000.0
+}

@@ -1,0 +1,349 @@
+//! The dm-crypt backend: libcryptsetup activates, the device-mapper tells and removes.
+
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use devicemapper::{DM, DevId, DeviceInfo, DmError, DmFlags, DmName, DmOptions, errors::Error as DmCoreError};
+use libcryptsetup_rs::{
+    CryptDevice, CryptInit, CryptParamsPlain, CryptParamsPlainRef, LibcryptErr,
+    consts::{flags::CryptActivate, vals::EncryptionFormat},
+    get_sector_size,
+};
+use nix::{errno::Errno, libc};
+use uuid::Uuid;
+use zeroize::Zeroize;
+
+use super::{Activate, Backend, BackendError, BackendKind, Deferred, Mapping, MappingStatus};
+use crate::{
+    base::{key::VolumeKey, mapping_name::MappingName},
+    sys::{
+        device::{Device, DeviceError, DeviceKind},
+        users,
+    },
+    volumes::header::{CIPHER, Format, Header, Volume, VolumeError, library},
+};
+
+/// libcryptsetup's mark on its mappings: `CRYPT-LUKS2-UUID-NAME`, the UUID without hyphens (lib/utils_dm.h, libdevmapper.c).
+const DM_UUID_PREFIX: &str = "CRYPT-";
+
+/// The kernel's dm-crypt.
+pub struct DmCrypt {
+    dm: DM,
+}
+
+/// What the device-mapper knows of a mapping.
+struct Found {
+    info: DeviceInfo,
+    uuid: String,
+}
+
+impl DmCrypt {
+    /// The backend, if this kernel has a device-mapper.
+    pub fn open() -> Result<Self, BackendError> {
+        // The node exists on every kernel that may load dm_mod; only using it tells.
+        let usable = || DM::new().and_then(|dm| dm.version().map(|_| dm));
+        match usable() {
+            Ok(dm) => Ok(Self { dm }),
+            Err(error) => {
+                tracing::debug!("{error}");
+                Err(BackendError::Unavailable("this kernel has no device-mapper".to_owned()))
+            }
+        }
+    }
+
+    fn find(&self, name: &MappingName) -> Result<Option<Found>, BackendError> {
+        match self.dm.device_info(&DevId::Name(dm_name(name)?)) {
+            Ok(info) => {
+                let uuid = info.uuid().map(ToString::to_string).unwrap_or_default();
+                Ok(Some(Found { info, uuid }))
+            }
+            Err(error) if errno(&error) == Some(Errno::ENXIO) => Ok(None),
+            Err(error) => Err(BackendError::failed(format!("cannot look up the mapping '{name}'"))(error)),
+        }
+    }
+
+    /// Whether the mapping is this volume's, on this device: idempotence goes by the UUID that libcryptsetup gave it.
+    fn is_mapping_of(&self, found: &Found, volume: &Volume, name: &MappingName) -> Result<bool, BackendError> {
+        let expected = match (volume.format(), volume.uuid()) {
+            (Format::Luks1, Some(uuid)) => format!("CRYPT-LUKS1-{}-{name}", uuid.simple()),
+            (Format::Luks2, Some(uuid)) => format!("CRYPT-LUKS2-{}-{name}", uuid.simple()),
+            _ => format!("CRYPT-PLAIN-{name}"),
+        };
+        Ok(found.uuid == expected && self.lies_on(name, &volume.device)?)
+    }
+
+    fn lies_on(&self, name: &MappingName, device: &Device) -> Result<bool, BackendError> {
+        let below = self
+            .dm
+            .table_deps(&DevId::Name(dm_name(name)?), DmOptions::default())
+            .map_err(BackendError::failed(format!("cannot read what the mapping '{name}' lies on")))?;
+        Ok(below.iter().any(|dependency| match device.kind {
+            DeviceKind::Block(number) => libc::makedev(dependency.major, dependency.minor) == number,
+            DeviceKind::File => loop_backs(dependency.major, dependency.minor, &device.path),
+        }))
+    }
+
+    /// Size of a key in the kernel keyring. A header without keyslots does not tell it, so libcryptsetup does not know; the
+    /// table says `:BYTES:TYPE:DESCRIPTION` in the key's place (kernel: device-mapper/dm-crypt.rst).
+    fn keyring_key_bits(&self, name: &MappingName) -> Option<u32> {
+        let options = DmOptions::default().set_flags(DmFlags::DM_STATUS_TABLE);
+        let (_, mut table) = self.dm.table_status(&DevId::Name(dm_name(name).ok()?), options).ok()?;
+        let parameters = &mut table.first_mut()?.3;
+        let bytes = parameters.split(' ').nth(1).and_then(|key| key.strip_prefix(':')?.split(':').next()?.parse().ok());
+        parameters.zeroize();
+        bytes.map(|bytes: u32| bytes * 8)
+    }
+
+    fn foreign(&self, name: &MappingName, found: &Found) -> BackendError {
+        let by = match found.uuid.as_str() {
+            "" => "a device-mapper device without UUID".to_owned(),
+            uuid => format!("the device-mapper device {uuid}"),
+        };
+        BackendError::Foreign { name: name.clone(), by }
+    }
+}
+
+impl Backend for DmCrypt {
+    fn active(&self, volume: &Volume, options: &Activate) -> Result<Option<Mapping>, BackendError> {
+        let name = &options.name;
+        let Some(found) = self.find(name)? else { return Ok(None) };
+        if !self.is_mapping_of(&found, volume, name)? {
+            return Err(self.foreign(name, &found));
+        }
+        let foreign = |by: &str| Err(BackendError::Foreign { name: name.clone(), by: by.to_owned() });
+        match (found.info.flags().contains(DmFlags::DM_READONLY), options.read_only) {
+            (true, false) => foreign("the same volume is attached under it, but read-only"),
+            (false, true) => foreign("the same volume is attached under it, but for writing"),
+            _ => Ok(Some(mapping(name, true))),
+        }
+    }
+
+    fn activate(&self, volume: &Volume, key: &VolumeKey, options: &Activate) -> Result<Mapping, BackendError> {
+        let device = &volume.device.path;
+        let failed = |source: library::LibraryError| match source.errno() {
+            // libcryptsetup compares the key with the digest.
+            Some(libc::EPERM) => VolumeError::WrongKey { path: device.clone() }.into(),
+            Some(libc::EBUSY) => {
+                BackendError::Device(DeviceError::Busy { path: device.clone(), holders: users::of_path(device) })
+            }
+            Some(libc::ENODEV | libc::ENXIO | libc::ENOENT) if !device.exists() => {
+                BackendError::Device(DeviceError::Missing(device.clone()))
+            }
+            _ => BackendError::failed(format!("cannot map {} as '{}'", device.display(), options.name))(source),
+        };
+        let mut context = match &volume.header {
+            Header::Luks(header) => header.load(device).map_err(failed)?,
+            Header::Plain(_) => library::call(|| plain_context(volume, key)).map_err(failed)?,
+        };
+        library::call(|| {
+            context.context_handle().volume_key_keyring(true)?;
+            context.activate_handle().activate_by_volume_key(
+                Some(options.name.as_str()),
+                Some(key.expose()),
+                flags(options),
+            )
+        })
+        .map_err(failed)?;
+        Ok(mapping(&options.name, false))
+    }
+
+    fn resize(&self, name: &MappingName, volume: &Volume, key: &VolumeKey) -> Result<u64, BackendError> {
+        let found = self.find(name)?.ok_or_else(|| BackendError::NotActive(name.clone()))?;
+        if !self.is_mapping_of(&found, volume, name)? {
+            return Err(self.foreign(name, &found));
+        }
+        let action = format!("cannot resize the mapping '{name}'");
+        let failed = |source: library::LibraryError| BackendError::failed(action.as_str())(source);
+        let (has, room) = (library::call(|| table(name)).map_err(failed)?.size_bytes, volume.geometry.size_bytes);
+        if room < has {
+            let why =
+                format!("its device has become smaller: there is room for {room} bytes, and the mapping has {has}");
+            return Err(BackendError::failed(action)(why));
+        }
+        let mut context = match &volume.header {
+            Header::Luks(header) => header.load(&volume.device.path).map_err(failed)?,
+            Header::Plain(_) => library::call(|| plain_context(volume, key)).map_err(failed)?,
+        };
+        library::call(|| {
+            if volume.format() == Format::Luks2 {
+                // Without a name: the key goes into the keyring, from where the new table takes it.
+                context.context_handle().volume_key_keyring(true)?;
+                let flags = CryptActivate::KEYRING_KEY;
+                context.activate_handle().activate_by_volume_key(None, Some(key.expose()), flags)?;
+            }
+            context.context_handle().resize(name.as_str(), 0)
+        })
+        .map_err(failed)?;
+        Ok(library::call(|| table(name)).map_err(failed)?.size_bytes)
+    }
+
+    fn deactivate(&self, name: &MappingName, deferred: Deferred) -> Result<(), BackendError> {
+        let found = self.find(name)?.ok_or_else(|| BackendError::NotActive(name.clone()))?;
+        if !found.uuid.starts_with(DM_UUID_PREFIX) {
+            return Err(self.foreign(name, &found));
+        }
+        let flags = match deferred {
+            Deferred::Yes => DmFlags::DM_DEFERRED_REMOVE,
+            Deferred::No => DmFlags::empty(),
+        };
+        // The crate tries again for a while when the device is busy: udev looks at new devices at odd times.
+        match self.dm.device_remove(&DevId::Name(dm_name(name)?), DmOptions::default().set_flags(flags)) {
+            Ok(_) => Ok(()),
+            Err(error) if errno(&error) == Some(Errno::EBUSY) => {
+                Err(BackendError::Busy { name: name.clone(), holders: users::of_path(&device_path(name)) })
+            }
+            Err(error) => Err(BackendError::failed(format!("cannot remove the mapping '{name}'"))(error)),
+        }
+    }
+
+    fn status(&self, name: &MappingName) -> Result<Option<MappingStatus>, BackendError> {
+        let Some(found) = self.find(name)?.filter(|found| found.uuid.starts_with(DM_UUID_PREFIX)) else {
+            return Ok(None);
+        };
+        // Not the table itself: it shows the key of a LUKS1 or plain mapping, which libcryptsetup knows to keep off.
+        let mut table =
+            library::call(|| table(name)).map_err(BackendError::failed(format!("cannot read the mapping '{name}'")))?;
+        if table.key_size_bits == 0 {
+            table.key_size_bits = self.keyring_key_bits(name).unwrap_or(0);
+        }
+        let device = device_path(name);
+        let trouble = (found.info.flags().contains(DmFlags::DM_DEFERRED_REMOVE))
+            .then(|| "it will be removed when its last user closes it".to_owned());
+        Ok(Some(MappingStatus {
+            name: name.clone(),
+            backend: BackendKind::DmCrypt,
+            holders: users::of_path(&device),
+            device,
+            export: None,
+            source: table.source,
+            volume: volume_uuid(&found.uuid),
+            cipher: table.cipher,
+            key_size_bits: table.key_size_bits,
+            sector_size_bytes: table.sector_size_bytes,
+            size_bytes: table.size_bytes,
+            read_only: found.info.flags().contains(DmFlags::DM_READONLY),
+            trouble,
+        }))
+    }
+
+    fn list(&self) -> Result<Vec<MappingName>, BackendError> {
+        let devices =
+            self.dm.list_devices().map_err(BackendError::failed("cannot list the device-mapper's devices"))?;
+        let mut names = Vec::new();
+        for (name, ..) in devices {
+            // A name that is none of ours to write (spaces, slashes) is another program's.
+            let Ok(name) = name.to_string().parse::<MappingName>() else { continue };
+            if self.find(&name)?.is_some_and(|found| found.uuid.starts_with(DM_UUID_PREFIX)) {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+}
+
+/// Persistent flags in the header are ignored: the header is not trusted, discards least of all.
+fn flags(options: &Activate) -> CryptActivate {
+    let chosen = [
+        (options.read_only, CryptActivate::READONLY),
+        (options.allow_discards, CryptActivate::ALLOW_DISCARDS),
+        (options.no_read_workqueue, CryptActivate::NO_READ_WORKQUEUE),
+        (options.no_write_workqueue, CryptActivate::NO_WRITE_WORKQUEUE),
+    ];
+    chosen
+        .into_iter()
+        .filter(|(wanted, _)| *wanted)
+        .fold(CryptActivate::IGNORE_PERSISTENT, |flags, (_, flag)| flags | flag)
+}
+
+fn plain_context(volume: &Volume, key: &VolumeKey) -> Result<CryptDevice, LibcryptErr> {
+    let geometry = &volume.geometry;
+    let mut context = CryptInit::init(&volume.device.path)?;
+    let parameters = CryptParamsPlain {
+        hash: "plain".to_owned(),
+        offset: geometry.data_offset_bytes / 512,
+        sector_size: geometry.sector_size.bytes(),
+        size: geometry.size_bytes / 512,
+        skip: geometry.iv_offset_sectors,
+    };
+    let mut parameters: CryptParamsPlainRef<'_> = (&parameters).try_into()?;
+    let (cipher, mode) = CIPHER.split_once('-').ok_or(LibcryptErr::InvalidConversion)?;
+    context.context_handle().format(
+        EncryptionFormat::Plain,
+        (cipher, mode),
+        None,
+        either::Either::Right(key.size().bytes()),
+        Some(&mut parameters),
+    )?;
+    Ok(context)
+}
+
+struct Table {
+    source: PathBuf,
+    cipher: String,
+    key_size_bits: u32,
+    sector_size_bytes: u32,
+    size_bytes: u64,
+}
+
+fn table(name: &MappingName) -> Result<Table, LibcryptErr> {
+    let mut context = CryptInit::init_by_name_and_header(name.as_str(), None)?;
+    let active = context.runtime_handle(name.as_str()).get_active_device()?;
+    let mut status = context.status_handle();
+    Ok(Table {
+        source: status.get_device_path()?.to_owned(),
+        cipher: format!("{}-{}", status.get_cipher()?, status.get_cipher_mode()?),
+        key_size_bits: u32::try_from(status.get_volume_key_size()).unwrap_or(0) * 8,
+        size_bytes: active.size * 512,
+        sector_size_bytes: u32::try_from(get_sector_size(Some(&mut context))).unwrap_or(512),
+    })
+}
+
+fn mapping(name: &MappingName, already_active: bool) -> Mapping {
+    Mapping { name: name.clone(), device: device_path(name), uri: None, backend: BackendKind::DmCrypt, already_active }
+}
+
+fn device_path(name: &MappingName) -> PathBuf {
+    Path::new("/dev/mapper").join(name.as_str())
+}
+
+fn dm_name(name: &MappingName) -> Result<&DmName, BackendError> {
+    DmName::new(name.as_str()).map_err(BackendError::failed(format!("cannot use the name '{name}'")))
+}
+
+fn errno(error: &DmError) -> Option<Errno> {
+    match error {
+        DmError::Core(DmCoreError::Ioctl(.., errno)) => Some(**errno),
+        _ => None,
+    }
+}
+
+/// The volume's UUID in libcryptsetup's `CRYPT-LUKS2-UUID-NAME`.
+fn volume_uuid(dm_uuid: &str) -> Option<Uuid> {
+    Uuid::try_parse(dm_uuid.strip_prefix(DM_UUID_PREFIX)?.split('-').nth(1)?).ok()
+}
+
+/// Whether the loop device with this number stands for `file`, as libcryptsetup makes one for a volume in a file.
+fn loop_backs(major: u32, minor: u32, file: &Path) -> bool {
+    let backing = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/loop/backing_file"));
+    let same = |backing: &str| {
+        let (backing, file) = (std::fs::metadata(backing.trim_end())?, std::fs::metadata(file)?);
+        std::io::Result::Ok((backing.dev(), backing.ino()) == (file.dev(), file.ino()))
+    };
+    backing.is_ok_and(|backing| same(&backing).unwrap_or(false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_uuid_that_libcryptsetup_gives_its_mappings() {
+        let uuid = volume_uuid("CRYPT-LUKS2-0123456789abcdef0123456789abcdef-my-name").unwrap();
+        assert_eq!(uuid.simple().to_string(), "0123456789abcdef0123456789abcdef");
+        assert_eq!(volume_uuid("CRYPT-PLAIN-name"), None);
+        assert_eq!(volume_uuid("LVM-0123"), None);
+    }
+}

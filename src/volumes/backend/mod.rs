@@ -1,0 +1,232 @@
+//! Backends: what turns a volume and its key into a plaintext device.
+
+use std::{fmt, path::PathBuf};
+
+use uuid::Uuid;
+
+use self::{dm_crypt::DmCrypt, userspace::Userspace};
+use crate::{
+    base::{key::VolumeKey, mapping_name::MappingName},
+    sys::device::{Device, DeviceError, in_use},
+    volumes::header::{Volume, VolumeError},
+};
+
+pub mod dm_crypt;
+pub mod userspace;
+
+/// Makes and removes mappings.
+pub trait Backend {
+    /// The mapping of that name, if it is this volume's and as asked for; refused if it is something else.
+    fn active(&self, volume: &Volume, options: &Activate) -> Result<Option<Mapping>, BackendError>;
+    /// Makes the volume's plaintext available as a device, under a name that [`Backend::active`] found free.
+    ///
+    /// The key is compared with the header's digest first.
+    fn activate(&self, volume: &Volume, key: &VolumeKey, options: &Activate) -> Result<Mapping, BackendError>;
+    /// Makes a mapping as large as its device has become; its new size in bytes. It never shrinks.
+    fn resize(&self, name: &MappingName, volume: &Volume, key: &VolumeKey) -> Result<u64, BackendError>;
+    /// Removes a mapping; all its data is on the volume before this returns.
+    fn deactivate(&self, name: &MappingName, deferred: Deferred) -> Result<(), BackendError>;
+    /// What is known of the mapping of that name; `None` if this backend has none.
+    fn status(&self, name: &MappingName) -> Result<Option<MappingStatus>, BackendError>;
+    /// The names of all this backend's mappings.
+    fn list(&self) -> Result<Vec<MappingName>, BackendError>;
+}
+
+/// The backend that is asked for, or the best for the device.
+///
+/// Without a device-mapper only a loop device or a file is mapped in userspace unasked: for those it is a way to try
+/// everything out. For a real disk it is a choice that someone should make.
+pub fn choose(asked: Option<BackendKind>, device: &Device) -> Result<Box<dyn Backend>, BackendError> {
+    let unavailable = match (asked, DmCrypt::open()) {
+        (Some(BackendKind::Userspace), _) => return Ok(Box::new(Userspace::default())),
+        (_, Ok(dm_crypt)) => return Ok(Box::new(dm_crypt)),
+        (Some(BackendKind::DmCrypt), Err(unavailable)) => return Err(unavailable),
+        (None, Err(unavailable)) => unavailable,
+    };
+    if !device.is_loop_or_file() {
+        return Err(unavailable);
+    }
+    tracing::warn!("{unavailable}; mapping {} in userspace", device.path.display());
+    Ok(Box::new(Userspace::default()))
+}
+
+/// The backend of that kind.
+pub fn of(kind: BackendKind) -> Result<Box<dyn Backend>, BackendError> {
+    Ok(match kind {
+        BackendKind::DmCrypt => Box::new(DmCrypt::open()?),
+        BackendKind::Userspace => Box::new(Userspace::default()),
+    })
+}
+
+/// All backends that can have mappings here.
+pub fn available() -> Vec<(BackendKind, Box<dyn Backend>)> {
+    let dm_crypt = DmCrypt::open().ok().map(|backend| (BackendKind::DmCrypt, Box::new(backend) as Box<dyn Backend>));
+    dm_crypt.into_iter().chain([(BackendKind::Userspace, Box::new(Userspace::default()) as Box<dyn Backend>)]).collect()
+}
+
+/// Which backend made a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendKind {
+    /// The kernel's dm-crypt.
+    DmCrypt,
+    /// AES-XTS in a worker process.
+    Userspace,
+}
+
+/// How the userspace backend exports the plaintext.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExportKind {
+    /// A loop device over a FUSE file: on every Linux.
+    #[default]
+    Fuse,
+    /// A ublk device: the fastest; Linux 6.4 with ublk_drv.
+    Ublk,
+    /// A Unix socket that speaks NBD: for qemu, nbdcopy, nbd-client.
+    Nbd,
+}
+
+impl fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::DmCrypt => "dm-crypt",
+            Self::Userspace => "userspace",
+        })
+    }
+}
+
+impl fmt::Display for ExportKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fuse => "fuse",
+            Self::Ublk => "ublk",
+            Self::Nbd => "nbd",
+        })
+    }
+}
+
+/// How to attach.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Activate {
+    /// The mapping's name.
+    pub name: MappingName,
+    /// No writes.
+    pub read_only: bool,
+    /// How the userspace backend exports it; the best block device that there is unless given.
+    pub export: Option<ExportKind>,
+    /// Pass discards (TRIM) to the device; they show which sectors are in use.
+    pub allow_discards: bool,
+    /// dm-crypt: encrypt reads without a work queue (kernel 5.9+).
+    pub no_read_workqueue: bool,
+    /// dm-crypt: encrypt writes without a work queue (kernel 5.9+).
+    pub no_write_workqueue: bool,
+}
+
+/// Whether a busy mapping is removed later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deferred {
+    /// A busy mapping is an error.
+    No,
+    /// A busy mapping is removed when its last user closes it.
+    Yes,
+}
+
+/// An active plaintext device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// Its name.
+    pub name: MappingName,
+    /// The plaintext device's path, for users: `/dev/mapper/NAME` or `/dev/disk/by-cryptattach/NAME`, or the NBD socket's.
+    pub device: PathBuf,
+    /// What NBD clients are to be given; `None` if it is a block device.
+    pub uri: Option<String>,
+    /// What made it.
+    pub backend: BackendKind,
+    /// It was there before this call.
+    pub already_active: bool,
+}
+
+/// What is known of an active mapping.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct MappingStatus {
+    /// Its name.
+    pub name: MappingName,
+    /// What made it.
+    pub backend: BackendKind,
+    /// The plaintext device's (or socket's) path.
+    pub device: PathBuf,
+    /// How the userspace backend exports it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub export: Option<ExportKind>,
+    /// The encrypted device (or file) below.
+    pub source: PathBuf,
+    /// UUID of the volume; plain dm-crypt has none.
+    pub volume: Option<Uuid>,
+    /// Cipher, in dm-crypt's notation.
+    pub cipher: String,
+    /// Size of the volume key in bits.
+    pub key_size_bits: u32,
+    /// Encryption sector size in bytes.
+    pub sector_size_bytes: u32,
+    /// Size of the plaintext device in bytes.
+    pub size_bytes: u64,
+    /// No writes.
+    pub read_only: bool,
+    /// A fault that the user should know: the worker has died, the removal is pending, ...
+    pub trouble: Option<String>,
+    /// Who has the plaintext device open.
+    pub holders: Vec<String>,
+}
+
+/// A mapping could not be made, removed or read.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The encrypted device cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// There is nothing here to make mappings with.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Another device is attached under that name.
+    #[error("the name '{name}' is taken: {by}")]
+    Foreign {
+        /// The name.
+        name: MappingName,
+        /// What has it.
+        by: String,
+    },
+    /// There is no mapping of that name.
+    #[error("nothing is attached as '{0}'")]
+    NotActive(MappingName),
+    /// The mapping is in use.
+    #[error("'{name}' is in use{}", in_use(.holders))]
+    Busy {
+        /// The name.
+        name: MappingName,
+        /// Who uses it, in words.
+        holders: Vec<String>,
+    },
+    /// The key does not belong to the volume, or that cannot be told.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// A step failed; `action` says which ("cannot ...").
+    #[error("{action}")]
+    Failed {
+        /// "cannot ..." and on what.
+        action: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl BackendError {
+    /// A closure that wraps an error as [`BackendError::Failed`].
+    pub fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+        action: impl Into<String>,
+    ) -> impl FnOnce(E) -> Self {
+        let action = action.into();
+        move |source| Self::Failed { action, source: source.into() }
+    }
+}

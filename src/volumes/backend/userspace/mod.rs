@@ -1,0 +1,353 @@
+//! The userspace backend: AES-XTS in a worker process, exported as a block device or a socket.
+//!
+//! ```text
+//! /dev/disk/by-cryptattach/NAME -> /dev/loopN       what users see: a loop device over a FUSE file,
+//!   /run/cryptattach/NAME/export/volume
+//! /dev/disk/by-cryptattach/NAME -> /dev/ublkbN      or a ublk device,
+//! /run/cryptattach/NAME/nbd.sock                    or a socket that speaks NBD
+//!     worker process                                holds the key, encrypts and decrypts
+//!       /dev/vdb                                    the encrypted device, open exclusively, direct I/O
+//! ```
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::{Path, PathBuf},
+    process::Child,
+    thread,
+    time::Duration,
+};
+
+use nix::fcntl::Flock;
+
+use self::{
+    control::{Order, Reply},
+    export::Exported,
+    protocol::{Answer, Attach, Request},
+    state::{Identity, State},
+};
+use super::{Activate, Backend, BackendError, BackendKind, Deferred, ExportKind, Mapping, MappingStatus};
+use crate::{
+    base::{key::VolumeKey, mapping_name::MappingName},
+    sys::{
+        device::{DeviceError, DeviceKind},
+        loop_device::LoopDevice,
+        users,
+    },
+    volumes::header::{CIPHER, Volume},
+};
+
+mod buffers;
+mod control;
+mod control_group;
+mod discard;
+mod export;
+mod fuse;
+pub mod image;
+mod memory_lock;
+pub mod nbd;
+mod paths;
+mod pool;
+pub mod protocol;
+mod ranges;
+mod removal;
+mod state;
+mod ublk;
+mod worker;
+
+pub use paths::Places;
+pub use worker::{SUBCOMMAND, worker_main};
+
+/// How long a worker may take to get ready; opening a device on a network is the longest part.
+const READY_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long programs that look at every new device may have it open.
+const CLEAR_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The userspace backend.
+#[derive(Clone, Debug)]
+pub struct Userspace {
+    places: Places,
+    program: PathBuf,
+}
+
+impl Default for Userspace {
+    /// The system's directories; this program itself is the worker and must lead [`SUBCOMMAND`] to [`worker_main`].
+    fn default() -> Self {
+        Self::new(Places::default(), "/proc/self/exe")
+    }
+}
+
+impl Userspace {
+    /// Other directories, or another program as worker.
+    pub fn new(places: Places, program: impl Into<PathBuf>) -> Self {
+        Self { places, program: program.into() }
+    }
+
+    /// The mapping that has the name, if it is one of this very volume.
+    fn same(&self, state: &State, request: &Attach, asked: Option<ExportKind>) -> Result<Mapping, BackendError> {
+        let foreign = |by| Err(BackendError::Foreign { name: state.name.clone(), by });
+        if (state.identity, state.volume) != (request.identity, request.volume) {
+            return foreign(format!("{} is attached under it", state.device.display()));
+        }
+        if asked.is_some_and(|asked| asked != state.export) {
+            return foreign(format!("the same volume is attached under it, but exported by {}", state.export));
+        }
+        match (state.read_only, request.read_only) {
+            (true, false) => foreign("the same volume is attached under it, but read-only".to_owned()),
+            (false, true) => foreign("the same volume is attached under it, but for writing".to_owned()),
+            _ => Ok(self.mapping(&request.name, state.export, true)),
+        }
+    }
+
+    /// As [`Self::same`], for whoever has the name's lock. What a dead worker left is removed.
+    fn existing(&self, request: &Attach, asked: Option<ExportKind>) -> Result<Option<Mapping>, BackendError> {
+        let Some(state) = State::load(&self.places, &request.name)? else { return Ok(None) };
+        if !state.worker.is_alive() {
+            tracing::warn!("the worker of '{}' has died; removing what it left", state.name);
+            return removal::remove(&self.places, &state, Deferred::No).map(|()| None);
+        }
+        if state.exported(&self.places).is_none() {
+            // Its device has just been cleared; it is on its way out.
+            return removal::wait_for_end(&state).map(|()| None);
+        }
+        self.same(&state, request, asked).map(Some)
+    }
+
+    fn mapping(&self, name: &MappingName, export: ExportKind, already_active: bool) -> Mapping {
+        let device = self.users_path(name, export);
+        let uri = (export == ExportKind::Nbd).then(|| export::nbd_uri(&device));
+        Mapping { name: name.clone(), device, uri, backend: BackendKind::Userspace, already_active }
+    }
+
+    /// Where users find it.
+    fn users_path(&self, name: &MappingName, export: ExportKind) -> PathBuf {
+        match export {
+            ExportKind::Fuse | ExportKind::Ublk => self.places.link(name),
+            ExportKind::Nbd => self.places.socket(name),
+        }
+    }
+
+    /// Starts a worker and waits until the mapping is there.
+    fn start(&self, request: Attach, key: &VolumeKey, lock: &Flock<File>) -> Result<(), BackendError> {
+        let action = || format!("cannot start a worker for '{}'", request.name);
+        let (socket, theirs) = UnixStream::pair().map_err(BackendError::failed(action()))?;
+        // The worker has the lock as well, should this process die.
+        let inherited = lock.try_clone().map_err(BackendError::failed(action()))?;
+        let mut worker = worker::command(&self.program)
+            .stdin(OwnedFd::from(theirs))
+            .stdout(inherited)
+            .spawn()
+            .map_err(BackendError::failed(action()))?;
+        let (name, device) = (request.name.clone(), request.device.clone());
+        control_group::give_its_own(worker.id(), &name);
+        match converse(&socket, request, key) {
+            Ok(Answer::Failed { action, cause }) => {
+                worker.wait().map_err(BackendError::failed(format!("cannot wait for the worker of '{name}'")))?;
+                Answer::Failed { action, cause }.into_result(&device)
+            }
+            Ok(_) => {
+                // It outlives this command. A caller that lives on must not collect zombies.
+                thread::spawn(move || worker.wait());
+                Ok(())
+            }
+            Err(error) => {
+                self.give_up(&name, worker);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends a worker that has died, or does not answer, or whose file nothing can be made of; nothing of it stays.
+    fn give_up(&self, name: &MappingName, mut worker: Child) {
+        let ended = worker.kill().and_then(|()| worker.wait());
+        tracing::debug!("the worker of '{name}': {ended:?}");
+        let left = State::load(&self.places, name).and_then(|state| match state {
+            Some(state) => removal::remove(&self.places, &state, Deferred::No),
+            None => Ok(()),
+        });
+        if let Err(error) = left {
+            tracing::warn!("cannot remove what the worker of '{name}' left: {error}");
+        }
+    }
+}
+
+/// Tells the worker what to attach and makes a loop device of the file that it then offers.
+fn converse(socket: &UnixStream, request: Attach, key: &VolumeKey) -> Result<Answer, BackendError> {
+    let (name, file, read_only) = (request.name.clone(), request.places.file(&request.name), request.read_only);
+    let silent = || BackendError::failed(format!("the worker of '{name}' gives no answer"));
+    let block_size_bytes = match order(socket, request, key).map_err(silent())? {
+        Answer::Mounted { block_size_bytes } => block_size_bytes,
+        answer => return Ok(answer),
+    };
+    let loop_device = OpenOptions::new()
+        .read(true)
+        .write(!read_only)
+        .open(&file)
+        .and_then(|open| LoopDevice::configure(&open, &file, block_size_bytes, read_only))
+        .map_err(BackendError::failed(format!(
+            "cannot make a loop device of {} (is there a /dev/loop-control?)",
+            file.display()
+        )))?;
+    tracing::debug!("{} does direct I/O: {}", loop_device.path().display(), loop_device.is_direct());
+    let answer = protocol::send(socket, &loop_device).and_then(|()| protocol::receive(socket)).map_err(silent());
+    if !matches!(answer, Ok(Answer::Ready)) {
+        // Nobody has used it yet. The worker, if it lives, ends when it has gone.
+        loop_device.clear_when_unused(CLEAR_PATIENCE).ok();
+    }
+    answer
+}
+
+fn order(mut socket: &UnixStream, request: Attach, key: &VolumeKey) -> io::Result<Answer> {
+    socket.set_read_timeout(Some(READY_PATIENCE))?;
+    protocol::send(socket, &Request::Attach(request))?;
+    socket.write_all(key.expose())?;
+    protocol::receive(socket)
+}
+
+impl Backend for Userspace {
+    fn active(&self, volume: &Volume, options: &Activate) -> Result<Option<Mapping>, BackendError> {
+        let Some(state) = State::load(&self.places, &options.name)? else { return Ok(None) };
+        if !state.worker.is_alive() || state.exported(&self.places).is_none() {
+            // Dead or dying; activating removes it.
+            return Ok(None);
+        }
+        self.same(&state, &request(&self.places, volume, options, 0)?, options.export).map(Some)
+    }
+
+    fn activate(&self, volume: &Volume, key: &VolumeKey, options: &Activate) -> Result<Mapping, BackendError> {
+        volume.verify_key(key)?;
+        let request = request(&self.places, volume, options, key.size().bits())?;
+        if options.allow_discards && request.export == ExportKind::Fuse {
+            tracing::warn!("a FUSE export passes no discards on (others do: --export ublk, --export nbd)");
+        }
+        self.places.create()?;
+        let lock = self.places.lock(&options.name, removal::LOCK_PATIENCE)?;
+        if let Some(mapping) = self.existing(&request, options.export)? {
+            return Ok(mapping);
+        }
+        let mut export = request.export;
+        match self.start(request.clone(), key, &lock) {
+            // It was not asked for, and the driver may be older than what libublk needs.
+            Err(error @ BackendError::Failed { .. }) if export == ExportKind::Ublk && options.export.is_none() => {
+                tracing::warn!("{error}; a loop device over FUSE instead");
+                export = ExportKind::Fuse;
+                self.start(Attach { export, ..request }, key, &lock)?;
+            }
+            started => started?,
+        }
+        Ok(self.mapping(&options.name, export, false))
+    }
+
+    fn resize(&self, name: &MappingName, volume: &Volume, _: &VolumeKey) -> Result<u64, BackendError> {
+        let _lock = self.places.lock(name, removal::LOCK_PATIENCE)?;
+        let mut state = State::load(&self.places, name)?.ok_or_else(|| BackendError::NotActive(name.clone()))?;
+        let exported = state.exported(&self.places).ok_or_else(|| BackendError::NotActive(name.clone()))?;
+        if state.volume != volume.uuid() {
+            let by = format!("{} is attached under it", state.device.display());
+            return Err(BackendError::Foreign { name: name.clone(), by });
+        }
+        let size_bytes = volume.geometry.size_bytes;
+        let mut grow = || match exported {
+            Exported::Loop(device) => {
+                // The worker accepts what its device has room for, and the kernel notes the new size.
+                OpenOptions::new().write(true).open(self.places.file(name))?.set_len(size_bytes)?;
+                state.size_bytes = device.take_size()?;
+                state.update(&self.places).map(|()| state.size_bytes)
+            }
+            _ => match control::give(&self.places.control(name), Order::Grow { size_bytes })? {
+                Reply::Done => Ok(size_bytes),
+                Reply::InUse(_) => Err(io::ErrorKind::ResourceBusy.into()),
+                Reply::Failed(number) => Err(io::Error::from_raw_os_error(number)),
+            },
+        };
+        grow().map_err(|error: io::Error| BackendError::failed(format!("cannot resize '{name}'"))(error))
+    }
+
+    fn deactivate(&self, name: &MappingName, deferred: Deferred) -> Result<(), BackendError> {
+        removal::detach(&self.places, name, deferred)
+    }
+
+    fn status(&self, name: &MappingName) -> Result<Option<MappingStatus>, BackendError> {
+        let Some(state) = State::load(&self.places, name)? else { return Ok(None) };
+        let exported = state.exported(&self.places);
+        let trouble = match (&state.fault, &exported) {
+            (Some(fault), _) => Some(fault.clone()),
+            (None, _) if !state.worker.is_alive() => {
+                Some("its worker has died, its data cannot be reached: unmount it, then detach it".to_owned())
+            }
+            (None, None) => Some("it is being attached or detached".to_owned()),
+            (None, Some(exported))
+                if state.going || matches!(exported, Exported::Loop(device) if device.is_going()) =>
+            {
+                Some("it is detached as soon as its last user closes it".to_owned())
+            }
+            (None, Some(_)) => None,
+        };
+        Ok(Some(MappingStatus {
+            name: name.clone(),
+            backend: BackendKind::Userspace,
+            device: self.users_path(name, state.export),
+            export: Some(state.export),
+            source: state.device,
+            volume: state.volume,
+            cipher: CIPHER.to_owned(),
+            key_size_bits: state.key_size_bits,
+            sector_size_bytes: state.sector_size_bytes,
+            size_bytes: state.size_bytes,
+            read_only: state.read_only,
+            trouble,
+            holders: match exported {
+                Some(Exported::Socket(_)) => match control::give(&self.places.control(name), Order::Users) {
+                    Ok(Reply::InUse(clients)) => clients,
+                    _ => Vec::new(),
+                },
+                Some(exported) => users::of_path(&exported.path()),
+                None => Vec::new(),
+            },
+        }))
+    }
+
+    fn list(&self) -> Result<Vec<MappingName>, BackendError> {
+        let action = || format!("cannot list {}", self.places.state.display());
+        self.places.names().map_err(BackendError::failed(action()))
+    }
+}
+
+fn request(places: &Places, volume: &Volume, options: &Activate, key_size_bits: u32) -> Result<Attach, BackendError> {
+    let (device, geometry) = (&volume.device, &volume.geometry);
+    let action = || format!("cannot attach {}", device.path.display());
+    // The worker has another working directory.
+    let path = std::path::absolute(&device.path).map_err(BackendError::failed(action()))?;
+    let identity = identify(&path, device.kind).map_err(BackendError::failed(action()))?;
+    Ok(Attach {
+        name: options.name.clone(),
+        places: places.clone(),
+        device: path,
+        identity,
+        volume: volume.uuid(),
+        export: options.export.unwrap_or_else(|| match ublk::is_available() {
+            true => ExportKind::Ublk,
+            false => ExportKind::Fuse,
+        }),
+        read_only: options.read_only,
+        allow_discards: options.allow_discards,
+        key_size_bits,
+        sector_size_bytes: geometry.sector_size.bytes(),
+        data_offset_bytes: geometry.data_offset_bytes,
+        size_bytes: geometry.size_bytes,
+        iv_offset_sectors: geometry.iv_offset_sectors,
+    })
+}
+
+/// Which device the path leads to; a block device must still be the one whose header was read.
+fn identify(path: &Path, kind: DeviceKind) -> Result<Identity, DeviceError> {
+    let identity = Identity::of(&fs::metadata(path).map_err(DeviceError::io("stat", path))?);
+    match kind {
+        DeviceKind::Block(number) if identity != Identity::BlockDevice(number) => {
+            Err(DeviceError::Missing(path.to_owned()))
+        }
+        _ => Ok(identity),
+    }
+}

@@ -1,0 +1,227 @@
+//! Taking a mapping away, from the command's side: it flushes and clears the loop device, which the worker must not wait
+//! for (see [`super::worker`]). The worker sees that its file was let go, cleans up and ends.
+
+use std::{
+    io,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    control::{self, Order, Reply},
+    export::Exported,
+    fuse,
+    paths::Places,
+    state::{Process, State},
+    ublk::UblkDevice,
+};
+use crate::{
+    base::mapping_name::MappingName,
+    sys::{
+        loop_device::{Cleared, Flush, LoopDevice},
+        users,
+    },
+    volumes::backend::{BackendError, Deferred},
+};
+
+/// How long one command waits for another that works on the same name.
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+/// Programs that look at every device (udev's, say) have it open for moments; a real user, for longer than this.
+const BUSY_PATIENCE: Duration = Duration::from_secs(2);
+/// A worker that is dying closes its files before it has died.
+const DEATH_PATIENCE: Duration = Duration::from_millis(500);
+/// With the loop device gone, the worker has at most the backing device's cache left to flush.
+const END_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Removes a mapping. All its data is on the volume, and the volume is free, when this returns; with
+/// [`Deferred::Yes`] and users left, that is when the last of them has closed it.
+pub fn detach(places: &Places, name: &MappingName, deferred: Deferred) -> Result<(), BackendError> {
+    detach_if(places, name, deferred, |_| true)
+}
+
+/// As [`detach`], if it is that worker's.
+pub fn detach_worker(places: &Places, name: &MappingName, worker: Process) -> Result<(), BackendError> {
+    detach_if(places, name, Deferred::No, |state| state.worker == worker)
+}
+
+fn detach_if(
+    places: &Places,
+    name: &MappingName,
+    deferred: Deferred,
+    meant: impl Fn(&State) -> bool,
+) -> Result<(), BackendError> {
+    let not_active = || BackendError::NotActive(name.clone());
+    State::load(places, name)?.ok_or_else(not_active)?;
+    let _lock = places.lock(name, LOCK_PATIENCE)?;
+    let state = State::load(places, name)?.filter(meant).ok_or_else(not_active)?;
+    remove(places, &state, deferred)
+}
+
+/// As [`detach`], for whoever has the name's lock.
+pub fn remove(places: &Places, state: &State, deferred: Deferred) -> Result<(), BackendError> {
+    let (mut worker_lives, mut died) = (state.worker.is_alive(), false);
+    let gone = match let_go(places, state, deferred, worker_lives) {
+        // It ended while it was asked: what it leaves is let go of in another way.
+        Err(BackendError::Failed { .. }) if worker_lives && ends_within(state, DEATH_PATIENCE) => {
+            // One that came to its own end has left nothing, unless it says why.
+            died = State::load(places, &state.name)?.is_some();
+            worker_lives = false;
+            let_go(places, state, deferred, worker_lives)?
+        }
+        gone => gone?,
+    };
+    // The worker sees its last user go. A dead one's device goes by itself.
+    if !gone && worker_lives {
+        return Ok(());
+    }
+    wait_for_end(state)?;
+    if let Some(device) = state.ublk_device {
+        device
+            .sweep(state.worker.pid)
+            .map_err(BackendError::failed(format!("cannot remove {}", device.path().display())))?;
+    }
+    sweep(places, &state.name)?;
+    if died { Err(not_all_went_well(&state.name, "its worker died before all was written")) } else { Ok(()) }
+}
+
+/// Has its device or socket go. Whether it has gone; otherwise it will, with its last user.
+fn let_go(places: &Places, state: &State, deferred: Deferred, worker_lives: bool) -> Result<bool, BackendError> {
+    match state.exported(places) {
+        Some(Exported::Loop(device)) => clear_loop(device, places, state, worker_lives, deferred),
+        Some(Exported::Ublk(device)) if worker_lives => clear_ublk(device, places, state, deferred),
+        Some(Exported::Socket(_)) if worker_lives => end_socket(places, state, deferred),
+        // Without its worker a ublk device goes by itself.
+        Some(Exported::Ublk(_) | Exported::Socket(_)) | None => Ok(true),
+    }
+}
+
+/// Whether it has gone; otherwise it will, with its last user.
+fn clear_loop(
+    device: LoopDevice,
+    places: &Places,
+    state: &State,
+    worker_lives: bool,
+    deferred: Deferred,
+) -> Result<bool, BackendError> {
+    let cleared = match deferred {
+        Deferred::No => clear(device, places, state, worker_lives)?,
+        Deferred::Yes => device
+            .clear_when_unused(Duration::from_millis(200))
+            .map_err(BackendError::failed(format!("cannot have {} go", device.path().display())))?,
+    };
+    match (cleared, deferred) {
+        (Cleared::Gone, _) => Ok(true),
+        (Cleared::InUse, Deferred::No) => Err(busy(state, &Exported::Loop(device))),
+        (Cleared::InUse, Deferred::Yes) => Ok(false),
+    }
+}
+
+fn clear_ublk(device: UblkDevice, places: &Places, state: &State, deferred: Deferred) -> Result<bool, BackendError> {
+    let path = device.path();
+    let stop = || match control::give(&places.control(&state.name), Order::End { deferred: false })? {
+        Reply::Failed(number) => Err(io::Error::from_raw_os_error(number)),
+        Reply::Done | Reply::InUse(_) => Ok(()),
+    };
+    let cleared = device.clear(BUSY_PATIENCE, flush(state), stop).map_err(cannot_write(places, state, &path))?;
+    match (cleared, deferred) {
+        (Cleared::Gone, _) => Ok(true),
+        (Cleared::InUse, Deferred::No) => Err(busy(state, &Exported::Ublk(device))),
+        (Cleared::InUse, Deferred::Yes) => Err(BackendError::Unavailable(format!(
+            "cannot have {} go with its last user: ublk does not know who that is",
+            path.display()
+        ))),
+    }
+}
+
+fn end_socket(places: &Places, state: &State, deferred: Deferred) -> Result<bool, BackendError> {
+    let order = Order::End { deferred: deferred == Deferred::Yes };
+    let action = || format!("cannot have the worker of '{}' end", state.name);
+    let deadline = Instant::now() + BUSY_PATIENCE;
+    loop {
+        match control::give(&places.control(&state.name), order).map_err(BackendError::failed(action()))? {
+            Reply::Done => return Ok(true),
+            Reply::InUse(_) if deferred == Deferred::Yes => return Ok(false),
+            // A client that has just ended is there until the worker has noticed.
+            Reply::InUse(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+            Reply::InUse(holders) => return Err(BackendError::Busy { name: state.name.clone(), holders }),
+            Reply::Failed(number) => return Err(BackendError::failed(action())(io::Error::from_raw_os_error(number))),
+        }
+    }
+}
+
+/// Waits until the worker has ended.
+pub fn wait_for_end(state: &State) -> Result<(), BackendError> {
+    if ends_within(state, END_PATIENCE) {
+        return Ok(());
+    }
+    let reason = format!("process {} still runs, see worker.log", state.worker.pid);
+    Err(BackendError::failed(format!("the worker of '{}' does not end", state.name))(reason))
+}
+
+fn ends_within(state: &State, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    while state.worker.is_alive() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
+fn clear(device: LoopDevice, places: &Places, state: &State, worker_lives: bool) -> Result<Cleared, BackendError> {
+    let path = device.path();
+    if worker_lives {
+        device.clear(BUSY_PATIENCE, flush(state)).map_err(cannot_write(places, state, &path))
+    } else {
+        device
+            .clear(BUSY_PATIENCE, Flush::Attempted)
+            .map_err(BackendError::failed(format!("cannot clear {}", path.display())))
+    }
+}
+
+/// A disk that has gone takes no flush, however often it is asked.
+fn flush(state: &State) -> Flush {
+    if state.fault.is_none() { Flush::Required } else { Flush::Attempted }
+}
+
+/// Writes it down, too, so that the next `detach` goes on without.
+fn cannot_write(places: &Places, state: &State, path: &Path) -> impl FnOnce(io::Error) -> BackendError {
+    move |error| {
+        let mut failed = state.clone();
+        failed.fault = Some(format!("cannot write all data to {}: {error}", state.device.display()));
+        if let Err(error) = failed.update(places) {
+            tracing::debug!("cannot write down that '{}' cannot be flushed: {error}", state.name);
+        }
+        BackendError::failed(format!(
+            "cannot write all data of '{}' ({}) to {}; 'detach' again gives it up",
+            state.name,
+            path.display(),
+            state.device.display()
+        ))(error)
+    }
+}
+
+fn busy(state: &State, exported: &Exported) -> BackendError {
+    let path = exported.path();
+    let mut holders = users::of_path(&path);
+    if holders.is_empty() {
+        holders.push(format!("someone who has {} mounted or open", path.display()));
+    }
+    BackendError::Busy { name: state.name.clone(), holders }
+}
+
+/// Removes what a worker that is no more has left behind, and tells if it could not end well.
+fn sweep(places: &Places, name: &MappingName) -> Result<(), BackendError> {
+    let fault = State::load(places, name)?.and_then(|left| left.fault);
+    let swept = fuse::unmount_lazily(&places.export(name))
+        .and_then(|()| places.remove_link(name))
+        .and_then(|()| places.remove_directory(name));
+    swept.map_err(BackendError::failed(format!("cannot remove {}", places.directory(name).display())))?;
+    fault.map_or(Ok(()), |fault| Err(not_all_went_well(name, &fault)))
+}
+
+fn not_all_went_well(name: &MappingName, fault: &str) -> BackendError {
+    BackendError::failed(format!("'{name}' is detached, but not all went well"))(fault)
+}

@@ -1,0 +1,330 @@
+//! Volumes: what is encrypted, and how. Headers are untrusted until the allow-list has passed them.
+
+mod allow_list;
+pub mod blank;
+mod header_image;
+pub mod library;
+mod luks;
+mod metadata;
+mod plain;
+pub mod signatures;
+mod token;
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use uuid::Uuid;
+
+use crate::{
+    base::{
+        key::{KeyReference, KeySize, SecretBytes, SecretMemoryError, VolumeKey},
+        plain_hash::PlainHash,
+    },
+    sys::device::{Device, DeviceError},
+};
+pub use allow_list::Refusal;
+pub use header_image::HeaderImage;
+pub use library::LibraryError;
+pub use luks::{HEADER_BYTES, NewHeader};
+
+/// Format of a volume's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// LUKS version 1.
+    Luks1,
+    /// LUKS version 2.
+    Luks2,
+    /// dm-crypt without any header.
+    Plain,
+}
+
+/// The only data cipher that is let through: AES-XTS with the sector number as tweak, dm-crypt's `aes-xts-plain64`.
+pub const CIPHER: &str = "aes-xts-plain64";
+
+/// Encryption sector size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SectorSize(u32);
+
+impl SectorSize {
+    /// 512 bytes.
+    pub const B512: Self = Self(512);
+    /// 4096 bytes.
+    pub const B4096: Self = Self(4096);
+
+    /// The size for a number of bytes: 512, 1024, 2048 or 4096 (dm-crypt's limits).
+    pub fn from_bytes(bytes: u32) -> Option<Self> {
+        matches!(bytes, 512 | 1024 | 2048 | 4096).then_some(Self(bytes))
+    }
+
+    /// Number of bytes.
+    pub fn bytes(self) -> u32 {
+        self.0
+    }
+}
+
+/// How a volume's sectors are encrypted and where they lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Encryption sector size.
+    pub sector_size: SectorSize,
+    /// Where the data begins on the data device.
+    pub data_offset_bytes: u64,
+    /// Length of the data, a multiple of the sector size.
+    pub size_bytes: u64,
+    /// Added to the sector number for the tweak, in units of 512 bytes as dm-crypt's `iv_offset`. Zero for LUKS.
+    ///
+    /// The tweak of the sector at byte B of the plaintext is `B / 512 + iv_offset_sectors`, whatever the sector size
+    /// (LUKS2 does not set dm-crypt's `iv_large_sectors`).
+    pub iv_offset_sectors: u64,
+}
+
+/// A volume whose header has passed the allow-list.
+#[derive(Clone, Debug)]
+pub struct Volume {
+    /// The device (or file) with the data.
+    pub device: Device,
+    /// Where the header is, and the bytes that were checked.
+    pub header: Header,
+    /// How and where the sectors are.
+    pub geometry: Geometry,
+    /// Size of the volume key, where the header tells: a strict LUKS2 header does not.
+    pub key_size: Option<KeySize>,
+}
+
+/// What stands before the data, or says what does.
+#[derive(Clone, Debug)]
+pub enum Header {
+    /// LUKS, version 1 or 2.
+    Luks(LuksHeader),
+    /// None: plain dm-crypt, and how its key is made of a passphrase.
+    Plain(PlainHash),
+}
+
+/// A checked LUKS header.
+#[derive(Clone, Debug)]
+pub struct LuksHeader {
+    /// 1 or 2.
+    pub format: Format,
+    /// The volume's UUID.
+    pub uuid: Uuid,
+    /// The digest of the volume key, as the header spells it.
+    pub digest: String,
+    /// Where the key is, from the LUKS2 token.
+    pub reference: Option<KeyReference>,
+    /// A person's passphrase or recovery key may open a keyslot: not all of them are a program's.
+    pub asks_people: bool,
+    /// The path of a detached header.
+    pub detached: Option<PathBuf>,
+    /// The bytes that were checked, and no others, are what is activated.
+    pub image: HeaderImage,
+}
+
+/// What the user says of a volume that has no header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlainParameters {
+    /// Size of the volume key.
+    pub key_size: KeySize,
+    /// Encryption sector size.
+    pub sector_size: SectorSize,
+    /// Where the data begins, in units of 512 bytes (`cryptsetup --offset`).
+    pub offset_sectors: u64,
+    /// Added to the sector number for the tweak, in units of 512 bytes (`cryptsetup --skip`).
+    pub skip_sectors: u64,
+    /// If a passphrase and not the key itself opens it (`cryptsetup --hash`).
+    pub hash: PlainHash,
+}
+
+/// Reads the header of a device, or a detached one, and checks it against the allow-list.
+///
+/// Nothing is written, not even to repair a header.
+pub fn probe(device: &Path, detached: Option<&Path>) -> Result<Volume, VolumeError> {
+    luks::UntrustedHeader::read(device, detached)?.check()
+}
+
+/// The volume on a device: as its header says, or, where there is none, as the user says.
+pub fn find(
+    device: &Path,
+    detached: Option<&Path>,
+    described: Option<&PlainParameters>,
+) -> Result<Volume, VolumeError> {
+    match described {
+        Some(parameters) => plain(device, parameters),
+        None => probe(device, detached),
+    }
+}
+
+/// Checks a header that is in memory and not (or not yet) on the device, as [`probe`] does.
+pub fn probe_image(device: &Device, detached: Option<&Path>, image: &HeaderImage) -> Result<Volume, VolumeError> {
+    luks::UntrustedHeader::parse(device.clone(), detached.map(Path::to_owned), image.clone())?.check()
+}
+
+/// A volume without a header, as the user describes it.
+pub fn plain(device: &Path, parameters: &PlainParameters) -> Result<Volume, VolumeError> {
+    let device = Device::look(device)?;
+    let refused = |refusal| VolumeError::Refused { path: device.path.clone(), refusal };
+    let offset = parameters.offset_sectors.saturating_mul(512);
+    let geometry = allow_list::geometry(parameters.sector_size, offset, None, device.size_bytes).map_err(refused)?;
+    let geometry = Geometry { iv_offset_sectors: parameters.skip_sectors, ..geometry };
+    Ok(Volume { device, header: Header::Plain(parameters.hash), geometry, key_size: Some(parameters.key_size) })
+}
+
+impl Volume {
+    /// Format of the header.
+    pub fn format(&self) -> Format {
+        match &self.header {
+            Header::Luks(header) => header.format,
+            Header::Plain(_) => Format::Plain,
+        }
+    }
+
+    /// The LUKS header, if there is one.
+    pub fn luks(&self) -> Option<&LuksHeader> {
+        match &self.header {
+            Header::Luks(header) => Some(header),
+            Header::Plain(_) => None,
+        }
+    }
+
+    /// The volume's UUID, if it has a header.
+    pub fn uuid(&self) -> Option<Uuid> {
+        self.luks().map(|header| header.uuid)
+    }
+
+    /// Checks the key against the header's digest. Without a header nothing can tell a wrong key but its size.
+    pub fn verify_key(&self, key: &VolumeKey) -> Result<(), VolumeError> {
+        let right = match &self.header {
+            Header::Luks(header) => header.verify_key(key)?,
+            Header::Plain(_) => self.key_size == Some(key.size()),
+        };
+        if right { Ok(()) } else { Err(VolumeError::WrongKey { path: self.device.path.clone() }) }
+    }
+
+    /// Whether [`Volume::write_token`] can be done: a LUKS2 header has room for one token of ours.
+    pub fn takes_token(&self) -> Result<&LuksHeader, VolumeError> {
+        let why = match self.luks() {
+            Some(luks) if luks.format == Format::Luks2 => match &luks.reference {
+                None => return Ok(luks),
+                Some(reference) => format!("it has one already, for {reference}"),
+            },
+            _ => "only LUKS2 headers have tokens".to_owned(),
+        };
+        Err(VolumeError::NoToken { path: self.device.path.clone(), why })
+    }
+
+    /// Writes into a LUKS2 header where the key is; nothing else there is changed.
+    pub fn write_token(&self, reference: &KeyReference) -> Result<(), VolumeError> {
+        self.takes_token()?.write_token(&self.device.path, reference)
+    }
+
+    /// The volume key by a passphrase: out of a keyslot, or of a plain volume made of it.
+    pub fn unlock(&self, passphrase: &SecretBytes) -> Result<VolumeKey, VolumeError> {
+        match (&self.header, self.key_size) {
+            (Header::Plain(hash), Some(size)) => plain::key_of(passphrase, *hash, size, &self.device),
+            _ => self.open_keyslot(passphrase),
+        }
+    }
+
+    /// The volume key out of a keyslot.
+    pub fn open_keyslot(&self, passphrase: &SecretBytes) -> Result<VolumeKey, VolumeError> {
+        let (Header::Luks(header), Some(size)) = (&self.header, self.key_size) else {
+            return Err(VolumeError::NoKeyslot { path: self.device.path.clone() });
+        };
+        header.open_keyslot(self, passphrase, size)
+    }
+}
+
+/// A volume cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The device cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// There is no LUKS header.
+    #[error("{} has no LUKS header{}", .path.display(), found_instead(.found.as_deref()))]
+    NoHeader {
+        /// The device or header file.
+        path: PathBuf,
+        /// What libblkid finds there.
+        found: Option<String>,
+    },
+    /// There is a LUKS header, but it is damaged or truncated.
+    #[error("the LUKS header of {} is damaged", .path.display())]
+    Damaged {
+        /// The device or header file.
+        path: PathBuf,
+        /// What libcryptsetup says.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The header says something that is not on the allow-list.
+    #[error("the header of {} is refused", .path.display())]
+    Refused {
+        /// The device or header file.
+        path: PathBuf,
+        /// What.
+        #[source]
+        refusal: Refusal,
+    },
+    /// The key does not belong to the volume.
+    #[error("the volume key does not match the digest in the header of {}", .path.display())]
+    WrongKey {
+        /// The device.
+        path: PathBuf,
+    },
+    /// A passphrase opens nothing here.
+    #[error("{} has no keyslot", .path.display())]
+    NoKeyslot {
+        /// The device.
+        path: PathBuf,
+    },
+    /// The passphrase opens no keyslot.
+    #[error("the passphrase opens no keyslot of {}", .path.display())]
+    WrongPassphrase {
+        /// The device.
+        path: PathBuf,
+    },
+    /// A header takes no token of ours.
+    #[error("no token can be written to {}: {why}", .path.display())]
+    NoToken {
+        /// The device.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// libcryptsetup failed.
+    #[error("cannot {action} {}", .path.display())]
+    Library {
+        /// "make a header for", ...
+        action: &'static str,
+        /// The device.
+        path: PathBuf,
+        /// What it says.
+        #[source]
+        source: LibraryError,
+    },
+    /// libblkid failed.
+    #[error("cannot look for signatures on {}", .path.display())]
+    Signatures {
+        /// The device.
+        path: PathBuf,
+        /// What it says.
+        #[source]
+        source: libblkid_rs::BlkidErr,
+    },
+    /// No memory for a secret.
+    #[error(transparent)]
+    Memory(#[from] SecretMemoryError),
+}
+
+fn found_instead(found: Option<&str>) -> String {
+    found.map(|found| format!(" (found: {found})")).unwrap_or_default()
+}
+
+impl fmt::Display for SectorSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

@@ -1,0 +1,5 @@
+//! What is encrypted, where it rests, and how it is mapped.
+
+pub mod backend;
+pub mod header;
+pub mod separation;
