@@ -31,12 +31,7 @@ pub struct Site {
 }
 
 impl Site {
-    /// A store that keys are sealed to an owner in, whose private key is here.
-    pub fn new() -> Self {
-        Self::with("")
-    }
-
-    /// The same, with more lines of configuration after the store's own.
+    /// A store whose keys are sealed to an owner; the private key is here. `more` follows the store in the configuration.
     pub fn with(more: &str) -> Self {
         static SITES: AtomicU32 = AtomicU32::new(0);
         // Keys and volumes have to be apart here, too: memory is no disk.

@@ -73,7 +73,7 @@ macro_rules! refuses {
 
 #[test]
 fn a_formatted_volume_is_attached_by_its_sealed_key() {
-    let site = Site::new();
+    let site = Site::with("");
     let (device, reference) = formatted(&site, "a", false);
     let mapping = attached(&site, &device).unwrap();
     assert!(!mapping.already_active);
@@ -86,7 +86,7 @@ fn a_formatted_volume_is_attached_by_its_sealed_key() {
 
 #[test]
 fn another_volumes_mapping_is_never_taken_for_this_ones() {
-    let site = Site::new();
+    let site = Site::with("");
     let (one, _) = formatted(&site, "a", false);
     let (other, _) = formatted(&site, "b", false);
     attached(&site, &one).unwrap();
@@ -96,7 +96,7 @@ fn another_volumes_mapping_is_never_taken_for_this_ones() {
 
 #[test]
 fn the_key_of_another_volume_is_refused() {
-    let site = Site::new();
+    let site = Site::with("");
     let (one, _) = formatted(&site, "a", false);
     let (_, foreign) = formatted(&site, "b", false);
     let request = attach::Request { key: Some(foreign), ..attach_request(&one) };
@@ -109,7 +109,7 @@ fn the_key_of_another_volume_is_refused() {
 
 #[test]
 fn a_key_beside_its_volume_is_refused_unless_a_person_says_so_on_record() {
-    let site = Site::new();
+    let site = Site::with("");
     let (device, _) = formatted(&site, "a", false);
     site.keys_beside_the_volumes();
     refuses!(site, attached(&site, &device), Error::Unlock(unlock::Error::NotSeparate(_)));
@@ -129,7 +129,7 @@ fn a_key_beside_its_volume_is_refused_unless_a_person_says_so_on_record() {
 
 #[test]
 fn a_store_that_fails_or_lies_maps_nothing() {
-    let site = Site::new();
+    let site = Site::with("");
     let (device, reference) = formatted(&site, "a", false);
     let (_, other) = formatted(&site, "b", false);
     site.store.set_unreachable(true);
@@ -148,7 +148,7 @@ fn a_store_that_fails_or_lies_maps_nothing() {
 
 #[test]
 fn an_older_form_of_a_key_is_refused_once_a_later_one_was_seen() {
-    let site = Site::new();
+    let site = Site::with("");
     let (device, reference) = formatted(&site, "a", false);
     let before = site.store.stored(reference.key).unwrap();
     site.container().make_first_key().unwrap();
@@ -165,7 +165,7 @@ fn an_older_form_of_a_key_is_refused_once_a_later_one_was_seen() {
 
 #[test]
 fn format_writes_no_header_whose_key_cannot_be_had_back() {
-    let site = Site::new();
+    let site = Site::with("");
     let device = site.blank("a");
     let failure = || StoreError::Denied { action: "write to", at: "memory".to_owned() };
     site.store.fail_next(failure());
@@ -188,7 +188,7 @@ fn format_writes_no_header_whose_key_cannot_be_had_back() {
 
 #[test]
 fn format_takes_no_device_that_holds_something() {
-    let site = Site::new();
+    let site = Site::with("");
     let (device, _) = formatted(&site, "a", false);
     let again = || format::format(&site.config, &format_request(&device, false));
     refuses!(site, again(), Error::NotBlank { .. });
@@ -201,11 +201,11 @@ fn format_takes_no_device_that_holds_something() {
 
 #[test]
 fn import_keeps_the_key_that_a_passphrase_opens() {
-    let site = Site::new();
+    let site = Site::with("");
     let (device, reference) = formatted(&site, "a", true);
     let given = |site: &Site| passphrase::Request { device: &device, header: None, key: None }.released(site);
     let secret = given(&site);
-    let other = Site::new();
+    let other = Site::with("");
     let request = |secret: &[u8]| import::Request {
         device: &device,
         store: None,
@@ -236,7 +236,7 @@ impl passphrase::Request<'_> {
 
 #[test]
 fn a_passphrase_is_released_for_its_volume_only_and_if_there_is_one() {
-    let site = Site::new();
+    let site = Site::with("");
     let (compatible, reference) = formatted(&site, "a", true);
     let (strict, _) = formatted(&site, "b", false);
     let ask = |device: &Path, key| passphrase::release(&site.config, passphrase::Request { device, header: None, key });
@@ -251,7 +251,7 @@ fn a_passphrase_is_released_for_its_volume_only_and_if_there_is_one() {
 
 #[test]
 fn resize_proves_and_fetches_again() {
-    let site = Site::new();
+    let site = Site::with("");
     let (device, _) = formatted(&site, "a", false);
     attached(&site, &device).unwrap();
     OpenOptions::new().write(true).open(&device).unwrap().set_len(40 << 20).unwrap();
@@ -273,7 +273,7 @@ fn resize_proves_and_fetches_again() {
 
 #[test]
 fn test_opens_the_key_and_maps_nothing() {
-    let site = Site::new();
+    let site = Site::with("");
     let (device, reference) = formatted(&site, "a", true);
     let request = test::Request {
         device: &device,
@@ -317,7 +317,7 @@ fn hook_request(site: &Site, device: &str, key: &KeyReference) -> hook::Request 
 
 #[test]
 fn a_hook_formats_a_blank_device_once_and_with_an_unused_key_only() {
-    let site = Site::new();
+    let site = Site::with("");
     let (key, device) = (symmetric(&site), site.blank("a"));
     let hook = |device: &str, key: &KeyReference| {
         hook::attach(&site.config, &site.backend, &hook_request(&site, device, key), None)
@@ -350,7 +350,7 @@ fn a_hook_formats_a_blank_device_once_and_with_an_unused_key_only() {
 
 #[test]
 fn a_hook_takes_no_weak_key_and_no_other_cipher() {
-    let site = Site::new();
+    let site = Site::with("");
     site.blank("a");
     let facts = ObjectFacts {
         kind: ObjectKind::Symmetric,
