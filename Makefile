@@ -1,5 +1,5 @@
 # The same targets in CI and on a laptop. Each installs what it misses.
-.PHONY: deb demo test test-unit test-host test-openstack test-vm bench bench-ublk bench-attach bench-boot bench-stores bench-tpm torture
+.PHONY: deb demo fuzz test test-unit test-fuzz test-host test-openstack test-vm bench bench-ublk bench-attach bench-boot bench-stores bench-tpm torture
 
 deb:
 	scripts/deb
@@ -7,10 +7,14 @@ deb:
 demo:
 	scripts/demo
 
+# Five minutes for each target.
+fuzz:
+	scripts/fuzz
+
 test:
 	scripts/test
 
-test-unit test-host test-openstack test-vm:
+test-unit test-fuzz test-host test-openstack test-vm:
 	scripts/test $(@:test-%=%)
 
 bench:

@@ -39,7 +39,7 @@ impl FromStr for HostAddress {
         }
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
         // 253: the longest name (RFC 1035 section 2.3.4).
-        if name.is_empty() || name.len() > 253 || !name.bytes().all(fits) {
+        if name.split('.').any(str::is_empty) || name.len() > 253 || !name.bytes().all(fits) {
             return Err(ParseAddressError(text.chars().take(80).collect()));
         }
         Ok(Self::Name(name.to_ascii_lowercase()))
@@ -119,5 +119,9 @@ mod tests {
             assert!(text.parse::<Endpoint>().is_err(), "{text}");
         }
         assert!("a".repeat(300).parse::<HostAddress>().is_err());
+        // Each dot at the end would make another name of the same host.
+        for text in [".", "..", "a..", ".a", "a..b", "10.0.0.5.."] {
+            assert!(text.parse::<HostAddress>().is_err(), "{text}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::output;
 use crate::{
     base::{
-        chain::{causes, chain},
+        chain::{causes, chain, message},
         clock::now,
         mapping_name::MappingName,
     },
@@ -487,10 +487,10 @@ pub struct Told {
 
 impl Told {
     fn of(error: &Error) -> Self {
-        let causes = causes(error).skip(1).map(|cause| cause.to_string().trim_end().to_owned()).collect();
+        let causes = causes(error).skip(1).map(|cause| message(cause).trim_end().to_owned()).collect();
         Self {
-            causes: distinct(error.to_string(), causes),
-            error: error.to_string(),
+            causes: distinct(message(error), causes),
+            error: message(error),
             exit_code: exit_code(error),
             next: next_step(error),
         }

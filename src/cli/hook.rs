@@ -180,12 +180,11 @@ impl Hook {
         let caller = caller.transpose()?;
         match self {
             Self::Attach => {
-                let mapping = hook::attach(&config, &ThisHost, &parse::<Attach>(&input)?.into_request(store)?, caller)?;
+                let mapping = hook::attach(&config, &ThisHost, &attach_request(&input, store)?, caller)?;
                 answer(&json!({"device": mapping.device}))
             }
             Self::Extend => {
-                let size_bytes =
-                    hook::extend(&config, &ThisHost, &parse::<Attach>(&input)?.into_request(store)?, caller)?;
+                let size_bytes = hook::extend(&config, &ThisHost, &attach_request(&input, store)?, caller)?;
                 answer(&json!({"size_bytes": size_bytes}))
             }
             Self::Key(key) => key.run(&config, &Container::open(&config, &store, caller, Use::Keys)?, &input, store),
@@ -207,12 +206,7 @@ impl Key {
                 answer(&json!({"private_key_id": private.key, "public_key_id": public.key}))
             }
             Self::Store => {
-                let Secret { facts, value } = parse::<Store<'_>>(input)?.secret;
-                let mut bytes = SecretBytes::zeroed(value.len())?;
-                let decoded = Base64::decode(value, bytes.expose_mut()).map(<[u8]>::len);
-                let length = decoded.map_err(|_| Error::Usage("the request's value is not base64".to_owned()))?;
-                bytes.truncate(length);
-                let key = hook::store_key(config, container, ManagedObject { facts, value: bytes })?;
+                let key = hook::store_key(config, container, stored_object(input)?)?;
                 answer(&json!({"key_id": key.key}))
             }
             Self::Get => {
@@ -234,6 +228,21 @@ impl Key {
             }
         }
     }
+}
+
+/// The volume that a request to attach is about, with its key in that store.
+pub fn attach_request(input: &SecretBytes, store: StoreName) -> Result<Request, Error> {
+    parse::<Attach>(input)?.into_request(store)
+}
+
+/// The object that a request to store one brings.
+pub fn stored_object(input: &SecretBytes) -> Result<ManagedObject, Error> {
+    let Secret { facts, value } = parse::<Store<'_>>(input)?.secret;
+    let mut bytes = SecretBytes::zeroed(value.len())?;
+    let decoded = Base64::decode(value, bytes.expose_mut()).map(<[u8]>::len);
+    let length = decoded.map_err(|_| Error::Usage("the request's value is not base64".to_owned()))?;
+    bytes.truncate(length);
+    Ok(ManagedObject { facts, value: bytes })
 }
 
 impl Create {

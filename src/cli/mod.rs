@@ -31,6 +31,7 @@ use std::{
 };
 
 pub(crate) use failure::{exit_code, next_step, note};
+pub use hook::{attach_request, stored_object};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use nix::sys::resource::{Resource, setrlimit};

@@ -272,7 +272,12 @@ impl Config {
             io::ErrorKind::NotFound => ConfigError::Missing(path.to_owned()),
             _ => ConfigError::Io { action: "read", path: path.to_owned(), source },
         })?;
-        let mut config: Self = toml::from_str(&text)
+        Self::parse(&text, path)
+    }
+
+    /// Reads a configuration's text as [`Config::outline`] reads the file at `path`.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let mut config: Self = toml::from_str(text)
             .map_err(|source| ConfigError::Malformed { path: path.to_owned(), source: Box::new(source) })?;
         config.path = path.to_owned();
         let folder = path.parent().unwrap_or(Path::new("."));

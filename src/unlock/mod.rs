@@ -6,5 +6,7 @@ pub mod container;
 pub mod enrol;
 mod error;
 pub mod lockbox;
+#[cfg(test)]
+pub mod testing;
 
 pub use error::Error;

@@ -13,3 +13,5 @@ pub mod import;
 pub mod passphrase;
 pub mod resize;
 pub mod test;
+#[cfg(test)]
+mod tests;

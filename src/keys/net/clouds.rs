@@ -163,13 +163,25 @@ impl Cloud {
         let path = find_file(config)?;
         let name = config.cloud.clone().or_else(|| env::var("OS_CLOUD").ok()).ok_or(CloudsError::Unnamed)?;
         let text = Zeroizing::new(read(&path)?);
-        let file: File = serde_saphyr::from_str(&text)
+        let secret = config.secret.as_deref().map(read_secret).transpose()?;
+        Self::parse(&text, &path, name, secret, caller)
+    }
+
+    /// The cloud `name` in the text of the clouds.yaml at `path`; `secret` is used in place of the one there.
+    pub fn parse(
+        text: &str,
+        path: &Path,
+        name: String,
+        secret: Option<SecretBytes>,
+        caller: Option<SecretBytes>,
+    ) -> Result<Self, CloudsError> {
+        let path = path.to_owned();
+        let file: File = serde_saphyr::from_str(text)
             .map_err(|error| CloudsError::Malformed { path: path.clone(), why: place(&error) })?;
         let known = file.clouds.keys().cloned().collect::<Vec<_>>().join(", ");
         let mut clouds = file.clouds;
         let entry = clouds.remove(&name);
         let entry = entry.ok_or_else(|| CloudsError::Unknown { path: path.clone(), name: name.clone(), known })?;
-        let secret = config.secret.as_deref().map(read_secret).transpose()?;
         entry.into_cloud(secret, caller, path.parent()).map_err(|what| CloudsError::Unusable { path, name, what })
     }
 }

@@ -4,6 +4,6 @@ pub(crate) mod clouds;
 pub(crate) mod http;
 pub(crate) mod keystone;
 
-pub use clouds::CloudsError;
-pub use http::{HttpError, TRYING_AGAIN};
+pub use clouds::{Cloud, CloudsError, Credentials, Named};
+pub use http::{HttpError, TRYING_AGAIN, reason_in};
 pub use keystone::{AuthError, SendError};

@@ -163,7 +163,7 @@ impl Payload {
 
 impl Content {
     /// The content as JSON.
-    pub(super) fn to_json(&self) -> Result<SecretBytes, SealError> {
+    pub fn to_json(&self) -> Result<SecretBytes, SealError> {
         match self {
             Self::VolumeKey(payload) => payload.to_json(),
             Self::Object(object) => {
@@ -174,7 +174,7 @@ impl Content {
     }
 
     /// Reads the JSON.
-    pub(super) fn from_json(json: &SecretBytes) -> Result<Self, SealError> {
+    pub fn from_json(json: &SecretBytes) -> Result<Self, SealError> {
         if read_json::<Which>(json)?.object.is_none() {
             return Payload::from_json(json).map(Self::VolumeKey);
         }

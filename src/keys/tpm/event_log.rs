@@ -130,7 +130,7 @@ impl<'a> Bytes<'a> {
 }
 
 /// The events of a log in the crypto-agile format; `None` if it is in another one, or damaged.
-fn parse(log: &[u8]) -> Option<Vec<Event>> {
+pub fn parse(log: &[u8]) -> Option<Vec<Event>> {
     let mut bytes = Bytes(log);
     // The first event, in the old format, says which digests the others have.
     let _head = bytes.take(4 + 4 + 20)?;

@@ -42,7 +42,7 @@ pub use counter::{Counter, CounterValue};
 pub use endorsement::{EndorsementKind, attestation_attributes, attestation_templates, with_unique_of};
 pub use error::{Code, TpmError};
 pub use esys::{Esys, Handle, silence};
-pub use event_log::{Event, EventLog};
+pub use event_log::{Event, EventLog, parse as parse_event_log};
 pub use identity::{Identity, NewIdentity};
 pub use key_file::IdentityFile;
 pub use mismatch::{Explanation, Finding};

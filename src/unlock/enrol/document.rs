@@ -36,7 +36,12 @@ pub trait Document: Serialize + DeserializeOwned {
         let mut json = Vec::new();
         // One byte more than fits shows that there is more.
         File::open(path).map_err(failed)?.take(MOST_BYTES + 1).read_to_end(&mut json).map_err(failed)?;
-        parse(&json).map_err(|why| EnrolError::Document { path: path.to_owned(), expected: Self::TYPE, why })
+        Self::parse(&json).map_err(|why| EnrolError::Document { path: path.to_owned(), expected: Self::TYPE, why })
+    }
+
+    /// Reads a document's JSON; says what is wrong with it.
+    fn parse(json: &[u8]) -> Result<Self, String> {
+        parse(json)
     }
 
     /// Writes it into a new file.

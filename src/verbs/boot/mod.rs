@@ -5,7 +5,7 @@
 //! its own, and whoever has the key first attaches the volume. What still runs at the end is left to end with the process.
 
 mod console;
-mod crypttab_entries;
+pub mod crypttab_entries;
 pub mod doctor;
 mod error;
 pub mod image;

@@ -153,12 +153,6 @@ fn attached_already(backends: &dyn Backends, request: &Request) -> Result<Option
     if !same(&status.device, &request.device) {
         return Ok(None);
     }
-    // A volume that names another key is another volume, whatever its mapping is called.
-    let named = header::probe(&status.source, None).ok().and_then(|volume| volume.luks()?.reference.clone());
-    if named.is_some_and(|named| named != request.key) {
-        let by = format!("{}, which has another key, is attached under it", status.source.display());
-        return Err(BackendError::Foreign { name: status.name, by }.into());
-    }
     Ok(Some(Mapping {
         name: status.name,
         device: status.device,

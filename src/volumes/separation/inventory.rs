@@ -162,12 +162,16 @@ impl Inventory {
 
     /// Reads an inventory.
     pub fn read(path: &Path) -> Result<Self, InventoryError> {
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, path),
+            Err(source) => Err(InventoryError::Io { path: path.to_owned(), source }),
+        }
+    }
+
+    /// Reads an inventory's text; `path` is for the error.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, InventoryError> {
         let path = path.to_owned();
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(source) => return Err(InventoryError::Io { path, source }),
-        };
-        let inventory: Self = match toml::from_str(&text) {
+        let inventory: Self = match toml::from_str(text) {
             Ok(inventory) => inventory,
             Err(source) => return Err(InventoryError::Malformed { path, source: Box::new(source) }),
         };

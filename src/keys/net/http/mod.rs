@@ -406,8 +406,13 @@ fn jittered(pause: Duration) -> Duration {
 
 /// What a server says of its refusal: OpenStack's JSON, or a short text.
 pub fn reason(answer: &Answer) -> Option<String> {
+    reason_in(answer.body.expose())
+}
+
+/// What the body of a refusal says, in at most 300 printable characters.
+pub fn reason_in(body: &[u8]) -> Option<String> {
     const LONGEST: usize = 300;
-    let body = std::str::from_utf8(answer.body.expose()).ok()?;
+    let body = std::str::from_utf8(body).ok()?;
     let json: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
     let said = ["/error/message", "/description", "/message"].iter().find_map(|at| json.pointer(at)?.as_str());
     // A proxy's HTML page says nothing that its status does not.

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 
-use super::{super::image::Image, protocol::*};
+use super::protocol::*;
 
 /// Names of exports have at most 4096 bytes; options are not much longer.
 const MAX_OPTION_BYTES: u32 = 64 * 1024;
@@ -22,14 +22,14 @@ pub struct Agreed {
 }
 
 impl Offer {
-    /// Of an image, as it is now.
-    pub fn new(image: &Image, read_only: bool) -> Self {
+    /// Of an image of that size, which is best written in units of so many bytes.
+    pub fn new(size: u64, unit_bytes: u32, read_only: bool) -> Self {
         let always = SEND_HAS_FLAGS | SEND_FLUSH | SEND_FUA | SEND_DF | CAN_MULTI_CONN;
         let flags = match read_only {
             true => always | SEND_READ_ONLY,
             false => always | SEND_TRIM | SEND_WRITE_ZEROES | SEND_FAST_ZERO,
         };
-        Self { size: image.size(), preferred_block_bytes: image.unit_bytes().max(4096), flags }
+        Self { size, preferred_block_bytes: unit_bytes.max(4096), flags }
     }
 }
 

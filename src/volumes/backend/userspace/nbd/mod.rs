@@ -29,9 +29,9 @@ use super::{
     image::Image,
 };
 
-mod handshake;
-mod protocol;
-mod transmission;
+pub mod handshake;
+pub mod protocol;
+pub mod transmission;
 
 /// More than any client opens; each costs the worker locked memory.
 const MAX_CONNECTIONS: usize = 64;
@@ -174,7 +174,7 @@ impl Server {
         setsockopt(stream, sockopt::SndBuf, &SOCKET_BUFFER_BYTES)?;
         stream.set_read_timeout(Some(HANDSHAKE_PATIENCE))?;
         let mut input = BufReader::with_capacity(INPUT_BYTES, stream);
-        let offer = handshake::Offer::new(&self.image, self.read_only);
+        let offer = handshake::Offer::new(self.image.size(), self.image.unit_bytes(), self.read_only);
         let Some(agreed) = handshake::negotiate(&mut input, stream, &offer)? else { return Ok(()) };
         stream.set_read_timeout(None)?;
         transmission::Session::new(input, Arc::clone(&self.image), self.read_only, agreed)?.run()

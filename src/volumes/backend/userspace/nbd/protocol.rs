@@ -1,4 +1,5 @@
 //! The protocol's numbers, by the names of doc/proto.md. All are big-endian on the wire.
+#![allow(missing_docs)] // doc/proto.md has them
 
 /// `NBDMAGIC`, the server's first word.
 pub const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;

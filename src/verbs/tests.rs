@@ -1,0 +1,377 @@
+//! The verbs, with a store and a backend in memory: what they do, and each refusal.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{Seek, SeekFrom, Write},
+    path::Path,
+};
+
+use super::{attach, detach, error::Error, format, hook, import, passphrase, resize, test};
+use crate::{
+    base::key::{KeyId, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
+    config::Config,
+    keys::{seal::SealError, store::StoreError},
+    unlock::{self, case::Strictness, container::TrustError, testing::Site},
+    volumes::{
+        Authority,
+        backend::{BackendError, Mapping},
+        header::{self, VolumeError},
+    },
+};
+
+fn formatted(site: &Site, name: &str, keyslot: bool) -> (std::path::PathBuf, KeyReference) {
+    let device = site.blank(name);
+    let reference = format::format(&site.config, &format_request(&device, keyslot)).unwrap().reference;
+    (device, reference)
+}
+
+fn format_request(device: &Path, keyslot: bool) -> format::Request<'_> {
+    format::Request {
+        device,
+        store: None,
+        keyslot,
+        header: None,
+        key_size: KeySize::Bits512,
+        sector_size: None,
+        force: false,
+        separation: Strictness::default(),
+    }
+}
+
+fn attach_request(device: &Path) -> attach::Request<'_> {
+    attach::Request {
+        device,
+        name: Some("data".parse().unwrap()),
+        key: None,
+        header: None,
+        plain: None,
+        backend: None,
+        options: attach::Options::default(),
+        separation: Strictness::default(),
+        caller: None,
+        target: None,
+        volume_id: None,
+    }
+}
+
+fn attached(site: &Site, device: &Path) -> Result<Mapping, Error> {
+    attach::attach(&site.config, &site.backend, attach_request(device))
+}
+
+fn header_is_blank(device: &Path) -> bool {
+    fs::read(device).unwrap()[..4096].iter().all(|byte| *byte == 0)
+}
+
+/// Nothing was mapped, and the error is the expected one.
+macro_rules! refuses {
+    ($site:expr, $attempt:expr, $pattern:pat) => {{
+        let refused = $attempt.err().expect("it is refused");
+        assert!(matches!(&refused, $pattern), "{refused:?}");
+        assert!($site.backend.names().is_empty(), "nothing is mapped");
+    }};
+}
+
+#[test]
+fn a_formatted_volume_is_attached_by_its_sealed_key() {
+    let site = Site::with("");
+    let (device, reference) = formatted(&site, "a", false);
+    let mapping = attached(&site, &device).unwrap();
+    assert!(!mapping.already_active);
+    assert_eq!(site.backend.by("data"), Some(Authority::SealedKey(reference)));
+    assert!(attached(&site, &device).unwrap().already_active, "a second time it is there");
+    assert!(site.audit().contains("\"action\":\"attach\""), "{}", site.audit());
+    detach::detach(&site.backend, &"data".parse().unwrap(), crate::volumes::backend::Deferred::No).unwrap();
+    assert!(site.backend.names().is_empty());
+}
+
+#[test]
+fn another_volumes_mapping_is_never_taken_for_this_ones() {
+    let site = Site::with("");
+    let (one, _) = formatted(&site, "a", false);
+    let (other, _) = formatted(&site, "b", false);
+    attached(&site, &one).unwrap();
+    let refused = attached(&site, &other).err();
+    assert!(matches!(refused, Some(Error::Backend(BackendError::Foreign { .. }))), "{refused:?}");
+}
+
+#[test]
+fn the_key_of_another_volume_is_refused() {
+    let site = Site::with("");
+    let (one, _) = formatted(&site, "a", false);
+    let (_, foreign) = formatted(&site, "b", false);
+    let request = attach::Request { key: Some(foreign), ..attach_request(&one) };
+    refuses!(
+        site,
+        attach::attach(&site.config, &site.backend, request),
+        Error::Unlock(unlock::Error::KeyRefused { source: SealError::Other { what: "volume", .. }, .. })
+    );
+}
+
+#[test]
+fn a_key_beside_its_volume_is_refused_unless_a_person_says_so_on_record() {
+    let site = Site::with("");
+    let (device, _) = formatted(&site, "a", false);
+    site.keys_beside_the_volumes();
+    refuses!(site, attached(&site, &device), Error::Unlock(unlock::Error::NotSeparate(_)));
+    assert!(site.audit().contains("\"action\":\"refused\""));
+    let overridden = Strictness { allow_shared: true, ..Strictness::default() };
+    let request = || attach::Request { separation: overridden, ..attach_request(&device) };
+
+    // An override that cannot be recorded is not granted.
+    let mut silent = Config::read(&site.beside_the_keys("c.toml")).unwrap();
+    silent.audit.file = site.beside_the_keys("c.toml/audit");
+    refuses!(site, attach::attach(&silent, &site.backend, request()), Error::Unlock(unlock::Error::Audit(_)));
+
+    attach::attach(&site.config, &site.backend, request()).unwrap();
+    assert!(site.audit().contains("--allow-shared"));
+    assert_eq!(site.backend.names(), ["data"]);
+}
+
+#[test]
+fn a_store_that_fails_or_lies_maps_nothing() {
+    let site = Site::with("");
+    let (device, reference) = formatted(&site, "a", false);
+    let (_, other) = formatted(&site, "b", false);
+    site.store.set_unreachable(true);
+    refuses!(site, attached(&site, &device), Error::Unlock(unlock::Error::Store(StoreError::Io { .. })));
+    site.store.set_unreachable(false);
+
+    site.store.lie(reference.key, site.store.stored(other.key).unwrap());
+    refuses!(
+        site,
+        attached(&site, &device),
+        Error::Unlock(unlock::Error::KeyRefused { source: SealError::Other { what: "key", .. }, .. })
+    );
+    site.store.be_honest(reference.key);
+    attached(&site, &device).expect("a lie ends with the lie");
+}
+
+#[test]
+fn an_older_form_of_a_key_is_refused_once_a_later_one_was_seen() {
+    let site = Site::with("");
+    let (device, reference) = formatted(&site, "a", false);
+    let before = site.store.stored(reference.key).unwrap();
+    site.container().make_first_key().unwrap();
+    site.container().rotate(std::time::Duration::ZERO, &|_, _| ()).unwrap();
+    attached(&site, &device).unwrap();
+    detach::detach(&site.backend, &"data".parse().unwrap(), crate::volumes::backend::Deferred::No).unwrap();
+    site.store.put(reference.key, before);
+    refuses!(
+        site,
+        attached(&site, &device),
+        Error::Unlock(unlock::Error::Trust(TrustError::OldGeneration { is: 1, seen: 2.., .. }))
+    );
+}
+
+#[test]
+fn format_writes_no_header_whose_key_cannot_be_had_back() {
+    let site = Site::with("");
+    let device = site.blank("a");
+    let failure = || StoreError::Denied { action: "write to", at: "memory".to_owned() };
+    site.store.fail_next(failure());
+    refuses!(site, format::format(&site.config, &format_request(&device, false)), Error::Unlock(_));
+    assert!(header_is_blank(&device) && site.keys().is_empty());
+
+    // Stored, but not read back: the key is removed again.
+    let (_, other) = formatted(&site, "b", false);
+    let lie = site.store.stored(other.key).unwrap();
+    site.store.lie_about_all(lie);
+    refuses!(
+        site,
+        format::format(&site.config, &format_request(&device, false)),
+        Error::Unlock(unlock::Error::KeyRefused { .. })
+    );
+    assert!(header_is_blank(&device));
+    site.store.be_honest_about_all();
+    assert_eq!(site.keys(), [other], "the key that nothing depends on is gone");
+}
+
+#[test]
+fn format_takes_no_device_that_holds_something() {
+    let site = Site::with("");
+    let (device, _) = formatted(&site, "a", false);
+    let again = || format::format(&site.config, &format_request(&device, false));
+    refuses!(site, again(), Error::NotBlank { .. });
+    site.keys_beside_the_volumes();
+    let device = site.blank("b");
+    let shared = format::format(&site.config, &format_request(&device, false));
+    refuses!(site, shared, Error::Unlock(unlock::Error::NotSeparate(_)));
+    assert!(header_is_blank(&device) && site.keys().len() == 1);
+}
+
+#[test]
+fn import_keeps_the_key_that_a_passphrase_opens() {
+    let site = Site::with("");
+    let (device, reference) = formatted(&site, "a", true);
+    let given = |site: &Site| passphrase::Request { device: &device, header: None, key: None }.released(site);
+    let secret = given(&site);
+    let other = Site::with("");
+    let request = |secret: &[u8]| import::Request {
+        device: &device,
+        store: None,
+        header: None,
+        plain: None,
+        secret: SecretBytes::copy_of(secret).unwrap(),
+        token: false,
+        separation: Strictness::default(),
+    };
+    refuses!(
+        other,
+        import::import(&other.config, request(b"wrong")),
+        Error::Unlock(unlock::Error::Volume(VolumeError::WrongPassphrase { .. }))
+    );
+    assert!(other.keys().is_empty());
+    let imported = import::import(&other.config, request(secret.expose())).unwrap();
+    assert_ne!(imported, reference);
+    let by_import = attach::Request { key: Some(imported), ..attach_request(&device) };
+    attach::attach(&other.config, &other.backend, by_import).unwrap();
+    assert_eq!(other.backend.names(), ["data"]);
+}
+
+impl passphrase::Request<'_> {
+    fn released(self, site: &Site) -> SecretBytes {
+        passphrase::release(&site.config, self).unwrap()
+    }
+}
+
+#[test]
+fn a_passphrase_is_released_for_its_volume_only_and_if_there_is_one() {
+    let site = Site::with("");
+    let (compatible, reference) = formatted(&site, "a", true);
+    let (strict, _) = formatted(&site, "b", false);
+    let ask = |device: &Path, key| passphrase::release(&site.config, passphrase::Request { device, header: None, key });
+    let passphrase = ask(&compatible, None).unwrap();
+    assert_eq!(passphrase.len(), 64);
+    header::probe(&compatible, None).unwrap().open_keyslot(&passphrase).unwrap();
+    refuses!(site, ask(&strict, None), Error::Unlock(unlock::Error::NoPassphrase(_)));
+    refuses!(site, ask(&strict, Some(reference)), Error::Unlock(unlock::Error::KeyRefused { .. }));
+    site.keys_beside_the_volumes();
+    refuses!(site, ask(&compatible, None), Error::Unlock(unlock::Error::NotSeparate(_)));
+}
+
+#[test]
+fn resize_proves_and_fetches_again() {
+    let site = Site::with("");
+    let (device, _) = formatted(&site, "a", false);
+    attached(&site, &device).unwrap();
+    OpenOptions::new().write(true).open(&device).unwrap().set_len(40 << 20).unwrap();
+    let name = "data".parse().unwrap();
+    let request = || resize::Request {
+        name: &name,
+        key: None,
+        header: None,
+        plain: None,
+        separation: Strictness::default(),
+        caller: None,
+        target: None,
+    };
+    assert_eq!(resize::resize(&site.config, &site.backend, request()).unwrap(), 24 << 20);
+    site.keys_beside_the_volumes();
+    let refused = resize::resize(&site.config, &site.backend, request()).err();
+    assert!(matches!(refused, Some(Error::Unlock(unlock::Error::NotSeparate(_)))), "{refused:?}");
+}
+
+#[test]
+fn test_opens_the_key_and_maps_nothing() {
+    let site = Site::with("");
+    let (device, reference) = formatted(&site, "a", true);
+    let request = test::Request {
+        device: &device,
+        key: None,
+        header: None,
+        plain: None,
+        separation: Strictness::default(),
+        as_boot: false,
+    };
+    let passed = test::try_out(&site.config, request).unwrap();
+    assert_eq!(passed.key, reference);
+    assert!(passed.steps.iter().any(|step| step.found.contains("its passphrase opens the keyslot")));
+    assert!(site.backend.names().is_empty());
+}
+
+fn symmetric(site: &Site) -> KeyReference {
+    let facts = ObjectFacts {
+        kind: ObjectKind::Symmetric,
+        algorithm: Some("AES".to_owned()),
+        bit_length: Some(256),
+        name: None,
+        created: None,
+        fresh: false,
+    };
+    hook::create_key(&site.config, &site.container(), facts).unwrap()
+}
+
+fn hook_request(site: &Site, device: &str, key: &KeyReference) -> hook::Request {
+    hook::Request {
+        device: site.path(device),
+        link: None,
+        name: "data".parse().unwrap(),
+        key: key.clone(),
+        plain: false,
+        cipher: None,
+        key_size: None,
+        target: None,
+        volume_id: None,
+    }
+}
+
+#[test]
+fn a_hook_formats_a_blank_device_once_and_with_an_unused_key_only() {
+    let site = Site::with("");
+    let (key, device) = (symmetric(&site), site.blank("a"));
+    let hook = |device: &str, key: &KeyReference| {
+        hook::attach(&site.config, &site.backend, &hook_request(&site, device, key), None)
+    };
+    hook("a", &key).unwrap();
+    assert_eq!(site.backend.names(), ["data"]);
+    let name = "data".parse().unwrap();
+    assert!(hook::detach(&site.backend, &name).unwrap());
+    assert!(!hook::detach(&site.backend, &name).unwrap(), "os-brick asks more than once");
+    let uuid = header::probe(&device, None).unwrap().uuid();
+    hook("a", &key).unwrap();
+    assert_eq!(header::probe(&device, None).unwrap().uuid(), uuid, "it was not formatted again");
+    hook::detach(&site.backend, &name).unwrap();
+
+    // The volume is not where it should be: a blank device with a used key.
+    site.blank("b");
+    refuses!(site, hook("b", &key), Error::Unlock(unlock::Error::KeyUsed { .. }));
+    assert!(header_is_blank(&site.path("b")));
+
+    // Given out, a key may have been used by others.
+    let given = symmetric(&site);
+    hook::get_key(&site.config, &site.container(), &given, true).unwrap();
+    refuses!(site, hook("b", &given), Error::Unlock(unlock::Error::KeyUsed { .. }));
+    // What stands there is not known, but it is something.
+    let mut file = OpenOptions::new().write(true).open(site.path("b")).unwrap();
+    file.seek(SeekFrom::Start(4096)).unwrap();
+    file.write_all(b"data of no known kind").unwrap();
+    refuses!(site, hook("b", &symmetric(&site)), Error::NotBlank { .. });
+}
+
+#[test]
+fn a_hook_takes_no_weak_key_and_no_other_cipher() {
+    let site = Site::with("");
+    site.blank("a");
+    let facts = ObjectFacts {
+        kind: ObjectKind::Symmetric,
+        algorithm: None,
+        bit_length: Some(128),
+        name: None,
+        created: None,
+        fresh: true,
+    };
+    let object = ManagedObject { facts, value: SecretBytes::random(16).unwrap() };
+    let weak = site.container().keep_object(object).unwrap();
+    let attempt = |request: hook::Request| hook::attach(&site.config, &site.backend, &request, None);
+    refuses!(site, attempt(hook_request(&site, "a", &weak)), Error::Unlock(unlock::Error::KeyTooWeak(_)));
+    let key = symmetric(&site);
+    let other = hook::Request { cipher: Some("aes-cbc-essiv:sha256".to_owned()), ..hook_request(&site, "a", &key) };
+    refuses!(site, attempt(other), Error::Usage(_));
+    let missing = KeyReference { key: KeyId::random(), ..key };
+    refuses!(
+        site,
+        attempt(hook_request(&site, "a", &missing)),
+        Error::Unlock(unlock::Error::Store(StoreError::NotFound { .. }))
+    );
+    assert!(header_is_blank(&site.path("a")));
+}
