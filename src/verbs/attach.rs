@@ -79,7 +79,7 @@ pub fn attach(config: &Config, backends: &dyn Backends, request: Request<'_>) ->
 fn backend_kind(request: &Request<'_>) -> Result<Option<BackendKind>, Error> {
     match (request.backend, request.options.export) {
         (Some(BackendKind::DmCrypt), Some(_)) => {
-            Err(Error::Usage("--export is for the userspace backend: dm-crypt makes a block device itself".to_owned()))
+            Err(Error::Usage("--export needs the userspace backend: dm-crypt makes a block device itself".to_owned()))
         }
         (None, Some(_)) => Ok(Some(BackendKind::Userspace)),
         (asked, _) => Ok(asked),

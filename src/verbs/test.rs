@@ -146,9 +146,9 @@ fn at_boot(config: &Config, reference: &KeyReference, by_boot: Option<(Planned, 
         Some(source) if planned.configured && !opens => {
             Err(BootError::KeptOut { key: reference.clone(), source }.into())
         }
-        Some(kept_out) => Ok(format!("in an initramfs, not without help: {kept_out}")),
+        Some(kept_out) => Ok(format!("needs help in an initramfs: {kept_out}")),
         None if planned.configured => {
-            Ok("all it needs belongs into the initramfs, or is on a disk that the boot waits for".into())
+            Ok("everything that it needs is for the initramfs, or on a disk that the boot waits for".into())
         }
         None => mounted_first(config, reference),
     }
@@ -167,14 +167,14 @@ fn mounted_first(config: &Config, reference: &KeyReference) -> Result<String, Er
         let at = mount_point(file).map_err(Error::io(format!("find what {} is mounted on", file.display())))?;
         if at != Path::new("/") {
             needed.push(format!(
-                "{} is on the file system at {}, which has to be mounted first",
+                "{} is on the file system at {}, which must be mounted first",
                 file.display(),
                 at.display()
             ));
         }
     }
     Ok(if needed.is_empty() {
-        "all it needs is on the root file system or in the network".to_owned()
+        "everything that it needs is on the root file system or in the network".to_owned()
     } else {
         needed.join("; ")
     })

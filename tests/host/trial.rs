@@ -36,7 +36,7 @@ fn a_boot_has_no_environment_and_mounts_first() {
     assert!(refused.contains("/etc/cryptattach/cryptattach.toml"), "{refused}");
     let told = site.ok(&["--config", site.keys("cryptattach.toml"), "test", &volume, "--as-boot"]);
     let keys = site.keys("").trim_end_matches('/');
-    assert!(told.contains(&format!("is on the file system at {keys}, which has to be mounted first")), "{told}");
+    assert!(told.contains(&format!("is on the file system at {keys}, which must be mounted first")), "{told}");
 }
 
 #[test]

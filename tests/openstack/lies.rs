@@ -31,7 +31,9 @@ pub const STORIES: &[Story] = &[
     }),
     ("a_drip_is_cut_off", |cloud| lie(cloud, 69, "did not answer within", |_, _| Lie::Drip)),
     ("half_an_answer_is_told", |cloud| {
-        lie(cloud, 69, "broke during the answer", |_, _| Lie::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\nhalf".to_vec()))
+        lie(cloud, 69, "broke during the answer", |_, _| {
+            Lie::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\nhalf".to_vec())
+        })
     }),
     ("another_host_is_not_followed", |cloud| lie(cloud, 69, "redirects to another server", elsewhere)),
     ("an_absurd_retry_after_is_no_wait", |cloud| {

@@ -182,7 +182,7 @@ impl Record {
     pub fn not_ours(&mut self, number: usize, why: Option<&Error>) {
         let facts = &mut self.facts.volumes[number];
         facts.result = Outcome::NotOurs;
-        let why = why.map_or_else(|| "it has no token of ours".to_owned(), line);
+        let why = why.map_or_else(|| "it has no token of cryptattach".to_owned(), line);
         let text = format!("{} is left to the system: {why}", facts.name);
         self.note(&text);
         self.write();
@@ -201,7 +201,7 @@ impl Record {
         self.prompt = None;
     }
 
-    /// The boot goes on, without those that are left; `after` that time, if it is over.
+    /// The boot continues without the volumes that are left; `after` that time, if it is over.
     pub fn end(&mut self, left: &[usize], after: Option<Duration>) {
         self.facts.seconds = Some(self.seconds());
         for facts in self.facts.volumes.iter_mut().filter(|facts| facts.result == Outcome::Pending) {
@@ -210,7 +210,7 @@ impl Record {
         if !left.is_empty() {
             let names: Vec<&str> = left.iter().map(|number| self.facts.volumes[*number].name.as_str()).collect();
             let why = after.map_or("automatically".to_owned(), |total| format!("within {} s", total.as_secs()));
-            let text = format!("not attached {why}: {}; the system's own way goes on", names.join(", "));
+            let text = format!("could not unlock {} {why}; falling back to the system's own unlock", names.join(", "));
             self.say(&text);
         }
         self.write();
