@@ -30,7 +30,7 @@ impl PcrSet {
         (0..COUNT).filter(move |pcr| self.0 & 1 << pcr != 0)
     }
 
-    /// Whether there is none.
+    /// Whether the set is empty.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }

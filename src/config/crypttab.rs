@@ -43,7 +43,7 @@ pub fn text(path: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&fs::read(path)?).into_owned())
 }
 
-/// Its lines; one that names no device is none.
+/// Its lines; a line that names no device is left out.
 pub fn parse(text: &str) -> Vec<Entry> {
     let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
     let entry = |line: &str| {

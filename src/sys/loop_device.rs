@@ -224,7 +224,7 @@ impl LoopDevice {
         self.keep_after_all(file.as_deref())
     }
 
-    /// Has it go when its last user closes it, or at once if there is none.
+    /// Removes it when its last user closes it, or at once if it has no user.
     pub fn clear_when_unused(&self, patience: Duration) -> io::Result<Cleared> {
         let node = self.open(0)?;
         // The users' writes are theirs to flush; that an error is lost here is as with any device that is closed.

@@ -26,7 +26,7 @@ pub struct Appeared {
 
 /// What stands on the device, and what is to be done about it; `links` are udev's further names of it.
 ///
-/// Nothing for what is not ours. A header that is refused is none of ours; attaching it says why.
+/// Nothing for a device without our token. A refused header counts as foreign; attaching it says why.
 pub fn appeared(config: Option<&Config>, device: &Path, links: &[PathBuf]) -> Result<Appeared, Error> {
     let volume = match header::probe(device, None) {
         Ok(volume) => Some(volume),

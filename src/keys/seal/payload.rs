@@ -201,7 +201,7 @@ pub(super) fn read_json<'a, T: Deserialize<'a>>(json: &'a SecretBytes) -> Result
         .map_err(|error| SealError::Payload(format!("line {} column {}", error.line(), error.column())))
 }
 
-/// Base64url text as bytes, in secret memory; `None` if it is none.
+/// Base64url text as bytes, in secret memory; `None` if the text is not base64url.
 pub(super) fn decode_bytes(text: &str) -> Result<Option<SecretBytes>, SealError> {
     let mut bytes = SecretBytes::zeroed(text.len())?;
     let Ok(decoded) = Base64UrlUnpadded::decode(text, bytes.expose_mut()) else { return Ok(None) };

@@ -130,7 +130,7 @@ impl Tpm {
     ///
     /// With a site's key: the PCRs that are signed, with a counter that retires signatures, and PCR 7 as it is now where a
     /// unified kernel image boots (PCR 7 is the machine's own, a signature of PCR 11 goes with the image). Without: the PCRs
-    /// worth binding, as they are now. The configuration's `pcrs` goes first. The counter is made if it is not there.
+    /// worth binding, as they are now. The configuration's `pcrs` takes precedence. The counter is made if it is not there.
     pub fn policy_here(&self, config: &TpmConfig, pin: bool) -> Result<Policy, TpmError> {
         if config.site_key.is_some() {
             self.counter_or_new(Counter::at(config.counter))?;

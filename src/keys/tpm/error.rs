@@ -66,7 +66,7 @@ impl Code {
         self.is(&[0x14A])
     }
 
-    /// A signature that is none: Signature.
+    /// A signature is not valid: Signature.
     pub fn is_signature(self) -> bool {
         self.is(&[0x09B])
     }
@@ -108,7 +108,7 @@ impl fmt::Display for Code {
 /// The TPM, or what is stored with its help, cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TpmError {
-    /// There is none.
+    /// There is no TPM.
     #[error("cannot use a TPM at '{tcti}'")]
     Missing {
         /// The TCTI, as in `device:/dev/tpmrm0`.
@@ -185,7 +185,7 @@ pub enum TpmError {
         /// Tries left.
         left: u32,
     },
-    /// The key wants a PIN and there is none.
+    /// The key needs a PIN, and none is given.
     #[error("the key needs a PIN")]
     NoPin,
     /// A file cannot be read or written.

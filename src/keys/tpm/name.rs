@@ -23,7 +23,7 @@ impl Name {
         Self(name)
     }
 
-    /// A name as the TPM gives it; `None` if it is none under SHA-256.
+    /// A name as the TPM gives it; `None` if it is not under SHA-256.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let name: [u8; Self::BYTES] = bytes.try_into().ok()?;
         (name[..2] == SHA256.to_be_bytes()).then_some(Self(name))

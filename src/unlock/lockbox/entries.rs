@@ -83,7 +83,7 @@ impl Lockbox {
     /// Adds the entry of a key that the store gave, in place of the one that is there. `places` are the store's.
     pub fn add(&self, key: &KeyReference, opened: &Opened, places: Vec<Place>) -> Result<EntryContext, LockboxError> {
         let added = now();
-        // Rounded up, for a life of less than a second is none.
+        // Rounded up, because a lifetime of less than a second would be none.
         let life = self.config.lifetime.as_secs_f64().ceil() as u64;
         let context = EntryContext { version: 1, added, expires: added + life, key: opened.context.clone(), places };
         let sealed = self.open_key()?.close_entry(&context, &opened.content)?;

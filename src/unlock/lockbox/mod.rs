@@ -138,7 +138,7 @@ pub fn removed(entries: usize) -> String {
 /// The lockbox cannot do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockboxError {
-    /// There is none.
+    /// The configuration has no lockbox.
     #[error("the configuration {} has no [lockbox]", .0.display())]
     NotConfigured(PathBuf),
     /// It is not open.

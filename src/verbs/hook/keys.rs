@@ -105,7 +105,7 @@ pub fn delete_key(config: &Config, container: &Container, key: &KeyReference) ->
     Ok(())
 }
 
-/// All objects of a kind. Keys of volumes are none.
+/// All objects of a kind; keys of volumes are not among them.
 pub fn list_keys(
     config: &Config,
     container: &Container,

@@ -237,7 +237,7 @@ impl Backend for DmCrypt {
             self.dm.list_devices().map_err(BackendError::failed("cannot list the device-mapper's devices"))?;
         let mut names = Vec::new();
         for (name, ..) in devices {
-            // A name that is none of ours to write (spaces, slashes) is another program's.
+            // A name that we would not write (spaces, slashes) is another program's.
             let Ok(name) = name.to_string().parse::<MappingName>() else { continue };
             if self.find(&name)?.is_some_and(|found| found.uuid.starts_with(DM_UUID_PREFIX)) {
                 names.push(name);

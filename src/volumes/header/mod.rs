@@ -144,7 +144,7 @@ pub fn probe(device: &Path, detached: Option<&Path>) -> Result<Volume, VolumeErr
     luks::UntrustedHeader::read(device, detached)?.check()
 }
 
-/// The volume on a device: as its header says, or, where there is none, as the user says.
+/// The volume on a device: as its header says, or without a header as the user says.
 pub fn find(
     device: &Path,
     detached: Option<&Path>,

@@ -112,7 +112,7 @@ impl KeyStore for Barbican {
             return self.sealed(id).map(|(key, _)| Stored::Sealed(key));
         }
         let value = self.payload(id, secret.payload_type())?;
-        // Barbican takes base64 that is none and keeps nothing of it.
+        // Barbican accepts malformed base64 and keeps nothing of it.
         if value.is_empty() {
             return Err(self.wrong("read from", format!("the secret {id} is empty")));
         }

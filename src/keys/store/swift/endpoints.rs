@@ -30,7 +30,7 @@ pub enum MalformedEndpoints {
     /// It has more replicas than any ring.
     #[error("the list of endpoints has {0} entries, too many for a ring")]
     TooMany(usize),
-    /// One of the URLs is none of a replica.
+    /// One of the URLs is not that of a replica.
     #[error("{url:?} in the list of endpoints is not the URL of a replica: {why}")]
     Url {
         /// The URL, or its beginning.
