@@ -139,7 +139,7 @@ impl Swift {
         StoreError::Answer { action: "use", at: self.to_string(), what: what.to_owned() }
     }
 
-    /// The answer if its status is a success; else what its status means.
+    /// The answer if its status is a success; what its status means if it is none.
     fn expect(&self, action: &'static str, answer: Answer) -> Result<Answer, StoreError> {
         if answer.status.is_success() {
             return Ok(answer);
@@ -179,7 +179,7 @@ impl Swift {
     }
 }
 
-/// The answer's bytes, or why there are none, in words.
+/// The answer's bytes, or in words why there are none.
 fn told(answer: Result<Answer, HttpError>) -> Result<Vec<u8>, String> {
     match answer {
         Ok(answer) if answer.status.is_success() => Ok(answer.body.expose().to_vec()),
