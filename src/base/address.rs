@@ -24,7 +24,7 @@ pub struct Endpoint {
 
 /// A text that addresses no host.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no address of a host")]
+#[error("{0:?} is not a host address")]
 pub struct ParseAddressError(String);
 
 impl FromStr for HostAddress {

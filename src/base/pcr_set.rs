@@ -16,7 +16,7 @@ pub struct PcrSet(u32);
 
 /// That is no set of PCRs.
 #[derive(Debug, thiserror::Error)]
-#[error("'{0}' names no PCRs (0 to 23, as in 7+11)")]
+#[error("'{0}' is not a list of PCRs (0 to 23, as in 7+11)")]
 pub struct ParsePcrSetError(String);
 
 impl PcrSet {

@@ -23,18 +23,18 @@ use crate::{
     },
 };
 
-/// Attach a volume: fetch its key, open it, map the volume
+/// Attach a volume: fetch and open its key, then map it
 ///
-/// Prints the path of the plaintext device. Attaching a volume that is attached already under the same name says so
-/// and succeeds. Nothing on the device is changed.
+/// Prints the path of the plaintext device. Succeeds, and says so, if the volume is already attached under the same
+/// name. Changes nothing on the device.
 #[derive(Args)]
 #[command(group = ArgGroup::new("what").required(true).args(["device", "volume"]))]
 #[command(after_help = "Examples:
-  cryptattach attach /dev/vdb                     map it as luks-UUID, key as the LUKS2 token says
+  cryptattach attach /dev/vdb                     map it as luks-UUID; the LUKS2 token names the key
   cryptattach attach /dev/vdb data --read-only
   cryptattach attach /dev/vdb data --key cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de
   cryptattach attach /dev/vdb data --header /boot/data.header
-  cryptattach attach --volume data                as [volumes.data] of the configuration says
+  cryptattach attach --volume data                use [volumes.data] of the configuration
   cryptattach attach volume.img data --backend userspace
   nbdcopy \"$(cryptattach attach volume.img data --export nbd)\" plain.img
   cryptattach attach /dev/vdc old --plain --key-size 512 --key cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de")]
@@ -43,25 +43,26 @@ pub struct Attach {
     device: Option<PathBuf>,
     /// The mapping's name [default: luks-UUID]
     name: Option<MappingName>,
-    /// The volume that the configuration describes under this name ([volumes.NAME])
+    /// Name of a volume in the configuration ([volumes.NAME])
     #[arg(long, value_name = "NAME", conflicts_with_all = ["device", "name", "key", "header", "read_only", "allow_discards", "plain"])]
     volume: Option<MappingName>,
-    /// Where the key is (STORE/KEY-ID) [default: as the LUKS2 token says]
+    /// The key (STORE/KEY-ID) [default: the one in the LUKS2 token]
     #[arg(long, value_name = "REFERENCE")]
     key: Option<KeyReference>,
     /// A detached LUKS header
     #[arg(long, value_name = "FILE")]
     header: Option<PathBuf>,
-    /// What to map with [default: dm-crypt; userspace for a loop device or file where there is no device-mapper]
+    /// Backend that maps the volume [default: dm-crypt; userspace for a loop device or file if there is no
+    /// device-mapper]
     #[arg(long, value_enum)]
     backend: Option<BackendKind>,
-    /// How the userspace backend exports the plaintext [default: ublk where its driver is loaded, else fuse]
+    /// How the userspace backend exports the plaintext [default: ublk if its driver is loaded, else fuse]
     #[arg(long, value_enum, value_name = "WAY")]
     export: Option<ExportKind>,
-    /// Allow no writes
+    /// Attach the volume read-only
     #[arg(long)]
     read_only: bool,
-    /// Pass discards (TRIM) to the device; shows which sectors are in use
+    /// Pass discards (TRIM) to the device; this reveals which sectors are in use
     #[arg(long)]
     allow_discards: bool,
     /// dm-crypt: decrypt without a work queue
@@ -80,10 +81,10 @@ pub struct Attach {
 #[derive(Args)]
 #[command(next_help_heading = "Plain dm-crypt")]
 pub struct Plain {
-    /// The volume is plain dm-crypt: no header tells how it is encrypted
+    /// The volume is plain dm-crypt and has no header
     #[arg(long, conflicts_with = "header")]
     plain: bool,
-    /// Its cipher
+    /// Cipher of the volume
     #[arg(long, requires = "plain", default_value = CIPHER, value_parser = [CIPHER])]
     cipher: String,
     /// Size of the volume key in bits (256 or 512)
@@ -92,13 +93,13 @@ pub struct Plain {
     /// Encryption sector size in bytes (512, 1024, 2048 or 4096)
     #[arg(long, requires = "plain", default_value = "512", value_parser = sector_size, value_name = "BYTES")]
     sector_size: SectorSize,
-    /// Where the data begins, in units of 512 bytes
+    /// Start of the data, in units of 512 bytes
     #[arg(long, requires = "plain", default_value_t = 0, value_name = "SECTORS")]
     offset: u64,
-    /// Added to the sector number for the IV, in units of 512 bytes
+    /// Offset that is added to the sector number for the IV, in units of 512 bytes
     #[arg(long, requires = "plain", default_value_t = 0, value_name = "SECTORS")]
     skip: u64,
-    /// If its key in the store is a passphrase: the hash that makes the volume key of it
+    /// Hash that derives the volume key, if the key in the store is a passphrase
     #[arg(long, requires = "plain", value_enum, default_value_t, value_name = "HASH")]
     hash: PlainHash,
 }

@@ -17,26 +17,27 @@ use crate::{
     },
 };
 
-/// Attach the volumes of this boot; what the initramfs calls
+/// Attach the volumes of this boot (the initramfs calls it)
 ///
-/// All sources are asked at once. A person is asked, too, when they take longer than a few seconds. What is not attached
-/// in time is left to the system's own way. The record is in /run/cryptattach/boot.json and boot.log, and in the journal.
+/// Asks all key sources at once. If they take longer than a few seconds, it also asks for a passphrase. Volumes that
+/// are not attached in time are left to the distribution. The record is in /run/cryptattach/boot.json and boot.log, and
+/// in the journal.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach boot
   cryptattach boot --needs-network && configure_networking
-  cryptattach boot --image-parts          what a hook is to copy: program PATH, file PATH, module NAME")]
+  cryptattach boot --image-parts          list what a hook must copy: program PATH, file PATH, module NAME")]
 pub struct Boot {
-    /// Only tell, by the exit code (0 or 1), whether a store that may be asked is on the network
+    /// Only report whether this boot may need a store on the network: exit code 0 (yes) or 1 (no)
     #[arg(long, group = "only")]
     needs_network: bool,
-    /// Only print what an initramfs for this machine needs, one per line
+    /// Only print the parts that an initramfs for this machine needs, one per line
     #[arg(long, group = "only")]
     image_parts: bool,
-    /// Only do what a boot does last, for one that was killed: the TPM opens no key again until the next power-on
+    /// Only do the last step of a boot that was killed: the TPM opens no more keys until the next power-on
     #[arg(long, group = "only")]
     finish: bool,
-    /// Another crypttab than that of the initramfs or /etc
+    /// The crypttab to read [default: that of the initramfs, or /etc/crypttab]
     #[arg(long, value_name = "FILE")]
     crypttab: Option<PathBuf>,
 }

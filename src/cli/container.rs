@@ -25,7 +25,7 @@ use crate::{
     verbs::error::Error,
 };
 
-/// Look after containers of keys: who may use them, and their container keys
+/// Manage containers of keys: their access lists and their container keys
 #[derive(Subcommand)]
 pub enum Container {
     Create(Create),
@@ -33,10 +33,11 @@ pub enum Container {
     Rotate(Rotate),
 }
 
-/// Make a container, in Swift with its access lists or in a directory, and its first container key; configure it as a store
+/// Create a container and its first container key, and configure it as a store
 ///
-/// If the store is configured already, its container is made as configured. A container that is there already gets the
-/// given access lists and keeps its keys; those that are sealed to the owner stay so until 'container rotate'.
+/// The container is in Swift, with access lists, or in a directory. If the store is already configured, the container
+/// is created as configured. An existing container gets the given access lists and keeps its keys. Keys that are sealed
+/// to the owner stay so until 'container rotate'.
 #[derive(Args)]
 #[command(
     group = ArgGroup::new("recovery").args(["escrow", "no_escrow"]),
@@ -47,12 +48,12 @@ pub enum Container {
   cryptattach container create logs --path /mnt/keys/logs --owner logs.pem --escrow escrow.pem"
 )]
 pub struct Create {
-    /// The store's name, and its container's
+    /// Name of the store and of its container
     name: StoreName,
     /// Entry of clouds.yaml [default: OS_CLOUD]
     #[arg(long)]
     cloud: Option<String>,
-    /// Make it in a directory, not in Swift
+    /// Create the container in this directory instead of Swift
     #[arg(long, value_name = "DIR", conflicts_with_all = ["cloud", "readers", "writers"])]
     path: Option<PathBuf>,
     /// Public key or certificate (PEM) of the service that owns the keys
@@ -61,35 +62,35 @@ pub struct Create {
     /// Public key or certificate (PEM) for recovery, whose private key is kept offline
     #[arg(long, value_name = "FILE")]
     escrow: Option<PathBuf>,
-    /// Go without escrow: if the owner's key is lost, all data is
+    /// Use no escrow: if the owner's key is lost, all data is lost
     #[arg(long)]
     no_escrow: bool,
     /// The owner's private key (PEM) on this host
     #[arg(long, value_name = "FILE")]
     identity: Option<PathBuf>,
-    /// May fetch and list keys (PROJECT:USER, by their ids); repeatable
+    /// Allow this user to fetch and list keys (PROJECT:USER, by their ids); repeatable
     #[arg(long = "reader", value_name = "WHO", value_parser = access_element)]
     readers: Vec<String>,
-    /// May also create and delete keys; repeatable
+    /// Allow this user also to create and delete keys; repeatable
     #[arg(long = "writer", value_name = "WHO", value_parser = access_element)]
     writers: Vec<String>,
 }
 
-/// Show a container: its access lists and its container keys
+/// Show a container's access lists and container keys
 #[derive(Args)]
 pub struct Show {
     /// The store [default: default_store of the configuration, or its only store]
     name: Option<StoreName>,
 }
 
-/// Make the next container key and seal all keys of the container anew under it
+/// Create the next container key and seal all keys of the container under it
 ///
-/// To be run when a host or an owner is withdrawn. The volumes are not touched. Run again, it goes on where it was stopped.
+/// Run it to withdraw a host or an owner. It does not touch the volumes. Resumes if interrupted.
 #[derive(Args)]
 pub struct Rotate {
     /// The store
     name: StoreName,
-    /// Delete container keys that have not been the current one for so long; Swift may list a key late, by up to a week
+    /// Delete container keys that were replaced more than this many days ago; Swift may list a key up to a week late
     #[arg(long, value_name = "DAYS", default_value_t = 7)]
     keep_days: u32,
 }
@@ -97,7 +98,11 @@ pub struct Rotate {
 /// One element of Swift's ACLs; `.r:*` would open the container to everyone.
 fn access_element(text: &str) -> Result<String, String> {
     let fits = text.contains(':') && !text.starts_with('.') && !text.contains([',', ' ']) && !text.contains('*');
-    if fits { Ok(text.to_owned()) } else { Err("PROJECT:USER, without '*' (keys are never for everyone)".to_owned()) }
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err("expected PROJECT:USER without '*' (keys are never for everyone)".to_owned())
+    }
 }
 
 impl Container {
@@ -139,7 +144,7 @@ impl Create {
             }
             Location::Directory { .. } => {
                 return Err(Error::Usage(
-                    "a directory has no access lists: its mode and owner say who may use it".into(),
+                    "a directory has no access lists: its owner and mode decide who may use it".into(),
                 ));
             }
             Location::Swift(swift) => {
@@ -154,7 +159,7 @@ impl Create {
     fn configure(&self, config: &Path) -> Result<(), Error> {
         let owner = self.owner.as_ref().ok_or_else(|| Error::Usage("name the keys' owner with --owner".to_owned()))?;
         if self.escrow.is_none() && !self.no_escrow {
-            return Err(Error::Usage("name the escrow with --escrow, or go without by --no-escrow".to_owned()));
+            return Err(Error::Usage("name the escrow with --escrow, or use --no-escrow".to_owned()));
         }
         seal::recipients([owner].into_iter().chain(&self.escrow))?;
         let path = |path: &PathBuf| {

@@ -12,15 +12,15 @@ use crate::{
 
 /// Detach a volume: remove its mapping
 ///
-/// All data is on the volume before this returns. A mapping that is in use is an error that says who uses it.
+/// Returns after all data is on the volume. Fails if the mapping is in use, and names its users.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach detach data
-  cryptattach detach data --deferred          if it is in use, as soon as it no longer is")]
+  cryptattach detach data --deferred          if it is in use, when its last user closes it")]
 pub struct Detach {
     /// The mapping's name
     name: MappingName,
-    /// If it is in use, remove it when its last user closes it
+    /// If the mapping is in use, remove it when its last user closes it
     #[arg(long)]
     deferred: bool,
 }

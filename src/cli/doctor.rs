@@ -13,17 +13,17 @@ use crate::{
     },
 };
 
-/// Check an initramfs: is everything in it that this machine's configuration needs, and nothing that should not be
+/// Check that an initramfs has all that this machine's configuration needs, and nothing that it must not have
 ///
-/// Compares the parts that 'boot --image-parts' prints with the list of lsinitramfs or lsinitrd: paths and sizes, not contents.
+/// Compares the output of 'boot --image-parts' with that of lsinitramfs or lsinitrd: paths and sizes, not contents.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach doctor --image /boot/initrd.img-$(uname -r)")]
 pub struct Doctor {
-    /// The image; of initramfs-tools, dracut or another maker
+    /// The image, made by initramfs-tools, dracut or another program
     #[arg(long, value_name = "INITRD")]
     image: PathBuf,
-    /// The image's crypttab, where that is not /etc/crypttab
+    /// The image's crypttab [default: /etc/crypttab]
     #[arg(long, value_name = "FILE")]
     crypttab: Option<PathBuf>,
 }

@@ -13,9 +13,10 @@ use crate::{
     },
 };
 
-/// Say why a volume was not attached the last time, and what to do
+/// Explain why a volume was not attached, and what to do
 ///
-/// Failures of this boot, by units and hot-plug too, until the volume is attached; without a name, of all volumes.
+/// Shows the failures of this boot, including those of units and hot-plug, until the volume is attached. Without a
+/// name, shows those of all volumes.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach explain
@@ -35,8 +36,8 @@ impl Explain {
             failures.retain(|failure| explain::is_about(failure, about));
         }
         output::print(global.json, &failures, || match (&failures[..], &self.about) {
-            ([], Some(about)) => format!("no failure of '{about}' is known since the last boot"),
-            ([], None) => "no failure is known since the last boot".to_owned(),
+            ([], Some(about)) => format!("no failure of '{about}' is recorded since the last boot"),
+            ([], None) => "no failure is recorded since the last boot".to_owned(),
             (failures, _) => failures.iter().map(text).collect::<Vec<_>>().join("\n"),
         })
     }

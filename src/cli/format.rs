@@ -19,15 +19,15 @@ use crate::{
     volumes::header::SectorSize,
 };
 
-/// Make a new volume: seal and store a new key, then write a LUKS2 header
+/// Create a new volume: seal and store a new key, then write a LUKS2 header
 ///
-/// Prints where the key is (STORE/KEY-ID). The device must hold nothing known; the key is stored, read back and opened
-/// before the header is written.
+/// Prints the key's reference (STORE/KEY-ID). The device must be blank. The key is stored, read back and opened before
+/// the header is written.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach format /dev/vdb
   cryptattach format /dev/vdb --store cinder --keyslot     plain cryptsetup and systemd can open it as well
-  cryptattach format /dev/vdb --header /boot/data.header   nothing but ciphertext on the device
+  cryptattach format /dev/vdb --header /boot/data.header   only ciphertext on the device
   truncate -s 1G volume.img && cryptattach format volume.img")]
 pub struct Format {
     /// The block device or file
@@ -35,7 +35,7 @@ pub struct Format {
     /// The store for the key [default: default_store of the configuration, or its only store]
     #[arg(long)]
     store: Option<StoreName>,
-    /// Make one keyslot with a random passphrase that is sealed with the key (see key passphrase)
+    /// Create one keyslot with a random passphrase that is sealed with the key (see 'key passphrase')
     #[arg(long)]
     keyslot: bool,
     /// Put the header into this file instead of the device

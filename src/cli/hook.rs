@@ -37,32 +37,32 @@ const VERSION: u32 = 1;
 
 /// Attach volumes and keep keys for OpenStack (os-brick, castellan): JSON on standard input and output
 ///
-/// docs/openstack.md has the requests and answers.
+/// docs/openstack.md describes the requests and answers.
 #[derive(Subcommand)]
 pub enum Hook {
     /// Attach a volume; format it at its first attach
     Attach,
     /// Remove a mapping
     Detach,
-    /// Make a mapping as large as its device has become
+    /// Grow a mapping to the size of its device
     Extend,
-    /// Keep and give out keys
+    /// Store and release keys
     #[command(subcommand)]
     Key(Key),
 }
 
-/// What castellan asks of a key manager
+/// Do an operation of castellan's key manager
 #[derive(Subcommand)]
 pub enum Key {
-    /// Make a symmetric key
+    /// Create a symmetric key
     Create,
-    /// Make an RSA key pair
+    /// Create an RSA key pair
     CreatePair,
-    /// Keep an object
+    /// Store an object
     Store,
-    /// Give an object out
+    /// Fetch an object
     Get,
-    /// Delete an object for ever
+    /// Delete an object permanently
     Delete,
     /// List objects
     List,
@@ -165,7 +165,7 @@ impl Hook {
         let version = parse::<Version>(&input)?.version;
         if version != VERSION {
             return Err(Error::Usage(format!(
-                "requests of version {version} are not known, only of version {VERSION}"
+                "the request has version {version}; only version {VERSION} is supported"
             )));
         }
         if let Self::Detach = self {
@@ -297,9 +297,9 @@ fn parse<'a, T: Deserialize<'a>>(input: &'a SecretBytes) -> Result<T, Error> {
     serde_json::from_slice(input.expose()).map_err(|error| {
         let why = match error.classify() {
             serde_json::error::Category::Data => "a member is missing or of the wrong type".to_owned(),
-            _ => "it is no JSON".to_owned(),
+            _ => "it is not JSON".to_owned(),
         };
-        Error::Usage(format!("the request is not understood: {why} (line {}, column {})", error.line(), error.column()))
+        Error::Usage(format!("cannot understand the request: {why} (line {}, column {})", error.line(), error.column()))
     })
 }
 

@@ -24,8 +24,8 @@ use crate::{
 
 /// Set up a key store on this host: its directory, its owner's key pair, its configuration
 ///
-/// Every key is sealed to the owner and to an escrow recipient, whose private key stays offline: it opens the volumes
-/// when the owner's key is lost. Adds the store to the configuration if there is one already.
+/// Every key is sealed to the owner and to an escrow recipient. The escrow's private key stays offline; it opens the
+/// volumes if the owner's key is lost. An existing configuration gets the new store.
 #[derive(Args)]
 #[command(
     group = ArgGroup::new("recovery").required(true).args(["escrow", "no_escrow"]),
@@ -35,7 +35,7 @@ use crate::{
   cryptattach init --store cinder --path /mnt/keys/cinder --escrow /media/usb/escrow.pem"
 )]
 pub struct Init {
-    /// The store's name; also the container that its keys are bound to
+    /// Name of the store, and of the container that its keys are bound to
     #[arg(long)]
     store: StoreName,
     /// The directory for the sealed keys, on another device than the volumes
@@ -44,7 +44,7 @@ pub struct Init {
     /// Public key or X.509 certificate (PEM) for recovery; it is copied beside the configuration
     #[arg(long, value_name = "FILE")]
     escrow: Option<PathBuf>,
-    /// Go without escrow: if the owner's key is lost, all data is
+    /// Use no escrow: if the owner's key is lost, all data is lost
     #[arg(long)]
     no_escrow: bool,
     /// The owner's public key or certificate (PEM) [default: a new P-256 key pair beside the configuration]
@@ -66,7 +66,7 @@ impl Init {
         }
         if self.no_escrow {
             tracing::warn!(
-                "no escrow: if the owner's private key of '{}' is lost, every volume of this store is lost",
+                "store '{}' has no escrow: if the owner's private key is lost, every volume of this store is lost",
                 self.store
             );
         }

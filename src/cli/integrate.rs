@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// Write the completions for shells into a directory: cryptattach.bash, _cryptattach (zsh), cryptattach.fish
+/// Write shell completions into a directory: cryptattach.bash, _cryptattach (zsh), cryptattach.fish
 #[derive(Args)]
 pub struct Completions {
     /// The directory
@@ -36,7 +36,7 @@ impl Completions {
     }
 }
 
-/// systemd's generator: units for [volumes] of the configuration
+/// Generate systemd units for [volumes] of the configuration
 #[derive(Args)]
 pub struct Generator {
     /// The directory for units
@@ -55,12 +55,12 @@ impl Generator {
     }
 }
 
-/// udev's question: what a device is to us, as udev properties
+/// Print the udev properties that describe a device
 #[derive(Args)]
 pub struct Probe {
     /// The device's node
     device: PathBuf,
-    /// The device is a mapping: tell of the volume below
+    /// The device is a mapping: describe the volume below it
     #[arg(long)]
     mapping: bool,
 }

@@ -34,7 +34,7 @@ use crate::{
     },
 };
 
-/// Look after the keys in a store
+/// Manage the keys in a store
 #[derive(Subcommand)]
 pub enum Key {
     List(List),
@@ -54,26 +54,26 @@ pub struct List {
     store: Option<StoreName>,
 }
 
-/// Show what a sealed key says of itself: its volume, its age, its recipients; nothing is opened
+/// Show the volume, age and recipients of a sealed key, without opening it
 #[derive(Args)]
 pub struct Show {
     /// The key (STORE/KEY-ID)
     key: KeyReference,
 }
 
-/// Delete a key for ever: nobody can read its volume's data again
+/// Delete a key permanently: nobody can read its volume's data again
 #[derive(Args)]
 pub struct Delete {
     /// The key (STORE/KEY-ID)
     key: KeyReference,
-    /// Do it
+    /// Confirm the deletion
     #[arg(long)]
     yes: bool,
 }
 
-/// Keep the key of a volume that another program made; the volume is not changed
+/// Import the key of a volume that another program made; only --token changes the volume
 ///
-/// Prints where the key is (STORE/KEY-ID), for attach --key.
+/// Prints the key's reference (STORE/KEY-ID), for attach --key.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach key import /dev/vdb --key-file passphrase.txt
@@ -83,7 +83,8 @@ pub struct Delete {
 pub struct Import {
     /// The encrypted block device or file
     device: PathBuf,
-    /// LUKS: file with the passphrase of a keyslot, to the last byte; plain: with the volume key; '-' is standard input
+    /// File with a keyslot's passphrase, read to the last byte (LUKS), or with the volume key (plain); '-' is standard
+    /// input
     #[arg(long, value_name = "FILE")]
     key_file: PathBuf,
     /// The store for the key [default: default_store of the configuration, or its only store]
@@ -92,7 +93,7 @@ pub struct Import {
     /// A detached LUKS header
     #[arg(long, value_name = "FILE")]
     header: Option<PathBuf>,
-    /// LUKS2: write into the header where the key is, so that attach and boot find it
+    /// LUKS2: write the key's reference into the header, so that attach and boot find it
     #[arg(long, conflicts_with = "plain")]
     token: bool,
     #[command(flatten)]
@@ -103,17 +104,18 @@ pub struct Import {
 
 /// Write the passphrase of a volume formatted with --keyslot to a pipe or file
 ///
-/// 64 hexadecimal digits without a newline, as cryptsetup's --key-file=- wants it. With --for the volume's header is
-/// checked, the passphrase is given out only if key and data are apart, and only the key that was made for this volume.
+/// Writes 64 hexadecimal digits without a newline, as cryptsetup's --key-file=- expects. With --for, the volume's
+/// header is checked first. The passphrase is then written only if the key was made for this volume, and key and data
+/// are separate.
 #[derive(Args)]
 #[command(group = ArgGroup::new("what").required(true).multiple(true).args(["key", "device"]))]
 #[command(after_help = "Examples:
   cryptattach key passphrase --for /dev/vdb | cryptsetup open --key-file=- /dev/vdb data
   cryptattach key passphrase cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de >/run/passphrase")]
 pub struct Passphrase {
-    /// The key (STORE/KEY-ID) [with --for: as the LUKS2 token says, unless given]
+    /// The key (STORE/KEY-ID) [default with --for: the one in the LUKS2 token]
     key: Option<KeyReference>,
-    /// The volume that it is for
+    /// The volume that the passphrase opens
     #[arg(long = "for", value_name = "DEVICE")]
     device: Option<PathBuf>,
     /// A detached LUKS header
@@ -121,7 +123,7 @@ pub struct Passphrase {
     header: Option<PathBuf>,
 }
 
-/// Answer systemd-cryptsetup on standard input, a socket: the passphrase of the volume that it opens
+/// Answer systemd-cryptsetup on a socket (standard input) with the passphrase of the volume that it opens
 #[derive(Args)]
 pub struct Serve {}
 
@@ -207,7 +209,7 @@ impl Delete {
         if !self.yes {
             store.get(&self.key.key)?;
             return Err(Error::Usage(format!(
-                "deleting {} makes its volume unreadable for ever; say so with --yes",
+                "deleting {} makes its volume unreadable for ever; confirm with --yes",
                 self.key
             )));
         }
@@ -272,13 +274,13 @@ impl Serve {
 /// key files").
 fn asking_volume(connection: &impl AsFd) -> Result<String, Error> {
     let peer = getpeername::<UnixAddr>(connection.as_fd().as_raw_fd());
-    let peer = peer.map_err(|errno| Error::io("tell who asks on standard input")(errno.into()))?;
+    let peer = peer.map_err(|errno| Error::io("find out who asks on standard input")(errno.into()))?;
     let name = peer.as_abstract().and_then(|name| std::str::from_utf8(name).ok());
     match name.map(|name| name.splitn(3, '/').collect::<Vec<_>>()).as_deref() {
         Some([_, "cryptsetup", volume]) => Ok((*volume).to_owned()),
-        _ => {
-            Err(Error::Usage("only systemd-cryptsetup is answered: the other end has not said which volume".to_owned()))
-        }
+        _ => Err(Error::Usage(
+            "only systemd-cryptsetup gets an answer: the other end of the socket does not name a volume".to_owned(),
+        )),
     }
 }
 

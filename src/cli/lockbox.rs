@@ -21,7 +21,7 @@ use crate::{
     volumes::header,
 };
 
-/// Keep this host's keys at hand for when the key store is out of reach
+/// Cache this host's keys for times when the key store cannot be reached
 #[derive(Subcommand)]
 pub enum LockboxVerb {
     Open(Open),
@@ -33,12 +33,12 @@ pub enum LockboxVerb {
 
 /// Open the lockbox until power-off: fetch this host's lockbox key and open it with the host's identity
 ///
-/// To be done once per boot. Opening an open lockbox asks the store whether this host is still admitted. If it is not, all
-/// that the lockbox has is removed. If the host's identity is in its TPM, PCR 15 is extended then: the TPM opens it again
-/// after the next power-on only.
+/// Run it once per boot. If the lockbox is already open, it asks the store whether this host is still admitted. If the
+/// host is not admitted, it removes everything in the lockbox. If the host's identity is in its TPM, it extends PCR 15:
+/// the TPM then opens the lockbox again only after the next power-on.
 #[derive(Args)]
 pub struct Open {
-    /// Trust the lockbox key of this fingerprint and no other, as 'host admit' said it
+    /// Trust only the lockbox key with this fingerprint, which 'host admit' printed
     // One in 64 begins with a hyphen.
     #[arg(long, value_name = "FINGERPRINT", value_parser = fingerprint, allow_hyphen_values = true)]
     fingerprint: Option<String>,
@@ -52,23 +52,23 @@ fn fingerprint(text: &str) -> Result<String, String> {
     }
 }
 
-/// Close the lockbox: take its key out of the kernel's keyring and remove its entries
+/// Close the lockbox: remove its key from the kernel's keyring, and remove its entries
 ///
 /// Volumes that are attached stay attached.
 #[derive(Args)]
 pub struct Close {}
 
-/// Show whether the lockbox is open, what is in it, and what someone who steals this server would have
+/// Show whether the lockbox is open, its entries, and what a thief of this server could open
 #[derive(Args)]
 pub struct Status {}
 
-/// Fetch keys from their store and add them to the lockbox, in place of older entries
+/// Fetch keys from their store and add them to the lockbox, replacing older entries
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach lockbox add /dev/vdb /dev/vdc
   cryptattach lockbox add cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de")]
 pub struct Add {
-    /// Encrypted devices whose headers say where their keys are, or keys (STORE/KEY-ID)
+    /// Encrypted devices whose headers name their keys, or keys (STORE/KEY-ID)
     #[arg(required = true, value_name = "DEVICE|KEY")]
     keys: Vec<String>,
 }
@@ -79,7 +79,7 @@ pub struct Add {
 pub struct Forget {
     /// The key (STORE/KEY-ID)
     key: Option<KeyReference>,
-    /// All of them
+    /// Remove all entries
     #[arg(long)]
     all: bool,
 }
@@ -121,8 +121,8 @@ fn said(lockbox: &Lockbox, opening: &Opening) -> String {
     let mut lines = vec![format!("the lockbox of '{host}' {first}"), format!("  fingerprint  {}", opening.fingerprint)];
     lines.push(match opening.from {
         Some(Source::Store) => "  admitted     yes, the store has its lockbox key".to_owned(),
-        Some(Source::Copy) => "  admitted     not known, it was opened from the copy on this host".to_owned(),
-        None => "  admitted     not known, the store is out of reach".to_owned(),
+        Some(Source::Copy) => "  admitted     not known; it was opened from the copy on this host".to_owned(),
+        None => "  admitted     not known; the store cannot be reached".to_owned(),
     });
     lines.push(format!("  key kept in  {}", opening.kept));
     if opening.latched {
@@ -217,7 +217,7 @@ fn add(config: &Config, text: &str) -> Result<(KeyReference, EntryContext), Erro
         }
     };
     let unsealed =
-        || Error::Usage(format!("the store keeps {reference} unsealed and decides each time who may have it"));
+        || Error::Usage(format!("the store keeps {reference} unsealed and decides at each request who gets it"));
     let entry = entry.ok_or_else(unsealed)?;
     Ok((reference, entry))
 }

@@ -70,7 +70,7 @@ struct Global {
     /// Print JSON, for machines
     #[arg(long, global = true)]
     json: bool,
-    /// Say more (-v: what is done, -vv: what the libraries say)
+    /// Log more (-v: what cryptattach does, -vv: also what its libraries do)
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
 }
@@ -118,10 +118,10 @@ enum Verb {
 #[derive(Args)]
 #[command(next_help_heading = "Separation of key and data")]
 struct SeparationOptions {
-    /// Whether a separation of key and data that is not proven is let through [default: as configured]
+    /// What to do if nothing proves that key and data are separate [default: as configured]
     #[arg(long, value_name = "POLICY")]
     separation: Option<SeparationPolicy>,
-    /// Go on although key and data are on the same device; recorded in the audit record
+    /// Continue although key and data are on the same device; the audit record notes it
     #[arg(long)]
     allow_shared: bool,
 }

@@ -21,7 +21,7 @@ use crate::{
     verbs::error::Error,
 };
 
-/// In which boot states this host's TPM opens its keys
+/// Manage the boot states in which this host's TPM opens its keys
 #[derive(Subcommand)]
 pub enum Policy {
     Show(Show),
@@ -57,9 +57,9 @@ impl IdentityOption {
     }
 }
 
-/// Show what booted this machine, what the key is bound to, whether it opens now, and what it would not notice
+/// Show what booted this machine, what the key is bound to, whether it opens now, and what its policy does not cover
 ///
-/// Without a key: the policy that a new one would get here.
+/// Without a key, shows the policy that a new key would get here.
 #[derive(Args)]
 pub struct Show {
     #[command(flatten)]
@@ -135,7 +135,7 @@ impl Shown<'_> {
         let secure_boot = match self.secure_boot {
             Some(true) => "on",
             Some(false) => "off",
-            None => "not known: there is no event log that says so",
+            None => "not known (there is no event log)",
         };
         let key = match self.enrolled {
             true => self.path.display().to_string(),
@@ -152,7 +152,7 @@ impl Shown<'_> {
             None => "now           it opens".to_owned(),
             Some(why) => format!("now           it does not open: {why}"),
         }));
-        lines.push("without its noticing, somebody with a screwdriver can still change:".to_owned());
+        lines.push("not covered by the policy (an attacker with physical access could change or use it):".to_owned());
         lines.extend(self.exposures.iter().map(|exposure| format!("  {exposure}")));
         lines.push("PCRs (SHA-256):".to_owned());
         lines.extend(self.values.iter().map(|(pcr, value)| format!("  {pcr:2} {}", hex::encode(value))));
@@ -166,7 +166,7 @@ impl Shown<'_> {
             lines.push(match sets.is_empty() {
                 false => format!("{} as signed by the site's key {}", sets.join(" or "), signed.key),
                 true => format!(
-                    "PCRs as signed by the site's key {}; there is no signature yet: PCR {} would do",
+                    "PCRs as signed by the site's key {}; there is no signature yet: PCR {} would suffice",
                     signed.key,
                     self.chain.worth_binding()
                 ),
@@ -200,9 +200,9 @@ fn signed_pcrs(policy: &TpmPolicy, signatures: &PcrSignatures) -> Result<BTreeSe
     Ok(ours.map(|signature| signature.pcrs).collect())
 }
 
-/// Say whether the key would open in the present boot state; nothing is opened, and the latch is not touched
+/// Check whether the key would open in the present boot state, without opening it or touching the latch
 ///
-/// The TPM itself is asked, in a session like that of a real opening. A PIN is not tried.
+/// Asks the TPM itself, in a session like that of a real opening. Does not try a PIN.
 #[derive(Args)]
 pub struct Test {
     #[command(flatten)]
@@ -222,7 +222,7 @@ impl Test {
 
 /// Sign boot states with the site's key, away from the hosts
 ///
-/// Prints a tpm2-pcr-signature.json, as systemd-measure makes it; systemd reads those of epoch 0, too.
+/// Prints a tpm2-pcr-signature.json in the form of systemd-measure. systemd can also read those of epoch 0.
 #[derive(Args)]
 #[command(
     group = ArgGroup::new("state").required(true).args(["current", "values", "measured"]),
@@ -237,22 +237,23 @@ pub struct Sign {
     /// The site's private key (PEM): RSA or P-256
     #[arg(long, value_name = "FILE")]
     private_key: PathBuf,
-    /// The present values of these PCRs of this machine, as in 7+11
+    /// Sign the present values of these PCRs of this machine (as in 7+11)
     #[arg(long, value_name = "PCRS")]
     current: Option<PcrSet>,
-    /// Values of PCRs (JSON: {"7": "HEX", ...})
+    /// Sign the values of PCRs in this file (JSON: {"7": "HEX", ...})
     #[arg(long, value_name = "FILE")]
     values: Option<PathBuf>,
-    /// Only these of the values
+    /// Sign only these PCRs of the values
     #[arg(long, value_name = "PCRS", requires = "values")]
     pcrs: Option<PcrSet>,
-    /// What systemd-measure has calculated (calculate --json), or has signed with another key or for another epoch
+    /// Sign the output of systemd-measure: calculated (calculate --json), or signed with another key or for another
+    /// epoch
     #[arg(long, value_name = "FILE")]
     measured: Option<PathBuf>,
     /// The epoch: 0 to 7; 'policy revoke-old' on a host retires its oldest
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..crate::keys::tpm::EPOCHS as u64))]
     epoch: u64,
-    /// A file whose signatures come first
+    /// File with signatures to print first
     #[arg(long, value_name = "FILE")]
     append_to: Option<PathBuf>,
 }
@@ -318,14 +319,16 @@ impl Sign {
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let json = fs::read(path).map_err(Error::io(format!("read {}", path.display())))?;
-    let why = |error| TpmError::Malformed { path: path.to_owned(), why: format!("is not what was expected: {error}") };
+    let why =
+        |error| TpmError::Malformed { path: path.to_owned(), why: format!("does not have the expected form: {error}") };
     Ok(serde_json::from_slice(&json).map_err(why)?)
 }
 
-/// Retire the signatures of the oldest epoch, for good
+/// Retire the signatures of the oldest epoch permanently
 ///
-/// For boot states that are not to be trusted any more: a kernel with a hole. Sign the good states in the next epoch, bring
-/// the signatures to the hosts, and run this on each. It refuses if the present boot state has no signature of a later epoch.
+/// Use it for boot states that must no longer be trusted, such as a vulnerable kernel. Sign the good states in the next
+/// epoch, bring the signatures to the hosts, and run this on each. Refuses if the present boot state has no signature
+/// of a later epoch.
 #[derive(Args)]
 pub struct RevokeOld {
     #[command(flatten)]
@@ -339,14 +342,14 @@ impl RevokeOld {
         let tpm = Tpm::open(&config)?;
         let oldest = tpm.retire_oldest_epoch(&file, &PcrSignatures::read(&config.signatures)?)?;
         output::print(global.json, &json!({"oldest_epoch": oldest}), || {
-            format!("signatures before epoch {oldest} open nothing on this host any more")
+            format!("signatures before epoch {oldest} no longer open any key on this host")
         })
     }
 }
 
-/// Extend PCR 15: until the next power-on the key opens nothing, whoever asks
+/// Extend PCR 15, so that the TPM does not open the key until the next power-on
 ///
-/// For hosts that open volumes with their key and without a lockbox, as the last unit of the boot.
+/// Run it as the last unit of the boot, on hosts that open volumes with their key and without a lockbox.
 #[derive(Args)]
 pub struct Latch {}
 

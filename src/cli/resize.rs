@@ -15,16 +15,16 @@ use crate::{
     volumes::backend::ThisHost,
 };
 
-/// Make an attached volume as large as its device has become
+/// Grow an attached volume to the size of its device
 ///
-/// Prints the new size in bytes. What is on the volume stays as large as it is; resize2fs and the like do that.
+/// Prints the new size in bytes. Does not grow the file system on the volume: use resize2fs or a similar program.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach resize data")]
 pub struct Resize {
     /// The mapping's name
     name: MappingName,
-    /// Where the key is (STORE/KEY-ID) [default: as the LUKS2 token says]
+    /// The key (STORE/KEY-ID) [default: the one in the LUKS2 token]
     #[arg(long, value_name = "REFERENCE")]
     key: Option<KeyReference>,
     /// A detached LUKS header

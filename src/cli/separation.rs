@@ -21,9 +21,9 @@ use crate::{
     },
 };
 
-/// Show where a volume and its key rest, and whether they are apart
+/// Show where a volume and its key are stored, and whether they are separate
 ///
-/// The exit code says the verdict as attach would judge it: 0 if attach would go on, 72 if it would refuse.
+/// The exit code is 0 if attach would continue, and 72 if it would refuse.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach separation /dev/vdb
@@ -33,16 +33,16 @@ use crate::{
 pub struct Separation {
     /// The encrypted block device or file
     device: PathBuf,
-    /// The key [default: as the LUKS2 token says; a device without token is checked against the default store]
+    /// The key [default: the one in the LUKS2 token; a device without a token is checked against the default store]
     #[arg(long, value_name = "REFERENCE")]
     key: Option<KeyReference>,
     /// A detached LUKS header
     #[arg(long, value_name = "FILE")]
     header: Option<PathBuf>,
-    /// OpenStack's connection_info of the volume (JSON), which says who serves it; - is standard input
+    /// OpenStack's connection_info of the volume (JSON), which names its server; '-' is standard input
     #[arg(long, value_name = "FILE")]
     connection_info: Option<PathBuf>,
-    /// Whether unproven counts as a refusal [default: as configured]
+    /// What to do if nothing proves that key and data are separate [default: as configured]
     #[arg(long = "separation", value_name = "POLICY")]
     policy: Option<SeparationPolicy>,
 }

@@ -9,7 +9,7 @@ use crate::{
     volumes::backend::{MappingStatus, ThisHost},
 };
 
-/// Show what is known of an attached volume
+/// Show the state of an attached volume
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach status data

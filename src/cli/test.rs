@@ -14,11 +14,11 @@ use crate::{
     },
 };
 
-/// Try out whether a volume would unlock, from where, and how long that takes; nothing is changed
+/// Test whether a volume would unlock, from which store, and how long that takes, without changing anything
 ///
-/// It goes the way of attach up to the volume key, without mapping the volume: it may be attached meanwhile. With --as-boot
-/// it knows only what a boot knows: nothing of this session's environment, home and credentials; it tries each key that [boot]
-/// lists for the device, and tells what has to be mounted before, and what the initramfs lacks.
+/// Runs every step of attach except the mapping; safe while the volume is attached. With --as-boot, it uses only what a
+/// boot has: not this session's environment, home and credentials. It then tries each key that [boot] lists for the
+/// device. It also reports which file systems must be mounted before, and what the initramfs lacks.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach test /dev/vdb
@@ -27,13 +27,14 @@ use crate::{
 pub struct Test {
     /// The encrypted block device or file
     device: PathBuf,
-    /// Where the key is (STORE/KEY-ID) [default: as the LUKS2 token says]
+    /// The key (STORE/KEY-ID) [default: the one in the LUKS2 token]
     #[arg(long, value_name = "REFERENCE")]
     key: Option<KeyReference>,
     /// A detached LUKS header
     #[arg(long, value_name = "FILE")]
     header: Option<PathBuf>,
-    /// With what a boot has: no environment, so the default configuration unless --config names one, and no credentials
+    /// Use only what a boot has: no environment, no credentials, and the default configuration unless --config names
+    /// one
     #[arg(long)]
     as_boot: bool,
     #[command(flatten)]
@@ -74,7 +75,7 @@ impl Test {
         let mut passed = false;
         for (number, key) in keys.iter().enumerate() {
             if !global.json && keys.len() > 1 {
-                output::say(format_args!("by {key}, one of {} keys:", keys.len()));
+                output::say(format_args!("with {key}, one of {} keys:", keys.len()));
             }
             match self.try_key(global, config, Some(key.clone())) {
                 Ok(()) => passed = true,

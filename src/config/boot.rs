@@ -30,7 +30,7 @@ pub struct Boot {
     /// When a person is asked for a passphrase, if nothing else has opened the volume.
     #[serde(rename = "prompt_after_seconds", deserialize_with = "seconds")]
     pub prompt_after: Duration,
-    /// When the boot goes on without the volumes that are not open, with the distribution's own prompt.
+    /// When the boot stops waiting for volumes, and leaves them to the distribution's own prompt.
     #[serde(rename = "total_seconds", deserialize_with = "seconds")]
     pub total: Duration,
     /// Put private keys, and credentials that release unsealed keys, into the initramfs.

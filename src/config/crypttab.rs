@@ -38,7 +38,7 @@ pub fn read(path: &Path) -> io::Result<Vec<Entry>> {
     }
 }
 
-/// Its text. A comment in Latin-1 is no reason to do without.
+/// Its text. Invalid UTF-8 (a comment in Latin-1) is replaced, not an error.
 pub fn text(path: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&fs::read(path)?).into_owned())
 }

@@ -18,7 +18,7 @@ pub struct DeviceSpec {
 
 /// That names no device.
 #[derive(Debug, thiserror::Error)]
-#[error("'{0}' names no device (UUID=, LABEL=, PARTUUID=, PARTLABEL=, ID=, or an absolute path)")]
+#[error("'{0}' does not name a device (UUID=, LABEL=, PARTUUID=, PARTLABEL=, ID=, or an absolute path)")]
 pub struct ParseDeviceSpecError(String);
 
 impl DeviceSpec {

@@ -77,7 +77,7 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum SeparationPolicy {
-    /// Warn and go on.
+    /// Warn and continue.
     #[default]
     Warn,
     /// Refuse.
@@ -171,7 +171,7 @@ fn own_state() -> Option<PathBuf> {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// There is no such file.
-    #[error("there is no configuration {}", .0.display())]
+    #[error("the configuration {} does not exist", .0.display())]
     Missing(PathBuf),
     /// It cannot be read or written.
     #[error("cannot {action} {}", .path.display())]
@@ -212,7 +212,7 @@ pub enum ConfigError {
         known: Vec<StoreName>,
     },
     /// No store was named and there is no default.
-    #[error("no store was named, and the configuration {} has no default_store", .0.display())]
+    #[error("no store is named, and the configuration {} has no default_store", .0.display())]
     NoDefaultStore(PathBuf),
     /// A store has no owner to seal to.
     #[error("store '{name}' in {} must have owner = \"FILE\": keys are sealed to it", .path.display())]

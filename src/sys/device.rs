@@ -59,7 +59,7 @@ pub enum DeviceError {
         holders: Vec<String>,
     },
     /// There is not enough room for a header and one sector of data.
-    #[error("{} is too small: {size_bytes} bytes, at least {needed_bytes} are needed", .path.display())]
+    #[error("{} is too small: it has {size_bytes} bytes; at least {needed_bytes} are needed", .path.display())]
     TooSmall {
         /// The device.
         path: PathBuf,

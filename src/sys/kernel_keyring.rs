@@ -1,8 +1,8 @@
 //! The kernel's keyring, in which a secret stays until it is removed or the machine is switched off (keyrings(7)).
 //!
 //! A secret is a `user` key, for it has to be read back. It is in the user keyring of root (`@u`), which outlives sessions and
-//! the change from the initramfs to the system, and is the same for every service, whatever its session keyring is. Where the
-//! user keyring is not to be had, the session keyring takes its place, and the secret is then gone with the session.
+//! the change from the initramfs to the system, and is the same for every service, whatever its session keyring is. If the
+//! user keyring is unavailable, the session keyring is used, and the secret is lost when the session ends.
 //!
 //! Only processes of its owner may find and read the key, and nobody may change it. Mere possession gives nothing: a process
 //! that was root and gave that up still possesses what its inherited session keyring leads to, and that is root's user keyring
@@ -29,7 +29,9 @@ impl fmt::Display for Kept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::User => "the kernel's keyring of this user, until power-off",
-            Self::Session => "the kernel's keyring of this session, until that ends: the user keyring is not to be had",
+            Self::Session => {
+                "the kernel's keyring of this session, until the session ends (the user keyring is unavailable)"
+            }
         })
     }
 }
@@ -60,7 +62,7 @@ pub fn put(description: &str, secret: &SecretBytes) -> Result<Kept, KeyringError
     let key = own.add_key(description, secret.expose()).map_err(failed("put a key into"))?;
     let link = |kept| ring(kept)?.link_key(key).map(|()| kept);
     let kept = link(Kept::User).or_else(|refused| {
-        tracing::debug!("the user keyring is not to be had: {refused}");
+        tracing::debug!("the user keyring is unavailable: {refused}");
         link(Kept::Session)
     });
     // Without SETATTR: nobody widens the permissions again, not even its owner.

@@ -53,7 +53,7 @@ impl Flush {
     pub fn carry_out(self, node: &File, path: &Path) -> io::Result<()> {
         match node.sync_all() {
             Err(error) if self == Self::Attempted => {
-                tracing::warn!("what {} had not flushed before is lost: {error}", path.display());
+                tracing::warn!("{} has lost data that it had not flushed: {error}", path.display());
                 Ok(())
             }
             flushed => flushed,

@@ -11,7 +11,7 @@ use crate::sys::durable::Folder;
 
 /// The state directory cannot be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {}, where this host remembers what the store has shown it", .path.display())]
+#[error("cannot {action} the state file {}", .path.display())]
 pub struct StateError {
     action: &'static str,
     path: PathBuf,

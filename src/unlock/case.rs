@@ -151,7 +151,7 @@ impl<'a> Case<'a> {
         let separated = match report.judge(strictness.policy.unwrap_or(self.config.separation.policy)) {
             Ok(separated) => separated,
             Err((refusal, report)) if refusal.is_shared() && strictness.allow_shared => {
-                tracing::warn!("{refusal}; going on, as --allow-shared demands");
+                tracing::warn!("{refusal}; continuing because of --allow-shared");
                 let event = Event { overridden: Some("--allow-shared"), ..self.event("override", &report) };
                 audit::record(&self.config.audit.file, &event)?;
                 report.overridden()
@@ -269,7 +269,7 @@ impl Proven<'_> {
         });
         read_back.inspect_err(|_| {
             if let Err(error) = container.store().delete(&reference.key) {
-                tracing::warn!("the unused key {reference} stays in the store: {error}");
+                tracing::warn!("cannot delete the unused key {reference} from the store: {error}");
             }
         })
     }

@@ -84,7 +84,7 @@ pub enum Error {
     #[error(transparent)]
     Lockbox(Box<LockboxError>),
     /// The store cannot give the key now, and the lockbox's entry of it is not used.
-    #[error("the key {reference} cannot be had from the store, and the lockbox's entry of it is not used: {}", chain(&**.entry))]
+    #[error("cannot get the key {reference} from the store, and its lockbox entry is not usable: {}", chain(&**.entry))]
     NeitherStoreNorLockbox {
         /// The key.
         reference: KeyReference,
@@ -98,7 +98,7 @@ pub enum Error {
     #[error("the store '{0}' has no owner to seal a key to")]
     NoOwner(StoreName),
     /// A rotation could not seal all keys anew.
-    #[error("{left} keys of '{container}' could not be sealed anew")]
+    #[error("could not re-seal {left} keys of '{container}'")]
     Unfinished {
         /// The container.
         container: StoreName,
@@ -116,7 +116,7 @@ pub enum Error {
         what: String,
     },
     /// What the store gave back is not what was stored.
-    #[error("the store gave back another volume key than was stored as {0}")]
+    #[error("the store returned another volume key than the one stored as {0}")]
     ReadBack(KeyReference),
     /// Key and data are on the same device, or nothing proves that they are not.
     #[error(transparent)]
@@ -137,7 +137,7 @@ pub enum Error {
     #[error("the key {0} has no passphrase: its volume was formatted without --keyslot")]
     NoPassphrase(KeyReference),
     /// A key that was used before is not used for another volume.
-    #[error("the key {key} has been used already, for {volume}; a device is formatted with an unused key only")]
+    #[error("the key {key} has already been used for {volume}; only an unused key can format a device")]
     KeyUsed {
         /// The key.
         key: KeyReference,
@@ -145,7 +145,7 @@ pub enum Error {
         volume: String,
     },
     /// A key of which nothing says whether it was used before.
-    #[error("nothing proves that the key {0} has never been used, and a device is formatted with an unused key only")]
+    #[error("nothing proves that the key {0} has never been used; only an unused key can format a device")]
     KeyUnproven(KeyReference),
     /// A volume is not formatted with a key that can be guessed.
     #[error("the key {0} is not a symmetric key of at least 256 bits")]

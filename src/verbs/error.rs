@@ -44,8 +44,8 @@ pub enum Error {
         /// What libblkid found.
         found: String,
     },
-    /// That is no id that any key has.
-    #[error("there is no key '{id}' in '{store}': that is no id of a key")]
+    /// The text is not a key id.
+    #[error("'{id}' is not a valid key id (store '{store}')")]
     NoSuchKey {
         /// The store.
         store: StoreName,

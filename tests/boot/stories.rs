@@ -92,7 +92,7 @@ fn network(site: &Site, story: &str) {
     parts.append.push_str(" guest-shows=kmsg");
     let mut machine = site.start(story, &parts);
     let unavailable = "https://10.0.2.100 answers 503 Service Unavailable; trying again for up to";
-    let broken = "the answer of https://10.0.2.100/auth/v1.0 broke off";
+    let broken = "the connection to https://10.0.2.100/auth/v1.0 broke during the answer";
     machine.see(unavailable);
     machine.see(broken);
     machine.see(&format!("root is attached, by {}", site.net));

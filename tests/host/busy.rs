@@ -106,7 +106,7 @@ fn a_worker_that_is_killed_while_it_is_detached_is_an_error() {
     sh(&format!("kill -KILL {worker}"));
     let told = detach.wait_with_output().unwrap();
     let text = String::from_utf8(told.stderr).unwrap();
-    assert!(!told.status.success() && text.contains("not all went well"), "{text}");
+    assert!(!told.status.success() && text.contains("but with errors"), "{text}");
     assert!(!device.exists() && !Path::new("/run/cryptattach").join(&name).exists());
 }
 

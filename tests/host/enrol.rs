@@ -179,7 +179,7 @@ fn a_tpm_without_certificate_is_known_by_its_fingerprint_or_trusted_aloud() {
     let refused = stage.refuses(&host, &trust);
     assert!(refused.contains("its TPM has no certificate for it"), "{refused}");
     let refused = stage.refuses(&host, &["--ek", &"0".repeat(64)]);
-    assert!(refused.contains(&format!("its fingerprint is {fingerprint}, and not 0000")), "{refused}");
+    assert!(refused.contains(&format!("its fingerprint is {fingerprint}; expected 0000")), "{refused}");
 
     let output = stage.run_challenge(&host, &["--trust-first-use"]);
     let said = String::from_utf8(output.stderr).unwrap();

@@ -240,7 +240,7 @@ fn entries_expire_and_the_error_says_so() {
     }
     hosted.store_goes();
     let refused = hosted.does_not_attach(69, &volume);
-    assert!(refused.contains("lockbox's entry of it is not used: it expired"), "{refused}");
+    assert!(refused.contains("its lockbox entry is not usable: it expired"), "{refused}");
     assert!(refused.contains("cannot open the key store"), "and why the store does not have it: {refused}");
     hosted.store_comes_back();
     let text = fs::read_to_string(hosted.config).unwrap();
@@ -324,7 +324,7 @@ fn an_entry_does_not_bring_back_what_the_store_has_replaced() {
     hosted.ok(&["lockbox", "add", &reference]);
     fs::write(hosted.entry(&reference), old).unwrap();
     let said = hosted.attaches(&volume);
-    assert!(said.contains("older than what the store has shown since: generation 1, seen was 2"), "{said}");
+    assert!(said.contains("outdated: it has generation 1; the store has shown generation 2"), "{said}");
     assert_eq!(hosted.attaches(&volume), "");
 }
 
@@ -498,7 +498,7 @@ fn offline_it_boots_without_the_store_and_says_what_that_costs() {
     hosted.attaches(&volume);
     let offline = hosted.ok(&["lockbox", "status"]);
     assert!(offline.contains("the sealed lockbox key is on its disk"), "{offline}");
-    assert!(offline.contains("removing the host does not reach that copy"), "{offline}");
+    assert!(offline.contains("removing the host does not delete that copy"), "{offline}");
     hosted.store_comes_back();
 
     // Who no longer wants the copy, has none.

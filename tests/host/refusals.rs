@@ -23,7 +23,7 @@ fn another_volumes_key_is_refused() {
     let kept = fs::read(site.sealed(&right)).unwrap();
     fs::copy(site.sealed(&other), site.sealed(&right)).unwrap();
     let refused = site.fails(76, &attach);
-    assert!(refused.contains("is not the sealed key that was asked for"), "{refused}");
+    assert!(refused.contains("is not the requested sealed key"), "{refused}");
     assert!(refused.contains(&right["cinder/".len()..]), "it names the file: {refused}");
 
     fs::write(site.sealed(&right), kept).unwrap();
@@ -179,7 +179,7 @@ fn unproven_warns_and_strict_refuses() {
     assert!(refused.contains("nothing proves"), "{refused}");
     let output = site.run(&attach);
     assert!(output.status.success());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("says where the key is"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("names the key"));
     site.ok(&["detach", &name]);
 }
 

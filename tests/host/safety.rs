@@ -125,11 +125,11 @@ fn a_disk_that_takes_no_flush_any_more_is_told_and_given_up() {
         let mut told = String::new();
         if export == "fuse" {
             told = site.fails(71, &["detach", &name]);
-            assert!(told.contains("'detach' again gives it up"), "{told}");
+            assert!(told.contains("run 'detach' again to give up that data"), "{told}");
             assert!(!site.json(&["status", &name])["trouble"].is_null());
         }
         told += &site.fails(71, &["detach", &name]);
-        assert!(told.contains("detached, but not all went well"), "{told}");
+        assert!(told.contains("detached, but with errors"), "{told}");
         site.fails(66, &["status", &name]);
     }
 }

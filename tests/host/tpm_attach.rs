@@ -73,5 +73,5 @@ fn without_its_tpm_it_says_so() {
     let told = String::from_utf8_lossy(&refused.stderr).into_owned();
     println!("{told}");
     assert_eq!(refused.status.code(), Some(79), "{told}");
-    assert!(told.contains("there is no TPM at 'device:/dev/none'") && told.contains("No such file"), "{told}");
+    assert!(told.contains("cannot use a TPM at 'device:/dev/none'") && told.contains("No such file"), "{told}");
 }

@@ -112,7 +112,7 @@ try:
     encryptor(connected).attach_volume(user, **encryption)
     raise SystemExit('a used key formatted another device')
 except processutils.ProcessExecutionError as error:
-    assert error.exit_code == 73 and 'has been used already' in error.stderr, error
+    assert error.exit_code == 73 and 'has already been used' in error.stderr, error
 connector.disconnect_volume(properties, connected)
 print('a used key formats nothing')
 

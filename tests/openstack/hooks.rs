@@ -194,7 +194,7 @@ fn shell_hook(cloud: &Cloud) {
     assert_eq!(attach(&volume, &looked_at, "").0, 0, "and again");
     // Of two volumes with one key, the second is refused.
     let (code, text) = attach(&site.file("second"), &looked_at, "");
-    assert!(code == 73 && text.contains("has been used already"), "{code}: {text}");
+    assert!(code == 73 && text.contains("has already been used"), "{code}: {text}");
 
     for (request, code) in [
         ("", 64),
@@ -252,9 +252,9 @@ fn link_in_the_way(cloud: &Cloud) {
     let key = hook(&site, "key create", r#"{"version":1,"algorithm":"AES","bit_length":512}"#);
     let (device, name, file) = (site.file("v"), site.name("v"), site.file("precious"));
     for (link, why) in [
-        (file.as_str(), "is no symbolic link"),
-        ("relative", "is no absolute path"),
-        ("/nowhere/link", "no such folder"),
+        (file.as_str(), "exists and is not a symbolic link"),
+        ("relative", "is not an absolute path"),
+        ("/nowhere/link", "a directory that does not exist"),
     ] {
         let request = format!(
             r#"{{"version":1,"device":"{device}","name":"{name}","key_id":{},"link":"{link}"}}"#,

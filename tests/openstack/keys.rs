@@ -205,7 +205,7 @@ fn log_in(cloud: &Cloud) {
             "[stores.{cloud}]\ntype = \"swift\"\ncontainer = \"{container}\"\ncloud = \"{cloud}\"\n{sealing}"
         ));
         let text = attach(cloud);
-        assert!(text.contains(&format!("is for the container cinder, asked was for {cloud}")), "{text}");
+        assert!(text.contains(&format!("belongs to container cinder, but {cloud} was requested")), "{text}");
     }
     // A password in a file of its own, and none in clouds.yaml.
     let clouds = std::fs::read_to_string(site.path("clouds.yaml")).unwrap();
@@ -219,7 +219,7 @@ fn log_in(cloud: &Cloud) {
     section("without", "");
     assert!(attach("without").contains("has no password"));
     section("file", "secret = \"password\"");
-    assert!(attach("file").contains("asked was for file"));
+    assert!(attach("file").contains("but file was requested"));
     // A token that someone else got, as file.
     site.write("token", &cloud.token("cinder"));
     site.write(
@@ -229,7 +229,7 @@ fn log_in(cloud: &Cloud) {
     site.configure(&format!(
         "[stores.token]\ntype = \"swift\"\ncontainer = \"{container}\"\ncloud = \"keys\"\nclouds = \"token.yaml\"\nsecret = \"token\"\n{sealing}"
     ));
-    assert!(attach("token").contains("asked was for token"));
+    assert!(attach("token").contains("but token was requested"));
 }
 
 fn escrow(cloud: &Cloud) {

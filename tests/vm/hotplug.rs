@@ -67,7 +67,7 @@ fn explained(machine: &mut Machine) {
     assert_eq!((&json[0]["name"], &json[0]["told"]["exit_code"]), (&"data".into(), &69.into()));
     machine.ok("mv /keys/gone /keys/cinder");
     machine.eventually("systemctl is-active cryptattach@data.service && test -b /dev/mapper/data");
-    assert_eq!(machine.ok("cryptattach explain data"), "no failure of 'data' is known since the last boot");
+    assert_eq!(machine.ok("cryptattach explain data"), "no failure of 'data' is recorded since the last boot");
     machine.unplug(&disk);
     machine.eventually("! dmsetup info data 2>/dev/null");
     unlist(machine);

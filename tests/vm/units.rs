@@ -43,7 +43,7 @@ fn crypttab(machine: &mut Machine) {
     machine.ok("perl -MIO::Socket::UNIX -e 'exit length(readline(IO::Socket::UNIX->new(Peer => q(/run/cryptattach-key.socket))) // q())'");
     let told = machine.ok("journalctl --sync && journalctl -b -o cat -u 'cryptattach-key@*'");
     for reason in
-        ["neither /etc/crypttab nor the configuration has a volume 'other'", "only systemd-cryptsetup is answered"]
+        ["neither /etc/crypttab nor the configuration has a volume 'other'", "only systemd-cryptsetup gets an answer"]
     {
         assert!(told.contains(reason), "{reason}: {told}");
     }

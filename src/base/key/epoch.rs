@@ -25,7 +25,7 @@ impl Epoch {
 
 /// A text that is no epoch, or no container key's id.
 #[derive(Debug, thiserror::Error)]
-#[error("'{0}' names no container key")]
+#[error("'{0}' is not a container key's id")]
 pub struct ParseEpochError(String);
 
 impl FromStr for Epoch {

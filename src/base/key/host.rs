@@ -20,7 +20,7 @@ impl HostName {
 
 /// A text that is no host's name, or no lockbox key's id.
 #[derive(Debug, thiserror::Error)]
-#[error("'{0}' is no name of a host (1 to 64 of a-z, 0-9, '.', '-', '_', beginning with a letter or digit)")]
+#[error("'{0}' is not a host name (1 to 64 of a-z, 0-9, '.', '-', '_', starting with a letter or digit)")]
 pub struct ParseHostNameError(String);
 
 impl FromStr for HostName {

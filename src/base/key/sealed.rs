@@ -70,19 +70,19 @@ pub struct SealedKey {
 #[derive(Debug, thiserror::Error)]
 pub enum MalformedSealedKey {
     /// More bytes than any sealed key has.
-    #[error("it is {0} bytes long, a sealed key has at most {MAX_SEALED_BYTES}")]
+    #[error("it is {0} bytes long; a sealed key has at most {MAX_SEALED_BYTES}")]
     TooLarge(usize),
     /// Not JSON, truncated JSON, or JSON of another form.
     #[error("it is not a JWE in JSON serialization")]
     Json(#[source] serde_json::Error),
     /// No recipient, or too many.
-    #[error("it has {0} recipients (1 to {MAX_RECIPIENTS} expected)")]
+    #[error("it has {0} recipients; expected 1 to {MAX_RECIPIENTS}")]
     Recipients(usize),
     /// The protected header is not base64url of a JSON object.
     #[error("its protected header is not base64url JSON")]
     Protected,
     /// It names another key id than the one it is kept under.
-    #[error("it is the key {0}")]
+    #[error("it belongs to the key {0}")]
     OtherKey(KeyId),
     /// The protected header has no `cryptattach` member of the form we know.
     #[error("its protected header does not say what the key is for: {0}")]

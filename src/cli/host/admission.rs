@@ -23,8 +23,8 @@ use crate::{
 
 /// Check a host's bundle and make a challenge that only its TPM can answer
 ///
-/// Needs no TPM. What the host's key must follow is said by [tpm] in this machine's configuration: site_key, counter, pcrs,
-/// latch.
+/// Needs no TPM. [tpm] in this machine's configuration sets the policy that the host's key must have: site_key,
+/// counter, pcrs, latch.
 #[derive(Args)]
 #[command(
     group = ArgGroup::new("trust").required(true).args(["ca", "ek", "trust_first_use"]),
@@ -37,25 +37,25 @@ use crate::{
 pub struct Challenge {
     /// The host's bundle
     bundle: PathBuf,
-    /// Folder with the certificates of TPM makers: the endorsement key must have a certificate by one of them
+    /// Folder with the certificates of TPM makers, one of which must have certified the endorsement key
     #[arg(long, value_name = "FOLDER")]
     ca: Option<PathBuf>,
     /// The endorsement key's fingerprint, as 'host enrol' showed it on the host's own console
     #[arg(long, value_name = "FINGERPRINT", value_parser = fingerprint)]
     ek: Option<[u8; 32]>,
-    /// Believe that the endorsement key is a real TPM's: nothing shows it
+    /// Trust the endorsement key without proof that it belongs to a real TPM
     #[arg(long)]
     trust_first_use: bool,
-    /// The right values of PCRs (JSON: {"7": "HEX", ...}), for keys that are bound to values
+    /// The good values of PCRs (JSON: {"7": "HEX", ...}), for keys that are bound to values
     #[arg(long, value_name = "FILE")]
     pcr_values: Option<PathBuf>,
-    /// Believe that the boot state which the host's key is bound to is a good one: nothing shows it
+    /// Trust the boot state that the host's key is bound to, without proof that it is good
     #[arg(long)]
     trust_pcr_values: bool,
-    /// How long the challenge can be answered
+    /// Time within which the host must answer the challenge
     #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(u16).range(1..=720))]
     valid_hours: u16,
-    /// Where the challenge goes: a new file
+    /// New file for the challenge
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
 }
@@ -101,16 +101,16 @@ impl Challenge {
         let fingerprint = hex::encode(&issued.endorsement_key);
         if issued.vouched == Vouched::FirstUse {
             tracing::warn!(
-                "nothing shows that '{}' has a real TPM: its endorsement key {fingerprint} is trusted on first use; compare it \
-                 with what 'host enrol' said on the host's own console",
+                "no proof that '{}' has a real TPM: trusting its endorsement key {fingerprint} on first use; compare \
+                 it with the one that 'host enrol' showed on the host's own console",
                 issued.challenge.host
             );
         }
         let bound = issued.policy.pcrs.pcrs();
         if self.trust_pcr_values && !bound.is_empty() {
             tracing::warn!(
-                "nothing shows that '{}' was in a good boot state when its key was made: the values of PCR {bound} are trusted as \
-                 the bundle says them",
+                "no proof that '{}' was in a good boot state when it made its key: trusting the values of PCR {bound} \
+                 in its bundle",
                 issued.challenge.host
             );
         }
@@ -126,7 +126,7 @@ impl Challenge {
             let mut lines = vec![
                 format!("challenge for '{}'      {}", issued.challenge.host, self.output.display()),
                 format!("  endorsement key   {fingerprint}"),
-                format!("  believed for      {}", issued.vouched),
+                format!("  trusted by        {}", issued.vouched),
                 "  its key opens if".to_owned(),
             ];
             let signed = issued.policy.signed.iter();
@@ -141,9 +141,9 @@ impl Challenge {
     }
 }
 
-/// Admit a host that has answered: make its lockbox key, and seal the container keys of these stores to it
+/// Admit a host that answered its challenge: create its lockbox key, and seal the stores' container keys to it
 ///
-/// A host that was admitted before keeps its stores; its lockbox key is a new one.
+/// A host that was admitted before keeps its stores and gets a new lockbox key.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach host admit compute-7.answer --store cinder --store logs")]
@@ -153,7 +153,7 @@ pub struct Admit {
     /// A store whose keys the host may open; repeatable
     #[arg(long = "store", value_name = "STORE", required = true)]
     stores: Vec<StoreName>,
-    /// The store that keeps the host's lockbox key [default: the one that keeps it already, or the first of them]
+    /// The store for the host's lockbox key [default: the one that keeps it now, or else the first --store]
     #[arg(long, value_name = "STORE")]
     lockbox_store: Option<StoreName>,
 }
@@ -204,7 +204,7 @@ impl Admit {
             [
                 format!("admitted '{}'", admitted.host),
                 format!("  identity key      {}", admitted.kid),
-                format!("  believed for      {}", admitted.vouched),
+                format!("  trusted by        {}", admitted.vouched),
                 format!("  lockbox key       generation {}, fingerprint {}", admitted.generation, admitted.lockbox_key),
                 format!("  kept in           {}", admitted.lockbox_store),
                 format!("  stores            {}", names(&admitted.stores)),

@@ -22,22 +22,22 @@ use crate::{
     verbs::error::Error,
 };
 
-/// Make this host's identity key in its TPM, and a bundle that proves how it was made
+/// Create this host's identity key in its TPM, and a bundle that proves how it was made
 ///
-/// The key opens in boot states of the site's policy only ([tpm] in the configuration, 'cryptattach policy show'). The bundle
-/// has nothing secret; it goes to the administrator ('host challenge').
+/// The key opens only in boot states of the site's policy ([tpm] in the configuration, 'cryptattach policy show'). The
+/// bundle contains no secret. Bring it to the administrator ('host challenge').
 #[derive(Args)]
 pub struct Enrol {
     /// This host's name [default: 'host' in [lockbox], or the system's host name]
     #[arg(long)]
     name: Option<HostName>,
-    /// Give the key a PIN, asked for now ('pin' in [tpm] names a file with it)
+    /// Protect the key with a PIN, which is asked for now ('pin' in [tpm] names a file with it)
     #[arg(long)]
     pin: bool,
-    /// Make a new key although there is one, which is kept as FILE.before (FILE.before.2, ...)
+    /// Replace an existing key; the old one is kept as FILE.before (FILE.before.2, ...)
     #[arg(long)]
     replace: bool,
-    /// Where the bundle goes: a new file
+    /// New file for the bundle
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
 }
@@ -142,13 +142,13 @@ fn keep_before(folder: &Folder, name: &str, pem: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Answer the administrator's challenge: only this TPM can
+/// Answer the administrator's challenge with this host's TPM
 #[derive(Args)]
 #[command(name = "answer")]
 pub struct AnswerVerb {
     /// The challenge
     challenge: PathBuf,
-    /// Where the answer goes: a new file
+    /// New file for the answer
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
 }

@@ -19,7 +19,7 @@ use crate::{
     verbs::error::Error,
 };
 
-/// Enrol hosts by their TPMs, admit them to containers, remove them
+/// Enrol hosts by their TPMs, admit them to stores, and remove them
 #[derive(Subcommand)]
 #[command(after_help = "Examples:
   cryptattach host enrol --output compute-7.bundle                       # on the host

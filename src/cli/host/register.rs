@@ -24,10 +24,10 @@ use crate::{
     verbs::error::Error,
 };
 
-/// List the hosts that this machine has admitted, and what the stores say of them
+/// List the hosts that this machine has admitted, and their state in the stores
 #[derive(Args)]
 pub struct List {
-    /// Also those that were removed
+    /// List removed hosts, too
     #[arg(long)]
     removed: bool,
 }
@@ -62,7 +62,7 @@ impl Listed {
             format!("{host}"),
             format!("  admitted on       {}{removed}", date(*admitted)),
             format!("  endorsement key   {}", hex::encode(&self.admitted.endorsement_key)),
-            format!("  believed for      {}", self.admitted.vouched),
+            format!("  trusted by        {}", self.admitted.vouched),
             format!("  identity key      {kid}"),
             format!("  lockbox key       generation {generation}, fingerprint {lockbox_key}"),
             format!("  kept in           {lockbox_store}: {}", self.store_says),
@@ -82,21 +82,21 @@ fn store_says(config: &Config, admitted: &Admitted) -> String {
     match generation() {
         Ok(generation) if generation == admitted.generation => "there".to_owned(),
         Ok(generation) => format!("ANOTHER, of generation {generation}"),
-        Err(Error::Unlock(unlock::Error::Store(StoreError::NotFound { .. }))) => "not there".to_owned(),
-        Err(error) => format!("cannot be told ({})", chain(&error)),
+        Err(Error::Unlock(unlock::Error::Store(StoreError::NotFound { .. }))) => "missing".to_owned(),
+        Err(error) => format!("unknown ({})", chain(&error)),
     }
 }
 
-/// Remove a host: delete its lockbox key, and go on to a next container key without it in each of its stores
+/// Remove a host: delete its lockbox key, and rotate each of its stores to a container key without it
 ///
-/// The host opens nothing at its next boot, and at once nothing that is sealed from now on. What it has open now it keeps:
-/// switch it off, and encrypt its volumes anew if it may have kept their keys.
+/// The host opens no key after its next boot, and no key that is sealed from now on. It keeps the keys that it has open
+/// now: switch it off. Encrypt its volumes anew if it may have copied their keys.
 #[derive(Args)]
-#[command(after_help = "Run again, it goes on where it was stopped.")]
+#[command(after_help = "Resumes if interrupted.")]
 pub struct Remove {
     /// The host
     host: HostName,
-    /// A store that it may be admitted to besides those in the register; repeatable
+    /// Another store that the host may be admitted to, besides those in the register; repeatable
     #[arg(long = "store", value_name = "STORE")]
     stores: Vec<StoreName>,
 }

@@ -74,7 +74,7 @@ pub enum Named {
 #[derive(Debug, thiserror::Error)]
 pub enum CloudsError {
     /// None was found.
-    #[error("there is no clouds.yaml (looked for: {0})")]
+    #[error("found no clouds.yaml (looked for: {0})")]
     Missing(String),
     /// A file cannot be read.
     #[error("cannot read {}", .path.display())]
@@ -86,7 +86,7 @@ pub enum CloudsError {
         source: io::Error,
     },
     /// It is no YAML of that form.
-    #[error("{} is no clouds.yaml: {why}", .path.display())]
+    #[error("{} is not a valid clouds.yaml: {why}", .path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -94,7 +94,7 @@ pub enum CloudsError {
         why: String,
     },
     /// No cloud is named.
-    #[error("no cloud is named: neither by 'cloud' in the configuration nor by OS_CLOUD")]
+    #[error("neither 'cloud' in the configuration nor OS_CLOUD names a cloud")]
     Unnamed,
     /// It has no such cloud.
     #[error("{} has no cloud '{name}' (it has: {known})", .path.display())]
@@ -240,7 +240,7 @@ impl Auth {
                 user: self.username.take().ok_or("has no username")?,
                 key: secret(self.password.take(), "password")?,
             },
-            other => return Err(format!("has auth_type '{other}', which is not known here")),
+            other => return Err(format!("has the unsupported auth_type '{other}'")),
         })
     }
 

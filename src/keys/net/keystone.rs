@@ -65,7 +65,7 @@ pub enum AuthError {
     #[error("{0} refuses the caller's token: it has expired or was withdrawn")]
     CallerToken(Url),
     /// Its answer is not understood.
-    #[error("the log-in's answer of {url} is not understood: {what}")]
+    #[error("cannot understand the answer of {url} to the log-in: {what}")]
     Answer {
         /// Whose.
         url: Url,
@@ -256,7 +256,7 @@ impl Session {
 
     fn temp_auth(&self, user: &str, key: &SecretBytes) -> Result<Token, AuthError> {
         let url = http::url(&self.cloud.auth_url)?;
-        let user = HeaderValue::from_str(user).map_err(|_| wrong(&url, "the user name is no header value"))?;
+        let user = HeaderValue::from_str(user).map_err(|_| wrong(&url, "the user name is not a valid header value"))?;
         let mut headers = HeaderMap::new();
         headers.insert("x-auth-user", user);
         headers.insert("x-auth-key", header(key, url.as_str())?);
@@ -265,7 +265,7 @@ impl Session {
         let given = |name| answer.headers.get(name).cloned().ok_or_else(|| wrong(&answer.url, "no token or URL"));
         let (mut value, storage) = (given("x-auth-token")?, given("x-storage-url")?);
         value.set_sensitive(true);
-        let storage = storage.to_str().map_err(|_| wrong(&answer.url, "its X-Storage-Url is no text"))?;
+        let storage = storage.to_str().map_err(|_| wrong(&answer.url, "its X-Storage-Url is not text"))?;
         let urls = if self.urls.is_empty() { vec![http::url(storage)?] } else { self.urls.clone() };
         Ok(Token { value, urls })
     }
@@ -347,7 +347,7 @@ impl Named {
 fn header(secret: &SecretBytes, url: &str) -> Result<HeaderValue, AuthError> {
     let value = HeaderValue::from_maybe_shared(http::secret_body(SecretBytes::copy_of(secret.expose())?));
     let url = || Url::parse(url).unwrap_or_else(|_| Url::parse("http://localhost").expect("a URL"));
-    let mut value = value.map_err(|_| wrong(&url(), "the token or key is no header value"))?;
+    let mut value = value.map_err(|_| wrong(&url(), "the token or key is not a valid header value"))?;
     value.set_sensitive(true);
     Ok(value)
 }

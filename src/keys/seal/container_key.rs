@@ -172,7 +172,7 @@ impl ContainerKey {
         let content = keyring.decrypt(sealed)?;
         let read: Read<'_> = read_json(&content)?;
         let key = decode_bytes(read.container_key)?.filter(|key| key.len() == KEY_BYTES);
-        let key = key.ok_or_else(|| SealError::Payload(format!("no container key of {KEY_BYTES} bytes")))?;
+        let key = key.ok_or_else(|| SealError::Payload(format!("expected a container key of {KEY_BYTES} bytes")))?;
         let Context { generation, hosts, created, .. } = context;
         Ok(Self { proof: read.proof, generation, hosts, created, ..Self::of(&id.container, id.epoch, key) })
     }

@@ -58,7 +58,7 @@ pub fn p256(jwk: &Map<String, Value>) -> Result<PKey<Public>, String> {
         key.check_key()?;
         PKey::from_ec_key(key)
     };
-    key().map_err(|_: ErrorStack| "is no point on P-256".to_owned())
+    key().map_err(|_: ErrorStack| "is not a point on P-256".to_owned())
 }
 
 #[cfg(test)]
@@ -93,7 +93,7 @@ pub mod tests {
     fn other_curves_and_points_are_refused() {
         let x = "weNJy2HscCSM6AEDTDg04biOvhFhyyWvOHQfeF_PxMQ";
         let off_curve = json!({"kty": "EC", "crv": "P-256", "x": x, "y": x});
-        assert!(p256(off_curve.as_object().unwrap()).unwrap_err().contains("no point"));
+        assert!(p256(off_curve.as_object().unwrap()).unwrap_err().contains("not a point"));
         let other = json!({"kty": "EC", "crv": "P-384", "x": x, "y": x});
         assert!(p256(other.as_object().unwrap()).unwrap_err().contains("P-384"));
         let short = json!({"kty": "EC", "crv": "P-256", "x": "AA", "y": x});

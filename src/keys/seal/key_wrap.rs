@@ -61,7 +61,9 @@ pub fn open(
     }
     if text("alg") != Some(ALG) {
         let algorithm = text("alg").unwrap_or("none");
-        return Some(Err(SealError::Unsupported(format!("it is sealed under {kid} by '{algorithm}'"))));
+        return Some(Err(SealError::Unsupported(format!(
+            "it is sealed under {kid} with the unsupported algorithm '{algorithm}'"
+        ))));
     }
     let wrapped = Base64UrlUnpadded::decode_vec(&entry.encrypted_key).unwrap_or_default();
     Some(unwrap(wrapping_key, &wrapped).and_then(|key| key.ok_or(SealError::Tampered)))

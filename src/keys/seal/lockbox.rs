@@ -138,7 +138,7 @@ impl LockboxKey {
         let content = keyring.decrypt(sealed)?;
         let read: Read<'_> = read_json(&content)?;
         let key = decode_bytes(read.lockbox_key)?.filter(|key| key.len() == KEY_BYTES);
-        let key = key.ok_or_else(|| SealError::Payload(format!("no lockbox key of {KEY_BYTES} bytes")))?;
+        let key = key.ok_or_else(|| SealError::Payload(format!("expected a lockbox key of {KEY_BYTES} bytes")))?;
         Self::of(LockboxKeyId { host: context.host, generation: context.generation }, key)
     }
 

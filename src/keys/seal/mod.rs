@@ -264,7 +264,7 @@ fn joint_header(parts: [&JoseHeader; 3]) -> Result<JoseHeader, SealError> {
     // Members that change how a JWE is read must be in front of the authentication, and we know none of them.
     for name in ["zip", "crit"] {
         if joint.contains_key(name) {
-            return Err(SealError::Unsupported(format!("its header has '{name}'")));
+            return Err(SealError::Unsupported(format!("its header has the unsupported member '{name}'")));
         }
     }
     Ok(joint)
@@ -273,10 +273,10 @@ fn joint_header(parts: [&JoseHeader; 3]) -> Result<JoseHeader, SealError> {
 fn check_protected(protected: &JoseHeader) -> Result<(), SealError> {
     let text = |name: &str| protected.get(name).and_then(Value::as_str).unwrap_or("none").to_owned();
     if text("enc") != content::ENC {
-        return Err(SealError::Unsupported(format!("its content is encrypted by '{}'", text("enc"))));
+        return Err(SealError::Unsupported(format!("its content is encrypted with the unsupported '{}'", text("enc"))));
     }
     if text("typ") != TYPE {
-        return Err(SealError::Unsupported(format!("it is of type '{}'", text("typ"))));
+        return Err(SealError::Unsupported(format!("it has the unsupported type '{}'", text("typ"))));
     }
     Ok(())
 }
@@ -285,7 +285,7 @@ fn check_context(context: &BoundContext, expected: &Expected) -> Result<(), Seal
     let other = |what, is: String, asked: String| Err(SealError::Other { what, is, asked });
     if context.version != VERSION {
         return Err(SealError::Unsupported(format!(
-            "it has version {} (made by a newer cryptattach?)",
+            "it has the unsupported version {} (made by a newer cryptattach?)",
             context.version
         )));
     }
@@ -329,7 +329,7 @@ pub enum SealError {
     #[error("{0}")]
     Unsupported(String),
     /// It is for something else than was asked.
-    #[error("it is for the {what} {is}, asked was for {asked}")]
+    #[error("the key belongs to {what} {is}, but {asked} was requested")]
     Other {
         /// "key", "container" or "volume".
         what: &'static str,
@@ -350,7 +350,7 @@ pub enum SealError {
     #[error("it has been changed since it was sealed")]
     Tampered,
     /// What is inside is not what we seal.
-    #[error("its content is no volume key: {0}")]
+    #[error("its content is not a valid key: {0}")]
     Payload(String),
     /// libcrypto failed.
     #[error("libcrypto failed")]

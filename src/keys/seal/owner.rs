@@ -51,7 +51,7 @@ fn examine<T: HasPublic>(key: &PKeyRef<T>) -> Result<Result<(Algorithm, String),
         Id::RSA if key.bits() >= rsa_oaep::LEAST_BITS => {
             Ok((Algorithm::RsaOaep, jwk::thumbprint(&jwk::of_rsa(&*key.rsa()?))))
         }
-        Id::RSA => Err(format!("is an RSA key of {} bits, at least {} are needed", key.bits(), rsa_oaep::LEAST_BITS)),
+        Id::RSA => Err(format!("is an RSA key of {} bits; at least {} are needed", key.bits(), rsa_oaep::LEAST_BITS)),
         _ => Err("is neither a P-256 nor an RSA key".to_owned()),
     })
 }
@@ -62,7 +62,7 @@ impl OwnerRecipient {
         let pem = read(path)?;
         let unusable = |why: &str| SealError::KeyFile { path: path.to_owned(), why: why.to_owned() };
         if contains(pem.expose(), b"PRIVATE KEY-----") {
-            return Err(unusable("is a private key; recipients are named by their public key or certificate"));
+            return Err(unusable("is a private key; name a recipient by its public key or certificate"));
         }
         let key = match X509::from_pem(pem.expose()) {
             Ok(certificate) => {
@@ -92,7 +92,7 @@ impl OwnerRecipient {
 
     /// The public key as JWK, if it is on P-256.
     pub fn jwk(&self) -> Result<JoseHeader, SealError> {
-        let ec = self.key.ec_key().map_err(|_| SealError::Unsupported("it is no key on P-256".to_owned()))?;
+        let ec = self.key.ec_key().map_err(|_| SealError::Unsupported("it is not a key on P-256".to_owned()))?;
         Ok(members(jwk::of_p256(&ec)?))
     }
 
@@ -158,13 +158,13 @@ impl OwnerKey {
         let pem = read(path)?;
         let unusable = |why: &str| SealError::KeyFile { path: path.to_owned(), why: why.to_owned() };
         if contains(pem.expose(), b"ENCRYPTED") {
-            return Err(unusable("is protected by a passphrase; nobody is there to type it when a device is attached"));
+            return Err(unusable("is protected by a passphrase, which nobody can type when a device is attached"));
         }
         // The passphrase callback of the plain function would ask on the terminal.
         let key = PKey::private_key_from_pem_passphrase(pem.expose(), b"")
-            .map_err(|_| unusable("is no private key in PEM"))?;
+            .map_err(|_| unusable("is not a private key in PEM"))?;
         if File::open(path).and_then(|file| file.metadata()).is_ok_and(|metadata| metadata.mode() & 0o077 != 0) {
-            tracing::warn!("the private key {} can be read by others than its owner", path.display());
+            tracing::warn!("users other than its owner can read the private key {}", path.display());
         }
         let (algorithm, kid) = examine(&key)?.map_err(|why| unusable(&why))?;
         Ok(Self { key, algorithm, kid })
@@ -214,7 +214,11 @@ impl Identity for OwnerKey {
         };
         if !fits {
             let algorithm = text("alg").unwrap_or("none");
-            return named.then(|| Err(SealError::Unsupported(format!("it is sealed to us by '{algorithm}'"))));
+            return named.then(|| {
+                Err(SealError::Unsupported(format!(
+                    "it is sealed to this host with the unsupported algorithm '{algorithm}'"
+                )))
+            });
         }
         let encrypted_key = Base64UrlUnpadded::decode_vec(&entry.encrypted_key).unwrap_or_default();
         match self.unwrap(&encrypted_key, header) {

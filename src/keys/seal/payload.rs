@@ -148,7 +148,7 @@ impl Payload {
         let read: Read<'_> = read_json(json)?;
         let volume_key = decode(read.volume_key)?
             .filter(|key| KeySize::from_bits(read.key_size_bits) == Some(key.size()))
-            .ok_or_else(|| SealError::Payload(format!("no key of {} bits", read.key_size_bits)))?;
+            .ok_or_else(|| SealError::Payload(format!("expected a key of {} bits", read.key_size_bits)))?;
         Ok(Self {
             volume_key,
             cipher: read.cipher,
@@ -179,7 +179,7 @@ impl Content {
             return Payload::from_json(json).map(Self::VolumeKey);
         }
         let read: ReadObject<'_> = read_json(json)?;
-        let value = decode_bytes(read.value)?.ok_or_else(|| SealError::Payload("no base64url".to_owned()))?;
+        let value = decode_bytes(read.value)?.ok_or_else(|| SealError::Payload("not base64url".to_owned()))?;
         Ok(Self::Object(ManagedObject { facts: read.object, value }))
     }
 }

@@ -196,8 +196,8 @@ fn keys_that_are_too_weak_or_unknown_are_refused_by_name() {
         ("another curve", p384.private_key_to_pem().unwrap()),
         ("neither", ed25519.private_key_to_pem_pkcs8().unwrap()),
         ("passphrase", encrypted),
-        ("no private key", b"hello".to_vec()),
-        ("no private key", OwnerKey::generate().unwrap().public_pem().unwrap()),
+        ("not a private key", b"hello".to_vec()),
+        ("not a private key", OwnerKey::generate().unwrap().public_pem().unwrap()),
     ];
     for (told, bytes) in cases {
         let (_folder, path) = pem("wrong.key", &bytes);

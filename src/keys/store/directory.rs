@@ -91,7 +91,7 @@ impl Directory {
                 return Err(io_error("open the key store", &self.path)(io::ErrorKind::NotADirectory.into()));
             }
             if self.seen.set(()).is_ok() && metadata.mode() & 0o022 != 0 {
-                tracing::warn!("the key store {} can be changed by others than its owner", self.path.display());
+                tracing::warn!("users other than its owner can change the key store {}", self.path.display());
             }
         }
         Ok(&self.path)

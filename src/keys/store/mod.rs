@@ -247,7 +247,7 @@ pub enum StoreError {
         generation: u64,
     },
     /// What was found under that id is no sealed key.
-    #[error("{what} is not the sealed key that was asked for")]
+    #[error("{what} is not the requested sealed key")]
     Malformed {
         /// The file or object.
         what: String,
@@ -289,7 +289,7 @@ pub enum StoreError {
         at: String,
     },
     /// The container is not there.
-    #[error("there is no such container: {at}")]
+    #[error("{at} does not exist")]
     NoContainer {
         /// The store, in words.
         at: String,

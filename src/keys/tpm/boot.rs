@@ -76,7 +76,7 @@ pub fn exposures(bound: PcrSet, chain: BootChain, secure_boot: Option<bool>, lat
     let free = |pcr: u8| !bound.contains(pcr);
     let kernel_free = free(11) && free(9) && free(4);
     let cases = [
-        (free(0), "the firmware's code, by another version or a manipulated flash chip (PCR 0 is not bound)"),
+        (free(0), "the firmware's code: another version or a manipulated flash chip (PCR 0 is not bound)"),
         (free(1), "the firmware's settings and the order of boot devices (PCR 1 is not bound)"),
         (free(2), "code on added cards: option ROMs (PCR 2 is not bound)"),
         (free(7), "Secure Boot: turn it off, or enrol other keys (PCR 7 is not bound)"),
@@ -105,10 +105,11 @@ pub fn exposures(bound: PcrSet, chain: BootChain, secure_boot: Option<bool>, lat
             chain == BootChain::UnifiedKernelImage && free(13),
             "system extensions beside the unified kernel image (PCR 13 is not bound)",
         ),
-        (!latch, "nothing, but may wait: whoever becomes root later in this boot can use the key again (no latch)"),
+        (!latch, "the key itself, later in this boot: whoever becomes root can use it again (no latch)"),
         (
             true,
-            "the wires of a TPM that is a chip of its own: reset it, replay the measurements of a good boot, and ask it (a firmware TPM has no such wires; a PIN ends it)",
+            "the wires of a separate TPM chip: reset it, replay the measurements of a good boot, and ask it (a \
+             firmware TPM has no such wires; a PIN prevents this)",
         ),
     ];
     cases.into_iter().filter_map(|(holds, words)| holds.then_some(Exposure(words))).collect()
@@ -157,7 +158,7 @@ impl Tpm {
         };
         let pcrs = if literal.is_empty() { PcrValues::default() } else { self.pcr_values(literal)? };
         if signed.is_none() && pcrs.iter().all(|(_, value)| *value == [0; 32]) {
-            tracing::warn!("the PCRs {literal} are all zero: nothing was measured, and any boot state opens the key");
+            tracing::warn!("all of PCR {literal} are zero: nothing was measured, and any boot state opens the key");
         }
         let policy = Policy { signed, pcrs, latch: config.latch, pin };
         policy.check()?;
@@ -175,7 +176,7 @@ fn base(config: &TpmConfig, key: &SiteKey, counter: Counter, value: u64) -> u64 
         Some(Revocation { base, .. }) if value - base < EPOCHS => base,
         Some(_) => {
             tracing::warn!(
-                "all epochs of the site's key {key} are over and begin again: signatures that were retired count again"
+                "all epochs of the site's key {key} are used up and start again: retired signatures are valid again"
             );
             value
         }

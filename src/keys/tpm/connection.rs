@@ -116,7 +116,7 @@ fn check_storage_root(public: &Public) -> Result<(), TpmError> {
     let wrong = |what| Err(TpmError::BadStorageRoot(what));
     let attributes = public.object_attributes();
     if !(attributes.restricted() && attributes.decrypt() && !attributes.sign_encrypt()) {
-        return wrong("it is no storage key");
+        return wrong("it is not a storage key");
     }
     if !(attributes.fixed_tpm() && attributes.fixed_parent() && attributes.sensitive_data_origin()) {
         return wrong("it may be known outside of this TPM");

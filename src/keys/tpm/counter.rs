@@ -96,7 +96,7 @@ impl Tpm {
     pub fn counter(&self, counter: Counter) -> Result<CounterValue, TpmError> {
         let index = self.esys().resident_at(counter.index())?;
         if self.esys().nv_name(&index)? != counter.name() {
-            return Err(TpmError::Policy(format!("the NV index {counter} is no counter of ours")));
+            return Err(TpmError::Policy(format!("the NV index {counter} is not a counter of cryptattach")));
         }
         Ok(CounterValue(self.esys().nv_read_counter(&index)?))
     }

@@ -109,7 +109,7 @@ impl fmt::Display for Code {
 #[derive(Debug, thiserror::Error)]
 pub enum TpmError {
     /// There is none.
-    #[error("there is no TPM at '{tcti}' that can be used")]
+    #[error("cannot use a TPM at '{tcti}'")]
     Missing {
         /// The TCTI, as in `device:/dev/tpmrm0`.
         tcti: String,
@@ -140,7 +140,7 @@ pub enum TpmError {
         command: &'static str,
     },
     /// An answer does not make sense.
-    #[error("the TPM's answer to {command} makes no sense")]
+    #[error("the TPM's answer to {command} is malformed")]
     Answer {
         /// The command.
         command: &'static str,
@@ -152,12 +152,10 @@ pub enum TpmError {
     #[error("not a structure of a TPM: {0}")]
     Structure(String),
     /// This host has no key.
-    #[error("this host has no key in its TPM: there is no {}", .0.display())]
+    #[error("this host has no key in its TPM: {} does not exist", .0.display())]
     NotEnrolled(PathBuf),
     /// The storage root key is not that of the enrolment.
-    #[error(
-        "this is another TPM than the key was made in, or it was cleared: its storage root key is {seen}, expected was {expected}"
-    )]
+    #[error("this TPM did not make the key, or was cleared: its storage root key is {seen}; expected {expected}")]
     OtherTpm {
         /// The pinned name.
         expected: Name,
@@ -165,12 +163,10 @@ pub enum TpmError {
         seen: Name,
     },
     /// There is no storage root key where ours was.
-    #[error(
-        "there is no storage root key at 0x81000001: this is another TPM than the key was made in, or it was cleared"
-    )]
+    #[error("the TPM has no storage root key at 0x81000001: it did not make the key, or was cleared")]
     NoStorageRoot,
     /// The storage root key is of no use to us.
-    #[error("the object at 0x81000001 is no storage root key: {0}")]
+    #[error("the object at 0x81000001 is not a storage root key: {0}")]
     BadStorageRoot(&'static str),
     /// The policy does not hold in this boot state.
     #[error("the TPM does not open the key in this boot state")]
@@ -241,7 +237,7 @@ impl TpmError {
                 "check that the machine has a TPM 2.0 and that it is enabled in the firmware's settings; 'tcti' in [tpm] says where it is"
             }
             Self::BadStorageRoot(_) => {
-                "see what has put it there (tpm2_readpublic -c 0x81000001); tpm2_evictcontrol removes it"
+                "find out which program put it there (tpm2_readpublic -c 0x81000001); tpm2_evictcontrol removes it"
             }
             Self::OtherTpm { .. } | Self::NoStorageRoot => {
                 "enrol this host again; until then the owner's or the escrow's key opens its volumes"
@@ -250,12 +246,13 @@ impl TpmError {
                 "power the machine off and on: the key opens once per boot; until then the owner's or the escrow's key opens"
             }
             Self::NotThisState(_) => {
-                "'cryptattach policy show' says what is bound; boot what is trusted, or have the site sign this state ('cryptattach policy sign'); until then the owner's or the escrow's key opens"
+                "'cryptattach policy show' shows the policy; boot a trusted state, or have the site sign this one \
+                 ('cryptattach policy sign'); until then the owner's or the escrow's key opens"
             }
             Self::LockedOut { .. } => "wait, or clear the lock-out with the TPM's lockout authorization (tpm2_dictionarylockout -c)",
-            Self::NoPin => "name a file with it as 'pin' in [tpm], or run it on a terminal",
+            Self::NoPin => "name a file with the PIN as 'pin' in [tpm], or run the command on a terminal",
             Self::Busy { .. } | Self::TimedOut { .. } => {
-                "see whether another program uses the TPM; if it goes on, power the machine off and on"
+                "check whether another program uses the TPM; if this persists, power the machine off and on"
             }
             Self::NotEnrolled(_) => "'cryptattach host enrol' makes one; 'identity' in [tpm] says where it is",
             Self::File { .. } | Self::Malformed { .. } => "check the command line, and [tpm] in the configuration",

@@ -87,18 +87,18 @@ impl IdentityFile {
 
     /// Reads a file's content; says what is wrong with it.
     pub fn parse(content: &[u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(content).map_err(|_| "is no text".to_owned())?;
+        let text = std::str::from_utf8(content).map_err(|_| "is not text".to_owned())?;
         let preface = text.lines().find_map(|line| line.strip_prefix(PREFACE));
         let preface = preface.ok_or_else(|| format!("has no line '{PREFACE}...': it was not made by cryptattach"))?;
         let preface: Preface =
             serde_json::from_str(preface).map_err(|error| format!("has a damaged line '{PREFACE}...': {error}"))?;
         let block = text.find("-----BEGIN").map(|start| &text.as_bytes()[start..]);
         let (label, der) =
-            der::pem::decode_vec(block.unwrap_or_default()).map_err(|error| format!("is no PEM: {error}"))?;
+            der::pem::decode_vec(block.unwrap_or_default()).map_err(|error| format!("is not PEM: {error}"))?;
         if label != LABEL {
             return Err(format!("is a '{label}', not a '{LABEL}'"));
         }
-        let key = TpmKey::from_der(&der).map_err(|error| format!("is no TPM key: {error}"))?;
+        let key = TpmKey::from_der(&der).map_err(|error| format!("is not a TPM key: {error}"))?;
         if key.kind != LOADABLE || key.parent != PARENT {
             return Err("is a key of another kind or parent than cryptattach makes".to_owned());
         }
@@ -112,7 +112,7 @@ impl IdentityFile {
             storage_root: preface.storage_root,
             policy: preface.policy,
         };
-        file.check().map_err(|error| format!("is not to be used: {error}"))?;
+        file.check().map_err(|error| format!("cannot be used: {error}"))?;
         Ok(file)
     }
 
@@ -123,7 +123,7 @@ impl IdentityFile {
             return Err(TpmError::Structure("neither a P-256 nor an RSA key".to_owned()));
         };
         if auth_policy.value() != self.policy.digest()? {
-            return Err(TpmError::Policy("the key has another one than its file says".to_owned()));
+            return Err(TpmError::Policy("the key's policy differs from the one in its file".to_owned()));
         }
         Ok(())
     }
@@ -223,7 +223,7 @@ mod tests {
         for (content, why) in [
             (without_preface.to_owned(), "was not made by cryptattach"),
             (pem.replace("TSS2 PRIVATE", "EC PRIVATE"), "is a 'EC PRIVATE KEY'"),
-            (pem.replace("\"latch\":true", "\"latch\":false"), "another one than its file says"),
+            (pem.replace("\"latch\":true", "\"latch\":false"), "differs from the one in its file"),
             (pem.replace("{\"storage_root", "{\"storage"), "damaged line"),
         ] {
             let said = IdentityFile::parse(content.as_bytes()).err().unwrap();

@@ -105,7 +105,7 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pcr { pcr, expected, seen, events } => {
-                write!(f, "PCR {pcr} is {}, expected was {}", hex::encode(seen), hex::encode(expected))?;
+                write!(f, "PCR {pcr} is {}; expected {}", hex::encode(seen), hex::encode(expected))?;
                 write_events(f, events)
             }
             Self::NoSignature { key, signatures: 0, files, .. } => {
@@ -128,11 +128,11 @@ impl fmt::Display for Finding {
             Self::Retired { epoch, oldest } => {
                 write!(f, "this boot state is signed in epoch {epoch} only; at least epoch {oldest} is needed")
             }
-            Self::NoCounter { counter } => write!(f, "the counter {counter} in the TPM is not there: it was removed"),
+            Self::NoCounter { counter } => write!(f, "the counter {counter} was removed from the TPM"),
             Self::Latched => write!(
                 f,
-                "PCR {LATCH} has been extended: in this boot the keys have been opened already, or something else came \
-                 first that measures into it (systemd-pcrmachine.service)"
+                "PCR {LATCH} has been extended: the keys were already opened in this boot, or another program measured \
+                 into it first (systemd-pcrmachine.service)"
             ),
             Self::Refused { command, code } => write!(f, "{command}: {}", Code(*code)),
         }

@@ -49,7 +49,7 @@ impl fmt::Debug for Name {
 
 /// That is no name.
 #[derive(Debug, thiserror::Error)]
-#[error("'{0}' is no name of a TPM's key (000b and 64 hexadecimal digits)")]
+#[error("'{0}' is not the name of a TPM key (000b and 64 hexadecimal digits)")]
 pub struct ParseNameError(String);
 
 impl FromStr for Name {

@@ -68,7 +68,7 @@ impl Policy {
     /// Refuses a policy that would hold in any state.
     pub fn check(&self) -> Result<(), TpmError> {
         if self.signed.is_none() && self.pcrs.pcrs().is_empty() {
-            return Err(TpmError::Policy("it names no PCR: the key would open in any boot state".to_owned()));
+            return Err(TpmError::Policy("it does not name a PCR: the key would open in any boot state".to_owned()));
         }
         if self.latch && self.pcrs.pcrs().contains(LATCH) {
             return Err(TpmError::Policy(format!("PCR {LATCH} cannot be both latch and literal")));

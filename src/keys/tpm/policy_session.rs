@@ -96,13 +96,13 @@ impl Tpm {
         let signed = file.policy.signed.as_ref();
         let Some((signed, revocation)) = signed.and_then(|signed| Some((signed, signed.revocation?))) else {
             return Err(TpmError::Policy(
-                "the key's policy has no counter: no signature of it can be retired".to_owned(),
+                "the key's policy has no counter, so its signatures cannot be retired".to_owned(),
             ));
         };
         let oldest = self.counter(revocation.counter)?.0.saturating_sub(revocation.base);
         if oldest + 1 >= EPOCHS {
             return Err(TpmError::Policy(format!(
-                "the key knows {EPOCHS} epochs, and this is the last: let the site have another key, and enrol the host anew"
+                "the key has {EPOCHS} epochs, and this is the last: make another site key, and enrol the host anew"
             )));
         }
         let later = match self.signature_for_now(signed, signatures, oldest + 1)? {

@@ -134,7 +134,7 @@ impl SiteSigner {
         let pem = read_secret(path)?;
         // The passphrase callback of the plain function would ask on the terminal.
         let key = PKey::private_key_from_pem_passphrase(pem.expose(), b"");
-        let why = "is no private key in PEM, or one with a passphrase".to_owned();
+        let why = "is not a private key in PEM, or has a passphrase".to_owned();
         let key = key.map_err(|_| TpmError::Malformed { path: path.to_owned(), why })?;
         signing_key(&key)?;
         Ok(Self(key))
@@ -233,7 +233,7 @@ impl PcrSignatures {
         for path in paths {
             match read(path) {
                 Ok(json) => {
-                    let why = |error| format!("is no tpm2-pcr-signature.json: {error}");
+                    let why = |error| format!("is not a valid tpm2-pcr-signature.json: {error}");
                     let signatures = Self::parse(&json)
                         .map_err(|error| TpmError::Malformed { path: path.clone(), why: why(error) })?;
                     all.signatures.extend(signatures);

@@ -1,9 +1,9 @@
 //! What the store shows, held against what it has shown this host before.
 //!
-//! **Container keys**: a host seals under the first that it saw, and what that one's proof leads to. The store says which
-//! epoch is current, and the store is not trusted: it could bring back an epoch from before a host was withdrawn, or put a
-//! key of its own in place. So a host remembers epoch and fingerprint of the last key that it sealed under. It goes forward
-//! over proofs only, and never back.
+//! **Container keys**: a host trusts the first container key that it sees, and any later one whose proof chain starts there.
+//! The store says which epoch is current, and the store is not trusted: it could bring back an epoch from before a host was
+//! withdrawn, or put in a key of its own. So a host remembers epoch and fingerprint of the last key that it sealed under. It
+//! goes forward over proofs only, and never back.
 //!
 //! **Keys**: an older form of a key opens the same volume, but for recipients that may have been withdrawn since. A host that
 //! has seen a later generation refuses it, whether the store lies or one of its replicas missed something.
@@ -34,7 +34,7 @@ struct Trusted {
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     /// The store went back to an older one.
-    #[error("the store says that the current container key is {id}, but this host has sealed under epoch {trusted}")]
+    #[error("the store says that {id} is the current container key, but this host has sealed under epoch {trusted}")]
     Older {
         /// What the store says.
         id: ContainerKeyId,
@@ -42,7 +42,7 @@ pub enum TrustError {
         trusted: Epoch,
     },
     /// It is another one of the same number.
-    #[error("the container key {id} has the fingerprint {is}; this host has sealed under one with {trusted}")]
+    #[error("the container key {id} has the fingerprint {is}; expected {trusted}, under which this host has sealed")]
     Another {
         /// The key.
         id: ContainerKeyId,
@@ -56,7 +56,7 @@ pub enum TrustError {
     Unproven(ContainerKeyId),
     /// The one that this host knows is gone, and the proofs with it.
     #[error(
-        "whether the container key {id} follows from epoch {trusted}, which this host has sealed under, cannot be told: the store no longer has that one"
+        "cannot check that the container key {id} follows from epoch {trusted}, under which this host has sealed: the store no longer has that epoch"
     )]
     Gone {
         /// What the store says.

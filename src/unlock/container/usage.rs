@@ -23,7 +23,7 @@ use crate::{
 const LEAST_KEY_BYTES: usize = 32;
 
 /// What a key was used for if its value was given out.
-const GIVEN_OUT: &str = "whatever another program does with it: it was given out";
+const GIVEN_OUT: &str = "another program (it was given out)";
 
 /// A key that no volume was formatted with yet.
 pub struct Unused {
@@ -102,7 +102,7 @@ impl Container {
             return used(volume.to_string());
         }
         if context.is_some() && !object.facts.fresh {
-            return used("whatever another program does with it: it was given out, or came from outside".to_owned());
+            return used("another program (it was given out, or came from outside)".to_owned());
         }
         if object.facts.kind != ObjectKind::Symmetric || object.value.len() < LEAST_KEY_BYTES {
             return Err(Error::KeyTooWeak(key));
@@ -146,7 +146,7 @@ impl Container {
         match (noted, fetched) {
             (Err(error), Fetched::Released(Released { object, .. })) if !object.facts.fresh => {
                 // Nothing depends on it: the key did not count as unused before.
-                tracing::debug!("not noted what {} is used for: {}", self.reference(*id), chain(&error));
+                tracing::debug!("cannot record the use of {}: {}", self.reference(*id), chain(&error));
                 Ok(())
             }
             (Err(Error::Store(error @ StoreError::Denied { .. })), _) => {

@@ -107,7 +107,7 @@ impl ViaLockbox {
         let reference = self.container.reference(self.id);
         match lockbox.add(&reference, opened, places.clone()) {
             Ok(entry) => tracing::debug!("the lockbox keeps {reference} until {}", entry.expires),
-            Err(error) => tracing::warn!("could not cache {reference} in the lockbox: {}", chain(&error)),
+            Err(error) => tracing::warn!("cannot cache {reference} in the lockbox: {}", chain(&error)),
         }
     }
 }

@@ -75,28 +75,30 @@ impl Site {
     pub(super) fn policy_for(&self, said: &Policy) -> Result<Policy, String> {
         let signed = match (&self.key, &said.signed) {
             (None, None) => None,
-            (None, Some(said)) => return Err(format!("it follows the key {}, this site has none", said.key)),
-            (Some(key), None) => return Err(format!("it does not follow the site's key {key}")),
+            (None, Some(said)) => {
+                return Err(format!("it trusts signatures by {}, but no site_key is configured here", said.key));
+            }
+            (Some(key), None) => return Err(format!("it does not trust signatures by the site's key {key}")),
             (Some(key), Some(said)) if said.key != *key => {
-                return Err(format!("it follows the key {}, and not the site's, {key}", said.key));
+                return Err(format!("it trusts signatures by {}, not by the site's key {key}", said.key));
             }
             (Some(key), Some(said)) => match said.revocation {
                 Some(Revocation { counter, base }) if counter == self.counter => {
                     Some(SignedPcrs { key: key.clone(), revocation: Some(Revocation { counter, base }) })
                 }
                 Some(Revocation { counter, .. }) => {
-                    return Err(format!("its counter is {counter}, and not the site's, {}", self.counter));
+                    return Err(format!("its counter is {counter}; the site's counter is {}", self.counter));
                 }
                 None => return Err("it has no counter that retires signatures".to_owned()),
             },
         };
         let bound = said.pcrs.pcrs();
         if let Some(pcrs) = self.pcrs.filter(|pcrs| *pcrs != bound) {
-            return Err(format!("it binds the values of PCR {bound}, and not of {pcrs}"));
+            return Err(format!("it binds the values of PCR {bound}; expected PCR {pcrs}"));
         }
         if said.latch != self.latch {
             let how = |latch| if latch { "with" } else { "without" };
-            return Err(format!("it is {} the latch, the site's is {}", how(said.latch), how(self.latch)));
+            return Err(format!("it is {} the latch; the site's is {}", how(said.latch), how(self.latch)));
         }
         let pcrs = match &self.values {
             None => said.pcrs.clone(),
@@ -106,13 +108,13 @@ impl Site {
             match pcrs.get(pcr) {
                 None => {
                     return Err(format!(
-                        "it binds PCR {pcr} to {}, and nothing says that this is right (--pcr-values, --trust-pcr-values)",
+                        "it binds PCR {pcr} to {}, which nothing confirms (--pcr-values, --trust-pcr-values)",
                         hex::encode(said)
                     ));
                 }
                 Some(value) if value != said => {
                     return Err(format!(
-                        "it binds PCR {pcr} to {}, given was {}",
+                        "it binds PCR {pcr} to {}; expected {}",
                         hex::encode(said),
                         hex::encode(value)
                     ));

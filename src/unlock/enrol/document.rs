@@ -85,7 +85,7 @@ fn parse<T: Document>(json: &[u8]) -> Result<T, String> {
         return Err(format!("it is a '{}'", head.kind.chars().take(80).collect::<String>()));
     }
     if head.version != VERSION {
-        return Err(format!("it has version {}, this cryptattach knows {VERSION}", head.version));
+        return Err(format!("it has version {}; this cryptattach supports {VERSION}", head.version));
     }
     // They have been read; what is left must be known, every member of it.
     if let Some(members) = value.as_object_mut() {
@@ -319,7 +319,7 @@ mod tests {
             (whole.replace("\"version\": 1", "\"version\": 2"), "version 2"),
             (whole.replace("\"host\"", "\"hast\""), "unknown field `hast`"),
             (whole.replace("0303", "03"), "64 hexadecimal"),
-            (whole.replace("compute-7", "../compute-7"), "no name of a host"),
+            (whole.replace("compute-7", "../compute-7"), "not a host name"),
             ("[]".to_owned(), "does not say what it is"),
             (" ".repeat(1 + MOST_BYTES as usize), "more than 65536"),
         ];

@@ -71,7 +71,7 @@ impl std::fmt::Display for Vouched {
             Self::Certificate { issuer, tpm } if tpm.is_empty() => write!(f, "certificate by {issuer}"),
             Self::Certificate { issuer, tpm } => write!(f, "certificate by {issuer} for {tpm}"),
             Self::Fingerprint => f.write_str("fingerprint, compared by the administrator"),
-            Self::FirstUse => f.write_str("TRUST ON FIRST USE: nothing shows that it is a real TPM"),
+            Self::FirstUse => f.write_str("TRUST ON FIRST USE: no proof that it is a real TPM"),
         }
     }
 }
@@ -113,7 +113,7 @@ impl Trust {
             let vouched = match (self, &authorities) {
                 (Self::Fingerprint(expected), _) if *expected == fingerprint => Ok(Vouched::Fingerprint),
                 (Self::Fingerprint(expected), _) => {
-                    Err(format!("its fingerprint is {}, and not {}", hex::encode(&fingerprint), hex::encode(expected)))
+                    Err(format!("its fingerprint is {}; expected {}", hex::encode(&fingerprint), hex::encode(expected)))
                 }
                 (_, Some(authorities)) => certified(entry, &key, authorities)?,
                 _ => Ok(Vouched::FirstUse),
@@ -134,9 +134,9 @@ impl Trust {
 /// The key, if it is by one of the templates: credentials are made for those.
 fn endorsement_key(entry: &EndorsementKey) -> Result<Result<PKey<Public>, String>, EnrolError> {
     if EndorsementKind::of(&entry.public)?.is_none() {
-        return Ok(Err("it is by none of the TCG's templates for P-256 and RSA 2048".to_owned()));
+        return Ok(Err("it fits none of the TCG's templates for P-256 and RSA 2048".to_owned()));
     }
-    Ok(public::to_pkey(&entry.public).map_err(|error| format!("it is no key ({})", chain(&error))))
+    Ok(public::to_pkey(&entry.public).map_err(|error| format!("it is not a key ({})", chain(&error))))
 }
 
 fn certified(
@@ -157,7 +157,7 @@ fn certified(
         Ok(if context.verify_cert()? { Ok(()) } else { Err(context.error().error_string().to_owned()) })
     })?;
     if let Err(why) = verified {
-        return Ok(Err(format!("{} is not by an authority that is trusted: {why}", of())));
+        return Ok(Err(format!("{} is not signed by a trusted authority: {why}", of())));
     }
     match key_usages(der) {
         // Certificates from before the profile asked for it have none.

@@ -62,7 +62,7 @@ pub enum EnrolError {
         source: std::io::Error,
     },
     /// A file is not the document that it should be.
-    #[error("{} is no {expected}: {why}", .path.display())]
+    #[error("{} is not a valid {expected}: {why}", .path.display())]
     Document {
         /// The file.
         path: PathBuf,
@@ -90,7 +90,7 @@ pub enum EnrolError {
         why: String,
     },
     /// A bundle has been used already.
-    #[error("the bundle of '{host}' has been used already: by it the host was admitted on {}", date(*.admitted))]
+    #[error("the bundle of '{host}' has already been used: it admitted the host on {}", date(*.admitted))]
     Replayed {
         /// The host.
         host: HostName,
@@ -98,7 +98,7 @@ pub enum EnrolError {
         admitted: u64,
     },
     /// The host is known with another TPM.
-    #[error("'{host}' is known with another TPM: its endorsement key was {known}, the bundle has {seen}")]
+    #[error("'{host}' is known with another TPM: its endorsement key was {known}; the bundle has {seen}")]
     OtherTpm {
         /// The host.
         host: HostName,
@@ -116,7 +116,7 @@ pub enum EnrolError {
         known: HostName,
     },
     /// A challenge is too old.
-    #[error("the challenge for '{host}' has expired {ago_seconds} seconds ago")]
+    #[error("the challenge for '{host}' expired {ago_seconds} seconds ago")]
     Expired {
         /// The host.
         host: HostName,
@@ -124,7 +124,7 @@ pub enum EnrolError {
         ago_seconds: u64,
     },
     /// This host has not been enrolled.
-    #[error("this host has no enrolment to answer for ({} is not there)", .0.display())]
+    #[error("this host has no enrolment: {} does not exist", .0.display())]
     NotEnrolled(PathBuf),
     /// A challenge is for somebody else.
     #[error("the challenge is for {0}")]
@@ -133,10 +133,10 @@ pub enum EnrolError {
     #[error("the TPM does not open the challenge: it was made for another TPM, or was changed")]
     NotForThisTpm(#[source] TpmError),
     /// An answer is to no challenge that is open.
-    #[error("there is no open challenge {0}: it was answered already, has expired, or was made elsewhere")]
+    #[error("the challenge {0} is not open: it was already answered, has expired, or was made elsewhere")]
     NoChallenge(String),
     /// An answer names another host or enrolment than its challenge.
-    #[error("the answer is of {answered}, but its challenge was for {challenged}")]
+    #[error("the answer is from {answered}, but its challenge was for {challenged}")]
     OtherAnswer {
         /// Of whom it is.
         answered: String,
@@ -147,7 +147,7 @@ pub enum EnrolError {
     #[error("the answer of '{0}' is wrong: its TPM did not open the challenge, or it was changed")]
     WrongAnswer(HostName),
     /// No such host is admitted.
-    #[error("no host '{0}' is admitted")]
+    #[error("the host '{0}' is not admitted")]
     NotAdmitted(HostName),
     /// What this machine remembers of enrolments cannot be had.
     #[error(transparent)]
@@ -175,7 +175,7 @@ impl EnrolError {
                 "check the folder of the makers' certificates (--ca); or compare the endorsement key's fingerprint with the one that 'host enrol' shows on the host's own console, and name it with --ek".to_owned()
             }
             Self::Refused { part: Part::Policy | Part::Counter, .. } => {
-                "if the host is what it should be, compare [tpm] here and on the host ('cryptattach policy show'), then run 'cryptattach host enrol --replace' there".to_owned()
+                "if the host can be trusted, compare [tpm] here and on the host ('cryptattach policy show'), then run 'cryptattach host enrol --replace' there".to_owned()
             }
             Self::Refused { .. } => {
                 "do not admit this host before it is clear who made the bundle; 'cryptattach host enrol --replace' makes a new one".to_owned()
@@ -185,16 +185,16 @@ impl EnrolError {
             }
             Self::Replayed { .. } => "run 'cryptattach host enrol --replace' on the host for a new one".to_owned(),
             Self::OtherTpm { host, .. } | Self::OtherName { known: host, .. } => {
-                format!("if that is right, remove the host as it was first: cryptattach host remove {host}")
+                format!("if that is right, first remove the old host: cryptattach host remove {host}")
             }
             Self::Expired { .. } | Self::NoChallenge(_) | Self::NotForThisTpm(_) => {
                 "make another challenge from the host's bundle: cryptattach host challenge".to_owned()
             }
             Self::NotForThisHost(_) | Self::OtherAnswer { .. } | Self::WrongAnswer(_) => {
-                "see which host each file is of; then make another challenge from this host's latest bundle".to_owned()
+                "check which host each file belongs to; then make another challenge from this host's latest bundle".to_owned()
             }
             Self::NotEnrolled(_) => "run 'cryptattach host enrol' first".to_owned(),
-            Self::NotAdmitted(_) => "'cryptattach host list' shows those that are".to_owned(),
+            Self::NotAdmitted(_) => "'cryptattach host list' shows the admitted hosts".to_owned(),
             Self::Tpm(error) => return error.next_step(),
             Self::State(_) => "check the state directory ('state' in the configuration)".to_owned(),
             Self::Seal(error) => return error.next_step(),

@@ -39,7 +39,7 @@ fn check_attestation_key(statement: &Statement) -> Result<(), EnrolError> {
     }
     match attestation_templates()?.into_iter().any(|template| with_unique_of(template, key).as_ref() == Some(key)) {
         true => Ok(()),
-        false => no("it signs neither by ECDSA on P-256 nor by RSASSA with 2048 bits, with SHA-256".to_owned()),
+        false => no("it signs neither with ECDSA on P-256 nor with RSASSA and 2048 bits, under SHA-256".to_owned()),
     }
 }
 
@@ -53,7 +53,7 @@ fn check_identity(statement: &Statement, policy: &Policy) -> Result<(), EnrolErr
     let digest = policy.digest()?;
     if auth_policy(key) != digest {
         return no(format!(
-            "it can be used by another policy than the bundle says: {}, and not {}",
+            "its policy differs from the one in the bundle: {}; expected {}",
             hex::encode(auth_policy(key)),
             hex::encode(&digest)
         ));
@@ -62,7 +62,7 @@ fn check_identity(statement: &Statement, policy: &Policy) -> Result<(), EnrolErr
     if !templates.into_iter().any(|template| with_unique_of(template, key).as_ref() == Some(key)) {
         return no("it is neither a decryption key on P-256 nor one for RSA with 2048 bits".to_owned());
     }
-    to_pkey(key).map(drop).or_else(|error| no(format!("it is no key ({})", chain(&error))))
+    to_pkey(key).map(drop).or_else(|error| no(format!("it is not a key ({})", chain(&error))))
 }
 
 fn check_policy(bundle: &Bundle, statement: &Statement, site: &Site) -> Result<Policy, EnrolError> {
@@ -86,7 +86,7 @@ fn check_counter(bundle: &Bundle, statement: &Statement, name: &[u8], base: u64)
             no("the counter has another value than the policy says")
         }
         AttestInfo::Nv { .. } => Ok(()),
-        _ => no("it is a certification of something else"),
+        _ => no("it certifies something else"),
     }
 }
 
@@ -101,7 +101,7 @@ fn check_creation(bundle: &Bundle, statement: &Statement) -> Result<(), EnrolErr
             Ok(())
         }
         AttestInfo::Creation { .. } => no("it is for another key"),
-        _ => no("it is a certification of something else"),
+        _ => no("it certifies something else"),
     }
 }
 
@@ -118,9 +118,9 @@ fn verified(
         return Err(no("the signature is not the attestation key's"));
     }
     // Wrong magic numbers, which a TPM gives to nothing from outside, are refused here, too.
-    let attest = Attest::unmarshall(&attestation.attest).map_err(|_| no("what is signed was not made up by a TPM"))?;
+    let attest = Attest::unmarshall(&attestation.attest).map_err(|_| no("a TPM did not make the signed data"))?;
     if attest.marshall().ok().as_deref() != Some(&attestation.attest) {
-        return Err(no("what is signed has more in it than a TPM signs"));
+        return Err(no("the signed data has more in it than a TPM signs"));
     }
     if attest.extra_data().value() != enrolment {
         return Err(no("it is for another enrolment, or the bundle was changed"));

@@ -27,13 +27,13 @@ pub enum EntryError {
         since: u64,
     },
     /// It was made later than now.
-    #[error("it was made in the future: this host's clock was set back, and when it expires cannot be told")]
+    #[error("its creation time is in the future (was this host's clock set back?), so its expiry cannot be checked")]
     Future,
     /// It is damaged, or another lockbox's, or for something else.
     #[error("it does not open")]
     Refused(#[from] SealError),
     /// The store has shown a later form of the key.
-    #[error("it is older than what the store has shown since: generation {is}, seen was {seen}")]
+    #[error("it is outdated: it has generation {is}; the store has shown generation {seen}")]
     OldGeneration {
         /// Its generation.
         is: u64,

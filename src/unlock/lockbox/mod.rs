@@ -181,8 +181,8 @@ pub enum LockboxError {
     },
     /// The TPM opened it in this boot, and PCR 15 was extended then.
     #[error(
-        "the lockbox key of '{host}' was opened in this boot already: PCR 15 was extended by 'lockbox open' at {at}, so that the \
-         TPM opens it again after the next power-on only"
+        "the lockbox key of '{host}' was already opened in this boot: 'lockbox open' extended PCR 15 at {at}, so the \
+         TPM opens it again only after the next power-on"
     )]
     Latched {
         /// This host.
@@ -215,7 +215,7 @@ pub enum LockboxError {
         seen: u64,
     },
     /// It is another one than the one that is trusted.
-    #[error("the lockbox key of '{host}' has the fingerprint {is}; expected was {trusted}")]
+    #[error("the lockbox key of '{host}' has the fingerprint {is}; expected {trusted}")]
     Another {
         /// This host.
         host: HostName,
@@ -225,10 +225,10 @@ pub enum LockboxError {
         trusted: String,
     },
     /// What the store gave back is not what was stored.
-    #[error("the store gave back another lockbox key of '{0}' than was stored")]
+    #[error("the store returned another lockbox key of '{0}' than the one stored")]
     ReadBack(HostName),
     /// Something that is not ours.
-    #[error("what the kernel's keyring has as {0} is no lockbox key")]
+    #[error("the entry {0} of the kernel's keyring is not a lockbox key")]
     Foreign(String),
     /// A file cannot be read or written.
     #[error("cannot {action} {}", .path.display())]

@@ -80,7 +80,7 @@ impl Lockbox {
         let (sealed, from) = match self.fetch(config) {
             // Nothing is needed of it, and this boot's TPM might not open it again.
             Err(LockboxError::Unreachable { source, .. }) if open_already.is_some() => {
-                tracing::warn!("the store cannot be asked whether this host is still admitted: {}", chain(&*source));
+                tracing::warn!("cannot ask the store whether this host is still admitted: {}", chain(&*source));
                 return self.opened(config, None, true);
             }
             fetched => fetched?,
@@ -144,7 +144,7 @@ impl Lockbox {
             }
             Err(LockboxError::Store(source)) => match self.copy() {
                 Ok(sealed) => {
-                    tracing::warn!("the store is out of reach, the copy on this host has to do: {}", chain(&source));
+                    tracing::warn!("cannot reach the store; using this host's copy: {}", chain(&source));
                     Ok((sealed, Source::Copy))
                 }
                 Err(why) => Err(unreachable(why, source)),
@@ -156,7 +156,7 @@ impl Lockbox {
     /// The copy on this host; or in words why there is none.
     fn copy(&self) -> Result<SealedKey, String> {
         let path = self.config.offline_copy(&self.state);
-        let bytes = fs::read(&path).map_err(|error| format!("there is no copy {}: {error}", path.display()))?;
+        let bytes = fs::read(&path).map_err(|error| format!("cannot read the copy {}: {error}", path.display()))?;
         SealedKey::from_json(&bytes)
             .map_err(|error| format!("the copy {} is damaged: {}", path.display(), chain(&error)))
     }
@@ -202,8 +202,8 @@ impl Lockbox {
             }
             (Some(known), None) => return Err(another(&known.fingerprint)),
             (None, None) => tracing::warn!(
-                "opening the lockbox of '{host}' for the first time; the fingerprint of its key is {is}: compare it with what \
-                 'host admit' said"
+                "opening the lockbox of '{host}' for the first time; the fingerprint of its key is {is}: compare it \
+                 with the one that 'host admit' printed"
             ),
         }
         Ok(state::write(&path, &now)?)

@@ -125,24 +125,24 @@ impl Lockbox {
         };
         if self.key().is_some() {
             lines.push(
-                "running: everything until it is switched off, for the kernel has the open lockbox key".to_owned(),
+                "running: everything until it is switched off, because the kernel has the open lockbox key".to_owned(),
             );
         }
         match copy {
             Some(copy) => lines.push(format!(
                 "switched off: the sealed lockbox key is on its disk ({}), so whoever can use {opener} opens the lockbox and \
-                 all {entries} entries without the network; removing the host does not reach that copy",
+                 all {entries} entries without the network; removing the host does not delete that copy",
                 copy.display()
             )),
             None => lines.push(format!(
-                "switched off: nothing without the network, for the sealed lockbox key is in the store '{store}'; on the \
+                "switched off: nothing without the network, because the sealed lockbox key is in the store '{store}'; on the \
                  network, until the host is removed, whoever can use {opener} opens the lockbox"
             )),
         }
         if entries > 0 {
             lines.push(
-                "expired entries: that they are not used is this program's rule; with the lockbox key they open as long as \
-                 they are on the disk"
+                "expired entries: only this program refuses them; the lockbox key opens them as long as they are on \
+                 the disk"
                     .to_owned(),
             );
         }

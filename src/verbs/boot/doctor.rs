@@ -82,10 +82,10 @@ pub fn examine(config: &Config, path: &Path, crypttab: Option<&str>) -> Result<V
     }
     let mut findings: Vec<Finding> = wanted.parts.iter().map(|part| examine_part(&initrd, part)).collect();
     findings.extend(libraries().iter().map(|library| examine_file(&initrd, "library", library)));
-    findings.push(one_of(&initrd, "what starts it", &STARTS, "nothing calls cryptattach"));
+    findings.push(one_of(&initrd, "a script that starts cryptattach", &STARTS, "nothing calls cryptattach"));
     findings.push(one_of(&initrd, "a program that asks for a passphrase", &ASKS, "a person could not help"));
     if image::needs_network(config, crypttab)? {
-        findings.push(one_of(&initrd, "what configures the network", &NETWORKS, "no store would be reached"));
+        findings.push(one_of(&initrd, "a program that configures the network", &NETWORKS, "no store could be reached"));
     }
     findings.extend(wanted.kept_out.iter().map(|kept_out| {
         let is = if initrd.find(&kept_out.path).is_some() { Health::Misplaced } else { Health::Missing };
@@ -94,7 +94,7 @@ pub fn examine(config: &Config, path: &Path, crypttab: Option<&str>) -> Result<V
     findings.extend(misplaced(config, &initrd, &wanted));
     let mode = fs::metadata(path).map_err(failed)?.permissions().mode();
     if mode & 0o004 != 0 {
-        let why = "everybody on this machine can read it, credentials included (UMASK=0077 in initramfs.conf; dracut keeps the mode of the file that it replaces: chmod 600)";
+        let why = "everybody on this machine can read it, credentials included (set UMASK=0077 in initramfs.conf; dracut keeps the mode of the file that it replaces: chmod 600)";
         findings.push(Finding::new(format!("the image's mode {:o}", mode & 0o777), Health::Misplaced, Some(why)));
     }
     Ok(findings)

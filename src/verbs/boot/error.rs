@@ -12,7 +12,7 @@ pub enum BootError {
     #[error("not attached: {}", .0.join(", "))]
     Unfinished(Vec<String>),
     /// What a source needs did not come in time.
-    #[error("{what} did not come within {} s", .after.as_secs())]
+    #[error("{what} did not appear within {} s", .after.as_secs())]
     TooLate {
         /// "a route to 10.0.2.100", ...
         what: String,
@@ -46,7 +46,7 @@ pub enum BootError {
     #[error("the image {} is not fit to boot this machine", .0.display())]
     Unfit(PathBuf),
     /// The initramfs lacks what opens a volume.
-    #[error("a boot cannot open the volume by {key}")]
+    #[error("a boot cannot open the volume with {key}")]
     KeptOut {
         /// The key.
         key: KeyReference,

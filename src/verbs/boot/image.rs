@@ -162,7 +162,7 @@ impl Image {
         let releases = matches!(store.location, Location::Barbican(_)) && store.sealing.owner.is_none();
         for file in store::files(store)? {
             let is_secret = releases && !is_public(&file);
-            self.secret_or_file(config, &file, is_secret, "what logs in there gets unsealed keys", planned)?;
+            self.secret_or_file(config, &file, is_secret, "a log-in there releases unsealed keys", planned)?;
         }
         for identity in &store.sealing.identities {
             self.identity(config, identity, planned)?;

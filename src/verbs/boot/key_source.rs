@@ -243,10 +243,7 @@ impl Sources {
     fn use_tpm(&self) -> Result<(), BootError> {
         let mut tpm = self.lock_tpm();
         if matches!(*tpm, TpmUse::Over) {
-            return Err(BootError::TooLate {
-                what: "what the TPM is asked for".to_owned(),
-                after: self.config.boot.total,
-            });
+            return Err(BootError::TooLate { what: "the TPM's turn".to_owned(), after: self.config.boot.total });
         }
         *tpm = TpmUse::Yes;
         Ok(())

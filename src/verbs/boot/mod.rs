@@ -56,7 +56,7 @@ pub const RECORD: &str = "/run/cryptattach/boot.json";
 /// take half a second.
 const LONGEST_LATCH: Duration = Duration::from_secs(10);
 
-/// Who only presses Enter is asked again, after a moment: a program that answers so by itself must not be started at once.
+/// An empty answer shows the prompt again after this time: a program that answers so by itself must not run in a tight loop.
 const AFTER_ENTER: Duration = Duration::from_secs(1);
 
 /// What the threads tell the boot; the number is the volume's.

@@ -32,7 +32,7 @@ pub struct Described {
 pub fn create_key(config: &Config, container: &Container, facts: ObjectFacts) -> Result<KeyReference, Error> {
     let bits = facts.bit_length.unwrap_or(256);
     if !bits.is_multiple_of(8) || !(128..=4096).contains(&bits) {
-        return Err(Error::Usage(format!("there are no keys of {bits} bits (128 to 4096, in steps of 8)")));
+        return Err(Error::Usage(format!("a key of {bits} bits is not supported (128 to 4096, in steps of 8)")));
     }
     if let Some(objects) = container.store().objects() {
         let key = container.reference(objects.order(&facts)?);
@@ -127,7 +127,7 @@ pub fn list_keys(
             Ok(object) => found.extend(object),
             Err(Error::Unlock(unlock::Error::NoPassphrase(_))) => {}
             // One that cannot be read must not hide the others.
-            Err(error) => tracing::warn!("{key} is left out: {}", chain(&error)),
+            Err(error) => tracing::warn!("the list omits {key}: {}", chain(&error)),
         }
     }
     Ok(found)

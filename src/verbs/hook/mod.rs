@@ -198,7 +198,7 @@ fn format_first(config: &Config, request: &Request, caller: Option<SecretBytes>)
     blank(request, &ground)?;
     ground.write(proven.volume())?;
     header::probe(&request.device, None)?.unlock(&passphrase)?;
-    tracing::warn!("{} was blank and its key unused: it is formatted now", request.device.display());
+    tracing::warn!("{} was blank and its key unused: formatting it", request.device.display());
     proven.record("format");
     Ok(())
 }
@@ -217,13 +217,13 @@ fn blank(request: &Request, ground: &Ground) -> Result<(), Error> {
 fn can_lead(link: &Path) -> Result<(), Error> {
     let refused = |why: &str| Err(Error::Usage(format!("'link': {} {why}", link.display())));
     if !link.is_absolute() {
-        return refused("is no absolute path");
+        return refused("is not an absolute path");
     }
     if !link.parent().is_some_and(Path::is_dir) {
-        return refused("would be in no such folder");
+        return refused("is in a directory that does not exist");
     }
     match fs::symlink_metadata(link) {
-        Ok(there) if !there.is_symlink() => refused("is no symbolic link"),
+        Ok(there) if !there.is_symlink() => refused("exists and is not a symbolic link"),
         _ => Ok(()),
     }
 }
@@ -235,7 +235,7 @@ fn point(link: &Path, device: &Path) -> Result<(), Error> {
         let new = tempfile::Builder::new().prefix(".cryptattach").make_in(folder, |path| symlink(device, path))?;
         new.persist(link).map_err(|refused| refused.error).map(drop)
     };
-    replace().map_err(Error::io(format!("make {} lead to {}", link.display(), device.display())))
+    replace().map_err(Error::io(format!("link {} to {}", link.display(), device.display())))
 }
 
 fn copy(secret: Option<&SecretBytes>) -> Result<Option<SecretBytes>, Error> {

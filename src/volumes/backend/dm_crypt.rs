@@ -81,7 +81,7 @@ impl DmCrypt {
         let below = self
             .dm
             .table_deps(&DevId::Name(dm_name(name)?), DmOptions::default())
-            .map_err(BackendError::failed(format!("cannot read what the mapping '{name}' lies on")))?;
+            .map_err(BackendError::failed(format!("cannot find the device below the mapping '{name}'")))?;
         Ok(below.iter().any(|dependency| match device.kind {
             DeviceKind::Block(number) => libc::makedev(dependency.major, dependency.minor) == number,
             DeviceKind::File => loop_backs(dependency.major, dependency.minor, &device.path),
@@ -163,8 +163,7 @@ impl Backend for DmCrypt {
         let failed = |source: library::LibraryError| BackendError::failed(action.as_str())(source);
         let (has, room) = (library::call(|| table(name)).map_err(failed)?.size_bytes, volume.geometry.size_bytes);
         if room < has {
-            let why =
-                format!("its device has become smaller: there is room for {room} bytes, and the mapping has {has}");
+            let why = format!("its device has become smaller: it has room for {room} bytes; the mapping has {has}");
             return Err(BackendError::failed(action)(why));
         }
         let mut context = match &volume.header {

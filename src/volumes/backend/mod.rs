@@ -225,7 +225,7 @@ pub enum BackendError {
         /// Who uses it, in words.
         holders: Vec<String>,
     },
-    /// The key does not belong to the volume, or that cannot be told.
+    /// The key does not belong to the volume, or this cannot be checked.
     #[error(transparent)]
     Volume(#[from] VolumeError),
     /// A step failed; `action` says which ("cannot ...").

@@ -122,7 +122,7 @@ pub fn geometry(
     }
     let size_bytes = size_bytes.unwrap_or(room - room % sector_bytes);
     if size_bytes > room || size_bytes == 0 || !size_bytes.is_multiple_of(sector_bytes) {
-        return Err(refused(format!("its data area has {size_bytes} bytes, the device has room for {room}")));
+        return Err(refused(format!("its data area has {size_bytes} bytes; the device has room for {room}")));
     }
     Ok(Geometry { sector_size, data_offset_bytes, size_bytes, iv_offset_sectors: 0 })
 }
@@ -186,7 +186,7 @@ fn check_iterations(iterations: u64) -> Result<(), Refusal> {
 
 fn check_cipher(what: &str, cipher: &str) -> Result<(), Refusal> {
     if cipher != CIPHER {
-        return Err(refused(format!("{what} is '{cipher}', only '{CIPHER}' is allowed")));
+        return Err(refused(format!("{what} is '{cipher}'; only '{CIPHER}' is allowed")));
     }
     Ok(())
 }
@@ -195,7 +195,7 @@ fn key_size(what: &str, bytes: u32) -> Result<KeySize, Refusal> {
     usize::try_from(bytes)
         .ok()
         .and_then(KeySize::from_bytes)
-        .ok_or_else(|| refused(format!("{what} has {bytes} bytes, only 32 and 64 are allowed")))
+        .ok_or_else(|| refused(format!("{what} has {bytes} bytes; only 32 and 64 are allowed")))
 }
 
 fn reference(metadata: &Metadata) -> Result<Option<KeyReference>, Refusal> {
@@ -222,11 +222,11 @@ fn asks_people(metadata: &Metadata) -> bool {
 fn only<'a, T>(members: &'a std::collections::BTreeMap<String, T>, what: &str) -> Result<&'a T, Refusal> {
     match members.get("0") {
         Some(member) if members.len() == 1 => Ok(member),
-        _ => Err(refused(format!("it has {} {what}s, exactly one (number 0) is allowed", members.len()))),
+        _ => Err(refused(format!("it has {} {what}s; exactly one (number 0) is allowed", members.len()))),
     }
 }
 
-/// What the header says is told as it is but for control characters: it reaches a terminal.
+/// Text from the header, with control characters replaced: it reaches a terminal.
 fn refused(why: String) -> Refusal {
     Refusal(printable(&why))
 }

@@ -29,7 +29,7 @@ pub(super) enum HostId<'a> {
 pub(super) enum Same {
     Yes,
     No,
-    /// It cannot be told; why, in words.
+    /// Not known; why, in words.
     Unknown(String),
 }
 
@@ -125,9 +125,7 @@ impl<'a> Hosts<'a> {
 
 /// The gap between two hosts that may be one.
 pub(super) fn unknown_hosts(one: &HostId<'_>, other: &HostId<'_>) -> String {
-    format!(
-        "whether {one} and {other} are one host is not known: name them, with all their addresses, in the inventory"
-    )
+    format!("{one} and {other} may be the same host: name them, with all their addresses, in the inventory")
 }
 
 /// Whether an address is that of one host wherever it is used; that of a link is used on others as well.

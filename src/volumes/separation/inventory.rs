@@ -114,7 +114,7 @@ pub enum InventoryError {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Contradiction {
     /// A device or target is of a host that is not listed.
-    #[error("{entry} is of the host '{host}', which is not listed")]
+    #[error("{entry} belongs to the host '{host}', which is not listed")]
     UnknownHost {
         /// "device sdb1", "target 10.0.0.5:3260", ...
         entry: String,
@@ -276,8 +276,8 @@ mod tests {
     #[test]
     fn contradictions_are_named() {
         for (entry, expected) in [
-            ("[[device]]\nhost = 's9'\ndevice = 'sdb1'\n", "device sdb1 is of the host 's9', which is not listed"),
-            ("[[target]]\nhost = 's9'\niqn = 'i'\n", "target i is of the host 's9', which is not listed"),
+            ("[[device]]\nhost = 's9'\ndevice = 'sdb1'\n", "device sdb1 belongs to the host 's9', which is not listed"),
+            ("[[target]]\nhost = 's9'\niqn = 'i'\n", "target i belongs to the host 's9', which is not listed"),
             ("[[host]]\nname = 's1'\naddresses = []\n", "there are two hosts 's1'"),
             (
                 "[[host]]\nname = 's3'\naddresses = ['::ffff:10.0.0.5']\n",

@@ -139,7 +139,7 @@ impl<'a> Walk<'a> {
     /// One level down, unless that goes in a circle or has no end.
     fn down(&mut self, to: Passed, name: &str, follow: impl FnOnce(&mut Self) -> Node) -> Node {
         if self.way.contains(&to) {
-            return Node::gap(format!("{name} rests on itself: this way goes in a circle"));
+            return Node::gap(format!("{name} rests on itself"));
         }
         if self.way.len() >= MOST_LEVELS {
             return Node::gap(format!("more than {MOST_LEVELS} levels: not followed below {name}"));
@@ -192,7 +192,7 @@ impl<'a> Walk<'a> {
             Some(FarEnd::Unknown(what)) => vec![self.served(behind_the_network(&device.name, &what))],
             None if device.name.starts_with("loop") => vec![Node::gap(format!("{} is bound to no file", device.name))],
             None if device.is_virtual() => {
-                let why = format!("{} is a virtual device; which disk is behind it cannot be seen", device.name);
+                let why = format!("{} is a virtual device; the disk behind it cannot be seen", device.name);
                 vec![self.served(why)]
             }
             None => Vec::new(),
@@ -261,9 +261,7 @@ impl<'a> Walk<'a> {
                 let name = format!("{} at {}", mount.kind, mount.point.display());
                 self.down(Passed::Mount(mount.id), &name, |walk| walk.below_mount(&mount, seen))
             }
-            None if seen.on.is_anonymous() => {
-                Node::gap(format!("no mount is known that {} would be on", seen.path.display()))
-            }
+            None if seen.on.is_anonymous() => Node::gap(format!("no known mount contains {}", seen.path.display())),
             None => self.device(seen.on),
         }
     }
@@ -295,7 +293,7 @@ impl<'a> Walk<'a> {
             "autofs" => vec![Node::gap(format!("{} will be mounted when it is used", mount.point.display()))],
             kind => {
                 let from = mount.source.display();
-                let gap = format!("{kind} from {from}: which disks are behind it cannot be seen from here");
+                let gap = format!("{kind} from {from}: the disks behind it cannot be seen from here");
                 let protocol = self.target.map(|target| target.protocol);
                 vec![if protocol.is_some() && protocol == protocol_of(kind) {
                     self.served(gap)
@@ -304,7 +302,7 @@ impl<'a> Walk<'a> {
                 }]
             }
         };
-        let unknown = below.is_empty().then(|| Node::gap(format!("what {} rests on is not known", mount.kind)));
+        let unknown = below.is_empty().then(|| Node::gap(format!("the disks below {} are not known", mount.kind)));
         Node {
             step: Step::FileSystem { name: mount.kind.clone(), mounted_on: mount.point.clone() },
             below: below.into_iter().chain(unknown).collect(),
@@ -336,7 +334,7 @@ impl<'a> Walk<'a> {
     fn btrfs(&mut self, mount: &Mount) -> Vec<Node> {
         let source = mounts::source_path(mount).and_then(|path| self.host.look(path).ok()?.block);
         let Some(known) = source.and_then(|source| mounts::btrfs_with(self.host, source)) else {
-            let why = format!("the devices of btrfs {} are not known to /sys/fs/btrfs", mount.source.display());
+            let why = format!("/sys/fs/btrfs does not list the devices of btrfs {}", mount.source.display());
             return vec![Node::gap(why)];
         };
         let mut below = self.devices(&known.devices);
@@ -352,7 +350,7 @@ fn remote_leaf(remote: Remote) -> Node {
 }
 
 fn behind_the_network(name: &str, what: &str) -> String {
-    format!("{name} is reached over the network ({what}); which disk is behind it is not known")
+    format!("{name} is reached over the network ({what}); the disk behind it is not known")
 }
 
 fn cannot_look_at(path: &Path, error: &io::Error) -> String {

@@ -131,7 +131,7 @@ fn compare(placement: &Placement<'_>, places: &[(Place, Lineage)]) -> Found {
         if place.opens {
             all.shared.extend(found.shared);
         } else if let Some(shared) = found.shared.first() {
-            let why = format!("it is {}: it opens nothing, but says where the key is", shared.position());
+            let why = format!("it is {}: it opens nothing, but names the key", shared.position());
             all.gaps.push(Gap { about: place.to_string(), why });
         }
     }
@@ -154,7 +154,7 @@ fn gaps_in_sight(device: &Path, volume: &Lineage, places: &[(Place, Lineage)]) -
     let mut gaps = below(format!("volume {}", device.display()), volume);
     gaps.extend(places.iter().flat_map(|(place, lineage)| below(place.to_string(), lineage)));
     if places.is_empty() {
-        gaps.push(Gap { about: "key".into(), why: "no place of it is known".into() });
+        gaps.push(Gap { about: "key".into(), why: "its place is not known".into() });
     }
     gaps
 }

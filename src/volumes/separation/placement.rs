@@ -132,7 +132,7 @@ impl<'a> Placement<'a> {
         let why = |(holder, other)| match self.nearness(SeparationLevel::Device, holder, other) {
             Nearness::Apart => None,
             Nearness::Unknown(why) => Some(why),
-            Nearness::Shared(..) => Some(format!("it is on {}, as the volume's {} is", holder.leaf, other.leaf)),
+            Nearness::Shared(..) => Some(format!("it is on {}, like the volume's {}", holder.leaf, other.leaf)),
         };
         pairs.filter_map(why).collect()
     }
@@ -189,7 +189,7 @@ fn devices(one: &Holder<'_>, volume: &Holder<'_>) -> Nearness {
     let missing: Vec<_> = [one, volume].into_iter().filter(|holder| holder.serials.is_empty()).map(missing).collect();
     if !missing.is_empty() {
         return Nearness::Unknown(format!(
-            "it is on {}, as the volume's {} is, and whether on one device is not known: {}",
+            "it is on {}, like the volume's {}, and may be on the same device: {}",
             one.host,
             volume.leaf,
             missing.join(", ")

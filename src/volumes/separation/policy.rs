@@ -75,12 +75,12 @@ impl Refusal {
     pub fn next_step(&self) -> &'static str {
         match self {
             Self::Shared { within: "device", .. } => {
-                "move the key store (or what opens it) to another device; --allow-shared, which a boot does not have, goes on all the same, \
-                 and is recorded"
+                "move the key store (or what opens it) to another device; --allow-shared continues nevertheless and is \
+                 recorded (a boot does not have it)"
             }
             Self::Shared { .. } => {
-                "move the replica or the volume to another host; --allow-shared, which a boot does not have, goes on all the same, and is \
-                 recorded"
+                "move the replica or the volume to another host; --allow-shared continues nevertheless and is recorded \
+                 (a boot does not have it)"
             }
             Self::Unproven(_) => "'cryptattach separation DEVICE' explains; --separation warn lets it pass",
         }

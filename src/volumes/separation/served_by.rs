@@ -78,17 +78,17 @@ impl<'a> Hosts<'a> {
             Protocol::FibreChannel => {
                 let unnamed = remote.names.iter().filter(|name| !is_named(name));
                 let gap = |name| {
-                    format!("who serves the Fibre Channel target {name} is not known: name its WWN in the inventory")
+                    format!("the server of the Fibre Channel target {name} is not known: name its WWN in the inventory")
                 };
                 let gaps: Vec<_> = unnamed.map(gap).collect();
-                if remote.names.is_empty() { vec![format!("who serves the {remote} is not known")] } else { gaps }
+                if remote.names.is_empty() { vec![format!("the server of the {remote} is not known")] } else { gaps }
             }
             protocol if protocol.spreads() && !remote.names.iter().any(|name| is_named(name)) => vec![format!(
                 "the {remote} may rest on other hosts than these: name all that hold data of it in the inventory ({})",
                 if protocol == Protocol::Rbd { "cluster" } else { "export" }
             )],
             _ if self.servers(leaf, remote).is_empty() => {
-                vec![format!("who serves the {remote} is not known: name it in the inventory")]
+                vec![format!("the server of the {remote} is not known: name it in the inventory")]
             }
             _ => Vec::new(),
         }

@@ -158,7 +158,7 @@ impl Target {
             "fibre_channel" => fibre_channel(data)?,
             _ => {
                 let kind: String = kind.chars().take(80).collect();
-                return Ok(Self::Unknown { why: format!("who serves a volume of the kind {kind:?} is not known") });
+                return Ok(Self::Unknown { why: format!("the server of a volume of the kind {kind:?} is not known") });
             }
         };
         let can_be_shown = |name: &String| name.len() <= MOST_BYTES_OF_NAME && !name.contains(char::is_control);
@@ -349,7 +349,7 @@ mod tests {
     #[test]
     fn what_is_local_is_not_remote_and_what_is_not_known_is_said() {
         assert_eq!(read("local", json!({"device_path": "/dev/sda1"})).expect("read"), Target::Local);
-        let why = "who serves a volume of the kind \"quobyte\" is not known".to_owned();
+        let why = "the server of a volume of the kind \"quobyte\" is not known".to_owned();
         assert_eq!(read("quobyte", json!({})).expect("read"), Target::Unknown { why });
     }
 

@@ -88,7 +88,7 @@ impl fmt::Display for Verdict {
 
 impl fmt::Display for Evidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no place of the key is on the volume's {}, all are on {}", list(&self.volume), list(&self.key))?;
+        write!(f, "no place of the key is on the volume's {}; all are on {}", list(&self.volume), list(&self.key))?;
         if self.replica_hosts.is_empty() {
             return Ok(());
         }
@@ -103,12 +103,12 @@ impl SharedDevice {
         let Self { device, volume_device, same_by, within, .. } = self;
         match (same_by, device, volume_device) {
             (SameBy::Number, ..) => format!("on the volume's {volume_device}"),
-            (SameBy::Wwn, ..) => format!("on {device}, which is the volume's {volume_device}: they have one WWN"),
+            (SameBy::Wwn, ..) => format!("on {device}, which is the volume's {volume_device}: they have the same WWN"),
             (SameBy::Serial, Leaf::Replica(_), _) => {
-                format!("on the volume's {volume_device}: they have one serial number")
+                format!("on the volume's {volume_device}: they have the same serial number")
             }
             (SameBy::Serial, ..) => {
-                format!("on {device}, which is the volume's {volume_device}: they have one serial number")
+                format!("on {device}, which is the volume's {volume_device}: they have the same serial number")
             }
             (SameBy::Host, _, Leaf::Remote(_)) => {
                 let name = within.as_ref().map(|name| format!("{name}, ")).unwrap_or_default();

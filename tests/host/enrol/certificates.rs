@@ -88,7 +88,7 @@ fn certificates_that_are_no_proof_are_refused() {
     };
     // Another authority of the same name.
     certify(&host, &other, GOOD, 99);
-    refused("is not by an authority that is trusted");
+    refused("is not signed by a trusted authority");
     // A key that the same maker has certified for something else, which need not be in a TPM.
     certify(&host, &maker, &GOOD.replace("2.23.133.8.1", "serverAuth"), 99);
     refused("is not for an endorsement key");
@@ -106,5 +106,5 @@ fn certificates_that_are_no_proof_are_refused() {
              -extfile leaf.ext -days 99 -out ca.pem 2>/dev/null && rm trusted/* && cp ca.pem trusted/leaf.pem"
     ));
     certify(&host, &maker, GOOD, 99);
-    refused("is not by an authority that is trusted: invalid CA certificate");
+    refused("is not signed by a trusted authority: invalid CA certificate");
 }

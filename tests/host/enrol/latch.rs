@@ -29,7 +29,7 @@ fn one_policy_session_serves_a_boot_and_then_the_tpm_opens_it_no_more() {
     stage.enrols(&host);
     // What is refused is not latched: the key is not in the keyring.
     let other = "A".repeat(43);
-    assert!(host.fails(68, &["lockbox", "open", "--fingerprint", &other]).contains("expected was AAAA"));
+    assert!(host.fails(68, &["lockbox", "open", "--fingerprint", &other]).contains("expected AAAA"));
     assert!(!is_extended(&host));
 
     let said = host.says(&["lockbox", "open"]);
@@ -60,7 +60,7 @@ fn one_policy_session_serves_a_boot_and_then_the_tpm_opens_it_no_more() {
     host.ok(&["lockbox", "close"]);
     for _ in 0..2 {
         let refused = host.fails(79, &["lockbox", "open"]);
-        assert!(refused.contains("PCR 15 was extended by 'lockbox open' at ") && refused.contains(" GMT"), "{refused}");
+        assert!(refused.contains("'lockbox open' extended PCR 15 at ") && refused.contains(" GMT"), "{refused}");
         assert!(refused.contains("next: power the machine off and on"), "{refused}");
     }
     assert!(!host.has_lockbox_key());

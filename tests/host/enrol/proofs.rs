@@ -75,23 +75,23 @@ fn policies_that_are_not_the_sites_are_refused() {
     stage.refuses_part(&host, "policy", "it names no PCR");
     // The bundle says the right policy, the key has another.
     forge(&host, |plan| plan.identity = identity_p256(&[5; 32], false).unwrap());
-    stage.refuses_part(&host, "identity key", "it can be used by another policy than the bundle says: 0505");
+    stage.refuses_part(&host, "identity key", "its policy differs from the one in the bundle: 0505");
 
     stage.configure("pcrs = [4, 7]");
     forge(&host, |_| {});
-    stage.refuses_part(&host, "policy", "it binds the values of PCR 4+7+8+9, and not of 4+7");
+    stage.refuses_part(&host, "policy", "it binds the values of PCR 4+7+8+9; expected PCR 4+7");
     stage.site_key("site.pem");
     forge(&host, |_| {});
-    stage.refuses_part(&host, "policy", "it does not follow the site's key");
+    stage.refuses_part(&host, "policy", "it does not trust signatures by the site's key");
     // Values that nobody vouches for.
     stage.configure("");
     host.enrolled();
     let (bundle, output) = (host.file("bundle"), host.file("challenge"));
     let arguments = ["host", "challenge", &bundle, "--output", &output, "--ca", stage.authority()];
-    assert!(stage.fails(80, &arguments).contains("nothing says that this is right"));
+    assert!(stage.fails(80, &arguments).contains("which nothing confirms"));
     let output = stage.run(&[&arguments[..], &["--trust-pcr-values"]].concat());
     assert!(output.status.success());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("nothing shows that"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no proof that"));
     // Where nothing is measured, any boot state opens the key; no one can want that.
     host.swtpm.reboot();
     forge(&host, |_| {});
@@ -138,7 +138,7 @@ fn the_counter_is_the_tpms_own_and_the_sites() {
     stage.configure("");
     host.configure("site_key = '../site.pem'\n");
     with(&|_| {}, Certify::TheIdentity);
-    stage.refuses_part(&host, "policy", "this site has none");
+    stage.refuses_part(&host, "policy", "no site_key is configured here");
 }
 
 #[test]
@@ -151,11 +151,11 @@ fn the_attestation_is_of_this_key_in_this_enrolment_by_a_tpm() {
     forge(&host, |plan| plan.certify = Certify::AnotherKey);
     stage.refuses_part(&host, certification, "it is for another key");
     forge(&host, |plan| plan.certify = Certify::TheCounter);
-    stage.refuses_part(&host, certification, "it is a certification of something else");
+    stage.refuses_part(&host, certification, "it certifies something else");
     forge(&host, |plan| plan.certify = Certify::AnotherEnrolment);
     stage.refuses_part(&host, "certification of the counter", "it is for another enrolment");
     forge(&host, |plan| plan.certify = Certify::InSoftware { magic: 0x1234_5678 });
-    stage.refuses_part(&host, "certification of the counter", "was not made up by a TPM");
+    stage.refuses_part(&host, "certification of the counter", "a TPM did not make the signed data");
 
     // Software that lies well gets a challenge. No TPM opens it: none has that attestation key.
     host.enrolled();
@@ -256,7 +256,7 @@ fn another_tpms_endorsement_key_helps_nobody() {
         plan.endorsement_keys = own.clone();
         attributes(&mut plan.endorsement_keys[0].public, |is| is.with_restricted(false));
     });
-    stage.refuses_part(&thief, "endorsement key", "it is by none of the TCG's templates");
+    stage.refuses_part(&thief, "endorsement key", "it fits none of the TCG's templates");
     forge(&thief, |plan| plan.endorsement_keys.clear());
     stage.refuses_part(&thief, "endorsement key", "there is none");
     // A software key in the right form, trusted on first use, is what --trust-first-use cannot see, and says so.
@@ -268,5 +268,5 @@ fn another_tpms_endorsement_key_helps_nobody() {
     });
     stage.refuses_part(&thief, "endorsement key", "its TPM has no certificate for it");
     let output = stage.run_challenge(&thief, &["--trust-first-use"]);
-    assert!(output.status.success() && String::from_utf8_lossy(&output.stderr).contains("nothing shows that"));
+    assert!(output.status.success() && String::from_utf8_lossy(&output.stderr).contains("no proof that"));
 }

@@ -14,7 +14,7 @@ use crate::base::{
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     /// Without TLS, to another host than this.
-    #[error("{0} is not https, and only servers on this host may be asked without TLS")]
+    #[error("{0} is not https; only a server on this host may be used without TLS")]
     Insecure(Url),
     /// That is no URL.
     #[error("'{0}' is not a URL")]
@@ -37,13 +37,13 @@ pub enum HttpError {
         after: Duration,
     },
     /// It was not even asked.
-    #[error("{url} was not asked: no time was left for it")]
+    #[error("did not ask {url}: no time was left")]
     NoTime {
         /// Who.
         url: Url,
     },
     /// The connection broke.
-    #[error("the answer of {url} broke off")]
+    #[error("the connection to {url} broke during the answer")]
     Broken {
         /// Whose.
         url: Url,
@@ -52,7 +52,7 @@ pub enum HttpError {
         source: Bottom,
     },
     /// It did not end.
-    #[error("the answer of {url} is longer than the {most_bytes} bytes that it may have")]
+    #[error("the answer of {url} is longer than the limit of {most_bytes} bytes")]
     TooLong {
         /// Whose.
         url: Url,

@@ -141,7 +141,7 @@ impl KeyStore for Barbican {
 
     fn abandon(&self, id: &KeyId) {
         if let Err(error) = self.delete_secret(id) {
-            tracing::warn!("the secret {id}, which nothing needs, stays in Barbican: {}", chain(&error));
+            tracing::warn!("cannot delete the unneeded secret {id} from Barbican: {}", chain(&error));
         }
     }
 
@@ -185,7 +185,7 @@ impl KeyStore for Barbican {
     fn places(&self, _: &KeyId) -> Result<Vec<Place>, StoreError> {
         let at = Location::Elsewhere {
             name: self.to_string(),
-            why: "which disks its database and its key store are on cannot be seen from here".to_owned(),
+            why: "this host cannot see the disks of its database and its key store".to_owned(),
         };
         Ok(vec![Place { what: if self.sealed { "sealed key" } else { "key" }.to_owned(), at, opens: true }])
     }
@@ -195,7 +195,11 @@ impl KeyStore for Barbican {
         metadata.remove(FRESH);
         metadata.entry(USED_FOR).or_insert_with(|| what.into());
         self.put_metadata(id, &metadata)?;
-        if self.metadata(id)? == metadata { Ok(()) } else { Err(self.wrong("write to", "it forgets what it was told")) }
+        if self.metadata(id)? == metadata {
+            Ok(())
+        } else {
+            Err(self.wrong("write to", "it did not keep the metadata that it accepted"))
+        }
     }
 
     fn objects(&self) -> Option<&dyn ObjectStore> {

@@ -9,7 +9,7 @@ use crate::base::key::{ObjectKind, SecretBytes, SecretMemoryError};
 /// A value that is not what its type says.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PemError {
-    #[error("the value is no {0} in {1}")]
+    #[error("the value does not fit its type ({0} in {1})")]
     Value(ObjectKind, &'static str),
     #[error(transparent)]
     Memory(#[from] SecretMemoryError),

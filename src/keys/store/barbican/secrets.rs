@@ -176,7 +176,7 @@ impl Barbican {
     /// The id at the end of a reference. Its host is Barbican's idea of itself and is not followed.
     pub(super) fn id_of(&self, reference: &str) -> Result<KeyId, StoreError> {
         let id = reference.rsplit('/').next().and_then(|id| id.parse().ok());
-        id.ok_or_else(|| self.wrong("read from", format!("'{reference}' is no reference to a secret")))
+        id.ok_or_else(|| self.wrong("read from", format!("'{reference}' is not a reference to a secret")))
     }
 
     pub(super) fn fill(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError> {
@@ -215,7 +215,7 @@ impl Barbican {
         let forgotten = self
             .send("delete from", |urls| Request::new(Method::DELETE, Self::urls(urls, &["orders", order]), MOST_BYTES));
         if let Err(error) = forgotten.and_then(|answer| self.expect("delete from", answer)) {
-            tracing::debug!("the order {order} stays: {}", chain(&error));
+            tracing::debug!("cannot delete the order {order}: {}", chain(&error));
         }
     }
 

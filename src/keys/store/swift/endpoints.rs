@@ -16,7 +16,7 @@ const MOST_BYTES: usize = MOST_REPLICAS * 8192;
 #[derive(Debug, thiserror::Error)]
 pub enum MalformedEndpoints {
     /// It is longer than any such answer.
-    #[error("the list of endpoints has {0} bytes, more than any ring's")]
+    #[error("the list of endpoints has {0} bytes, too many for a ring")]
     TooLong(usize),
     /// It is not JSON.
     #[error("the list of endpoints is not JSON")]
@@ -28,10 +28,10 @@ pub enum MalformedEndpoints {
     #[error("the list of endpoints is empty")]
     Empty,
     /// It has more replicas than any ring.
-    #[error("the list of endpoints has {0} entries, more than any ring's")]
+    #[error("the list of endpoints has {0} entries, too many for a ring")]
     TooMany(usize),
     /// One of the URLs is none of a replica.
-    #[error("{url:?} in the list of endpoints is no URL of a replica: {why}")]
+    #[error("{url:?} in the list of endpoints is not the URL of a replica: {why}")]
     Url {
         /// The URL, or its beginning.
         url: String,
@@ -84,14 +84,14 @@ fn replica(url: &str, ring: Ring) -> Result<Replica, &'static str> {
         return Err("it has no account");
     }
     if partition.is_empty() || !partition.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err("its partition is no number");
+        return Err("its partition is not a number");
     }
     let (host, port) = server.rsplit_once(':').ok_or("it has no port")?;
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let host: HostAddress = host.parse().map_err(|_| "it has no host")?;
-    let port = port.parse().map_err(|_| "its port is no number")?;
+    let port = port.parse().map_err(|_| "its port is not a number")?;
     if !is_device_name(device) {
-        return Err("its device has no name that a ring allows");
+        return Err("its device's name is not allowed in a ring");
     }
     Ok(Replica { ring, host: host.to_string(), port, device: device.to_owned() })
 }

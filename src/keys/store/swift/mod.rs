@@ -108,7 +108,8 @@ impl Swift {
     /// Makes the container, or changes who may use the one that there is.
     pub fn make_container(&self, access: &Access<'_>) -> Result<(), StoreError> {
         let acl = |users: &[String]| {
-            HeaderValue::from_str(&users.join(",")).map_err(|_| self.unusable("an ACL element that is no header value"))
+            HeaderValue::from_str(&users.join(","))
+                .map_err(|_| self.unusable("an ACL element is not a valid header value"))
         };
         // Who writes a key reads it back, and looks first which container key is the current one.
         let (read, write) = (acl(&[access.readers, access.writers].concat())?, acl(access.writers)?);
@@ -148,11 +149,11 @@ impl Swift {
         let what = match answer.status.as_u16() {
             401 | 403 => return Err(StoreError::Denied { action, at }),
             404 => return Err(StoreError::NoContainer { at }),
-            413 | 422 => format!("it refuses what was sent ({}){said}", answer.status),
+            413 | 422 => format!("it refuses the request ({}){said}", answer.status),
             429 => "it asks to come back later (429 Too Many Requests)".to_owned(),
             503 => format!("too few of its replicas answer (503 Service Unavailable){said}"),
             507 => "it has no space left (507 Insufficient Storage)".to_owned(),
-            300..=399 => format!("it points to another server, {}", answer.header("location").unwrap_or("unnamed")),
+            300..=399 => format!("it redirects to another server, {}", answer.header("location").unwrap_or("unnamed")),
             _ => format!("it answers {}{said}", answer.status),
         };
         Err(StoreError::Answer { action, at, what })
@@ -254,8 +255,7 @@ impl ContainerKeys for Swift {
     }
 
     fn set_current(&self, current: &Current, fingerprint: &str) -> Result<(), StoreError> {
-        let value =
-            |text: &str| HeaderValue::from_str(text).map_err(|_| self.unusable("a fingerprint that is no text"));
+        let value = |text: &str| HeaderValue::from_str(text).map_err(|_| self.unusable("the fingerprint is not text"));
         let (epoch, fingerprint) = (value(&current.epoch.to_string())?, value(fingerprint)?);
         // An empty value removes the metadata.
         let rotating = HeaderValue::from_static(if current.rotating { "true" } else { "" });

@@ -72,7 +72,7 @@ impl Swift {
 
     /// Writes an object. `None`: whether it was written is not known, and what stands there afterwards decides.
     fn put(&self, name: &str, bytes: &[u8], new: bool) -> Result<Option<Answer>, StoreError> {
-        let digest = HeaderValue::from_str(&md5(bytes)).map_err(|_| self.unusable("a digest that is no text"))?;
+        let digest = HeaderValue::from_str(&md5(bytes)).map_err(|_| self.unusable("the digest is not text"))?;
         let answer = self.send("write to", |urls| {
             let request = Request::new(Method::PUT, self.urls(urls, &segments(name)), MOST_WORDS_BYTES)
                 .body("application/jose+json", bytes.to_vec())
@@ -85,7 +85,7 @@ impl Swift {
             Err(StoreError::Unreachable { source, .. })
                 if matches!(*source, SendError::Http(HttpError::TimedOut { .. } | HttpError::Broken { .. })) =>
             {
-                tracing::warn!("{}; looking whether {name} was written all the same", chain(&*source));
+                tracing::warn!("{}; checking whether {name} was written nevertheless", chain(&*source));
                 Ok(None)
             }
             answer => answer.map(Some),
@@ -135,7 +135,7 @@ impl Swift {
             Err(StoreError::Unreachable { source, .. })
                 if matches!(*source, SendError::Http(HttpError::TimedOut { .. })) =>
             {
-                tracing::warn!("not all replicas of {name} answer in time; taking what one of them has");
+                tracing::warn!("not all replicas of {name} answer in time; using the answer of one replica");
                 self.object(name, Read::Any { spent: start.elapsed() })
             }
             outcome => outcome,
@@ -164,7 +164,7 @@ impl Swift {
     }
 
     fn lost(&self, name: &str) -> StoreError {
-        let what = format!("the object {name} was accepted, but is not there");
+        let what = format!("it accepted the object {name}, but does not have it");
         StoreError::Answer { action: "write to", at: self.to_string(), what }
     }
 
@@ -195,7 +195,9 @@ impl Swift {
         if let Some(mode) =
             ["x-versions-location", "x-history-location"].iter().find(|mode| answer.header(mode).is_some())
         {
-            let what = format!("it keeps old versions of deleted keys in another container ({mode}), beyond our reach");
+            let what = format!(
+                "it keeps old versions of deleted keys in another container ({mode}), which cryptattach cannot clear"
+            );
             return Err(StoreError::Answer { action: "delete from", at: self.to_string(), what });
         }
         let versioned = answer.header("x-versions-enabled").is_some();

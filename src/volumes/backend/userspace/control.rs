@@ -60,7 +60,7 @@ pub fn listen(socket: &Path, take: impl Fn(Order, UnixStream) + Send + 'static) 
             });
             match received {
                 Ok((order, stream)) => take(order, stream),
-                Err(error) => tracing::warn!("an order that cannot be read: {error}"),
+                Err(error) => tracing::warn!("cannot read an order: {error}"),
             }
         }
     };

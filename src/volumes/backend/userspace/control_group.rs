@@ -18,13 +18,13 @@ pub fn give_its_own(pid: u32, name: &MappingName) {
     if unified && systemd::is_running() {
         match make_scope(pid, name) {
             Ok(()) => return,
-            Err(error) => tracing::info!("no scope for the worker of '{name}': {error}"),
+            Err(error) => tracing::info!("cannot make a scope for the worker of '{name}': {error}"),
         }
     }
     // The unified hierarchy, or the memory controller's of the older ones.
     let root = if unified { HIERARCHY.into() } else { Path::new(HIERARCHY).join("memory") };
     if let Err(error) = join(pid, &root.join("cryptattach")) {
-        tracing::info!("no control group of its own for the worker of '{name}': {error}");
+        tracing::info!("cannot make a control group for the worker of '{name}': {error}");
     }
 }
 

@@ -179,7 +179,7 @@ impl Userspace {
 /// Tells the worker what to attach and makes a loop device of the file that it then offers.
 fn converse(socket: &UnixStream, request: Attach, key: &VolumeKey) -> Result<Answer, BackendError> {
     let (name, file, read_only) = (request.name.clone(), request.places.file(&request.name), request.read_only);
-    let silent = || BackendError::failed(format!("the worker of '{name}' gives no answer"));
+    let silent = || BackendError::failed(format!("the worker of '{name}' does not answer"));
     let block_size_bytes = match order(socket, request, key).map_err(silent())? {
         Answer::Mounted { block_size_bytes } => block_size_bytes,
         answer => return Ok(answer),
@@ -224,7 +224,7 @@ impl Backend for Userspace {
         volume.verify_key(key)?;
         let request = request(&self.places, volume, options, key.size().bits())?;
         if options.allow_discards && request.export == ExportKind::Fuse {
-            tracing::warn!("a FUSE export passes no discards on (others do: --export ublk, --export nbd)");
+            tracing::warn!("the FUSE export does not pass discards; use --export ublk or nbd");
         }
         self.places.create()?;
         let lock = self.places.lock(&options.name, removal::LOCK_PATIENCE)?;
@@ -235,7 +235,7 @@ impl Backend for Userspace {
         match self.start(request.clone(), key, &lock) {
             // It was not asked for, and the driver may be older than what libublk needs.
             Err(error @ BackendError::Failed { .. }) if export == ExportKind::Ublk && options.export.is_none() => {
-                tracing::warn!("{error}; a loop device over FUSE instead");
+                tracing::warn!("{error}; using a loop device over FUSE instead");
                 export = ExportKind::Fuse;
                 self.start(Attach { export, ..request }, key, &lock)?;
             }
@@ -280,7 +280,7 @@ impl Backend for Userspace {
         let trouble = match (&state.fault, &exported) {
             (Some(fault), _) => Some(fault.clone()),
             (None, _) if !state.worker.is_alive() => {
-                Some("its worker has died, its data cannot be reached: unmount it, then detach it".to_owned())
+                Some("its worker has died and its data cannot be reached: unmount it, then detach it".to_owned())
             }
             (None, None) => Some("it is being attached or detached".to_owned()),
             (None, Some(exported))

@@ -66,7 +66,7 @@ impl Pool {
             let shared = Arc::clone(&self.shared);
             match thread::Builder::new().name("io".to_owned()).stack_size(STACK_BYTES).spawn(move || shared.serve()) {
                 Ok(thread) => threads.push(thread),
-                Err(error) => tracing::warn!("no further thread: {error}"),
+                Err(error) => tracing::warn!("cannot start another thread: {error}"),
             }
         }
         !threads.is_empty()

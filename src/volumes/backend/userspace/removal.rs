@@ -108,7 +108,7 @@ fn clear_loop(
         Deferred::No => clear(device, places, state, worker_lives)?,
         Deferred::Yes => device
             .clear_when_unused(Duration::from_millis(200))
-            .map_err(BackendError::failed(format!("cannot have {} go", device.path().display())))?,
+            .map_err(BackendError::failed(format!("cannot have the kernel remove {}", device.path().display())))?,
     };
     match (cleared, deferred) {
         (Cleared::Gone, _) => Ok(true),
@@ -128,7 +128,7 @@ fn clear_ublk(device: UblkDevice, places: &Places, state: &State, deferred: Defe
         (Cleared::Gone, _) => Ok(true),
         (Cleared::InUse, Deferred::No) => Err(busy(state, &Exported::Ublk(device))),
         (Cleared::InUse, Deferred::Yes) => Err(BackendError::Unavailable(format!(
-            "cannot have {} go with its last user: ublk does not know who that is",
+            "cannot remove {} when its last user closes it: ublk does not know its users",
             path.display()
         ))),
     }
@@ -136,7 +136,7 @@ fn clear_ublk(device: UblkDevice, places: &Places, state: &State, deferred: Defe
 
 fn end_socket(places: &Places, state: &State, deferred: Deferred) -> Result<bool, BackendError> {
     let order = Order::End { deferred: deferred == Deferred::Yes };
-    let action = || format!("cannot have the worker of '{}' end", state.name);
+    let action = || format!("cannot end the worker of '{}'", state.name);
     let deadline = Instant::now() + BUSY_PATIENCE;
     loop {
         match control::give(&places.control(&state.name), order).map_err(BackendError::failed(action()))? {
@@ -186,16 +186,16 @@ fn flush(state: &State) -> Flush {
     if state.fault.is_none() { Flush::Required } else { Flush::Attempted }
 }
 
-/// Writes it down, too, so that the next `detach` goes on without.
+/// Records the fault, so that the next `detach` gives up the data that cannot be written.
 fn cannot_write(places: &Places, state: &State, path: &Path) -> impl FnOnce(io::Error) -> BackendError {
     move |error| {
         let mut failed = state.clone();
         failed.fault = Some(format!("cannot write all data to {}: {error}", state.device.display()));
         if let Err(error) = failed.update(places) {
-            tracing::debug!("cannot write down that '{}' cannot be flushed: {error}", state.name);
+            tracing::debug!("cannot record that '{}' cannot be flushed: {error}", state.name);
         }
         BackendError::failed(format!(
-            "cannot write all data of '{}' ({}) to {}; 'detach' again gives it up",
+            "cannot write all data of '{}' ({}) to {}; run 'detach' again to give up that data",
             state.name,
             path.display(),
             state.device.display()
@@ -223,5 +223,5 @@ fn sweep(places: &Places, name: &MappingName) -> Result<(), BackendError> {
 }
 
 fn not_all_went_well(name: &MappingName, fault: &str) -> BackendError {
-    BackendError::failed(format!("'{name}' is detached, but not all went well"))(fault)
+    BackendError::failed(format!("'{name}' is detached, but with errors"))(fault)
 }

@@ -311,7 +311,7 @@ fn serve(number: u16, device: &UblkDev, image: &Arc<Image>) -> io::Result<()> {
         if context.is_tgt_io()
             && let Err(error) = done.announce_next(queue)
         {
-            tracing::error!("cannot learn what becomes of requests: {error}");
+            tracing::error!("cannot read the results of requests: {error}");
             std::process::abort();
         }
     });
@@ -450,7 +450,7 @@ fn guard_run_directory() -> io::Result<()> {
     if metadata.is_dir() && metadata.uid() == 0 && metadata.mode() & 0o022 == 0 {
         return Ok(());
     }
-    Err(io::Error::other(format!("{} can be written to by others than root (chmod go-w)", directory.display())))
+    Err(io::Error::other(format!("users other than root can write to {} (chmod go-w)", directory.display())))
 }
 
 fn error(error: UblkError) -> io::Error {

@@ -78,7 +78,7 @@ pub fn worker_main() -> ExitCode {
 }
 
 fn follow_orders() -> Result<(), BackendError> {
-    let failed = || BackendError::failed("this is run by 'cryptattach attach' only: cannot read its request");
+    let failed = || BackendError::failed("only 'cryptattach attach' runs this: cannot read its request");
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().map_err(failed())?);
     let lock = io::stdout().as_fd().try_clone_to_owned().map_err(failed())?;
     let request = protocol::receive(&socket).map_err(failed())?;
@@ -117,7 +117,7 @@ fn attach(request: &Attach, socket: UnixStream, lock: OwnedFd) -> Result<(), Bac
     let answer = announced.map_or_else(Answer::failure, |()| Answer::Ready);
     // If the command has died, nobody hears it; the mapping is there all the same.
     if let Err(error) = protocol::send(&socket, &answer) {
-        tracing::warn!("the command that attached this has gone: {error}");
+        tracing::warn!("the command that started this worker has ended: {error}");
     }
     if ends {
         return serving.end();
@@ -135,7 +135,7 @@ fn expect_loop_device(socket: &UnixStream, serving: &Serving) -> Result<LoopDevi
         .and_then(|()| protocol::receive(socket));
     told.or_else(|error| {
         let file = serving.places.file(&serving.state.name);
-        LoopDevice::showing(&file).ok_or_else(|| BackendError::failed("the command has gone")(error))
+        LoopDevice::showing(&file).ok_or_else(|| BackendError::failed("the command has ended")(error))
     })
 }
 
@@ -219,7 +219,7 @@ impl Serving {
             Some(Exported::Socket(_)) | None => Ok(()),
             Some(_) => self.places.make_link(name, &path),
         };
-        self.state.update(&self.places).and(link).map_err(BackendError::failed(format!("cannot make '{name}' known")))
+        self.state.update(&self.places).and(link).map_err(BackendError::failed(format!("cannot announce '{name}'")))
     }
 
     /// Serves until the export is gone.

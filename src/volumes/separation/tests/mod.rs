@@ -20,7 +20,7 @@ fn keys_on_another_disk_are_apart() {
            partition sda2 -> disk sda (WWN 5000aa)\n\
          sealed key  /keys\n  \
            ext4 on partition sdb1 -> disk sdb (WWN 5000bb)\n\
-         apart: no place of the key is on the volume's disk sda (WWN 5000aa), all are on disk sdb (WWN 5000bb)"
+         apart: no place of the key is on the volume's disk sda (WWN 5000aa); all are on disk sdb (WWN 5000bb)"
     );
 }
 
@@ -41,7 +41,7 @@ fn keys_on_another_partition_of_the_disk_are_shared_and_a_path_in_the_making_cou
 
 #[test]
 fn a_key_without_known_place_is_unproven() {
-    assert_eq!(MadeUp::host().check("/dev/sda2", &[]).verdict.to_string(), "unproven: key: no place of it is known");
+    assert_eq!(MadeUp::host().check("/dev/sda2", &[]).verdict.to_string(), "unproven: key: its place is not known");
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn two_paths_to_one_disk_are_one_disk() {
     assert_eq!(
         report.verdict.to_string(),
         "shared: sealed key /dev/sdd is on disk sdd (WWN 600a0b), which is the volume's disk sdc (WWN 600a0b): \
-         they have one WWN"
+         they have the same WWN"
     );
 }
 
@@ -158,7 +158,8 @@ fn what_is_behind_a_network_is_a_gap() {
     let host = MadeUp::host().with_stack("nbd0", "43:0", &[], &[]);
     assert_eq!(
         host.check("/dev/nbd0", &["/keys"]).verdict.to_string(),
-        "unproven: volume /dev/nbd0: nbd0 is reached over the network (network block device); which disk is behind it is not known"
+        "unproven: volume /dev/nbd0: nbd0 is reached over the network (network block device); the disk behind it is \
+         not known"
     );
 }
 
@@ -179,7 +180,7 @@ fn an_iscsi_lun_names_its_target() {
     assert_eq!(
         report.verdict.to_string(),
         "apart: no place of the key is on the volume's disk sdc (WWN 6001405), iSCSI target \
-         iqn.2010-10.org.openstack:v1 at 10.0.0.5, all are on disk sdb (WWN 5000bb)"
+         iqn.2010-10.org.openstack:v1 at 10.0.0.5; all are on disk sdb (WWN 5000bb)"
     );
 }
 
@@ -219,7 +220,7 @@ fn a_circle_is_cut_off() {
         "/run/plain",
         "fuse.cryptattach /dev/loop1 rw",
     );
-    assert_eq!(host.lineage("/dev/loop1").gaps(), ["loop1 rests on itself: this way goes in a circle"]);
+    assert_eq!(host.lineage("/dev/loop1").gaps(), ["loop1 rests on itself"]);
 }
 
 #[test]
@@ -227,7 +228,7 @@ fn memory_is_apart_from_disks() {
     let host = MadeUp::host().with_stack("zram0", "252:0", &[], &[]);
     assert_eq!(
         host.check("/dev/sda2", &["/run/keys", "/dev/zram0"]).verdict.to_string(),
-        "apart: no place of the key is on the volume's disk sda (WWN 5000aa), all are on memory (tmpfs), memory (zram0)"
+        "apart: no place of the key is on the volume's disk sda (WWN 5000aa); all are on memory (tmpfs), memory (zram0)"
     );
     assert_eq!(host.check("/dev/zram0", &["/dev/zram0"]).verdict.word(), "shared");
 }

@@ -100,7 +100,7 @@ fn after_the_ring_has_moved_the_device_to_another_host_they_are_apart() {
     let case = Case::new().served_by_iscsi("10.0.0.5:3260");
     assert_eq!(
         case.verdict(&[object_on("10.0.0.6"), object_on("10.0.0.7")]),
-        "apart: no place of the key is on the volume's disk sda (WWN 5000aa), iSCSI target iqn.1:v at 10.0.0.5:3260, all \
+        "apart: no place of the key is on the volume's disk sda (WWN 5000aa), iSCSI target iqn.1:v at 10.0.0.5:3260; all \
          are on device sdb1 of 10.0.0.6, device sdb1 of 10.0.0.7 (the volume is held by 10.0.0.5, the key's replicas by \
          10.0.0.6, 10.0.0.7)"
     );
@@ -121,7 +121,7 @@ fn the_row_of_the_account_alone_is_shared() {
         verdict.starts_with("unproven: the account's replica on 10.0.0.5 device sdc1: it is on the host"),
         "{verdict}"
     );
-    assert!(verdict.ends_with("it opens nothing, but says where the key is"), "{verdict}");
+    assert!(verdict.ends_with("it opens nothing, but names the key"), "{verdict}");
 }
 
 #[test]
@@ -174,9 +174,9 @@ fn a_key_on_this_hosts_disk_is_apart_from_another_hosts_volume_and_unknown_besid
     let own = Case::new().served_by_iscsi("127.0.0.1:3260");
     assert_eq!(
         own.verdict(&[key]),
-        "unproven: sealed key /keys: it is on this host, as the volume's iSCSI target iqn.1:v at 127.0.0.1:3260 is, and \
-         whether on one device is not known: disk sdb (WWN 5000bb) shows no serial number, the inventory has no serial \
-         number of iSCSI target iqn.1:v at 127.0.0.1:3260"
+        "unproven: sealed key /keys: it is on this host, like the volume's iSCSI target iqn.1:v at 127.0.0.1:3260, and \
+         may be on the same device: disk sdb (WWN 5000bb) shows no serial number, the inventory has no serial number \
+         of iSCSI target iqn.1:v at 127.0.0.1:3260"
     );
 }
 
@@ -192,7 +192,7 @@ fn at_the_level_of_devices_serial_numbers_decide() {
     assert_eq!(
         case(&(device("WD-1") + &by_portal)).verdict(&[object_on("10.0.0.5")]),
         "shared: the object's replica on 10.0.0.5 device sdb1 is on the volume's iSCSI target iqn.1:v at 10.0.0.5:3260: \
-         they have one serial number"
+         they have the same serial number"
     );
     for by in ["portal = '10.0.0.5:3260'", "iqn = 'iqn.1:V'"] {
         let verdict = case(&(device("WD-2") + &target(by))).verdict(&[object_on("10.0.0.5")]);
@@ -200,9 +200,9 @@ fn at_the_level_of_devices_serial_numbers_decide() {
     }
     assert_eq!(
         case(&by_portal).verdict(&[object_on("10.0.0.5")]),
-        "unproven: the object's replica on 10.0.0.5 device sdb1: it is on storage1, as the volume's iSCSI target iqn.1:v \
-         at 10.0.0.5:3260 is, and whether on one device is not known: the inventory has no serial number of device sdb1 \
-         of 10.0.0.5"
+        "unproven: the object's replica on 10.0.0.5 device sdb1: it is on storage1, like the volume's iSCSI target \
+         iqn.1:v at 10.0.0.5:3260, and may be on the same device: the inventory has no serial number of device sdb1 of \
+         10.0.0.5"
     );
     assert!(case(&device("WD-1")).verdict(&[object_on("10.0.0.5")]).starts_with("unproven"));
     assert!(case("").verdict(&[object_on("10.0.0.6")]).starts_with("apart"), "another host needs no serial number");
@@ -222,7 +222,8 @@ fn at_the_level_of_devices_a_replica_on_this_host_is_followed_to_its_disk() {
         case().known(&path("/srv/volume.img")).verdict(&place),
         "shared: the object's replica on 10.0.0.9 device d1 is on the volume's disk sda (WWN 5000aa)"
     );
-    let unknown = "unproven: the object's replica on 10.0.0.9 device d1: it is on this host, as the volume's disk sda";
+    let unknown =
+        "unproven: the object's replica on 10.0.0.9 device d1: it is on this host, like the volume's disk sda";
     assert!(case().verdict(&place).starts_with(unknown), "{}", case().verdict(&place));
 
     let swift = [replica(Ring::Object, "127.0.0.1", "d2")];
@@ -269,8 +270,8 @@ fn what_cannot_be_told_from_the_volumes_host_is_a_gap() {
         assert_eq!(
             case.verdict(&[object_on(address)]),
             format!(
-                "unproven: the object's replica on {address} device sdb1: whether {address} and 10.0.0.5 are one host is \
-                 not known: name them, with all their addresses, in the inventory"
+                "unproven: the object's replica on {address} device sdb1: {address} and 10.0.0.5 may be the same \
+                 host: name them, with all their addresses, in the inventory"
             )
         );
     }
@@ -288,7 +289,7 @@ fn what_is_elsewhere_or_of_an_unknown_kind_is_a_gap() {
     let unknown = Case::new().served("quobyte", json!({}));
     assert_eq!(
         unknown.verdict(&[object_on("10.0.0.5")]),
-        "unproven: volume /dev/sda2: who serves a volume of the kind \"quobyte\" is not known"
+        "unproven: volume /dev/sda2: the server of a volume of the kind \"quobyte\" is not known"
     );
 }
 

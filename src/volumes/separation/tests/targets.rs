@@ -78,12 +78,12 @@ fn fibre_channel_is_a_gap_until_the_inventory_names_all_ports() {
     let port = |wwn| format!("[[target]]\nwwn = '{wwn}'\nhost = 'storage1'\n");
     let verdict = case().verdict(&[object_on("10.0.0.6")]);
     assert!(
-        verdict.starts_with("unproven: volume /dev/sda2: who serves the Fibre Channel target 5001 is not"),
+        verdict.starts_with("unproven: volume /dev/sda2: the server of the Fibre Channel target 5001 is not"),
         "{verdict}"
     );
     let verdict = case().known(&format!("{STORAGE}{}", port("5001"))).verdict(&[object_on("10.0.0.6")]);
     assert!(
-        verdict.starts_with("unproven: volume /dev/sda2: who serves the Fibre Channel target 5002 is not"),
+        verdict.starts_with("unproven: volume /dev/sda2: the server of the Fibre Channel target 5002 is not"),
         "{verdict}"
     );
     let known = case().known(&format!("{STORAGE}{}{}", port("0x5001"), port("50:02")));
@@ -126,7 +126,7 @@ fn swap_that_may_be_where_the_volume_is_leaves_it_unproven() {
     assert!(case("10.0.0.5:3260").verdict(&[object_on("10.0.0.6")]).starts_with("apart"));
     let verdict = case("127.0.0.1:3260").verdict(&[object_on("10.0.0.6")]);
     assert!(
-        verdict.starts_with("unproven: swap /dev/sdb1: it is on this host, as the volume's iSCSI target"),
+        verdict.starts_with("unproven: swap /dev/sdb1: it is on this host, like the volume's iSCSI target"),
         "{verdict}"
     );
 }

@@ -46,7 +46,7 @@ pub fn negotiate(mut input: impl Read, mut output: impl Write, offer: &Offer) ->
     let mut agreed = Agreed { structured_replies: false };
     loop {
         if u64::from_be_bytes(array(&mut input)?) != IHAVEOPT {
-            return Err(io::Error::other("an option does not begin as one"));
+            return Err(io::Error::other("an option has the wrong magic number"));
         }
         let (option, length) = (u32::from_be_bytes(array(&mut input)?), u32::from_be_bytes(array(&mut input)?));
         if length > MAX_OPTION_BYTES {

@@ -58,7 +58,8 @@ impl<'a> Session<'a> {
         let mut header = [0; Request::BYTES];
         loop {
             self.input.read_exact(&mut header)?;
-            let request = Request::parse(&header).ok_or_else(|| io::Error::other("a request does not begin as one"))?;
+            let request =
+                Request::parse(&header).ok_or_else(|| io::Error::other("a request has the wrong magic number"))?;
             match request.command {
                 CMD_READ if request.length as usize <= PIECE_BYTES => {
                     self.run_beside(move |client| client.read(request))
