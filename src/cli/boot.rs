@@ -8,12 +8,13 @@ use std::{
 
 use clap::Args;
 
-use super::{Global, exit_code};
+use super::Global;
 use crate::{
     config::crypttab,
     verbs::{
         boot::{self, BootError, image},
         error::Error,
+        failure,
     },
 };
 
@@ -65,7 +66,7 @@ impl Boot {
         }
         match boot::boot(config, crypttab) {
             // It has been told, volume by volume.
-            Err(error @ Error::Boot(BootError::Unfinished(_))) => Ok(ExitCode::from(exit_code(&error))),
+            Err(error @ Error::Boot(BootError::Unfinished(_))) => Ok(failure::exit(&error).into()),
             booted => booted.map(|()| ExitCode::SUCCESS),
         }
     }

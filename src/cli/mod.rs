@@ -30,7 +30,6 @@ use std::{
     process::{self, ExitCode},
 };
 
-pub(crate) use failure::{exit_code, next_step, note};
 pub use hook::{attach_request, stored_object};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -44,6 +43,7 @@ use tracing_subscriber::{
 };
 
 use crate::{
+    base::exit::Exit,
     config::{self, Config, ConfigError, SeparationPolicy},
     keys::tpm,
     verbs::{boot::Console, error::Error},
@@ -52,7 +52,7 @@ use crate::{
 
 /// Attach encrypted block devices, with the key on another device.
 #[derive(Parser)]
-#[command(name = "cryptattach", version, max_term_width = 100, after_help = failure::EXIT_CODES, disable_help_subcommand = true)]
+#[command(name = "cryptattach", version, max_term_width = 100, after_help = failure::after_help(), disable_help_subcommand = true)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -147,7 +147,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { failure::USAGE } else { 0 });
+            return ExitCode::from(if error.use_stderr() { Exit::Usage.into() } else { 0 });
         }
     };
     if let Verb::UserspaceWorker = cli.verb {
@@ -158,7 +158,7 @@ pub fn main() -> ExitCode {
     log(cli.global.verbose, colours);
     run(&cli).unwrap_or_else(|error| {
         failure::print(&error, cli.global.json);
-        ExitCode::from(failure::exit_code(&error))
+        crate::verbs::failure::exit(&error).into()
     })
 }
 
@@ -168,7 +168,7 @@ fn end_on_panic() {
     let tell = panic::take_hook();
     panic::set_hook(Box::new(move |defect| {
         tell(defect);
-        process::exit(failure::INTERNAL.into());
+        process::exit(u8::from(Exit::Internal).into());
     }));
 }
 
@@ -231,6 +231,8 @@ fn log(verbose: u8, colours: bool) {
 mod tests {
     use std::{env, process::Command, thread};
 
+    use crate::base::exit::Exit;
+
     /// This test again, in a process of its own, which the panic of a thread is to end.
     const ENDS: &str = "CRYPTATTACH_TEST_ENDS";
 
@@ -245,7 +247,7 @@ mod tests {
         let again =
             Command::new(env::current_exe().unwrap()).args(["--exact", name, "--nocapture"]).env(ENDS, "").output();
         let again = again.unwrap();
-        assert_eq!(again.status.code(), Some(super::failure::INTERNAL.into()));
+        assert_eq!(again.status.code(), Some(u8::from(Exit::Internal).into()));
         assert!(String::from_utf8_lossy(&again.stderr).contains("a defect"), "{again:?}");
     }
 }

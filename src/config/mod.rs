@@ -1,6 +1,7 @@
 //! The configuration: which stores there are, who seals and opens, how strict the separation check is.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     env, fs, io,
     path::{Path, PathBuf},
@@ -9,7 +10,7 @@ use std::{
 use nix::unistd::geteuid;
 use serde::Deserialize;
 
-use crate::base::{key::StoreName, mapping_name::MappingName, plain_hash::PlainHash};
+use crate::base::{advice::Advice, exit::Exit, key::StoreName, mapping_name::MappingName, plain_hash::PlainHash};
 
 mod boot;
 pub mod crypttab;
@@ -233,6 +234,30 @@ pub enum ConfigError {
     /// `credential:NAME` outside a unit with credentials.
     #[error("{} names a credential, but CREDENTIALS_DIRECTORY is not set", .0.display())]
     NoCredentials(PathBuf),
+}
+
+impl Advice for ConfigError {
+    fn exit(&self) -> Exit {
+        Exit::Config
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Missing(_) => {
+                Some("'cryptattach init' makes one; --config or CRYPTATTACH_CONFIG names another".into())
+            }
+            Self::UnknownVolume { name, .. } => {
+                Some(format!("add it: [volumes.{name}] with device = \"UUID=...\" ('blkid' shows it)").into())
+            }
+            Self::Io { .. }
+            | Self::Malformed { .. }
+            | Self::UnknownStore { .. }
+            | Self::NoDefaultStore(_)
+            | Self::Owner { .. }
+            | Self::Escrow { .. }
+            | Self::NoCredentials(_) => None,
+        }
+    }
 }
 
 fn list(names: &[StoreName]) -> String {

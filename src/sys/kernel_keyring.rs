@@ -8,12 +8,16 @@
 //! that was root and gave that up still possesses what its inherited session keyring leads to, and that is root's user keyring
 //! if a session of root's was set up in the usual way.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use linux_keyutils::{Key, KeyError, KeyPermissionsBuilder, KeyRing, KeyRingIdentifier, Permission};
 use serde::Serialize;
 
-use crate::base::key::{SecretBytes, SecretMemoryError};
+use crate::base::{
+    advice::Advice,
+    exit::Exit,
+    key::{SecretBytes, SecretMemoryError},
+};
 
 /// Where the kernel keeps a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -51,6 +55,22 @@ pub enum KeyringError {
     /// No memory for the secret.
     #[error(transparent)]
     Memory(#[from] SecretMemoryError),
+}
+
+impl Advice for KeyringError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Kernel { .. } => Exit::System,
+            Self::Memory(error) => error.exit(),
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Kernel { .. } => None,
+            Self::Memory(error) => error.next_step(),
+        }
+    }
 }
 
 /// Keeps a secret under a description, in place of the one that is there.

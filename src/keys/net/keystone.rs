@@ -3,6 +3,7 @@
 //! Source: OpenStack Identity API v3, "Authentication and token management"; Swift's "Auth system", TempAuth.
 
 use std::{
+    borrow::Cow,
     fs,
     io::Write,
     sync::{Arc, Mutex, PoisonError},
@@ -20,7 +21,11 @@ use super::{
     http::{self, Answer, Http, HttpError, Request},
 };
 use crate::{
-    base::key::{SecretBytes, SecretMemoryError},
+    base::{
+        advice::Advice,
+        exit::Exit,
+        key::{SecretBytes, SecretMemoryError},
+    },
     config::{CloudConfig, Network},
 };
 
@@ -85,6 +90,34 @@ pub enum AuthError {
     /// No memory for a secret.
     #[error(transparent)]
     Memory(#[from] SecretMemoryError),
+}
+
+impl Advice for AuthError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Clouds(error) => error.exit(),
+            Self::NoEndpoint { .. } => Exit::Config,
+            Self::Http(error) => error.exit(),
+            Self::Refused { .. } | Self::CallerToken(_) => Exit::PermissionDenied,
+            Self::Answer { .. } => Exit::StoreUnavailable,
+            Self::Memory(error) => error.exit(),
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        let step = match self {
+            Self::Http(error) => return error.next_step(),
+            Self::Clouds(error) => return error.next_step(),
+            Self::Refused { .. } => "check user, project and secret in clouds.yaml, and this host's clock",
+            Self::CallerToken(_) => "repeat the request with a new token",
+            Self::NoEndpoint { .. } => {
+                "check 'region_name' and 'interface' in clouds.yaml, or name the service's 'urls' in the configuration"
+            }
+            Self::Answer { .. } => "check auth_url in clouds.yaml",
+            Self::Memory(error) => return error.next_step(),
+        };
+        Some(step.into())
+    }
 }
 
 impl From<HttpError> for AuthError {
@@ -310,6 +343,22 @@ pub enum SendError {
     /// There is no answer.
     #[error(transparent)]
     Http(#[from] HttpError),
+}
+
+impl Advice for SendError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Auth(error) => error.exit(),
+            Self::Http(error) => error.exit(),
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Auth(error) => error.next_step(),
+            Self::Http(error) => error.next_step(),
+        }
+    }
 }
 
 /// Stands for a secret in JSON until it is filled in.

@@ -13,7 +13,11 @@ use std::{
 use serde::Serialize;
 
 use super::{Planned, RECORD, key_source::By, line};
-use crate::{base::mapping_name::MappingName, cli, keys::net::TRYING_AGAIN, verbs::error::Error};
+use crate::{
+    base::mapping_name::MappingName,
+    keys::net::TRYING_AGAIN,
+    verbs::{error::Error, explain, failure::Failure as Told},
+};
 
 /// The record of a boot.
 pub struct Record {
@@ -147,7 +151,7 @@ impl Record {
         (facts.result, facts.by, facts.seconds) = (Outcome::Attached, Some(by.to_string()), Some(seconds));
         // Why a person had to be asked is still to be explained later.
         if matches!(by, By::Store(_) | By::Lockbox(_)) {
-            cli::note("attach at boot", Some(&facts.path), Some(&facts.name), Ok(()));
+            explain::note("attach at boot", Some(&facts.path), Some(&facts.name), Ok(()));
         }
         let text = format!("{} is attached, by {by}, after {seconds:.1} s", facts.name);
         self.say(&text);
@@ -156,7 +160,7 @@ impl Record {
 
     /// A source has failed for good.
     pub fn failed(&mut self, number: usize, by: &By, error: &Error) {
-        let (seconds, next) = (self.seconds(), cli::next_step(error));
+        let (seconds, told) = (self.seconds(), Told::of(error));
         let facts = &mut self.facts.volumes[number];
         if facts.result == Outcome::Attached {
             return;
@@ -166,15 +170,15 @@ impl Record {
             _ => String::new(),
         };
         let text = format!("{}: {of}{}", facts.name, line(error));
-        cli::note::<()>("attach at boot", Some(&facts.path), Some(&facts.name), Err(error));
+        explain::note::<()>("attach at boot", Some(&facts.path), Some(&facts.name), Err(error));
         facts.failures.push(Failure {
             source: by.to_string(),
-            reason: cli::exit_code(error),
+            reason: told.exit_code,
             error: line(error),
-            next: next.clone(),
+            next: told.next.clone(),
             seconds,
         });
-        self.say(&next.map_or(text.clone(), |next| format!("{text}\n  next: {next}")));
+        self.say(&told.next.map_or(text.clone(), |next| format!("{text}\n  next: {next}")));
         self.write();
     }
 
