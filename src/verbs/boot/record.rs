@@ -12,7 +12,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Planned, RECORD, key_source::By, line};
+use super::{Planned, RECORD, key_source::OpenedBy, line, volumes::VolumeNo};
 use crate::{base::mapping_name::MappingName, cli, keys::net::TRYING_AGAIN, verbs::error::Error};
 
 /// The record of a boot.
@@ -138,15 +138,15 @@ impl Record {
     }
 
     /// A volume is attached.
-    pub fn attached(&mut self, number: usize, by: &By) {
+    pub fn attached(&mut self, number: VolumeNo, by: &OpenedBy) {
         let seconds = self.seconds();
-        let facts = &mut self.facts.volumes[number];
+        let facts = &mut self.facts.volumes[number.index()];
         if facts.result == Outcome::Attached {
             return;
         }
         (facts.result, facts.by, facts.seconds) = (Outcome::Attached, Some(by.to_string()), Some(seconds));
         // Why a person had to be asked is still to be explained later.
-        if matches!(by, By::Store(_) | By::Lockbox(_)) {
+        if matches!(by, OpenedBy::Store(_) | OpenedBy::Lockbox(_)) {
             cli::note("attach at boot", Some(&facts.path), Some(&facts.name), Ok(()));
         }
         let text = format!("{} is attached, by {by}, after {seconds:.1} s", facts.name);
@@ -155,14 +155,14 @@ impl Record {
     }
 
     /// A source has failed for good.
-    pub fn failed(&mut self, number: usize, by: &By, error: &Error) {
+    pub fn failed(&mut self, number: VolumeNo, by: &OpenedBy, error: &Error) {
         let (seconds, next) = (self.seconds(), cli::next_step(error));
-        let facts = &mut self.facts.volumes[number];
+        let facts = &mut self.facts.volumes[number.index()];
         if facts.result == Outcome::Attached {
             return;
         }
         let of = match by {
-            By::Store(_) | By::Lockbox(_) if facts.several => format!("{by}: "),
+            OpenedBy::Store(_) | OpenedBy::Lockbox(_) if facts.several => format!("{by}: "),
             _ => String::new(),
         };
         let text = format!("{}: {of}{}", facts.name, line(error));
@@ -179,8 +179,8 @@ impl Record {
     }
 
     /// A volume is none of ours.
-    pub fn not_ours(&mut self, number: usize, why: Option<&Error>) {
-        let facts = &mut self.facts.volumes[number];
+    pub fn not_ours(&mut self, number: VolumeNo, why: Option<&Error>) {
+        let facts = &mut self.facts.volumes[number.index()];
         facts.result = Outcome::NotOurs;
         let why = why.map_or_else(|| "it has no token of ours".to_owned(), line);
         let text = format!("{} is left to the system: {why}", facts.name);
@@ -202,13 +202,13 @@ impl Record {
     }
 
     /// The boot goes on, without those that are left; `after` that time, if it is over.
-    pub fn end(&mut self, left: &[usize], after: Option<Duration>) {
+    pub fn end(&mut self, left: &[VolumeNo], after: Option<Duration>) {
         self.facts.seconds = Some(self.seconds());
         for facts in self.facts.volumes.iter_mut().filter(|facts| facts.result == Outcome::Pending) {
             facts.result = Outcome::NotAttached;
         }
         if !left.is_empty() {
-            let names: Vec<&str> = left.iter().map(|number| self.facts.volumes[*number].name.as_str()).collect();
+            let names: Vec<&str> = left.iter().map(|number| self.facts.volumes[number.index()].name.as_str()).collect();
             let why = after.map_or("automatically".to_owned(), |total| format!("within {} s", total.as_secs()));
             let text = format!("not attached {why}: {}; the system's own way goes on", names.join(", "));
             self.say(&text);
