@@ -11,7 +11,7 @@ use tss_esapi::{
 
 use super::{
     Digest, Name, PcrValues, TpmError,
-    esys::{Answer, Esys, Handle, NONE, OWNER, PASSWORD, SHA256, buffer, command, sized},
+    esys::{Esys, Handle, NONE, OWNER, PASSWORD, SHA256, TpmAnswer, buffer, command, sized},
     pcr, public,
 };
 use crate::base::{key::SecretBytes, pcr_set::PcrSet};
@@ -20,7 +20,7 @@ use crate::base::{key::SecretBytes, pcr_set::PcrSet};
 macro_rules! take {
     ($esys:expr, $command:literal, $value:expr) => {
         // SAFETY: an output of the call just above, which has succeeded; it is in no other hands.
-        unsafe { Answer::take($esys, $command, $value) }
+        unsafe { TpmAnswer::take($esys, $command, $value) }
     };
 }
 
@@ -219,7 +219,7 @@ impl Esys {
         key: &Handle<'_>,
         digest: &Digest,
         signature: &Signature,
-    ) -> Result<Answer<'_, sys::TPMT_TK_VERIFIED>, TpmError> {
+    ) -> Result<TpmAnswer<'_, sys::TPMT_TK_VERIFIED>, TpmError> {
         let (digest, signature) = (buffer(digest)?, sys::TPMT_SIGNATURE::try_from(signature.clone())?);
         let mut ticket = null_mut();
         command!(

@@ -13,7 +13,7 @@ use crate::{
     },
     config::Config,
     keys::{seal::EntryContext, tpm::IdentityFile},
-    sys::kernel_keyring::Kept,
+    sys::kernel_keyring::KeyringKind,
 };
 
 /// What is known of the lockbox.
@@ -30,7 +30,7 @@ pub struct Status {
     /// Its fingerprint.
     pub fingerprint: Option<String>,
     /// Where the open key is kept.
-    pub kept: Option<Kept>,
+    pub kept: Option<KeyringKind>,
     /// Where the entries are.
     pub path: PathBuf,
     /// The copy of the sealed lockbox key on this host, if there is one.

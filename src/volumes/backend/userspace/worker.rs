@@ -37,12 +37,12 @@ use nix::{
 };
 
 use super::{
-    control::{self, Order, Reply},
+    control::{self, Order, OrderReply},
     export::{Export, Exported, Happening},
     image::Image,
     memory_lock,
-    paths::Places,
-    protocol::{self, Answer, Attach, Request},
+    paths::Paths,
+    protocol::{self, Attach, Request, WorkerReply},
     removal,
     state::{Identity, Process, State},
 };
@@ -85,10 +85,10 @@ fn follow_orders() -> Result<(), BackendError> {
     memory_lock::leave_the_parent()?;
     match request {
         Request::Attach(request) => attach(&request, socket, lock),
-        Request::Detach { name, places, worker } => {
-            let answer = match removal::detach_worker(&places, &name, worker) {
-                Ok(()) => Answer::Ready,
-                Err(error) => Answer::failure(error),
+        Request::Detach { name, paths, worker } => {
+            let answer = match removal::detach_worker(&paths, &name, worker) {
+                Ok(()) => WorkerReply::Ready,
+                Err(error) => WorkerReply::failure(error),
             };
             protocol::send(&socket, &answer).map_err(BackendError::failed("cannot answer"))
         }
@@ -103,7 +103,8 @@ fn attach(request: &Attach, socket: UnixStream, lock: OwnedFd) -> Result<(), Bac
     let mut serving = match set_up {
         Ok(serving) => serving,
         Err(error) => {
-            return protocol::send(&socket, &Answer::failure(error)).map_err(BackendError::failed("cannot answer"));
+            return protocol::send(&socket, &WorkerReply::failure(error))
+                .map_err(BackendError::failed("cannot answer"));
         }
     };
     match &serving.export {
@@ -114,7 +115,7 @@ fn attach(request: &Attach, socket: UnixStream, lock: OwnedFd) -> Result<(), Bac
     let announced = serving.announce();
     // A loop device the command clears, which is the worker's end too. No one would have another export go.
     let ends = announced.is_err() && !matches!(serving.export, Export::Fuse(_));
-    let answer = announced.map_or_else(Answer::failure, |()| Answer::Ready);
+    let answer = announced.map_or_else(WorkerReply::failure, |()| WorkerReply::Ready);
     // If the command has died, nobody hears it; the mapping is there all the same.
     if let Err(error) = protocol::send(&socket, &answer) {
         tracing::warn!("the command that attached this has gone: {error}");
@@ -128,13 +129,13 @@ fn attach(request: &Attach, socket: UnixStream, lock: OwnedFd) -> Result<(), Bac
 
 /// Asks the command for a loop device. One that died may have made it all the same.
 fn expect_loop_device(socket: &UnixStream, serving: &Serving) -> Result<LoopDevice, BackendError> {
-    let mounted = Answer::Mounted { block_size_bytes: serving.image.unit_bytes() };
+    let mounted = WorkerReply::Mounted { block_size_bytes: serving.image.unit_bytes() };
     let told = socket
         .set_read_timeout(Some(COMMAND_PATIENCE))
         .and_then(|()| protocol::send(socket, &mounted))
         .and_then(|()| protocol::receive(socket));
     told.or_else(|error| {
-        let file = serving.places.file(&serving.state.name);
+        let file = serving.paths.file(&serving.state.name);
         LoopDevice::showing(&file).ok_or_else(|| BackendError::failed("the command has gone")(error))
     })
 }
@@ -146,8 +147,8 @@ fn receive_key(request: &Attach, mut socket: &UnixStream) -> Result<VolumeKey, B
     VolumeKey::from_secret(bytes).ok_or_else(|| BackendError::failed(action)("no AES-XTS key has that size"))
 }
 
-fn failed(error: io::Error) -> Reply {
-    Reply::Failed(error.raw_os_error().unwrap_or(libc::EIO))
+fn failed(error: io::Error) -> OrderReply {
+    OrderReply::Failed(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 enum Event {
@@ -159,7 +160,7 @@ enum Event {
 /// A mapping that is being served.
 struct Serving {
     state: State,
-    places: Places,
+    paths: Paths,
     export: Export,
     image: Arc<Image>,
     directory: Directory,
@@ -172,14 +173,14 @@ struct Serving {
 impl Serving {
     /// Makes all but the loop device, or nothing: what was made before a failure is dropped, and so undone.
     fn set_up(request: &Attach, key: VolumeKey, events: Sender<Event>) -> Result<Self, BackendError> {
-        let (name, places) = (&request.name, request.places.clone());
+        let (name, paths) = (&request.name, request.paths.clone());
         let unknown = || cannot(request, "understand its geometry")("no such key or sector size");
         let geometry = request.geometry().ok_or_else(unknown)?;
         let (device, backing, claim) = open(request)?;
 
         let state = State::begin(request).map_err(cannot(request, "read /proc/self/stat"))?;
-        let directory = Directory::create(&state, &places).map_err(cannot(request, "make the mapping's directory"))?;
-        log_to(&places.directory(name).join("worker.log")).map_err(cannot(request, "open its log"))?;
+        let directory = Directory::create(&state, &paths).map_err(cannot(request, "make the mapping's directory"))?;
+        log_to(&paths.directory(name).join("worker.log")).map_err(cannot(request, "open its log"))?;
         memory_lock::ask_for_precedence();
         forward_signals(events.clone()).map_err(cannot(request, "wait for signals"))?;
 
@@ -189,7 +190,7 @@ impl Serving {
         if request.export != ExportKind::Fuse {
             let orders = events.clone();
             let take = move |order, stream| drop(orders.send(Event::Order(order, stream)));
-            control::listen(&places.control(name), take).map_err(cannot(request, "listen for orders"))?;
+            control::listen(&paths.control(name), take).map_err(cannot(request, "listen for orders"))?;
         }
         let notify = move |happening| drop(events.send(Event::Export(happening)));
         let export = Export::start(request, Arc::clone(&image), notify).map_err(cannot(
@@ -200,14 +201,14 @@ impl Serving {
                 ExportKind::Nbd => "listen for NBD clients",
             },
         ))?;
-        Ok(Self { state, places, export, image, directory, detaching: None, _claim: claim })
+        Ok(Self { state, paths, export, image, directory, detaching: None, _claim: claim })
     }
 
     /// Writes down that the mapping is complete and makes its link. From here on its directory is there until its export
     /// goes, even if this fails.
     fn announce(&mut self) -> Result<(), BackendError> {
         self.directory.keep();
-        let (name, exported) = (&self.state.name, self.state.exported(&self.places));
+        let (name, exported) = (&self.state.name, self.state.exported(&self.paths));
         let path = exported.as_ref().map(Exported::path).unwrap_or_default();
         tracing::info!(
             "{name}: {} on {}, XTS by {}",
@@ -217,9 +218,9 @@ impl Serving {
         );
         let link = match exported {
             Some(Exported::Socket(_)) | None => Ok(()),
-            Some(_) => self.places.make_link(name, &path),
+            Some(_) => self.paths.make_link(name, &path),
         };
-        self.state.update(&self.places).and(link).map_err(BackendError::failed(format!("cannot make '{name}' known")))
+        self.state.update(&self.paths).and(link).map_err(BackendError::failed(format!("cannot make '{name}' known")))
     }
 
     /// Serves until the export is gone.
@@ -237,7 +238,7 @@ impl Serving {
                 }
                 Ok(Event::Order(order, stream)) => {
                     let reply = self.obey(order);
-                    let ends = matches!((order, &reply), (Order::End { .. }, Reply::Done));
+                    let ends = matches!((order, &reply), (Order::End { .. }, OrderReply::Done));
                     let ends = ends && matches!(self.export, Export::Nbd(_));
                     if let Err(error) = protocol::send(&stream, &reply) {
                         tracing::warn!("cannot answer: {error}");
@@ -250,7 +251,7 @@ impl Serving {
                     tracing::info!("{signal}: detaching");
                     if self.detaching.as_ref().is_none_or(JoinHandle::is_finished) {
                         let State { name, worker, .. } = &self.state;
-                        self.detaching = Some(detach_from_outside(name.clone(), self.places.clone(), *worker));
+                        self.detaching = Some(detach_from_outside(name.clone(), self.paths.clone(), *worker));
                     }
                 }
                 // Someone has aborted the connection (umount -f, fusectl). The state stays: `status` tells, `detach` cleans.
@@ -266,25 +267,25 @@ impl Serving {
     /// Whether it goes on when someone has let go of it.
     fn is_wanted(&self) -> bool {
         match &self.export {
-            Export::Fuse(_) => self.state.bound_loop_device(&self.places).is_some(),
+            Export::Fuse(_) => self.state.bound_loop_device(&self.paths).is_some(),
             Export::Ublk(_) => true,
             Export::Nbd(export) => !(self.state.going && export.clients().is_empty()),
         }
     }
 
-    fn obey(&mut self, order: Order) -> Reply {
+    fn obey(&mut self, order: Order) -> OrderReply {
         let done = match (order, &self.export) {
             (Order::End { deferred }, Export::Nbd(export)) => {
                 let clients = export.clients();
                 if clients.is_empty() {
-                    return Reply::Done;
+                    return OrderReply::Done;
                 }
                 self.state.going |= deferred;
-                return self.state.update(&self.places).map_or_else(failed, |()| Reply::InUse(clients));
+                return self.state.update(&self.paths).map_or_else(failed, |()| OrderReply::InUse(clients));
             }
-            (Order::Users, Export::Nbd(export)) => return Reply::InUse(export.clients()),
+            (Order::Users, Export::Nbd(export)) => return OrderReply::InUse(export.clients()),
             // The kernel knows.
-            (Order::Users, _) => return Reply::InUse(Vec::new()),
+            (Order::Users, _) => return OrderReply::InUse(Vec::new()),
             // The command has made sure that nobody uses it. What follows is an event of the export.
             (Order::End { .. }, Export::Ublk(export)) => export.device().stop(),
             (Order::End { .. }, Export::Fuse(_)) => Err(Errno::EINVAL.into()),
@@ -293,23 +294,23 @@ impl Serving {
                     export.device().grow(size_bytes)?;
                 }
                 self.state.size_bytes = size_bytes;
-                self.state.update(&self.places)
+                self.state.update(&self.paths)
             }),
         };
-        done.map_or_else(failed, |()| Reply::Done)
+        done.map_or_else(failed, |()| OrderReply::Done)
     }
 
     /// Brings all to the device and leaves nothing behind, except the reason if that fails.
     fn end(self) -> Result<(), BackendError> {
-        let Self { mut state, places, export, image, directory: _, detaching: _, _claim } = self;
+        let Self { mut state, paths, export, image, directory: _, detaching: _, _claim } = self;
         let ended = export.end().map_err(|error| format!("cannot end the export of {}: {error}", state.name));
         let flushed = image.flush().map_err(|error| format!("cannot flush {}: {error}", state.device.display()));
         let cleaned = match ended.and(flushed) {
-            Ok(()) => places.remove_link(&state.name).and_then(|()| places.remove_directory(&state.name)),
+            Ok(()) => paths.remove_link(&state.name).and_then(|()| paths.remove_directory(&state.name)),
             Err(fault) => {
                 tracing::error!("{fault}");
                 state.fault = Some(fault);
-                state.update(&places)
+                state.update(&paths)
             }
         };
         cleaned.map_err(BackendError::failed(format!("cannot clean up after '{}'", state.name)))
@@ -318,14 +319,14 @@ impl Serving {
 
 /// A mapping's directory, removed on drop unless kept.
 struct Directory {
-    places: Places,
+    paths: Paths,
     name: Option<MappingName>,
 }
 
 impl Directory {
-    fn create(state: &State, places: &Places) -> io::Result<Self> {
-        state.create(places)?;
-        Ok(Self { places: places.clone(), name: Some(state.name.clone()) })
+    fn create(state: &State, paths: &Paths) -> io::Result<Self> {
+        state.create(paths)?;
+        Ok(Self { paths: paths.clone(), name: Some(state.name.clone()) })
     }
 
     fn keep(&mut self) {
@@ -335,7 +336,7 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        if let Some(Err(error)) = self.name.as_ref().map(|name| self.places.remove_directory(name)) {
+        if let Some(Err(error)) = self.name.as_ref().map(|name| self.paths.remove_directory(name)) {
             tracing::error!("cannot remove the mapping's directory: {error}");
         }
     }
@@ -388,8 +389,8 @@ fn open(request: &Attach) -> Result<(Device, File, Option<Flock<File>>), DeviceE
 /// Names the mapping that has the device, if it is one of ours.
 fn blame(error: DeviceError, request: &Attach) -> DeviceError {
     let DeviceError::Busy { path, mut holders } = error else { return error };
-    let states = request.places.names().unwrap_or_default();
-    let mut states = states.iter().filter_map(|name| State::load(&request.places, name).ok()?);
+    let states = request.paths.names().unwrap_or_default();
+    let mut states = states.iter().filter_map(|name| State::load(&request.paths, name).ok()?);
     if let Some(other) = states.find(|state| state.identity == request.identity && state.worker.is_alive()) {
         holders = vec![format!("the mapping '{}'", other.name)];
     }
@@ -414,19 +415,19 @@ fn forward_signals(events: Sender<Event>) -> io::Result<()> {
 }
 
 /// Detaches this mapping as a user would, in another process; see [`removal`] for the reason.
-fn detach_from_outside(name: MappingName, places: Places, worker: Process) -> JoinHandle<()> {
-    let ask = move || -> io::Result<Answer> {
+fn detach_from_outside(name: MappingName, paths: Paths, worker: Process) -> JoinHandle<()> {
+    let ask = move || -> io::Result<WorkerReply> {
         let (socket, theirs) = UnixStream::pair()?;
         let this_program = Path::new("/proc/self/exe");
         let mut child = command(this_program).stdin(OwnedFd::from(theirs)).stdout(Stdio::null()).spawn()?;
-        protocol::send(&socket, &Request::Detach { name, places, worker })?;
+        protocol::send(&socket, &Request::Detach { name, paths, worker })?;
         let answer = protocol::receive(&socket);
         child.wait()?;
         answer
     };
     thread::spawn(move || match ask() {
-        Ok(Answer::Ready | Answer::Mounted { .. }) => {}
-        Ok(Answer::Failed { action, .. }) => tracing::error!("not detached: {action}"),
+        Ok(WorkerReply::Ready | WorkerReply::Mounted { .. }) => {}
+        Ok(WorkerReply::Failed { action, .. }) => tracing::error!("not detached: {action}"),
         Err(error) => tracing::error!("cannot detach: {error}"),
     })
 }
