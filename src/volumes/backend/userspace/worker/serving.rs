@@ -1,168 +1,59 @@
-//! The worker: the process that holds the key of one mapping and serves it.
-//!
-//! It is this program again, started with a hidden subcommand, so that it shares no memory with the command. It is told
-//! what to do over a socket that it finds as its standard input, and inherits the name's lock as its standard output. When
-//! the command dies, at whatever moment, either the mapping gets complete or nothing is left of it.
-//!
-//! The worker never opens its own file or loop device, nor waits for them otherwise: killed while it waits for its own
-//! answer, it would stay for ever, since that wait ends with the answer only. The command does that, see [`super::removal`].
-//!
-//! It ends when its loop device lets go of its file, whoever cleared that: `detach`, the last user of a device that was
-//! detached with `--deferred`, or `losetup -d`; when its ublk device was stopped; or, exporting a socket, when it gets an
-//! order over another one ([`super::control`]). Told to end (SIGTERM, SIGINT), it starts a `detach` of itself, which works
-//! unless the mapping is in use.
+//! The mapping of a worker, from its making to its end.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, Read, Write},
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::{fs::OpenOptionsExt, net::UnixStream, process::CommandExt},
-    },
+    fs::File,
+    io,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::Path,
-    process::{Command, ExitCode, Stdio},
+    process::Stdio,
     sync::{
-        Arc, Mutex,
-        mpsc::{Receiver, Sender, channel},
+        Arc,
+        mpsc::{Receiver, Sender},
     },
     thread::{self, JoinHandle},
-    time::Duration,
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{Flock, FlockArg},
+    fcntl::Flock,
     libc,
     sys::signal::{SigSet, Signal},
 };
 
 use super::{
-    control::{self, Order, OrderReply},
-    export::{Export, Exported, Happening},
-    image::Image,
-    memory_lock,
-    paths::Paths,
-    protocol::{self, Attach, Request, WorkerReply},
-    removal,
-    state::{Identity, Process, State},
+    super::{
+        control::{self, Order, OrderReply},
+        export::{Export, Exported, Happening},
+        image::Image,
+        memory_lock,
+        paths::Paths,
+        protocol::{self, Attach, Request, WorkerReply},
+        state::{Process, State},
+    },
+    claim, command, log_to,
 };
 use crate::{
-    base::{
-        key::{SecretBytes, VolumeKey},
-        mapping_name::MappingName,
-    },
-    sys::{
-        device::{Device, DeviceError, DeviceKind},
-        loop_device::LoopDevice,
-    },
+    base::{key::VolumeKey, mapping_name::MappingName},
     volumes::backend::{BackendError, ExportKind},
 };
-
-/// The hidden subcommand that a program with this backend must lead to [`worker_main`].
-pub const SUBCOMMAND: &str = "userspace-worker";
-
-/// How long the command may take for its part; it must not hold the name's lock for ever by being stopped.
-const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
-
-/// Runs a worker; what the hidden subcommand [`SUBCOMMAND`] does, before anything else is opened or logged.
-pub fn worker_main() -> ExitCode {
-    memory_lock::close_inherited_files();
-    match follow_orders() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Heard only if someone started this by hand; otherwise it has been answered or logged.
-            let _ = writeln!(io::stderr(), "cryptattach {SUBCOMMAND}: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn follow_orders() -> Result<(), BackendError> {
-    let failed = || BackendError::failed("this is run by 'cryptattach attach' only: cannot read its request");
-    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().map_err(failed())?);
-    let lock = io::stdout().as_fd().try_clone_to_owned().map_err(failed())?;
-    let request = protocol::receive(&socket).map_err(failed())?;
-    memory_lock::leave_the_parent()?;
-    match request {
-        Request::Attach(request) => attach(&request, socket, lock),
-        Request::Detach { name, paths, worker } => {
-            let answer = match removal::detach_worker(&paths, &name, worker) {
-                Ok(()) => WorkerReply::Ready,
-                Err(error) => WorkerReply::failure(error),
-            };
-            protocol::send(&socket, &answer).map_err(BackendError::failed("cannot answer"))
-        }
-    }
-}
-
-fn attach(request: &Attach, socket: UnixStream, lock: OwnedFd) -> Result<(), BackendError> {
-    let (sender, events) = channel();
-    let set_up = memory_lock::guard_memory()
-        .and_then(|()| receive_key(request, &socket))
-        .and_then(|key| Serving::set_up(request, key, sender));
-    let mut serving = match set_up {
-        Ok(serving) => serving,
-        Err(error) => {
-            return protocol::send(&socket, &WorkerReply::failure(error))
-                .map_err(BackendError::failed("cannot answer"));
-        }
-    };
-    match &serving.export {
-        Export::Fuse(_) => serving.state.loop_device = Some(expect_loop_device(&socket, &serving)?),
-        Export::Ublk(export) => serving.state.ublk_device = Some(export.device()),
-        Export::Nbd(_) => {}
-    }
-    let announced = serving.announce();
-    // A loop device the command clears, which is the worker's end too. No one would have another export go.
-    let ends = announced.is_err() && !matches!(serving.export, Export::Fuse(_));
-    let answer = announced.map_or_else(WorkerReply::failure, |()| WorkerReply::Ready);
-    // If the command has died, nobody hears it; the mapping is there all the same.
-    if let Err(error) = protocol::send(&socket, &answer) {
-        tracing::warn!("the command that attached this has gone: {error}");
-    }
-    if ends {
-        return serving.end();
-    }
-    drop((socket, lock));
-    serving.serve(&events)
-}
-
-/// Asks the command for a loop device. One that died may have made it all the same.
-fn expect_loop_device(socket: &UnixStream, serving: &Serving) -> Result<LoopDevice, BackendError> {
-    let mounted = WorkerReply::Mounted { block_size_bytes: serving.image.unit_bytes() };
-    let told = socket
-        .set_read_timeout(Some(COMMAND_PATIENCE))
-        .and_then(|()| protocol::send(socket, &mounted))
-        .and_then(|()| protocol::receive(socket));
-    told.or_else(|error| {
-        let file = serving.paths.file(&serving.state.name);
-        LoopDevice::showing(&file).ok_or_else(|| BackendError::failed("the command has gone")(error))
-    })
-}
-
-fn receive_key(request: &Attach, mut socket: &UnixStream) -> Result<VolumeKey, BackendError> {
-    let action = "the worker cannot receive the volume key";
-    let mut bytes = SecretBytes::zeroed(request.key_size_bits as usize / 8).map_err(BackendError::failed(action))?;
-    socket.read_exact(bytes.expose_mut()).map_err(BackendError::failed(action))?;
-    VolumeKey::from_secret(bytes).ok_or_else(|| BackendError::failed(action)("no AES-XTS key has that size"))
-}
 
 fn failed(error: io::Error) -> OrderReply {
     OrderReply::Failed(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
-enum Event {
+/// What the worker waits for.
+pub enum Event {
     Export(Happening),
     Order(Order, UnixStream),
     Signal(Signal),
 }
 
 /// A mapping that is being served.
-struct Serving {
-    state: State,
-    paths: Paths,
-    export: Export,
-    image: Arc<Image>,
+pub struct Serving {
+    pub state: State,
+    pub paths: Paths,
+    pub export: Export,
+    pub image: Arc<Image>,
     directory: Directory,
     /// At a signal's request.
     detaching: Option<JoinHandle<()>>,
@@ -172,11 +63,11 @@ struct Serving {
 
 impl Serving {
     /// Makes all but the loop device, or nothing: what was made before a failure is dropped, and so undone.
-    fn set_up(request: &Attach, key: VolumeKey, events: Sender<Event>) -> Result<Self, BackendError> {
+    pub fn set_up(request: &Attach, key: VolumeKey, events: Sender<Event>) -> Result<Self, BackendError> {
         let (name, paths) = (&request.name, request.paths.clone());
         let unknown = || cannot(request, "understand its geometry")("no such key or sector size");
         let geometry = request.geometry().ok_or_else(unknown)?;
-        let (device, backing, claim) = open(request)?;
+        let (device, backing, claim) = claim::open(request)?;
 
         let state = State::begin(request).map_err(cannot(request, "read /proc/self/stat"))?;
         let directory = Directory::create(&state, &paths).map_err(cannot(request, "make the mapping's directory"))?;
@@ -206,7 +97,7 @@ impl Serving {
 
     /// Writes down that the mapping is complete and makes its link. From here on its directory is there until its export
     /// goes, even if this fails.
-    fn announce(&mut self) -> Result<(), BackendError> {
+    pub fn announce(&mut self) -> Result<(), BackendError> {
         self.directory.keep();
         let (name, exported) = (&self.state.name, self.state.exported(&self.paths));
         let path = exported.as_ref().map(Exported::path).unwrap_or_default();
@@ -224,7 +115,7 @@ impl Serving {
     }
 
     /// Serves until the export is gone.
-    fn serve(mut self, events: &Receiver<Event>) -> Result<(), BackendError> {
+    pub fn serve(mut self, events: &Receiver<Event>) -> Result<(), BackendError> {
         loop {
             match events.recv() {
                 Ok(Event::Export(Happening::Released)) if self.is_wanted() => {}
@@ -301,7 +192,7 @@ impl Serving {
     }
 
     /// Brings all to the device and leaves nothing behind, except the reason if that fails.
-    fn end(self) -> Result<(), BackendError> {
+    pub fn end(self) -> Result<(), BackendError> {
         let Self { mut state, paths, export, image, directory: _, detaching: _, _claim } = self;
         let ended = export.end().map_err(|error| format!("cannot end the export of {}: {error}", state.name));
         let flushed = image.flush().map_err(|error| format!("cannot flush {}: {error}", state.device.display()));
@@ -319,7 +210,7 @@ impl Serving {
 
 /// A mapping's directory, removed on drop unless kept.
 struct Directory {
-    paths: Paths,
+    pub paths: Paths,
     name: Option<MappingName>,
 }
 
@@ -348,53 +239,6 @@ fn cannot<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
     what: &str,
 ) -> impl FnOnce(E) -> BackendError {
     BackendError::failed(format!("cannot attach {}: the worker cannot {what}", request.device.display()))
-}
-
-/// Opens the encrypted device such that no second worker, mount or mapping has it.
-fn open(request: &Attach) -> Result<(Device, File, Option<Flock<File>>), DeviceError> {
-    let path = &request.device;
-    let device = Device::look(path)?;
-    // At least one sector, or there is nothing to attach.
-    let data_bytes = request.size_bytes.max(request.sector_size_bytes.into());
-    let needed_bytes = request.data_offset_bytes.saturating_add(data_bytes);
-    if device.size_bytes < needed_bytes {
-        return Err(DeviceError::TooSmall { path: path.clone(), size_bytes: device.size_bytes, needed_bytes });
-    }
-    let exclusive = if matches!(device.kind, DeviceKind::Block(_)) { libc::O_EXCL } else { 0 };
-    let opened = if request.read_only {
-        OpenOptions::new().read(true).custom_flags(exclusive).open(path).map_err(DeviceError::io("open", path))
-    } else {
-        device.open_exclusive()
-    };
-    let backing = opened.map_err(|error| blame(error, request))?;
-    let metadata = backing.metadata().map_err(DeviceError::io("stat", path))?;
-    if Identity::of(&metadata) != request.identity {
-        // Another device has got that name since the header was read.
-        return Err(DeviceError::Missing(path.clone()));
-    }
-    let claim = match device.kind {
-        DeviceKind::Block(_) => None,
-        DeviceKind::File => {
-            let same = backing.try_clone().map_err(DeviceError::io("open", path))?;
-            let lock = Flock::lock(same, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-                Errno::EWOULDBLOCK => blame(DeviceError::Busy { path: path.clone(), holders: Vec::new() }, request),
-                errno => DeviceError::io("lock", path)(errno.into()),
-            });
-            Some(lock?)
-        }
-    };
-    Ok((device, backing, claim))
-}
-
-/// Names the mapping that has the device, if it is one of ours.
-fn blame(error: DeviceError, request: &Attach) -> DeviceError {
-    let DeviceError::Busy { path, mut holders } = error else { return error };
-    let states = request.paths.names().unwrap_or_default();
-    let mut states = states.iter().filter_map(|name| State::load(&request.paths, name).ok()?);
-    if let Some(other) = states.find(|state| state.identity == request.identity && state.worker.is_alive()) {
-        holders = vec![format!("the mapping '{}'", other.name)];
-    }
-    DeviceError::Busy { path, holders }
 }
 
 /// Has the signals that ask for an end arrive as events, in a thread that waits for nothing else.
@@ -430,27 +274,4 @@ fn detach_from_outside(name: MappingName, paths: Paths, worker: Process) -> Join
         Ok(WorkerReply::Failed { action, .. }) => tracing::error!("not detached: {action}"),
         Err(error) => tracing::error!("cannot detach: {error}"),
     })
-}
-
-/// A worker to be started: nothing of the parent's environment, a plain name in `ps`, no secret on the command line.
-pub fn command(program: &Path) -> Command {
-    let mut command = Command::new(program);
-    command.arg0("cryptattach").arg(SUBCOMMAND).env_clear().stderr(Stdio::null());
-    command
-}
-
-fn log_to(path: &Path) -> io::Result<()> {
-    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
-    // A program that logs already keeps its own way.
-    let _ = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_max_level(tracing::Level::INFO)
-        .with_writer(Mutex::new(file))
-        .try_init();
-    std::panic::set_hook(Box::new(|panic| {
-        tracing::error!("{panic}");
-        // A request that is never answered is worse than a device that fails.
-        std::process::abort();
-    }));
-    Ok(())
 }
