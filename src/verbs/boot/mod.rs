@@ -276,3 +276,25 @@ fn look_for(number: VolumeNo, planned: &Planned, sources: &Sources) -> Change {
 fn line(error: &Error) -> String {
     chain(error).split_whitespace().collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_boot_that_was_killed_latches_the_tpm_if_one_of_its_keys_opens_a_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, key) = (folder.path().join("c.toml"), folder.path().join("host.key"));
+        // Nobody listens there: to ask the TPM is to fail.
+        let tpm = "[tpm]\ntcti = 'swtpm:path=/nonexistent'\n";
+        let store = "[stores.a]\ntype = 'directory'\npath = 'a'\nowner = 'o.pem'\nno_escrow = true\n";
+        fs::write(&path, format!("{tpm}{store}identities = ['host.key']\n")).unwrap();
+        let config = Config::read(&path).unwrap();
+        fs::write(&key, "-----BEGIN PRIVATE KEY-----\n").unwrap();
+        finish(&config).unwrap();
+        fs::write(&key, "-----BEGIN TSS2 PRIVATE KEY-----\n").unwrap();
+        finish(&config).unwrap_err();
+    }
+}
