@@ -37,7 +37,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use tracing_subscriber::{
     Layer,
     filter::{LevelFilter, Targets},
-    fmt,
+    fmt::{self, format::debug_fn},
     layer::SubscriberExt,
     util::SubscriberInitExt,
 };
@@ -46,7 +46,10 @@ use crate::{
     base::exit::Exit,
     config::{self, Config, ConfigError, SeparationPolicy},
     keys::tpm,
-    verbs::{boot::Console, error::Error},
+    verbs::{
+        boot::{self as boots, Reports},
+        error::Error,
+    },
     volumes::backend::userspace,
 };
 
@@ -155,8 +158,10 @@ pub fn main() -> ExitCode {
     }
     // A boot's lines go into its record, too.
     let colours = io::stderr().is_terminal() && !matches!(cli.verb, Verb::Boot(_));
-    log(cli.global.verbose, colours);
-    run(&cli).unwrap_or_else(|error| {
+    let reports = Reports::default();
+    let boot = matches!(&cli.verb, Verb::Boot(boot) if boot.is_boot()).then(|| reports.log());
+    log(cli.global.verbose, colours, boot);
+    run(&cli, reports).unwrap_or_else(|error| {
         failure::print(&error, cli.global.json);
         crate::verbs::failure::exit(&error).into()
     })
@@ -172,10 +177,10 @@ fn end_on_panic() {
     }));
 }
 
-fn run(cli: &Cli) -> Result<ExitCode, Error> {
+fn run(cli: &Cli, reports: Reports) -> Result<ExitCode, Error> {
     let global = &cli.global;
     match &cli.verb {
-        Verb::Boot(boot) => return boot.run(global),
+        Verb::Boot(boot) => return boot.run(global, reports),
         Verb::Init(init) => init.run(global),
         Verb::Format(format) => format.run(global),
         Verb::Attach(attach) => attach.run(global),
@@ -209,14 +214,19 @@ fn keep_out_of_core_dumps() {
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
 }
 
-fn log(verbose: u8, colours: bool) {
+/// Logs to standard error, or to the boot that runs in this process.
+fn log(verbose: u8, colours: bool, boot: Option<boots::Log>) {
     let level = match verbose {
         0 => LevelFilter::WARN,
         1 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
     let lines = fmt::layer()
-        .with_writer(Console::default)
+        .with_writer(io::stderr)
+        .fmt_fields(debug_fn(|out, field, value| match field.name() {
+            "message" => write!(out, "{value:?}"),
+            _ => Ok(()),
+        }))
         // It would panic over a line that cannot be written.
         .log_internal_errors(false)
         .without_time()
@@ -224,7 +234,10 @@ fn log(verbose: u8, colours: bool) {
         .with_ansi(colours);
     // Ours only: what the HTTP libraries have to say is long, and not ours to vouch for.
     let ours = Targets::new().with_target(env!("CARGO_CRATE_NAME"), level);
-    let _ = tracing_subscriber::registry().with(lines.with_filter(ours)).try_init();
+    let _ = match boot {
+        Some(boot) => tracing_subscriber::registry().with(boot.with_filter(ours)).try_init(),
+        None => tracing_subscriber::registry().with(lines.with_filter(ours)).try_init(),
+    };
 }
 
 #[cfg(test)]

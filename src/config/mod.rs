@@ -31,7 +31,7 @@ pub use volumes::{Hotplug, VolumeConfig};
 pub const DEFAULT_PATH: &str = "/etc/cryptattach/cryptattach.toml";
 
 /// The configuration file.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The store for new keys when the command names none.
@@ -86,7 +86,7 @@ pub enum SeparationPolicy {
 }
 
 /// `[separation]`
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Separation {
     /// What *unproven* leads to.
@@ -113,7 +113,7 @@ pub enum SeparationLevel {
 }
 
 /// `[audit]`
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Audit {
     /// One JSON object per line and event.

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::{
     clouds::{Cloud, CloudsError, Credentials, Named},
-    http::{self, Answer, Http, HttpError, Request},
+    http::{self, Http, HttpAnswer, HttpError, Request},
 };
 use crate::{
     base::{
@@ -177,7 +177,7 @@ impl Session {
     }
 
     /// Sends what `build` makes for the service's URLs, with a token; once more with a new one if that is refused.
-    pub fn send(&self, build: impl Fn(&[Url]) -> Request) -> Result<Answer, SendError> {
+    pub fn send(&self, build: impl Fn(&[Url]) -> Request) -> Result<HttpAnswer, SendError> {
         let send = |token: &Token| {
             let mut request = build(&token.urls);
             request.headers.insert("x-auth-token", token.value.clone());
@@ -197,7 +197,7 @@ impl Session {
     }
 
     /// Sends requests that need no token, all at once.
-    pub fn send_all_without_token(&self, requests: &[Request]) -> Vec<Result<Answer, HttpError>> {
+    pub fn send_all_without_token(&self, requests: &[Request]) -> Vec<Result<HttpAnswer, HttpError>> {
         self.http.send_all(requests)
     }
 
@@ -303,7 +303,7 @@ impl Session {
         Ok(Token { value, urls })
     }
 
-    fn ask(&self, request: &Request) -> Result<Answer, AuthError> {
+    fn ask(&self, request: &Request) -> Result<HttpAnswer, AuthError> {
         accepted(self.http.send(request)?)
     }
 
@@ -401,7 +401,7 @@ fn header(secret: &SecretBytes, url: &str) -> Result<HeaderValue, AuthError> {
     Ok(value)
 }
 
-fn accepted(answer: Answer) -> Result<Answer, AuthError> {
+fn accepted(answer: HttpAnswer) -> Result<HttpAnswer, AuthError> {
     if answer.status.is_success() {
         return Ok(answer);
     }
@@ -409,7 +409,7 @@ fn accepted(answer: Answer) -> Result<Answer, AuthError> {
     Err(AuthError::Refused { url: answer.url, status: answer.status, why })
 }
 
-fn parse<'a, T: Deserialize<'a>>(answer: &'a Answer) -> Result<T, AuthError> {
+fn parse<'a, T: Deserialize<'a>>(answer: &'a HttpAnswer) -> Result<T, AuthError> {
     serde_json::from_slice(answer.body.expose()).map_err(|error| wrong(&answer.url, &format!("{:?}", error.classify())))
 }
 

@@ -22,7 +22,7 @@ use std::{
 
 pub use admission::{Admission, admit, withdraw};
 pub use entries::EntryError;
-pub use opening::{Closed, Opening, Source};
+pub use opening::{Closed, LockboxKeyFrom, Opening};
 pub use status::{EntryStatus, State, Status};
 
 use crate::{
@@ -39,7 +39,7 @@ use crate::{
         tpm::TpmError,
     },
     sys::{
-        kernel_keyring::{self, Kept, KeyringError},
+        kernel_keyring::{self, KeyringError, KeyringKind},
         state::StateError,
     },
 };
@@ -53,7 +53,7 @@ pub struct Lockbox {
     /// The state directory.
     state: PathBuf,
     /// What the kernel's keyring has, looked at once.
-    open: OnceLock<Option<(Arc<LockboxKey>, Kept)>>,
+    open: OnceLock<Option<(Arc<LockboxKey>, KeyringKind)>>,
 }
 
 impl Lockbox {
@@ -97,7 +97,7 @@ impl Lockbox {
         if self.config.identities.is_empty() { of_store.unwrap_or_default() } else { &self.config.identities }
     }
 
-    fn kept(&self) -> Option<&(Arc<LockboxKey>, Kept)> {
+    fn kept(&self) -> Option<&(Arc<LockboxKey>, KeyringKind)> {
         let look = || match self.look() {
             Ok(found) => found,
             // Nothing depends on the lockbox alone: what cannot be read counts as closed.
@@ -109,7 +109,7 @@ impl Lockbox {
         self.open.get_or_init(look).as_ref()
     }
 
-    fn look(&self) -> Result<Option<(Arc<LockboxKey>, Kept)>, LockboxError> {
+    fn look(&self) -> Result<Option<(Arc<LockboxKey>, KeyringKind)>, LockboxError> {
         let Some((kept, at)) = kernel_keyring::get(&self.description(), KEPT_BYTES)? else { return Ok(None) };
         let parts = kept.expose().split_first_chunk().filter(|_| kept.len() == KEPT_BYTES);
         let (generation, bytes) = parts.ok_or_else(|| LockboxError::Foreign(self.description()))?;
@@ -117,7 +117,7 @@ impl Lockbox {
         Ok(Some((Arc::new(LockboxKey::of(id, SecretBytes::copy_of(bytes)?)?), at)))
     }
 
-    fn keep(&self, key: &LockboxKey) -> Result<Kept, LockboxError> {
+    fn keep(&self, key: &LockboxKey) -> Result<KeyringKind, LockboxError> {
         let mut kept = SecretBytes::zeroed(KEPT_BYTES)?;
         let (generation, bytes) = kept.expose_mut().split_at_mut(size_of::<u64>());
         generation.copy_from_slice(&key.id().generation.to_be_bytes());

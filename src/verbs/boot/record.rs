@@ -12,10 +12,9 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Planned, RECORD, key_source::By, line};
+use super::{Planned, RECORD, key_source::OpenedBy, line, log::Logged, volumes::VolumeNo};
 use crate::{
     base::mapping_name::MappingName,
-    keys::net::TRYING_AGAIN,
     verbs::{error::Error, explain, failure::Failure as Told},
 };
 
@@ -122,11 +121,10 @@ impl Record {
     }
 
     /// Says a line of the log. Several volumes and sources may ask one server: what is the matter with it, is said once.
-    pub fn logged(&mut self, line: &str) {
-        let Some(warning) = line.strip_prefix("WARN ") else { return self.say(line) };
-        let state = warning.split(TRYING_AGAIN).next().unwrap_or(warning);
-        if self.warned.insert(state.to_owned()) {
-            self.say(warning);
+    pub fn logged(&mut self, logged: &Logged) {
+        let problem = logged.problem.as_ref().unwrap_or(&logged.text);
+        if !logged.is_warning || self.warned.insert(problem.clone()) {
+            self.say(&logged.text);
         }
     }
 
@@ -142,15 +140,15 @@ impl Record {
     }
 
     /// A volume is attached.
-    pub fn attached(&mut self, number: usize, by: &By) {
+    pub fn attached(&mut self, number: VolumeNo, by: &OpenedBy) {
         let seconds = self.seconds();
-        let facts = &mut self.facts.volumes[number];
+        let facts = &mut self.facts.volumes[number.index()];
         if facts.result == Outcome::Attached {
             return;
         }
         (facts.result, facts.by, facts.seconds) = (Outcome::Attached, Some(by.to_string()), Some(seconds));
         // Why a person had to be asked is still to be explained later.
-        if matches!(by, By::Store(_) | By::Lockbox(_)) {
+        if matches!(by, OpenedBy::Store(_) | OpenedBy::Lockbox(_)) {
             explain::note("attach at boot", Some(&facts.path), Some(&facts.name), Ok(()));
         }
         let text = format!("{} is attached, by {by}, after {seconds:.1} s", facts.name);
@@ -159,14 +157,14 @@ impl Record {
     }
 
     /// A source has failed for good.
-    pub fn failed(&mut self, number: usize, by: &By, error: &Error) {
+    pub fn failed(&mut self, number: VolumeNo, by: &OpenedBy, error: &Error) {
         let (seconds, told) = (self.seconds(), Told::of(error));
-        let facts = &mut self.facts.volumes[number];
+        let facts = &mut self.facts.volumes[number.index()];
         if facts.result == Outcome::Attached {
             return;
         }
         let of = match by {
-            By::Store(_) | By::Lockbox(_) if facts.several => format!("{by}: "),
+            OpenedBy::Store(_) | OpenedBy::Lockbox(_) if facts.several => format!("{by}: "),
             _ => String::new(),
         };
         let text = format!("{}: {of}{}", facts.name, line(error));
@@ -183,8 +181,8 @@ impl Record {
     }
 
     /// A volume is none of ours.
-    pub fn not_ours(&mut self, number: usize, why: Option<&Error>) {
-        let facts = &mut self.facts.volumes[number];
+    pub fn not_ours(&mut self, number: VolumeNo, why: Option<&Error>) {
+        let facts = &mut self.facts.volumes[number.index()];
         facts.result = Outcome::NotOurs;
         let why = why.map_or_else(|| "it has no token of ours".to_owned(), line);
         let text = format!("{} is left to the system: {why}", facts.name);
@@ -206,13 +204,13 @@ impl Record {
     }
 
     /// The boot goes on, without those that are left; `after` that time, if it is over.
-    pub fn end(&mut self, left: &[usize], after: Option<Duration>) {
+    pub fn end(&mut self, left: &[VolumeNo], after: Option<Duration>) {
         self.facts.seconds = Some(self.seconds());
         for facts in self.facts.volumes.iter_mut().filter(|facts| facts.result == Outcome::Pending) {
             facts.result = Outcome::NotAttached;
         }
         if !left.is_empty() {
-            let names: Vec<&str> = left.iter().map(|number| self.facts.volumes[*number].name.as_str()).collect();
+            let names: Vec<&str> = left.iter().map(|number| self.facts.volumes[number.index()].name.as_str()).collect();
             let why = after.map_or("automatically".to_owned(), |total| format!("within {} s", total.as_secs()));
             let text = format!("not attached {why}: {}; the system's own way goes on", names.join(", "));
             self.say(&text);
