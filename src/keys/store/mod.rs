@@ -7,6 +7,8 @@ use std::{net::IpAddr, path::PathBuf};
 
 mod barbican;
 mod directory;
+#[cfg(test)]
+pub(crate) mod memory;
 mod swift;
 
 pub use barbican::Barbican;
