@@ -199,6 +199,7 @@ fn store(error: &StoreError) -> u8 {
         StoreError::Malformed { .. } => 76,
         StoreError::Denied { .. } => 77,
         StoreError::NoContainer { .. } => 78,
+        StoreError::Config(_) => 78,
         StoreError::Auth(error) => auth(error),
         StoreError::Unreachable { source, .. } => match &**source {
             SendError::Auth(error) => auth(error),
@@ -394,7 +395,7 @@ fn store_next_step(error: &StoreError) -> Option<&'static str> {
         },
         StoreError::Answer { .. } => "the store's own log says more; -v shows every request",
         StoreError::Outdated { .. } => "run it again: it starts from what is stored now",
-        StoreError::Exists { .. } | StoreError::Memory(_) => return None,
+        StoreError::Config(_) | StoreError::Exists { .. } | StoreError::Memory(_) => return None,
     })
 }
 

@@ -44,7 +44,7 @@ use tracing_subscriber::{
 
 use crate::{
     config::{self, Config, ConfigError, SeparationPolicy},
-    keys::tpm,
+    keys::{store, tpm},
     verbs::{boot::Console, error::Error},
     volumes::backend::userspace,
 };
@@ -133,7 +133,9 @@ impl SeparationOptions {
 
 impl Global {
     fn config(&self) -> Result<Config, ConfigError> {
-        Config::read(&self.config)
+        let config = Config::read(&self.config)?;
+        store::check(&config)?;
+        Ok(config)
     }
 }
 

@@ -16,12 +16,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    clouds::{Cloud, CloudsError, Credentials, Named},
+    clouds::{Cloud, CloudConfig, CloudsError, Credentials, Named},
     http::{self, Answer, Http, HttpError, Request},
 };
 use crate::{
     base::key::{SecretBytes, SecretMemoryError},
-    config::{CloudConfig, Network},
+    config::Network,
 };
 
 /// A token with its catalogue; large clouds have large ones.

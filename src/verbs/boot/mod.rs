@@ -38,7 +38,7 @@ use self::{
 use crate::{
     base::{chain::chain, key::SecretBytes},
     config::Config,
-    keys::tpm::IdentityFile,
+    keys::seal::identities,
     sys::announce::Announced,
     unlock,
     verbs::{attach::Options, error::Error},
@@ -131,8 +131,8 @@ pub fn boot(config: Config, crypttab: Option<&str>) -> Result<(), Error> {
 /// For a boot that was killed: what it would have done at its end, lest the TPM opens a key again in this boot.
 pub fn finish(config: &Config) -> Result<(), Error> {
     let lockbox = config.lockbox.iter().flat_map(|lockbox| &lockbox.identities);
-    let mut identities = config.stores.values().flat_map(|store| &store.sealing.identities).chain(lockbox);
-    if identities.any(|path| IdentityFile::is_at(path)) {
+    let identities = config.stores.values().flat_map(|store| &store.sealing.identities).chain(lockbox);
+    if identities::need_tpm(identities) {
         key_source::latch(config)?;
     }
     Ok(())

@@ -4,8 +4,8 @@ use std::fs;
 
 use cryptattach::{
     base::key::{KeyReference, SealedKey},
-    config::Config,
-    keys::seal::{Content, Keyring, LockboxKey},
+    config::{Config, IdentitySpec},
+    keys::seal::{Content, Identities, LockboxKey},
     unlock::container::{Container, Fetched},
 };
 
@@ -44,7 +44,7 @@ fn no_key_and_no_pin_of_a_whole_boot_is_heard_on_the_bus() {
     // What the administrator has of the same secrets.
     let config = Config::read(stage.keys("cryptattach.toml").as_ref()).unwrap();
     let sealed = fs::read(stage.keys(&format!("cinder/host/{}.jwe", host.name()))).unwrap();
-    let escrow = Keyring::read(&[stage.keys("escrow.key").into()], &config.tpm).unwrap();
+    let escrow = Identities::read(&[IdentitySpec::Pem(stage.keys("escrow.key").into())], &config.tpm).unwrap();
     let sealed = SealedKey::from_json(&sealed).unwrap();
     let lockbox_key = LockboxKey::open(&sealed, &escrow, &host.name().parse().unwrap()).unwrap();
     let key: KeyReference = entry["key"].as_str().unwrap().parse().unwrap();
