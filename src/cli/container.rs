@@ -135,8 +135,9 @@ impl Create {
     fn make(&self, config: &Config) -> Result<(), Error> {
         let store_config = config.store(&self.name)?;
         let kind = store::kind(store_config)?;
-        if !kind.has_access_lists() && !(self.readers.is_empty() && self.writers.is_empty()) {
-            return Err(Error::Usage("a directory has no access lists: its mode and owner say who may use it".into()));
+        let lets_in = !self.readers.is_empty() || !self.writers.is_empty();
+        if let Some(why) = kind.no_access_lists().filter(|_| lets_in) {
+            return Err(Error::Usage(why.to_owned()));
         }
         let access = Access { readers: &self.readers, writers: &self.writers };
         let made = kind.make(&self.name, store_config, &access);

@@ -385,7 +385,7 @@ fn a_counter_that_was_half_made_is_finished() {
 fn retired_signatures_stay_retired_for_a_key_that_is_made_anew() {
     let host = Host::new();
     host.configure();
-    let site = TpmConfig { site_key: Some(host.path("site.pem")), latch: true, ..host.config.clone() };
+    let site = TpmConfig { site_key: Some(host.path("site.pem").into()), latch: true, ..host.config.clone() };
     let first = host.revocable(P256);
     host.enrol(&first, None);
     let sign = ["policy", "sign", "--private-key", "site.key", "--current", "4+7", "--epoch"];

@@ -82,6 +82,10 @@ impl Kind for DirectoryConfig {
         Some(&self.path)
     }
 
+    fn no_access_lists(&self) -> Option<&'static str> {
+        Some("a directory has no access lists: its mode and owner say who may use it")
+    }
+
     fn make(&self, _: &StoreName, _: &StoreConfig, _: &Access<'_>) -> Option<Result<(), StoreError>> {
         Some(Directory::make(&self.path).map(drop))
     }

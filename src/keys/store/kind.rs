@@ -54,9 +54,9 @@ pub trait Kind {
     fn may_keep_unsealed_keys(&self) -> bool {
         false
     }
-    /// Whether people may be let in by lists.
-    fn has_access_lists(&self) -> bool {
-        false
+    /// Why nobody can be let in by access lists; `None` if [`Kind::make`] takes them.
+    fn no_access_lists(&self) -> Option<&'static str> {
+        None
     }
     /// Makes the place for container keys, or changes who may use it; `None` if it can have no container keys.
     fn make(&self, _: &StoreName, _: &StoreConfig, _: &Access<'_>) -> Option<Result<(), StoreError>> {

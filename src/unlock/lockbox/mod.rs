@@ -273,3 +273,29 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) ->
     let path = path.to_owned();
     move |source| LockboxError::Io { action, path, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn places(lockbox: &str, asked: &str) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        let store = "type = 'directory'\npath = 'k'\nowner = 'o.pem'\nno_escrow = true\nidentities = ['o.key']\n";
+        let stores = format!("[stores.cinder]\n{store}[stores.glance]\n{store}");
+        fs::write(&path, format!("{stores}[lockbox]\nhost = 'compute-7'\nstore = 'cinder'\n{lockbox}")).unwrap();
+        let config = Config::read(&path).unwrap();
+        let places = Lockbox::of(&config).unwrap().places(&config, &asked.parse().unwrap()).unwrap();
+        places.into_iter().map(|place| place.what).collect()
+    }
+
+    #[test]
+    fn of_another_store_than_the_keys_its_directory_and_its_keys_count() {
+        let own = "identities = ['tpm:host.tpm.pem']\noffline = true\n";
+        assert_eq!(places(own, "cinder"), ["lockbox entries", "sealed lockbox key", "TPM key"]);
+        assert_eq!(places("", "cinder"), ["lockbox entries"]);
+        assert_eq!(places("", "glance"), ["lockbox entries", "sealed lockbox key", "private key"]);
+    }
+}

@@ -125,10 +125,6 @@ impl Kind for SwiftConfig {
         self.caller_token
     }
 
-    fn has_access_lists(&self) -> bool {
-        true
-    }
-
     fn make(&self, name: &StoreName, config: &StoreConfig, access: &Access<'_>) -> Option<Result<(), StoreError>> {
         Some(Swift::open(name, self, &config.network, None).and_then(|swift| swift.make_container(access)))
     }
