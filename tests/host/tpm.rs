@@ -9,12 +9,12 @@ use std::{
 use base64ct::{Base64UrlUnpadded, Encoding};
 use cryptattach::{
     base::{
-        key::{BoundContext, KeyId, KeySize, SealedKey, SecretBytes, VolumeKey},
+        key::{BoundContext, KeySize, SealedKey, SecretBytes, VolumeKey},
         pcr_set::PcrSet,
     },
     config::{IdentitySpec, TpmConfig},
     keys::{
-        seal::{Content, Expected, Identities, OwnerRecipient, Payload, SealError, seal},
+        seal::{Content, Expected, Identities, OwnerRecipient, SealError, seal},
         tpm::{Counter, Finding, IdentityFile, PcrSignatures, Policy, Revocation, SignedPcrs, SiteKey, Tpm, TpmError},
     },
 };

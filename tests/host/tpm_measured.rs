@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use cryptattach::{base::pcr_set::PcrSet, keys::tpm::Finding};
+use cryptattach::keys::tpm::Finding;
 use openssl::sha::sha256;
 
 use crate::tpm::{Host, P256};

@@ -4,7 +4,7 @@ use cryptattach::{
     base::key::{BoundContext, ContainerKeyId, Epoch, HostName, KeyId, KeySize, SealedKey, StoreName, VolumeKey},
     config::{Config, IdentitySpec, TpmConfig},
     keys::{
-        seal::{self, ContainerKey, Content, Identities, LockboxKey, Payload},
+        seal::{self, ContainerKey, Content, Identities, LockboxKey},
         store::{self, ContainerKeys, Current, HostKeys, KeyStore, StoreError, Stored},
     },
 };
