@@ -117,7 +117,7 @@ pub fn kind(config: &StoreConfig) -> Result<Box<dyn Kind>, ConfigError> {
     let section = &config.section;
     match KINDS.iter().find(|(name, _)| *name == section.kind) {
         Some((_, parse)) => parse(section),
-        None => Err(section.unknown_kind(&KINDS.map(|(name, _)| name))),
+        None => Err(section.unknown_kind(&KINDS.iter().map(|(name, _)| *name).collect::<Vec<_>>())),
     }
 }
 

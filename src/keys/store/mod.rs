@@ -152,7 +152,7 @@ pub trait ObjectStore {
 }
 
 /// The kinds of stores: the `type` in the configuration, and what reads the rest.
-const KINDS: [(&str, kind::Parse); 3] = [
+const KINDS: &[(&str, kind::Parse)] = &[
     ("directory", directory::DirectoryConfig::kind),
     ("swift", swift::SwiftConfig::kind),
     ("barbican", barbican::BarbicanConfig::kind),
