@@ -167,7 +167,7 @@ impl Attach {
                     device: device.path().to_owned(),
                     name: Some(name.clone()),
                     key,
-                    header,
+                    header: header.map(PathBuf::from),
                     read_only,
                     allow_discards,
                 }

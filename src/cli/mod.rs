@@ -45,7 +45,7 @@ use tracing_subscriber::{
 use crate::{
     base::exit::Exit,
     config::{self, Config, ConfigError, SeparationPolicy},
-    keys::tpm,
+    keys::{store, tpm},
     verbs::{
         boot::{self as boots, Reports},
         error::Error,
@@ -137,7 +137,9 @@ impl SeparationOptions {
 
 impl Global {
     fn config(&self) -> Result<Config, ConfigError> {
-        Config::read(&self.config)
+        let config = Config::read(&self.config)?;
+        store::check(&config)?;
+        Ok(config)
     }
 }
 

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    clouds::{Cloud, CloudsError, Credentials, Named},
+    clouds::{Cloud, CloudConfig, CloudsError, Credentials, Named},
     http::{self, Http, HttpAnswer, HttpError, Request},
 };
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
         exit::Exit,
         key::{SecretBytes, SecretMemoryError},
     },
-    config::{CloudConfig, Network},
+    config::Network,
 };
 
 /// A token with its catalogue; large clouds have large ones.

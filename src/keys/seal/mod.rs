@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use cryptattach::base::key::{BoundContext, KeyId, KeySize, VolumeKey};
-//! use cryptattach::keys::seal::{Content, Expected, For, Identity, Keyring, OwnerKey, Payload, seal};
+//! use cryptattach::keys::seal::{Content, Expected, For, Identity, Identities, OwnerKey, Payload, seal};
 //!
 //! let owner = OwnerKey::generate()?;
 //! let context = BoundContext {
@@ -27,24 +27,25 @@
 //! };
 //! let sealed = seal(&context, &Content::VolumeKey(payload), &[Box::new(owner.recipient()?)])?;
 //!
-//! let keyring = Keyring::of(vec![Box::new(owner)]);
+//! let identities = Identities::of(vec![Box::new(owner)]);
 //! let expected = Expected { key_id: context.key_id, container: context.container.clone(), volume: For::Plain };
-//! assert!(matches!(keyring.open(&sealed, &expected)?.content, Content::VolumeKey(_)));
+//! assert!(matches!(identities.open(&sealed, &expected)?.content, Content::VolumeKey(_)));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod container_key;
 mod content;
 mod ecdh_es;
+pub mod identities;
 mod jwk;
 mod key_wrap;
-mod lockbox;
-mod owner;
 mod payload;
 mod rsa_oaep;
-mod tpm;
 
-use std::{borrow::Cow, collections::BTreeSet, path::PathBuf};
+use std::{
+    borrow::Cow,
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use openssl::error::ErrorStack;
@@ -52,12 +53,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-pub use container_key::ContainerKey;
 pub use content::ContentKey;
-pub use lockbox::{Entry, EntryContext, LockboxKey};
-pub use owner::{OwnerKey, OwnerRecipient};
+pub use identities::{ContainerKey, Entry, EntryContext, Identity, LockboxKey, OwnerKey, OwnerRecipient, TpmIdentity};
 pub use payload::{Content, Payload};
-pub use tpm::TpmIdentity;
 
 use crate::{
     base::{
@@ -68,8 +66,8 @@ use crate::{
             SecretMemoryError, StoreName,
         },
     },
-    config::TpmConfig,
-    keys::tpm::{IdentityFile, TpmError},
+    config::{IdentitySpec, TpmConfig},
+    keys::tpm::TpmError,
 };
 
 /// Value of `typ` in the protected header.
@@ -83,25 +81,15 @@ pub trait Recipient {
     fn seal(&self, key: &ContentKey) -> Result<JweRecipient, SealError>;
 }
 
-/// Someone who can open what was sealed to them.
-pub trait Identity {
-    /// Decrypts the content key; `None` if this entry is not for this identity.
-    ///
-    /// `header` is the entry's joint header: protected, shared and per-recipient members together.
-    fn open(&self, entry: &JweRecipient, header: &JoseHeader) -> Option<Result<ContentKey, SealError>>;
-    /// The key's id: an RFC 7638 thumbprint, or a container key's name.
-    fn kid(&self) -> &str;
-}
-
 /// The holders of public keys in PEM files.
-pub fn recipients<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Result<Vec<Box<dyn Recipient>>, SealError> {
-    let read = |path: &PathBuf| OwnerRecipient::read(path).map(|recipient| Box::new(recipient) as Box<dyn Recipient>);
-    files.into_iter().map(read).collect()
+pub fn recipients(files: impl IntoIterator<Item: AsRef<Path>>) -> Result<Vec<Box<dyn Recipient>>, SealError> {
+    let boxed = |recipient| Box::new(recipient) as Box<dyn Recipient>;
+    files.into_iter().map(|path| OwnerRecipient::read(path.as_ref()).map(boxed)).collect()
 }
 
 /// The key ids of the holders of public keys in PEM files.
-pub fn kids<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Result<BTreeSet<String>, SealError> {
-    files.into_iter().map(|path| Ok(OwnerRecipient::read(path)?.kid().to_owned())).collect()
+pub fn kids(files: impl IntoIterator<Item: AsRef<Path>>) -> Result<BTreeSet<String>, SealError> {
+    files.into_iter().map(|path| Ok(OwnerRecipient::read(path.as_ref())?.kid().to_owned())).collect()
 }
 
 /// Seals a content to its recipients, bound to its context.
@@ -191,26 +179,19 @@ impl Opened {
 }
 
 /// The identities of this host, tried in order.
-pub struct Keyring {
+pub struct Identities {
     identities: Vec<Box<dyn Identity>>,
 }
 
-impl Keyring {
+impl Identities {
     /// These identities.
     pub fn of(identities: Vec<Box<dyn Identity>>) -> Self {
         Self { identities }
     }
 
-    /// Reads private keys (PEM): plain ones, and files of keys that are in this host's TPM.
-    pub fn read(paths: &[PathBuf], tpm: &TpmConfig) -> Result<Self, SealError> {
-        let read = |path: &PathBuf| -> Result<Box<dyn Identity>, SealError> {
-            Ok(if IdentityFile::is_at(path) {
-                Box::new(TpmIdentity::read(path, tpm)?)
-            } else {
-                Box::new(OwnerKey::read(path)?)
-            })
-        };
-        Ok(Self::of(paths.iter().map(read).collect::<Result<_, _>>()?))
+    /// Those that the configuration names.
+    pub fn read(specs: &[IdentitySpec], tpm: &TpmConfig) -> Result<Self, SealError> {
+        Ok(Self::of(specs.iter().map(|spec| identities::kind(spec).open(tpm)).collect::<Result<_, _>>()?))
     }
 
     /// These identities are tried as well, before the others.

@@ -32,10 +32,10 @@ use crate::{
         exit::Exit,
         key::{HostName, LockboxKeyId, Place, SecretBytes, StoreName},
     },
-    config::{Config, LockboxConfig},
+    config::{Config, IdentitySpec, LockboxConfig},
     keys::{
-        seal::{LockboxKey, SealError},
-        store::StoreError,
+        seal::{LockboxKey, SealError, identities},
+        store::{self, StoreError},
         tpm::TpmError,
     },
     sys::{
@@ -60,7 +60,7 @@ impl Lockbox {
     /// The lockbox that is configured, if one is; nothing is looked at yet.
     pub fn of(config: &Config) -> Option<Self> {
         let lockbox = config.lockbox.clone()?;
-        Some(Self { config: lockbox, state: config.state.clone(), open: OnceLock::new() })
+        Some(Self { config: lockbox, state: config.state.to_path_buf(), open: OnceLock::new() })
     }
 
     /// The lockbox that has to be configured.
@@ -86,13 +86,24 @@ impl Lockbox {
     /// The places where this host keeps what the lockbox has, and what opens it.
     ///
     /// `asked` is the store of the key that is asked for, whose places are known besides.
-    pub fn places(&self, config: &Config, asked: &StoreName) -> Vec<Place> {
-        let other = config.store(&self.config.store).ok().filter(|_| self.config.store != *asked);
-        self.config.places(&self.state, other)
+    pub fn places(&self, config: &Config, asked: &StoreName) -> Result<Vec<Place>, LockboxError> {
+        let own = &self.config;
+        let mut places = vec![Place::path("lockbox entries", &*own.path, true)];
+        places.extend(own.offline.then(|| Place::path("sealed lockbox key", own.offline_copy(&self.state), true)));
+        let mut specs = own.identities.as_slice();
+        if let Ok(other) = config.store(&own.store)
+            && own.store != *asked
+        {
+            let kind = store::kind(other).map_err(StoreError::from)?;
+            places.extend(kind.directory().map(|path| Place::path("sealed lockbox key", path, true)));
+            specs = self.identities(config);
+        }
+        places.extend(identities::places(specs)?);
+        Ok(places)
     }
 
     /// This host's private keys that open the lockbox key.
-    fn identities<'a>(&'a self, config: &'a Config) -> &'a [PathBuf] {
+    fn identities<'a>(&'a self, config: &'a Config) -> &'a [IdentitySpec] {
         let of_store = config.store(&self.config.store).map(|store| store.sealing.identities.as_slice());
         if self.config.identities.is_empty() { of_store.unwrap_or_default() } else { &self.config.identities }
     }
@@ -321,4 +332,30 @@ impl Advice for LockboxError {
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> LockboxError {
     let path = path.to_owned();
     move |source| LockboxError::Io { action, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn places(lockbox: &str, asked: &str) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        let store = "type = 'directory'\npath = 'k'\nowner = 'o.pem'\nno_escrow = true\nidentities = ['o.key']\n";
+        let stores = format!("[stores.cinder]\n{store}[stores.glance]\n{store}");
+        fs::write(&path, format!("{stores}[lockbox]\nhost = 'compute-7'\nstore = 'cinder'\n{lockbox}")).unwrap();
+        let config = Config::read(&path).unwrap();
+        let places = Lockbox::of(&config).unwrap().places(&config, &asked.parse().unwrap()).unwrap();
+        places.into_iter().map(|place| place.what).collect()
+    }
+
+    #[test]
+    fn of_another_store_than_the_keys_its_directory_and_its_keys_count() {
+        let own = "identities = ['tpm:host.tpm.pem']\noffline = true\n";
+        assert_eq!(places(own, "cinder"), ["lockbox entries", "sealed lockbox key", "TPM key"]);
+        assert_eq!(places("", "cinder"), ["lockbox entries"]);
+        assert_eq!(places("", "glance"), ["lockbox entries", "sealed lockbox key", "private key"]);
+    }
 }

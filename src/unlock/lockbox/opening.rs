@@ -12,7 +12,7 @@ use crate::{
     },
     config::{Config, LockboxConfig},
     keys::{
-        seal::{Keyring, LockboxKey},
+        seal::{Identities, LockboxKey},
         store::{self, StoreError},
     },
     sys::{
@@ -92,7 +92,7 @@ impl Lockbox {
             self.keep_copy(&sealed, false)?;
             return self.opened(config, Some(from), true);
         }
-        let identities = Keyring::read(self.identities(config), &config.tpm)?;
+        let identities = Identities::read(self.identities(config), &config.tpm)?;
         let key = LockboxKey::open(&sealed, &identities, &self.config.host).map_err(|error| self.refused(error))?;
         self.trust(&key, fingerprint)?;
         self.keep_copy(&sealed, true)?;

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::Sender},
     time::{Duration, Instant},
 };
@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     base::key::{KeyReference, StoreName},
-    config::{Config, DeviceSpec, StoreConfig},
-    keys::{store, tpm::IdentityFile},
+    config::{Config, DeviceSpec, IdentitySpec, StoreConfig},
+    keys::{seal::identities, store},
     sys::announce::{self, Announced, Waits},
     unlock::{
         self,
@@ -163,7 +163,7 @@ impl Sources {
         let Some(settings) = &self.config.lockbox else { return Ok(()) };
         let store = self.config.store(&settings.store)?;
         let identities = if settings.identities.is_empty() { &store.sealing.identities } else { &settings.identities };
-        self.await_files(number, &identities.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+        self.await_identities(number, identities)?;
         let config = if settings.offline {
             // The copy on this host does as well: the store is asked whether this host is still admitted, but not waited for.
             Arc::new(self.impatient(store)?)
@@ -180,7 +180,8 @@ impl Sources {
     /// The configuration, with little time for a store that cannot be reached, or is not needed.
     fn impatient(&self, store: &StoreConfig) -> Result<Config, Error> {
         let mut impatient = Config::clone(&self.config);
-        let patience = if store::servers(store)?.iter().any(is_reachable) { LONGEST_QUESTION } else { Duration::ZERO };
+        let patience =
+            if store::kind(store)?.servers()?.iter().any(is_reachable) { LONGEST_QUESTION } else { Duration::ZERO };
         for store in impatient.stores.values_mut() {
             store.network.total_seconds = patience.as_secs_f64();
         }
@@ -190,16 +191,23 @@ impl Sources {
     /// Waits for all that a store takes.
     fn await_store(&self, number: VolumeNo, name: &StoreName) -> Result<(), Error> {
         let store = self.config.store(name)?;
-        self.await_files(number, &store.paths())?;
-        self.await_route(number, &store::servers(store)?)
-    }
-
-    /// Waits for the file systems that these files are on, and for the TPM if one of them is a key of it.
-    fn await_files(&self, number: VolumeNo, paths: &[&Path]) -> Result<(), Error> {
-        for path in paths {
+        self.await_identities(number, &store.sealing.identities)?;
+        let kind = store::kind(store)?;
+        for path in kind.paths() {
             self.await_path(number, path)?;
         }
-        if paths.iter().any(|path| IdentityFile::is_at(path)) {
+        self.await_route(number, &kind.servers()?)
+    }
+
+    /// Waits for all that identities take: file systems, the TPM, servers.
+    fn await_identities(&self, number: VolumeNo, specs: &[IdentitySpec]) -> Result<(), Error> {
+        for path in identities::files(specs) {
+            self.await_path(number, &path)?;
+        }
+        for spec in specs {
+            self.await_route(number, &identities::kind(spec).servers())?;
+        }
+        if identities::need_tpm(specs) {
             self.use_tpm()?;
             if let Some(device) = self.config.tpm.device() {
                 self.wait(number, Announced::Devices, &format!("the TPM {}", device.display()), || device.exists())?;
@@ -305,9 +313,10 @@ mod tests {
         fs::write(&key, "-----BEGIN TSS2 PRIVATE KEY-----\n").unwrap();
         let config = Arc::new(Config::read(&config).unwrap());
         let sources = || Sources::new(config.clone(), Instant::now(), mpsc::channel().0);
-        sources().await_files(VolumeNo::FIRST, &[&key]).unwrap();
+        let identity = [IdentitySpec::Tpm(key.into())];
+        sources().await_identities(VolumeNo::FIRST, &identity).unwrap();
         let over = sources();
         assert!(matches!(over.latch().unwrap(), PcrLatch::NotWanted));
-        assert!(over.await_files(VolumeNo::FIRST, &[&key]).is_err());
+        assert!(over.await_identities(VolumeNo::FIRST, &identity).is_err());
     }
 }

@@ -43,7 +43,7 @@ use self::{
     volumes::{FoundVolume, VolumeNo},
 };
 use crate::{
-    base::chain::chain, config::Config, keys::tpm::IdentityFile, unlock, verbs::error::Error, volumes::Unlocked,
+    base::chain::chain, config::Config, keys::seal::identities, unlock, verbs::error::Error, volumes::Unlocked,
 };
 
 /// Where a boot leaves its record for those who look later; a tmpfs that outlives the initramfs.
@@ -101,8 +101,8 @@ pub fn boot(config: Config, crypttab: Option<&str>, reports: Reports) -> Result<
 /// For a boot that was killed: what it would have done at its end, lest the TPM opens a key again in this boot.
 pub fn finish(config: &Config) -> Result<(), Error> {
     let lockbox = config.lockbox.iter().flat_map(|lockbox| &lockbox.identities);
-    let mut identities = config.stores.values().flat_map(|store| &store.sealing.identities).chain(lockbox);
-    if identities.any(|path| IdentityFile::is_at(path)) {
+    let identities = config.stores.values().flat_map(|store| &store.sealing.identities).chain(lockbox);
+    if identities::need_tpm(identities) {
         latch::latch(config)?;
     }
     Ok(())
@@ -133,7 +133,7 @@ impl Boot {
     /// Runs this in a thread of its own, which reports what has changed.
     fn spawn(&self, work: impl FnOnce() -> Change + Send + 'static) {
         let sender = self.sender.clone();
-        thread::spawn(move || sender.send(Report::Changed(work())));
+        thread::spawn(move || drop(sender.send(Report::Changed(work()))));
     }
 
     fn step(&mut self) {
@@ -298,15 +298,15 @@ mod tests {
     #[test]
     fn a_boot_that_was_killed_latches_the_tpm_if_one_of_its_keys_opens_a_store() {
         let folder = tempfile::tempdir().unwrap();
-        let (path, key) = (folder.path().join("c.toml"), folder.path().join("host.key"));
+        let path = folder.path().join("c.toml");
         // Nobody listens there: to ask the TPM is to fail.
         let tpm = "[tpm]\ntcti = 'swtpm:path=/nonexistent'\n";
         let store = "[stores.a]\ntype = 'directory'\npath = 'a'\nowner = 'o.pem'\nno_escrow = true\n";
-        fs::write(&path, format!("{tpm}{store}identities = ['host.key']\n")).unwrap();
-        let config = Config::read(&path).unwrap();
-        fs::write(&key, "-----BEGIN PRIVATE KEY-----\n").unwrap();
-        finish(&config).unwrap();
-        fs::write(&key, "-----BEGIN TSS2 PRIVATE KEY-----\n").unwrap();
-        finish(&config).unwrap_err();
+        let config = |identity: &str| {
+            fs::write(&path, format!("{tpm}{store}identities = ['{identity}']\n")).unwrap();
+            Config::read(&path).unwrap()
+        };
+        finish(&config("host.key")).unwrap();
+        finish(&config("tpm:host.key")).unwrap_err();
     }
 }
