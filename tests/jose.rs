@@ -14,8 +14,10 @@ use std::{
 use base64ct::{Base64UrlUnpadded, Encoding};
 use cryptattach::{
     base::key::{BoundContext, HostName, KeySize, SealedKey, VolumeKey},
-    config::TpmConfig,
-    keys::seal::{ContainerKey, Content, EntryContext, Expected, For, Keyring, LockboxKey, OwnerKey, Recipient, seal},
+    config::{IdentitySpec, TpmConfig},
+    keys::seal::{
+        ContainerKey, Content, EntryContext, Expected, For, Identities, LockboxKey, OwnerKey, Recipient, seal,
+    },
 };
 use openssl::{
     bn::{BigNum, BigNumContext, BigNumRef},
@@ -69,8 +71,8 @@ impl Party {
         fs::read_to_string(self.jwk_file()).unwrap()
     }
 
-    fn keyring(&self) -> Keyring {
-        Keyring::read(&[self.folder.path().join("pem")], &TpmConfig::default()).unwrap()
+    fn identities(&self) -> Identities {
+        Identities::read(&[IdentitySpec::Pem(self.folder.path().join("pem").into())], &TpmConfig::default()).unwrap()
     }
 }
 
@@ -250,11 +252,12 @@ fn we_open_what_others_seal() {
         ("jwcrypto, general, second", by_jwcrypto(&[(&owner, ec), (&other, rsa)]), &other),
     ] {
         let sealed = SealedKey::from_json(&sealed).unwrap();
-        let opened = opener.keyring().open(&sealed, &expected(&context)).map_err(|e| format!("{case}: {e}")).unwrap();
+        let opened =
+            opener.identities().open(&sealed, &expected(&context)).map_err(|e| format!("{case}: {e}")).unwrap();
         let Content::VolumeKey(payload) = opened.content else { panic!("{case}") };
         assert!(payload.volume_key == volume_key, "{case}");
         assert_eq!(opened.context, context, "{case}");
         // Without a kid every entry is tried, and a stranger finds none that opens.
-        assert!(second.keyring().open(&sealed, &expected(&context)).is_err() || case == "jose, general", "{case}");
+        assert!(second.identities().open(&sealed, &expected(&context)).is_err() || case == "jose, general", "{case}");
     }
 }

@@ -12,10 +12,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{Global, init, output};
 use crate::{
     base::key::StoreName,
-    config::{Config, ConfigError, Location},
+    config::{Config, ConfigError, IdentitySpec},
     keys::{
         seal,
-        store::{Access, Directory, Swift},
+        store::{self, Access, Directory},
     },
     unlock::{
         self,
@@ -65,9 +65,9 @@ pub struct Create {
     /// Use no escrow: if the owner's key is lost, all data is lost
     #[arg(long)]
     no_escrow: bool,
-    /// The owner's private key (PEM) on this host
+    /// The owner's private key on this host: FILE in PEM, or tpm:FILE
     #[arg(long, value_name = "FILE")]
-    identity: Option<PathBuf>,
+    identity: Option<IdentitySpec>,
     /// Allow this user to fetch and list keys (PROJECT:USER, by their ids); repeatable
     #[arg(long = "reader", value_name = "WHO", value_parser = access_element)]
     readers: Vec<String>,
@@ -117,12 +117,13 @@ impl Container {
 
 impl Create {
     fn run(&self, global: &Global) -> Result<(), Error> {
-        let configured = match Config::read(&global.config) {
+        let configured = match global.config() {
             Ok(config) => config.stores.contains_key(&self.name),
             Err(ConfigError::Missing(_)) => false,
             Err(error) => return Err(error.into()),
         };
-        let describes = [&self.owner, &self.identity, &self.escrow, &self.path].iter().any(|file| file.is_some());
+        let describes =
+            [&self.owner, &self.escrow, &self.path].iter().any(|file| file.is_some()) || self.identity.is_some();
         if configured && describes {
             return Err(Error::StoreExists(self.name.clone()));
         }
@@ -138,22 +139,14 @@ impl Create {
 
     fn make(&self, config: &Config) -> Result<(), Error> {
         let store_config = config.store(&self.name)?;
-        match &store_config.location {
-            Location::Directory { path } if self.readers.is_empty() && self.writers.is_empty() => {
-                Directory::make(path).map(drop)?;
-            }
-            Location::Directory { .. } => {
-                return Err(Error::Usage(
-                    "a directory has no access lists: its owner and mode decide who may use it".into(),
-                ));
-            }
-            Location::Swift(swift) => {
-                let access = Access { readers: &self.readers, writers: &self.writers };
-                Swift::open(&self.name, swift, &store_config.network, None)?.make_container(&access)?;
-            }
-            Location::Barbican(_) => return Err(unlock::Error::NoContainerKeys(self.name.clone()).into()),
+        let kind = store::kind(store_config)?;
+        let lets_in = !self.readers.is_empty() || !self.writers.is_empty();
+        if let Some(why) = kind.no_access_lists().filter(|_| lets_in) {
+            return Err(Error::Usage(why.to_owned()));
         }
-        Ok(())
+        let access = Access { readers: &self.readers, writers: &self.writers };
+        let made = kind.make(&self.name, store_config, &access);
+        Ok(made.ok_or_else(|| unlock::Error::NoContainerKeys(self.name.clone()))??)
     }
 
     fn configure(&self, config: &Path) -> Result<(), Error> {
@@ -180,7 +173,8 @@ impl Create {
             Some(escrow) => format!("escrow = {}", path(escrow)?),
             None => "no_escrow = true".to_owned(),
         });
-        let identity = self.identity.as_ref().map(path).transpose()?.unwrap_or_default();
+        let identity = self.identity.as_ref().map(init::found).transpose()?;
+        let identity = identity.as_ref().map(init::quoted).unwrap_or_default();
         lines.push(format!("identities = [{identity}]\n"));
         if let Some(folder) = config.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::create_dir_all(folder).map_err(Error::io(format!("make {}", folder.display())))?;
@@ -199,31 +193,14 @@ impl Show {
 
 fn show(config: &Config, name: &StoreName, json: bool) -> Result<(), Error> {
     let store_config = config.store(name)?;
-    match &store_config.location {
-        Location::Swift(swift) => {
-            let facts = Swift::open(name, swift, &store_config.network, None)?.facts()?;
-            output::print(json, &facts, || {
-                let list = |text: &str| if text.is_empty() { "nobody".to_owned() } else { text.replace(',', ", ") };
-                let lines = [
-                    format!("store '{name}'"),
-                    format!("  objects          {}", facts.objects),
-                    format!("  readers          {}", list(&facts.readers)),
-                    format!("  writers          {}", list(&facts.writers)),
-                ];
-                lines.join("\n") + &keys(name, facts.epoch.as_deref(), facts.fingerprint.as_deref(), facts.rotating)
-            })
-        }
-        Location::Directory { path } => {
-            let facts = Directory::open(path).facts()?;
-            output::print(json, &facts, || {
-                let epoch = facts.epoch.map(|epoch| epoch.to_string());
-                let head =
-                    format!("store '{name}'\n  directory        {}\n  keys             {}", path.display(), facts.keys);
-                head + &keys(name, epoch.as_deref(), facts.fingerprint.as_deref(), facts.rotating)
-            })
-        }
-        Location::Barbican(_) => Err(unlock::Error::NoContainerKeys(name.clone()).into()),
-    }
+    let facts = store::kind(store_config)?.facts(name, store_config);
+    let facts = facts.ok_or_else(|| unlock::Error::NoContainerKeys(name.clone()))??;
+    output::print(json, &facts, || {
+        let lines = facts.lines.iter().map(|(what, value)| format!("\n  {what:17}{value}"));
+        let epoch = facts.epoch.as_ref().map(|epoch| epoch.to_string().trim_matches('"').to_owned());
+        let keys = keys(name, epoch.as_deref(), facts.fingerprint.as_deref(), facts.rotating);
+        format!("store '{name}'{}{keys}", lines.collect::<String>())
+    })
 }
 
 /// What a container says of its container keys, each line after a newline.

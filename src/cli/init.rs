@@ -13,9 +13,9 @@ use serde_json::json;
 use super::{Global, output};
 use crate::{
     base::key::StoreName,
-    config::{Config, ConfigError},
+    config::{ConfigError, IdentitySpec},
     keys::{
-        seal::{self, OwnerKey},
+        seal::{self, OwnerKey, identities},
         store::Directory,
     },
     sys::durable::folder_of,
@@ -50,14 +50,14 @@ pub struct Init {
     /// The owner's public key or certificate (PEM) [default: a new P-256 key pair beside the configuration]
     #[arg(long, value_name = "FILE")]
     owner: Option<PathBuf>,
-    /// The owner's private key (PEM) on this host
+    /// The owner's private key on this host: FILE in PEM, or tpm:FILE
     #[arg(long, value_name = "FILE", requires = "owner")]
-    identity: Option<PathBuf>,
+    identity: Option<IdentitySpec>,
 }
 
 impl Init {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
-        match Config::read(&global.config) {
+        match global.config() {
             Ok(config) if config.stores.contains_key(&self.store) => {
                 return Err(Error::StoreExists(self.store.clone()));
             }
@@ -73,11 +73,11 @@ impl Init {
         let folder = folder_of(&global.config);
         fs::create_dir_all(folder).map_err(Error::io(format!("make {}", folder.display())))?;
         let (owner, identity) = match &self.owner {
-            Some(owner) => (absolute(owner)?, self.identity.as_deref().map(absolute).transpose()?),
+            Some(owner) => (absolute(owner)?, self.identity.as_ref().map(found).transpose()?),
             None => {
                 let (owner, identity) =
                     self.make_owner(&folder.canonicalize().map_err(Error::io("find the folder"))?)?;
-                (owner, Some(identity))
+                (owner, Some(IdentitySpec::Pem(identity.into())))
             }
         };
         // All that sealing will need is read once now, so that a wrong file shows here and not at the first format.
@@ -85,10 +85,10 @@ impl Init {
         let escrow = self.escrow.as_deref().map(|escrow| self.copy_escrow(escrow, folder)).transpose()?;
         Directory::make(&self.path)?;
         let store = absolute(&self.path)?;
-        append(&global.config, &self.section(&store, &owner, escrow.as_deref(), identity.as_deref()))?;
-        Config::read(&global.config)?;
+        append(&global.config, &self.section(&store, &owner, escrow.as_deref(), identity.as_ref()))?;
+        global.config()?;
 
-        let json = json!({"store": self.store, "path": store, "owner": owner, "identity": identity, "escrow": escrow});
+        let json = json!({"store": self.store, "path": store, "owner": owner, "identity": identity.as_ref().map(ToString::to_string), "escrow": escrow});
         output::print(global.json, &json, || {
             let mut lines = vec![
                 format!("store '{}' in {}", self.store, store.display()),
@@ -98,7 +98,7 @@ impl Init {
                     None => "  NOT sealed to any escrow".to_owned(),
                 },
             ];
-            lines.extend(identity.iter().map(|key| format!("  opened by             {}", key.display())));
+            lines.extend(identity.iter().map(|key| format!("  opened by             {key}")));
             lines.push(format!("  configured in         {}", global.config.display()));
             lines.join("\n")
         })
@@ -121,13 +121,13 @@ impl Init {
         Ok((public, private))
     }
 
-    fn section(&self, store: &Path, owner: &Path, escrow: Option<&Path>, identity: Option<&Path>) -> String {
+    fn section(&self, store: &Path, owner: &Path, escrow: Option<&Path>, identity: Option<&IdentitySpec>) -> String {
         let text = |path: &Path| toml::Value::String(path.to_string_lossy().into_owned()).to_string();
         let escrow = match escrow {
             Some(escrow) => format!("escrow = {}", text(escrow)),
             None => "no_escrow = true".to_owned(),
         };
-        let identities = identity.map(text).unwrap_or_default();
+        let identities = identity.map(quoted).unwrap_or_default();
         format!(
             "\n[stores.{}]\ntype = \"directory\"\npath = {}\nowner = {}\n{escrow}\nidentities = [{identities}]\n",
             self.store,
@@ -135,6 +135,17 @@ impl Init {
             text(owner),
         )
     }
+}
+
+/// An identity whose file is there and is of its kind, with its whole path.
+pub fn found(identity: &IdentitySpec) -> Result<IdentitySpec, Error> {
+    identities::kind(identity).check()?;
+    Ok(identity.at(absolute(identity.path())?))
+}
+
+/// An identity as the configuration writes it.
+pub fn quoted(identity: &IdentitySpec) -> String {
+    toml::Value::String(identity.to_string()).to_string()
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, Error> {

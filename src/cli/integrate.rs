@@ -11,6 +11,7 @@ use clap_complete::Shell;
 use super::{Cli, Global, output};
 use crate::{
     config::{Config, ConfigError},
+    keys::store,
     verbs::{
         error::Error,
         generator,
@@ -90,7 +91,10 @@ impl Probe {
 /// The configuration, if there is one.
 fn outline(global: &Global) -> Result<Option<Config>, Error> {
     match Config::outline(Path::new(&global.config)) {
-        Ok(config) => Ok(Some(config)),
+        Ok(config) => {
+            store::check(&config)?;
+            Ok(Some(config))
+        }
         Err(ConfigError::Missing(_)) => Ok(None),
         Err(error) => Err(error.into()),
     }

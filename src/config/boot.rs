@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer};
 
-use super::DeviceSpec;
+use super::{ConfigPath, DeviceSpec};
 use crate::base::{
     key::{KeyReference, Place},
     mapping_name::MappingName,
@@ -50,7 +50,7 @@ pub struct BootVolume {
     #[serde(default)]
     pub keys: Vec<KeyReference>,
     /// A detached LUKS header.
-    pub header: Option<PathBuf>,
+    pub header: Option<ConfigPath>,
     /// No writes.
     #[serde(default)]
     pub read_only: bool,

@@ -7,8 +7,8 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::{Location, StoreConfig, stores::identity_place};
-use crate::base::key::{HostName, Place, StoreName};
+use super::{ConfigPath, IdentitySpec};
+use crate::base::key::{HostName, StoreName};
 
 /// `[lockbox]`
 #[derive(Clone, Debug, Deserialize)]
@@ -18,12 +18,12 @@ pub struct LockboxConfig {
     pub host: HostName,
     /// The store that keeps this host's lockbox key, sealed.
     pub store: StoreName,
-    /// This host's private keys (PEM) that open the lockbox key; those of the store unless given.
+    /// This host's private keys that open the lockbox key; those of the store unless given.
     #[serde(default)]
-    pub identities: Vec<PathBuf>,
+    pub identities: Vec<IdentitySpec>,
     /// Directory for the entries.
     #[serde(default = "path")]
-    pub path: PathBuf,
+    pub path: ConfigPath,
     /// How long an entry is used, in hours.
     #[serde(default = "lifetime", rename = "lifetime_hours", deserialize_with = "hours")]
     pub lifetime: Duration,
@@ -32,7 +32,7 @@ pub struct LockboxConfig {
     pub offline: bool,
 }
 
-fn path() -> PathBuf {
+fn path() -> ConfigPath {
     "/var/lib/cryptattach/lockbox".into()
 }
 
@@ -48,28 +48,8 @@ fn hours<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Erro
 }
 
 impl LockboxConfig {
-    /// The files that it names.
-    pub(super) fn files(&mut self) -> Vec<&mut PathBuf> {
-        self.identities.iter_mut().chain([&mut self.path]).collect()
-    }
-
     /// The copy of the sealed lockbox key for boots without the store; `state` is the state directory.
     pub fn offline_copy(&self, state: &Path) -> PathBuf {
         state.join("host").join(format!("{}.jwe", self.host))
-    }
-
-    /// Where this host keeps what the lockbox has and what opens it. `store` has the sealed lockbox key, if that is not the store
-    /// of the key itself, whose places are told already; if it is a directory, it is a place of this host.
-    pub fn places(&self, state: &Path, store: Option<&StoreConfig>) -> Vec<Place> {
-        let of_store = store.map(|store| store.sealing.identities.as_slice()).unwrap_or_default();
-        let identities = if self.identities.is_empty() { of_store } else { &self.identities };
-        let identities = identities.iter().map(|path| identity_place(path));
-        let copy = self.offline.then(|| Place::path("sealed lockbox key", self.offline_copy(state), true));
-        let sealed = match store.map(|store| &store.location) {
-            Some(Location::Directory { path }) => Some(Place::path("sealed lockbox key", path, true)),
-            _ => None,
-        };
-        let entries = Place::path("lockbox entries", &self.path, true);
-        [entries].into_iter().chain(copy).chain(sealed).chain(identities).collect()
     }
 }

@@ -1,6 +1,7 @@
 //! The configuration: which stores there are, who seals and opens, how strict the separation check is.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     env, fs, io,
     path::{Path, PathBuf},
@@ -9,20 +10,26 @@ use std::{
 use nix::unistd::geteuid;
 use serde::Deserialize;
 
-use crate::base::{key::StoreName, mapping_name::MappingName, plain_hash::PlainHash};
+use paths::Base;
+
+use crate::base::{advice::Advice, exit::Exit, key::StoreName, mapping_name::MappingName, plain_hash::PlainHash};
 
 mod boot;
 pub mod crypttab;
 mod device;
+mod identity;
 mod lockbox;
+mod paths;
 mod stores;
 mod tpm;
 mod volumes;
 
 pub use boot::{Boot, BootMount, BootVolume, IMAGES};
 pub use device::{DeviceSpec, ParseDeviceSpecError};
+pub use identity::IdentitySpec;
 pub use lockbox::LockboxConfig;
-pub use stores::{BarbicanConfig, CloudConfig, Location, Sealing, StoreConfig, SwiftConfig};
+pub use paths::ConfigPath;
+pub use stores::{Sealing, Section, StoreConfig};
 pub use tpm::TpmConfig;
 pub use volumes::{Hotplug, VolumeConfig};
 
@@ -30,7 +37,7 @@ pub use volumes::{Hotplug, VolumeConfig};
 pub const DEFAULT_PATH: &str = "/etc/cryptattach/cryptattach.toml";
 
 /// The configuration file.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The store for new keys when the command names none.
@@ -67,7 +74,7 @@ pub struct Config {
     /// Directory for what this host has to remember: which container keys and which lockbox key it trusts. Root's; others have
     /// one of their own.
     #[serde(default = "state")]
-    pub state: PathBuf,
+    pub state: ConfigPath,
     /// The file itself: it is a place, too.
     #[serde(skip)]
     pub path: PathBuf,
@@ -85,7 +92,7 @@ pub enum SeparationPolicy {
 }
 
 /// `[separation]`
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Separation {
     /// What *unproven* leads to.
@@ -95,7 +102,7 @@ pub struct Separation {
     #[serde(default)]
     pub level: SeparationLevel,
     /// What is known of other hosts; see [`crate::volumes::separation::Inventory`].
-    pub inventory: Option<PathBuf>,
+    pub inventory: Option<ConfigPath>,
 }
 
 /// What a volume and a replica of its key must not have in common.
@@ -112,11 +119,11 @@ pub enum SeparationLevel {
 }
 
 /// `[audit]`
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Audit {
     /// One JSON object per line and event.
-    pub file: PathBuf,
+    pub file: ConfigPath,
 }
 
 impl Default for Audit {
@@ -154,7 +161,7 @@ impl Default for Network {
     }
 }
 
-fn state() -> PathBuf {
+fn state() -> ConfigPath {
     "/var/lib/cryptattach".into()
 }
 
@@ -190,6 +197,17 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// Where and why.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A store's kind does not know what is configured for it.
+    #[error("store '{}' in {} cannot be used", .name.as_ref().map_or("", StoreName::as_str), .path.display())]
+    Store {
+        /// The store.
+        name: Option<StoreName>,
+        /// The file.
+        path: PathBuf,
+        /// Why.
         #[source]
         source: Box<toml::de::Error>,
     },
@@ -235,6 +253,31 @@ pub enum ConfigError {
     NoCredentials(PathBuf),
 }
 
+impl Advice for ConfigError {
+    fn exit(&self) -> Exit {
+        Exit::Config
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Missing(_) => {
+                Some("'cryptattach init' makes one; --config or CRYPTATTACH_CONFIG names another".into())
+            }
+            Self::UnknownVolume { name, .. } => {
+                Some(format!("add it: [volumes.{name}] with device = \"UUID=...\" ('blkid' shows it)").into())
+            }
+            Self::Io { .. }
+            | Self::Malformed { .. }
+            | Self::UnknownStore { .. }
+            | Self::Store { .. }
+            | Self::NoDefaultStore(_)
+            | Self::Owner { .. }
+            | Self::Escrow { .. }
+            | Self::NoCredentials(_) => None,
+        }
+    }
+}
+
 fn list(names: &[StoreName]) -> String {
     match names {
         [] => "none".to_owned(),
@@ -245,65 +288,40 @@ fn list(names: &[StoreName]) -> String {
 impl Config {
     /// Reads a configuration; relative paths in it are relative to its own directory.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let mut config = Self::outline(path)?;
-        let folder = path.parent().unwrap_or(Path::new("."));
-        for file in config.tpm.files() {
-            *file = resolve(folder, file)?;
-        }
-        for file in config.lockbox.iter_mut().flat_map(LockboxConfig::files) {
-            *file = resolve(folder, file)?;
-        }
-        for store in config.stores.values_mut() {
-            store.sealing.tpm = config.tpm.clone();
-            for file in store.files() {
-                *file = resolve(folder, file)?;
-            }
-        }
-        for header in config.volumes.values_mut().filter_map(|volume| volume.header.as_mut()) {
-            *header = resolve(folder, header)?;
-        }
-        Ok(config)
+        Self::read_from(Base { file: path.to_owned(), with_credentials: true })
     }
 
-    /// As [`Config::read`], for who only wants to know what there is: files named in stores are not looked for. Where
-    /// systemd's generators and udev's programs run there are no credentials yet.
+    /// As [`Config::read`], without looking for credentials: where systemd's generators and udev's programs run there are none
+    /// yet.
     pub fn outline(path: &Path) -> Result<Self, ConfigError> {
+        Self::read_from(Base { file: path.to_owned(), with_credentials: false })
+    }
+
+    fn read_from(base: Base) -> Result<Self, ConfigError> {
+        let path = &base.file;
         let text = fs::read_to_string(path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => ConfigError::Missing(path.to_owned()),
             _ => ConfigError::Io { action: "read", path: path.to_owned(), source },
         })?;
-        Self::parse(&text, path)
+        Self::parse_in(&text, &base)
     }
 
     /// Reads a configuration's text as [`Config::outline`] reads the file at `path`.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let mut config: Self = toml::from_str(text)
-            .map_err(|source| ConfigError::Malformed { path: path.to_owned(), source: Box::new(source) })?;
-        config.path = path.to_owned();
-        let folder = path.parent().unwrap_or(Path::new("."));
-        config.separation.inventory = config.separation.inventory.take().map(|file| folder.join(file));
-        for volume in &mut config.boot.volumes {
-            volume.header = volume.header.take().map(|file| folder.join(file));
-        }
-        config.audit.file = folder.join(&config.audit.file);
-        config.state = folder.join(&config.state);
+        Self::parse_in(text, &Base { file: path.to_owned(), with_credentials: false })
+    }
+
+    fn parse_in(text: &str, base: &Base) -> Result<Self, ConfigError> {
+        let mut config: Self = base.read(|| toml::from_str(text))?;
+        config.path = base.file.clone();
         if let Some(lockbox) = &config.lockbox {
             config.store(&lockbox.store)?;
         }
         for (name, store) in &mut config.stores {
-            let sealing = &mut store.sealing;
-            // Sealed or not is a choice of Barbican's only; sealed, the choice of escrow has to be made.
-            let sealed = sealing.owner.is_some() || !matches!(store.location, Location::Barbican(_));
-            if sealed && sealing.owner.is_none() {
-                return Err(ConfigError::Owner { name: name.clone(), path: path.to_owned() });
-            }
-            if sealed && sealing.escrow.is_some() == sealing.no_escrow {
-                return Err(ConfigError::Escrow { name: name.clone(), path: path.to_owned() });
-            }
-            store.network = config.network;
+            store.complete(name, config.network, &config.tpm);
         }
         if !geteuid().is_root() {
-            config.state = own_state().unwrap_or(config.state);
+            config.state = own_state().map_or(config.state, ConfigPath::from);
         }
         Ok(config)
     }
@@ -331,19 +349,9 @@ impl Config {
     }
 }
 
-fn resolve(folder: &Path, identity: &Path) -> Result<PathBuf, ConfigError> {
-    match identity.to_str().and_then(|text| text.strip_prefix("credential:")) {
-        Some(name) => env::var_os("CREDENTIALS_DIRECTORY")
-            .map(|directory| Path::new(&directory).join(name))
-            .ok_or_else(|| ConfigError::NoCredentials(identity.to_owned())),
-        None => Ok(folder.join(identity)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::key::Place;
 
     fn read(text: &str) -> Result<Config, ConfigError> {
         let folder = tempfile::tempdir().unwrap();
@@ -356,21 +364,22 @@ mod tests {
     fn resolves_paths_beside_itself() {
         let config = read(
             "[stores.cinder]\ntype = 'directory'\npath = '/srv/keys'\nowner = 'owner.pem'\nescrow = 'e.pem'\n\
-             identities = ['owner.key']\n",
+             identities = ['owner.key', 'tpm:host.tpm.pem']\n",
         )
         .unwrap();
         let name = config.store_or_default(None).unwrap();
         let store = config.store(&name).unwrap();
-        assert!(matches!(&store.location, Location::Directory { path } if path == Path::new("/srv/keys")));
-        assert_eq!(store.sealing.owner, Some(config.path.with_file_name("owner.pem")));
-        assert_eq!(store.sealing.identities, [config.path.with_file_name("owner.key")]);
+        let beside = |name: &str| ConfigPath::from(config.path.with_file_name(name));
+        assert_eq!(store.sealing.owner, Some(beside("owner.pem")));
+        let (pem, tpm) = (IdentitySpec::Pem(beside("owner.key")), IdentitySpec::Tpm(beside("host.tpm.pem")));
+        assert_eq!(store.sealing.identities, [pem, tpm]);
     }
 
     #[test]
     fn the_inventory_is_beside_it_as_well() {
         let config = read("[separation]\nlevel = 'rack'\ninventory = 'inventory.toml'\n").unwrap();
         assert_eq!(config.separation.level, SeparationLevel::Rack);
-        assert_eq!(config.separation.inventory, Some(config.path.with_file_name("inventory.toml")));
+        assert_eq!(config.separation.inventory, Some(config.path.with_file_name("inventory.toml").into()));
         assert_eq!(read("").unwrap().separation.level, SeparationLevel::Host);
     }
 
@@ -381,28 +390,13 @@ mod tests {
         let config = read(&format!("{store}{lockbox}")).unwrap();
         let of = config.lockbox.as_ref().unwrap();
         assert_eq!((of.lifetime.as_secs(), of.offline), (86400, false));
-        assert_eq!(of.identities, [config.path.with_file_name("host.key")]);
-        assert_eq!(of.path, Path::new("/var/lib/cryptattach/lockbox"));
-        let what = |places: Vec<Place>| places.into_iter().map(|place| place.what).collect::<Vec<_>>();
-        assert_eq!(what(of.places(&config.state, None)), ["lockbox entries", "private key"]);
-        // Of another store than the key's, its directory and its keys count, for they open the lockbox.
-        let text = format!("{store}identities = ['o.key']\n{lockbox}").replace("identities = ['host.key']\n", "");
-        let config = read(&text).unwrap();
-        let places = config.lockbox.as_ref().unwrap().places(&config.state, config.stores.values().next());
-        assert_eq!(what(places), ["lockbox entries", "sealed lockbox key", "private key"]);
+        assert_eq!(of.identities, [IdentitySpec::Pem(config.path.with_file_name("host.key").into())]);
+        assert_eq!(of.path, "/var/lib/cryptattach/lockbox".into());
         assert!(matches!(read(lockbox), Err(ConfigError::UnknownStore { .. })));
         for wrong in ["lifetime_hours = 0.0", "lifetime_hours = 9000.0", "lifetime_hours = nan", "host = '../x'"] {
             let text = format!("{store}{lockbox}{wrong}\n");
             assert!(matches!(read(&text), Err(ConfigError::Malformed { .. })), "{wrong}");
         }
-    }
-
-    #[test]
-    fn insists_on_escrow_or_its_refusal() {
-        let store = "[stores.cinder]\ntype = 'directory'\npath = 'k'\nowner = 'o.pem'\n";
-        assert!(matches!(read(store), Err(ConfigError::Escrow { .. })));
-        assert!(read(&format!("{store}no_escrow = true\n")).is_ok());
-        assert!(matches!(read(&format!("{store}no_escrow = true\nescrow = 'e'\n")), Err(ConfigError::Escrow { .. })));
     }
 
     #[test]

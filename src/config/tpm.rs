@@ -4,6 +4,7 @@ use std::{env, path::PathBuf};
 
 use serde::Deserialize;
 
+use super::ConfigPath;
 use crate::base::pcr_set::PcrSet;
 
 /// Overrides `tcti`, for an initramfs and for tests.
@@ -16,21 +17,21 @@ pub struct TpmConfig {
     /// How to reach it (libtss2's name and configuration of a TCTI).
     pub tcti: String,
     /// The file of this host's identity key.
-    pub identity: PathBuf,
+    pub identity: ConfigPath,
     /// The public key or certificate (PEM) whose signatures over boot states this host follows.
-    pub site_key: Option<PathBuf>,
+    pub site_key: Option<ConfigPath>,
     /// PCRs that are bound to their present values when a key is made, in place of what fits the boot chain.
     pub pcrs: Option<PcrSet>,
     /// Whether PCR 15 must not have been extended, and is extended once this host has its keys.
     pub latch: bool,
     /// Files of signatures over boot states (`tpm2-pcr-signature.json`); those that exist are read.
-    pub signatures: Vec<PathBuf>,
+    pub signatures: Vec<ConfigPath>,
     /// File with the PIN of this host's key, or `credential:NAME`.
-    pub pin: Option<PathBuf>,
+    pub pin: Option<ConfigPath>,
     /// Seconds that one command may take. Making an RSA key takes old chips a minute.
     pub command_seconds: f64,
     /// What firmware and boot loader say they have measured.
-    pub event_log: PathBuf,
+    pub event_log: ConfigPath,
     /// NV index of the counter that retires old signatures.
     pub counter: u32,
 }
@@ -51,7 +52,7 @@ impl Default for TpmConfig {
                 "/.extra/tpm2-pcr-signature.json",
                 "/usr/lib/systemd/tpm2-pcr-signature.json",
             ]
-            .map(PathBuf::from)
+            .map(ConfigPath::from)
             .into(),
             pin: None,
             command_seconds: 120.0,
@@ -71,14 +72,5 @@ impl TpmConfig {
     /// The device of a TPM that is one of this machine.
     pub fn device(&self) -> Option<PathBuf> {
         self.tcti().strip_prefix("device:").map(PathBuf::from)
-    }
-
-    /// The paths in it.
-    pub(super) fn files(&mut self) -> impl Iterator<Item = &mut PathBuf> {
-        self.signatures
-            .iter_mut()
-            .chain(&mut self.pin)
-            .chain(&mut self.site_key)
-            .chain([&mut self.identity, &mut self.event_log])
     }
 }

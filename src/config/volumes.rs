@@ -1,10 +1,8 @@
 //! `[volumes.NAME]`: volumes that this host attaches by itself, and under which names.
 
-use std::path::PathBuf;
-
 use serde::Deserialize;
 
-use super::{Config, DeviceSpec, Location};
+use super::{Config, ConfigPath, DeviceSpec};
 use crate::base::key::{KeyReference, StoreName};
 
 /// `[volumes.NAME]`: what `cryptattach@NAME.service` attaches as NAME.
@@ -16,7 +14,7 @@ pub struct VolumeConfig {
     /// Where its key is; as the LUKS2 token says unless given.
     pub key: Option<KeyReference>,
     /// A detached LUKS header.
-    pub header: Option<PathBuf>,
+    pub header: Option<ConfigPath>,
     /// No writes.
     #[serde(default)]
     pub read_only: bool,
@@ -43,14 +41,5 @@ impl VolumeConfig {
     pub fn store(&self, config: &Config) -> Option<StoreName> {
         let named = self.key.as_ref().map(|key| key.store.clone());
         named.or_else(|| config.store_or_default(None).ok()).filter(|name| config.stores.contains_key(name))
-    }
-
-    /// Whether attaching it needs a network: if its store may be one of several, that any of them does.
-    pub fn needs_network(&self, config: &Config) -> bool {
-        let remote = |name: &StoreName| !matches!(config.stores[name].location, Location::Directory { .. });
-        self.network.unwrap_or_else(|| match self.store(config) {
-            Some(store) => remote(&store),
-            None => config.stores.keys().any(remote),
-        })
     }
 }

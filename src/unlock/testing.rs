@@ -47,7 +47,7 @@ impl Site {
         );
         fs::write(path("c.toml"), text.replace("SITE", &name)).unwrap();
         let mut config = Config::read(&path("c.toml")).unwrap();
-        config.state = path("state");
+        config.state = path("state").into();
         let (name, store): (StoreName, _) = (name.parse().unwrap(), memory::Memory::default());
         store.hand_in(&name);
         store.set_places(vec![Place::path("sealed key", path("c.toml"), true)]);

@@ -8,8 +8,9 @@ use std::{
 };
 
 use crate::{
-    base::mapping_name::MappingName,
-    config::{Config, Location, VolumeConfig},
+    base::{key::StoreName, mapping_name::MappingName},
+    config::{Config, VolumeConfig},
+    keys::{seal::identities, store},
     sys::systemd::{escape_path, unit},
 };
 
@@ -49,13 +50,13 @@ fn dependencies(config: &Config, volume: &VolumeConfig) -> String {
     } else {
         let _ = writeln!(text, "RequiresMountsFor={}", quoted(device));
     }
-    if volume.needs_network(config) {
+    if needs_network(config, volume) {
         // As systemd orders crypttab's _netdev: not before sysinit.target, which the network itself needs.
         text += "Wants=network-online.target\nAfter=network-online.target remote-fs-pre.target\nBefore=remote-cryptsetup.target\n";
     } else {
         text += "Before=cryptsetup.target\n";
     }
-    let files = volume.header.iter().cloned().chain(files(config, volume));
+    let files = volume.header.iter().map(|header| header.to_path_buf()).chain(files(config, volume));
     for file in files.filter(|file| file.is_absolute()) {
         let _ = writeln!(text, "RequiresMountsFor={}", quoted(&file));
     }
@@ -65,14 +66,17 @@ fn dependencies(config: &Config, volume: &VolumeConfig) -> String {
 /// The files that are needed to get the key.
 fn files(config: &Config, volume: &VolumeConfig) -> Vec<PathBuf> {
     let Some(store) = volume.store(config).map(|name| &config.stores[&name]) else { return Vec::new() };
-    let folder = config.path.parent().unwrap_or(Path::new("/"));
-    let directory = match &store.location {
-        Location::Directory { path } => Some(path),
-        Location::Swift(_) | Location::Barbican(_) => None,
-    };
-    let is_credential = |path: &PathBuf| path.to_str().is_some_and(|text| text.starts_with("credential:"));
-    let identities = store.sealing.identities.iter().filter(|identity| !is_credential(identity));
-    directory.into_iter().chain(identities).map(|file| folder.join(file)).collect()
+    let directory = store::kind(store).ok().and_then(|kind| kind.directory().map(Path::to_owned));
+    directory.into_iter().chain(identities::files(&store.sealing.identities)).collect()
+}
+
+/// Whether attaching it needs a network: if its store may be one of several, that any of them does.
+fn needs_network(config: &Config, volume: &VolumeConfig) -> bool {
+    let remote = |name: &StoreName| store::kind(&config.stores[name]).is_ok_and(|kind| kind.needs_network());
+    volume.network.unwrap_or_else(|| match volume.store(config) {
+        Some(store) => remote(&store),
+        None => config.stores.keys().any(remote),
+    })
 }
 
 /// A path as unit files want it: `%` introduces a specifier, and a blank ends a word.

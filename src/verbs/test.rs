@@ -11,7 +11,8 @@ use serde::Serialize;
 
 use crate::{
     base::key::{KeyReference, Place},
-    config::{Config, Location},
+    config::Config,
+    keys::{seal::identities, store},
     unlock::{
         case::{Asked, Case, Circumstances, Strictness},
         container::Source,
@@ -137,10 +138,12 @@ fn opened_by_boot(config: &Config, volume: &Volume) -> Result<Option<(Planned, I
 fn at_boot(config: &Config, reference: &KeyReference, by_boot: Option<(Planned, Image)>) -> Result<String, Error> {
     let Some((planned, image)) = by_boot else { return mounted_first(config, reference) };
     let store = config.store(&reference.store)?;
-    let files = store.paths();
-    let lacks: Vec<KeptOut> = image.kept_out.into_iter().filter(|kept_out| files.contains(&&*kept_out.path)).collect();
-    let is_lacking = |identity: &PathBuf| lacks.iter().any(|kept_out| kept_out.path == *identity);
-    let opens = config.lockbox.is_some() || !store.sealing.identities.iter().all(is_lacking);
+    let kind = store::kind(store)?;
+    let keys = identities::files(&store.sealing.identities);
+    let needs = |path: &Path| keys.iter().any(|key| key == path) || kind.paths().contains(&path);
+    let lacks: Vec<KeptOut> = image.kept_out.into_iter().filter(|kept_out| needs(&kept_out.path)).collect();
+    let is_lacking = |key: &PathBuf| lacks.iter().any(|kept_out| kept_out.path == *key);
+    let opens = config.lockbox.is_some() || !keys.iter().all(is_lacking);
     match lacks.into_iter().next() {
         // What crypttab lists may be opened later, by the system.
         Some(source) if planned.configured && !opens => {
@@ -157,11 +160,8 @@ fn at_boot(config: &Config, reference: &KeyReference, by_boot: Option<(Planned, 
 /// What is on another file system than the root: a boot that mounts it later has no key before.
 fn mounted_first(config: &Config, reference: &KeyReference) -> Result<String, Error> {
     let store = config.store(&reference.store)?;
-    let directory = match &store.location {
-        Location::Directory { path } => Some(path),
-        Location::Swift(_) | Location::Barbican(_) => None,
-    };
-    let files = directory.into_iter().chain(&store.sealing.identities).chain([&config.path]);
+    let (kind, keys) = (store::kind(store)?, identities::files(&store.sealing.identities));
+    let files = kind.directory().into_iter().chain(keys.iter().map(PathBuf::as_path)).chain([&*config.path]);
     let mut needed = Vec::new();
     for file in files {
         let at = mount_point(file).map_err(Error::io(format!("find what {} is mounted on", file.display())))?;
@@ -197,11 +197,7 @@ fn named(source: Source, config: &Config, reference: &KeyReference) -> Result<St
     if source == Source::Lockbox {
         return Ok("the lockbox".to_owned());
     }
-    let what = match &config.store(&reference.store)?.location {
-        Location::Directory { path } => format!("the directory {}", path.display()),
-        Location::Swift(_) => "Swift".to_owned(),
-        Location::Barbican(_) => "Barbican".to_owned(),
-    };
+    let what = store::kind(config.store(&reference.store)?)?.describe();
     Ok(format!("store '{}' ({what})", reference.store))
 }
 

@@ -119,7 +119,7 @@ fn a_key_beside_its_volume_is_refused_unless_a_person_says_so_on_record() {
 
     // An override that cannot be recorded is not granted.
     let mut silent = Config::read(&site.beside_the_keys("c.toml")).unwrap();
-    silent.audit.file = site.beside_the_keys("c.toml/audit");
+    silent.audit.file = site.beside_the_keys("c.toml/audit").into();
     refuses!(site, attach::attach(&silent, &site.backend, request()), Error::Unlock(unlock::Error::Audit(_)));
 
     attach::attach(&site.config, &site.backend, request()).unwrap();

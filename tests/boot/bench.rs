@@ -15,7 +15,7 @@ use crate::{
     stories::{self, NET},
 };
 
-const LOCKBOX: &str = "[tpm]\nsite_key = \"site.pem\"\n[lockbox]\nhost = \"vm\"\nstore = \"box\"\nidentities = [\"host.tpm.pem\"]\n\
+const LOCKBOX: &str = "[tpm]\nsite_key = \"site.pem\"\n[lockbox]\nhost = \"vm\"\nstore = \"box\"\nidentities = [\"tpm:host.tpm.pem\"]\n\
     lifetime_hours = 100\noffline = true\n[stores.box]\ntype = \"directory\"\npath = \"/srv/keys\"\nowner = \"owner.pem\"\n\
     no_escrow = true\n";
 

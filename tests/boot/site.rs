@@ -181,7 +181,7 @@ impl Site {
                 store='[stores.box]\ntype = \"directory\"\npath = \"keys\"\nowner = \"owner.pem\"\nno_escrow = true\n'
                 printf \"state = 'astate'\n[audit]\nfile = 'audit'\n[tpm]\nsite_key = 'site.pem'\n${store}identities = ['owner.key']\n\" >admin.toml
                 printf \"state = 'state'\n[audit]\nfile = 'audit'\n[tpm]\nidentity = 'host.tpm.pem'\nsite_key = 'site.pem'\nsignatures = ['now.json']\n\
-[lockbox]\nhost = 'vm'\nstore = 'box'\nidentities = ['host.tpm.pem']\npath = 'lockbox'\nlifetime_hours = 100\noffline = true\n$store\" >host.toml
+[lockbox]\nhost = 'vm'\nstore = 'box'\nidentities = ['tpm:host.tpm.pem']\npath = 'lockbox'\nlifetime_hours = 100\noffline = true\n$store\" >host.toml
                 admin=\"$CRYPTATTACH --config admin.toml\" host=\"$CRYPTATTACH --config host.toml\"
                 {
                     $admin container create box

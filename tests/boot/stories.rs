@@ -265,7 +265,7 @@ fn shown_values(site: &Site) -> String {
 fn lockbox_of(cloud: &str) -> String {
     let store = NET.replace("stores.net", "stores.box").replace("identities = [\"net.owner.key\"]\n", "");
     format!(
-        "[tpm]\nsite_key = \"site.pem\"\n[lockbox]\nhost = \"vm\"\nstore = \"box\"\nidentities = [\"host.tpm.pem\"]\n\
+        "[tpm]\nsite_key = \"site.pem\"\n[lockbox]\nhost = \"vm\"\nstore = \"box\"\nidentities = [\"tpm:host.tpm.pem\"]\n\
          lifetime_hours = 100\noffline = true\n{}",
         store.replace("cloud = \"net\"", &format!("cloud = \"{cloud}\""))
     )

@@ -11,8 +11,8 @@ use std::{
 use base64ct::{Base64, Base64UrlUnpadded, Encoding};
 use cryptattach::{
     base::key::SealedKey,
-    config::TpmConfig,
-    keys::seal::{Content, Expected, For, Keyring},
+    config::{IdentitySpec, TpmConfig},
+    keys::seal::{Content, Expected, For, Identities},
 };
 
 use crate::{
@@ -25,8 +25,9 @@ fn volume_key(site: &Site, reference: &str) -> Vec<u8> {
     let sealed = SealedKey::from_json(&fs::read(site.sealed(reference)).unwrap()).unwrap();
     let (store, key) = reference.split_once('/').unwrap();
     let expected = Expected { key_id: key.parse().unwrap(), container: store.parse().unwrap(), volume: For::Any };
-    let keyring = Keyring::read(&[site.keys("cinder.owner.key").into()], &TpmConfig::default()).unwrap();
-    let Content::VolumeKey(payload) = keyring.open(&sealed, &expected).unwrap().content else { panic!() };
+    let identities =
+        Identities::read(&[IdentitySpec::Pem(site.keys("cinder.owner.key").into())], &TpmConfig::default()).unwrap();
+    let Content::VolumeKey(payload) = identities.open(&sealed, &expected).unwrap().content else { panic!() };
     payload.volume_key.expose().to_vec()
 }
 

@@ -9,12 +9,14 @@ use std::{
 use base64ct::{Base64UrlUnpadded, Encoding};
 use cryptattach::{
     base::{
+        advice::Advice,
+        exit::Exit,
         key::{BoundContext, KeySize, SealedKey, SecretBytes, VolumeKey},
         pcr_set::PcrSet,
     },
-    config::TpmConfig,
+    config::{IdentitySpec, TpmConfig},
     keys::{
-        seal::{Content, Expected, For, Keyring, OwnerRecipient, SealError, seal},
+        seal::{Content, Expected, For, Identities, OwnerRecipient, SealError, seal},
         tpm::{Counter, Finding, IdentityFile, PcrSignatures, Policy, Revocation, SignedPcrs, SiteKey, Tpm, TpmError},
     },
 };
@@ -46,9 +48,9 @@ impl Host {
         let folder = tempfile::tempdir().unwrap();
         let config = TpmConfig {
             tcti: swtpm.tcti(),
-            identity: folder.path().join("host.tpm.pem"),
-            signatures: vec![folder.path().join("signatures.json")],
-            event_log: folder.path().join("log"),
+            identity: folder.path().join("host.tpm.pem").into(),
+            signatures: vec![folder.path().join("signatures.json").into()],
+            event_log: folder.path().join("log").into(),
             ..TpmConfig::default()
         };
         let host = Self { swtpm, folder, config };
@@ -127,12 +129,12 @@ impl Host {
     pub fn open_with_pin(&self, sealed: &Sealed, pin: &str) -> Result<(), SealError> {
         let path = self.path("pin");
         fs::write(&path, format!("{pin}\n")).unwrap();
-        self.open_as(sealed, &TpmConfig { pin: Some(path), ..self.config.clone() })
+        self.open_as(sealed, &TpmConfig { pin: Some(path.into()), ..self.config.clone() })
     }
 
     fn open_as(&self, sealed: &Sealed, config: &TpmConfig) -> Result<(), SealError> {
-        let keyring = Keyring::read(std::slice::from_ref(&config.identity), config)?;
-        let opened = keyring.open(&sealed.key, &sealed.expected);
+        let identities = Identities::read(&[IdentitySpec::Tpm(config.identity.clone())], config)?;
+        let opened = identities.open(&sealed.key, &sealed.expected);
         assert!(self.swtpm.leftovers().is_empty(), "left in the TPM: {}", self.swtpm.leftovers());
         let Content::VolumeKey(payload) = opened?.content else { panic!("no volume key") };
         assert!(payload.volume_key.secret() == sealed.volume_key.secret());
@@ -385,7 +387,7 @@ fn a_counter_that_was_half_made_is_finished() {
 fn retired_signatures_stay_retired_for_a_key_that_is_made_anew() {
     let host = Host::new();
     host.configure();
-    let site = TpmConfig { site_key: Some(host.path("site.pem")), latch: true, ..host.config.clone() };
+    let site = TpmConfig { site_key: Some(host.path("site.pem").into()), latch: true, ..host.config.clone() };
     let first = host.revocable(P256);
     host.enrol(&first, None);
     let sign = ["policy", "sign", "--private-key", "site.key", "--current", "4+7", "--epoch"];
@@ -558,7 +560,7 @@ fn a_file_that_says_another_policy_than_its_key_is_refused() {
     file.policy = host.literal("7");
     fs::write(&path, file.to_pem().unwrap()).unwrap();
     let refused = host.open(&sealed).unwrap_err();
-    assert!(refused.is_configuration(), "{refused}");
+    assert!(refused.exit() == Exit::Config, "{refused}");
     assert!(refused.to_string().contains("differs from the one in its file"), "{refused}");
 }
 

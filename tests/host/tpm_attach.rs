@@ -11,7 +11,8 @@ fn site(host: &Host) -> Site {
     for file in ["host.pem", "host.tpm.pem"] {
         fs::copy(host.path(file), site.keys(file)).unwrap();
     }
-    let (keys, owner, identity) = (site.keys("sealed"), site.keys("host.pem"), site.keys("host.tpm.pem"));
+    let (keys, owner, identity) =
+        (site.keys("sealed"), site.keys("host.pem"), format!("tpm:{}", site.keys("host.tpm.pem")));
     site.ok(&[
         "init",
         "--store",
@@ -23,7 +24,7 @@ fn site(host: &Host) -> Site {
         "--owner",
         owner,
         "--identity",
-        identity,
+        &identity,
     ]);
     site
 }

@@ -13,10 +13,10 @@ use std::{
 
 use cryptattach::{
     base::key::{KeyId, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
-    config::{Config, Location},
+    config::Config,
     keys::{
         seal::For,
-        store::{Access, Swift},
+        store::{self, Access},
     },
     unlock::container::{Container, Use, ViaLockbox},
 };
@@ -168,12 +168,11 @@ fn swift(site: &Site<'_>, name: &str, owner: &str, container_key: bool) -> Conta
          owner = \"{owner}.pem\"\nescrow = \"escrow.pem\"\nidentities = [\"{owner}.key\"]\n"
     ));
     let config = Config::read(&site.path("cryptattach.toml")).unwrap();
-    let store = name.parse().unwrap();
-    let store_config = config.store(&store).unwrap();
-    let Location::Swift(swift) = &store_config.location else { panic!("a store in Swift") };
+    let name = name.parse().unwrap();
+    let store_config = config.store(&name).unwrap();
     let nobody = Access { readers: &[], writers: &[] };
-    Swift::open(&store, swift, &store_config.network, None).unwrap().make_container(&nobody).unwrap();
-    let container = Container::open(&config, &store, None, Use::Keys).unwrap();
+    store::kind(store_config).unwrap().make(&name, store_config, &nobody).unwrap().unwrap();
+    let container = Container::open(&config, &name, None, Use::Keys).unwrap();
     if container_key {
         container.make_first_key().unwrap();
     }

@@ -2,9 +2,9 @@
 
 use cryptattach::{
     base::key::{BoundContext, ContainerKeyId, Epoch, HostName, KeyId, KeySize, SealedKey, StoreName, VolumeKey},
-    config::{Config, TpmConfig},
+    config::{Config, IdentitySpec, TpmConfig},
     keys::{
-        seal::{self, ContainerKey, Content, Keyring, LockboxKey},
+        seal::{self, ContainerKey, Content, Identities, LockboxKey},
         store::{self, ContainerKeys, Current, HostKeys, KeyStore, StoreError, Stored},
     },
 };
@@ -86,9 +86,12 @@ fn container_keys_suite(site: &Site<'_>, keys: &dyn ContainerKeys) {
     let recipients = || seal::recipients(&[site.path("owner.pem")]).unwrap();
     let id = ContainerKeyId { container: "s".parse().unwrap(), epoch: one };
     let first = keys.get(one).unwrap();
-    let first_key =
-        ContainerKey::open(&first, &Keyring::read(&[site.path("owner.key")], &TpmConfig::default()).unwrap(), &id)
-            .unwrap();
+    let first_key = ContainerKey::open(
+        &first,
+        &Identities::read(&[IdentitySpec::Pem(site.path("owner.key").into())], &TpmConfig::default()).unwrap(),
+        &id,
+    )
+    .unwrap();
     let second_key = ContainerKey::random(&id.container, Some(&first_key)).unwrap();
     let second = second_key.seal_to(recipients(), 0).unwrap();
 

@@ -65,7 +65,7 @@ escrow = "cinder.escrow.pem"
 [lockbox]
 host = "vm"
 store = "cinder"
-identities = ["host.tpm.pem"]
+identities = ["tpm:host.tpm.pem"]
 path = "/run/cryptattach/lockbox"
 
 [tpm]

@@ -66,7 +66,7 @@ impl Server {
         let host = format!(
             "state = '/keys/state'\n[audit]\nfile = '/keys/host.audit'\n[stores.cinder]\ntype = 'directory'\npath = '/keys/cinder'\n\
              owner = '/keys/cinder.owner.pem'\nescrow = '/keys/cinder.escrow.pem'\n\
-             [lockbox]\nhost = 'compute-7'\nstore = 'cinder'\nidentities = ['/keys/host.tpm.pem']\npath = '/run/cryptattach/lockbox'\n\
+             [lockbox]\nhost = 'compute-7'\nstore = 'cinder'\nidentities = ['tpm:/keys/host.tpm.pem']\npath = '/run/cryptattach/lockbox'\n\
              [tpm]\nidentity = '/keys/host.tpm.pem'\nsignatures = ['/keys/tpm2-pcr-signature.json']\n{tpm}"
         );
         machine.put("/keys/site.toml", site.as_bytes());

@@ -4,6 +4,7 @@
 //! Environment variables are not read but for `OS_CLOUD` and `OS_CLIENT_CONFIG_FILE`: a secret has no business there.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     env, fs, io,
     path::{Path, PathBuf},
@@ -12,7 +13,27 @@ use std::{
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use crate::{base::key::SecretBytes, config::CloudConfig};
+use crate::{
+    base::{advice::Advice, exit::Exit, key::SecretBytes},
+    config::ConfigPath,
+};
+
+/// How to reach a cloud and to log in; the same for all OpenStack services.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CloudConfig {
+    /// Entry of clouds.yaml; the environment's `OS_CLOUD` unless given.
+    pub cloud: Option<String>,
+    /// The clouds.yaml; searched where OpenStack's own clients do unless given.
+    pub clouds: Option<ConfigPath>,
+    /// File with the password, application credential secret or token, in place of the one in clouds.yaml.
+    pub secret: Option<ConfigPath>,
+}
+
+impl CloudConfig {
+    /// The names of its members.
+    pub const MEMBERS: [&str; 3] = ["cloud", "clouds", "secret"];
+}
 
 /// A cloud, ready to log in.
 pub struct Cloud {
@@ -116,6 +137,16 @@ pub enum CloudsError {
         /// "has no auth_url", ...
         what: String,
     },
+}
+
+impl Advice for CloudsError {
+    fn exit(&self) -> Exit {
+        Exit::Config
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        Some("check 'cloud', 'clouds' and 'secret' of the store in the configuration, and clouds.yaml".into())
+    }
 }
 
 #[derive(Deserialize)]
@@ -274,7 +305,7 @@ fn named(
 /// root run this in a directory of theirs must not choose the cloud.
 pub fn find_file(config: &CloudConfig) -> Result<PathBuf, CloudsError> {
     if let Some(path) = &config.clouds {
-        return Ok(path.clone());
+        return Ok(path.to_path_buf());
     }
     if let Some(path) = env::var_os("OS_CLIENT_CONFIG_FILE") {
         return Ok(path.into());
@@ -314,7 +345,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let clouds = folder.path().join("clouds.yaml");
         fs::write(&clouds, text).unwrap();
-        Cloud::find(&CloudConfig { cloud: Some(name.to_owned()), clouds: Some(clouds), secret: None }, None)
+        Cloud::find(&CloudConfig { cloud: Some(name.to_owned()), clouds: Some(clouds.into()), secret: None }, None)
     }
 
     const CLOUDS: &str = "

@@ -11,7 +11,7 @@ use super::{ContentKey, SealError};
 use crate::base::key::{JoseHeader, JweRecipient, SecretBytes};
 
 /// Value of `alg`.
-const ALG: &str = "A256KW";
+pub const ALG: &str = "A256KW";
 
 /// Length of a wrapped 32-byte key: eight bytes of integrity check more.
 pub const WRAPPED_BYTES: usize = ContentKey::BYTES + 8;

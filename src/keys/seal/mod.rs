@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use cryptattach::base::key::{BoundContext, KeyId, KeySize, VolumeKey};
-//! use cryptattach::keys::seal::{Content, Expected, For, Identity, Keyring, OwnerKey, Payload, seal};
+//! use cryptattach::keys::seal::{Content, Expected, For, Identity, Identities, OwnerKey, Payload, seal};
 //!
 //! let owner = OwnerKey::generate()?;
 //! let context = BoundContext {
@@ -27,24 +27,25 @@
 //! };
 //! let sealed = seal(&context, &Content::VolumeKey(payload), &[Box::new(owner.recipient()?)])?;
 //!
-//! let keyring = Keyring::of(vec![Box::new(owner)]);
+//! let identities = Identities::of(vec![Box::new(owner)]);
 //! let expected = Expected { key_id: context.key_id, container: context.container.clone(), volume: For::Plain };
-//! assert!(matches!(keyring.open(&sealed, &expected)?.content, Content::VolumeKey(_)));
+//! assert!(matches!(identities.open(&sealed, &expected)?.content, Content::VolumeKey(_)));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod container_key;
 mod content;
 mod ecdh_es;
+pub mod identities;
 mod jwk;
 mod key_wrap;
-mod lockbox;
-mod owner;
 mod payload;
 mod rsa_oaep;
-mod tpm;
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    borrow::Cow,
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use openssl::error::ErrorStack;
@@ -52,20 +53,21 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-pub use container_key::ContainerKey;
 pub use content::ContentKey;
-pub use lockbox::{Entry, EntryContext, LockboxKey};
-pub use owner::{OwnerKey, OwnerRecipient};
+pub use identities::{ContainerKey, Entry, EntryContext, Identity, LockboxKey, OwnerKey, OwnerRecipient, TpmIdentity};
 pub use payload::{Content, Payload};
-pub use tpm::TpmIdentity;
 
 use crate::{
-    base::key::{
-        BoundContext, JoseHeader, JweRecipient, KeyId, MalformedSealedKey, SealedKey, SecretBytes, SecretMemoryError,
-        StoreName,
+    base::{
+        advice::Advice,
+        exit::Exit,
+        key::{
+            BoundContext, JoseHeader, JweRecipient, KeyId, MalformedSealedKey, SealedKey, SecretBytes,
+            SecretMemoryError, StoreName,
+        },
     },
-    config::TpmConfig,
-    keys::tpm::{IdentityFile, TpmError},
+    config::{IdentitySpec, TpmConfig},
+    keys::tpm::TpmError,
 };
 
 /// Value of `typ` in the protected header.
@@ -79,25 +81,15 @@ pub trait Recipient {
     fn seal(&self, key: &ContentKey) -> Result<JweRecipient, SealError>;
 }
 
-/// Someone who can open what was sealed to them.
-pub trait Identity {
-    /// Decrypts the content key; `None` if this entry is not for this identity.
-    ///
-    /// `header` is the entry's joint header: protected, shared and per-recipient members together.
-    fn open(&self, entry: &JweRecipient, header: &JoseHeader) -> Option<Result<ContentKey, SealError>>;
-    /// The key's id: an RFC 7638 thumbprint, or a container key's name.
-    fn kid(&self) -> &str;
-}
-
 /// The holders of public keys in PEM files.
-pub fn recipients<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Result<Vec<Box<dyn Recipient>>, SealError> {
-    let read = |path: &PathBuf| OwnerRecipient::read(path).map(|recipient| Box::new(recipient) as Box<dyn Recipient>);
-    files.into_iter().map(read).collect()
+pub fn recipients(files: impl IntoIterator<Item: AsRef<Path>>) -> Result<Vec<Box<dyn Recipient>>, SealError> {
+    let boxed = |recipient| Box::new(recipient) as Box<dyn Recipient>;
+    files.into_iter().map(|path| OwnerRecipient::read(path.as_ref()).map(boxed)).collect()
 }
 
 /// The key ids of the holders of public keys in PEM files.
-pub fn kids<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Result<BTreeSet<String>, SealError> {
-    files.into_iter().map(|path| Ok(OwnerRecipient::read(path)?.kid().to_owned())).collect()
+pub fn kids(files: impl IntoIterator<Item: AsRef<Path>>) -> Result<BTreeSet<String>, SealError> {
+    files.into_iter().map(|path| Ok(OwnerRecipient::read(path.as_ref())?.kid().to_owned())).collect()
 }
 
 /// Seals a content to its recipients, bound to its context.
@@ -187,26 +179,19 @@ impl Opened {
 }
 
 /// The identities of this host, tried in order.
-pub struct Keyring {
+pub struct Identities {
     identities: Vec<Box<dyn Identity>>,
 }
 
-impl Keyring {
+impl Identities {
     /// These identities.
     pub fn of(identities: Vec<Box<dyn Identity>>) -> Self {
         Self { identities }
     }
 
-    /// Reads private keys (PEM): plain ones, and files of keys that are in this host's TPM.
-    pub fn read(paths: &[PathBuf], tpm: &TpmConfig) -> Result<Self, SealError> {
-        let read = |path: &PathBuf| -> Result<Box<dyn Identity>, SealError> {
-            Ok(if IdentityFile::is_at(path) {
-                Box::new(TpmIdentity::read(path, tpm)?)
-            } else {
-                Box::new(OwnerKey::read(path)?)
-            })
-        };
-        Ok(Self::of(paths.iter().map(read).collect::<Result<_, _>>()?))
+    /// Those that the configuration names.
+    pub fn read(specs: &[IdentitySpec], tpm: &TpmConfig) -> Result<Self, SealError> {
+        Ok(Self::of(specs.iter().map(|spec| identities::kind(spec).open(tpm)).collect::<Result<_, _>>()?))
     }
 
     /// These identities are tried as well, before the others.
@@ -363,31 +348,35 @@ pub enum SealError {
     Tpm(#[from] TpmError),
 }
 
-impl SealError {
-    /// Whether a file that the configuration names is at fault, not a sealed key.
-    pub fn is_configuration(&self) -> bool {
+impl Advice for SealError {
+    fn exit(&self) -> Exit {
         match self {
-            Self::Tpm(error) => error.is_configuration(),
-            _ => matches!(self, Self::Read { .. } | Self::KeyFile { .. }),
+            Self::Read { .. } | Self::KeyFile { .. } => Exit::Config,
+            Self::Malformed(_)
+            | Self::Unsupported(_)
+            | Self::Other { .. }
+            | Self::NotForUs { .. }
+            | Self::Tampered
+            | Self::Payload(_)
+            | Self::Crypto(_) => Exit::KeyRefused,
+            Self::Memory(error) => error.exit(),
+            Self::Tpm(error) => error.exit(),
         }
     }
 
-    /// What the user can do about it.
-    pub fn next_step(&self) -> Option<String> {
-        Some(match self {
-            Self::Read { .. } | Self::KeyFile { .. } => {
-                "check owner, escrow and identities in the configuration".into()
-            }
-            Self::NotForUs { .. } => {
-                "add the private key to the store's identities; the escrow key opens it, too".into()
-            }
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        let step = match self {
+            Self::Read { .. } | Self::KeyFile { .. } => "check owner, escrow and identities in the configuration",
+            Self::NotForUs { .. } => "add the private key to the store's identities; the escrow key opens it, too",
             Self::Tampered | Self::Malformed(_) | Self::Payload(_) => {
-                "restore this key from a replica or backup of the key store".to_owned()
+                "restore this key from a replica or backup of the key store"
             }
-            Self::Other { .. } => "check the reference; the store may have mixed up keys, or may lie".to_owned(),
+            Self::Other { .. } => "check the reference; the store may have mixed up keys, or may lie",
             Self::Tpm(error) => return error.next_step(),
-            Self::Unsupported(_) | Self::Crypto(_) | Self::Memory(_) => return None,
-        })
+            Self::Unsupported(_) | Self::Crypto(_) => return None,
+            Self::Memory(error) => return error.next_step(),
+        };
+        Some(step.into())
     }
 }
 

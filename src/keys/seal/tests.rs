@@ -56,11 +56,11 @@ fn recipients_of(keys: &[&OwnerKey]) -> Vec<Box<dyn Recipient>> {
     keys.iter().map(|key| Box::new(key.recipient().unwrap()) as Box<dyn Recipient>).collect()
 }
 
-/// A sealed key for a new owner, and the owner's keyring.
-fn sealed() -> (SealedKey, BoundContext, Keyring) {
+/// A sealed key for a new owner, and the owner's identity.
+fn sealed() -> (SealedKey, BoundContext, Identities) {
     let (owner, context) = (OwnerKey::generate().unwrap(), context());
     let sealed = seal(&context, &content(), &recipients_of(&[&owner])).unwrap();
-    (sealed, context, Keyring::of(vec![Box::new(owner)]))
+    (sealed, context, Identities::of(vec![Box::new(owner)]))
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn each_recipient_opens_alone() {
     let sealed = SealedKey::from_json(&sealed.to_json()).unwrap();
     assert_eq!(sealed.recipient_kids().collect::<Vec<_>>(), [owner.kid(), escrow.kid()]);
     for identity in [owner, escrow] {
-        let opened = Keyring::of(vec![Box::new(identity)]).open(&sealed, &expected(&context)).unwrap();
+        let opened = Identities::of(vec![Box::new(identity)]).open(&sealed, &expected(&context)).unwrap();
         assert_eq!(opened.context, context);
         let (Content::VolumeKey(opened), Content::VolumeKey(sealed)) = (&opened.content, &content) else { panic!() };
         assert!(opened.volume_key == sealed.volume_key);
@@ -92,16 +92,16 @@ fn nothing_of_the_key_is_in_the_sealed_form() {
 
 #[test]
 fn a_stranger_is_told_whom_it_is_for() {
-    let (sealed, context, keyring) = sealed();
-    let stranger = Keyring::of(vec![Box::new(OwnerKey::generate().unwrap()), Box::new(rsa(2048))]);
+    let (sealed, context, identities) = sealed();
+    let stranger = Identities::of(vec![Box::new(OwnerKey::generate().unwrap()), Box::new(rsa(2048))]);
     let Err(SealError::NotForUs { sealed_to, .. }) = stranger.open(&sealed, &expected(&context)) else { panic!() };
-    assert_eq!(sealed_to, keyring.identities[0].kid());
-    assert!(matches!(Keyring::of(vec![]).open(&sealed, &expected(&context)), Err(SealError::NotForUs { .. })));
+    assert_eq!(sealed_to, identities.identities[0].kid());
+    assert!(matches!(Identities::of(vec![]).open(&sealed, &expected(&context)), Err(SealError::NotForUs { .. })));
 }
 
 #[test]
 fn a_key_for_something_else_is_refused_and_says_for_what() {
-    let (sealed, context, keyring) = sealed();
+    let (sealed, context, identities) = sealed();
     let right = expected(&context);
     let wrong = [
         ("key", Expected { key_id: KeyId::random(), ..right.clone() }),
@@ -110,15 +110,15 @@ fn a_key_for_something_else_is_refused_and_says_for_what() {
         ("volume", Expected { volume: For::Plain, ..right.clone() }),
     ];
     for (which, asked) in wrong {
-        let Err(SealError::Other { what, .. }) = keyring.open(&sealed, &asked) else { panic!("{which}") };
+        let Err(SealError::Other { what, .. }) = identities.open(&sealed, &asked) else { panic!("{which}") };
         assert_eq!(what, which);
     }
-    keyring.open(&sealed, &Expected { volume: For::Any, ..right }).unwrap();
+    identities.open(&sealed, &Expected { volume: For::Any, ..right }).unwrap();
 }
 
 #[test]
 fn every_change_is_noticed() {
-    let (sealed, context, keyring) = sealed();
+    let (sealed, context, identities) = sealed();
     let flip = |text: &str| {
         let mut bytes = Base64UrlUnpadded::decode_vec(text).unwrap();
         let middle = bytes.len() / 2;
@@ -141,14 +141,14 @@ fn every_change_is_noticed() {
         let mut changed = sealed.clone();
         change(&mut changed);
         assert_ne!(changed, sealed);
-        let result = keyring.open(&changed, &expected(&context));
+        let result = identities.open(&changed, &expected(&context));
         assert!(matches!(result, Err(SealError::Tampered)), "{which}");
     }
 }
 
 #[test]
 fn what_we_do_not_do_is_refused() {
-    let (sealed, context, keyring) = sealed();
+    let (sealed, context, identities) = sealed();
     let with_protected = |change: &dyn Fn(&mut JoseHeader)| {
         let mut key = sealed.clone();
         let mut header = key.protected_header().unwrap();
@@ -178,7 +178,7 @@ fn what_we_do_not_do_is_refused() {
         ("base64", SealedKey { ciphertext: "***".to_owned(), ..sealed.clone() }),
     ];
     for (which, key) in cases {
-        let result = keyring.open(&key, &expected(&context));
+        let result = identities.open(&key, &expected(&context));
         assert!(matches!(result, Err(SealError::Unsupported(_))), "{which}: {:?}", result.err());
     }
 }
@@ -224,7 +224,7 @@ fn certificates_name_recipients() {
         assert_eq!(recipient.kid(), identity.kid());
         let context = context();
         let sealed = seal(&context, &content(), &[Box::new(recipient)]).unwrap();
-        Keyring::of(vec![Box::new(identity)]).open(&sealed, &expected(&context)).unwrap();
+        Identities::of(vec![Box::new(identity)]).open(&sealed, &expected(&context)).unwrap();
     }
 }
 
@@ -275,12 +275,12 @@ proptest! {
 
     #[test]
     fn a_damaged_sealed_key_never_opens(at in 0..2000_usize, byte in any::<u8>()) {
-        thread_local!(static FIXTURE: (SealedKey, BoundContext, Keyring) = sealed());
-        FIXTURE.with(|(sealed, context, keyring)| {
+        thread_local!(static FIXTURE: (SealedKey, BoundContext, Identities) = sealed());
+        FIXTURE.with(|(sealed, context, identities)| {
             let mut json = sealed.to_json();
             let at = at % (json.len() - 1);
             json[at] = byte;
-            if let Ok(damaged) = SealedKey::from_json(&json) && let Ok(opened) = keyring.open(&damaged, &expected(context)) {
+            if let Ok(damaged) = SealedKey::from_json(&json) && let Ok(opened) = identities.open(&damaged, &expected(context)) {
                 // Only a change that changes nothing is let pass: white space, or a member that is not ours.
                 assert_eq!(&opened.context, context);
                 assert_eq!((damaged.protected, damaged.ciphertext), (sealed.protected.clone(), sealed.ciphertext.clone()));
@@ -308,9 +308,9 @@ fn an_object_is_for_any_volume_until_it_is_bound_to_one() {
     let bound = BoundContext { volume: Some(volume), ..context() };
     let recipients = recipients_of(&[&owner]);
     let [free, tied] = [&unbound, &bound].map(|context| seal(context, &object(), &recipients).unwrap());
-    let keyring = Keyring::of(vec![Box::new(owner)]);
+    let identities = Identities::of(vec![Box::new(owner)]);
     let open = |sealed, context: &BoundContext, volume| {
-        keyring
+        identities
             .open(sealed, &Expected { volume: For::volume(volume), ..expected(context) })
             .map(|opened| opened.content)
     };

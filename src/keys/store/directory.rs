@@ -13,10 +13,14 @@ use std::{
 
 use nix::libc;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::{ContainerKeys, Current, HostKeys, KeyStore, StoreError, Stored};
+use super::{Access, ContainerKeys, Current, Facts, HostKeys, KeyStore, Kind, StoreError, Stored};
 use crate::{
-    base::key::{Epoch, HostName, KeyId, MAX_SEALED_BYTES, MalformedSealedKey, Place, SealedKey},
+    base::key::{
+        Epoch, HostName, KeyId, MAX_SEALED_BYTES, MalformedSealedKey, Place, SealedKey, SecretBytes, StoreName,
+    },
+    config::{ConfigError, ConfigPath, Section, StoreConfig},
     sys::durable::{self, Folder},
 };
 
@@ -36,25 +40,59 @@ pub struct Directory {
 /// The content of `container.json`.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Container {
+struct DirectoryState {
     epoch: Epoch,
     fingerprint: String,
     rotating: bool,
 }
 
-/// What a directory says of itself.
-#[derive(Debug, Serialize)]
-pub struct DirectoryFacts {
+/// `type = "directory"`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DirectoryConfig {
     /// The directory.
-    pub path: PathBuf,
-    /// Number of keys.
-    pub keys: usize,
-    /// Number of the current container key.
-    pub epoch: Option<Epoch>,
-    /// Its fingerprint.
-    pub fingerprint: Option<String>,
-    /// Keys are being sealed anew.
-    pub rotating: bool,
+    path: ConfigPath,
+}
+
+impl DirectoryConfig {
+    /// Reads its part of the configuration.
+    pub fn kind(section: &Section) -> Result<Box<dyn Kind>, ConfigError> {
+        Ok(Box::new(section.read::<Self>()?))
+    }
+}
+
+impl Kind for DirectoryConfig {
+    fn open(&self, _: &StoreName, _: &StoreConfig, _: Option<SecretBytes>) -> Result<Box<dyn KeyStore>, StoreError> {
+        Ok(Box::new(Directory::open(&self.path)))
+    }
+
+    fn describe(&self) -> String {
+        format!("the directory {}", self.path.display())
+    }
+
+    fn needs_network(&self) -> bool {
+        false
+    }
+
+    fn paths(&self) -> Vec<&Path> {
+        vec![&self.path]
+    }
+
+    fn directory(&self) -> Option<&Path> {
+        Some(&self.path)
+    }
+
+    fn no_access_lists(&self) -> Option<&'static str> {
+        Some("a directory has no access lists: its owner and mode decide who may use it")
+    }
+
+    fn make(&self, _: &StoreName, _: &StoreConfig, _: &Access<'_>) -> Option<Result<(), StoreError>> {
+        Some(Directory::make(&self.path).map(drop))
+    }
+
+    fn facts(&self, _: &StoreName, _: &StoreConfig) -> Option<Result<Facts, StoreError>> {
+        Some(Directory::open(&self.path).facts())
+    }
 }
 
 impl Directory {
@@ -72,12 +110,13 @@ impl Directory {
     }
 
     /// What it says of itself.
-    pub fn facts(&self) -> Result<DirectoryFacts, StoreError> {
+    fn facts(&self) -> Result<Facts, StoreError> {
         let container = self.container()?;
-        Ok(DirectoryFacts {
-            path: self.path()?.to_owned(),
-            keys: self.list()?.len(),
-            epoch: container.as_ref().map(|container| container.epoch),
+        let (path, keys) = (self.path()?, self.list()?.len());
+        Ok(Facts {
+            own: [("path".to_owned(), json!(path)), ("keys".to_owned(), json!(keys))].into_iter().collect(),
+            lines: vec![("directory", path.display().to_string()), ("keys", keys.to_string())],
+            epoch: container.as_ref().map(|container| json!(container.epoch)),
             rotating: container.as_ref().is_some_and(|container| container.rotating),
             fingerprint: container.map(|container| container.fingerprint),
         })
@@ -180,7 +219,7 @@ impl Directory {
         Ok(names)
     }
 
-    fn container(&self) -> Result<Option<Container>, StoreError> {
+    fn container(&self) -> Result<Option<DirectoryState>, StoreError> {
         let path = self.path()?.join(CONTAINER);
         match read_bounded(&path) {
             Ok(bytes) => {
@@ -239,14 +278,14 @@ impl KeyStore for Directory {
 
 impl ContainerKeys for Directory {
     fn current(&self) -> Result<Option<Current>, StoreError> {
-        Ok(self.container()?.map(|Container { epoch, rotating, .. }| Current { epoch, rotating }))
+        Ok(self.container()?.map(|DirectoryState { epoch, rotating, .. }| Current { epoch, rotating }))
     }
 
     fn set_current(&self, current: &Current, fingerprint: &str) -> Result<(), StoreError> {
         let Current { epoch, rotating } = *current;
         let path = self.path()?.join(CONTAINER);
         let write = || {
-            let json = serde_json::to_vec(&Container { epoch, fingerprint: fingerprint.to_owned(), rotating })?;
+            let json = serde_json::to_vec(&DirectoryState { epoch, fingerprint: fingerprint.to_owned(), rotating })?;
             Folder::lock(&self.path)?.replace(CONTAINER, &json)
         };
         write().map_err(io_error("write", &path))

@@ -3,29 +3,32 @@
 //! A store is not trusted: it keeps only sealed keys, and what it answers is checked against what was asked. The one
 //! exception is Barbican with keys that other programs put there: those it keeps, and gives out, unsealed.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{borrow::Cow, path::PathBuf};
 
 mod barbican;
+mod cloud;
 mod directory;
+mod kind;
 #[cfg(test)]
 pub(crate) mod memory;
 mod swift;
 
 pub use barbican::Barbican;
-pub use directory::{Directory, DirectoryFacts};
-pub use swift::{Access, ContainerFacts, MalformedEndpoints, Swift, parse_endpoints};
+pub use directory::Directory;
+pub use kind::{Access, Facts, Kind, Server, check, kind};
+pub use swift::{MalformedEndpoints, Swift, parse_endpoints};
 
 use crate::{
-    base::key::{
-        Epoch, HostName, KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, Place, Ring, SealedKey, SecretBytes,
-        SecretMemoryError, StoreName,
+    base::{
+        advice::Advice,
+        exit::Exit,
+        key::{
+            Epoch, HostName, KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, Place, Ring, SealedKey,
+            SecretBytes, SecretMemoryError, StoreName,
+        },
     },
-    config::{BarbicanConfig, Location, StoreConfig, SwiftConfig},
-    keys::net::{
-        AuthError, SendError,
-        clouds::{self, Cloud},
-        http,
-    },
+    config::{ConfigError, StoreConfig},
+    keys::net::{AuthError, SendError},
 };
 
 /// A dictionary from key id to sealed key.
@@ -152,6 +155,13 @@ pub trait ObjectStore {
     fn create(&self, object: &ManagedObject) -> Result<KeyId, StoreError>;
 }
 
+/// The kinds of stores: the `type` in the configuration, and what reads the rest.
+const KINDS: &[(&str, kind::Parse)] = &[
+    ("directory", directory::DirectoryConfig::kind),
+    ("swift", swift::SwiftConfig::kind),
+    ("barbican", barbican::BarbicanConfig::kind),
+];
+
 /// The store that a part of the configuration describes; `caller` is the token of a hook's caller.
 pub fn open(
     name: &StoreName,
@@ -162,62 +172,8 @@ pub fn open(
     if let Some(store) = memory::Memory::named(name) {
         return Ok(Box::new(store));
     }
-    Ok(match &config.location {
-        Location::Directory { path } => Box::new(Directory::open(path)),
-        Location::Swift(swift) => Box::new(Swift::open(name, swift, &config.network, caller)?),
-        Location::Barbican(barbican) => {
-            let sealed = config.sealing.owner.is_some();
-            Box::new(Barbican::open(barbican, &config.network, sealed, caller)?)
-        }
-    })
+    kind(config)?.open(name, config, caller)
 }
-
-/// A server that a store asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Server {
-    /// Its name or address, without port and brackets.
-    pub host: String,
-    /// Its port.
-    pub port: u16,
-}
-
-impl Server {
-    /// Its address, if that is known without asking anybody.
-    pub fn address(&self) -> Option<IpAddr> {
-        self.host.parse().ok()
-    }
-}
-
-/// The servers that a store asks first: where it logs in, or else where it is. None: it needs no network.
-pub fn servers(config: &StoreConfig) -> Result<Vec<Server>, StoreError> {
-    let (cloud, urls) = match &config.location {
-        Location::Directory { .. } => return Ok(Vec::new()),
-        Location::Swift(swift) => (&swift.cloud, &swift.urls),
-        Location::Barbican(barbican) => (&barbican.cloud, &barbican.urls),
-    };
-    let auth_url = Cloud::find(cloud, None).map_err(AuthError::from)?.auth_url;
-    let servers = [&auth_url].into_iter().chain(urls).map(|url| {
-        let url = http::url(url).map_err(AuthError::from)?;
-        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        Ok(Server { host, port: url.port_or_known_default().unwrap_or(443) })
-    });
-    servers.collect()
-}
-
-/// The files that logging in to a store and trusting its servers takes. None: it needs no network.
-pub fn files(config: &StoreConfig) -> Result<Vec<PathBuf>, StoreError> {
-    let cloud = match &config.location {
-        Location::Directory { .. } => return Ok(Vec::new()),
-        Location::Swift(SwiftConfig { cloud, .. }) | Location::Barbican(BarbicanConfig { cloud, .. }) => cloud,
-    };
-    let found = Cloud::find(cloud, None).map_err(AuthError::from)?;
-    let authorities = found.authorities.unwrap_or_else(|| SYSTEM_AUTHORITIES.into());
-    let clouds = clouds::find_file(cloud).map_err(AuthError::from)?;
-    Ok([clouds, authorities].into_iter().chain(cloud.secret.clone()).collect())
-}
-
-/// What servers are trusted by unless clouds.yaml names an authority (Debian's ca-certificates).
-const SYSTEM_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// A store could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -266,6 +222,9 @@ pub enum StoreError {
         #[source]
         source: std::io::Error,
     },
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The cloud's configuration, before anything is sent.
     #[error(transparent)]
     Auth(#[from] AuthError),
@@ -307,4 +266,45 @@ pub enum StoreError {
     /// No memory for a secret.
     #[error(transparent)]
     Memory(#[from] SecretMemoryError),
+}
+
+impl Advice for StoreError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::NotFound { .. } => Exit::NoKey,
+            Self::Exists { .. } | Self::Outdated { .. } => Exit::InTheWay,
+            Self::Malformed { .. } => Exit::NoSealedKey,
+            Self::Denied { .. } => Exit::PermissionDenied,
+            Self::NoContainer { .. } => Exit::Config,
+            Self::Config(error) => error.exit(),
+            Self::Auth(error) => error.exit(),
+            Self::Unreachable { source, .. } => source.exit(),
+            Self::Io { .. } | Self::Answer { .. } => Exit::StoreUnavailable,
+            Self::Memory(error) => error.exit(),
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        let step = match self {
+            Self::NotFound { .. } => {
+                "check the store in the configuration; an escrow copy of the key may exist in a backup"
+            }
+            Self::Malformed { .. } => "restore this key from a replica or backup of the key store",
+            Self::Io { .. } => "check that the key store's device is there, mounted, and has room",
+            Self::Denied { .. } => {
+                "check whom the store's configuration logs in as, and the container's access lists ('cryptattach container show')"
+            }
+            Self::NoContainer { .. } => {
+                "'cryptattach container create' makes one; check 'container' and 'cloud' in the configuration"
+            }
+            Self::Auth(error) => return error.next_step(),
+            Self::Config(error) => return error.next_step(),
+            Self::Unreachable { source, .. } => return source.next_step(),
+            Self::Answer { .. } => "the store's own log says more; -v shows every request",
+            Self::Outdated { .. } => "run it again: it starts from what is stored now",
+            Self::Exists { .. } => return None,
+            Self::Memory(error) => return error.next_step(),
+        };
+        Some(step.into())
+    }
 }

@@ -18,7 +18,7 @@ const MOST_BYTES: usize = 32;
 pub fn pin(config: &TpmConfig) -> Result<SecretBytes, TpmError> {
     match &config.pin {
         Some(path) => {
-            let failed = |source| TpmError::File { action: "read", path: path.clone(), source };
+            let failed = |source| TpmError::File { action: "read", path: path.to_path_buf(), source };
             line_of(&mut File::open(path).map_err(failed)?, path)
         }
         None => ask("PIN of this host's key: "),

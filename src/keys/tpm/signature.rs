@@ -228,16 +228,16 @@ struct Banks {
 
 impl PcrSignatures {
     /// Reads those of the files that there are.
-    pub fn read(paths: &[PathBuf]) -> Result<Self, TpmError> {
+    pub fn read(paths: &[impl AsRef<Path>]) -> Result<Self, TpmError> {
         let mut all = Self::default();
-        for path in paths {
+        for path in paths.iter().map(AsRef::as_ref) {
             match read(path) {
                 Ok(json) => {
                     let why = |error| format!("is not a valid tpm2-pcr-signature.json: {error}");
                     let signatures = Self::parse(&json)
-                        .map_err(|error| TpmError::Malformed { path: path.clone(), why: why(error) })?;
+                        .map_err(|error| TpmError::Malformed { path: path.to_owned(), why: why(error) })?;
                     all.signatures.extend(signatures);
-                    all.files.push(path.clone());
+                    all.files.push(path.to_owned());
                 }
                 Err(TpmError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),

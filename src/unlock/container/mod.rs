@@ -32,7 +32,9 @@ use crate::{
     },
     config::{Config, Sealing},
     keys::{
-        seal::{self, ContainerKey, Content, Expected, For, Identity, Keyring, Opened, Recipient, SealError},
+        seal::{
+            self, ContainerKey, Content, Expected, For, Identities, Identity, Opened, Recipient, SealError, identities,
+        },
         store::{self, ContainerKeys, KeyStore, Released, RingAnswer, Stored, parse_endpoints},
     },
     unlock::{Error, lockbox::Lockbox},
@@ -112,10 +114,15 @@ impl Container {
     pub fn open(config: &Config, name: &StoreName, caller: Option<SecretBytes>, used: Use) -> Result<Self, Error> {
         let store_config = config.store(name)?;
         let lockbox = Lockbox::of(config);
-        let mut own_places = store_config.places(&config.path);
-        own_places.extend(lockbox.iter().flat_map(|lockbox| lockbox.places(config, name)));
+        let kind = store::kind(store_config)?;
+        let mut own_places = identities::places(&store_config.sealing.identities)?;
+        own_places.extend(kind.places());
+        own_places.push(Place::path("configuration", &config.path, false));
+        if let Some(lockbox) = &lockbox {
+            own_places.extend(lockbox.places(config, name)?);
+        }
         own_places.extend(config.boot.place());
-        let as_caller = caller.is_some() && store_config.takes_caller_token();
+        let as_caller = caller.is_some() && kind.takes_caller_token();
         let mut store = store::open(name, store_config, caller)?;
         if used == Use::Unlock {
             store.as_one();
@@ -126,7 +133,7 @@ impl Container {
             store,
             sealing: store_config.sealing.clone(),
             opened: Mutex::default(),
-            state: config.state.clone(),
+            state: config.state.to_path_buf(),
             own_places,
             lockbox,
             used,
@@ -171,7 +178,7 @@ impl Container {
             },
             None => Error::KeyRefused { reference: self.reference(*id), source },
         };
-        self.keyring(sealed)?.open(sealed, &expected).map_err(refused)
+        self.openers(sealed)?.open(sealed, &expected).map_err(refused)
     }
 
     /// Seals and stores a new key.
@@ -211,19 +218,19 @@ impl Container {
     }
 
     /// What opens this sealed key: the container key that it names, or this host's identities.
-    fn keyring(&self, sealed: &SealedKey) -> Result<Keyring, Error> {
+    fn openers(&self, sealed: &SealedKey) -> Result<Identities, Error> {
         let ids = sealed.recipient_kids().filter_map(|kid| kid.parse().ok());
         match ids.into_iter().find(|id: &ContainerKeyId| id.container == self.name) {
-            Some(id) => Ok(Keyring::of(vec![Box::new(self.container_key(id.epoch)?)])),
+            Some(id) => Ok(Identities::of(vec![Box::new(self.container_key(id.epoch)?)])),
             None => self.identities(),
         }
     }
 
-    /// This host's identities: the lockbox key if it is open, and private keys.
-    fn identities(&self) -> Result<Keyring, Error> {
+    /// This host's identities: the lockbox key if it is open, and those that the configuration names.
+    fn identities(&self) -> Result<Identities, Error> {
         let lockbox_key = self.lockbox.as_ref().and_then(Lockbox::key);
         let lockbox_key = lockbox_key.map(|key| Box::new(key.clone()) as Box<dyn Identity>);
-        Ok(Keyring::read(&self.sealing.identities, &self.sealing.tpm)?.with(lockbox_key))
+        Ok(Identities::read(&self.sealing.identities, &self.sealing.tpm)?.with(lockbox_key))
     }
 
     /// Whose lockbox is closed, if it might have opened what did not open.

@@ -6,7 +6,6 @@
 
 use std::{
     collections::BTreeSet,
-    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -22,7 +21,7 @@ use crate::{
         clock::now,
         key::{ContainerKeyId, Epoch, HostName, KeyId},
     },
-    config::Sealing,
+    config::{ConfigPath, Sealing},
     keys::{
         seal::{self, ContainerKey, For, Recipient},
         store::{ContainerKeys, Current, StoreError, Stored},
@@ -163,7 +162,7 @@ impl Container {
         Ok(seal::recipients(self.key_files())?)
     }
 
-    fn key_files(&self) -> impl Iterator<Item = &PathBuf> {
+    fn key_files(&self) -> impl Iterator<Item = &ConfigPath> {
         let Sealing { owner, escrow, hosts, .. } = &self.sealing;
         owner.iter().chain(escrow).chain(hosts)
     }

@@ -10,8 +10,8 @@ use crate::{
     base::clock::now,
     config::Config,
     keys::{
-        seal::SealError,
-        tpm::{Finding, IdentityFile, Tpm, TpmError},
+        seal::{SealError, identities},
+        tpm::{Finding, Tpm, TpmError},
     },
     sys::state,
 };
@@ -32,7 +32,7 @@ impl Lockbox {
     ///
     /// The lockbox key must be in the kernel's keyring: afterwards nothing else has it until the next power-on.
     pub(super) fn latch(&self, config: &Config, already_open: bool) -> Result<bool, LockboxError> {
-        let in_tpm = self.identities(config).iter().any(|path| IdentityFile::is_at(path));
+        let in_tpm = identities::need_tpm(self.identities(config));
         if !config.tpm.latch || !in_tpm {
             return Ok(false);
         }

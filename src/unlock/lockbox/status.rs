@@ -12,11 +12,8 @@ use crate::{
         key::{HostName, KeyReference, StoreName},
     },
     config::Config,
-    keys::{
-        seal::{EntryContext, For},
-        tpm::IdentityFile,
-    },
-    sys::kernel_keyring::Kept,
+    keys::seal::{EntryContext, For, identities},
+    sys::kernel_keyring::KeyringKind,
 };
 
 /// What is known of the lockbox.
@@ -33,7 +30,7 @@ pub struct Status {
     /// Its fingerprint.
     pub fingerprint: Option<String>,
     /// Where the open key is kept.
-    pub kept: Option<Kept>,
+    pub kept: Option<KeyringKind>,
     /// Where the entries are.
     pub path: PathBuf,
     /// The copy of the sealed lockbox key on this host, if there is one.
@@ -85,7 +82,7 @@ impl Lockbox {
             generation: kept.map(|(key, _)| key.id().generation),
             fingerprint: kept.map(|(key, _)| key.fingerprint().to_owned()),
             kept: kept.map(|(_, kept)| *kept),
-            path: self.config.path.clone(),
+            path: self.config.path.to_path_buf(),
             stolen: self.stolen(config, copy.as_deref(), entries.len()),
             copy,
             entries,
@@ -115,7 +112,8 @@ impl Lockbox {
     fn stolen(&self, config: &Config, copy: Option<&Path>, entries: usize) -> Vec<String> {
         let mut lines = Vec::new();
         let store = &self.config.store;
-        let files: Vec<_> = self.identities(config).iter().filter(|path| !IdentityFile::is_at(path)).collect();
+        let secret = self.identities(config).iter().filter(|spec| identities::kind(spec).is_secret());
+        let files = identities::files(secret);
         let opener = match &files[..] {
             [] => "this server's TPM, in a boot state that its policy trusts".to_owned(),
             files => {

@@ -14,7 +14,7 @@ use super::{
     image::{self, Image, Part},
     initrd::Initrd,
 };
-use crate::{config::Config, keys::tpm::IdentityFile, verbs::error::Error};
+use crate::{config::Config, keys::seal::identities, verbs::error::Error};
 
 /// What the doctor says of one thing.
 #[derive(Debug, Serialize)]
@@ -169,12 +169,13 @@ fn libraries() -> BTreeSet<PathBuf> {
 /// is in other files is not looked at.
 fn misplaced(config: &Config, initrd: &Initrd, wanted: &Image) -> Vec<Finding> {
     let of_stores = config.stores.values().flat_map(|store| &store.sealing.identities);
-    let identities: BTreeSet<_> =
-        of_stores.chain(config.lockbox.iter().flat_map(|lockbox| &lockbox.identities)).collect();
+    let specs = of_stores.chain(config.lockbox.iter().flat_map(|lockbox| &lockbox.identities));
+    let secret: BTreeSet<_> =
+        identities::files(specs.filter(|spec| identities::kind(spec).is_secret())).into_iter().collect();
     let is_known = |path: &Path| {
         wanted.parts.contains(&Part::File(path.to_owned())) || wanted.kept_out.iter().any(|kept| kept.path == path)
     };
-    let keys = identities.into_iter().filter(|path| initrd.find(path).is_some() && !IdentityFile::is_at(path));
+    let keys = secret.iter().filter(|path| initrd.find(path).is_some());
     let why = "it is a private key, and whoever has the disk can read the image";
     keys.filter(|path| !is_known(path))
         .map(|path| Finding::new(format!("file {}", path.display()), Health::Misplaced, Some(why)))

@@ -15,8 +15,8 @@ use crate::{
         chain::chain,
         key::{self, KeyReference, Place, StoreName},
     },
-    config::{Config, IMAGES, Location, SeparationLevel, SeparationPolicy, StoreConfig},
-    keys::{store, tpm::IdentityFile},
+    config::{Config, IMAGES, IdentitySpec, SeparationLevel, SeparationPolicy, StoreConfig},
+    keys::{seal::identities, store},
     verbs::error::Error,
     volumes::{
         header,
@@ -59,6 +59,8 @@ pub struct Image {
     pub parts: BTreeSet<Part>,
     /// What does not, and why.
     pub kept_out: Vec<KeptOut>,
+    /// It has an identity that needs the TPM.
+    uses_tpm: bool,
 }
 
 /// A file that stays out.
@@ -90,7 +92,9 @@ pub fn image(config: &Config, crypttab: Option<&str>) -> Result<Image, Error> {
     image.parts.insert(Part::Program(program));
     image.parts.extend(CRYPT_MODULES.iter().map(|name| Part::Module((*name).to_owned())));
     image.file(config, &config.path);
-    for file in planned.iter().filter_map(|planned| planned.header.as_ref()).chain(&config.separation.inventory) {
+    for file in
+        planned.iter().filter_map(|planned| planned.header.as_deref()).chain(config.separation.inventory.as_deref())
+    {
         image.file(config, file);
     }
     for mount in &config.boot.mounts {
@@ -117,7 +121,7 @@ fn needs_network_for(config: &Config, stores: &BTreeSet<StoreName>) -> Result<bo
         return Ok(false);
     }
     for name in stores.iter().chain(config.lockbox.as_ref().map(|lockbox| &lockbox.store)) {
-        if !store::servers(config.store(name)?)?.is_empty() {
+        if !store::kind(config.store(name)?)?.servers()?.is_empty() {
             return Ok(true);
         }
     }
@@ -159,8 +163,9 @@ impl Image {
         planned: &[Planned],
     ) -> Result<(), Error> {
         // What logs in to Barbican is given keys that open volumes.
-        let releases = matches!(store.location, Location::Barbican(_)) && store.sealing.owner.is_none();
-        for file in store::files(store)? {
+        let kind = store::kind(store)?;
+        let releases = kind.may_keep_unsealed_keys() && store.sealing.owner.is_none();
+        for file in kind.files()? {
             let is_secret = releases && !is_public(&file);
             self.secret_or_file(config, &file, is_secret, "a log-in there releases unsealed keys", planned)?;
         }
@@ -176,9 +181,15 @@ impl Image {
         Ok(())
     }
 
-    fn identity(&mut self, config: &Config, path: &Path, planned: &[Planned]) -> Result<(), Error> {
-        let is_secret = !IdentityFile::is_at(path);
-        self.secret_or_file(config, path, is_secret, "it is a private key that any machine can use", planned)
+    fn identity(&mut self, config: &Config, spec: &IdentitySpec, planned: &[Planned]) -> Result<(), Error> {
+        let kind = identities::kind(spec);
+        kind.check()?;
+        self.uses_tpm |= kind.needs_tpm();
+        for path in kind.files() {
+            let what = "it is a private key that any machine can use";
+            self.secret_or_file(config, path, kind.is_secret(), what, planned)?;
+        }
+        Ok(())
     }
 
     /// What opens the lockbox, what this host remembers of it, and its entries for the volumes of the boot.
@@ -211,8 +222,7 @@ impl Image {
 
     /// What the TPM takes: its driver, the library that talks to it, and the files of the policy.
     fn tpm(&mut self, config: &Config, planned: &[Planned]) -> Result<(), Error> {
-        let is_tpm = |part: &Part| matches!(part, Part::File(path) if IdentityFile::is_at(path));
-        if !self.parts.iter().any(is_tpm) {
+        if !self.uses_tpm {
             return Ok(());
         }
         let tcti = config.tpm.tcti();
@@ -337,7 +347,7 @@ mod tests {
         fs::write(
             &path,
             format!(
-                "[stores.a]\n{store}path = '/mnt/keys/a'\nidentities = ['owner.key', 'tpm.key']\n\
+                "[stores.a]\n{store}path = '/mnt/keys/a'\nidentities = ['owner.key', 'tpm:tpm.key']\n\
                  [stores.b]\n{store}path = '/mnt/keys/b'\nidentities = ['/mnt/keys/b.key']\n[boot]\n{boot}\n\
                  [[boot.volumes]]\nname = 'root'\ndevice = '/dev/null'\n\
                  keys = ['a/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de', 'b/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de']\n\

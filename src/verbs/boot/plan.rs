@@ -37,7 +37,7 @@ impl Planned {
         let BootVolume { name, device, keys, header, read_only, allow_discards, no_read_workqueue, no_write_workqueue } =
             volume.clone();
         let options = Options { read_only, export: None, allow_discards, no_read_workqueue, no_write_workqueue };
-        Self { name, device, header, keys, options, configured: true, optional: false }
+        Self { name, device, header: header.map(PathBuf::from), keys, options, configured: true, optional: false }
     }
 }
 

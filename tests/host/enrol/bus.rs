@@ -4,8 +4,8 @@ use std::{fs, sync::Arc};
 
 use cryptattach::{
     base::key::{ContainerKeyId, KeyReference, SealedKey},
-    config::Config,
-    keys::seal::{ContainerKey, Content, Expected, For, Keyring, LockboxKey},
+    config::{Config, IdentitySpec},
+    keys::seal::{ContainerKey, Content, Expected, For, Identities, LockboxKey},
 };
 
 use super::{latch::counted, stage::Stage};
@@ -43,7 +43,7 @@ fn no_key_and_no_pin_of_a_whole_boot_is_heard_on_the_bus() {
     // What the administrator has of the same secrets.
     let config = Config::read(stage.keys("cryptattach.toml").as_ref()).unwrap();
     let sealed = fs::read(stage.keys(&format!("cinder/host/{}.jwe", host.name()))).unwrap();
-    let escrow = Keyring::read(&[stage.keys("escrow.key").into()], &config.tpm).unwrap();
+    let escrow = Identities::read(&[IdentitySpec::Pem(stage.keys("escrow.key").into())], &config.tpm).unwrap();
     let sealed = SealedKey::from_json(&sealed).unwrap();
     let lockbox_key = LockboxKey::open(&sealed, &escrow, &host.name().parse().unwrap()).unwrap();
     let key: KeyReference = entry["key"].as_str().unwrap().parse().unwrap();
@@ -53,7 +53,7 @@ fn no_key_and_no_pin_of_a_whole_boot_is_heard_on_the_bus() {
     let kek = fs::read(stage.keys(&format!("cinder/kek/{}.jwe", id.epoch))).unwrap();
     let kek = ContainerKey::open(&SealedKey::from_json(&kek).unwrap(), &escrow, &id).unwrap();
     let expected = Expected { key_id: key.key, container: key.store.clone(), volume: For::Any };
-    let opened = Keyring::of(vec![Box::new(Arc::new(kek))]).open(&sealed, &expected).unwrap();
+    let opened = Identities::of(vec![Box::new(Arc::new(kek))]).open(&sealed, &expected).unwrap();
     let Content::VolumeKey(payload) = &opened.content else { panic!("{key} is a volume key") };
     let secrets = [
         ("PIN", PIN.as_bytes()),

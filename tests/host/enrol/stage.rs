@@ -190,7 +190,7 @@ impl Host<'_> {
         let text = format!(
             "state = 'state'\n[audit]\nfile = 'audit'\n[stores.cinder]\ntype = 'directory'\npath = '{keys}cinder'\n\
              owner = '{keys}cinder.owner.pem'\nescrow = '{keys}cinder.escrow.pem'\n\
-             [lockbox]\nhost = '{}'\nstore = 'cinder'\nidentities = ['host.tpm.pem']\npath = 'lockbox'\n\
+             [lockbox]\nhost = '{}'\nstore = 'cinder'\nidentities = ['tpm:host.tpm.pem']\npath = 'lockbox'\n\
              [tpm]\ntcti = '{}'\nidentity = 'host.tpm.pem'\nsignatures = []\nevent_log = 'log'\n{lines}",
             self.name,
             self.swtpm.tcti()

@@ -8,20 +8,26 @@
 mod pem;
 mod secrets;
 
+use std::path::{Path, PathBuf};
+
 use base64ct::{Base64, Encoding};
 use reqwest::Method;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use secrets::{PayloadType, Secret};
 
-use super::{KeyStore, ObjectStore, Released, StoreError, Stored};
+use super::{KeyStore, Kind, ObjectStore, Released, Server, StoreError, Stored, cloud};
 use crate::{
     base::{
         chain::chain,
-        key::{KeyId, Location, MalformedSealedKey, ManagedObject, ObjectFacts, Place, SealedKey, SecretBytes},
+        key::{
+            KeyId, Location, MalformedSealedKey, ManagedObject, ObjectFacts, Place, SealedKey, SecretBytes, StoreName,
+        },
     },
-    config::{BarbicanConfig, Network},
+    config::{ConfigError, Network, Section, StoreConfig},
     keys::net::{
+        clouds::CloudConfig,
         http::{self, Request},
         keystone::{HOLE, Session, fill},
     },
@@ -41,6 +47,77 @@ const USED_FOR: &str = "cryptattach-used-for";
 const MOST_BYTES: usize = 512 * 1024;
 /// How often an order is looked at before it counts as failed; servers without a queue are done at once.
 const ORDER_LOOKS: u32 = 40;
+
+/// `type = "barbican"`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BarbicanConfig {
+    /// The cloud.
+    #[serde(skip)]
+    cloud: CloudConfig,
+    /// URLs of the service, in place of the catalogue's.
+    #[serde(default)]
+    urls: Vec<String>,
+    /// Log in as the caller of a hook, by the token in its request, as castellan does.
+    #[serde(default = "yes")]
+    caller_token: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl BarbicanConfig {
+    /// Reads its part of the configuration.
+    pub fn kind(section: &Section) -> Result<Box<dyn Kind>, ConfigError> {
+        let (cloud, own) = section.part(&CloudConfig::MEMBERS);
+        Ok(Box::new(Self { cloud: cloud.read()?, ..own.read()? }))
+    }
+}
+
+impl Kind for BarbicanConfig {
+    fn open(
+        &self,
+        _: &StoreName,
+        config: &StoreConfig,
+        caller: Option<SecretBytes>,
+    ) -> Result<Box<dyn KeyStore>, StoreError> {
+        Ok(Box::new(Barbican::open(self, &config.network, config.sealing.owner.is_some(), caller)?))
+    }
+
+    fn describe(&self) -> String {
+        "Barbican".to_owned()
+    }
+
+    fn servers(&self) -> Result<Vec<Server>, StoreError> {
+        cloud::servers(&self.cloud, &self.urls)
+    }
+
+    fn needs_network(&self) -> bool {
+        true
+    }
+
+    fn files(&self) -> Result<Vec<PathBuf>, StoreError> {
+        cloud::files(&self.cloud)
+    }
+
+    fn paths(&self) -> Vec<&Path> {
+        cloud::paths(&self.cloud)
+    }
+
+    fn places(&self) -> Vec<Place> {
+        // What logs in may get unsealed keys.
+        cloud::places(&self.cloud, true)
+    }
+
+    fn takes_caller_token(&self) -> bool {
+        self.caller_token
+    }
+
+    fn may_keep_unsealed_keys(&self) -> bool {
+        true
+    }
+}
 
 /// The key manager.
 pub struct Barbican {

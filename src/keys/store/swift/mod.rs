@@ -11,19 +11,27 @@ mod objects;
 
 pub use endpoints::{MalformedEndpoints, parse_endpoints};
 
-use std::sync::OnceLock;
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 use reqwest::{Method, Url, header::HeaderValue};
+use serde::Deserialize;
+use serde_json::json;
 
-use super::{ContainerKeys, Current, HostKeys, KeyStore, RingAnswer, StoreError, Stored};
+use super::{
+    Access, ContainerKeys, Current, Facts, HostKeys, KeyStore, Kind, RingAnswer, Server, StoreError, Stored, cloud,
+};
 use crate::{
     base::{
         chain::chain,
         key::{Epoch, HostName, KeyId, MalformedSealedKey, Place, Ring, SealedKey, SecretBytes, StoreName},
     },
-    config::{Network, SwiftConfig},
+    config::{ConfigError, Network, Section, StoreConfig},
     keys::net::{
-        http::{self, Answer, HttpError, Repeat, Request},
+        clouds::CloudConfig,
+        http::{self, HttpAnswer, HttpError, Repeat, Request},
         keystone::{AuthError, SendError, Session},
     },
 };
@@ -51,29 +59,79 @@ pub struct Swift {
     versioned: OnceLock<bool>,
 }
 
-/// What a container says of itself; `kek/` objects count as well.
-#[derive(Debug, serde::Serialize)]
-pub struct ContainerFacts {
-    /// Number of objects.
-    pub objects: String,
-    /// Swift's read ACL.
-    pub readers: String,
-    /// Swift's write ACL.
-    pub writers: String,
-    /// Number of the current container key.
-    pub epoch: Option<String>,
-    /// Its fingerprint.
-    pub fingerprint: Option<String>,
-    /// Keys are being sealed anew.
-    pub rotating: bool,
+/// `type = "swift"`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SwiftConfig {
+    /// The cloud.
+    #[serde(skip)]
+    cloud: CloudConfig,
+    /// The container; named as the store unless given.
+    container: Option<String>,
+    /// URLs of the account (`https://HOST/v1/AUTH_...`), all of one cluster, in place of the catalogue's.
+    #[serde(default)]
+    urls: Vec<String>,
+    /// URL of the list_endpoints middleware (`https://HOST/endpoints`), if that is not beside the account.
+    endpoints: Option<String>,
+    /// Log in as the caller of a hook, by the token in its request.
+    #[serde(default)]
+    caller_token: bool,
 }
 
-/// Who may use a container besides its account's operators; Swift's ACL elements: `PROJECT:USER`.
-pub struct Access<'a> {
-    /// They may fetch (and list) keys.
-    pub readers: &'a [String],
-    /// They may create and delete keys.
-    pub writers: &'a [String],
+impl SwiftConfig {
+    /// Reads its part of the configuration.
+    pub fn kind(section: &Section) -> Result<Box<dyn Kind>, ConfigError> {
+        let (cloud, own) = section.part(&CloudConfig::MEMBERS);
+        Ok(Box::new(Self { cloud: cloud.read()?, ..own.read()? }))
+    }
+}
+
+impl Kind for SwiftConfig {
+    fn open(
+        &self,
+        name: &StoreName,
+        config: &StoreConfig,
+        caller: Option<SecretBytes>,
+    ) -> Result<Box<dyn KeyStore>, StoreError> {
+        Ok(Box::new(Swift::open(name, self, &config.network, caller)?))
+    }
+
+    fn describe(&self) -> String {
+        "Swift".to_owned()
+    }
+
+    fn servers(&self) -> Result<Vec<Server>, StoreError> {
+        cloud::servers(&self.cloud, &self.urls)
+    }
+
+    fn needs_network(&self) -> bool {
+        true
+    }
+
+    fn files(&self) -> Result<Vec<PathBuf>, StoreError> {
+        cloud::files(&self.cloud)
+    }
+
+    fn paths(&self) -> Vec<&Path> {
+        cloud::paths(&self.cloud)
+    }
+
+    fn places(&self) -> Vec<Place> {
+        // What logs in gets sealed keys only.
+        cloud::places(&self.cloud, false)
+    }
+
+    fn takes_caller_token(&self) -> bool {
+        self.caller_token
+    }
+
+    fn make(&self, name: &StoreName, config: &StoreConfig, access: &Access<'_>) -> Option<Result<(), StoreError>> {
+        Some(Swift::open(name, self, &config.network, None).and_then(|swift| swift.make_container(access)))
+    }
+
+    fn facts(&self, name: &StoreName, config: &StoreConfig) -> Option<Result<Facts, StoreError>> {
+        Some(Swift::open(name, self, &config.network, None).and_then(|swift| swift.facts()))
+    }
 }
 
 impl Swift {
@@ -91,15 +149,19 @@ impl Swift {
         Ok(Self { session, container, endpoints, versioned: OnceLock::new() })
     }
 
-    /// What the container says of itself.
-    pub fn facts(&self) -> Result<ContainerFacts, StoreError> {
+    /// What the container says of itself; `kek/` objects count as well.
+    fn facts(&self) -> Result<Facts, StoreError> {
         let answer = self.head()?;
         let text = |name: &str| answer.header(name).unwrap_or_default().to_owned();
-        Ok(ContainerFacts {
-            objects: text("x-container-object-count"),
-            readers: text("x-container-read"),
-            writers: text("x-container-write"),
-            epoch: answer.header(EPOCH).map(str::to_owned),
+        let objects = text("x-container-object-count");
+        let (readers, writers) = (text("x-container-read"), text("x-container-write"));
+        let list = |text: &str| if text.is_empty() { "nobody".to_owned() } else { text.replace(',', ", ") };
+        let own = [("objects", &objects), ("readers", &readers), ("writers", &writers)];
+        let own = own.into_iter().map(|(name, value)| (name.to_owned(), json!(value))).collect();
+        Ok(Facts {
+            own,
+            lines: vec![("objects", objects), ("readers", list(&readers)), ("writers", list(&writers))],
+            epoch: answer.header(EPOCH).map(Into::into),
             fingerprint: answer.header(FINGERPRINT).map(str::to_owned),
             rotating: answer.header(ROTATING).is_some(),
         })
@@ -127,7 +189,7 @@ impl Swift {
         urls.iter().map(|url| http::below(url, &path)).collect()
     }
 
-    fn send(&self, action: &'static str, build: impl Fn(&[Url]) -> Request) -> Result<Answer, StoreError> {
+    fn send(&self, action: &'static str, build: impl Fn(&[Url]) -> Request) -> Result<HttpAnswer, StoreError> {
         self.session.send(build).map_err(|source| self.unreachable(action, source))
     }
 
@@ -140,7 +202,7 @@ impl Swift {
     }
 
     /// The answer if its status is a success; what its status means if it is none.
-    fn expect(&self, action: &'static str, answer: Answer) -> Result<Answer, StoreError> {
+    fn expect(&self, action: &'static str, answer: HttpAnswer) -> Result<HttpAnswer, StoreError> {
         if answer.status.is_success() {
             return Ok(answer);
         }
@@ -173,17 +235,17 @@ impl Swift {
         Some(http::below(&base, &[&["v2", name], below].concat()))
     }
 
-    fn head(&self) -> Result<Answer, StoreError> {
+    fn head(&self) -> Result<HttpAnswer, StoreError> {
         let answer = self.send("look at", |urls| Request::new(Method::HEAD, self.urls(urls, &[]), MOST_WORDS_BYTES))?;
         self.expect("look at", answer)
     }
 }
 
 /// The answer's bytes, or in words why there are none.
-fn told(answer: Result<Answer, HttpError>) -> Result<Vec<u8>, String> {
+fn told(answer: Result<HttpAnswer, HttpError>) -> Result<Vec<u8>, String> {
     match answer {
         Ok(answer) if answer.status.is_success() => Ok(answer.body.expose().to_vec()),
-        Ok(Answer { url, status, .. }) => {
+        Ok(HttpAnswer { url, status, .. }) => {
             Err(format!("{url} answers {status} (is list_endpoints in the proxy's pipeline?)"))
         }
         Err(error) => Err(chain(&error)),

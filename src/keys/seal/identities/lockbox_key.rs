@@ -17,13 +17,17 @@ use openssl::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Content, ContentKey, Expected, Identity, Keyring, Opened, OwnerKey, OwnerRecipient, Recipient, SealError, VERSION,
-    check_context, encrypt, key_wrap,
-    payload::{Base64, decode_bytes, read_json, write_json},
-};
-use crate::base::key::{
-    BoundContext, HostName, JoseHeader, JweRecipient, LockboxKeyId, MalformedSealedKey, Place, SealedKey, SecretBytes,
+use super::{Identity, OwnerKey, OwnerRecipient};
+use crate::{
+    base::key::{
+        BoundContext, HostName, JoseHeader, JweRecipient, LockboxKeyId, MalformedSealedKey, Place, SealedKey,
+        SecretBytes,
+    },
+    keys::seal::{
+        Content, ContentKey, Expected, Identities, Opened, Recipient, SealError, VERSION, check_context, encrypt,
+        key_wrap,
+        payload::{Base64, decode_bytes, read_json, write_json},
+    },
 };
 
 const KEY_BYTES: usize = 32;
@@ -129,13 +133,13 @@ impl LockboxKey {
     }
 
     /// Opens one and checks that it is this host's.
-    pub fn open(sealed: &SealedKey, keyring: &Keyring, host: &HostName) -> Result<Self, SealError> {
+    pub fn open(sealed: &SealedKey, identities: &Identities, host: &HostName) -> Result<Self, SealError> {
         let context: Context = member(sealed)?;
         check_version(context.version)?;
         if context.host != *host {
             return Err(other("host", &context.host, host));
         }
-        let content = keyring.decrypt(sealed)?;
+        let content = identities.decrypt(sealed)?;
         let read: Read<'_> = read_json(&content)?;
         let key = decode_bytes(read.lockbox_key)?.filter(|key| key.len() == KEY_BYTES);
         let key = key.ok_or_else(|| SealError::Payload(format!("expected a lockbox key of {KEY_BYTES} bytes")))?;
@@ -155,7 +159,7 @@ impl LockboxKey {
         if let Some(kid) = entry.recipient_kids().find(|kid| *kid != self.kid) {
             return Err(other("lockbox key", &kid, &self.kid));
         }
-        let content = Keyring::of(vec![Box::new(self.clone())]).decrypt(entry)?;
+        let content = Identities::of(vec![Box::new(self.clone())]).decrypt(entry)?;
         let opened = Opened { context: context.key.clone(), content: Content::from_json(&content)? };
         opened.check_volume(expected)?;
         Ok(Entry { context, opened })
@@ -191,7 +195,16 @@ impl Recipient for Arc<LockboxKey> {
     }
 }
 
+/// What the key pair opens, and what is closed under the wrapping key.
 impl Identity for Arc<LockboxKey> {
+    fn alg(&self) -> &str {
+        self.pair.alg()
+    }
+
+    fn unwrap(&self, encrypted_key: &[u8], header: &JoseHeader) -> Result<Option<ContentKey>, SealError> {
+        self.pair.unwrap(encrypted_key, header)
+    }
+
     fn open(&self, entry: &JweRecipient, header: &JoseHeader) -> Option<Result<ContentKey, SealError>> {
         key_wrap::open(&self.kid, &self.wrapping_key, entry, header).or_else(|| self.pair.open(entry, header))
     }
@@ -286,15 +299,15 @@ mod tests {
             [Box::new(identity.recipient().unwrap()), Box::new(escrow.recipient().unwrap())];
         let made = key("compute-7");
         let sealed = made.seal_to(&recipients).unwrap();
-        let ring = Keyring::of(vec![Box::new(identity)]);
+        let ring = Identities::of(vec![Box::new(identity)]);
         let opened = LockboxKey::open(&sealed, &ring, &host("compute-7")).unwrap();
         assert!(opened.id() == made.id() && opened.secret() == made.secret());
         assert_eq!(opened.fingerprint(), made.fingerprint());
         let wrong = LockboxKey::open(&sealed, &ring, &host("compute-8"));
         assert!(matches!(wrong, Err(SealError::Other { what: "host", .. })));
-        let stranger = Keyring::of(vec![Box::new(OwnerKey::generate().unwrap())]);
+        let stranger = Identities::of(vec![Box::new(OwnerKey::generate().unwrap())]);
         assert!(matches!(LockboxKey::open(&sealed, &stranger, &host("compute-7")), Err(SealError::NotForUs { .. })));
-        let saved = Keyring::of(vec![Box::new(escrow)]);
+        let saved = Identities::of(vec![Box::new(escrow)]);
         assert!(LockboxKey::open(&sealed, &saved, &host("compute-7")).is_ok());
     }
 
@@ -314,10 +327,10 @@ mod tests {
         let sealed = kek.seal_to(Vec::new(), 0).unwrap();
         assert_eq!(sealed.recipient_kids().collect::<Vec<_>>(), [lockbox.fingerprint()]);
         let id = crate::base::key::ContainerKeyId { container, epoch: kek.epoch() };
-        let ring = Keyring::of(vec![Box::new(lockbox)]);
+        let ring = Identities::of(vec![Box::new(lockbox)]);
         let opened = ContainerKey::open(&sealed, &ring, &id).unwrap();
         assert_eq!(opened.fingerprint().unwrap(), kek.fingerprint().unwrap());
-        let other = Keyring::of(vec![Box::new(key("compute-8"))]);
+        let other = Identities::of(vec![Box::new(key("compute-8"))]);
         assert!(matches!(ContainerKey::open(&sealed, &other, &id), Err(SealError::NotForUs { .. })));
     }
 

@@ -11,8 +11,15 @@ use openssl::{
 };
 use serde_json::{Value, json};
 
-use super::{ContentKey, Identity, Recipient, SealError, ecdh_es, jwk, key_wrap, rsa_oaep};
-use crate::base::key::{JoseHeader, JweRecipient, SecretBytes};
+use super::{Identity, Kind};
+use crate::{
+    base::key::{JoseHeader, JweRecipient, Place, SecretBytes},
+    config::{ConfigPath, TpmConfig},
+    keys::{
+        seal::{ContentKey, Recipient, SealError, ecdh_es, jwk, key_wrap, rsa_oaep},
+        tpm::IdentityFile,
+    },
+};
 
 /// The largest key file that is read; a chain of certificates with 4096-bit keys has a tenth of that.
 const MOST_FILE_BYTES: u64 = 256 * 1024;
@@ -148,7 +155,7 @@ impl OwnerKey {
     }
 
     /// This key, which is on P-256.
-    pub(super) fn of_p256(key: PKey<Private>) -> Result<Self, SealError> {
+    pub(in crate::keys::seal) fn of_p256(key: PKey<Private>) -> Result<Self, SealError> {
         let kid = jwk::thumbprint(&jwk::of_p256(&*key.ec_key()?)?);
         Ok(Self { key, algorithm: Algorithm::EcdhEs, kid })
     }
@@ -188,6 +195,19 @@ impl OwnerKey {
     pub fn public_pem(&self) -> Result<Vec<u8>, SealError> {
         Ok(self.key.public_key_to_pem()?)
     }
+}
+
+impl Identity for OwnerKey {
+    fn kid(&self) -> &str {
+        &self.kid
+    }
+
+    fn alg(&self) -> &str {
+        match self.algorithm {
+            Algorithm::EcdhEs => ecdh_es::ALG,
+            Algorithm::RsaOaep => rsa_oaep::ALG,
+        }
+    }
 
     fn unwrap(&self, encrypted_key: &[u8], header: &JoseHeader) -> Result<Option<ContentKey>, SealError> {
         match self.algorithm {
@@ -201,36 +221,36 @@ impl OwnerKey {
     }
 }
 
-impl Identity for OwnerKey {
-    fn open(&self, entry: &JweRecipient, header: &JoseHeader) -> Option<Result<ContentKey, SealError>> {
-        let text = |name: &str| header.get(name).and_then(Value::as_str);
-        let fits = match self.algorithm {
-            Algorithm::EcdhEs => text("alg") == Some(ecdh_es::ALG),
-            Algorithm::RsaOaep => text("alg") == Some(rsa_oaep::ALG),
-        };
-        let named = match text("kid") {
-            Some(kid) if kid != self.kid => return None,
-            kid => kid.is_some(),
-        };
-        if !fits {
-            let algorithm = text("alg").unwrap_or("none");
-            return named.then(|| {
-                Err(SealError::Unsupported(format!(
-                    "it is sealed to this host with the unsupported algorithm '{algorithm}'"
-                )))
-            });
-        }
-        let encrypted_key = Base64UrlUnpadded::decode_vec(&entry.encrypted_key).unwrap_or_default();
-        match self.unwrap(&encrypted_key, header) {
-            Ok(Some(key)) => Some(Ok(key)),
-            // Without a kid the entry may be anyone's; with ours it should have opened.
-            Ok(None) => named.then_some(Err(SealError::Tampered)),
-            Err(error) => named.then_some(Err(error)),
+/// `PATH` in `identities`.
+pub(super) struct PemFile<'a>(pub &'a ConfigPath);
+
+impl Kind for PemFile<'_> {
+    fn open(&self, _: &TpmConfig) -> Result<Box<dyn Identity>, SealError> {
+        self.check()?;
+        Ok(Box::new(OwnerKey::read(self.0)?))
+    }
+
+    fn check(&self) -> Result<(), SealError> {
+        let path = self.0.to_path_buf();
+        match IdentityFile::is_at(&path) {
+            true => {
+                let why = format!("is a key of the TPM: write 'tpm:{}' in identities", path.display());
+                Err(SealError::KeyFile { path, why })
+            }
+            false => Ok(()),
         }
     }
 
-    fn kid(&self) -> &str {
-        &self.kid
+    fn place(&self) -> Place {
+        Place::path("private key", &**self.0, true)
+    }
+
+    fn files(&self) -> Vec<&Path> {
+        vec![self.0]
+    }
+
+    fn is_secret(&self) -> bool {
+        true
     }
 }
 

@@ -2,18 +2,19 @@
 
 use std::path::Path;
 
-use base64ct::{Base64UrlUnpadded, Encoding};
 use openssl::{
     bn::{BigNum, BigNumContext},
     pkey::{Id, PKeyRef, Public},
 };
-use serde_json::Value;
 
-use super::{ContentKey, Identity, SealError, ecdh_es, jwk, key_wrap, rsa_oaep};
+use super::{Identity, Kind};
 use crate::{
-    base::key::{JoseHeader, JweRecipient},
-    config::TpmConfig,
-    keys::tpm::{self, IdentityFile, PcrSignatures, Tpm, TpmError},
+    base::key::{JoseHeader, Place},
+    config::{ConfigPath, TpmConfig},
+    keys::{
+        seal::{ContentKey, SealError, ecdh_es, jwk, key_wrap, rsa_oaep},
+        tpm::{self, IdentityFile, PcrSignatures, Tpm, TpmError},
+    },
 };
 
 const COORDINATE_BYTES: i32 = 32;
@@ -45,6 +46,16 @@ impl TpmIdentity {
     /// The key's file.
     pub fn file(&self) -> &IdentityFile {
         &self.file
+    }
+}
+
+impl Identity for TpmIdentity {
+    fn kid(&self) -> &str {
+        &self.kid
+    }
+
+    fn alg(&self) -> &str {
+        self.algorithm
     }
 
     fn unwrap(&self, encrypted_key: &[u8], header: &JoseHeader) -> Result<Option<ContentKey>, SealError> {
@@ -78,31 +89,38 @@ fn coordinates(key: &PKeyRef<Public>) -> Result<(Vec<u8>, Vec<u8>), SealError> {
     Ok((x.to_vec_padded(COORDINATE_BYTES)?, y.to_vec_padded(COORDINATE_BYTES)?))
 }
 
-impl Identity for TpmIdentity {
-    fn open(&self, entry: &JweRecipient, header: &JoseHeader) -> Option<Result<ContentKey, SealError>> {
-        let text = |name: &str| header.get(name).and_then(Value::as_str);
-        let named = match text("kid") {
-            Some(kid) if kid != self.kid => return None,
-            kid => kid.is_some(),
-        };
-        if text("alg") != Some(self.algorithm) {
-            let algorithm = text("alg").unwrap_or("none");
-            return named.then(|| {
-                Err(SealError::Unsupported(format!(
-                    "it is sealed to this host with the unsupported algorithm '{algorithm}'"
-                )))
-            });
-        }
-        let encrypted_key = Base64UrlUnpadded::decode_vec(&entry.encrypted_key).unwrap_or_default();
-        match self.unwrap(&encrypted_key, header) {
-            Ok(Some(key)) => Some(Ok(key)),
-            // Without a kid the entry may be anyone's; with ours it should have opened.
-            Ok(None) => named.then_some(Err(SealError::Tampered)),
-            Err(error) => Some(Err(error)),
-        }
+/// `tpm:PATH` in `identities`.
+pub(super) struct TpmFile<'a>(pub &'a ConfigPath);
+
+impl Kind for TpmFile<'_> {
+    fn open(&self, tpm: &TpmConfig) -> Result<Box<dyn Identity>, SealError> {
+        self.check()?;
+        Ok(Box::new(TpmIdentity::read(self.0, tpm)?))
     }
 
-    fn kid(&self) -> &str {
-        &self.kid
+    fn check(&self) -> Result<(), SealError> {
+        let path = self.0.to_path_buf();
+        if path.exists() && !IdentityFile::is_at(&path) {
+            let why = "is not a key file of the TPM: write its path without 'tpm:' in identities".to_owned();
+            return Err(SealError::KeyFile { path, why });
+        }
+        Ok(())
+    }
+
+    /// Without this host's TPM it opens nothing.
+    fn place(&self) -> Place {
+        Place::path("TPM key", &**self.0, false)
+    }
+
+    fn files(&self) -> Vec<&Path> {
+        vec![self.0]
+    }
+
+    fn needs_tpm(&self) -> bool {
+        true
+    }
+
+    fn is_secret(&self) -> bool {
+        false
     }
 }

@@ -11,15 +11,18 @@ use base64ct::{Base64UrlUnpadded, Encoding};
 use openssl::{hash::MessageDigest, memcmp, pkey::PKey, sign::Signer};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    ContentKey, Identity, Keyring, OwnerRecipient, Recipient, SealError, VERSION, encrypt, key_wrap,
-    payload::{Base64, decode_bytes, read_json, write_json},
-};
-use crate::base::{
-    hex,
-    key::{
-        ContainerKeyId, Epoch, HostName, JoseHeader, JweRecipient, MAX_RECIPIENTS, MalformedSealedKey, SealedKey,
-        SecretBytes, StoreName,
+use super::{Identity, OwnerRecipient};
+use crate::{
+    base::{
+        hex,
+        key::{
+            ContainerKeyId, Epoch, HostName, JoseHeader, JweRecipient, MAX_RECIPIENTS, MalformedSealedKey, SealedKey,
+            SecretBytes, StoreName,
+        },
+    },
+    keys::seal::{
+        ContentKey, Identities, Recipient, SealError, VERSION, encrypt, key_wrap,
+        payload::{Base64, decode_bytes, read_json, write_json},
     },
 };
 
@@ -157,7 +160,7 @@ impl ContainerKey {
     }
 
     /// Opens one and checks that it is the one that was asked for.
-    pub fn open(sealed: &SealedKey, keyring: &Keyring, id: &ContainerKeyId) -> Result<Self, SealError> {
+    pub fn open(sealed: &SealedKey, identities: &Identities, id: &ContainerKeyId) -> Result<Self, SealError> {
         let mut protected = sealed.protected_header()?;
         let member = protected.remove("cryptattach").unwrap_or_default();
         let context: Context =
@@ -169,7 +172,7 @@ impl ContainerKey {
         if is != *id {
             return Err(SealError::Other { what: "container key", is: is.to_string(), asked: id.to_string() });
         }
-        let content = keyring.decrypt(sealed)?;
+        let content = identities.decrypt(sealed)?;
         let read: Read<'_> = read_json(&content)?;
         let key = decode_bytes(read.container_key)?.filter(|key| key.len() == KEY_BYTES);
         let key = key.ok_or_else(|| SealError::Payload(format!("expected a container key of {KEY_BYTES} bytes")))?;
@@ -210,12 +213,16 @@ impl Recipient for Arc<ContainerKey> {
 }
 
 impl Identity for Arc<ContainerKey> {
-    fn open(&self, entry: &JweRecipient, header: &JoseHeader) -> Option<Result<ContentKey, SealError>> {
-        key_wrap::open(&self.kid, &self.key, entry, header)
-    }
-
     fn kid(&self) -> &str {
         &self.kid
+    }
+
+    fn alg(&self) -> &str {
+        key_wrap::ALG
+    }
+
+    fn unwrap(&self, encrypted_key: &[u8], _: &JoseHeader) -> Result<Option<ContentKey>, SealError> {
+        key_wrap::unwrap(&self.key, encrypted_key)
     }
 }
 
@@ -233,12 +240,12 @@ mod tests {
         let sealed = second.seal_to(vec![Box::new(owner.recipient().unwrap())], 0).unwrap();
         let id = |epoch: &str| ContainerKeyId { container: container.clone(), epoch: epoch.parse().unwrap() };
 
-        let ours = Keyring::of(vec![Box::new(owner)]);
+        let ours = Identities::of(vec![Box::new(owner)]);
         let opened = ContainerKey::open(&sealed, &ours, &id("2")).unwrap();
         assert_eq!(opened.fingerprint().unwrap(), second.fingerprint().unwrap());
         assert!(opened.follows(&first).unwrap());
         assert!(matches!(ContainerKey::open(&sealed, &ours, &id("1")), Err(SealError::Other { .. })));
-        let theirs = Keyring::of(vec![Box::new(stranger)]);
+        let theirs = Identities::of(vec![Box::new(stranger)]);
         assert!(matches!(ContainerKey::open(&sealed, &theirs, &id("2")), Err(SealError::NotForUs { .. })));
 
         let forged = ContainerKey::of(&container, "2".parse().unwrap(), SecretBytes::random(KEY_BYTES).unwrap());
@@ -259,7 +266,7 @@ mod tests {
         let after = ContainerKey::random(&container, Some(&next)).unwrap().without_host(&name);
         let sealed = [&first, &admitted, &next, &after].map(|key| key.seal_to(owners(), 0).unwrap());
         assert_eq!(sealed[1].claimed_generation().unwrap(), 2);
-        let ring = Keyring::of(vec![Box::new(host)]);
+        let ring = Identities::of(vec![Box::new(host)]);
         let [old, id] =
             ["1", "2"].map(|epoch| ContainerKeyId { container: container.clone(), epoch: epoch.parse().unwrap() });
         let opens = |at: usize| ContainerKey::open(&sealed[at], &ring, if at < 2 { &old } else { &id }).is_ok();

@@ -1,0 +1,137 @@
+//! Identities: what opens a sealed key, a file per kind; and what the rest of the program has to know of a kind.
+
+mod container_key;
+mod lockbox_key;
+mod pem;
+mod tpm;
+
+use std::path::{Path, PathBuf};
+
+use base64ct::{Base64UrlUnpadded, Encoding};
+use serde_json::Value;
+
+pub use container_key::ContainerKey;
+pub use lockbox_key::{Entry, EntryContext, LockboxKey};
+pub use pem::{OwnerKey, OwnerRecipient};
+pub use tpm::TpmIdentity;
+
+use super::{ContentKey, SealError};
+use crate::{
+    base::key::{JoseHeader, JweRecipient, Place},
+    config::{IdentitySpec, TpmConfig},
+    keys::store::Server,
+};
+
+/// Someone who can open what was sealed to them.
+pub trait Identity {
+    /// The key's id: an RFC 7638 thumbprint, or a container key's name.
+    fn kid(&self) -> &str;
+    /// The `alg` of entries that are for it.
+    fn alg(&self) -> &str;
+    /// Decrypts the content key; `None` if it was encrypted to another key, or damaged.
+    fn unwrap(&self, encrypted_key: &[u8], header: &JoseHeader) -> Result<Option<ContentKey>, SealError>;
+    /// Decrypts the content key; `None` if this entry is not for this identity.
+    ///
+    /// `header` is the entry's joint header: protected, shared and per-recipient members together.
+    fn open(&self, entry: &JweRecipient, header: &JoseHeader) -> Option<Result<ContentKey, SealError>> {
+        let text = |name: &str| header.get(name).and_then(Value::as_str);
+        let named = match text("kid") {
+            Some(kid) if kid != self.kid() => return None,
+            kid => kid.is_some(),
+        };
+        if text("alg") != Some(self.alg()) {
+            let algorithm = text("alg").unwrap_or("none");
+            return named.then(|| Err(SealError::Unsupported(format!("it is sealed to us by '{algorithm}'"))));
+        }
+        let encrypted_key = Base64UrlUnpadded::decode_vec(&entry.encrypted_key).unwrap_or_default();
+        match self.unwrap(&encrypted_key, header) {
+            Ok(Some(key)) => Some(Ok(key)),
+            // Without a kid the entry may be anyone's; with ours it should have opened.
+            Ok(None) => named.then_some(Err(SealError::Tampered)),
+            // What a TPM refuses may be ours all the same.
+            Err(error) => (named || matches!(error, SealError::Tpm(_))).then_some(Err(error)),
+        }
+    }
+}
+
+/// A kind of identity, as the configuration names it.
+pub trait Kind {
+    /// The identity.
+    fn open(&self, tpm: &TpmConfig) -> Result<Box<dyn Identity>, SealError>;
+    /// Refuses a file of another kind, if it is there; no secret is read for that.
+    fn check(&self) -> Result<(), SealError>;
+    /// What rests on this host, and whether it opens keys by itself.
+    fn place(&self) -> Place;
+    /// The files that it takes.
+    fn files(&self) -> Vec<&Path>;
+    /// Whether it needs this host's TPM.
+    fn needs_tpm(&self) -> bool {
+        false
+    }
+    /// Whether any machine that has its files can open keys.
+    fn is_secret(&self) -> bool;
+    /// The servers that it asks.
+    fn servers(&self) -> Vec<Server> {
+        Vec::new()
+    }
+}
+
+/// The kind of an identity.
+pub fn kind(spec: &IdentitySpec) -> Box<dyn Kind + '_> {
+    match spec {
+        IdentitySpec::Pem(path) => Box::new(pem::PemFile(path)),
+        IdentitySpec::Tpm(path) => Box::new(tpm::TpmFile(path)),
+    }
+}
+
+/// The files that identities take.
+pub fn files<'a>(specs: impl IntoIterator<Item = &'a IdentitySpec>) -> Vec<PathBuf> {
+    let files = |spec| kind(spec).files().into_iter().map(Path::to_owned).collect::<Vec<_>>();
+    specs.into_iter().flat_map(files).collect()
+}
+
+/// Where this host keeps identities. Which kind each is, the configuration says; a file of another kind is refused, for it
+/// might open more than its place tells.
+pub fn places<'a>(specs: impl IntoIterator<Item = &'a IdentitySpec>) -> Result<Vec<Place>, SealError> {
+    let place = |spec| {
+        let kind = kind(spec);
+        kind.check()?;
+        Ok(kind.place())
+    };
+    specs.into_iter().map(place).collect()
+}
+
+/// Whether one of these needs this host's TPM.
+pub fn need_tpm<'a>(specs: impl IntoIterator<Item = &'a IdentitySpec>) -> bool {
+    specs.into_iter().any(|spec| kind(spec).needs_tpm())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_of_another_kind_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (pem, tss2) = (folder.path().join("pem"), folder.path().join("tss2"));
+        fs::write(&pem, OwnerKey::generate().unwrap().private_pem().unwrap().expose()).unwrap();
+        fs::write(&tss2, "-----BEGIN TSS2 PRIVATE KEY-----\n").unwrap();
+        let named = |path: &Path| (IdentitySpec::Pem(path.into()), IdentitySpec::Tpm(path.into()));
+        let told = |spec: IdentitySpec| {
+            let opened = kind(&spec).open(&TpmConfig::default()).err().unwrap();
+            let placed = places([&spec]).unwrap_err();
+            assert_eq!(opened.to_string(), placed.to_string());
+            placed.to_string()
+        };
+        let ((right, wrong), (plain, _)) = (named(&pem), named(&tss2));
+        assert!(kind(&right).open(&TpmConfig::default()).is_ok());
+        assert!(told(wrong).contains("without 'tpm:'"));
+        assert!(told(plain).contains(&format!("'tpm:{}'", tss2.display())));
+        // A file that is not there yet has no kind.
+        let (pem, tpm) = named(&folder.path().join("none"));
+        let opens: Vec<_> = places([&pem, &tpm]).unwrap().into_iter().map(|place| (place.what, place.opens)).collect();
+        assert_eq!(opens, [("private key".to_owned(), true), ("TPM key".to_owned(), false)]);
+    }
+}

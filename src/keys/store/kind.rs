@@ -1,0 +1,200 @@
+//! Kinds of stores: what the rest of the program has to know of one, beside how to read and write its keys.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+
+use super::{KINDS, KeyStore, StoreError};
+use crate::{
+    base::key::{Place, SecretBytes, StoreName},
+    config::{Config, ConfigError, Section, StoreConfig},
+};
+
+/// A kind of store, as one part of the configuration describes it.
+pub trait Kind {
+    /// The store; nothing is asked yet. `caller` is the token of a hook's caller.
+    fn open(
+        &self,
+        name: &StoreName,
+        config: &StoreConfig,
+        caller: Option<SecretBytes>,
+    ) -> Result<Box<dyn KeyStore>, StoreError>;
+    /// The kind in words for the user: "Swift", "the directory /srv/keys".
+    fn describe(&self) -> String;
+    /// The servers that it asks first: where it logs in, or else where it is. None: it needs no network.
+    fn servers(&self) -> Result<Vec<Server>, StoreError> {
+        Ok(Vec::new())
+    }
+    /// Whether it is reached over a network.
+    fn needs_network(&self) -> bool;
+    /// The files that logging in and trusting its servers take, for an initramfs.
+    fn files(&self) -> Result<Vec<PathBuf>, StoreError> {
+        Ok(Vec::new())
+    }
+    /// The files and directories that its configuration names and that opening a key needs.
+    fn paths(&self) -> Vec<&Path> {
+        Vec::new()
+    }
+    /// Where this host keeps what gives access to it.
+    fn places(&self) -> Vec<Place> {
+        Vec::new()
+    }
+    /// The directory of this host that has the keys.
+    fn directory(&self) -> Option<&Path> {
+        None
+    }
+    /// Whether it is used as the caller of a hook, where there is one.
+    fn takes_caller_token(&self) -> bool {
+        false
+    }
+    /// Whether it keeps keys unsealed, if no owner is configured.
+    fn may_keep_unsealed_keys(&self) -> bool {
+        false
+    }
+    /// Why nobody can be let in by access lists; `None` if [`Kind::make`] takes them.
+    fn no_access_lists(&self) -> Option<&'static str> {
+        None
+    }
+    /// Makes the place for container keys, or changes who may use it; `None` if it can have no container keys.
+    fn make(&self, _: &StoreName, _: &StoreConfig, _: &Access<'_>) -> Option<Result<(), StoreError>> {
+        None
+    }
+    /// What it says of itself; `None` if it can have no container keys.
+    fn facts(&self, _: &StoreName, _: &StoreConfig) -> Option<Result<Facts, StoreError>> {
+        None
+    }
+}
+
+/// Who may use a container besides its account's operators; Swift's ACL elements: `PROJECT:USER`.
+pub struct Access<'a> {
+    /// They may fetch (and list) keys.
+    pub readers: &'a [String],
+    /// They may create and delete keys.
+    pub writers: &'a [String],
+}
+
+/// What a store says of itself.
+#[derive(Debug, Serialize)]
+pub struct Facts {
+    /// Facts of its kind, for programs.
+    #[serde(flatten)]
+    pub own: serde_json::Map<String, serde_json::Value>,
+    /// The same, for people: each with its name.
+    #[serde(skip)]
+    pub lines: Vec<(&'static str, String)>,
+    /// Number of the current container key.
+    pub epoch: Option<serde_json::Value>,
+    /// Its fingerprint.
+    pub fingerprint: Option<String>,
+    /// Keys are being sealed anew.
+    pub rotating: bool,
+}
+
+/// A server that a store asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Its name or address, without port and brackets.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+}
+
+impl Server {
+    /// Its address, if that is known without asking anybody.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.host.parse().ok()
+    }
+}
+
+/// How a kind reads its part of the configuration.
+pub(super) type Parse = fn(&Section) -> Result<Box<dyn Kind>, ConfigError>;
+
+/// The kind of store that a part of the configuration describes.
+pub fn kind(config: &StoreConfig) -> Result<Box<dyn Kind>, ConfigError> {
+    let section = &config.section;
+    match KINDS.iter().find(|(name, _)| *name == section.kind) {
+        Some((_, parse)) => parse(section),
+        None => Err(section.unknown_kind(&KINDS.iter().map(|(name, _)| *name).collect::<Vec<_>>())),
+    }
+}
+
+/// Refuses a configuration that a kind of store does not understand, or that does not say whom keys are sealed to.
+pub fn check(config: &Config) -> Result<(), ConfigError> {
+    for (name, store) in &config.stores {
+        let (kind, sealing) = (kind(store)?, &store.sealing);
+        // Where sealed or not is a choice: sealed, the choice of escrow has to be made.
+        let sealed = sealing.owner.is_some() || !kind.may_keep_unsealed_keys();
+        if sealed && sealing.owner.is_none() {
+            return Err(ConfigError::Owner { name: name.clone(), path: config.path.clone() });
+        }
+        if sealed && sealing.escrow.is_some() == sealing.no_escrow {
+            return Err(ConfigError::Escrow { name: name.clone(), path: config.path.clone() });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::base::chain::chain;
+
+    fn checked(text: &str) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        fs::write(&path, text).unwrap();
+        let config = Config::read(&path)?;
+        check(&config)?;
+        Ok(config)
+    }
+
+    #[test]
+    fn a_kind_resolves_its_paths_beside_the_configuration() {
+        let sealing = "owner = 'o.pem'\nno_escrow = true\n";
+        let config = checked(&format!(
+            "[stores.a]\ntype = 'directory'\npath = 'keys'\n{sealing}\
+             [stores.b]\ntype = 'swift'\nclouds = 'clouds.yaml'\nsecret = '/run/secret'\n{sealing}"
+        ))
+        .unwrap();
+        let beside = |name: &str| config.path.with_file_name(name);
+        let of = |name: &str| kind(config.store(&name.parse().unwrap()).unwrap()).unwrap();
+        assert_eq!(of("a").directory(), Some(&*beside("keys")));
+        assert_eq!(of("a").paths(), [beside("keys")]);
+        assert_eq!(of("b").paths(), [beside("clouds.yaml"), "/run/secret".into()]);
+        assert!(of("b").needs_network() && !of("a").needs_network());
+    }
+
+    #[test]
+    fn insists_on_escrow_or_its_refusal() {
+        let store = "[stores.cinder]\ntype = 'directory'\npath = 'k'\nowner = 'o.pem'\n";
+        assert!(matches!(checked(store), Err(ConfigError::Escrow { .. })));
+        assert!(checked(&format!("{store}no_escrow = true\n")).is_ok());
+        assert!(matches!(
+            checked(&format!("{store}no_escrow = true\nescrow = 'e'\n")),
+            Err(ConfigError::Escrow { .. })
+        ));
+        assert!(matches!(checked(&store.replace("owner = 'o.pem'", "")), Err(ConfigError::Owner { .. })));
+        assert!(checked("[stores.b]\ntype = 'barbican'\n").is_ok());
+    }
+
+    #[test]
+    fn names_the_store_and_the_member_that_it_does_not_know() {
+        let cases = [
+            ("type = 'directory'\npath = 'k'\ncloud = 'c'\n", "unknown field `cloud`"),
+            ("type = 'directory'\n", "missing field `path`"),
+            ("type = 'swift'\nclod = 'c'\n", "unknown field `clod`"),
+            ("type = 'barbican'\ncontainer = 'c'\n", "unknown field `container`"),
+            ("type = 'cloud'\n", "expected one of `directory`, `swift`, `barbican`"),
+        ];
+        for (text, told) in cases {
+            let error = checked(&format!("[stores.cinder]\n{text}")).map(drop).unwrap_err();
+            let error = chain(&error);
+            assert!(error.contains("store 'cinder'") && error.contains(told), "{text}: {error}");
+        }
+    }
+}
