@@ -1,8 +1,10 @@
 //! The types that every floor speaks. Nothing here reaches a store, a device or a network.
 
 pub mod address;
+pub mod advice;
 pub mod chain;
 pub mod clock;
+pub mod exit;
 pub mod hex;
 pub mod key;
 pub mod mapping_name;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args};
 use serde_json::json;
 
-use super::{Global, SeparationOptions, failure, output};
+use super::{Global, SeparationOptions, output};
 use crate::{
     base::{
         key::{KeyReference, KeySize},
@@ -16,6 +16,7 @@ use crate::{
     verbs::{
         attach::{self, Options, Request},
         error::Error,
+        explain,
     },
     volumes::{
         backend::{BackendKind, ExportKind, ThisHost},
@@ -139,7 +140,7 @@ impl Attach {
         let wanted = self.wanted(global);
         let device = wanted.as_ref().map_or_else(|_| self.device.clone(), |(_, wanted)| Some(wanted.device.clone()));
         let mapping = wanted.and_then(|(config, wanted)| attach::attach(&config, &ThisHost, self.request(&wanted)));
-        failure::note("attach", device.as_deref(), self.volume.as_ref().or(self.name.as_ref()), mapping.as_ref());
+        explain::note("attach", device.as_deref(), self.volume.as_ref().or(self.name.as_ref()), mapping.as_ref());
         let mapping = mapping?;
         if mapping.already_active {
             let device = device.unwrap_or_default();

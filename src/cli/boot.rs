@@ -8,12 +8,13 @@ use std::{
 
 use clap::Args;
 
-use super::{Global, exit_code};
+use super::Global;
 use crate::{
     config::crypttab,
     verbs::{
-        boot::{self, BootError, image},
+        boot::{self, BootError, Reports, image},
         error::Error,
+        failure,
     },
 };
 
@@ -43,7 +44,12 @@ pub struct Boot {
 }
 
 impl Boot {
-    pub(super) fn run(&self, global: &Global) -> Result<ExitCode, Error> {
+    /// Whether this is a boot, and not a question about one.
+    pub(super) fn is_boot(&self) -> bool {
+        !(self.needs_network || self.image_parts || self.finish)
+    }
+
+    pub(super) fn run(&self, global: &Global, reports: Reports) -> Result<ExitCode, Error> {
         let config = global.config()?;
         let read = |path: &PathBuf| crypttab::text(path).map_err(Error::io(format!("read {}", path.display())));
         let crypttab = self.crypttab.as_ref().map(read).transpose()?;
@@ -63,9 +69,9 @@ impl Boot {
         if self.finish {
             return boot::finish(&config).map(|()| ExitCode::SUCCESS);
         }
-        match boot::boot(config, crypttab) {
+        match boot::boot(config, crypttab, reports) {
             // It has been told, volume by volume.
-            Err(error @ Error::Boot(BootError::Unfinished(_))) => Ok(ExitCode::from(exit_code(&error))),
+            Err(error @ Error::Boot(BootError::Unfinished(_))) => Ok(failure::exit(&error).into()),
             booted => booted.map(|()| ExitCode::SUCCESS),
         }
     }

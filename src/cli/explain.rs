@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::Args;
 
-use super::{Global, failure::Told, output};
+use super::{Global, output};
 use crate::{
     base::clock::date,
     verbs::{
@@ -30,7 +30,7 @@ pub struct Explain {
 
 impl Explain {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
-        let mut failures: Vec<LastFailure<Told>> =
+        let mut failures: Vec<LastFailure> =
             explain::all(Path::new(FOLDER)).map_err(Error::io(format!("read {FOLDER}")))?;
         if let Some(about) = &self.about {
             failures.retain(|failure| explain::is_about(failure, about));
@@ -43,7 +43,7 @@ impl Explain {
     }
 }
 
-fn text(failure: &LastFailure<Told>) -> String {
+fn text(failure: &LastFailure) -> String {
     let LastFailure { time, action, device, name, told } = failure;
     let name = name.as_ref().map(|name| format!(" as '{name}'")).unwrap_or_default();
     let code = told.exit_code;

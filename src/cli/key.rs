@@ -11,7 +11,7 @@ use clap::{ArgGroup, Args, Subcommand};
 use nix::sys::socket::{UnixAddr, getpeername};
 use serde_json::{Value, json};
 
-use super::{Global, SeparationOptions, attach::Plain, failure, output};
+use super::{Global, SeparationOptions, attach::Plain, output};
 use crate::{
     base::{
         chain::printable,
@@ -29,6 +29,7 @@ use crate::{
     },
     verbs::{
         error::Error,
+        explain,
         import::{self, Request},
         passphrase,
     },
@@ -293,7 +294,7 @@ fn released(
     name: Option<MappingName>,
 ) -> Result<SecretBytes, Error> {
     let passphrase = passphrase::release(config, passphrase::Request { device, header, key });
-    failure::note("release the passphrase of", Some(device), name.as_ref(), passphrase.as_ref());
+    explain::note("release the passphrase of", Some(device), name.as_ref(), passphrase.as_ref());
     passphrase
 }
 

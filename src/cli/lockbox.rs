@@ -15,7 +15,7 @@ use crate::{
         audit::{self, Event},
         case::{Asked, Case, Circumstances},
         container::{Container, Use},
-        lockbox::{self, EntryStatus, Lockbox, LockboxError, Opening, Source, State, Status as Known},
+        lockbox::{self, EntryStatus, Lockbox, LockboxError, LockboxKeyFrom, Opening, State, Status as Known},
     },
     verbs::error::Error,
     volumes::header,
@@ -120,8 +120,8 @@ fn said(lockbox: &Lockbox, opening: &Opening) -> String {
     let first = if opening.already_open { "is open already" } else { "is open" };
     let mut lines = vec![format!("the lockbox of '{host}' {first}"), format!("  fingerprint  {}", opening.fingerprint)];
     lines.push(match opening.from {
-        Some(Source::Store) => "  admitted     yes, the store has its lockbox key".to_owned(),
-        Some(Source::Copy) => "  admitted     not known; it was opened from the copy on this host".to_owned(),
+        Some(LockboxKeyFrom::Store) => "  admitted     yes, the store has its lockbox key".to_owned(),
+        Some(LockboxKeyFrom::Copy) => "  admitted     not known; it was opened from the copy on this host".to_owned(),
         None => "  admitted     not known; the store cannot be reached".to_owned(),
     });
     lines.push(format!("  key kept in  {}", opening.kept));

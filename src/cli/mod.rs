@@ -30,7 +30,6 @@ use std::{
     process::{self, ExitCode},
 };
 
-pub(crate) use failure::{exit_code, next_step, note};
 pub use hook::{attach_request, stored_object};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -38,21 +37,25 @@ use nix::sys::resource::{Resource, setrlimit};
 use tracing_subscriber::{
     Layer,
     filter::{LevelFilter, Targets},
-    fmt,
+    fmt::{self, format::debug_fn},
     layer::SubscriberExt,
     util::SubscriberInitExt,
 };
 
 use crate::{
+    base::exit::Exit,
     config::{self, Config, ConfigError, SeparationPolicy},
     keys::tpm,
-    verbs::{boot::Console, error::Error},
+    verbs::{
+        boot::{self as boots, Reports},
+        error::Error,
+    },
     volumes::backend::userspace,
 };
 
 /// Attach encrypted block devices, with the key on another device.
 #[derive(Parser)]
-#[command(name = "cryptattach", version, max_term_width = 100, after_help = failure::EXIT_CODES, disable_help_subcommand = true)]
+#[command(name = "cryptattach", version, max_term_width = 100, after_help = failure::after_help(), disable_help_subcommand = true)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -147,7 +150,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { failure::USAGE } else { 0 });
+            return ExitCode::from(if error.use_stderr() { Exit::Usage.into() } else { 0 });
         }
     };
     if let Verb::UserspaceWorker = cli.verb {
@@ -155,10 +158,12 @@ pub fn main() -> ExitCode {
     }
     // A boot's lines go into its record, too.
     let colours = io::stderr().is_terminal() && !matches!(cli.verb, Verb::Boot(_));
-    log(cli.global.verbose, colours);
-    run(&cli).unwrap_or_else(|error| {
+    let reports = Reports::default();
+    let boot = matches!(&cli.verb, Verb::Boot(boot) if boot.is_boot()).then(|| reports.log());
+    log(cli.global.verbose, colours, boot);
+    run(&cli, reports).unwrap_or_else(|error| {
         failure::print(&error, cli.global.json);
-        ExitCode::from(failure::exit_code(&error))
+        crate::verbs::failure::exit(&error).into()
     })
 }
 
@@ -168,14 +173,14 @@ fn end_on_panic() {
     let tell = panic::take_hook();
     panic::set_hook(Box::new(move |defect| {
         tell(defect);
-        process::exit(failure::INTERNAL.into());
+        process::exit(u8::from(Exit::Internal).into());
     }));
 }
 
-fn run(cli: &Cli) -> Result<ExitCode, Error> {
+fn run(cli: &Cli, reports: Reports) -> Result<ExitCode, Error> {
     let global = &cli.global;
     match &cli.verb {
-        Verb::Boot(boot) => return boot.run(global),
+        Verb::Boot(boot) => return boot.run(global, reports),
         Verb::Init(init) => init.run(global),
         Verb::Format(format) => format.run(global),
         Verb::Attach(attach) => attach.run(global),
@@ -209,14 +214,19 @@ fn keep_out_of_core_dumps() {
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
 }
 
-fn log(verbose: u8, colours: bool) {
+/// Logs to standard error, or to the boot that runs in this process.
+fn log(verbose: u8, colours: bool, boot: Option<boots::Log>) {
     let level = match verbose {
         0 => LevelFilter::WARN,
         1 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
     let lines = fmt::layer()
-        .with_writer(Console::default)
+        .with_writer(io::stderr)
+        .fmt_fields(debug_fn(|out, field, value| match field.name() {
+            "message" => write!(out, "{value:?}"),
+            _ => Ok(()),
+        }))
         // It would panic over a line that cannot be written.
         .log_internal_errors(false)
         .without_time()
@@ -224,12 +234,17 @@ fn log(verbose: u8, colours: bool) {
         .with_ansi(colours);
     // Ours only: what the HTTP libraries have to say is long, and not ours to vouch for.
     let ours = Targets::new().with_target(env!("CARGO_CRATE_NAME"), level);
-    let _ = tracing_subscriber::registry().with(lines.with_filter(ours)).try_init();
+    let _ = match boot {
+        Some(boot) => tracing_subscriber::registry().with(boot.with_filter(ours)).try_init(),
+        None => tracing_subscriber::registry().with(lines.with_filter(ours)).try_init(),
+    };
 }
 
 #[cfg(test)]
 mod tests {
     use std::{env, process::Command, thread};
+
+    use crate::base::exit::Exit;
 
     /// This test again, in a process of its own, which the panic of a thread is to end.
     const ENDS: &str = "CRYPTATTACH_TEST_ENDS";
@@ -245,7 +260,7 @@ mod tests {
         let again =
             Command::new(env::current_exe().unwrap()).args(["--exact", name, "--nocapture"]).env(ENDS, "").output();
         let again = again.unwrap();
-        assert_eq!(again.status.code(), Some(super::failure::INTERNAL.into()));
+        assert_eq!(again.status.code(), Some(u8::from(Exit::Internal).into()));
         assert!(String::from_utf8_lossy(&again.stderr).contains("a defect"), "{again:?}");
     }
 }

@@ -1,6 +1,7 @@
 //! The configuration: which stores there are, who seals and opens, how strict the separation check is.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     env, fs, io,
     path::{Path, PathBuf},
@@ -9,7 +10,7 @@ use std::{
 use nix::unistd::geteuid;
 use serde::Deserialize;
 
-use crate::base::{key::StoreName, mapping_name::MappingName, plain_hash::PlainHash};
+use crate::base::{advice::Advice, exit::Exit, key::StoreName, mapping_name::MappingName, plain_hash::PlainHash};
 
 mod boot;
 pub mod crypttab;
@@ -30,7 +31,7 @@ pub use volumes::{Hotplug, VolumeConfig};
 pub const DEFAULT_PATH: &str = "/etc/cryptattach/cryptattach.toml";
 
 /// The configuration file.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The store for new keys when the command names none.
@@ -85,7 +86,7 @@ pub enum SeparationPolicy {
 }
 
 /// `[separation]`
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Separation {
     /// What *unproven* leads to.
@@ -112,7 +113,7 @@ pub enum SeparationLevel {
 }
 
 /// `[audit]`
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Audit {
     /// One JSON object per line and event.
@@ -233,6 +234,30 @@ pub enum ConfigError {
     /// `credential:NAME` outside a unit with credentials.
     #[error("{} names a credential, but CREDENTIALS_DIRECTORY is not set", .0.display())]
     NoCredentials(PathBuf),
+}
+
+impl Advice for ConfigError {
+    fn exit(&self) -> Exit {
+        Exit::Config
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Missing(_) => {
+                Some("'cryptattach init' makes one; --config or CRYPTATTACH_CONFIG names another".into())
+            }
+            Self::UnknownVolume { name, .. } => {
+                Some(format!("add it: [volumes.{name}] with device = \"UUID=...\" ('blkid' shows it)").into())
+            }
+            Self::Io { .. }
+            | Self::Malformed { .. }
+            | Self::UnknownStore { .. }
+            | Self::NoDefaultStore(_)
+            | Self::Owner { .. }
+            | Self::Escrow { .. }
+            | Self::NoCredentials(_) => None,
+        }
+    }
 }
 
 fn list(names: &[StoreName]) -> String {

@@ -8,7 +8,7 @@ use super::{Network, TpmConfig};
 use crate::{base::key::Place, keys::tpm::IdentityFile};
 
 /// `[stores.NAME]`: where the sealed keys are, whom they are sealed to, and what opens them.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "toml::Table")]
 pub struct StoreConfig {
     /// What kind of store it is, and where.
@@ -42,7 +42,7 @@ pub struct Sealing {
 }
 
 /// The part of `[stores.NAME]` that its `type` decides.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Location {
     /// One file per key in a directory.
@@ -69,7 +69,7 @@ pub struct CloudConfig {
 }
 
 /// `type = "swift"`
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SwiftConfig {
     /// The cloud.
@@ -88,7 +88,7 @@ pub struct SwiftConfig {
 }
 
 /// `type = "barbican"`
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BarbicanConfig {
     /// The cloud.

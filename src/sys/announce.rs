@@ -99,12 +99,11 @@ pub fn has_address() -> bool {
     })
 }
 
-/// The waits that are under way, for people to see.
-#[derive(Default)]
-pub struct Waits(Mutex<Vec<Wait>>);
+/// The waits that are under way, for people to see; each is for a volume, known by `V`.
+pub struct Waits<V>(Mutex<Vec<Wait<V>>>);
 
-struct Wait {
-    volume: usize,
+struct Wait<V> {
+    volume: V,
     what: String,
     since: Instant,
     /// How many of the announced ages were told.
@@ -114,9 +113,15 @@ struct Wait {
 /// A wait is reported at these ages, in seconds: often enough to show progress, too rarely to bury a prompt.
 const TOLD_AT: [u64; 6] = [1, 3, 10, 20, 40, 80];
 
-impl Waits {
+impl<V> Default for Waits<V> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<V: Copy + PartialEq> Waits<V> {
     /// Runs a wait of a volume, seen by people.
-    pub fn during<T>(&self, volume: usize, what: &str, wait: impl FnOnce() -> T) -> T {
+    pub fn during<T>(&self, volume: V, what: &str, wait: impl FnOnce() -> T) -> T {
         {
             let mut waits = self.lock();
             // Several may wait for one thing: it is told once, from the first on.
@@ -133,7 +138,7 @@ impl Waits {
     }
 
     /// What is to be told by `now` of the volumes that are still `pending`, each wait once: "a route to 10.0.2.100 (3 s)".
-    pub fn due(&self, now: Instant, pending: impl Fn(usize) -> bool) -> Vec<String> {
+    pub fn due(&self, now: Instant, pending: impl Fn(V) -> bool) -> Vec<String> {
         let mut lines = Vec::new();
         for wait in self.lock().iter_mut() {
             let age = now.saturating_duration_since(wait.since).as_secs();
@@ -149,17 +154,17 @@ impl Waits {
     }
 
     /// What a volume waits for, if it does.
-    pub fn of(&self, volume: usize) -> Option<String> {
+    pub fn of(&self, volume: V) -> Option<String> {
         self.lock().iter().find(|wait| wait.volume == volume).map(|wait| wait.what.clone())
     }
 
     /// When the next wait is to be told.
     pub fn next_due(&self) -> Option<Instant> {
-        let next = |wait: &Wait| TOLD_AT.get(wait.told).map(|at| wait.since + Duration::from_secs(*at));
+        let next = |wait: &Wait<V>| TOLD_AT.get(wait.told).map(|at| wait.since + Duration::from_secs(*at));
         self.lock().iter().filter_map(next).min()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Wait>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Wait<V>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use nix::sys::stat::{major, makedev, minor};
 use serde::{Serialize, Serializer};
 
-use super::sysfs::{Host, attribute, base_name, entries};
+use super::sysfs::{Sysfs, attribute, base_name, entries};
 
 /// The number of a device (`dev_t`), written `MAJOR:MINOR`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,8 +62,8 @@ pub(crate) struct BlockDevice {
 
 impl BlockDevice {
     /// The device with this number; `None` if sysfs shows none.
-    pub fn with_number(host: &Host, number: DeviceNumber) -> Option<Self> {
-        let directory = fs::canonicalize(host.at(&format!("sys/dev/block/{number}"))).ok()?;
+    pub fn with_number(sysfs: &Sysfs, number: DeviceNumber) -> Option<Self> {
+        let directory = fs::canonicalize(sysfs.at(&format!("sys/dev/block/{number}"))).ok()?;
         Some(Self { name: base_name(&directory), directory, number })
     }
 

@@ -1,6 +1,7 @@
 //! Devices as the kernel shows them: block devices and regular files that stand for one.
 
 use std::{
+    borrow::Cow,
     fs::{File, OpenOptions},
     io,
     os::{
@@ -11,6 +12,8 @@ use std::{
 };
 
 use nix::libc;
+
+use crate::base::{advice::Advice, exit::Exit};
 
 /// A block device, or a regular file with a volume in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +82,27 @@ pub enum DeviceError {
         #[source]
         source: io::Error,
     },
+}
+
+impl Advice for DeviceError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Missing(_) => Exit::Missing,
+            Self::WrongKind(_) | Self::TooSmall { .. } => Exit::Header,
+            Self::ReadOnly(_) | Self::Io { .. } => Exit::Io,
+            Self::Busy { .. } => Exit::Busy,
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        let step = match self {
+            Self::Missing(_) => "check the path ('lsblk' shows the block devices)",
+            Self::Busy { .. } => "unmount or detach it first",
+            Self::ReadOnly(_) => "it can be attached with --read-only, but not formatted",
+            Self::WrongKind(_) | Self::TooSmall { .. } | Self::Io { .. } => return None,
+        };
+        Some(step.into())
+    }
 }
 
 /// ": mounted on /srv, opened by fio (pid 412)", or nothing.

@@ -8,24 +8,28 @@
 //! that was root and gave that up still possesses what its inherited session keyring leads to, and that is root's user keyring
 //! if a session of root's was set up in the usual way.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use linux_keyutils::{Key, KeyError, KeyPermissionsBuilder, KeyRing, KeyRingIdentifier, Permission};
 use serde::Serialize;
 
-use crate::base::key::{SecretBytes, SecretMemoryError};
+use crate::base::{
+    advice::Advice,
+    exit::Exit,
+    key::{SecretBytes, SecretMemoryError},
+};
 
 /// Where the kernel keeps a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kept {
+pub enum KeyringKind {
     /// In the user keyring: until power-off.
     User,
     /// In the session keyring: until the session ends.
     Session,
 }
 
-impl fmt::Display for Kept {
+impl fmt::Display for KeyringKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::User => "the kernel's keyring of this user, until power-off",
@@ -53,17 +57,33 @@ pub enum KeyringError {
     Memory(#[from] SecretMemoryError),
 }
 
+impl Advice for KeyringError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Kernel { .. } => Exit::System,
+            Self::Memory(error) => error.exit(),
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Kernel { .. } => None,
+            Self::Memory(error) => error.next_step(),
+        }
+    }
+}
+
 /// Keeps a secret under a description, in place of the one that is there.
-pub fn put(description: &str, secret: &SecretBytes) -> Result<Kept, KeyringError> {
+pub fn put(description: &str, secret: &SecretBytes) -> Result<KeyringKind, KeyringError> {
     remove(description)?;
     // Made in this process's own keyring: only who possesses a key may close it, and a service of systemd's possesses nothing of
     // the user keyring (KeyringMode= in systemd.exec(5)).
     let own = KeyRing::from_special_id(KeyRingIdentifier::Process, true).map_err(failed("put a key into"))?;
     let key = own.add_key(description, secret.expose()).map_err(failed("put a key into"))?;
     let link = |kept| ring(kept)?.link_key(key).map(|()| kept);
-    let kept = link(Kept::User).or_else(|refused| {
+    let kept = link(KeyringKind::User).or_else(|refused| {
         tracing::debug!("the user keyring is unavailable: {refused}");
-        link(Kept::Session)
+        link(KeyringKind::Session)
     });
     // Without SETATTR: nobody widens the permissions again, not even its owner.
     let permissions = Permission::VIEW | Permission::READ | Permission::SEARCH;
@@ -81,7 +101,7 @@ pub fn put(description: &str, secret: &SecretBytes) -> Result<Kept, KeyringError
 
 /// The secret of that description and where it is kept; `None` if there is none. One of more than `most` bytes is not ours
 /// and is given as empty.
-pub fn get(description: &str, most: usize) -> Result<Option<(SecretBytes, Kept)>, KeyringError> {
+pub fn get(description: &str, most: usize) -> Result<Option<(SecretBytes, KeyringKind)>, KeyringError> {
     let Some((key, kept)) = find(description)? else { return Ok(None) };
     let mut secret = SecretBytes::zeroed(most)?;
     // The kernel says the length of the whole, even if that does not fit.
@@ -100,8 +120,8 @@ pub fn remove(description: &str) -> Result<bool, KeyringError> {
     Ok(found)
 }
 
-fn find(description: &str) -> Result<Option<(Key, Kept)>, KeyringError> {
-    for kept in [Kept::User, Kept::Session] {
+fn find(description: &str) -> Result<Option<(Key, KeyringKind)>, KeyringError> {
+    for kept in [KeyringKind::User, KeyringKind::Session] {
         match ring(kept).and_then(|ring| ring.search(description)) {
             Ok(key) => return Ok(Some((key, kept))),
             // Not ours to search: nothing of ours is in there.
@@ -118,10 +138,10 @@ fn find(description: &str) -> Result<Option<(Key, Kept)>, KeyringError> {
     Ok(None)
 }
 
-fn ring(kept: Kept) -> Result<KeyRing, KeyError> {
+fn ring(kept: KeyringKind) -> Result<KeyRing, KeyError> {
     let id = match kept {
-        Kept::User => KeyRingIdentifier::User,
-        Kept::Session => KeyRingIdentifier::Session,
+        KeyringKind::User => KeyRingIdentifier::User,
+        KeyringKind::Session => KeyRingIdentifier::Session,
     };
     KeyRing::from_special_id(id, false)
 }

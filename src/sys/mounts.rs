@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     block::{DeviceNumber, linked},
-    sysfs::{Host, Seen, attribute, base_name, entries},
+    sysfs::{Seen, Sysfs, attribute, base_name, entries},
 };
 
 /// One line of mountinfo.
@@ -45,8 +45,8 @@ impl Mount {
 }
 
 /// The mounts that a process sees; none if they cannot be read.
-pub(crate) fn seen_by(host: &Host, process: &str) -> Vec<Mount> {
-    fs::read(host.at(&format!("proc/{process}/mountinfo"))).map(|text| parse(&text)).unwrap_or_default()
+pub(crate) fn seen_by(sysfs: &Sysfs, process: &str) -> Vec<Mount> {
+    fs::read(sysfs.at(&format!("proc/{process}/mountinfo"))).map(|text| parse(&text)).unwrap_or_default()
 }
 
 /// The mount that a path is on: the one whose id the kernel told, else the longest mount point above the path, of equals
@@ -152,8 +152,8 @@ pub(crate) struct Btrfs {
 }
 
 /// The mounted btrfs that is on a device: sysfs knows all devices by its UUID, the mount only one of them by name.
-pub(crate) fn btrfs_with(host: &Host, device: DeviceNumber) -> Option<Btrfs> {
-    entries(&host.at("sys/fs/btrfs")).into_iter().find_map(|directory| {
+pub(crate) fn btrfs_with(sysfs: &Sysfs, device: DeviceNumber) -> Option<Btrfs> {
+    entries(&sysfs.at("sys/fs/btrfs")).into_iter().find_map(|directory| {
         let devices = linked(&directory.join("devices"));
         let is_missing = |info: &PathBuf| attribute(&info.join("missing")).as_deref() == Some("1");
         devices.contains(&device).then(|| Btrfs {

@@ -1,13 +1,17 @@
 //! What a host remembers of stores that it does not trust: small JSON files in the state directory.
 
 use std::{
+    borrow::Cow,
     fs, io,
     path::{Path, PathBuf},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::sys::durable::Folder;
+use crate::{
+    base::{advice::Advice, exit::Exit},
+    sys::durable::Folder,
+};
 
 /// The state directory cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +21,16 @@ pub struct StateError {
     path: PathBuf,
     #[source]
     source: io::Error,
+}
+
+impl Advice for StateError {
+    fn exit(&self) -> Exit {
+        Exit::Io
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        Some("check the state directory ('state' in the configuration)".into())
+    }
 }
 
 /// What is remembered; `None` if nothing is.

@@ -22,7 +22,7 @@ use super::block::DeviceNumber;
 use crate::sys::{durable::folder_of, loop_device::shown_file};
 
 /// Where the kernel's file systems are, and how to look at a path.
-pub(crate) struct Host {
+pub(crate) struct Sysfs {
     root: PathBuf,
     look: fn(&Path) -> io::Result<Seen>,
     addresses: fn() -> io::Result<Vec<IpAddr>>,
@@ -42,7 +42,7 @@ pub(crate) struct Seen {
     pub mount: Option<u64>,
 }
 
-impl Host {
+impl Sysfs {
     /// This host.
     pub fn this() -> Self {
         Self { root: PathBuf::from("/"), look, addresses, shows }

@@ -11,7 +11,7 @@ use std::{
 use crate::sys::{
     block::{BlockDevice, DeviceNumber},
     mounts::{self, Mount, decoded},
-    sysfs::{Host, Seen, attribute, base_name, entries},
+    sysfs::{Seen, Sysfs, attribute, base_name, entries},
 };
 
 /// Who uses the block device or file at `path`, each in words: "mounted on /srv", "opened by fio (pid 412)".
@@ -19,20 +19,20 @@ use crate::sys::{
 /// It says what this process may see, without itself; for all of it that must be root's. An empty list is no proof that
 /// nobody uses the device.
 pub fn of_path(path: &Path) -> Vec<String> {
-    of_path_on(&Host::this(), path)
+    of_path_on(&Sysfs::this(), path)
 }
 
-fn of_path_on(host: &Host, path: &Path) -> Vec<String> {
-    match host.look(path) {
-        Ok(Seen { block: Some(number), .. }) => of_device_on(host, number),
-        Ok(seen) => Used::File(seen.path).holders(host),
+fn of_path_on(sysfs: &Sysfs, path: &Path) -> Vec<String> {
+    match sysfs.look(path) {
+        Ok(Seen { block: Some(number), .. }) => of_device_on(sysfs, number),
+        Ok(seen) => Used::File(seen.path).holders(sysfs),
         Err(_) => Vec::new(),
     }
 }
 
-fn of_device_on(host: &Host, number: DeviceNumber) -> Vec<String> {
-    match BlockDevice::with_number(host, number) {
-        Some(device) => Used::Device(device).holders(host),
+fn of_device_on(sysfs: &Sysfs, number: DeviceNumber) -> Vec<String> {
+    match BlockDevice::with_number(sysfs, number) {
+        Some(device) => Used::Device(device).holders(sysfs),
         None => Vec::new(),
     }
 }
@@ -46,54 +46,55 @@ enum Used {
 }
 
 impl Used {
-    fn holders(&self, host: &Host) -> Vec<String> {
+    fn holders(&self, sysfs: &Sysfs) -> Vec<String> {
         let mut holders = BTreeSet::new();
-        holders.extend(self.as_swap(host));
-        holders.extend(self.loops(host));
+        holders.extend(self.as_swap(sysfs));
+        holders.extend(self.loops(sysfs));
         if let Self::Device(device) = self {
-            holders.extend(mounted(host, device));
-            holders.extend(stacked(host, device));
-            holders.extend(partitions(host, device));
+            holders.extend(mounted(sysfs, device));
+            holders.extend(stacked(sysfs, device));
+            holders.extend(partitions(sysfs, device));
         }
-        holders.extend(self.processes(host));
+        holders.extend(self.processes(sysfs));
         holders.into_iter().collect()
     }
 
     /// Whether a path that the kernel names is this.
-    fn is_at(&self, host: &Host, path: &Path) -> bool {
+    fn is_at(&self, sysfs: &Sysfs, path: &Path) -> bool {
         match self {
             Self::File(file) => file == path,
             // Not every path is looked at: a dead network file system would keep us waiting.
             Self::Device(device) => {
-                self.may_be_called(path) && host.look(path).is_ok_and(|seen| seen.block == Some(device.number))
+                self.may_be_called(path) && sysfs.look(path).is_ok_and(|seen| seen.block == Some(device.number))
             }
         }
     }
 
-    fn as_swap(&self, host: &Host) -> Option<String> {
-        let table = fs::read(host.at("proc/swaps")).unwrap_or_default();
+    fn as_swap(&self, sysfs: &Sysfs) -> Option<String> {
+        let table = fs::read(sysfs.at("proc/swaps")).unwrap_or_default();
         let mut lines = table.split(|byte| *byte == b'\n').skip(1);
         lines
             .any(|line| {
                 let path = line.split(u8::is_ascii_whitespace).next().unwrap_or_default();
-                !path.is_empty() && self.is_at(host, Path::new(&decoded(path)))
+                !path.is_empty() && self.is_at(sysfs, Path::new(&decoded(path)))
             })
             .then(|| "used as swap".to_owned())
     }
 
-    fn loops(&self, host: &Host) -> Vec<String> {
-        let devices = entries(&host.at("sys/block")).into_iter().filter(|device| base_name(device).starts_with("loop"));
+    fn loops(&self, sysfs: &Sysfs) -> Vec<String> {
+        let devices =
+            entries(&sysfs.at("sys/block")).into_iter().filter(|device| base_name(device).starts_with("loop"));
         devices
             .filter(|device| {
-                attribute(&device.join("loop/backing_file")).is_some_and(|path| self.is_at(host, Path::new(&path)))
+                attribute(&device.join("loop/backing_file")).is_some_and(|path| self.is_at(sysfs, Path::new(&path)))
             })
             .map(|device| format!("behind the loop device {}", base_name(&device)))
             .collect()
     }
 
-    fn processes(&self, host: &Host) -> Vec<String> {
+    fn processes(&self, sysfs: &Sysfs) -> Vec<String> {
         let own = process::id().to_string();
-        processes(host)
+        processes(sysfs)
             .into_iter()
             .filter(|process| base_name(process) != own && self.is_open_in(process))
             .map(|process| format!("opened by {}", named(&process)))
@@ -129,10 +130,10 @@ impl Used {
 }
 
 /// Where the device is mounted, in the mount namespaces of all processes.
-fn mounted(host: &Host, device: &BlockDevice) -> Vec<String> {
-    let own = mount_points(host, "self", device);
-    let elsewhere = one_process_for_each_mount_namespace(host).into_iter().flat_map(|process| {
-        let points = mount_points(host, &base_name(&process), device);
+fn mounted(sysfs: &Sysfs, device: &BlockDevice) -> Vec<String> {
+    let own = mount_points(sysfs, "self", device);
+    let elsewhere = one_process_for_each_mount_namespace(sysfs).into_iter().flat_map(|process| {
+        let points = mount_points(sysfs, &base_name(&process), device);
         points.into_iter().map(move |point| (point, named(&process))).collect::<Vec<_>>()
     });
     // Most services have a copy of the host's mounts; only what they alone have mounted is worth a word.
@@ -147,30 +148,30 @@ fn mounted(host: &Host, device: &BlockDevice) -> Vec<String> {
     holders
 }
 
-fn mount_points(host: &Host, process: &str, device: &BlockDevice) -> Vec<PathBuf> {
-    let mounts = mounts::seen_by(host, process);
-    mounts.into_iter().filter(|mount| is_on(host, mount, device)).map(|mount| mount.point).collect()
+fn mount_points(sysfs: &Sysfs, process: &str, device: &BlockDevice) -> Vec<PathBuf> {
+    let mounts = mounts::seen_by(sysfs, process);
+    mounts.into_iter().filter(|mount| is_on(sysfs, mount, device)).map(|mount| mount.point).collect()
 }
 
 /// Whether a mount is of this device. That of a btrfs has a number of its own and names one of its devices.
-fn is_on(host: &Host, mount: &Mount, device: &BlockDevice) -> bool {
+fn is_on(sysfs: &Sysfs, mount: &Mount, device: &BlockDevice) -> bool {
     if mount.kind != "btrfs" {
         return mount.number == device.number;
     }
-    let Some(source) = mounts::source_path(mount).and_then(|path| host.look(path).ok()?.block) else { return false };
-    mounts::btrfs_with(host, source).is_some_and(|btrfs| btrfs.devices.contains(&device.number))
+    let Some(source) = mounts::source_path(mount).and_then(|path| sysfs.look(path).ok()?.block) else { return false };
+    mounts::btrfs_with(sysfs, source).is_some_and(|btrfs| btrfs.devices.contains(&device.number))
 }
 
 /// A process of each mount namespace but our own.
-fn one_process_for_each_mount_namespace(host: &Host) -> Vec<PathBuf> {
+fn one_process_for_each_mount_namespace(sysfs: &Sysfs) -> Vec<PathBuf> {
     let namespace = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
-    let mut known: BTreeSet<_> = namespace(&host.at("proc/self")).into_iter().collect();
-    processes(host).into_iter().filter(|process| namespace(process).is_some_and(|ns| known.insert(ns))).collect()
+    let mut known: BTreeSet<_> = namespace(&sysfs.at("proc/self")).into_iter().collect();
+    processes(sysfs).into_iter().filter(|process| namespace(process).is_some_and(|ns| known.insert(ns))).collect()
 }
 
 /// Devices that are made of this one: mappings, RAID.
-fn stacked(host: &Host, device: &BlockDevice) -> Vec<String> {
-    let holders = device.holders().into_iter().filter_map(|number| BlockDevice::with_number(host, number));
+fn stacked(sysfs: &Sysfs, device: &BlockDevice) -> Vec<String> {
+    let holders = device.holders().into_iter().filter_map(|number| BlockDevice::with_number(sysfs, number));
     holders
         .map(|holder| match holder.attribute("dm/name") {
             Some(called) => format!("held by {} ({called})", holder.name),
@@ -179,19 +180,19 @@ fn stacked(host: &Host, device: &BlockDevice) -> Vec<String> {
         .collect()
 }
 
-fn partitions(host: &Host, device: &BlockDevice) -> Vec<String> {
-    let partitions = device.partitions().into_iter().filter_map(|number| BlockDevice::with_number(host, number));
+fn partitions(sysfs: &Sysfs, device: &BlockDevice) -> Vec<String> {
+    let partitions = device.partitions().into_iter().filter_map(|number| BlockDevice::with_number(sysfs, number));
     partitions
         .flat_map(|partition| {
             let name = partition.name.clone();
-            let holders = Used::Device(partition).holders(host);
+            let holders = Used::Device(partition).holders(sysfs);
             holders.into_iter().map(move |holder| format!("partition {name} {holder}"))
         })
         .collect()
 }
 
-fn processes(host: &Host) -> Vec<PathBuf> {
-    let mut all = entries(&host.at("proc"));
+fn processes(sysfs: &Sysfs) -> Vec<PathBuf> {
+    let mut all = entries(&sysfs.at("proc"));
     all.retain(|process| base_name(process).bytes().all(|byte| byte.is_ascii_digit()));
     all
 }
@@ -224,6 +225,6 @@ mod tests {
     #[test]
     fn what_does_not_exist_has_no_holders() {
         assert_eq!(of_path(Path::new("/does/not/exist")), [""; 0]);
-        assert_eq!(of_device_on(&Host::this(), DeviceNumber(0)), [""; 0]);
+        assert_eq!(of_device_on(&Sysfs::this(), DeviceNumber(0)), [""; 0]);
     }
 }

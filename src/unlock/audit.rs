@@ -3,6 +3,7 @@
 //! It holds names, times and verdicts; no secret ever reaches it.
 
 use std::{
+    borrow::Cow,
     fs::{self, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
@@ -11,7 +12,7 @@ use std::{
 
 use serde::{Serialize, Serializer};
 
-use crate::base::clock;
+use crate::base::{advice::Advice, clock, exit::Exit};
 
 /// What happened.
 #[derive(Debug, Default, Serialize)]
@@ -45,6 +46,16 @@ pub struct AuditError {
     path: PathBuf,
     #[source]
     source: io::Error,
+}
+
+impl Advice for AuditError {
+    fn exit(&self) -> Exit {
+        Exit::Io
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        None
+    }
 }
 
 /// What is no UTF-8 in a path is replaced, since JSON has no other text: a record with a wrong letter is better than none.

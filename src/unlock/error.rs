@@ -1,6 +1,6 @@
 //! What can go wrong between a volume and its key. Each variant keeps its cause.
 
-use std::path::PathBuf;
+use std::{borrow::Cow, path::PathBuf};
 
 use super::{
     audit::AuditError,
@@ -9,7 +9,9 @@ use super::{
 };
 use crate::{
     base::{
+        advice::Advice,
         chain::chain,
+        exit::Exit,
         key::{ContainerKeyId, HostName, KeyReference, SecretMemoryError, StoreName},
     },
     config::ConfigError,
@@ -155,5 +157,73 @@ pub enum Error {
 impl From<LockboxError> for Error {
     fn from(error: LockboxError) -> Self {
         Self::Lockbox(Box::new(error))
+    }
+}
+
+impl Advice for Error {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::NoReference(_) | Self::KeyTooWeak(_) => Exit::Usage,
+            Self::KeyUsed { .. } | Self::KeyUnproven(_) => Exit::InTheWay,
+            Self::Config(error) => error.exit(),
+            Self::Inventory(error) => error.exit(),
+            Self::Device(error) => error.exit(),
+            Self::Volume(error) => error.exit(),
+            Self::Store(error) => error.exit(),
+            Self::Mismatch { .. } => Exit::Header,
+            Self::Seal(error)
+            | Self::KeyRefused { source: error, .. }
+            | Self::ContainerKeyRefused { source: error, .. } => error.exit(),
+            Self::Tpm(error) => error.exit(),
+            Self::Memory(error) => error.exit(),
+            Self::Trust(error) => error.exit(),
+            Self::WhileClosed { .. } | Self::NoPassphrase(_) => Exit::KeyRefused,
+            Self::NoContainerKeys(_) | Self::NoContainerKey(_) | Self::NoOwner(_) => Exit::Config,
+            Self::Lockbox(error) => error.exit(),
+            Self::NeitherStoreNorLockbox { source, .. } => source.exit(),
+            Self::Unfinished { .. } => Exit::StoreUnavailable,
+            Self::ReadBack(_) => Exit::NoSealedKey,
+            Self::NotSeparate(refusal) => refusal.exit(),
+            Self::Audit(error) => error.exit(),
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::Config(error) => return error.next_step(),
+            Self::Inventory(error) => return error.next_step(),
+            Self::NoReference(_) => "name the key with --key STORE/KEY-ID ('cryptattach key list' shows them)".into(),
+            Self::Device(error) => return error.next_step(),
+            Self::Volume(error) => return error.next_step(),
+            Self::Mismatch { .. } => {
+                "do not use this volume until it is clear who changed its header; a backup of the header helps".into()
+            }
+            Self::Store(error) => return error.next_step(),
+            Self::Seal(error)
+            | Self::KeyRefused { source: error, .. }
+            | Self::ContainerKeyRefused { source: error, .. } => return error.next_step(),
+            Self::WhileClosed { .. } => "'cryptattach lockbox open' opens it".into(),
+            Self::KeyUsed { .. } => {
+                "check that this is the right device: the volume's data must be on another one. If its first attach was cut off, nothing is on it yet: make a new volume".into()
+            }
+            Self::KeyUnproven(_) => {
+                "check that this is the right device and that it should be blank; if castellan's own driver makes the keys in Barbican, which leaves no such proof, set format_with_unmarked_keys = true in [hooks] of the configuration: any blank device is then formatted that comes with such a key, even if its data are elsewhere"
+                    .into()
+            }
+            Self::KeyTooWeak(_) => "format the volume with cryptsetup".into(),
+            Self::NoOwner(_) => "name the store's owner and escrow in the configuration, or use another store".into(),
+            Self::NoContainerKey(name) => format!("'cryptattach container create {name}' makes its first one").into(),
+            Self::Lockbox(error) => return error.next_step(),
+            Self::NeitherStoreNorLockbox { source, .. } => return source.next_step(),
+            Self::Unfinished { container, .. } => {
+                format!("run 'cryptattach container rotate {container}' again").into()
+            }
+            Self::Trust(error) => return error.next_step(),
+            Self::Tpm(error) => return error.next_step(),
+            Self::NotSeparate(refusal) => return refusal.next_step(),
+            Self::Memory(error) => return error.next_step(),
+            Self::Audit(error) => return error.next_step(),
+            Self::NoContainerKeys(_) | Self::ReadBack(_) | Self::NoPassphrase(_) => return None,
+        })
     }
 }

@@ -1,9 +1,11 @@
-//! What can go wrong in a verb. Each variant keeps its cause; [`crate::cli`] adds the next step and the exit code.
+//! What can go wrong in a verb. Each variant keeps its cause; its [`Advice`] stands beside it.
 
-use std::path::PathBuf;
+use std::{borrow::Cow, path::PathBuf};
 
 use crate::{
     base::{
+        advice::Advice,
+        exit::Exit,
         key::{KeyReference, StoreName},
         mapping_name::{MappingName, ParseMappingNameError},
     },
@@ -87,6 +89,51 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl Advice for Error {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Unlock(error) => error.exit(),
+            Self::ConnectionInfo(error) => error.exit(),
+            Self::Boot(error) => error.exit(),
+            Self::Enrol(error) => error.exit(),
+            Self::Backend(error) => error.exit(),
+            Self::Name(error) => error.exit(),
+            Self::Usage(_) | Self::NoName(_) => Exit::Usage,
+            Self::UnknownToCrypttab(_) => Exit::Config,
+            Self::NoSuchKey { .. } => Exit::NoKey,
+            Self::NotAttached(_) => Exit::Missing,
+            Self::Io { .. } => Exit::Io,
+            Self::NotBlank { .. } | Self::Exists(_) | Self::StoreExists(_) => Exit::InTheWay,
+            Self::HalfFormatted { source, .. } => source.exit(),
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::Unlock(error) => return error.next_step(),
+            Self::ConnectionInfo(error) => return error.next_step(),
+            Self::Boot(error) => return error.next_step(),
+            Self::Enrol(error) => return error.next_step(),
+            Self::Backend(error) => return error.next_step(),
+            Self::Name(error) => return error.next_step(),
+            Self::NoName(_) => "give the mapping a name: cryptattach attach DEVICE NAME".into(),
+            Self::NotBlank { .. } => "check that this is the right device; --force overwrites what is there".into(),
+            Self::HalfFormatted { device, reference, .. } => format!(
+                "nothing was on {} before; format it again, and remove the unused key: cryptattach key delete {reference} --yes",
+                device.display()
+            )
+            .into(),
+            Self::NotAttached(_) => "'cryptattach list' shows what is".into(),
+            Self::NoSuchKey { .. }
+            | Self::UnknownToCrypttab(_)
+            | Self::Exists(_)
+            | Self::StoreExists(_)
+            | Self::Usage(_)
+            | Self::Io { .. } => return None,
+        })
+    }
 }
 
 impl<E> From<E> for Error

@@ -8,8 +8,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    base::mapping_name::MappingName,
+    base::{chain::chain, clock::now, exit::Exit, mapping_name::MappingName},
     sys::{state, systemd},
+    verbs::{
+        error::Error,
+        failure::{self, Failure},
+    },
 };
 
 /// Where they are. Its name begins with a dot, which no mapping's does.
@@ -17,7 +21,7 @@ pub const FOLDER: &str = "/run/cryptattach/.failed";
 
 /// A failure, as it was told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LastFailure<T> {
+pub struct LastFailure {
     /// Seconds since 1970-01-01 UTC.
     pub time: u64,
     /// "attach", "release".
@@ -27,11 +31,31 @@ pub struct LastFailure<T> {
     /// The mapping's name, if one was given.
     pub name: Option<MappingName>,
     /// What the user was told.
-    pub told: T,
+    pub told: Failure,
+}
+
+/// Keeps a failure for `cryptattach explain`, or forgets those of a volume that has unlocked.
+pub fn note<T>(action: &str, device: Option<&Path>, name: Option<&MappingName>, result: Result<T, &Error>) {
+    let folder = Path::new(FOLDER);
+    let noted = match result {
+        Ok(_) => forget(folder, device, name),
+        // A usage error says nothing about the volume, so it is not recorded.
+        Err(error) if failure::exit(error) == Exit::Usage => Ok(()),
+        Err(error) => {
+            let (device, name) = (device.map(Path::to_owned), name.cloned());
+            keep(
+                folder,
+                &LastFailure { time: now(), action: action.to_owned(), device, name, told: Failure::of(error) },
+            )
+        }
+    };
+    if let Err(error) = noted {
+        tracing::debug!("no note for 'explain': {}", chain(&error));
+    }
 }
 
 /// Keeps a failure in place of the device's last one.
-pub fn keep<T: Serialize>(folder: &Path, failure: &LastFailure<T>) -> io::Result<()> {
+pub fn keep(folder: &Path, failure: &LastFailure) -> io::Result<()> {
     state::put(&folder.join(file_name(failure)), &serde_json::to_vec(failure)?)
 }
 
@@ -40,7 +64,7 @@ pub fn forget(folder: &Path, device: Option<&Path>, name: Option<&MappingName>) 
     let words = device.and_then(Path::to_str).into_iter().chain(name.map(MappingName::as_str));
     let words: Vec<&str> = words.collect();
     // By its file, whatever that is called: the device may have been another, or none, when it was kept.
-    for (path, failure) in files::<serde_json::Value>(folder)? {
+    for (path, failure) in files(folder)? {
         if words.iter().any(|words| is_about(&failure, words)) {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -52,14 +76,14 @@ pub fn forget(folder: &Path, device: Option<&Path>, name: Option<&MappingName>) 
 }
 
 /// All that are kept, the latest first.
-pub fn all<T: for<'a> Deserialize<'a>>(folder: &Path) -> io::Result<Vec<LastFailure<T>>> {
+pub fn all(folder: &Path) -> io::Result<Vec<LastFailure>> {
     let mut failures: Vec<_> = files(folder)?.into_iter().map(|(_, failure)| failure).collect();
-    failures.sort_by_key(|failure: &LastFailure<T>| std::cmp::Reverse(failure.time));
+    failures.sort_by_key(|failure: &LastFailure| std::cmp::Reverse(failure.time));
     Ok(failures)
 }
 
 /// Each with its file.
-fn files<T: for<'a> Deserialize<'a>>(folder: &Path) -> io::Result<Vec<(PathBuf, LastFailure<T>)>> {
+fn files(folder: &Path) -> io::Result<Vec<(PathBuf, LastFailure)>> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
@@ -77,7 +101,7 @@ fn files<T: for<'a> Deserialize<'a>>(folder: &Path) -> io::Result<Vec<(PathBuf, 
 }
 
 /// Whether the words name this failure's device or mapping.
-pub fn is_about<T>(failure: &LastFailure<T>, words: &str) -> bool {
+pub fn is_about(failure: &LastFailure, words: &str) -> bool {
     failure.name.as_ref().is_some_and(|name| name.as_str() == words)
         || failure.device.as_deref().is_some_and(|device| resolved(device) == resolved(Path::new(words)))
 }
@@ -87,7 +111,7 @@ fn resolved(path: &Path) -> PathBuf {
 }
 
 /// One file per device, whichever of its names was used.
-fn file_name<T>(failure: &LastFailure<T>) -> String {
+fn file_name(failure: &LastFailure) -> String {
     let name = failure.name.as_ref().map(|name| Path::new("name").join(name.as_str()));
     let about = failure.device.as_deref().map(resolved).or(name).unwrap_or_default();
     format!("{}.json", systemd::escape_path(&about))
@@ -97,14 +121,14 @@ fn file_name<T>(failure: &LastFailure<T>) -> String {
 mod tests {
     use super::*;
 
-    fn failure(time: u64, device: &str, name: Option<&str>) -> LastFailure<String> {
+    fn failure(time: u64, device: &str, name: Option<&str>) -> LastFailure {
         let name = name.map(|name| name.parse().unwrap());
         LastFailure {
             time,
             action: "attach".to_owned(),
             device: Some(device.into()),
             name,
-            told: "no store".to_owned(),
+            told: Failure::of(&Error::Usage("no store".to_owned())),
         }
     }
 
@@ -112,7 +136,7 @@ mod tests {
     fn keeps_the_last_one_of_each_device_until_it_attaches() {
         let folder = tempfile::tempdir().unwrap();
         let folder = &folder.path().join("new");
-        assert_eq!(all::<String>(folder).unwrap(), []);
+        assert!(all(folder).unwrap().is_empty());
         for failure in
             [failure(1, "/dev/null", None), failure(3, "/dev/zero", Some("data")), failure(2, "/dev/null", None)]
         {
@@ -134,7 +158,7 @@ mod tests {
         keep(&notes, &failure(1, device.to_str().unwrap(), Some("data"))).unwrap();
         std::os::unix::fs::symlink("/dev/null", &device).unwrap();
         forget(&notes, Some(&device), None).unwrap();
-        assert_eq!(all::<String>(&notes).unwrap(), []);
+        assert!(all(&notes).unwrap().is_empty());
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod boot;
 pub mod detach;
 pub mod error;
 pub mod explain;
+pub mod failure;
 pub mod format;
 pub mod generator;
 pub mod hook;

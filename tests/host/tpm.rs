@@ -9,6 +9,8 @@ use std::{
 use base64ct::{Base64UrlUnpadded, Encoding};
 use cryptattach::{
     base::{
+        advice::Advice,
+        exit::Exit,
         key::{BoundContext, KeySize, SealedKey, SecretBytes, VolumeKey},
         pcr_set::PcrSet,
     },
@@ -558,7 +560,7 @@ fn a_file_that_says_another_policy_than_its_key_is_refused() {
     file.policy = host.literal("7");
     fs::write(&path, file.to_pem().unwrap()).unwrap();
     let refused = host.open(&sealed).unwrap_err();
-    assert!(refused.is_configuration(), "{refused}");
+    assert!(refused.exit() == Exit::Config, "{refused}");
     assert!(refused.to_string().contains("differs from the one in its file"), "{refused}");
 }
 

@@ -15,7 +15,7 @@ use crate::{
     },
     unlock::{
         container::{Container, Use},
-        enrol::{Administrator, Admitted, Answer, Document, Issued, Site, Trust, Vouched},
+        enrol::{Administrator, Admitted, Document, EnrolAnswer, Issued, Site, Trust, Vouched},
         lockbox,
     },
     verbs::error::Error,
@@ -162,7 +162,7 @@ impl Admit {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         let config = global.config()?;
         let administrator = Administrator::of(&config.state);
-        let admission = administrator.verify(&Answer::read(&self.answer)?)?;
+        let admission = administrator.verify(&EnrolAnswer::read(&self.answer)?)?;
         let host = admission.host().clone();
         let before = administrator.register().get(&host)?.filter(|known| known.removed.is_none());
         let stores = self.all_stores(before.as_ref());

@@ -4,6 +4,7 @@
 //! Environment variables are not read but for `OS_CLOUD` and `OS_CLIENT_CONFIG_FILE`: a secret has no business there.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     env, fs, io,
     path::{Path, PathBuf},
@@ -12,7 +13,10 @@ use std::{
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use crate::{base::key::SecretBytes, config::CloudConfig};
+use crate::{
+    base::{advice::Advice, exit::Exit, key::SecretBytes},
+    config::CloudConfig,
+};
 
 /// A cloud, ready to log in.
 pub struct Cloud {
@@ -116,6 +120,16 @@ pub enum CloudsError {
         /// "has no auth_url", ...
         what: String,
     },
+}
+
+impl Advice for CloudsError {
+    fn exit(&self) -> Exit {
+        Exit::Config
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        Some("check 'cloud', 'clouds' and 'secret' of the store in the configuration, and clouds.yaml".into())
+    }
 }
 
 #[derive(Deserialize)]

@@ -3,6 +3,7 @@
 //! Source: OpenStack Identity API v3, "Authentication and token management"; Swift's "Auth system", TempAuth.
 
 use std::{
+    borrow::Cow,
     fs,
     io::Write,
     sync::{Arc, Mutex, PoisonError},
@@ -17,10 +18,14 @@ use serde_json::{Value, json};
 
 use super::{
     clouds::{Cloud, CloudsError, Credentials, Named},
-    http::{self, Answer, Http, HttpError, Request},
+    http::{self, Http, HttpAnswer, HttpError, Request},
 };
 use crate::{
-    base::key::{SecretBytes, SecretMemoryError},
+    base::{
+        advice::Advice,
+        exit::Exit,
+        key::{SecretBytes, SecretMemoryError},
+    },
     config::{CloudConfig, Network},
 };
 
@@ -87,6 +92,34 @@ pub enum AuthError {
     Memory(#[from] SecretMemoryError),
 }
 
+impl Advice for AuthError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Clouds(error) => error.exit(),
+            Self::NoEndpoint { .. } => Exit::Config,
+            Self::Http(error) => error.exit(),
+            Self::Refused { .. } | Self::CallerToken(_) => Exit::PermissionDenied,
+            Self::Answer { .. } => Exit::StoreUnavailable,
+            Self::Memory(error) => error.exit(),
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        let step = match self {
+            Self::Http(error) => return error.next_step(),
+            Self::Clouds(error) => return error.next_step(),
+            Self::Refused { .. } => "check user, project and secret in clouds.yaml, and this host's clock",
+            Self::CallerToken(_) => "repeat the request with a new token",
+            Self::NoEndpoint { .. } => {
+                "check 'region_name' and 'interface' in clouds.yaml, or name the service's 'urls' in the configuration"
+            }
+            Self::Answer { .. } => "check auth_url in clouds.yaml",
+            Self::Memory(error) => return error.next_step(),
+        };
+        Some(step.into())
+    }
+}
+
 impl From<HttpError> for AuthError {
     fn from(error: HttpError) -> Self {
         Self::Http(Box::new(error))
@@ -144,7 +177,7 @@ impl Session {
     }
 
     /// Sends what `build` makes for the service's URLs, with a token; once more with a new one if that is refused.
-    pub fn send(&self, build: impl Fn(&[Url]) -> Request) -> Result<Answer, SendError> {
+    pub fn send(&self, build: impl Fn(&[Url]) -> Request) -> Result<HttpAnswer, SendError> {
         let send = |token: &Token| {
             let mut request = build(&token.urls);
             request.headers.insert("x-auth-token", token.value.clone());
@@ -164,7 +197,7 @@ impl Session {
     }
 
     /// Sends requests that need no token, all at once.
-    pub fn send_all_without_token(&self, requests: &[Request]) -> Vec<Result<Answer, HttpError>> {
+    pub fn send_all_without_token(&self, requests: &[Request]) -> Vec<Result<HttpAnswer, HttpError>> {
         self.http.send_all(requests)
     }
 
@@ -270,7 +303,7 @@ impl Session {
         Ok(Token { value, urls })
     }
 
-    fn ask(&self, request: &Request) -> Result<Answer, AuthError> {
+    fn ask(&self, request: &Request) -> Result<HttpAnswer, AuthError> {
         accepted(self.http.send(request)?)
     }
 
@@ -310,6 +343,22 @@ pub enum SendError {
     /// There is no answer.
     #[error(transparent)]
     Http(#[from] HttpError),
+}
+
+impl Advice for SendError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Auth(error) => error.exit(),
+            Self::Http(error) => error.exit(),
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Auth(error) => error.next_step(),
+            Self::Http(error) => error.next_step(),
+        }
+    }
 }
 
 /// Stands for a secret in JSON until it is filled in.
@@ -352,7 +401,7 @@ fn header(secret: &SecretBytes, url: &str) -> Result<HeaderValue, AuthError> {
     Ok(value)
 }
 
-fn accepted(answer: Answer) -> Result<Answer, AuthError> {
+fn accepted(answer: HttpAnswer) -> Result<HttpAnswer, AuthError> {
     if answer.status.is_success() {
         return Ok(answer);
     }
@@ -360,7 +409,7 @@ fn accepted(answer: Answer) -> Result<Answer, AuthError> {
     Err(AuthError::Refused { url: answer.url, status: answer.status, why })
 }
 
-fn parse<'a, T: Deserialize<'a>>(answer: &'a Answer) -> Result<T, AuthError> {
+fn parse<'a, T: Deserialize<'a>>(answer: &'a HttpAnswer) -> Result<T, AuthError> {
     serde_json::from_slice(answer.body.expose()).map_err(|error| wrong(&answer.url, &format!("{:?}", error.classify())))
 }
 

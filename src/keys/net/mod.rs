@@ -5,5 +5,5 @@ pub(crate) mod http;
 pub(crate) mod keystone;
 
 pub use clouds::{Cloud, CloudsError, Credentials, Named};
-pub use http::{HttpError, TRYING_AGAIN, reason_in};
+pub use http::{HttpError, reason_in};
 pub use keystone::{AuthError, SendError};

@@ -44,7 +44,7 @@ mod payload;
 mod rsa_oaep;
 mod tpm;
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{borrow::Cow, collections::BTreeSet, path::PathBuf};
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use openssl::error::ErrorStack;
@@ -60,9 +60,13 @@ pub use payload::{Content, Payload};
 pub use tpm::TpmIdentity;
 
 use crate::{
-    base::key::{
-        BoundContext, JoseHeader, JweRecipient, KeyId, MalformedSealedKey, SealedKey, SecretBytes, SecretMemoryError,
-        StoreName,
+    base::{
+        advice::Advice,
+        exit::Exit,
+        key::{
+            BoundContext, JoseHeader, JweRecipient, KeyId, MalformedSealedKey, SealedKey, SecretBytes,
+            SecretMemoryError, StoreName,
+        },
     },
     config::TpmConfig,
     keys::tpm::{IdentityFile, TpmError},
@@ -363,31 +367,35 @@ pub enum SealError {
     Tpm(#[from] TpmError),
 }
 
-impl SealError {
-    /// Whether a file that the configuration names is at fault, not a sealed key.
-    pub fn is_configuration(&self) -> bool {
+impl Advice for SealError {
+    fn exit(&self) -> Exit {
         match self {
-            Self::Tpm(error) => error.is_configuration(),
-            _ => matches!(self, Self::Read { .. } | Self::KeyFile { .. }),
+            Self::Read { .. } | Self::KeyFile { .. } => Exit::Config,
+            Self::Malformed(_)
+            | Self::Unsupported(_)
+            | Self::Other { .. }
+            | Self::NotForUs { .. }
+            | Self::Tampered
+            | Self::Payload(_)
+            | Self::Crypto(_) => Exit::KeyRefused,
+            Self::Memory(error) => error.exit(),
+            Self::Tpm(error) => error.exit(),
         }
     }
 
-    /// What the user can do about it.
-    pub fn next_step(&self) -> Option<String> {
-        Some(match self {
-            Self::Read { .. } | Self::KeyFile { .. } => {
-                "check owner, escrow and identities in the configuration".into()
-            }
-            Self::NotForUs { .. } => {
-                "add the private key to the store's identities; the escrow key opens it, too".into()
-            }
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        let step = match self {
+            Self::Read { .. } | Self::KeyFile { .. } => "check owner, escrow and identities in the configuration",
+            Self::NotForUs { .. } => "add the private key to the store's identities; the escrow key opens it, too",
             Self::Tampered | Self::Malformed(_) | Self::Payload(_) => {
-                "restore this key from a replica or backup of the key store".to_owned()
+                "restore this key from a replica or backup of the key store"
             }
-            Self::Other { .. } => "check the reference; the store may have mixed up keys, or may lie".to_owned(),
+            Self::Other { .. } => "check the reference; the store may have mixed up keys, or may lie",
             Self::Tpm(error) => return error.next_step(),
-            Self::Unsupported(_) | Self::Crypto(_) | Self::Memory(_) => return None,
-        })
+            Self::Unsupported(_) | Self::Crypto(_) => return None,
+            Self::Memory(error) => return error.next_step(),
+        };
+        Some(step.into())
     }
 }
 

@@ -36,7 +36,7 @@ pub struct Directory {
 /// The content of `container.json`.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Container {
+struct DirectoryState {
     epoch: Epoch,
     fingerprint: String,
     rotating: bool,
@@ -180,7 +180,7 @@ impl Directory {
         Ok(names)
     }
 
-    fn container(&self) -> Result<Option<Container>, StoreError> {
+    fn container(&self) -> Result<Option<DirectoryState>, StoreError> {
         let path = self.path()?.join(CONTAINER);
         match read_bounded(&path) {
             Ok(bytes) => {
@@ -239,14 +239,14 @@ impl KeyStore for Directory {
 
 impl ContainerKeys for Directory {
     fn current(&self) -> Result<Option<Current>, StoreError> {
-        Ok(self.container()?.map(|Container { epoch, rotating, .. }| Current { epoch, rotating }))
+        Ok(self.container()?.map(|DirectoryState { epoch, rotating, .. }| Current { epoch, rotating }))
     }
 
     fn set_current(&self, current: &Current, fingerprint: &str) -> Result<(), StoreError> {
         let Current { epoch, rotating } = *current;
         let path = self.path()?.join(CONTAINER);
         let write = || {
-            let json = serde_json::to_vec(&Container { epoch, fingerprint: fingerprint.to_owned(), rotating })?;
+            let json = serde_json::to_vec(&DirectoryState { epoch, fingerprint: fingerprint.to_owned(), rotating })?;
             Folder::lock(&self.path)?.replace(CONTAINER, &json)
         };
         write().map_err(io_error("write", &path))

@@ -3,7 +3,7 @@
 //! A store is not trusted: it keeps only sealed keys, and what it answers is checked against what was asked. The one
 //! exception is Barbican with keys that other programs put there: those it keeps, and gives out, unsealed.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{borrow::Cow, net::IpAddr, path::PathBuf};
 
 mod barbican;
 mod directory;
@@ -16,9 +16,13 @@ pub use directory::{Directory, DirectoryFacts};
 pub use swift::{Access, ContainerFacts, MalformedEndpoints, Swift, parse_endpoints};
 
 use crate::{
-    base::key::{
-        Epoch, HostName, KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, Place, Ring, SealedKey, SecretBytes,
-        SecretMemoryError, StoreName,
+    base::{
+        advice::Advice,
+        exit::Exit,
+        key::{
+            Epoch, HostName, KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, Place, Ring, SealedKey,
+            SecretBytes, SecretMemoryError, StoreName,
+        },
     },
     config::{BarbicanConfig, Location, StoreConfig, SwiftConfig},
     keys::net::{
@@ -307,4 +311,43 @@ pub enum StoreError {
     /// No memory for a secret.
     #[error(transparent)]
     Memory(#[from] SecretMemoryError),
+}
+
+impl Advice for StoreError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::NotFound { .. } => Exit::NoKey,
+            Self::Exists { .. } | Self::Outdated { .. } => Exit::InTheWay,
+            Self::Malformed { .. } => Exit::NoSealedKey,
+            Self::Denied { .. } => Exit::PermissionDenied,
+            Self::NoContainer { .. } => Exit::Config,
+            Self::Auth(error) => error.exit(),
+            Self::Unreachable { source, .. } => source.exit(),
+            Self::Io { .. } | Self::Answer { .. } => Exit::StoreUnavailable,
+            Self::Memory(error) => error.exit(),
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        let step = match self {
+            Self::NotFound { .. } => {
+                "check the store in the configuration; an escrow copy of the key may exist in a backup"
+            }
+            Self::Malformed { .. } => "restore this key from a replica or backup of the key store",
+            Self::Io { .. } => "check that the key store's device is there, mounted, and has room",
+            Self::Denied { .. } => {
+                "check whom the store's configuration logs in as, and the container's access lists ('cryptattach container show')"
+            }
+            Self::NoContainer { .. } => {
+                "'cryptattach container create' makes one; check 'container' and 'cloud' in the configuration"
+            }
+            Self::Auth(error) => return error.next_step(),
+            Self::Unreachable { source, .. } => return source.next_step(),
+            Self::Answer { .. } => "the store's own log says more; -v shows every request",
+            Self::Outdated { .. } => "run it again: it starts from what is stored now",
+            Self::Exists { .. } => return None,
+            Self::Memory(error) => return error.next_step(),
+        };
+        Some(step.into())
+    }
 }

@@ -7,7 +7,7 @@ use tss_esapi::{constants::tss, structures::Signature, tss2_esys as sys};
 
 use super::{
     Created, TpmError,
-    esys::{Answer, ENDORSEMENT, Esys, Handle, NONE, PASSWORD, buffer, command, sized},
+    esys::{ENDORSEMENT, Esys, Handle, NONE, PASSWORD, TpmAnswer, buffer, command, sized},
 };
 use crate::base::key::SecretBytes;
 
@@ -97,7 +97,7 @@ impl Esys {
     ) -> Result<Certified, TpmError> {
         // SAFETY: outputs of the command that the caller has just sent and that has succeeded; in no other hands.
         let (attest, signature) =
-            unsafe { (Answer::take(self, command, attest)?, Answer::take(self, command, signature)?) };
+            unsafe { (TpmAnswer::take(self, command, attest)?, TpmAnswer::take(self, command, signature)?) };
         Ok(Certified {
             attest: sized(attest.size, &attest.attestationData).to_vec(),
             signature: Signature::try_from(*signature)?,
@@ -115,8 +115,8 @@ impl Esys {
         )?;
         // SAFETY: outputs of the call just above, which has succeeded; they are in no other hands.
         unsafe {
-            Answer::take(self, "PolicySecret", timeout)?;
-            Answer::take(self, "PolicySecret", ticket)?;
+            TpmAnswer::take(self, "PolicySecret", timeout)?;
+            TpmAnswer::take(self, "PolicySecret", ticket)?;
         }
         Ok(())
     }
@@ -150,7 +150,7 @@ impl Esys {
             Esys_ActivateCredential_Finish(&mut activated)
         )?;
         // SAFETY: an output of the call just above, which has succeeded; it is in no other hands.
-        let activated = unsafe { Answer::take(self, "ActivateCredential", activated)? };
+        let activated = unsafe { TpmAnswer::take(self, "ActivateCredential", activated)? };
         Ok(SecretBytes::copy_of(sized(activated.size, &activated.buffer))?)
     }
 
@@ -176,7 +176,7 @@ impl Esys {
                 answered => answered?,
             }
             // SAFETY: an output of the call just above, which has succeeded; it is in no other hands.
-            let read = unsafe { Answer::take(self, "NV_Read", read)? };
+            let read = unsafe { TpmAnswer::take(self, "NV_Read", read)? };
             match sized(read.size, &read.buffer) {
                 [] => return Err(TpmError::Answer { command: "NV_Read" }),
                 bytes => content.extend(bytes),
@@ -194,7 +194,7 @@ impl Esys {
         )?;
         // SAFETY: outputs of the call just above, which has succeeded; they are in no other hands.
         let (public, _name) =
-            unsafe { (Answer::take(self, "NV_ReadPublic", public)?, Answer::take(self, "NV_ReadPublic", name)?) };
+            unsafe { (TpmAnswer::take(self, "NV_ReadPublic", public)?, TpmAnswer::take(self, "NV_ReadPublic", name)?) };
         Ok(public.nvPublic.dataSize)
     }
 }

@@ -1,11 +1,11 @@
 //! What can go wrong with a TPM.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{borrow::Cow, fmt, path::PathBuf, time::Duration};
 
 use openssl::error::ErrorStack;
 
 use super::{Name, mismatch::Explanation};
-use crate::base::key::SecretMemoryError;
+use crate::base::{advice::Advice, exit::Exit, key::SecretMemoryError};
 
 /// A response code of the TPM or of libtss2 (TPM 2.0 Part 2, section 6.6).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -224,15 +224,31 @@ impl From<tss_esapi::Error> for TpmError {
     }
 }
 
-impl TpmError {
-    /// Whether a file that the configuration names is at fault, not the TPM.
-    pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Malformed { .. } | Self::File { .. } | Self::NotEnrolled(_) | Self::Policy(_))
+impl Advice for TpmError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Malformed { .. } | Self::File { .. } | Self::NotEnrolled(_) | Self::Policy(_) => Exit::Config,
+            Self::Crypto(_) => Exit::System,
+            Self::Memory(error) => error.exit(),
+            Self::Missing { .. }
+            | Self::Refused { .. }
+            | Self::TimedOut { .. }
+            | Self::Busy { .. }
+            | Self::Answer { .. }
+            | Self::TooLong
+            | Self::Structure(_)
+            | Self::OtherTpm { .. }
+            | Self::NoStorageRoot
+            | Self::BadStorageRoot(_)
+            | Self::NotThisState(_)
+            | Self::LockedOut { .. }
+            | Self::WrongPin { .. }
+            | Self::NoPin => Exit::Tpm,
+        }
     }
 
-    /// What the user can do about it.
-    pub fn next_step(&self) -> Option<String> {
-        Some(match self {
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        let step = match self {
             Self::Missing { .. } => {
                 "check that the machine has a TPM 2.0 and that it is enabled in the firmware's settings; 'tcti' in [tpm] says where it is"
             }
@@ -249,18 +265,29 @@ impl TpmError {
                 "'cryptattach policy show' shows the policy; boot a trusted state, or have the site sign this one \
                  ('cryptattach policy sign'); until then the owner's or the escrow's key opens"
             }
-            Self::LockedOut { .. } => "wait, or clear the lock-out with the TPM's lockout authorization (tpm2_dictionarylockout -c)",
+            Self::LockedOut { .. } => {
+                "wait, or clear the lock-out with the TPM's lockout authorization (tpm2_dictionarylockout -c)"
+            }
             Self::NoPin => "name a file with the PIN as 'pin' in [tpm], or run the command on a terminal",
             Self::Busy { .. } | Self::TimedOut { .. } => {
                 "check whether another program uses the TPM; if this persists, power the machine off and on"
             }
             Self::NotEnrolled(_) => "'cryptattach host enrol' makes one; 'identity' in [tpm] says where it is",
             Self::File { .. } | Self::Malformed { .. } => "check the command line, and [tpm] in the configuration",
-            _ => return None,
-        }
-        .to_owned())
+            Self::Refused { .. }
+            | Self::Answer { .. }
+            | Self::TooLong
+            | Self::Structure(_)
+            | Self::WrongPin { .. }
+            | Self::Policy(_)
+            | Self::Crypto(_) => return None,
+            Self::Memory(error) => return error.next_step(),
+        };
+        Some(step.into())
     }
+}
 
+impl TpmError {
     /// The code, if a command was refused.
     pub fn code(&self) -> Option<Code> {
         match self {

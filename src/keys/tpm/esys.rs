@@ -199,12 +199,12 @@ impl Drop for Handle<'_> {
 }
 
 /// What libtss2 has allocated: wiped and freed on drop.
-pub struct Answer<'t, T> {
+pub struct TpmAnswer<'t, T> {
     value: NonNull<T>,
     context: PhantomData<&'t Esys>,
 }
 
-impl<'t, T> Answer<'t, T> {
+impl<'t, T> TpmAnswer<'t, T> {
     /// Takes an output of a call that succeeded.
     ///
     /// # Safety
@@ -215,7 +215,7 @@ impl<'t, T> Answer<'t, T> {
     }
 }
 
-impl<T> Deref for Answer<'_, T> {
+impl<T> Deref for TpmAnswer<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -224,7 +224,7 @@ impl<T> Deref for Answer<'_, T> {
     }
 }
 
-impl<T> Drop for Answer<'_, T> {
+impl<T> Drop for TpmAnswer<'_, T> {
     fn drop(&mut self) {
         // SAFETY: the allocation has the size of T (the structures that are taken so have one size in the bindings, in tss2
         // 3.2 and in 4.1) and is ours. T is a plain C structure, for which no value is wrong.

@@ -8,14 +8,16 @@
 //! **Keys**: an older form of a key opens the same volume, but for recipients that may have been withdrawn since. A host that
 //! has seen a later generation refuses it, whether the store lies or one of its replicas missed something.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{borrow::Cow, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 use super::Container;
 use crate::{
     base::{
+        advice::Advice,
         chain::chain,
+        exit::Exit,
         key::{ContainerKeyId, Epoch, KeyId, KeyReference},
     },
     keys::{seal::ContainerKey, store::StoreError},
@@ -77,6 +79,33 @@ pub enum TrustError {
     /// This host's memory cannot be read or written.
     #[error(transparent)]
     State(#[from] StateError),
+}
+
+impl Advice for TrustError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::State(error) => error.exit(),
+            Self::Older { .. }
+            | Self::Another { .. }
+            | Self::Unproven(_)
+            | Self::Gone { .. }
+            | Self::OldGeneration { .. } => Exit::KeyRefused,
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::State(error) => return error.next_step(),
+            Self::OldGeneration { key, .. } => format!(
+                "try again when all of the store's replicas run; if the store was restored from a backup, remove \
+                 generations/{key} from the state directory"
+            )
+            .into(),
+            Self::Older { .. } | Self::Another { .. } | Self::Unproven(_) | Self::Gone { .. } => {
+                "if the administrator of the keys says that this key's fingerprint is right ('cryptattach container show'), remove the container's file from the state directory".into()
+            }
+        })
+    }
 }
 
 impl Container {

@@ -16,7 +16,7 @@ use openssl::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Answer, Bundle, Challenge, Document, EnrolError, Part, Register, Statement, Trust, Vouched,
+    Bundle, Challenge, Document, EnrolAnswer, EnrolError, Part, Register, Statement, Trust, Vouched,
     credential::{self, SECRET_BYTES, answer_mac},
     document::sized,
     endorsement::Endorsed,
@@ -269,7 +269,7 @@ impl Administrator {
     }
 
     /// Checks an answer. The challenge stays open until [`Administrator::admitted`] says that the host has what it should.
-    pub fn verify(&self, answer: &Answer) -> Result<Admission, EnrolError> {
+    pub fn verify(&self, answer: &EnrolAnswer) -> Result<Admission, EnrolError> {
         let id = answer.challenge;
         let pending: Option<Pending> = state::read(&self.file(&id))?;
         let pending = pending.ok_or_else(|| EnrolError::NoChallenge(hex::encode(&id)))?;

@@ -234,7 +234,7 @@ impl Document for Challenge {
 /// The answer to a challenge.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Answer {
+pub struct EnrolAnswer {
     /// Number of the challenge.
     #[serde(with = "hex")]
     pub challenge: Digest,
@@ -248,7 +248,7 @@ pub struct Answer {
     pub mac: Digest,
 }
 
-impl Document for Answer {
+impl Document for EnrolAnswer {
     const TYPE: &'static str = "cryptattach enrolment answer";
 }
 
@@ -307,9 +307,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("answer");
         let answer =
-            Answer { challenge: [1; 32], host: "compute-7".parse().unwrap(), enrolment: [2; 32], mac: [3; 32] };
+            EnrolAnswer { challenge: [1; 32], host: "compute-7".parse().unwrap(), enrolment: [2; 32], mac: [3; 32] };
         answer.write(&path).unwrap();
-        assert_eq!(Answer::read(&path).unwrap().mac, [3; 32]);
+        assert_eq!(EnrolAnswer::read(&path).unwrap().mac, [3; 32]);
         assert!(matches!(answer.write(&path), Err(EnrolError::File { action: "write", .. })), "never overwrites");
 
         let whole = std::fs::read_to_string(&path).unwrap();
@@ -324,7 +324,7 @@ mod tests {
             (" ".repeat(1 + MOST_BYTES as usize), "more than 65536"),
         ];
         for (text, expected) in cases {
-            let why = parse::<Answer>(text.as_bytes()).unwrap_err();
+            let why = parse::<EnrolAnswer>(text.as_bytes()).unwrap_err();
             assert!(why.contains(expected), "{why} has no '{expected}'");
         }
     }

@@ -1,13 +1,15 @@
 //! What can be wrong with an enrolment.
 
-use std::{fmt, path::PathBuf};
+use std::{borrow::Cow, fmt, io, path::PathBuf};
 
 use openssl::error::ErrorStack;
 
 use super::credential::CredentialError;
 use crate::{
     base::{
+        advice::Advice,
         clock::date,
+        exit::Exit,
         key::{HostName, SecretMemoryError},
     },
     keys::{seal::SealError, tpm::TpmError},
@@ -166,39 +168,67 @@ pub enum EnrolError {
     Memory(#[from] SecretMemoryError),
 }
 
-impl EnrolError {
-    /// What the user can do about it.
-    pub fn next_step(&self) -> Option<String> {
+impl Advice for EnrolError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Tpm(error) => error.exit(),
+            Self::File { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => Exit::Missing,
+                io::ErrorKind::AlreadyExists => Exit::InTheWay,
+                _ => Exit::Io,
+            },
+            Self::State(error) => error.exit(),
+            Self::Authorities { .. } => Exit::Config,
+            Self::NotEnrolled(_) | Self::NotAdmitted(_) => Exit::Missing,
+            Self::Crypto(_) => Exit::System,
+            Self::Memory(error) => error.exit(),
+            Self::Document { .. }
+            | Self::Refused { .. }
+            | Self::Replayed { .. }
+            | Self::OtherTpm { .. }
+            | Self::OtherName { .. }
+            | Self::Expired { .. }
+            | Self::NotForThisHost(_)
+            | Self::NotForThisTpm(_)
+            | Self::NoChallenge(_)
+            | Self::OtherAnswer { .. }
+            | Self::WrongAnswer(_)
+            | Self::Seal(_) => Exit::ProofRefused,
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
         Some(match self {
-            Self::Document { .. } => "fetch the file again from where it was made".to_owned(),
+            Self::Document { .. } => "fetch the file again from where it was made".into(),
             Self::Refused { part: Part::EndorsementKey, .. } => {
-                "check the folder of the makers' certificates (--ca); or compare the endorsement key's fingerprint with the one that 'host enrol' shows on the host's own console, and name it with --ek".to_owned()
+                "check the folder of the makers' certificates (--ca); or compare the endorsement key's fingerprint with the one that 'host enrol' shows on the host's own console, and name it with --ek".into()
             }
             Self::Refused { part: Part::Policy | Part::Counter, .. } => {
-                "if the host can be trusted, compare [tpm] here and on the host ('cryptattach policy show'), then run 'cryptattach host enrol --replace' there".to_owned()
+                "if the host can be trusted, compare [tpm] here and on the host ('cryptattach policy show'), then run 'cryptattach host enrol --replace' there".into()
             }
             Self::Refused { .. } => {
-                "do not admit this host before it is clear who made the bundle; 'cryptattach host enrol --replace' makes a new one".to_owned()
+                "do not admit this host before it is clear who made the bundle; 'cryptattach host enrol --replace' makes a new one".into()
             }
             Self::Authorities { .. } => {
-                "put the certificates (PEM or DER) of the makers of your TPMs there".to_owned()
+                "put the certificates (PEM or DER) of the makers of your TPMs there".into()
             }
-            Self::Replayed { .. } => "run 'cryptattach host enrol --replace' on the host for a new one".to_owned(),
+            Self::Replayed { .. } => "run 'cryptattach host enrol --replace' on the host for a new one".into(),
             Self::OtherTpm { host, .. } | Self::OtherName { known: host, .. } => {
-                format!("if that is right, first remove the old host: cryptattach host remove {host}")
+                format!("if that is right, first remove the old host: cryptattach host remove {host}").into()
             }
             Self::Expired { .. } | Self::NoChallenge(_) | Self::NotForThisTpm(_) => {
-                "make another challenge from the host's bundle: cryptattach host challenge".to_owned()
+                "make another challenge from the host's bundle: cryptattach host challenge".into()
             }
             Self::NotForThisHost(_) | Self::OtherAnswer { .. } | Self::WrongAnswer(_) => {
-                "check which host each file belongs to; then make another challenge from this host's latest bundle".to_owned()
+                "check which host each file belongs to; then make another challenge from this host's latest bundle".into()
             }
-            Self::NotEnrolled(_) => "run 'cryptattach host enrol' first".to_owned(),
-            Self::NotAdmitted(_) => "'cryptattach host list' shows the admitted hosts".to_owned(),
+            Self::NotEnrolled(_) => "run 'cryptattach host enrol' first".into(),
+            Self::NotAdmitted(_) => "'cryptattach host list' shows the admitted hosts".into(),
             Self::Tpm(error) => return error.next_step(),
-            Self::State(_) => "check the state directory ('state' in the configuration)".to_owned(),
+            Self::State(error) => return error.next_step(),
             Self::Seal(error) => return error.next_step(),
-            Self::File { .. } | Self::Crypto(_) | Self::Memory(_) => return None,
+            Self::File { .. } | Self::Crypto(_) => return None,
+            Self::Memory(error) => return error.next_step(),
         })
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tss_esapi::structures::Public;
 
 use super::{
-    Answer, Bundle, Challenge, EnrolError, Statement,
+    Bundle, Challenge, EnrolAnswer, EnrolError, Statement,
     credential::answer_mac,
     document::{Attestation, EndorsementKey, base64, sized},
     endorsement::fingerprint,
@@ -128,13 +128,13 @@ fn certify_counter(
 }
 
 /// Answers a challenge to the last enrolment of this host.
-pub fn answer(tpm: &Tpm, challenge: &Challenge, state: &Path) -> Result<Answer, EnrolError> {
+pub fn answer(tpm: &Tpm, challenge: &Challenge, state: &Path) -> Result<EnrolAnswer, EnrolError> {
     let path = kept(state);
     let answering: Answering = state::read(&path)?.ok_or(EnrolError::NotEnrolled(path))?;
     let kind = check_for_us(challenge, &answering)?;
     let secret = activate(tpm, challenge, &answering, kind)?;
     let (challenge, host, enrolment) = (challenge.id, answering.host, answering.enrolment);
-    Ok(Answer { mac: answer_mac(&secret, &challenge, &enrolment, &host)?, challenge, host, enrolment })
+    Ok(EnrolAnswer { mac: answer_mac(&secret, &challenge, &enrolment, &host)?, challenge, host, enrolment })
 }
 
 fn check_for_us(challenge: &Challenge, answering: &Answering) -> Result<EndorsementKind, EnrolError> {

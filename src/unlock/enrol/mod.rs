@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`enrol`] | the host, its TPM | the identity key's file, and a [`Bundle`] that says how the key was made |
 //! | [`Administrator::challenge`] | the administrator, no TPM | a [`Challenge`] that only the TPM of the bundle can open |
-//! | [`answer`] | the host, its TPM | an [`Answer`] |
+//! | [`answer`] | the host, its TPM | an [`EnrolAnswer`] |
 //! | [`Administrator::verify`] | the administrator | an [`Admission`]: whom to seal to |
 //!
 //! The links of the proof, each of them checked in software ([`evidence`]):
@@ -27,7 +27,7 @@ mod host;
 mod register;
 
 pub use administrator::{Administrator, Admission, Issued, Site};
-pub use document::{Answer, Attestation, Bundle, Challenge, Document, EndorsementKey, Statement};
+pub use document::{Attestation, Bundle, Challenge, Document, EndorsementKey, EnrolAnswer, Statement};
 pub use endorsement::{Trust, Vouched};
 pub use error::{EnrolError, Part};
 pub use host::{Enrolled, answer, enrol};

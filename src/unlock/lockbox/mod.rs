@@ -15,18 +15,21 @@ mod opening;
 mod status;
 
 use std::{
+    borrow::Cow,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
 
 pub use admission::{Admission, admit, withdraw};
 pub use entries::EntryError;
-pub use opening::{Closed, Opening, Source};
+pub use opening::{Closed, LockboxKeyFrom, Opening};
 pub use status::{EntryStatus, State, Status};
 
 use crate::{
     base::{
+        advice::Advice,
         chain::chain,
+        exit::Exit,
         key::{HostName, LockboxKeyId, Place, SecretBytes, StoreName},
     },
     config::{Config, LockboxConfig},
@@ -36,7 +39,7 @@ use crate::{
         tpm::TpmError,
     },
     sys::{
-        kernel_keyring::{self, Kept, KeyringError},
+        kernel_keyring::{self, KeyringError, KeyringKind},
         state::StateError,
     },
 };
@@ -50,7 +53,7 @@ pub struct Lockbox {
     /// The state directory.
     state: PathBuf,
     /// What the kernel's keyring has, looked at once.
-    open: OnceLock<Option<(Arc<LockboxKey>, Kept)>>,
+    open: OnceLock<Option<(Arc<LockboxKey>, KeyringKind)>>,
 }
 
 impl Lockbox {
@@ -94,7 +97,7 @@ impl Lockbox {
         if self.config.identities.is_empty() { of_store.unwrap_or_default() } else { &self.config.identities }
     }
 
-    fn kept(&self) -> Option<&(Arc<LockboxKey>, Kept)> {
+    fn kept(&self) -> Option<&(Arc<LockboxKey>, KeyringKind)> {
         let look = || match self.look() {
             Ok(found) => found,
             // Nothing depends on the lockbox alone: what cannot be read counts as closed.
@@ -106,7 +109,7 @@ impl Lockbox {
         self.open.get_or_init(look).as_ref()
     }
 
-    fn look(&self) -> Result<Option<(Arc<LockboxKey>, Kept)>, LockboxError> {
+    fn look(&self) -> Result<Option<(Arc<LockboxKey>, KeyringKind)>, LockboxError> {
         let Some((kept, at)) = kernel_keyring::get(&self.description(), KEPT_BYTES)? else { return Ok(None) };
         let parts = kept.expose().split_first_chunk().filter(|_| kept.len() == KEPT_BYTES);
         let (generation, bytes) = parts.ok_or_else(|| LockboxError::Foreign(self.description()))?;
@@ -114,7 +117,7 @@ impl Lockbox {
         Ok(Some((Arc::new(LockboxKey::of(id, SecretBytes::copy_of(bytes)?)?), at)))
     }
 
-    fn keep(&self, key: &LockboxKey) -> Result<Kept, LockboxError> {
+    fn keep(&self, key: &LockboxKey) -> Result<KeyringKind, LockboxError> {
         let mut kept = SecretBytes::zeroed(KEPT_BYTES)?;
         let (generation, bytes) = kept.expose_mut().split_at_mut(size_of::<u64>());
         generation.copy_from_slice(&key.id().generation.to_be_bytes());
@@ -256,6 +259,63 @@ pub enum LockboxError {
     /// No memory for a secret.
     #[error(transparent)]
     Memory(#[from] crate::base::key::SecretMemoryError),
+}
+
+impl Advice for LockboxError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::NotConfigured(_) | Self::Unsupported(_) => Exit::Config,
+            Self::Removed { .. } => Exit::NoKey,
+            Self::Latched { .. } => Exit::Tpm,
+            Self::NotLatched { source, .. } => source.exit(),
+            Self::Refused { source, .. } | Self::Seal(source) => source.exit(),
+            Self::Closed(_) | Self::Older { .. } | Self::Another { .. } => Exit::KeyRefused,
+            Self::ReadBack(_) => Exit::NoSealedKey,
+            Self::Unreachable { source, .. } => source.exit(),
+            Self::Store(error) => error.exit(),
+            Self::Foreign(_) => Exit::System,
+            Self::Keyring(error) => error.exit(),
+            Self::Memory(error) => error.exit(),
+            Self::State(error) => error.exit(),
+            Self::Io { .. } => Exit::Io,
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::NotConfigured(_) => {
+                "name this host and the store of its lockbox key: [lockbox] host = \"NAME\", store = \"STORE\"".into()
+            }
+            Self::Closed(_) => "'cryptattach lockbox open' opens it".into(),
+            Self::Removed { .. } => {
+                "if this host is to open keys again, the administrator of the keys has to admit it".into()
+            }
+            Self::Unreachable { source, .. } => return source.next_step(),
+            Self::Store(error) => return error.next_step(),
+            Self::Refused { source: SealError::NotForUs { .. }, .. } => {
+                "check 'identities' in [lockbox]; a host with a new identity has to be admitted anew".into()
+            }
+            Self::Refused { source, .. } | Self::Seal(source) => return source.next_step(),
+            Self::Latched { .. } => {
+                "power the machine off and on; until then the owner's or the escrow's key opens this host's volumes".into()
+            }
+            Self::NotLatched { .. } => {
+                "run 'cryptattach lockbox open' again, or 'cryptattach lockbox close' if this host is not to go on so".into()
+            }
+            Self::Another { is, .. } => format!(
+                "if the administrator who admitted this host says that this fingerprint is right: cryptattach lockbox open \
+                 --fingerprint {is}"
+            )
+            .into(),
+            Self::Older { .. } => "try again when all of the store's replicas run; the store may lie".into(),
+            Self::State(error) => return error.next_step(),
+            Self::Io { .. } => "check 'path' in [lockbox], and that its device is there and has room".into(),
+            Self::Unsupported(_) => "name another 'store' in [lockbox]".into(),
+            Self::ReadBack(_) | Self::Foreign(_) => return None,
+            Self::Keyring(error) => return error.next_step(),
+            Self::Memory(error) => return error.next_step(),
+        })
+    }
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> LockboxError {

@@ -16,7 +16,7 @@ use crate::{
         store::{self, StoreError},
     },
     sys::{
-        kernel_keyring::{self, Kept},
+        kernel_keyring::{self, KeyringKind},
         state,
     },
 };
@@ -29,9 +29,9 @@ pub struct Opening {
     /// Its fingerprint, for people to compare with what the administrator was told at admission.
     pub fingerprint: String,
     /// Where the sealed lockbox key came from; `None` if it was open already and the store was out of reach.
-    pub from: Option<Source>,
+    pub from: Option<LockboxKeyFrom>,
     /// Where the opened one is kept.
-    pub kept: Kept,
+    pub kept: KeyringKind,
     /// It was open already.
     pub already_open: bool,
     /// PCR 15 has been extended: the TPM does not open it again in this boot.
@@ -43,7 +43,7 @@ pub struct Opening {
 /// Where a sealed lockbox key came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Source {
+pub enum LockboxKeyFrom {
     /// The store.
     Store,
     /// The copy on this host: the store was out of reach.
@@ -105,7 +105,12 @@ impl Lockbox {
         )
     }
 
-    fn opened(&self, config: &Config, from: Option<Source>, already_open: bool) -> Result<Opening, LockboxError> {
+    fn opened(
+        &self,
+        config: &Config,
+        from: Option<LockboxKeyFrom>,
+        already_open: bool,
+    ) -> Result<Opening, LockboxError> {
         let (key, kept) = self.kept().ok_or_else(|| LockboxError::Closed(self.config.host.clone()))?;
         let (generation, fingerprint) = (key.id().generation, key.fingerprint().to_owned());
         let latched = self.latch(config, already_open)?;
@@ -120,7 +125,7 @@ impl Lockbox {
 
     /// The sealed lockbox key, from the store, which knows whether this host is still admitted; or, if the store is out of
     /// reach and the site wants that, the copy.
-    fn fetch(&self, config: &Config) -> Result<(SealedKey, Source), LockboxError> {
+    fn fetch(&self, config: &Config) -> Result<(SealedKey, LockboxKeyFrom), LockboxError> {
         let LockboxConfig { host, store: name, .. } = &self.config;
         let unreachable = |instead, source| {
             let (host, source) = (host.clone(), Box::new(source));
@@ -133,7 +138,7 @@ impl Lockbox {
             Ok(keys.get(host)?)
         };
         match from_store() {
-            Ok(sealed) => Ok((sealed, Source::Store)),
+            Ok(sealed) => Ok((sealed, LockboxKeyFrom::Store)),
             Err(LockboxError::Store(StoreError::NotFound { .. })) => {
                 let closed = self.close()?;
                 let closed = Closed { copy: self.remove_copy()?, ..closed };
@@ -145,7 +150,7 @@ impl Lockbox {
             Err(LockboxError::Store(source)) => match self.copy() {
                 Ok(sealed) => {
                     tracing::warn!("cannot reach the store; using this host's copy: {}", chain(&source));
-                    Ok((sealed, Source::Copy))
+                    Ok((sealed, LockboxKeyFrom::Copy))
                 }
                 Err(why) => Err(unreachable(why, source)),
             },

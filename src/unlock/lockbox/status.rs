@@ -16,7 +16,7 @@ use crate::{
         seal::{EntryContext, For},
         tpm::IdentityFile,
     },
-    sys::kernel_keyring::Kept,
+    sys::kernel_keyring::KeyringKind,
 };
 
 /// What is known of the lockbox.
@@ -33,7 +33,7 @@ pub struct Status {
     /// Its fingerprint.
     pub fingerprint: Option<String>,
     /// Where the open key is kept.
-    pub kept: Option<Kept>,
+    pub kept: Option<KeyringKind>,
     /// Where the entries are.
     pub path: PathBuf,
     /// The copy of the sealed lockbox key on this host, if there is one.

@@ -1,9 +1,13 @@
 //! What can go wrong at a boot, and with what a boot needs.
 
-use std::{path::PathBuf, time::Duration};
+use std::{borrow::Cow, path::PathBuf, sync::Arc, time::Duration};
 
 use super::image::KeptOut;
-use crate::{base::key::KeyReference, config::DeviceSpec};
+use crate::{
+    base::{advice::Advice, exit::Exit, key::KeyReference},
+    config::DeviceSpec,
+    verbs::error::Error,
+};
 
 /// A boot did not attach all its volumes.
 #[derive(Debug, thiserror::Error)]
@@ -19,9 +23,9 @@ pub enum BootError {
         /// How long it was waited for.
         after: Duration,
     },
-    /// The lockbox did not open, for another volume of this boot either.
-    #[error("the lockbox is closed: {0}")]
-    LockboxClosed(String),
+    /// The lockbox did not open, for any volume of this boot.
+    #[error("the lockbox is closed")]
+    LockboxClosed(#[source] Arc<Error>),
     /// A file system with keys cannot be mounted.
     #[error("cannot mount {device} on {}", .at.display())]
     Mount {
@@ -54,4 +58,34 @@ pub enum BootError {
         #[source]
         source: KeptOut,
     },
+}
+
+impl Advice for BootError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Unfinished(_) => Exit::BootUnfinished,
+            Self::TooLate { .. } => Exit::StoreUnavailable,
+            Self::LockboxClosed(error) => error.exit(),
+            Self::Mount { .. } | Self::Image { .. } => Exit::Io,
+            Self::Unfit(_) | Self::KeptOut { .. } => Exit::Config,
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        let step = match self {
+            Self::Unfinished(_) => "/run/cryptattach/boot.log says why",
+            Self::TooLate { .. } => {
+                "check that it is plugged in, that its server runs, and that the initramfs has its driver ('cryptattach doctor --image')"
+            }
+            Self::LockboxClosed(error) => return error.next_step(),
+            Self::Mount { .. } => "check the device's file system, and its type in [[boot.mounts]]",
+            Self::Unfit(_) => "change the configuration or make the image anew (update-initramfs -u, dracut -f)",
+            Self::KeptOut { .. } => {
+                "let the boot find it on another disk ([[boot.mounts]]), have the TPM open the lockbox, or see 'What is in the initramfs' \
+                 in docs/boot.md"
+            }
+            Self::Image { .. } => return None,
+        };
+        Some(step.into())
+    }
 }

@@ -8,15 +8,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Announced, BootError, Planned, Report, lockbox_once::Opening, mounts::Mounts};
+use super::{
+    BootError, Planned, Report,
+    latch::{self, PcrLatch, TpmUse},
+    lockbox_once::Opening,
+    mounts::Mounts,
+    volumes::VolumeNo,
+};
 use crate::{
     base::key::{KeyReference, StoreName},
     config::{Config, DeviceSpec, StoreConfig},
-    keys::{
-        store,
-        tpm::{IdentityFile, Tpm},
-    },
-    sys::announce::{self, Waits},
+    keys::{store, tpm::IdentityFile},
+    sys::announce::{self, Announced, Waits},
     unlock::{
         self,
         case::{Case, Circumstances},
@@ -26,14 +29,13 @@ use crate::{
     verbs::error::Error,
     volumes::{
         Unlocked,
-        backend::{Activate, Backends, ThisHost},
         header::{self, Volume},
     },
 };
 
 /// What opened a volume, or failed to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum By {
+pub enum OpenedBy {
     /// A key in a store.
     Store(KeyReference),
     /// The same, with the lockbox open: its entry, or what is sealed to this host.
@@ -46,7 +48,7 @@ pub enum By {
     Device,
 }
 
-impl fmt::Display for By {
+impl fmt::Display for OpenedBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Store(key) => key.fmt(f),
@@ -58,47 +60,26 @@ impl fmt::Display for By {
     }
 }
 
-/// Whether a volume is attached already: of all who get its key, the first attaches it.
-#[derive(Default)]
-pub struct Claim(Mutex<bool>);
-
-impl Claim {
-    /// Attaches the volume, unless another has.
-    pub fn attach(&self, unlocked: &Unlocked, options: &Activate) -> Result<(), Error> {
-        let mut attached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*attached {
-            let backend = ThisHost.choose(None, &unlocked.volume().device)?;
-            if backend.active(unlocked.volume(), options)?.is_none() {
-                backend.activate(unlocked, options)?;
-            }
-            *attached = true;
-        }
-        Ok(())
-    }
-}
-
 /// How long a store is asked whether this host is still admitted, where a copy of the lockbox key does without.
 const LONGEST_QUESTION: Duration = Duration::from_secs(2);
 
-/// Whether the TPM has been asked for a key.
-#[derive(Default)]
-enum TpmUse {
-    #[default]
-    No,
-    Yes,
-    /// The latch was decided upon: who comes now would open a key that nothing latches.
-    Over,
-}
-
-/// What has become of the latch.
-#[derive(Debug)]
-pub enum Latch {
-    /// PCR 15 is extended.
-    Done,
-    /// The TPM was not asked for a key, or the site does not want it.
-    NotWanted,
-    /// The TPM is not there, and will open its key when it comes.
-    NoTpm(PathBuf),
+/// What may have a volume's key: the lockbox, and the store itself if this host has a private key for it besides. Each is
+/// named once.
+pub fn sources_of(config: &Config, keys: &[KeyReference]) -> Vec<OpenedBy> {
+    let has_lockbox = config.lockbox.is_some();
+    let has_identities =
+        |key: &KeyReference| config.store(&key.store).is_ok_and(|store| !store.sealing.identities.is_empty());
+    let mut sources = Vec::new();
+    for key in keys {
+        let lockbox = has_lockbox.then(|| OpenedBy::Lockbox(key.clone()));
+        let store = (!has_lockbox || has_identities(key)).then(|| OpenedBy::Store(key.clone()));
+        for source in lockbox.into_iter().chain(store) {
+            if !sources.contains(&source) {
+                sources.push(source);
+            }
+        }
+    }
+    sources
 }
 
 /// Whether there is a way to a server, as far as this host knows.
@@ -119,7 +100,7 @@ pub struct Sources {
     /// Whether the TPM has been asked for a key.
     tpm: Mutex<TpmUse>,
     /// What is waited for.
-    pub waits: Waits,
+    pub waits: Waits<VolumeNo>,
     reports: Sender<Report>,
 }
 
@@ -140,7 +121,7 @@ impl Sources {
     }
 
     /// The volume, once its device is there.
-    pub fn find(&self, number: usize, planned: &Planned) -> Result<Volume, Error> {
+    pub fn find(&self, number: VolumeNo, planned: &Planned) -> Result<Volume, Error> {
         self.await_device(number, &planned.device)?;
         if let Some(header) = &planned.header {
             self.await_path(number, header)?;
@@ -148,26 +129,14 @@ impl Sources {
         Ok(header::probe(planned.device.path(), planned.header.as_deref())?)
     }
 
-    /// Who may have a volume's key: the lockbox, and the store itself if this host has a private key for it besides.
-    pub fn of(&self, keys: &[KeyReference]) -> Vec<By> {
-        let has_lockbox = self.config.lockbox.is_some();
-        let has_identities =
-            |key: &KeyReference| self.config.store(&key.store).is_ok_and(|store| !store.sealing.identities.is_empty());
-        let of = |key: &KeyReference| {
-            let from_store = (!has_lockbox || has_identities(key)).then(|| By::Store(key.clone()));
-            has_lockbox.then(|| By::Lockbox(key.clone())).into_iter().chain(from_store)
-        };
-        keys.iter().flat_map(of).collect()
-    }
-
     /// The volume's key, once the way to it is there.
-    pub fn fetch(&self, number: usize, volume: &Volume, by: &By) -> Result<Unlocked, Error> {
+    pub fn fetch(&self, number: VolumeNo, volume: &Volume, by: &OpenedBy) -> Result<Unlocked, Error> {
         let case = match by {
-            By::Store(reference) => {
+            OpenedBy::Store(reference) => {
                 self.await_store(number, &reference.store)?;
                 self.case(volume, reference, self.container(&reference.store)?)
             }
-            By::Lockbox(reference) => {
+            OpenedBy::Lockbox(reference) => {
                 self.lockbox.once(|| self.open_lockbox(number))?;
                 // Of its own: whether the lockbox is open is looked at once.
                 let container = Container::open(&self.config, &reference.store, None, Use::BootByLockbox)?;
@@ -177,7 +146,7 @@ impl Sources {
                 }
                 case
             }
-            By::Passphrase | By::Before | By::Device => {
+            OpenedBy::Passphrase | OpenedBy::Before | OpenedBy::Device => {
                 return Err(unlock::Error::NoReference(volume.device.path.clone()).into());
             }
         };
@@ -189,7 +158,7 @@ impl Sources {
     }
 
     /// Opens the lockbox.
-    fn open_lockbox(&self, number: usize) -> Result<(), Error> {
+    fn open_lockbox(&self, number: VolumeNo) -> Result<(), Error> {
         let lockbox = Lockbox::configured(&self.config)?;
         let Some(settings) = &self.config.lockbox else { return Ok(()) };
         let store = self.config.store(&settings.store)?;
@@ -210,7 +179,7 @@ impl Sources {
 
     /// The configuration, with little time for a store that cannot be reached, or is not needed.
     fn impatient(&self, store: &StoreConfig) -> Result<Config, Error> {
-        let mut impatient = Config::read(&self.config.path)?;
+        let mut impatient = Config::clone(&self.config);
         let patience = if store::servers(store)?.iter().any(is_reachable) { LONGEST_QUESTION } else { Duration::ZERO };
         for store in impatient.stores.values_mut() {
             store.network.total_seconds = patience.as_secs_f64();
@@ -219,14 +188,14 @@ impl Sources {
     }
 
     /// Waits for all that a store takes.
-    fn await_store(&self, number: usize, name: &StoreName) -> Result<(), Error> {
+    fn await_store(&self, number: VolumeNo, name: &StoreName) -> Result<(), Error> {
         let store = self.config.store(name)?;
         self.await_files(number, &store.paths())?;
         self.await_route(number, &store::servers(store)?)
     }
 
     /// Waits for the file systems that these files are on, and for the TPM if one of them is a key of it.
-    fn await_files(&self, number: usize, paths: &[&Path]) -> Result<(), Error> {
+    fn await_files(&self, number: VolumeNo, paths: &[&Path]) -> Result<(), Error> {
         for path in paths {
             self.await_path(number, path)?;
         }
@@ -254,14 +223,14 @@ impl Sources {
     }
 
     /// The latch, if the TPM was asked for a key; from now on it is asked for none.
-    pub fn latch(&self) -> Result<Latch, Error> {
+    pub fn latch(&self) -> Result<PcrLatch, Error> {
         let used = std::mem::replace(&mut *self.lock_tpm(), TpmUse::Over);
         if matches!(used, TpmUse::No) {
-            return Ok(Latch::NotWanted);
+            return Ok(PcrLatch::NotWanted);
         }
         // Volumes that come later in this boot are opened by the lockbox, too, and the TPM would not open it any more.
         self.lockbox.finish();
-        latch(&self.config)
+        latch::latch(&self.config)
     }
 
     /// One per store: its connections, its log-in and the container keys that it has opened are for all volumes.
@@ -276,19 +245,19 @@ impl Sources {
     }
 
     /// Waits for the file system that a path is on, if it is one that is to be mounted.
-    fn await_path(&self, number: usize, path: &Path) -> Result<(), Error> {
+    fn await_path(&self, number: VolumeNo, path: &Path) -> Result<(), Error> {
         let Some(mount) = self.config.boot.mount_of(path) else { return Ok(()) };
         self.await_device(number, &mount.device)?;
         Ok(self.mounts.mount(mount)?)
     }
 
-    fn await_device(&self, number: usize, device: &DeviceSpec) -> Result<(), Error> {
+    fn await_device(&self, number: VolumeNo, device: &DeviceSpec) -> Result<(), Error> {
         self.wait(number, Announced::Devices, &format!("the disk {device}"), || device.path().exists())
     }
 
     /// Waits until one of the servers can be reached. A name tells nothing before a name server is reached, so for names
     /// any address of this host will do.
-    fn await_route(&self, number: usize, servers: &[store::Server]) -> Result<(), Error> {
+    fn await_route(&self, number: VolumeNo, servers: &[store::Server]) -> Result<(), Error> {
         let Some(first) = servers.first() else { return Ok(()) };
         let what = format!("a route to {}", first.host);
         self.wait(number, Announced::Routes, &what, || servers.iter().any(is_reachable))
@@ -296,7 +265,7 @@ impl Sources {
 
     fn wait(
         &self,
-        number: usize,
+        number: VolumeNo,
         announced: Announced,
         what: &str,
         mut is_there: impl FnMut() -> bool,
@@ -322,18 +291,6 @@ impl Sources {
     }
 }
 
-/// Extends PCR 15: nothing that runs later in this boot can use a key of the TPM again.
-pub fn latch(config: &Config) -> Result<Latch, Error> {
-    if !config.tpm.latch {
-        return Ok(Latch::NotWanted);
-    }
-    if let Some(device) = config.tpm.device().filter(|device| !device.exists()) {
-        return Ok(Latch::NoTpm(device));
-    }
-    Tpm::open(&config.tpm)?.latch()?;
-    Ok(Latch::Done)
-}
-
 #[cfg(test)]
 mod tests {
     use std::{fs, sync::mpsc};
@@ -348,9 +305,9 @@ mod tests {
         fs::write(&key, "-----BEGIN TSS2 PRIVATE KEY-----\n").unwrap();
         let config = Arc::new(Config::read(&config).unwrap());
         let sources = || Sources::new(config.clone(), Instant::now(), mpsc::channel().0);
-        sources().await_files(0, &[&key]).unwrap();
+        sources().await_files(VolumeNo::FIRST, &[&key]).unwrap();
         let over = sources();
-        assert!(matches!(over.latch().unwrap(), Latch::NotWanted));
-        assert!(over.await_files(0, &[&key]).is_err());
+        assert!(matches!(over.latch().unwrap(), PcrLatch::NotWanted));
+        assert!(over.await_files(VolumeNo::FIRST, &[&key]).is_err());
     }
 }

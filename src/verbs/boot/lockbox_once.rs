@@ -1,12 +1,12 @@
 //! The lockbox of a boot: opened by the first source that needs it, once for all volumes.
 
 use std::{
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use super::BootError;
-use crate::{base::chain::chain, verbs::error::Error};
+use crate::verbs::error::Error;
 
 /// How long the opening may take after the volumes were attached another way, from its first question on: as long as one try
 /// of a store.
@@ -27,8 +27,8 @@ enum Is {
     Awaited,
     /// The store and the TPM are asked, since then.
     Asked(Instant),
-    /// It is open; or closed, why in words.
-    Done(Result<(), String>),
+    /// It is open; or closed, for this reason.
+    Done(Result<(), Arc<Error>>),
 }
 
 impl Opening {
@@ -38,10 +38,10 @@ impl Opening {
         if matches!(*is, Is::NotWanted) {
             *is = Is::Awaited;
             drop(is);
-            let opened = open();
-            *self.lock() = Is::Done(opened.as_ref().map(|&()| ()).map_err(|error| chain(error)));
+            let opened = open().map_err(Arc::new);
+            *self.lock() = Is::Done(opened.clone());
             self.done.notify_all();
-            return opened;
+            return opened.map_err(|why| BootError::LockboxClosed(why).into());
         }
         let is = self.done.wait_while(is, |is| !matches!(is, Is::Done(_))).unwrap_or_else(PoisonError::into_inner);
         match &*is {
@@ -77,20 +77,28 @@ mod tests {
     };
 
     use super::*;
+    use crate::{
+        base::exit::Exit,
+        unlock::{self, lockbox::LockboxError},
+        verbs::failure::Failure,
+    };
 
     #[test]
     fn is_opened_once_and_who_comes_second_learns_why_it_is_closed() {
         let (opening, opened) = (Opening::default(), AtomicUsize::new(0));
         let open = || {
             opened.fetch_add(1, Ordering::Relaxed);
-            Err(BootError::LockboxClosed("no TPM".to_owned()).into())
+            Err(unlock::Error::from(LockboxError::Closed("a".parse().unwrap())).into())
         };
-        let told: Vec<String> = thread::scope(|scope| {
-            let threads: Vec<_> = (0..3).map(|_| scope.spawn(|| opening.once(open).unwrap_err().to_string())).collect();
+        let told: Vec<Failure> = thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..3).map(|_| scope.spawn(|| Failure::of(&opening.once(open).unwrap_err()))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         assert_eq!(opened.into_inner(), 1);
-        assert!(told.iter().all(|told| told.contains("no TPM")), "{told:?}");
+        let first = &told[0];
+        assert!(told.iter().all(|told| told == first), "{told:?}");
+        assert!(first.exit_code == u8::from(Exit::KeyRefused) && first.next.is_some(), "{first:?}");
     }
 
     #[test]

@@ -12,8 +12,11 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Planned, RECORD, key_source::By, line};
-use crate::{base::mapping_name::MappingName, cli, keys::net::TRYING_AGAIN, verbs::error::Error};
+use super::{Planned, RECORD, key_source::OpenedBy, line, log::Logged, volumes::VolumeNo};
+use crate::{
+    base::mapping_name::MappingName,
+    verbs::{error::Error, explain, failure::Failure as Told},
+};
 
 /// The record of a boot.
 pub struct Record {
@@ -118,11 +121,10 @@ impl Record {
     }
 
     /// Says a line of the log. Several volumes and sources may ask one server: what is the matter with it, is said once.
-    pub fn logged(&mut self, line: &str) {
-        let Some(warning) = line.strip_prefix("WARN ") else { return self.say(line) };
-        let state = warning.split(TRYING_AGAIN).next().unwrap_or(warning);
-        if self.warned.insert(state.to_owned()) {
-            self.say(warning);
+    pub fn logged(&mut self, logged: &Logged) {
+        let problem = logged.problem.as_ref().unwrap_or(&logged.text);
+        if !logged.is_warning || self.warned.insert(problem.clone()) {
+            self.say(&logged.text);
         }
     }
 
@@ -138,16 +140,16 @@ impl Record {
     }
 
     /// A volume is attached.
-    pub fn attached(&mut self, number: usize, by: &By) {
+    pub fn attached(&mut self, number: VolumeNo, by: &OpenedBy) {
         let seconds = self.seconds();
-        let facts = &mut self.facts.volumes[number];
+        let facts = &mut self.facts.volumes[number.index()];
         if facts.result == Outcome::Attached {
             return;
         }
         (facts.result, facts.by, facts.seconds) = (Outcome::Attached, Some(by.to_string()), Some(seconds));
         // Why a person had to be asked is still to be explained later.
-        if matches!(by, By::Store(_) | By::Lockbox(_)) {
-            cli::note("attach at boot", Some(&facts.path), Some(&facts.name), Ok(()));
+        if matches!(by, OpenedBy::Store(_) | OpenedBy::Lockbox(_)) {
+            explain::note("attach at boot", Some(&facts.path), Some(&facts.name), Ok(()));
         }
         let text = format!("{} is attached, by {by}, after {seconds:.1} s", facts.name);
         self.say(&text);
@@ -155,32 +157,32 @@ impl Record {
     }
 
     /// A source has failed for good.
-    pub fn failed(&mut self, number: usize, by: &By, error: &Error) {
-        let (seconds, next) = (self.seconds(), cli::next_step(error));
-        let facts = &mut self.facts.volumes[number];
+    pub fn failed(&mut self, number: VolumeNo, by: &OpenedBy, error: &Error) {
+        let (seconds, told) = (self.seconds(), Told::of(error));
+        let facts = &mut self.facts.volumes[number.index()];
         if facts.result == Outcome::Attached {
             return;
         }
         let of = match by {
-            By::Store(_) | By::Lockbox(_) if facts.several => format!("{by}: "),
+            OpenedBy::Store(_) | OpenedBy::Lockbox(_) if facts.several => format!("{by}: "),
             _ => String::new(),
         };
         let text = format!("{}: {of}{}", facts.name, line(error));
-        cli::note::<()>("attach at boot", Some(&facts.path), Some(&facts.name), Err(error));
+        explain::note::<()>("attach at boot", Some(&facts.path), Some(&facts.name), Err(error));
         facts.failures.push(Failure {
             source: by.to_string(),
-            reason: cli::exit_code(error),
+            reason: told.exit_code,
             error: line(error),
-            next: next.clone(),
+            next: told.next.clone(),
             seconds,
         });
-        self.say(&next.map_or(text.clone(), |next| format!("{text}\n  next: {next}")));
+        self.say(&told.next.map_or(text.clone(), |next| format!("{text}\n  next: {next}")));
         self.write();
     }
 
     /// A volume is none of ours.
-    pub fn not_ours(&mut self, number: usize, why: Option<&Error>) {
-        let facts = &mut self.facts.volumes[number];
+    pub fn not_ours(&mut self, number: VolumeNo, why: Option<&Error>) {
+        let facts = &mut self.facts.volumes[number.index()];
         facts.result = Outcome::NotOurs;
         let why = why.map_or_else(|| "it has no token of cryptattach".to_owned(), line);
         let text = format!("{} is left to the system: {why}", facts.name);
@@ -202,13 +204,13 @@ impl Record {
     }
 
     /// The boot continues without the volumes that are left; `after` that time, if it is over.
-    pub fn end(&mut self, left: &[usize], after: Option<Duration>) {
+    pub fn end(&mut self, left: &[VolumeNo], after: Option<Duration>) {
         self.facts.seconds = Some(self.seconds());
         for facts in self.facts.volumes.iter_mut().filter(|facts| facts.result == Outcome::Pending) {
             facts.result = Outcome::NotAttached;
         }
         if !left.is_empty() {
-            let names: Vec<&str> = left.iter().map(|number| self.facts.volumes[*number].name.as_str()).collect();
+            let names: Vec<&str> = left.iter().map(|number| self.facts.volumes[number.index()].name.as_str()).collect();
             let why = after.map_or("automatically".to_owned(), |total| format!("within {} s", total.as_secs()));
             let text = format!("could not unlock {} {why}; falling back to the system's own unlock", names.join(", "));
             self.say(&text);

@@ -1,12 +1,12 @@
 //! Backends: what turns a volume and its key into a plaintext device.
 
-use std::{fmt, path::PathBuf};
+use std::{borrow::Cow, fmt, path::PathBuf};
 
 use uuid::Uuid;
 
 use self::{dm_crypt::DmCrypt, userspace::Userspace};
 use crate::{
-    base::mapping_name::MappingName,
+    base::{advice::Advice, exit::Exit, mapping_name::MappingName},
     sys::device::{Device, DeviceError, in_use},
     volumes::{
         Unlocked,
@@ -237,6 +237,31 @@ pub enum BackendError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+impl Advice for BackendError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Device(error) => error.exit(),
+            Self::Volume(error) => error.exit(),
+            Self::NotActive(_) => Exit::Missing,
+            Self::Foreign { .. } => Exit::InTheWay,
+            Self::Busy { .. } => Exit::Busy,
+            Self::Unavailable(_) | Self::Failed { .. } => Exit::System,
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::Device(error) => return error.next_step(),
+            Self::Volume(error) => return error.next_step(),
+            Self::Busy { name, .. } => format!("end that use, or: cryptattach detach {name} --deferred").into(),
+            Self::Foreign { .. } => "choose another name".into(),
+            Self::Unavailable(_) => "--backend userspace maps the volume without the kernel's help".into(),
+            Self::NotActive(_) => "'cryptattach list' shows what is".into(),
+            Self::Failed { .. } => return None,
+        })
+    }
 }
 
 impl BackendError {

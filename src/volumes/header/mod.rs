@@ -11,6 +11,7 @@ pub mod signatures;
 mod token;
 
 use std::{
+    borrow::Cow,
     fmt,
     path::{Path, PathBuf},
 };
@@ -19,6 +20,8 @@ use uuid::Uuid;
 
 use crate::{
     base::{
+        advice::Advice,
+        exit::Exit,
         key::{KeyReference, KeySize, SecretBytes, SecretMemoryError, VolumeKey},
         plain_hash::PlainHash,
     },
@@ -325,6 +328,51 @@ pub enum VolumeError {
     /// No memory for a secret.
     #[error(transparent)]
     Memory(#[from] SecretMemoryError),
+}
+
+impl Advice for VolumeError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Device(error) => error.exit(),
+            Self::Memory(error) => error.exit(),
+            Self::WrongPassphrase { .. } => Exit::KeyRefused,
+            Self::Signatures { .. } => Exit::Io,
+            Self::NoHeader { .. }
+            | Self::Damaged { .. }
+            | Self::Refused { .. }
+            | Self::WrongKey { .. }
+            | Self::OtherProof { .. }
+            | Self::NoKeyslot { .. }
+            | Self::NoToken { .. }
+            | Self::Library { .. } => Exit::Header,
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        let step = match self {
+            Self::Device(error) => return error.next_step(),
+            Self::NoHeader { .. } => {
+                "'cryptattach format' makes a volume; --header names a detached header, --plain says that there is none"
+            }
+            Self::Damaged { .. } => {
+                "'cryptsetup repair' may help if one copy of the header is whole; else restore a backup of it"
+            }
+            Self::Refused { .. } => {
+                "do not use this volume unless you know why its header says so; 'cryptsetup luksDump' shows it"
+            }
+            Self::NoToken { .. } => {
+                "'cryptsetup luksDump' shows the header's tokens; 'cryptsetup token remove' removes one"
+            }
+            Self::WrongKey { .. } => "check that this is the right volume for the key",
+            Self::NoKeyslot { .. }
+            | Self::OtherProof { .. }
+            | Self::WrongPassphrase { .. }
+            | Self::Library { .. }
+            | Self::Signatures { .. } => return None,
+            Self::Memory(error) => return error.next_step(),
+        };
+        Some(step.into())
+    }
 }
 
 fn found_instead(found: Option<&str>) -> String {

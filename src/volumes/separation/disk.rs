@@ -4,12 +4,12 @@ use std::{fmt, fs};
 
 use serde::Serialize;
 
-use super::{network::FarEnd, remote::Remote};
+use super::{network::RemoteEnd, remote::Remote};
 use crate::{
     base::key::Replica,
     sys::{
         block::{BlockDevice, DeviceNumber},
-        sysfs::{Host, attribute},
+        sysfs::{Sysfs, attribute},
     },
 };
 
@@ -98,8 +98,8 @@ impl Disk {
         }
     }
 
-    pub(crate) fn read(host: &Host, device: &BlockDevice) -> Self {
-        let udev = UdevRecord::read(host, device.number);
+    pub(crate) fn read(sysfs: &Sysfs, device: &BlockDevice) -> Self {
+        let udev = UdevRecord::read(sysfs, device.number);
         let wwn = [device.attribute("wwid"), device.attribute("device/wwid")]
             .into_iter()
             .flatten()
@@ -127,7 +127,7 @@ impl Disk {
         }
         // All namespaces of an NVMe subsystem have its serial number. That is right for an SSD, which is one device;
         // the namespaces of an array on the network are as many as it likes, and their WWIDs tell them apart.
-        if FarEnd::of(device).is_some() {
+        if RemoteEnd::of(device).is_some() {
             return None;
         }
         let attributes = ["serial", "device/serial"].iter().find_map(|path| device.attribute(path));
@@ -157,8 +157,8 @@ fn tells_apart(serial: &str) -> bool {
 struct UdevRecord(String);
 
 impl UdevRecord {
-    fn read(host: &Host, number: DeviceNumber) -> Self {
-        Self(attribute(&host.at(&format!("run/udev/data/b{number}"))).unwrap_or_default())
+    fn read(sysfs: &Sysfs, number: DeviceNumber) -> Self {
+        Self(attribute(&sysfs.at(&format!("run/udev/data/b{number}"))).unwrap_or_default())
     }
 
     fn value(&self, key: &str) -> Option<String> {

@@ -3,10 +3,10 @@
 use std::{fmt, net::IpAddr};
 
 use super::inventory::{Inventory, ListedDevice, ListedHost};
-use crate::{base::address::HostAddress, sys::sysfs::Host};
+use crate::{base::address::HostAddress, sys::sysfs::Sysfs};
 
 /// The hosts that are known: this one and those of the inventory.
-pub(super) struct Hosts<'a> {
+pub(super) struct KnownHosts<'a> {
     pub inventory: &'a Inventory,
     /// The addresses of this host; `None` if the kernel does not tell them.
     own: Option<Vec<IpAddr>>,
@@ -33,9 +33,9 @@ pub(super) enum Same {
     Unknown(String),
 }
 
-impl<'a> Hosts<'a> {
-    pub fn known_to(host: &Host, inventory: &'a Inventory) -> Self {
-        let own = host.addresses().ok();
+impl<'a> KnownHosts<'a> {
+    pub fn known_to(sysfs: &Sysfs, inventory: &'a Inventory) -> Self {
+        let own = sysfs.addresses().ok();
         Self { inventory, own: own.map(|own| own.into_iter().filter(means_one_host).collect()) }
     }
 

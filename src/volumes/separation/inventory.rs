@@ -1,6 +1,7 @@
 //! The inventory: what an operator knows of hosts, and this host cannot see.
 
 use std::{
+    borrow::Cow,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -9,7 +10,11 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::remote::{Protocol, Remote, port_name};
 use crate::{
-    base::address::{Endpoint, HostAddress},
+    base::{
+        address::{Endpoint, HostAddress},
+        advice::Advice,
+        exit::Exit,
+    },
     config,
 };
 
@@ -108,6 +113,16 @@ pub enum InventoryError {
         #[source]
         source: Contradiction,
     },
+}
+
+impl Advice for InventoryError {
+    fn exit(&self) -> Exit {
+        Exit::Config
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        None
+    }
 }
 
 /// Entries of an inventory that do not go together.

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     disk::{Disk, Leaf, Memory},
-    network::FarEnd,
+    network::RemoteEnd,
     remote::{Remote, protocol_of},
     target::Target,
     tree::{Device, Node, Role, Step},
@@ -15,7 +15,7 @@ use super::{
 use crate::sys::{
     block::{BlockDevice, DeviceNumber},
     mounts::{self, Mount},
-    sysfs::{Host, Seen},
+    sysfs::{Seen, Sysfs},
 };
 
 /// Deeper than any real stack; a lineage that goes on is cut off with a gap.
@@ -34,16 +34,16 @@ impl Lineage {
     /// Follows a path: a block device, a file or directory, or one that does not exist yet and would be made in its nearest
     /// ancestor that does. What cannot be followed becomes a gap; nothing fails.
     pub fn of(path: &Path) -> Self {
-        Self::on(&Host::this(), path)
+        Self::on(&Sysfs::this(), path)
     }
 
-    pub(crate) fn on(host: &Host, path: &Path) -> Self {
-        Self::of_volume(host, path, None)
+    pub(crate) fn on(sysfs: &Sysfs, path: &Path) -> Self {
+        Self::of_volume(sysfs, path, None)
     }
 
     /// Follows a volume of which somebody knows who serves it.
-    pub(crate) fn of_volume(host: &Host, path: &Path, target: Option<&Target>) -> Self {
-        let (mut walk, seen) = (Walk::on(host), host.look_nearest(path));
+    pub(crate) fn of_volume(sysfs: &Sysfs, path: &Path, target: Option<&Target>) -> Self {
+        let (mut walk, seen) = (Walk::on(sysfs), sysfs.look_nearest(path));
         if let Some(Target::Remote(remote)) = target {
             walk.target = Some(remote);
         }
@@ -60,12 +60,12 @@ impl Lineage {
     }
 
     /// Follows a path that the kernel names; see [`Walk::existing`].
-    pub(crate) fn of_existing(host: &Host, path: &Path) -> Self {
-        Self { tree: Walk::on(host).existing(path) }
+    pub(crate) fn of_existing(sysfs: &Sysfs, path: &Path) -> Self {
+        Self { tree: Walk::on(sysfs).existing(path) }
     }
 
-    pub(crate) fn of_number(host: &Host, number: DeviceNumber) -> Self {
-        Self { tree: Walk::on(host).device(number) }
+    pub(crate) fn of_number(sysfs: &Sysfs, number: DeviceNumber) -> Self {
+        Self { tree: Walk::on(sysfs).device(number) }
     }
 
     /// The disks and the memory at the end of all ways, each once.
@@ -97,7 +97,7 @@ enum Passed {
 }
 
 struct Walk<'a> {
-    host: &'a Host,
+    sysfs: &'a Sysfs,
     mounts: Vec<Mount>,
     way: Vec<Passed>,
     steps_left: usize,
@@ -107,9 +107,9 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn on(host: &'a Host) -> Self {
-        let mounts = mounts::seen_by(host, "self");
-        Self { host, mounts, way: Vec::new(), steps_left: MOST_STEPS, target: None, met_target: false }
+    fn on(sysfs: &'a Sysfs) -> Self {
+        let mounts = mounts::seen_by(sysfs, "self");
+        Self { sysfs, mounts, way: Vec::new(), steps_left: MOST_STEPS, target: None, met_target: false }
     }
 
     /// The tree of a path as given, of which `seen` is what exists.
@@ -125,7 +125,7 @@ impl<'a> Walk<'a> {
     /// The tree of a path that the kernel names. It must exist: in another mount namespace the same words name other files,
     /// and an ancestor that exists here says nothing about them.
     fn existing(&mut self, path: &Path) -> Node {
-        match self.host.look(path) {
+        match self.sysfs.look(path) {
             Ok(seen) => self.path(path, &seen),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let why =
@@ -159,7 +159,7 @@ impl<'a> Walk<'a> {
     }
 
     fn device(&mut self, number: DeviceNumber) -> Node {
-        match BlockDevice::with_number(self.host, number) {
+        match BlockDevice::with_number(self.sysfs, number) {
             None => Node::gap(format!("/sys shows no block device {number}")),
             Some(device) => self.down(Passed::Device(number), &device.name, |walk| walk.below_device(&device)),
         }
@@ -177,19 +177,19 @@ impl<'a> Walk<'a> {
             return self.memory(device);
         }
         let slaves = device.slaves();
-        let far_end = FarEnd::of(device);
+        let remote_end = RemoteEnd::of(device);
         if !slaves.is_empty() {
             let mut below = self.devices(&slaves);
             // A DRBD peer: another one than the target that the volume comes from.
-            below.extend(far_end.map(|far_end| match far_end {
-                FarEnd::Known(remote) => remote_leaf(remote),
-                FarEnd::Unknown(what) => Node::gap(behind_the_network(&device.name, &what)),
+            below.extend(remote_end.map(|remote_end| match remote_end {
+                RemoteEnd::Known(remote) => remote_leaf(remote),
+                RemoteEnd::Unknown(what) => Node::gap(behind_the_network(&device.name, &what)),
             }));
             return Node::device(Device::new(device, Role::of(device)), below);
         }
-        let below = match far_end {
-            Some(FarEnd::Known(remote)) => self.served_by(remote),
-            Some(FarEnd::Unknown(what)) => vec![self.served(behind_the_network(&device.name, &what))],
+        let below = match remote_end {
+            Some(RemoteEnd::Known(remote)) => self.served_by(remote),
+            Some(RemoteEnd::Unknown(what)) => vec![self.served(behind_the_network(&device.name, &what))],
             None if device.name.starts_with("loop") => vec![Node::gap(format!("{} is bound to no file", device.name))],
             None if device.is_virtual() => {
                 let why = format!("{} is a virtual device; the disk behind it cannot be seen", device.name);
@@ -197,7 +197,7 @@ impl<'a> Walk<'a> {
             }
             None => Vec::new(),
         };
-        Node::leaf(Leaf::Disk(Disk::read(self.host, device)), below)
+        Node::leaf(Leaf::Disk(Disk::read(self.sysfs, device)), below)
     }
 
     /// What serves a network device as the kernel knows it, and what is said to serve the volume: both count.
@@ -229,12 +229,12 @@ impl<'a> Walk<'a> {
             return Node::gap(format!("the file behind {} is not known", device.name));
         };
         match path.strip_suffix(" (deleted)") {
-            Some(path) if self.host.look(Path::new(&format!("{path} (deleted)"))).is_err() => {
+            Some(path) if self.sysfs.look(Path::new(&format!("{path} (deleted)"))).is_err() => {
                 Node::gap(format!("{path}, the file behind {}, has been deleted", device.name))
             }
             // The kernel names the file by its path under its own mount. Where another is mounted over that, or it is mounted in
             // another namespace or no longer, the same words lead to another file.
-            _ if self.host.shows(&device.name, Path::new(&path)) == Some(false) => Node::gap(format!(
+            _ if self.sysfs.shows(&device.name, Path::new(&path)) == Some(false) => Node::gap(format!(
                 "{path} is not the file behind {}, which has that path where it is mounted, but not here",
                 device.name
             )),
@@ -332,8 +332,8 @@ impl<'a> Walk<'a> {
     }
 
     fn btrfs(&mut self, mount: &Mount) -> Vec<Node> {
-        let source = mounts::source_path(mount).and_then(|path| self.host.look(path).ok()?.block);
-        let Some(known) = source.and_then(|source| mounts::btrfs_with(self.host, source)) else {
+        let source = mounts::source_path(mount).and_then(|path| self.sysfs.look(path).ok()?.block);
+        let Some(known) = source.and_then(|source| mounts::btrfs_with(self.sysfs, source)) else {
             let why = format!("/sys/fs/btrfs does not list the devices of btrfs {}", mount.source.display());
             return vec![Node::gap(why)];
         };

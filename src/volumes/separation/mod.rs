@@ -51,8 +51,8 @@ pub use target::{ConnectionInfo, MalformedConnectionInfo, Target};
 pub use tree::{Device, Node, Role, Step};
 pub use verdict::{Evidence, Gap, SharedDevice, Verdict};
 
-use crate::{base::key::Place, config::SeparationLevel, sys::sysfs::Host};
-use identity_of_hosts::Hosts;
+use crate::{base::key::Place, config::SeparationLevel, sys::sysfs::Sysfs};
+use identity_of_hosts::KnownHosts;
 use placement::{Found, Placement};
 
 /// What is known of the volume and of other hosts besides what this host sees.
@@ -80,22 +80,22 @@ impl Default for Surroundings<'_> {
 /// judged. Swap on the volume's disk that nothing encrypts leaves the answer unproven. Nothing fails: what cannot be looked
 /// at is a gap.
 pub fn check(device: &Path, header: Option<&Path>, places: &[Place], surroundings: &Surroundings<'_>) -> Report {
-    check_on(&Host::this(), device, header, places, surroundings)
+    check_on(&Sysfs::this(), device, header, places, surroundings)
 }
 
 fn check_on(
-    host: &Host,
+    sysfs: &Sysfs,
     device: &Path,
     header: Option<&Path>,
     places: &[Place],
     surroundings: &Surroundings<'_>,
 ) -> Report {
-    let volume = Lineage::of_volume(host, device, surroundings.target);
-    let header = header.map(|path| (path.to_owned(), Lineage::on(host, path)));
-    let hosts = Hosts::known_to(host, surroundings.inventory);
+    let volume = Lineage::of_volume(sysfs, device, surroundings.target);
+    let header = header.map(|path| (path.to_owned(), Lineage::on(sysfs, path)));
+    let hosts = KnownHosts::known_to(sysfs, surroundings.inventory);
     let placement = Placement::new(&hosts, &volume, surroundings);
-    let places: Vec<_> = places.iter().map(|place| (place.clone(), placement.lineage(host, place))).collect();
-    let swap = Swap::on(host);
+    let places: Vec<_> = places.iter().map(|place| (place.clone(), placement.lineage(sysfs, place))).collect();
+    let swap = Swap::on(sysfs);
 
     let Found { shared, gaps: not_compared } = compare(&placement, &places);
     let mut gaps: Vec<Gap> = Vec::new();
@@ -139,7 +139,7 @@ fn compare(placement: &Placement<'_>, places: &[(Place, Lineage)]) -> Found {
 }
 
 /// What is not known of those who serve the volume.
-fn gaps_in_holding(device: &Path, hosts: &Hosts<'_>, volume: &Lineage) -> Vec<Gap> {
+fn gaps_in_holding(device: &Path, hosts: &KnownHosts<'_>, volume: &Lineage) -> Vec<Gap> {
     let about = format!("volume {}", device.display());
     let unknown = volume.leaves().into_iter().flat_map(|leaf| hosts.unknown_holders(leaf));
     unknown.map(|why| Gap { about: about.clone(), why }).collect()

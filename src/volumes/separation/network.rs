@@ -12,14 +12,14 @@ use crate::{
 };
 
 /// The other end of the network that a device is reached over.
-pub(crate) enum FarEnd {
+pub(crate) enum RemoteEnd {
     /// It has an address.
     Known(Remote),
     /// sysfs does not tell its address; this is what it tells, in words.
     Unknown(String),
 }
 
-impl FarEnd {
+impl RemoteEnd {
     pub fn of(device: &BlockDevice) -> Option<Self> {
         iscsi_target(device).or_else(|| nvme_fabric(device)).or_else(|| network_driver(&device.name))
     }
@@ -30,7 +30,7 @@ impl FarEnd {
     }
 }
 
-fn iscsi_target(device: &BlockDevice) -> Option<FarEnd> {
+fn iscsi_target(device: &BlockDevice) -> Option<RemoteEnd> {
     // .../host3/session1/target3:0:0/3:0:0:0/block/sdb (drivers/scsi/scsi_transport_iscsi.c)
     let session = device.directory.ancestors().find(|above| above.join("iscsi_session").is_dir())?;
     let name = attribute(&session.join("iscsi_session").join(base_name(session)).join("targetname"));
@@ -45,7 +45,7 @@ fn iscsi_target(device: &BlockDevice) -> Option<FarEnd> {
             }
         }
     }
-    Some(FarEnd::new(Protocol::Iscsi, name.into_iter().collect(), addresses))
+    Some(RemoteEnd::new(Protocol::Iscsi, name.into_iter().collect(), addresses))
 }
 
 fn endpoint(directory: &Path, address: &str, port: &str) -> Option<Endpoint> {
@@ -58,7 +58,7 @@ fn address_of(text: &str) -> Option<HostAddress> {
     text.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
 
-fn nvme_fabric(device: &BlockDevice) -> Option<FarEnd> {
+fn nvme_fabric(device: &BlockDevice) -> Option<RemoteEnd> {
     // `device` is the controller, or with native multipath the subsystem with its controllers below it.
     let above = device.directory.join("device");
     let controllers = entries(&above).into_iter().filter(|below| base_name(below).starts_with("nvme"));
@@ -76,9 +76,9 @@ fn nvme_fabric(device: &BlockDevice) -> Option<FarEnd> {
     // One way to it without an address, and it is not known who serves it.
     match found.into_iter().collect::<Option<Vec<_>>>() {
         Some(addresses) if addresses.len() == transports.len() => {
-            Some(FarEnd::new(Protocol::NvmeOf, name.into_iter().collect(), addresses))
+            Some(RemoteEnd::new(Protocol::NvmeOf, name.into_iter().collect(), addresses))
         }
-        _ => Some(FarEnd::Unknown(format!("NVMe over {first}"))),
+        _ => Some(RemoteEnd::Unknown(format!("NVMe over {first}"))),
     }
 }
 
@@ -88,7 +88,7 @@ fn transport_address(address: &str) -> Option<Endpoint> {
     Some(Endpoint { host: address_of(value("traddr")?)?, port: value("trsvcid").and_then(|port| port.parse().ok()) })
 }
 
-fn network_driver(name: &str) -> Option<FarEnd> {
+fn network_driver(name: &str) -> Option<RemoteEnd> {
     const DRIVERS: [(&str, &str); 5] = [
         ("nbd", "network block device"),
         ("rbd", "Ceph RBD image"),
@@ -97,5 +97,5 @@ fn network_driver(name: &str) -> Option<FarEnd> {
         ("rnbd", "RDMA network block device"),
     ];
     let (_, words) = DRIVERS.iter().find(|(driver, _)| is_numbered(name, driver))?;
-    Some(FarEnd::Unknown((*words).to_owned()))
+    Some(RemoteEnd::Unknown((*words).to_owned()))
 }

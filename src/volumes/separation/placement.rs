@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{
     Surroundings,
     disk::{Leaf, SameBy},
-    identity_of_hosts::{HostId, Hosts, Same, unknown_hosts},
+    identity_of_hosts::{HostId, KnownHosts, Same, unknown_hosts},
     inventory::ListedDevice,
     lineage::Lineage,
     served_by::Holder,
@@ -15,12 +15,12 @@ use super::{
 use crate::{
     base::key::{Location, Place, Replica, is_device_name},
     config::SeparationLevel,
-    sys::sysfs::Host,
+    sys::sysfs::Sysfs,
 };
 
 /// A volume, what it rests on, and who holds that.
 pub(super) struct Placement<'a> {
-    pub hosts: &'a Hosts<'a>,
+    pub hosts: &'a KnownHosts<'a>,
     pub level: SeparationLevel,
     pub volume: &'a Lineage,
     pub holders: Vec<Holder<'a>>,
@@ -41,7 +41,7 @@ enum Nearness {
 }
 
 impl<'a> Placement<'a> {
-    pub fn new(hosts: &'a Hosts<'a>, volume: &'a Lineage, surroundings: &Surroundings<'_>) -> Self {
+    pub fn new(hosts: &'a KnownHosts<'a>, volume: &'a Lineage, surroundings: &Surroundings<'_>) -> Self {
         // What serves a volume stands beside the device only if nothing of the device leads to it: then the device stands
         // for it, and its own disks do not hold the volume.
         let is_remote = |leaf: &Leaf| matches!(leaf, Leaf::Remote(_));
@@ -51,11 +51,11 @@ impl<'a> Placement<'a> {
     }
 
     /// What a place rests on.
-    pub fn lineage(&self, host: &Host, place: &Place) -> Lineage {
+    pub fn lineage(&self, sysfs: &Sysfs, place: &Place) -> Lineage {
         match &place.at {
-            Location::Path(path) => Lineage::on(host, path),
+            Location::Path(path) => Lineage::on(sysfs, path),
             Location::Replica(replica) => {
-                let below = self.directory(host, replica).into_iter().collect();
+                let below = self.directory(sysfs, replica).into_iter().collect();
                 Lineage { tree: Node::leaf(Leaf::Replica(replica.clone()), below) }
             }
             Location::Elsewhere { why, .. } => Lineage { tree: Node::gap(why.clone()) },
@@ -63,7 +63,7 @@ impl<'a> Placement<'a> {
     }
 
     /// The directory of a replica's device, if that matters and it is on this host, as the volume is.
-    fn directory(&self, host: &Host, replica: &Replica) -> Option<Node> {
+    fn directory(&self, sysfs: &Sysfs, replica: &Replica) -> Option<Node> {
         let at = self.hosts.at_text(&replica.host);
         let is_here = at == HostId::This && self.holders.iter().any(|holder| holder.host == at);
         if self.level != SeparationLevel::Device || !is_here || !is_device_name(&replica.device) {
@@ -75,7 +75,7 @@ impl<'a> Placement<'a> {
             // Swift's own default (object-server.conf, option "devices").
             _ => Path::new("/srv/node").join(&replica.device),
         };
-        host.look(&path).is_ok().then(|| Lineage::of_existing(host, &path).tree)
+        sysfs.look(&path).is_ok().then(|| Lineage::of_existing(sysfs, &path).tree)
     }
 
     /// Compares a place with the volume: disk by disk, and then by who holds what is on neither's own disks.

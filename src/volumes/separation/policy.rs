@@ -1,7 +1,12 @@
 //! What a verdict leads to.
 
+use std::borrow::Cow;
+
 use super::{Report, SameBy, SharedDevice, Verdict};
-use crate::config::SeparationPolicy;
+use crate::{
+    base::{advice::Advice, exit::Exit},
+    config::SeparationPolicy,
+};
 
 /// Key and data are not proven to be apart.
 #[derive(Debug, thiserror::Error)]
@@ -70,10 +75,15 @@ impl Refusal {
     pub fn is_shared(&self) -> bool {
         matches!(self, Self::Shared { .. })
     }
+}
 
-    /// What the user can do about it.
-    pub fn next_step(&self) -> &'static str {
-        match self {
+impl Advice for Refusal {
+    fn exit(&self) -> Exit {
+        Exit::NotSeparate
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        let step = match self {
             Self::Shared { within: "device", .. } => {
                 "move the key store (or what opens it) to another device; --allow-shared continues nevertheless and is \
                  recorded (a boot does not have it)"
@@ -83,6 +93,7 @@ impl Refusal {
                  (a boot does not have it)"
             }
             Self::Unproven(_) => "'cryptattach separation DEVICE' explains; --separation warn lets it pass",
-        }
+        };
+        Some(step.into())
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     disk::Leaf,
-    identity_of_hosts::{HostId, Hosts},
+    identity_of_hosts::{HostId, KnownHosts},
     inventory::ListedTarget,
     remote::{Protocol, Remote},
 };
@@ -15,7 +15,7 @@ pub(super) struct Holder<'a> {
     pub serials: Vec<&'a str>,
 }
 
-impl<'a> Hosts<'a> {
+impl<'a> KnownHosts<'a> {
     /// The hosts that hold a leaf.
     pub fn holders(&self, leaf: &'a Leaf) -> Vec<Holder<'a>> {
         match leaf {

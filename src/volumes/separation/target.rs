@@ -6,7 +6,8 @@ use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAcces
 use serde_json::{Map, Value};
 
 use super::remote::{Protocol, Remote, host_of_export, port_name};
-use crate::base::address::Endpoint;
+use crate::base::{address::Endpoint, advice::Advice, exit::Exit};
+use std::borrow::Cow;
 
 /// More portals, monitors or names than any volume has.
 const MOST_ENTRIES: usize = 64;
@@ -48,6 +49,16 @@ pub enum MalformedConnectionInfo {
     /// A list is longer than any.
     #[error("the connection information has more than {MOST_ENTRIES} entries in {0}")]
     TooMany(&'static str),
+}
+
+impl Advice for MalformedConnectionInfo {
+    fn exit(&self) -> Exit {
+        Exit::Usage
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        None
+    }
 }
 
 /// The members of connection information that say who serves a volume; nothing else of it is kept, for it also has CHAP

@@ -1,12 +1,14 @@
 //! Why there was no answer.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use reqwest::Url;
 
 use super::Repeat;
 use crate::base::{
+    advice::Advice,
     chain::{causes, chain},
+    exit::Exit,
     key::SecretMemoryError,
 };
 
@@ -65,6 +67,37 @@ pub enum HttpError {
     /// No memory for an answer.
     #[error(transparent)]
     Memory(#[from] SecretMemoryError),
+}
+
+impl Advice for HttpError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Insecure(_) | Self::Url(_) => Exit::Config,
+            Self::TooLong { .. } => Exit::NoSealedKey,
+            Self::Client(_) => Exit::System,
+            Self::Memory(error) => error.exit(),
+            Self::Connect { .. } | Self::TimedOut { .. } | Self::NoTime { .. } | Self::Broken { .. } => {
+                Exit::StoreUnavailable
+            }
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        let step = match self {
+            error if error.is_certificate() => {
+                "check the server's certificate, this host's clock, and 'cacert' in clouds.yaml (the authority that signed it)"
+            }
+            Self::Insecure(_) => "use an https URL",
+            Self::Connect { .. } | Self::TimedOut { .. } | Self::NoTime { .. } | Self::Broken { .. } => {
+                "check that the server runs and that this host reaches it; -v shows every try"
+            }
+            Self::TooLong { .. } => "something else than the key store answers there, or it lies; check the URL",
+            Self::Url(_) => "check the URLs in clouds.yaml and in the configuration",
+            Self::Client(_) => return None,
+            Self::Memory(error) => return error.next_step(),
+        };
+        Some(step.into())
+    }
 }
 
 /// What is at the bottom of an HTTP library's error: the layers above it only say that they passed it on.

@@ -38,8 +38,6 @@ const HEAD_START: Duration = Duration::from_millis(250);
 /// The first pause between tries; each following one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// In a warning, between what is the matter and for how long it is tried.
-pub const TRYING_AGAIN: &str = "; trying again for up to ";
 const LONGEST_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// One client for all requests of a store: its connections and its time limits.
@@ -100,7 +98,7 @@ pub struct Request {
 }
 
 /// An answer, whatever its status.
-pub struct Answer {
+pub struct HttpAnswer {
     /// The server that gave it, as part of its URL.
     pub url: Url,
     /// The status.
@@ -113,7 +111,7 @@ pub struct Answer {
     pub repeated: bool,
 }
 
-impl Answer {
+impl HttpAnswer {
     /// Whether the server is likely to answer otherwise soon (RFC 9110 section 15, RFC 6585 section 4).
     fn is_temporary(&self) -> bool {
         matches!(self.status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
@@ -232,12 +230,12 @@ impl Http {
     /// Sends a request until it is answered for good or its time is over.
     ///
     /// The last answer is returned even if it is a temporary one (503): its status says more than a time limit.
-    pub fn send(&self, request: &Request) -> Result<Answer, HttpError> {
+    pub fn send(&self, request: &Request) -> Result<HttpAnswer, HttpError> {
         self.runtime().block_on(self.tries(request))
     }
 
     /// Sends several requests at once.
-    pub fn send_all(&self, requests: &[Request]) -> Vec<Result<Answer, HttpError>> {
+    pub fn send_all(&self, requests: &[Request]) -> Vec<Result<HttpAnswer, HttpError>> {
         self.runtime().block_on(join_all(requests.iter().map(|request| self.tries(request))))
     }
 
@@ -245,7 +243,7 @@ impl Http {
         self.runtime.as_ref().expect("it is taken on drop only")
     }
 
-    async fn tries(&self, request: &Request) -> Result<Answer, HttpError> {
+    async fn tries(&self, request: &Request) -> Result<HttpAnswer, HttpError> {
         if let Some(insecure) = request.urls.iter().find(|url| !is_secure(url)) {
             return Err(HttpError::Insecure(insecure.clone()));
         }
@@ -255,7 +253,7 @@ impl Http {
             return Err(HttpError::NoTime { url: without_query(url) });
         }
         let mut pause = FIRST_PAUSE;
-        let mut before: Option<Result<Answer, HttpError>> = None;
+        let mut before: Option<Result<HttpAnswer, HttpError>> = None;
         let mut told = BTreeSet::new();
         loop {
             let cut_short = end.saturating_duration_since(Instant::now()) < self.limits.one_try;
@@ -285,7 +283,7 @@ impl Http {
                 tracing::debug!("{why}; next try in {} ms", wait.as_millis());
             } else {
                 let left = end.saturating_duration_since(Instant::now()).as_secs_f32();
-                tracing::warn!("{why}{TRYING_AGAIN}{left:.0} s");
+                tracing::warn!(problem = %why, "{why}; trying again for up to {left:.0} s");
                 told.insert(why);
             }
             before = Some(outcome);
@@ -295,7 +293,7 @@ impl Http {
     }
 
     /// Asks each server once, the later ones after a head start.
-    async fn round(&self, request: &Request, end: Instant, repeated: bool) -> Result<Answer, HttpError> {
+    async fn round(&self, request: &Request, end: Instant, repeated: bool) -> Result<HttpAnswer, HttpError> {
         let mut waiting = request.urls.iter();
         let mut asked = JoinSet::new();
         let mut last = None;
@@ -319,7 +317,7 @@ impl Http {
                 Err(error) => error.may_be_repeated(request.repeat) || request.repeat == Repeat::Never,
             };
             if !try_the_next {
-                return outcome.map(|answer| Answer { repeated: several, ..answer });
+                return outcome.map(|answer| HttpAnswer { repeated: several, ..answer });
             }
             last = Some(outcome);
         }
@@ -335,7 +333,7 @@ impl Drop for Http {
     }
 }
 
-async fn once(client: Client, request: Request, url: Url, limit: Duration) -> Result<Answer, HttpError> {
+async fn once(client: Client, request: Request, url: Url, limit: Duration) -> Result<HttpAnswer, HttpError> {
     let started = Instant::now();
     let answer = timeout(limit, exchange(client, request, url.clone())).await;
     let answer = answer.unwrap_or_else(|_| Err(HttpError::TimedOut { url: without_query(&url), after: limit }));
@@ -347,7 +345,7 @@ async fn once(client: Client, request: Request, url: Url, limit: Duration) -> Re
     answer
 }
 
-async fn exchange(client: Client, request: Request, url: Url) -> Result<Answer, HttpError> {
+async fn exchange(client: Client, request: Request, url: Url) -> Result<HttpAnswer, HttpError> {
     let Request { method, headers, body, most_bytes, .. } = request;
     let mut builder = client.request(method, url.clone()).headers(headers);
     if let Some(body) = body {
@@ -384,7 +382,7 @@ async fn exchange(client: Client, request: Request, url: Url) -> Result<Answer, 
         len = end;
     }
     body.truncate(len);
-    Ok(Answer { url, status, headers, body, repeated: false })
+    Ok(HttpAnswer { url, status, headers, body, repeated: false })
 }
 
 fn without_query(url: &Url) -> Url {
@@ -405,7 +403,7 @@ fn jittered(pause: Duration) -> Duration {
 }
 
 /// What a server says of its refusal: OpenStack's JSON, or a short text.
-pub fn reason(answer: &Answer) -> Option<String> {
+pub fn reason(answer: &HttpAnswer) -> Option<String> {
     reason_in(answer.body.expose())
 }
 

@@ -13,7 +13,7 @@ use crate::{
     },
     keys::{
         net::{
-            http::{self, Answer, Request},
+            http::{self, HttpAnswer, Request},
             keystone::SendError,
         },
         store::StoreError,
@@ -73,7 +73,11 @@ impl Barbican {
         urls.iter().map(below).collect()
     }
 
-    pub(super) fn send(&self, action: &'static str, build: impl Fn(&[Url]) -> Request) -> Result<Answer, StoreError> {
+    pub(super) fn send(
+        &self,
+        action: &'static str,
+        build: impl Fn(&[Url]) -> Request,
+    ) -> Result<HttpAnswer, StoreError> {
         self.session.send(build).map_err(|source| self.unreachable(action, source))
     }
 
@@ -81,7 +85,7 @@ impl Barbican {
         StoreError::Unreachable { action, at: self.to_string(), source: Box::new(source) }
     }
 
-    pub(super) fn expect(&self, action: &'static str, answer: Answer) -> Result<Answer, StoreError> {
+    pub(super) fn expect(&self, action: &'static str, answer: HttpAnswer) -> Result<HttpAnswer, StoreError> {
         if answer.status.is_success() {
             return Ok(answer);
         }
@@ -103,7 +107,7 @@ impl Barbican {
     }
 
     /// `None` if there is no such secret.
-    pub(super) fn find(&self, path: &[&str], accept: &'static str) -> Result<Option<Answer>, StoreError> {
+    pub(super) fn find(&self, path: &[&str], accept: &'static str) -> Result<Option<HttpAnswer>, StoreError> {
         let answer = self.send("read from", |urls| {
             Request::new(Method::GET, Self::urls(urls, path), MOST_BYTES)
                 .header("accept", HeaderValue::from_static(accept))
@@ -115,7 +119,7 @@ impl Barbican {
         self.expect("read from", answer).map(Some)
     }
 
-    pub(super) fn parse<T: for<'a> Deserialize<'a>>(&self, answer: &Answer) -> Result<T, StoreError> {
+    pub(super) fn parse<T: for<'a> Deserialize<'a>>(&self, answer: &HttpAnswer) -> Result<T, StoreError> {
         serde_json::from_slice(answer.body.expose())
             .map_err(|error| self.wrong("read from", format!("its answer is not understood ({:?})", error.classify())))
     }

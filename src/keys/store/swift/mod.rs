@@ -23,7 +23,7 @@ use crate::{
     },
     config::{Network, SwiftConfig},
     keys::net::{
-        http::{self, Answer, HttpError, Repeat, Request},
+        http::{self, HttpAnswer, HttpError, Repeat, Request},
         keystone::{AuthError, SendError, Session},
     },
 };
@@ -127,7 +127,7 @@ impl Swift {
         urls.iter().map(|url| http::below(url, &path)).collect()
     }
 
-    fn send(&self, action: &'static str, build: impl Fn(&[Url]) -> Request) -> Result<Answer, StoreError> {
+    fn send(&self, action: &'static str, build: impl Fn(&[Url]) -> Request) -> Result<HttpAnswer, StoreError> {
         self.session.send(build).map_err(|source| self.unreachable(action, source))
     }
 
@@ -140,7 +140,7 @@ impl Swift {
     }
 
     /// The answer if its status is a success; else what its status means.
-    fn expect(&self, action: &'static str, answer: Answer) -> Result<Answer, StoreError> {
+    fn expect(&self, action: &'static str, answer: HttpAnswer) -> Result<HttpAnswer, StoreError> {
         if answer.status.is_success() {
             return Ok(answer);
         }
@@ -173,17 +173,17 @@ impl Swift {
         Some(http::below(&base, &[&["v2", name], below].concat()))
     }
 
-    fn head(&self) -> Result<Answer, StoreError> {
+    fn head(&self) -> Result<HttpAnswer, StoreError> {
         let answer = self.send("look at", |urls| Request::new(Method::HEAD, self.urls(urls, &[]), MOST_WORDS_BYTES))?;
         self.expect("look at", answer)
     }
 }
 
 /// The answer's bytes, or why there are none, in words.
-fn told(answer: Result<Answer, HttpError>) -> Result<Vec<u8>, String> {
+fn told(answer: Result<HttpAnswer, HttpError>) -> Result<Vec<u8>, String> {
     match answer {
         Ok(answer) if answer.status.is_success() => Ok(answer.body.expose().to_vec()),
-        Ok(Answer { url, status, .. }) => {
+        Ok(HttpAnswer { url, status, .. }) => {
             Err(format!("{url} answers {status} (is list_endpoints in the proxy's pipeline?)"))
         }
         Err(error) => Err(chain(&error)),

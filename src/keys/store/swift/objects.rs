@@ -15,7 +15,7 @@ use crate::{
     },
     keys::{
         net::{
-            http::{Answer, HttpError, Repeat, Request},
+            http::{HttpAnswer, HttpError, Repeat, Request},
             keystone::SendError,
         },
         store::StoreError,
@@ -71,7 +71,7 @@ impl Swift {
     }
 
     /// Writes an object. `None`: whether it was written is not known, and what stands there afterwards decides.
-    fn put(&self, name: &str, bytes: &[u8], new: bool) -> Result<Option<Answer>, StoreError> {
+    fn put(&self, name: &str, bytes: &[u8], new: bool) -> Result<Option<HttpAnswer>, StoreError> {
         let digest = HeaderValue::from_str(&md5(bytes)).map_err(|_| self.unusable("the digest is not text"))?;
         let answer = self.send("write to", |urls| {
             let request = Request::new(Method::PUT, self.urls(urls, &segments(name)), MOST_WORDS_BYTES)

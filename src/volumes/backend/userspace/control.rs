@@ -32,7 +32,7 @@ pub enum Order {
 /// What comes of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub enum Reply {
+pub enum OrderReply {
     /// It is done, or the worker is about to end.
     Done,
     /// These use it, if any.
@@ -42,7 +42,7 @@ pub enum Reply {
 }
 
 /// Gives an order to the worker that listens at `socket`.
-pub fn give(socket: &Path, order: Order) -> io::Result<Reply> {
+pub fn give(socket: &Path, order: Order) -> io::Result<OrderReply> {
     let stream = export::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     protocol::send(&stream, &order)?;

@@ -43,13 +43,13 @@ impl Export {
     where
         F: Fn(Happening) + Clone + Send + Sync + 'static,
     {
-        let (places, name, read_only) = (&request.places, &request.name, request.read_only);
+        let (paths, name, read_only) = (&request.paths, &request.name, request.read_only);
         Ok(match request.export {
             ExportKind::Fuse => {
-                Self::Fuse(fuse::Export::mount(image, &request.device, &places.export(name), read_only, notify)?)
+                Self::Fuse(fuse::Export::mount(image, &request.device, &paths.export(name), read_only, notify)?)
             }
             ExportKind::Ublk => Self::Ublk(ublk::Export::start(image, read_only, notify)?),
-            ExportKind::Nbd => Self::Nbd(nbd::Export::listen(image, &places.socket(name), read_only, notify)?),
+            ExportKind::Nbd => Self::Nbd(nbd::Export::listen(image, &paths.socket(name), read_only, notify)?),
         })
     }
 

@@ -22,9 +22,9 @@ use std::{
 use nix::fcntl::Flock;
 
 use self::{
-    control::{Order, Reply},
+    control::{Order, OrderReply},
     export::Exported,
-    protocol::{Answer, Attach, Request},
+    protocol::{Attach, Request, WorkerReply},
     state::{Identity, State},
 };
 use super::{Activate, Backend, BackendError, BackendKind, Deferred, ExportKind, Mapping, MappingStatus};
@@ -59,7 +59,7 @@ mod state;
 mod ublk;
 mod worker;
 
-pub use paths::Places;
+pub use paths::Paths;
 pub use worker::{SUBCOMMAND, worker_main};
 
 /// How long a worker may take to get ready; opening a device on a network is the longest part.
@@ -71,21 +71,21 @@ const CLEAR_PATIENCE: Duration = Duration::from_secs(2);
 /// The userspace backend.
 #[derive(Clone, Debug)]
 pub struct Userspace {
-    places: Places,
+    paths: Paths,
     program: PathBuf,
 }
 
 impl Default for Userspace {
     /// The system's directories; this program itself is the worker and must lead [`SUBCOMMAND`] to [`worker_main`].
     fn default() -> Self {
-        Self::new(Places::default(), "/proc/self/exe")
+        Self::new(Paths::default(), "/proc/self/exe")
     }
 }
 
 impl Userspace {
     /// Other directories, or another program as worker.
-    pub fn new(places: Places, program: impl Into<PathBuf>) -> Self {
-        Self { places, program: program.into() }
+    pub fn new(paths: Paths, program: impl Into<PathBuf>) -> Self {
+        Self { paths, program: program.into() }
     }
 
     /// The mapping that has the name, if it is one of this very volume.
@@ -106,12 +106,12 @@ impl Userspace {
 
     /// As [`Self::same`], for whoever has the name's lock. What a dead worker left is removed.
     fn existing(&self, request: &Attach, asked: Option<ExportKind>) -> Result<Option<Mapping>, BackendError> {
-        let Some(state) = State::load(&self.places, &request.name)? else { return Ok(None) };
+        let Some(state) = State::load(&self.paths, &request.name)? else { return Ok(None) };
         if !state.worker.is_alive() {
             tracing::warn!("the worker of '{}' has died; removing what it left", state.name);
-            return removal::remove(&self.places, &state, Deferred::No).map(|()| None);
+            return removal::remove(&self.paths, &state, Deferred::No).map(|()| None);
         }
-        if state.exported(&self.places).is_none() {
+        if state.exported(&self.paths).is_none() {
             // Its device has just been cleared; it is on its way out.
             return removal::wait_for_end(&state).map(|()| None);
         }
@@ -127,8 +127,8 @@ impl Userspace {
     /// Where users find it.
     fn users_path(&self, name: &MappingName, export: ExportKind) -> PathBuf {
         match export {
-            ExportKind::Fuse | ExportKind::Ublk => self.places.link(name),
-            ExportKind::Nbd => self.places.socket(name),
+            ExportKind::Fuse | ExportKind::Ublk => self.paths.link(name),
+            ExportKind::Nbd => self.paths.socket(name),
         }
     }
 
@@ -146,9 +146,9 @@ impl Userspace {
         let (name, device) = (request.name.clone(), request.device.clone());
         control_group::give_its_own(worker.id(), &name);
         match converse(&socket, request, key) {
-            Ok(Answer::Failed { action, cause }) => {
+            Ok(WorkerReply::Failed { action, cause }) => {
                 worker.wait().map_err(BackendError::failed(format!("cannot wait for the worker of '{name}'")))?;
-                Answer::Failed { action, cause }.into_result(&device)
+                WorkerReply::Failed { action, cause }.into_result(&device)
             }
             Ok(_) => {
                 // It outlives this command. A caller that lives on must not collect zombies.
@@ -166,8 +166,8 @@ impl Userspace {
     fn give_up(&self, name: &MappingName, mut worker: Child) {
         let ended = worker.kill().and_then(|()| worker.wait());
         tracing::debug!("the worker of '{name}': {ended:?}");
-        let left = State::load(&self.places, name).and_then(|state| match state {
-            Some(state) => removal::remove(&self.places, &state, Deferred::No),
+        let left = State::load(&self.paths, name).and_then(|state| match state {
+            Some(state) => removal::remove(&self.paths, &state, Deferred::No),
             None => Ok(()),
         });
         if let Err(error) = left {
@@ -177,11 +177,11 @@ impl Userspace {
 }
 
 /// Tells the worker what to attach and makes a loop device of the file that it then offers.
-fn converse(socket: &UnixStream, request: Attach, key: &VolumeKey) -> Result<Answer, BackendError> {
-    let (name, file, read_only) = (request.name.clone(), request.places.file(&request.name), request.read_only);
+fn converse(socket: &UnixStream, request: Attach, key: &VolumeKey) -> Result<WorkerReply, BackendError> {
+    let (name, file, read_only) = (request.name.clone(), request.paths.file(&request.name), request.read_only);
     let silent = || BackendError::failed(format!("the worker of '{name}' does not answer"));
     let block_size_bytes = match order(socket, request, key).map_err(silent())? {
-        Answer::Mounted { block_size_bytes } => block_size_bytes,
+        WorkerReply::Mounted { block_size_bytes } => block_size_bytes,
         answer => return Ok(answer),
     };
     let loop_device = OpenOptions::new()
@@ -195,14 +195,14 @@ fn converse(socket: &UnixStream, request: Attach, key: &VolumeKey) -> Result<Ans
         )))?;
     tracing::debug!("{} does direct I/O: {}", loop_device.path().display(), loop_device.is_direct());
     let answer = protocol::send(socket, &loop_device).and_then(|()| protocol::receive(socket)).map_err(silent());
-    if !matches!(answer, Ok(Answer::Ready)) {
+    if !matches!(answer, Ok(WorkerReply::Ready)) {
         // Nobody has used it yet. The worker, if it lives, ends when it has gone.
         loop_device.clear_when_unused(CLEAR_PATIENCE).ok();
     }
     answer
 }
 
-fn order(mut socket: &UnixStream, request: Attach, key: &VolumeKey) -> io::Result<Answer> {
+fn order(mut socket: &UnixStream, request: Attach, key: &VolumeKey) -> io::Result<WorkerReply> {
     socket.set_read_timeout(Some(READY_PATIENCE))?;
     protocol::send(socket, &Request::Attach(request))?;
     socket.write_all(key.expose())?;
@@ -211,23 +211,23 @@ fn order(mut socket: &UnixStream, request: Attach, key: &VolumeKey) -> io::Resul
 
 impl Backend for Userspace {
     fn active(&self, volume: &Volume, options: &Activate) -> Result<Option<Mapping>, BackendError> {
-        let Some(state) = State::load(&self.places, &options.name)? else { return Ok(None) };
-        if !state.worker.is_alive() || state.exported(&self.places).is_none() {
+        let Some(state) = State::load(&self.paths, &options.name)? else { return Ok(None) };
+        if !state.worker.is_alive() || state.exported(&self.paths).is_none() {
             // Dead or dying; activating removes it.
             return Ok(None);
         }
-        self.same(&state, &request(&self.places, volume, options, 0)?, options.export).map(Some)
+        self.same(&state, &request(&self.paths, volume, options, 0)?, options.export).map(Some)
     }
 
     fn activate(&self, unlocked: &Unlocked, options: &Activate) -> Result<Mapping, BackendError> {
         let (volume, key) = (unlocked.volume(), unlocked.key());
         volume.verify_key(key)?;
-        let request = request(&self.places, volume, options, key.size().bits())?;
+        let request = request(&self.paths, volume, options, key.size().bits())?;
         if options.allow_discards && request.export == ExportKind::Fuse {
             tracing::warn!("the FUSE export does not pass discards; use --export ublk or nbd");
         }
-        self.places.create()?;
-        let lock = self.places.lock(&options.name, removal::LOCK_PATIENCE)?;
+        self.paths.create()?;
+        let lock = self.paths.lock(&options.name, removal::LOCK_PATIENCE)?;
         if let Some(mapping) = self.existing(&request, options.export)? {
             return Ok(mapping);
         }
@@ -246,9 +246,9 @@ impl Backend for Userspace {
 
     fn resize(&self, name: &MappingName, unlocked: &Unlocked) -> Result<u64, BackendError> {
         let volume = unlocked.volume();
-        let _lock = self.places.lock(name, removal::LOCK_PATIENCE)?;
-        let mut state = State::load(&self.places, name)?.ok_or_else(|| BackendError::NotActive(name.clone()))?;
-        let exported = state.exported(&self.places).ok_or_else(|| BackendError::NotActive(name.clone()))?;
+        let _lock = self.paths.lock(name, removal::LOCK_PATIENCE)?;
+        let mut state = State::load(&self.paths, name)?.ok_or_else(|| BackendError::NotActive(name.clone()))?;
+        let exported = state.exported(&self.paths).ok_or_else(|| BackendError::NotActive(name.clone()))?;
         if state.volume != volume.uuid() {
             let by = format!("{} is attached under it", state.device.display());
             return Err(BackendError::Foreign { name: name.clone(), by });
@@ -257,26 +257,26 @@ impl Backend for Userspace {
         let mut grow = || match exported {
             Exported::Loop(device) => {
                 // The worker accepts what its device has room for, and the kernel notes the new size.
-                OpenOptions::new().write(true).open(self.places.file(name))?.set_len(size_bytes)?;
+                OpenOptions::new().write(true).open(self.paths.file(name))?.set_len(size_bytes)?;
                 state.size_bytes = device.take_size()?;
-                state.update(&self.places).map(|()| state.size_bytes)
+                state.update(&self.paths).map(|()| state.size_bytes)
             }
-            _ => match control::give(&self.places.control(name), Order::Grow { size_bytes })? {
-                Reply::Done => Ok(size_bytes),
-                Reply::InUse(_) => Err(io::ErrorKind::ResourceBusy.into()),
-                Reply::Failed(number) => Err(io::Error::from_raw_os_error(number)),
+            _ => match control::give(&self.paths.control(name), Order::Grow { size_bytes })? {
+                OrderReply::Done => Ok(size_bytes),
+                OrderReply::InUse(_) => Err(io::ErrorKind::ResourceBusy.into()),
+                OrderReply::Failed(number) => Err(io::Error::from_raw_os_error(number)),
             },
         };
         grow().map_err(|error: io::Error| BackendError::failed(format!("cannot resize '{name}'"))(error))
     }
 
     fn deactivate(&self, name: &MappingName, deferred: Deferred) -> Result<(), BackendError> {
-        removal::detach(&self.places, name, deferred)
+        removal::detach(&self.paths, name, deferred)
     }
 
     fn status(&self, name: &MappingName) -> Result<Option<MappingStatus>, BackendError> {
-        let Some(state) = State::load(&self.places, name)? else { return Ok(None) };
-        let exported = state.exported(&self.places);
+        let Some(state) = State::load(&self.paths, name)? else { return Ok(None) };
+        let exported = state.exported(&self.paths);
         let trouble = match (&state.fault, &exported) {
             (Some(fault), _) => Some(fault.clone()),
             (None, _) if !state.worker.is_alive() => {
@@ -304,8 +304,8 @@ impl Backend for Userspace {
             read_only: state.read_only,
             trouble,
             holders: match exported {
-                Some(Exported::Socket(_)) => match control::give(&self.places.control(name), Order::Users) {
-                    Ok(Reply::InUse(clients)) => clients,
+                Some(Exported::Socket(_)) => match control::give(&self.paths.control(name), Order::Users) {
+                    Ok(OrderReply::InUse(clients)) => clients,
                     _ => Vec::new(),
                 },
                 Some(exported) => users::of_path(&exported.path()),
@@ -315,12 +315,12 @@ impl Backend for Userspace {
     }
 
     fn list(&self) -> Result<Vec<MappingName>, BackendError> {
-        let action = || format!("cannot list {}", self.places.state.display());
-        self.places.names().map_err(BackendError::failed(action()))
+        let action = || format!("cannot list {}", self.paths.state.display());
+        self.paths.names().map_err(BackendError::failed(action()))
     }
 }
 
-fn request(places: &Places, volume: &Volume, options: &Activate, key_size_bits: u32) -> Result<Attach, BackendError> {
+fn request(paths: &Paths, volume: &Volume, options: &Activate, key_size_bits: u32) -> Result<Attach, BackendError> {
     let (device, geometry) = (&volume.device, &volume.geometry);
     let action = || format!("cannot attach {}", device.path.display());
     // The worker has another working directory.
@@ -328,7 +328,7 @@ fn request(places: &Places, volume: &Volume, options: &Activate, key_size_bits: 
     let identity = identify(&path, device.kind).map_err(BackendError::failed(action()))?;
     Ok(Attach {
         name: options.name.clone(),
-        places: places.clone(),
+        paths: paths.clone(),
         device: path,
         identity,
         volume: volume.uuid(),

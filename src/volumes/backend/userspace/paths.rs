@@ -19,20 +19,20 @@ use crate::{base::mapping_name::MappingName, volumes::backend::BackendError};
 /// Directories of this backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Places {
+pub struct Paths {
     /// A directory per mapping is made here, for root only.
     pub state: PathBuf,
     /// A symbolic link per mapping is made here.
     pub links: PathBuf,
 }
 
-impl Default for Places {
+impl Default for Paths {
     fn default() -> Self {
         Self { state: "/run/cryptattach".into(), links: "/dev/disk/by-cryptattach".into() }
     }
 }
 
-impl Places {
+impl Paths {
     /// The mapping's directory.
     pub fn directory(&self, name: &MappingName) -> PathBuf {
         self.state.join(name.as_str())

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use super::{
-    paths::Places,
+    paths::Paths,
     state::{Identity, Process},
 };
 use crate::{
@@ -39,7 +39,7 @@ pub enum Request {
         /// The mapping's name.
         name: MappingName,
         /// Where its state is.
-        places: Places,
+        paths: Paths,
         /// The one that asks. The name may be another mapping's by the time that this is done.
         worker: Process,
     },
@@ -52,7 +52,7 @@ pub struct Attach {
     /// Its name.
     pub name: MappingName,
     /// Where its state goes.
-    pub places: Places,
+    pub paths: Paths,
     /// The encrypted device or file, an absolute path.
     pub device: PathBuf,
     /// Which device that path led to when its header was read.
@@ -93,7 +93,7 @@ impl Attach {
 /// [`super::loop_device::LoopDevice`] that the command has made of the file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub enum Answer {
+pub enum WorkerReply {
     /// The file is there; a loop device is to be made of it.
     Mounted {
         /// Block size for the loop device.
@@ -127,7 +127,7 @@ pub enum Cause {
     Other(Vec<String>),
 }
 
-impl Answer {
+impl WorkerReply {
     /// Describes an error to the process that asked.
     pub fn failure(error: BackendError) -> Self {
         let (action, cause) = match error {
@@ -205,8 +205,8 @@ mod tests {
 
     fn told(error: BackendError) -> BackendError {
         let mut wire = Vec::new();
-        send(&mut wire, &Answer::failure(error)).unwrap();
-        let answer: Answer = receive(&wire[..]).unwrap();
+        send(&mut wire, &WorkerReply::failure(error)).unwrap();
+        let answer: WorkerReply = receive(&wire[..]).unwrap();
         answer.into_result(Path::new("/dev/vdb")).unwrap_err()
     }
 
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn refuses_long_messages() {
-        assert!(receive::<Answer>(&[0xff; 8][..]).is_err());
+        assert!(receive::<WorkerReply>(&[0xff; 8][..]).is_err());
         assert!(send(io::sink(), &"x".repeat(1 << 17)).is_err());
     }
 }

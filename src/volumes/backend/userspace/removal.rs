@@ -9,10 +9,10 @@ use std::{
 };
 
 use super::{
-    control::{self, Order, Reply},
+    control::{self, Order, OrderReply},
     export::Exported,
     fuse,
-    paths::Places,
+    paths::Paths,
     state::{Process, State},
     ublk::UblkDevice,
 };
@@ -36,38 +36,38 @@ const END_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Removes a mapping. All its data is on the volume, and the volume is free, when this returns; with
 /// [`Deferred::Yes`] and users left, that is when the last of them has closed it.
-pub fn detach(places: &Places, name: &MappingName, deferred: Deferred) -> Result<(), BackendError> {
-    detach_if(places, name, deferred, |_| true)
+pub fn detach(paths: &Paths, name: &MappingName, deferred: Deferred) -> Result<(), BackendError> {
+    detach_if(paths, name, deferred, |_| true)
 }
 
 /// As [`detach`], if it is that worker's.
-pub fn detach_worker(places: &Places, name: &MappingName, worker: Process) -> Result<(), BackendError> {
-    detach_if(places, name, Deferred::No, |state| state.worker == worker)
+pub fn detach_worker(paths: &Paths, name: &MappingName, worker: Process) -> Result<(), BackendError> {
+    detach_if(paths, name, Deferred::No, |state| state.worker == worker)
 }
 
 fn detach_if(
-    places: &Places,
+    paths: &Paths,
     name: &MappingName,
     deferred: Deferred,
     meant: impl Fn(&State) -> bool,
 ) -> Result<(), BackendError> {
     let not_active = || BackendError::NotActive(name.clone());
-    State::load(places, name)?.ok_or_else(not_active)?;
-    let _lock = places.lock(name, LOCK_PATIENCE)?;
-    let state = State::load(places, name)?.filter(meant).ok_or_else(not_active)?;
-    remove(places, &state, deferred)
+    State::load(paths, name)?.ok_or_else(not_active)?;
+    let _lock = paths.lock(name, LOCK_PATIENCE)?;
+    let state = State::load(paths, name)?.filter(meant).ok_or_else(not_active)?;
+    remove(paths, &state, deferred)
 }
 
 /// As [`detach`], for whoever has the name's lock.
-pub fn remove(places: &Places, state: &State, deferred: Deferred) -> Result<(), BackendError> {
+pub fn remove(paths: &Paths, state: &State, deferred: Deferred) -> Result<(), BackendError> {
     let (mut worker_lives, mut died) = (state.worker.is_alive(), false);
-    let gone = match let_go(places, state, deferred, worker_lives) {
+    let gone = match let_go(paths, state, deferred, worker_lives) {
         // It ended while it was asked: what it leaves is let go of in another way.
         Err(BackendError::Failed { .. }) if worker_lives && ends_within(state, DEATH_PATIENCE) => {
             // One that came to its own end has left nothing, unless it says why.
-            died = State::load(places, &state.name)?.is_some();
+            died = State::load(paths, &state.name)?.is_some();
             worker_lives = false;
-            let_go(places, state, deferred, worker_lives)?
+            let_go(paths, state, deferred, worker_lives)?
         }
         gone => gone?,
     };
@@ -81,16 +81,16 @@ pub fn remove(places: &Places, state: &State, deferred: Deferred) -> Result<(), 
             .sweep(state.worker.pid)
             .map_err(BackendError::failed(format!("cannot remove {}", device.path().display())))?;
     }
-    sweep(places, &state.name)?;
+    sweep(paths, &state.name)?;
     if died { Err(not_all_went_well(&state.name, "its worker died before all was written")) } else { Ok(()) }
 }
 
 /// Has its device or socket go. Whether it has gone; otherwise it will, with its last user.
-fn let_go(places: &Places, state: &State, deferred: Deferred, worker_lives: bool) -> Result<bool, BackendError> {
-    match state.exported(places) {
-        Some(Exported::Loop(device)) => clear_loop(device, places, state, worker_lives, deferred),
-        Some(Exported::Ublk(device)) if worker_lives => clear_ublk(device, places, state, deferred),
-        Some(Exported::Socket(_)) if worker_lives => end_socket(places, state, deferred),
+fn let_go(paths: &Paths, state: &State, deferred: Deferred, worker_lives: bool) -> Result<bool, BackendError> {
+    match state.exported(paths) {
+        Some(Exported::Loop(device)) => clear_loop(device, paths, state, worker_lives, deferred),
+        Some(Exported::Ublk(device)) if worker_lives => clear_ublk(device, paths, state, deferred),
+        Some(Exported::Socket(_)) if worker_lives => end_socket(paths, state, deferred),
         // Without its worker a ublk device goes by itself.
         Some(Exported::Ublk(_) | Exported::Socket(_)) | None => Ok(true),
     }
@@ -99,13 +99,13 @@ fn let_go(places: &Places, state: &State, deferred: Deferred, worker_lives: bool
 /// Whether it has gone; otherwise it will, with its last user.
 fn clear_loop(
     device: LoopDevice,
-    places: &Places,
+    paths: &Paths,
     state: &State,
     worker_lives: bool,
     deferred: Deferred,
 ) -> Result<bool, BackendError> {
     let cleared = match deferred {
-        Deferred::No => clear(device, places, state, worker_lives)?,
+        Deferred::No => clear(device, paths, state, worker_lives)?,
         Deferred::Yes => device
             .clear_when_unused(Duration::from_millis(200))
             .map_err(BackendError::failed(format!("cannot have the kernel remove {}", device.path().display())))?,
@@ -117,13 +117,13 @@ fn clear_loop(
     }
 }
 
-fn clear_ublk(device: UblkDevice, places: &Places, state: &State, deferred: Deferred) -> Result<bool, BackendError> {
+fn clear_ublk(device: UblkDevice, paths: &Paths, state: &State, deferred: Deferred) -> Result<bool, BackendError> {
     let path = device.path();
-    let stop = || match control::give(&places.control(&state.name), Order::End { deferred: false })? {
-        Reply::Failed(number) => Err(io::Error::from_raw_os_error(number)),
-        Reply::Done | Reply::InUse(_) => Ok(()),
+    let stop = || match control::give(&paths.control(&state.name), Order::End { deferred: false })? {
+        OrderReply::Failed(number) => Err(io::Error::from_raw_os_error(number)),
+        OrderReply::Done | OrderReply::InUse(_) => Ok(()),
     };
-    let cleared = device.clear(BUSY_PATIENCE, flush(state), stop).map_err(cannot_write(places, state, &path))?;
+    let cleared = device.clear(BUSY_PATIENCE, flush(state), stop).map_err(cannot_write(paths, state, &path))?;
     match (cleared, deferred) {
         (Cleared::Gone, _) => Ok(true),
         (Cleared::InUse, Deferred::No) => Err(busy(state, &Exported::Ublk(device))),
@@ -134,18 +134,20 @@ fn clear_ublk(device: UblkDevice, places: &Places, state: &State, deferred: Defe
     }
 }
 
-fn end_socket(places: &Places, state: &State, deferred: Deferred) -> Result<bool, BackendError> {
+fn end_socket(paths: &Paths, state: &State, deferred: Deferred) -> Result<bool, BackendError> {
     let order = Order::End { deferred: deferred == Deferred::Yes };
     let action = || format!("cannot end the worker of '{}'", state.name);
     let deadline = Instant::now() + BUSY_PATIENCE;
     loop {
-        match control::give(&places.control(&state.name), order).map_err(BackendError::failed(action()))? {
-            Reply::Done => return Ok(true),
-            Reply::InUse(_) if deferred == Deferred::Yes => return Ok(false),
+        match control::give(&paths.control(&state.name), order).map_err(BackendError::failed(action()))? {
+            OrderReply::Done => return Ok(true),
+            OrderReply::InUse(_) if deferred == Deferred::Yes => return Ok(false),
             // A client that has just ended is there until the worker has noticed.
-            Reply::InUse(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
-            Reply::InUse(holders) => return Err(BackendError::Busy { name: state.name.clone(), holders }),
-            Reply::Failed(number) => return Err(BackendError::failed(action())(io::Error::from_raw_os_error(number))),
+            OrderReply::InUse(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+            OrderReply::InUse(holders) => return Err(BackendError::Busy { name: state.name.clone(), holders }),
+            OrderReply::Failed(number) => {
+                return Err(BackendError::failed(action())(io::Error::from_raw_os_error(number)));
+            }
         }
     }
 }
@@ -170,10 +172,10 @@ fn ends_within(state: &State, patience: Duration) -> bool {
     true
 }
 
-fn clear(device: LoopDevice, places: &Places, state: &State, worker_lives: bool) -> Result<Cleared, BackendError> {
+fn clear(device: LoopDevice, paths: &Paths, state: &State, worker_lives: bool) -> Result<Cleared, BackendError> {
     let path = device.path();
     if worker_lives {
-        device.clear(BUSY_PATIENCE, flush(state)).map_err(cannot_write(places, state, &path))
+        device.clear(BUSY_PATIENCE, flush(state)).map_err(cannot_write(paths, state, &path))
     } else {
         device
             .clear(BUSY_PATIENCE, Flush::Attempted)
@@ -187,11 +189,11 @@ fn flush(state: &State) -> Flush {
 }
 
 /// Records the fault, so that the next `detach` gives up the data that cannot be written.
-fn cannot_write(places: &Places, state: &State, path: &Path) -> impl FnOnce(io::Error) -> BackendError {
+fn cannot_write(paths: &Paths, state: &State, path: &Path) -> impl FnOnce(io::Error) -> BackendError {
     move |error| {
         let mut failed = state.clone();
         failed.fault = Some(format!("cannot write all data to {}: {error}", state.device.display()));
-        if let Err(error) = failed.update(places) {
+        if let Err(error) = failed.update(paths) {
             tracing::debug!("cannot record that '{}' cannot be flushed: {error}", state.name);
         }
         BackendError::failed(format!(
@@ -213,12 +215,12 @@ fn busy(state: &State, exported: &Exported) -> BackendError {
 }
 
 /// Removes what a worker that is no more has left behind, and tells if it could not end well.
-fn sweep(places: &Places, name: &MappingName) -> Result<(), BackendError> {
-    let fault = State::load(places, name)?.and_then(|left| left.fault);
-    let swept = fuse::unmount_lazily(&places.export(name))
-        .and_then(|()| places.remove_link(name))
-        .and_then(|()| places.remove_directory(name));
-    swept.map_err(BackendError::failed(format!("cannot remove {}", places.directory(name).display())))?;
+fn sweep(paths: &Paths, name: &MappingName) -> Result<(), BackendError> {
+    let fault = State::load(paths, name)?.and_then(|left| left.fault);
+    let swept = fuse::unmount_lazily(&paths.export(name))
+        .and_then(|()| paths.remove_link(name))
+        .and_then(|()| paths.remove_directory(name));
+    swept.map_err(BackendError::failed(format!("cannot remove {}", paths.directory(name).display())))?;
     fault.map_or(Ok(()), |fault| Err(not_all_went_well(name, &fault)))
 }
 

@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{export::Exported, paths::Places, protocol::Attach, ublk::UblkDevice};
+use super::{export::Exported, paths::Paths, protocol::Attach, ublk::UblkDevice};
 use crate::{
     base::mapping_name::MappingName,
     sys::loop_device::LoopDevice,
@@ -80,22 +80,22 @@ impl State {
     }
 
     /// Makes the mapping's directory with this state in it, at once: there is never a directory without a state.
-    pub fn create(&self, places: &Places) -> io::Result<()> {
+    pub fn create(&self, paths: &Paths) -> io::Result<()> {
         let new = tempfile::Builder::new()
             .prefix(&format!(".{}.", self.name))
             .permissions(fs::Permissions::from_mode(0o700))
-            .tempdir_in(&places.state)?;
+            .tempdir_in(&paths.state)?;
         fs::create_dir(new.path().join("export"))?;
         self.write(new.path())?;
-        fs::rename(new.path(), places.directory(&self.name))?;
+        fs::rename(new.path(), paths.directory(&self.name))?;
         // The directory has gone from its first path; nothing is left there to be removed.
         let _ = new.keep();
         Ok(())
     }
 
     /// Writes a new state over the old one.
-    pub fn update(&self, places: &Places) -> io::Result<()> {
-        self.write(&places.directory(&self.name))
+    pub fn update(&self, paths: &Paths) -> io::Result<()> {
+        self.write(&paths.directory(&self.name))
     }
 
     fn write(&self, directory: &Path) -> io::Result<()> {
@@ -106,8 +106,8 @@ impl State {
     }
 
     /// Reads the state of a mapping, if there is one.
-    pub fn load(places: &Places, name: &MappingName) -> Result<Option<Self>, BackendError> {
-        let path = places.directory(name).join("state.json");
+    pub fn load(paths: &Paths, name: &MappingName) -> Result<Option<Self>, BackendError> {
+        let path = paths.directory(name).join("state.json");
         let action = format!("cannot read {}", path.display());
         match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -117,17 +117,17 @@ impl State {
     }
 
     /// What users reach the plaintext by, as long as it is there.
-    pub fn exported(&self, places: &Places) -> Option<Exported> {
+    pub fn exported(&self, paths: &Paths) -> Option<Exported> {
         match self.export {
-            ExportKind::Fuse => self.bound_loop_device(places).map(Exported::Loop),
+            ExportKind::Fuse => self.bound_loop_device(paths).map(Exported::Loop),
             ExportKind::Ublk => self.ublk_device.filter(|device| device.path().exists()).map(Exported::Ublk),
-            ExportKind::Nbd => Some(places.socket(&self.name)).filter(|path| path.exists()).map(Exported::Socket),
+            ExportKind::Nbd => Some(paths.socket(&self.name)).filter(|path| path.exists()).map(Exported::Socket),
         }
     }
 
     /// The loop device, as long as the mapping's file is what it shows.
-    pub fn bound_loop_device(&self, places: &Places) -> Option<LoopDevice> {
-        let file = places.file(&self.name);
+    pub fn bound_loop_device(&self, paths: &Paths) -> Option<LoopDevice> {
+        let file = paths.file(&self.name);
         match self.loop_device {
             Some(device) => device.shows(&file).then_some(device),
             None => LoopDevice::showing(&file),
@@ -213,12 +213,12 @@ mod tests {
     #[test]
     fn is_written_and_read_back() {
         let root = tempfile::tempdir().unwrap();
-        let places = Places { state: root.path().into(), links: root.path().join("links") };
+        let paths = Paths { state: root.path().into(), links: root.path().join("links") };
         let name: MappingName = "data".parse().unwrap();
-        assert!(State::load(&places, &name).unwrap().is_none());
+        assert!(State::load(&paths, &name).unwrap().is_none());
         let request = Attach {
             name: name.clone(),
-            places: places.clone(),
+            paths: paths.clone(),
             device: "/dev/vdb".into(),
             identity: Identity::BlockDevice(7),
             volume: Some(Uuid::nil()),
@@ -232,13 +232,13 @@ mod tests {
             iv_offset_sectors: 0,
         };
         let state = State::begin(&request).unwrap();
-        state.create(&places).unwrap();
-        assert!(state.create(&places).is_err(), "the name is taken");
-        let read = State::load(&places, &name).unwrap().unwrap();
+        state.create(&paths).unwrap();
+        assert!(state.create(&paths).is_err(), "the name is taken");
+        let read = State::load(&paths, &name).unwrap().unwrap();
         assert_eq!((read.identity, read.worker, read.size_bytes), (state.identity, state.worker, 1 << 30));
-        assert_eq!(places.names().unwrap(), std::slice::from_ref(&name));
-        places.remove_directory(&name).unwrap();
-        assert!(places.names().unwrap().is_empty());
+        assert_eq!(paths.names().unwrap(), std::slice::from_ref(&name));
+        paths.remove_directory(&name).unwrap();
+        assert!(paths.names().unwrap().is_empty());
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0, "nothing is left");
     }
 }

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use super::super::{Lineage, Report, Surroundings, check_on};
 use crate::{
     base::key::Place,
-    sys::sysfs::{Host, Seen},
+    sys::sysfs::{Seen, Sysfs},
 };
 
 /// The host; it goes with the value.
@@ -117,8 +117,8 @@ impl MadeUp {
         self
     }
 
-    pub fn seen(&self) -> Host {
-        Host::fixture(self.directory.path(), look, addresses)
+    pub fn seen(&self) -> Sysfs {
+        Sysfs::fixture(self.directory.path(), look, addresses)
     }
 
     pub fn check(&self, device: &str, places: &[&str]) -> Report {

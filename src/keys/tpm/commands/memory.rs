@@ -1,0 +1,127 @@
+//! Commands that read and change what the TPM remembers: PCRs, NV counters, and its own properties.
+#![allow(unsafe_code)] // calls into libtss2, and the fields of its unions
+
+use std::ptr::null_mut;
+
+use tss_esapi::{constants::tss, tss2_esys as sys};
+
+use super::{
+    super::{
+        Digest, Name, PcrValues, TpmError,
+        esys::{Esys, Handle, NONE, OWNER, PASSWORD, SHA256, TpmAnswer, buffer, command, sized},
+        pcr,
+    },
+    take,
+};
+use crate::base::pcr_set::PcrSet;
+
+impl Esys {
+    /// Extends a PCR by a SHA-256 digest.
+    pub fn pcr_extend(&self, pcr: u8, digest: &Digest) -> Result<(), TpmError> {
+        let mut values = sys::TPML_DIGEST_VALUES { count: 1, ..Default::default() };
+        values.digests[0] = sys::TPMT_HA { hashAlg: SHA256, digest: sys::TPMU_HA { sha256: *digest } };
+        command!(self, Esys_PCR_Extend_Async(u32::from(pcr), PASSWORD, NONE, NONE, &values), Esys_PCR_Extend_Finish())
+    }
+
+    /// The values of PCRs in the SHA-256 bank. Those that the bank does not have are left out.
+    pub fn pcr_read(&self, pcrs: PcrSet) -> Result<PcrValues, TpmError> {
+        let (mut left, mut values) = (pcrs, PcrValues::default());
+        // The TPM answers with eight values at most.
+        while !left.is_empty() {
+            let selection = pcr::selection(left);
+            let (mut counter, mut read, mut digests) = (0, null_mut(), null_mut());
+            command!(
+                self,
+                Esys_PCR_Read_Async(NONE, NONE, NONE, &selection),
+                Esys_PCR_Read_Finish(&mut counter, &mut read, &mut digests)
+            )?;
+            let (read, digests) = (take!(self, "PCR_Read", read)?, take!(self, "PCR_Read", digests)?);
+            let read = pcr::of_selection(&read);
+            if read.is_empty() {
+                break;
+            }
+            if !read.without(left).is_empty() {
+                return Err(TpmError::Answer { command: "PCR_Read" });
+            }
+            for (pcr, digest) in read.iter().zip(&digests.digests) {
+                let value = sized(digest.size, &digest.buffer).try_into();
+                values.insert(pcr, value.map_err(|_| TpmError::Answer { command: "PCR_Read" })?);
+            }
+            left = left.without(read);
+        }
+        Ok(values)
+    }
+
+    /// Makes a counter that anyone may read and the owner may raise.
+    pub fn nv_define_counter(&self, index: u32, attributes: u32) -> Result<Handle<'_>, TpmError> {
+        let (authorization, mut tr) = (buffer(&[])?, NONE);
+        let nv_public =
+            sys::TPMS_NV_PUBLIC { nvIndex: index, nameAlg: SHA256, attributes, authPolicy: buffer(&[])?, dataSize: 8 };
+        let public = sys::TPM2B_NV_PUBLIC { size: 0, nvPublic: nv_public };
+        command!(
+            self,
+            Esys_NV_DefineSpace_Async(OWNER, PASSWORD, NONE, NONE, &authorization, &public),
+            Esys_NV_DefineSpace_Finish(&mut tr)
+        )?;
+        Ok(self.resident(tr))
+    }
+
+    /// The name of an NV index, computed from what the TPM says of it.
+    pub fn nv_name(&self, index: &Handle<'_>) -> Result<Name, TpmError> {
+        let (mut nv_public, mut name) = (null_mut(), null_mut());
+        command!(
+            self,
+            Esys_NV_ReadPublic_Async(index.tr(), NONE, NONE, NONE),
+            Esys_NV_ReadPublic_Finish(&mut nv_public, &mut name)
+        )?;
+        let (_, name) = (take!(self, "NV_ReadPublic", nv_public)?, take!(self, "NV_ReadPublic", name)?);
+        Name::from_bytes(sized(name.size, &name.name)).ok_or(TpmError::Answer { command: "NV_ReadPublic" })
+    }
+
+    /// Raises a counter by one.
+    pub fn nv_increment(&self, counter: &Handle<'_>) -> Result<(), TpmError> {
+        command!(self, Esys_NV_Increment_Async(OWNER, counter.tr(), PASSWORD, NONE, NONE), Esys_NV_Increment_Finish())
+    }
+
+    /// A counter's value.
+    pub fn nv_read_counter(&self, counter: &Handle<'_>) -> Result<u64, TpmError> {
+        let mut data = null_mut();
+        command!(
+            self,
+            Esys_NV_Read_Async(counter.tr(), counter.tr(), PASSWORD, NONE, NONE, 8, 0),
+            Esys_NV_Read_Finish(&mut data)
+        )?;
+        let data = take!(self, "NV_Read", data)?;
+        let bytes = sized(data.size, &data.buffer).try_into();
+        Ok(u64::from_be_bytes(bytes.map_err(|_| TpmError::Answer { command: "NV_Read" })?))
+    }
+
+    /// A property of the TPM (TPM 2.0 Part 2, TPM_PT), zero if it does not have it.
+    pub fn property(&self, property: u32) -> Result<u32, TpmError> {
+        let (mut more, mut data) = (0, null_mut());
+        command!(
+            self,
+            Esys_GetCapability_Async(NONE, NONE, NONE, tss::TPM2_CAP_TPM_PROPERTIES, property, 1),
+            Esys_GetCapability_Finish(&mut more, &mut data)
+        )?;
+        let data = take!(self, "GetCapability", data)?;
+        // SAFETY: the member of the capability that was asked for; all are plain numbers.
+        let properties = unsafe { data.data.tpmProperties };
+        let first = properties.tpmProperty.iter().take(properties.count as usize).next();
+        Ok(first.filter(|found| found.property == property).map_or(0, |found| found.value))
+    }
+
+    /// Whether the TPM has this curve (TPM 2.0 Part 4 of the TCG Algorithm Registry, TPM_ECC_CURVE).
+    pub fn has_curve(&self, curve: u16) -> Result<bool, TpmError> {
+        let (mut more, mut data) = (0, null_mut());
+        command!(
+            self,
+            Esys_GetCapability_Async(NONE, NONE, NONE, tss::TPM2_CAP_ECC_CURVES, u32::from(curve), 1),
+            Esys_GetCapability_Finish(&mut more, &mut data)
+        )?;
+        let data = take!(self, "GetCapability", data)?;
+        // SAFETY: the member of the capability that was asked for; all are plain numbers.
+        let curves = unsafe { data.data.eccCurves };
+        Ok(curves.count > 0 && curves.eccCurves[0] == curve)
+    }
+}

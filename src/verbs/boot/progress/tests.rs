@@ -1,0 +1,334 @@
+use uuid::Uuid;
+
+use super::*;
+use crate::{
+    sys::device::{Device, DeviceKind},
+    volumes::header::{Format, Geometry, Header, HeaderImage, LuksHeader, SectorSize, Volume},
+};
+
+const STORES: &str = "[stores.a]\ntype = 'directory'\npath = 'a'\nowner = 'o.pem'\nno_escrow = true\n\
+                      [stores.b]\ntype = 'directory'\npath = 'b'\nowner = 'o.pem'\nno_escrow = true\n";
+
+/// The id of every key here; `Story::told` shortens it.
+const KEY: &str = "6f1c9d2e-3b4a-4c5d-8e6f-7a8b9c0d1e2f";
+
+/// A boot that begins now, may take 60 s, and asks a person after 5 s.
+struct Story {
+    progress: Progress,
+    start: Instant,
+}
+
+impl Story {
+    fn of(volumes: &[&str]) -> Self {
+        Self::with("", volumes)
+    }
+
+    fn with(settings: &str, volumes: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        let boot = "[boot]\nprompt_after_seconds = 5.0\ntotal_seconds = 60.0\n";
+        let volumes = volumes.iter().map(|name| {
+            format!("[[boot.volumes]]\nname = '{name}'\ndevice = 'LABEL={name}'\nkeys = ['a/{KEY}', 'b/{KEY}']\n")
+        });
+        std::fs::write(&path, format!("{boot}{}{STORES}{settings}", volumes.collect::<String>())).unwrap();
+        let config = Config::read(&path).unwrap();
+        let planned = super::super::plan(&config, None);
+        let start = Instant::now();
+        Self { progress: Progress::new(Arc::new(config), planned, start), start }
+    }
+
+    /// The boot does not wait for this volume's device.
+    fn optional(mut self, name: &str) -> Self {
+        let number = self.number(name);
+        self.progress.volumes[number].planned.optional = true;
+        self
+    }
+
+    fn number(&self, name: &str) -> VolumeNo {
+        let is_it = |(_, awaited): &(VolumeNo, &Awaited)| awaited.planned.name.as_str() == name;
+        self.progress.volumes.iter().find(is_it).unwrap().0
+    }
+
+    fn at(&self, seconds: f64) -> Instant {
+        self.start + Duration::from_secs_f64(seconds)
+    }
+
+    fn take(&mut self, seconds: f64, change: Change) -> Vec<String> {
+        let now = self.at(seconds);
+        let actions = self.progress.take(change, now);
+        actions.iter().map(|action| self.told(action)).collect()
+    }
+
+    fn found(&mut self, seconds: f64, name: &str, volume: Volume) -> Vec<String> {
+        let number = self.number(name);
+        let found = FoundVolume::new(volume, &self.progress.volumes[number].planned);
+        self.take(seconds, Change::Found(number, Arc::new(found)))
+    }
+
+    fn failed(&mut self, seconds: f64, name: &str, by: OpenedBy) -> Vec<String> {
+        let number = self.number(name);
+        self.take(seconds, Change::Failed(number, by, broken()))
+    }
+
+    fn attached(&mut self, seconds: f64, name: &str, by: OpenedBy) -> Vec<String> {
+        let number = self.number(name);
+        self.take(seconds, Change::Attached(number, by))
+    }
+
+    fn tried(&mut self, seconds: f64, name: &str, tried: Result<(), Error>) -> Vec<String> {
+        let number = self.number(name);
+        self.take(seconds, Change::Tried(number, tried))
+    }
+
+    /// The person answers the prompt that is shown.
+    fn answered(&mut self, seconds: f64, answer: Option<&str>) -> Vec<String> {
+        let answer = answer.map(|answer| SecretBytes::copy_of(answer.as_bytes()).unwrap());
+        let prompt = self.progress.prompt;
+        self.take(seconds, Change::Answered(prompt, answer))
+    }
+
+    fn tick(&mut self, seconds: f64) -> Option<String> {
+        let now = self.at(seconds);
+        self.progress.tick(now).map(|action| self.told(&action))
+    }
+
+    fn is_over(&self, seconds: f64) -> bool {
+        self.progress.is_over(self.at(seconds))
+    }
+
+    fn left(&self) -> Vec<String> {
+        self.names(&self.progress.left())
+    }
+
+    fn names(&self, volumes: &[VolumeNo]) -> Vec<String> {
+        volumes.iter().map(|number| self.progress.volumes[*number].planned.name.to_string()).collect()
+    }
+
+    /// An action in words.
+    fn told(&self, action: &Action) -> String {
+        let name = |number: &VolumeNo| self.names(&[*number]).remove(0);
+        let told = match action {
+            Action::Ask(number, _, by) => format!("ask {by} for {}", name(number)),
+            Action::Try(number, _, passphrase) => {
+                format!("try {} on {}", String::from_utf8_lossy(passphrase.expose()), name(number))
+            }
+            Action::ShowPrompt(_, volumes) => format!("prompt for {}", self.names(volumes).join(", ")),
+            Action::PromptAnswered => "prompt answered".to_owned(),
+            Action::TakePromptAway => "no prompt".to_owned(),
+            Action::TellAttached(number, by) => format!("{} by {by}", name(number)),
+            Action::TellFailed(number, by, error) => format!("{} not by {by}: {error}", name(number)),
+            Action::TellWrongPassphrase(number) => format!("wrong for {}", name(number)),
+            Action::TellNotOurs(number, _) => format!("{} is not ours", name(number)),
+        };
+        told.replace(KEY, "1")
+    }
+}
+
+fn volume(asks_people: bool) -> Volume {
+    let device = Device {
+        path: "/dev/vdb".into(),
+        kind: DeviceKind::Block(1),
+        size_bytes: 1 << 30,
+        read_only: false,
+        logical_block_bytes: 512,
+        physical_block_bytes: 4096,
+    };
+    let header = LuksHeader {
+        format: Format::Luks2,
+        uuid: Uuid::nil(),
+        digest: String::new(),
+        reference: None,
+        asks_people,
+        detached: None,
+        image: HeaderImage::empty(4096).unwrap(),
+    };
+    let geometry =
+        Geometry { sector_size: SectorSize::B512, data_offset_bytes: 0, size_bytes: 1 << 30, iv_offset_sectors: 0 };
+    Volume { device, header: Header::Luks(header), geometry, key_size: None }
+}
+
+/// A volume that a person has a passphrase of.
+fn with_passphrase() -> Volume {
+    volume(true)
+}
+
+fn store(name: &str) -> OpenedBy {
+    OpenedBy::Store(format!("{name}/{KEY}").parse().unwrap())
+}
+
+fn broken() -> Error {
+    Error::Usage("broken".to_owned())
+}
+
+fn wrong_passphrase() -> Error {
+    VolumeError::WrongPassphrase { path: "/dev/vdb".into() }.into()
+}
+
+#[test]
+fn all_keys_of_a_volume_are_asked_for_at_once_and_the_first_ends_the_boot() {
+    let mut story = Story::of(&["root"]);
+    assert_eq!(story.found(1.0, "root", volume(false)), ["ask a/1 for root", "ask b/1 for root"]);
+    assert!(!story.is_over(1.0));
+    assert_eq!(story.attached(2.0, "root", store("b")), ["no prompt", "root by b/1"]);
+    assert!(story.is_over(2.0) && story.left().is_empty());
+}
+
+#[test]
+fn a_key_that_is_listed_twice_is_asked_for_once_and_the_lockbox_first() {
+    let lockbox = "[lockbox]\nhost = 'h'\nstore = 'a'\nidentities = ['h.key']\n";
+    let mut story = Story::with(lockbox, &["root"]);
+    let number = story.number("root");
+    story.progress.volumes[number].planned.keys = vec![format!("a/{KEY}").parse().unwrap(); 2];
+    assert_eq!(story.found(1.0, "root", volume(false)), ["ask a/1 with the lockbox for root"]);
+}
+
+#[test]
+fn the_last_source_that_fails_gives_the_volume_up() {
+    let mut story = Story::of(&["root"]);
+    story.found(1.0, "root", volume(false));
+    assert_eq!(story.failed(2.0, "root", store("a")), ["root not by a/1: broken"]);
+    assert!(!story.is_over(2.0));
+    story.failed(3.0, "root", store("b"));
+    assert!(story.is_over(3.0));
+    assert_eq!(story.left(), ["root"]);
+    assert!(story.progress.too_late(|_| None).is_empty(), "all have said why");
+}
+
+#[test]
+fn a_source_that_fails_after_another_has_attached_the_volume_changes_nothing() {
+    let mut story = Story::of(&["root"]);
+    story.found(1.0, "root", with_passphrase());
+    story.attached(2.0, "root", store("a"));
+    story.failed(3.0, "root", store("b"));
+    assert!(story.left().is_empty() && story.progress.prompt_due().is_none());
+}
+
+#[test]
+fn a_volume_without_a_key_is_given_up_at_once() {
+    let mut story = Story::of(&["root"]);
+    let number = story.number("root");
+    story.progress.volumes[number].planned.keys.clear();
+    let told = story.found(1.0, "root", volume(false));
+    assert!(matches!(&told[..], [only] if only.starts_with("root not by device: ")), "{told:?}");
+    assert!(story.is_over(1.0));
+}
+
+#[test]
+fn a_header_that_is_not_ours_is_left_to_the_distribution() {
+    let mut story = Story::of(&["root", "data"]);
+    let number = story.number("data");
+    assert_eq!(story.take(1.0, Change::NotOurs(number, None)), ["data is not ours"]);
+    assert!(!story.is_over(1.0));
+    story.attached(2.0, "root", OpenedBy::Before);
+    assert!(story.is_over(2.0) && story.left().is_empty());
+}
+
+#[test]
+fn a_person_is_asked_for_the_volumes_that_have_a_passphrase_some_time_after_the_first_was_found() {
+    let mut story = Story::of(&["root", "data", "keys", "late"]);
+    assert!(story.progress.prompt_due().is_none(), "no device is there");
+    story.found(1.0, "keys", volume(false));
+    assert!(story.progress.prompt_due().is_none(), "nobody has a passphrase of it");
+    story.found(2.0, "root", with_passphrase());
+    story.found(4.0, "data", with_passphrase());
+    assert_eq!(story.progress.prompt_due(), Some(story.at(7.0)));
+    assert_eq!(story.tick(6.9), None);
+    assert_eq!(story.tick(7.0).unwrap(), "prompt for root, data");
+    assert!(story.progress.is_asking() && story.progress.prompt_due().is_none());
+}
+
+#[test]
+fn the_prompt_goes_when_the_last_volume_that_it_is_for_is_attached() {
+    let mut story = Story::of(&["root", "data"]);
+    story.found(0.0, "root", with_passphrase());
+    story.found(0.0, "data", with_passphrase());
+    story.tick(5.0).unwrap();
+    let shown = story.progress.prompt;
+    assert_eq!(story.attached(6.0, "root", store("a")), ["root by a/1"]);
+    assert_eq!(story.attached(7.0, "data", store("a")), ["no prompt", "data by a/1"]);
+    let secret = SecretBytes::copy_of(b"late").unwrap();
+    assert!(story.take(8.0, Change::Answered(shown, Some(secret))).is_empty(), "its prompt has gone");
+}
+
+#[test]
+fn after_an_empty_answer_the_prompt_is_shown_again_a_second_later() {
+    let mut story = Story::of(&["root"]);
+    story.found(0.0, "root", with_passphrase());
+    story.tick(5.0).unwrap();
+    assert_eq!(story.answered(8.0, Some("")), ["prompt answered"]);
+    assert_eq!(story.tick(8.9), None);
+    assert_eq!(story.tick(9.0).unwrap(), "prompt for root");
+}
+
+#[test]
+fn a_prompt_that_cannot_be_shown_is_not_tried_again() {
+    let mut story = Story::of(&["root"]);
+    story.found(0.0, "root", with_passphrase());
+    story.tick(5.0).unwrap();
+    story.answered(5.0, None);
+    assert_eq!(story.tick(59.0), None);
+    assert!(!story.is_over(59.0), "the sources go on");
+}
+
+#[test]
+fn a_passphrase_is_tried_on_all_volumes_and_asked_for_again_where_it_is_wrong() {
+    let mut story = Story::of(&["root", "data"]);
+    story.found(0.0, "root", with_passphrase());
+    story.found(0.0, "data", with_passphrase());
+    story.tick(5.0).unwrap();
+    let told = story.answered(6.0, Some("secret"));
+    assert_eq!(told, ["prompt answered", "try secret on root", "try secret on data"]);
+    assert_eq!(story.tick(7.0), None, "it is still being tried");
+    assert_eq!(story.tried(8.0, "data", Err(wrong_passphrase())), ["wrong for data"]);
+    assert_eq!(story.tick(8.0), None, "root is still being tried");
+    assert_eq!(story.tried(9.0, "root", Ok(())), ["root by passphrase"]);
+    assert_eq!(story.tick(9.0).unwrap(), "prompt for data");
+}
+
+#[test]
+fn a_volume_that_only_a_person_can_open_is_waited_for_while_they_are_asked() {
+    let mut story = Story::of(&["root"]);
+    story.found(0.0, "root", with_passphrase());
+    story.tick(5.0).unwrap();
+    story.failed(6.0, "root", store("a"));
+    story.failed(6.0, "root", store("b"));
+    assert!(!story.is_over(6.0));
+    story.answered(7.0, Some("secret"));
+    assert!(!story.is_over(7.0), "the passphrase is being tried");
+    story.tried(8.0, "root", Err(wrong_passphrase()));
+    assert!(story.is_over(8.0), "the distribution asks as well");
+    assert_eq!(story.left(), ["root"]);
+}
+
+#[test]
+fn an_optional_volume_may_be_absent_but_not_without_its_key() {
+    let mut story = Story::of(&["root", "stick"]).optional("stick");
+    story.attached(1.0, "root", store("a"));
+    assert!(story.is_over(1.0) && story.left().is_empty());
+    assert!(story.progress.too_late(|_| None).is_empty());
+    story.found(1.0, "stick", volume(false));
+    assert!(!story.is_over(1.0));
+    assert_eq!(story.left(), ["stick"]);
+}
+
+#[test]
+fn at_the_deadline_what_has_not_answered_is_why_a_volume_is_left() {
+    let mut story = Story::of(&["root", "data", "home"]);
+    story.found(1.0, "root", with_passphrase());
+    story.found(1.0, "data", volume(false));
+    story.failed(2.0, "data", store("b"));
+    assert!(!story.is_over(59.9) && story.is_over(60.0));
+    assert_eq!(story.left(), ["root", "data", "home"]);
+    let data = story.number("data");
+    let late = story.progress.too_late(|number| (number == data).then(|| "a route to 10.0.0.1".to_owned()));
+    let told: Vec<String> = late.iter().map(|action| story.told(action)).collect();
+    assert_eq!(
+        told,
+        [
+            "root not by a/1: the key a/1 did not appear within 60 s",
+            "root not by b/1: the key b/1 did not appear within 60 s",
+            "data not by a/1: a route to 10.0.0.1 did not appear within 60 s",
+            "home not by device: the header on LABEL=home did not appear within 60 s",
+        ]
+    );
+}

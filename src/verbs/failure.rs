@@ -1,0 +1,65 @@
+//! A failure as it is told: what failed, why, what to do next, and the exit code. Kept for `explain`, and in the record of a boot.
+
+use std::{error::Error as StdError, fmt};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    base::{
+        advice::{Advice, is_permission_denied},
+        chain::{causes, message},
+        exit::Exit,
+    },
+    verbs::error::Error,
+};
+
+/// A failure as it is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    causes: Vec<String>,
+    error: String,
+    /// See [`Exit`].
+    pub exit_code: u8,
+    /// What the user can do about it.
+    pub next: Option<String>,
+}
+
+impl Failure {
+    /// The error with its causes and its advice.
+    pub fn of(error: &Error) -> Self {
+        let told = causes(error).skip(1).map(|cause| message(cause).trim_end().to_owned()).collect();
+        Self {
+            causes: distinct(message(error), told),
+            error: message(error),
+            exit_code: exit(error).into(),
+            next: next_step(error),
+        }
+    }
+}
+
+/// The exit code for an error.
+pub fn exit(error: &Error) -> Exit {
+    if is_permission_denied(error) { Exit::PermissionDenied } else { error.exit() }
+}
+
+fn next_step(error: &Error) -> Option<String> {
+    let is_root = nix::unistd::geteuid().is_root();
+    if is_permission_denied(error as &(dyn StdError + 'static)) && !is_root {
+        return Some("run it as root".to_owned());
+    }
+    error.next_step().map(Into::into)
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cryptattach: {}", self.error)?;
+        self.causes.iter().try_for_each(|cause| write!(f, "\n  because {cause}"))?;
+        self.next.iter().try_for_each(|next| write!(f, "\n  next: {next}"))
+    }
+}
+
+/// Transparent variants repeat their cause's text.
+fn distinct(first: String, causes: Vec<String>) -> Vec<String> {
+    let mut last = first;
+    causes.into_iter().filter(|cause| std::mem::replace(&mut last, cause.clone()) != *cause).collect()
+}
