@@ -28,18 +28,18 @@ macro_rules! exits {
 
 exits! {
     Usage = 64, "the command line is wrong";
-    Header = 65, "the volume's header is damaged, or says what is not allowed, or does not fit the key";
-    Missing = 66, "there is no such device, file or mapping";
-    NoKey = 67, "the store has no such key";
-    KeyRefused = 68, "the sealed key does not open here, or is for something else";
-    StoreUnavailable = 69, "the key store cannot be reached or read, or cannot do it now";
+    Header = 65, "the volume's header is damaged, has a value that is not allowed, or does not fit the key";
+    Missing = 66, "the device, file or mapping does not exist";
+    NoKey = 67, "the store does not have the key";
+    KeyRefused = 68, "the sealed key does not open here, or belongs to something else";
+    StoreUnavailable = 69, "the key store cannot be reached or read, or cannot do this now";
     Internal = 70, "an error in cryptattach itself";
     System = 71, "the system refuses: no device-mapper, no FUSE, no locked memory, a worker that died";
     NotSeparate = 72, "key and data are on the same device or host, or (strict) nothing proves that they are not";
     InTheWay = 73, "something is in the way: a device that is not blank, a name that is taken, a file that exists";
     Io = 74, "reading or writing a device failed";
     Busy = 75, "the device or mapping is in use";
-    NoSealedKey = 76, "the store's answer is no sealed key";
+    NoSealedKey = 76, "the store's answer is not a sealed key";
     PermissionDenied = 77, "permission denied, here or by the key store";
     Config = 78, "the configuration is missing or wrong, or an initramfs does not fit it";
     Tpm = 79, "the TPM does not open the key: another boot state, another TPM, a wrong PIN, or no TPM at all";

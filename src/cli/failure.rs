@@ -14,8 +14,8 @@ use crate::{
 const FILES: &str = "Files:
   /etc/cryptattach/cryptattach.toml   configuration (--config, CRYPTATTACH_CONFIG)
   /var/log/cryptattach.jsonl          audit record
-  /var/lib/cryptattach/               which container keys this host trusts, its enrolment, its lockbox; which hosts were admitted
-  /run/cryptattach/                   userspace mappings; boot.json and boot.log of this boot; why volumes were not attached";
+  /var/lib/cryptattach/               the container keys that this host trusts, its enrolment and lockbox; the hosts that it admitted
+  /run/cryptattach/                   userspace mappings; boot.json and boot.log of this boot; failures, for 'explain'";
 
 /// What `--help` and the man page show after the options.
 pub fn after_help() -> String {

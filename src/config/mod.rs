@@ -261,7 +261,7 @@ impl Advice for ConfigError {
     fn next_step(&self) -> Option<Cow<'static, str>> {
         match self {
             Self::Missing(_) => {
-                Some("'cryptattach init' makes one; --config or CRYPTATTACH_CONFIG names another".into())
+                Some("'cryptattach init' creates it; --config or CRYPTATTACH_CONFIG names another one".into())
             }
             Self::UnknownVolume { name, .. } => {
                 Some(format!("add it: [volumes.{name}] with device = \"UUID=...\" ('blkid' shows it)").into())

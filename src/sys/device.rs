@@ -97,8 +97,8 @@ impl Advice for DeviceError {
     fn next_step(&self) -> Option<Cow<'static, str>> {
         let step = match self {
             Self::Missing(_) => "check the path ('lsblk' shows the block devices)",
-            Self::Busy { .. } => "unmount or detach it first",
-            Self::ReadOnly(_) => "it can be attached with --read-only, but not formatted",
+            Self::Busy { .. } => "unmount or detach the device first",
+            Self::ReadOnly(_) => "attach it with --read-only; it cannot be formatted",
             Self::WrongKind(_) | Self::TooSmall { .. } | Self::Io { .. } => return None,
         };
         Some(step.into())

@@ -204,10 +204,10 @@ impl Advice for Error {
             | Self::ContainerKeyRefused { source: error, .. } => return error.next_step(),
             Self::WhileClosed { .. } => "'cryptattach lockbox open' opens it".into(),
             Self::KeyUsed { .. } => {
-                "check that this is the right device: the volume's data must be on another one. If its first attach was cut off, nothing is on it yet: make a new volume".into()
+                "check that this is the right device: the volume's data is on another one; if the first attach was interrupted, the volume is still empty: make a new one".into()
             }
             Self::KeyUnproven(_) => {
-                "check that this is the right device and that it should be blank; if castellan's own driver makes the keys in Barbican, which leaves no such proof, set format_with_unmarked_keys = true in [hooks] of the configuration: any blank device is then formatted that comes with such a key, even if its data are elsewhere"
+                "check that this is the right device and that it should be blank; if castellan's own driver makes the keys in Barbican, it leaves no such proof: set format_with_unmarked_keys = true in [hooks] of the configuration; every blank device with such a key is then formatted, even if its data is elsewhere"
                     .into()
             }
             Self::KeyTooWeak(_) => "format the volume with cryptsetup".into(),

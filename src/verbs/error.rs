@@ -118,14 +118,14 @@ impl Advice for Error {
             Self::Enrol(error) => return error.next_step(),
             Self::Backend(error) => return error.next_step(),
             Self::Name(error) => return error.next_step(),
-            Self::NoName(_) => "give the mapping a name: cryptattach attach DEVICE NAME".into(),
-            Self::NotBlank { .. } => "check that this is the right device; --force overwrites what is there".into(),
+            Self::NoName(_) => "name the mapping: cryptattach attach DEVICE NAME".into(),
+            Self::NotBlank { .. } => "check that this is the right device; --force overwrites its contents".into(),
             Self::HalfFormatted { device, reference, .. } => format!(
                 "nothing was on {} before; format it again, and remove the unused key: cryptattach key delete {reference} --yes",
                 device.display()
             )
             .into(),
-            Self::NotAttached(_) => "'cryptattach list' shows what is".into(),
+            Self::NotAttached(_) => "'cryptattach list' shows the attached volumes".into(),
             Self::NoSuchKey { .. }
             | Self::UnknownToCrypttab(_)
             | Self::Exists(_)

@@ -50,7 +50,7 @@ pub fn note<T>(action: &str, device: Option<&Path>, name: Option<&MappingName>, 
         }
     };
     if let Err(error) = noted {
-        tracing::debug!("no note for 'explain': {}", chain(&error));
+        tracing::debug!("cannot keep the failure for 'explain': {}", chain(&error));
     }
 }
 

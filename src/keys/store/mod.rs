@@ -290,9 +290,9 @@ impl Advice for StoreError {
                 "check the store in the configuration; an escrow copy of the key may exist in a backup"
             }
             Self::Malformed { .. } => "restore this key from a replica or backup of the key store",
-            Self::Io { .. } => "check that the key store's device is there, mounted, and has room",
+            Self::Io { .. } => "check that the key store's device is present, mounted, and has free space",
             Self::Denied { .. } => {
-                "check whom the store's configuration logs in as, and the container's access lists ('cryptattach container show')"
+                "check the user with which the store's configuration logs in, and the container's access lists ('cryptattach container show')"
             }
             Self::NoContainer { .. } => {
                 "'cryptattach container create' makes one; check 'container' and 'cloud' in the configuration"
@@ -301,7 +301,7 @@ impl Advice for StoreError {
             Self::Config(error) => return error.next_step(),
             Self::Unreachable { source, .. } => return source.next_step(),
             Self::Answer { .. } => "the store's own log says more; -v shows every request",
-            Self::Outdated { .. } => "run it again: it starts from what is stored now",
+            Self::Outdated { .. } => "run the command again: it starts from what is stored now",
             Self::Exists { .. } => return None,
             Self::Memory(error) => return error.next_step(),
         };

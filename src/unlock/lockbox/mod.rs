@@ -299,19 +299,19 @@ impl Advice for LockboxError {
             }
             Self::Closed(_) => "'cryptattach lockbox open' opens it".into(),
             Self::Removed { .. } => {
-                "if this host is to open keys again, the administrator of the keys has to admit it".into()
+                "if this host should open keys again, the administrator of the keys must admit it".into()
             }
             Self::Unreachable { source, .. } => return source.next_step(),
             Self::Store(error) => return error.next_step(),
             Self::Refused { source: SealError::NotForUs { .. }, .. } => {
-                "check 'identities' in [lockbox]; a host with a new identity has to be admitted anew".into()
+                "check 'identities' in [lockbox]; the administrator must admit a host with a new identity again".into()
             }
             Self::Refused { source, .. } | Self::Seal(source) => return source.next_step(),
             Self::Latched { .. } => {
                 "power the machine off and on; until then the owner's or the escrow's key opens this host's volumes".into()
             }
             Self::NotLatched { .. } => {
-                "run 'cryptattach lockbox open' again, or 'cryptattach lockbox close' if this host is not to go on so".into()
+                "run 'cryptattach lockbox open' again, or 'cryptattach lockbox close' if this host must not stay like this".into()
             }
             Self::Another { is, .. } => format!(
                 "if the administrator who admitted this host says that this fingerprint is right: cryptattach lockbox open \
@@ -320,7 +320,7 @@ impl Advice for LockboxError {
             .into(),
             Self::Older { .. } => "try again when all of the store's replicas run; the store may lie".into(),
             Self::State(error) => return error.next_step(),
-            Self::Io { .. } => "check 'path' in [lockbox], and that its device is there and has room".into(),
+            Self::Io { .. } => "check 'path' in [lockbox], and that its device is present and has free space".into(),
             Self::Unsupported(_) => "name another 'store' in [lockbox]".into(),
             Self::ReadBack(_) | Self::Foreign(_) => return None,
             Self::Keyring(error) => return error.next_step(),

@@ -79,7 +79,7 @@ impl Advice for BootError {
             }
             Self::LockboxClosed(error) => return error.next_step(),
             Self::Mount { .. } => "check the device's file system, and its type in [[boot.mounts]]",
-            Self::Unfit(_) => "change the configuration or make the image anew (update-initramfs -u, dracut -f)",
+            Self::Unfit(_) => "change the configuration or rebuild the image (update-initramfs -u, dracut -f)",
             Self::KeptOut { .. } => {
                 "let the boot find it on another disk ([[boot.mounts]]), have the TPM open the lockbox, or see 'What is in the initramfs' \
                  in docs/boot.md"

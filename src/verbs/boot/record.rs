@@ -203,7 +203,7 @@ impl Record {
         self.prompt = None;
     }
 
-    /// The boot goes on, without those that are left; `after` that time, if it is over.
+    /// The boot continues without the volumes that are left; `after` that time, if it is over.
     pub fn end(&mut self, left: &[VolumeNo], after: Option<Duration>) {
         self.facts.seconds = Some(self.seconds());
         for facts in self.facts.volumes.iter_mut().filter(|facts| facts.result == Outcome::Pending) {

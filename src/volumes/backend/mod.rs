@@ -255,10 +255,10 @@ impl Advice for BackendError {
         Some(match self {
             Self::Device(error) => return error.next_step(),
             Self::Volume(error) => return error.next_step(),
-            Self::Busy { name, .. } => format!("end that use, or: cryptattach detach {name} --deferred").into(),
+            Self::Busy { name, .. } => format!("end that use, or run: cryptattach detach {name} --deferred").into(),
             Self::Foreign { .. } => "choose another name".into(),
-            Self::Unavailable(_) => "--backend userspace maps the volume without the kernel's help".into(),
-            Self::NotActive(_) => "'cryptattach list' shows what is".into(),
+            Self::Unavailable(_) => "--backend userspace maps the volume without device-mapper".into(),
+            Self::NotActive(_) => "'cryptattach list' shows the attached volumes".into(),
             Self::Failed { .. } => return None,
         })
     }

@@ -352,7 +352,7 @@ impl Advice for VolumeError {
         let step = match self {
             Self::Device(error) => return error.next_step(),
             Self::NoHeader { .. } => {
-                "'cryptattach format' makes a volume; --header names a detached header, --plain says that there is none"
+                "'cryptattach format' makes a volume; --header names a detached header, --plain is for a volume without one"
             }
             Self::Damaged { .. } => {
                 "'cryptsetup repair' may help if one copy of the header is whole; else restore a backup of it"

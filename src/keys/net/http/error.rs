@@ -89,9 +89,11 @@ impl Advice for HttpError {
             }
             Self::Insecure(_) => "use an https URL",
             Self::Connect { .. } | Self::TimedOut { .. } | Self::NoTime { .. } | Self::Broken { .. } => {
-                "check that the server runs and that this host reaches it; -v shows every try"
+                "check that the server runs and that this host can reach it; -v shows every try"
             }
-            Self::TooLong { .. } => "something else than the key store answers there, or it lies; check the URL",
+            Self::TooLong { .. } => {
+                "check the URL: another server than the key store may answer there, or the key store may lie"
+            }
             Self::Url(_) => "check the URLs in clouds.yaml and in the configuration",
             Self::Client(_) => return None,
             Self::Memory(error) => return error.next_step(),

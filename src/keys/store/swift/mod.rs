@@ -201,7 +201,7 @@ impl Swift {
         StoreError::Answer { action: "use", at: self.to_string(), what: what.to_owned() }
     }
 
-    /// The answer if its status is a success; what its status means if it is none.
+    /// The answer if its status is a success; else what its status means.
     fn expect(&self, action: &'static str, answer: HttpAnswer) -> Result<HttpAnswer, StoreError> {
         if answer.status.is_success() {
             return Ok(answer);
@@ -241,7 +241,7 @@ impl Swift {
     }
 }
 
-/// The answer's bytes, or in words why there are none.
+/// The answer's bytes, or why there are none, in words.
 fn told(answer: Result<HttpAnswer, HttpError>) -> Result<Vec<u8>, String> {
     match answer {
         Ok(answer) if answer.status.is_success() => Ok(answer.body.expose().to_vec()),
