@@ -2,7 +2,7 @@
 #![no_main]
 use std::path::Path;
 
-use cryptattach::unlock::enrol::{Answer, Bundle, Challenge, Document};
+use cryptattach::unlock::enrol::{Bundle, Challenge, Document, EnrolAnswer};
 use cryptattach_fuzz::check_error;
 use serde_json::Value;
 
@@ -21,7 +21,7 @@ fn check<T: Document>(data: &[u8]) -> Option<T> {
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     check::<Challenge>(data);
-    check::<Answer>(data);
+    check::<EnrolAnswer>(data);
     if let Some(bundle) = check::<Bundle>(data) {
         bundle.creation.signature().map_or_else(|error| check_error(&error), drop);
         match bundle.statement(Path::new("bundle")) {

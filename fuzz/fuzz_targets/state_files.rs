@@ -17,5 +17,5 @@ fn check<T: Serialize + DeserializeOwned>(data: &[u8]) {
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     check::<Admitted>(data);
-    check::<LastFailure<String>>(data);
+    check::<LastFailure>(data);
 });

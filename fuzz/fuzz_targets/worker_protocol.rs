@@ -2,7 +2,7 @@
 #![no_main]
 use std::{io::Cursor, path::Path};
 
-use cryptattach::volumes::backend::userspace::protocol::{Answer, Request, receive, send};
+use cryptattach::volumes::backend::userspace::protocol::{Request, WorkerReply, receive, send};
 use cryptattach_fuzz::check_error;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -25,7 +25,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     if let Some(Request::Attach(attach)) = check::<Request>(data) {
         attach.geometry();
     }
-    let result = check::<Answer>(data).map(|answer| answer.into_result(Path::new("/dev/vdb")));
+    let result = check::<WorkerReply>(data).map(|answer| answer.into_result(Path::new("/dev/vdb")));
     if let Some(Err(error)) = result {
         check_error(&error);
     }
