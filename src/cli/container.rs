@@ -133,7 +133,7 @@ impl Create {
         let config = global.config()?;
         self.make(&config)?;
         Keys::open(&config, &self.name, None, Use::Keys)?.make_first_key()?;
-        record(&config, "container create", &self.name)?;
+        record(&config, "container create", &self.name);
         show(&config, &self.name, global.json)
     }
 
@@ -228,7 +228,7 @@ impl Rotate {
             bar.set_position(done as u64);
         })?;
         bar.finish_and_clear();
-        record(&config, "container rotate", &self.name)?;
+        record(&config, "container rotate", &self.name);
         output::print(global.json, &rotation, || {
             let mut lines = vec![
                 format!("container key {}/kek/{}, fingerprint {}", self.name, rotation.epoch, rotation.fingerprint),
@@ -249,8 +249,8 @@ impl Rotate {
     }
 }
 
-fn record(config: &Config, action: &str, name: &StoreName) -> Result<(), Error> {
+fn record(config: &Config, action: &str, name: &StoreName) {
     let key = Some(name.to_string());
     let event = Event { action, key, ..Event::default() };
-    Ok(audit::record(&config.audit.file, &event)?)
+    audit::done(config, &event);
 }

@@ -23,15 +23,13 @@ use crate::{
     keys::store::{Released, Stored},
     unlock::{
         self,
-        audit::{self, Event},
         container::{Container, Use},
-        lockbox::Lockbox,
     },
     verbs::{
         error::Error,
         explain,
         import::{self, Request},
-        passphrase,
+        keys, passphrase,
     },
 };
 
@@ -206,18 +204,14 @@ impl Show {
 impl Delete {
     fn run(&self, config: &Config) -> Result<(), Error> {
         let container = Container::open(config, &self.key.store, None, Use::Keys)?;
-        let store = container.store();
         if !self.yes {
-            store.get(&self.key.key)?;
+            container.store().get(&self.key.key)?;
             return Err(Error::Usage(format!(
                 "deleting {} makes its volume unreadable for ever; confirm with --yes",
                 self.key
             )));
         }
-        store.delete(&self.key.key)?;
-        Lockbox::of(config).map_or(Ok(false), |lockbox| lockbox.forget(&self.key))?;
-        let event = Event { action: "key delete", key: Some(self.key.to_string()), ..Event::default() };
-        Ok(audit::record(&config.audit.file, &event)?)
+        keys::delete(config, &container, &self.key)
     }
 }
 

@@ -102,14 +102,14 @@ impl Open {
     fn run(&self, config: &Config, lockbox: &Lockbox, json: bool) -> Result<(), Error> {
         let opened = lockbox.open(config, self.fingerprint.as_deref());
         if let Err(LockboxError::Removed { .. }) = &opened {
-            record(config, "lockbox wipe", lockbox, None)?;
+            record(config, "lockbox wipe", lockbox, None);
         }
         if let Err(LockboxError::NotLatched { .. }) = &opened {
-            record(config, "lockbox open", lockbox, None)?;
+            record(config, "lockbox open", lockbox, None);
         }
         let opening = opened?;
         if !opening.already_open {
-            record(config, "lockbox open", lockbox, None)?;
+            record(config, "lockbox open", lockbox, None);
         }
         output::print(json, &opening, || said(lockbox, &opening))
     }
@@ -139,7 +139,7 @@ fn said(lockbox: &Lockbox, opening: &Opening) -> String {
 
 fn close(config: &Config, lockbox: &Lockbox, json: bool) -> Result<(), Error> {
     let closed = lockbox.close()?;
-    record(config, "lockbox close", lockbox, None)?;
+    record(config, "lockbox close", lockbox, None);
     output::print(json, &closed, || closed.to_string())
 }
 
@@ -191,7 +191,7 @@ impl Add {
         let mut added: Vec<Value> = Vec::new();
         for text in &self.keys {
             let (key, entry) = add(config, text)?;
-            record(config, "lockbox add", lockbox, Some(&key))?;
+            record(config, "lockbox add", lockbox, Some(&key));
             added.push(json!({"key": key, "expires": entry.expires}));
         }
         output::print(json, &added, || match added.len() {
@@ -228,13 +228,13 @@ impl Forget {
             Some(key) => usize::from(lockbox.forget(key)?),
             None => lockbox.forget_all()?,
         };
-        record(config, "lockbox forget", lockbox, self.key.as_ref())?;
+        record(config, "lockbox forget", lockbox, self.key.as_ref());
         output::print(json, &json!({"removed": removed}), || lockbox::removed(removed))
     }
 }
 
-fn record(config: &Config, action: &str, lockbox: &Lockbox, key: Option<&KeyReference>) -> Result<(), Error> {
+fn record(config: &Config, action: &str, lockbox: &Lockbox, key: Option<&KeyReference>) {
     let event =
         Event { action, key: key.map(ToString::to_string), name: Some(lockbox.host().to_string()), ..Event::default() };
-    Ok(audit::record(&config.audit.file, &event)?)
+    audit::done(config, &event);
 }

@@ -12,7 +12,10 @@ use std::{
 
 use serde::{Serialize, Serializer};
 
-use crate::base::{advice::Advice, clock, exit::Exit};
+use crate::{
+    base::{advice::Advice, chain::chain, clock, exit::Exit},
+    config::Config,
+};
 
 /// What happened.
 #[derive(Debug, Default, Serialize)]
@@ -72,8 +75,20 @@ struct Line<'a> {
     event: &'a Event<'a>,
 }
 
+/// Records what was done. It is done: a record that cannot be written is a warning.
+pub fn done(config: &Config, event: &Event<'_>) {
+    if let Err(error) = append(&config.audit.file, event) {
+        tracing::warn!("'{}' is done, but is not on record: {}", event.action, chain(&error));
+    }
+}
+
+/// Records what is about to be let through. What cannot be recorded is not.
+pub fn permit(config: &Config, event: &Event<'_>) -> Result<(), AuditError> {
+    append(&config.audit.file, event)
+}
+
 /// Appends an event, in one write(2) so that lines of several writers do not mix.
-pub fn record(file: &Path, event: &Event<'_>) -> Result<(), AuditError> {
+fn append(file: &Path, event: &Event<'_>) -> Result<(), AuditError> {
     let write = || {
         if let Some(folder) = file.parent() {
             fs::create_dir_all(folder)?;

@@ -153,7 +153,7 @@ impl<'a> Case<'a> {
             Err((refusal, report)) if refusal.is_shared() && strictness.allow_shared => {
                 tracing::warn!("{refusal}; continuing because of --allow-shared");
                 let event = Event { overridden: Some("--allow-shared"), ..self.event("override", &report) };
-                audit::record(&self.config.audit.file, &event)?;
+                audit::permit(self.config, &event)?;
                 report.overridden()
             }
             Err((refusal, report)) => {
@@ -164,11 +164,8 @@ impl<'a> Case<'a> {
         Ok(Proven { case: self, separated })
     }
 
-    /// What was done is done: a record that cannot be written is a warning.
     fn record(&self, action: &str, report: &Report) {
-        if let Err(error) = audit::record(&self.config.audit.file, &self.event(action, report)) {
-            tracing::warn!("{}", chain(&error));
-        }
+        audit::done(self.config, &self.event(action, report));
     }
 
     fn event<'e>(&'e self, action: &'e str, report: &Report) -> Event<'e> {

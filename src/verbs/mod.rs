@@ -11,6 +11,7 @@ pub mod generator;
 pub mod hook;
 pub mod hotplug;
 pub mod import;
+pub mod keys;
 pub mod passphrase;
 pub mod resize;
 pub mod test;

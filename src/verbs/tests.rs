@@ -375,3 +375,14 @@ fn a_hook_takes_no_weak_key_and_no_other_cipher() {
     );
     assert!(header_is_blank(&site.path("a")));
 }
+
+#[test]
+fn a_deleted_key_is_told_as_deleted_although_that_cannot_be_recorded() {
+    let site = Site::with("");
+    let (device, reference) = formatted(&site, "a", false);
+    let mut silent = Config::read(&site.beside_the_keys("c.toml")).unwrap();
+    silent.audit.file = site.beside_the_keys("c.toml/audit").into();
+    super::keys::delete(&silent, &site.container(), &reference).unwrap();
+    refuses!(site, attached(&site, &device), Error::Unlock(unlock::Error::Store(StoreError::NotFound { .. })));
+    refuses!(site, super::keys::delete(&silent, &site.container(), &reference), Error::Unlock(_));
+}

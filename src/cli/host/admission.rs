@@ -75,7 +75,7 @@ impl Challenge {
         let valid = Duration::from_secs(u64::from(self.valid_hours) * 60 * 60);
         let issued = Administrator::of(&config.state).challenge(&self.bundle, &self.trust(), &site, valid)?;
         issued.challenge.write(&self.output)?;
-        record(&config, "host challenge", &issued.challenge.host, None)?;
+        record(&config, "host challenge", &issued.challenge.host, None);
         self.show(&issued, global.json)
     }
 
@@ -184,7 +184,7 @@ impl Admit {
         }
         let admitted = admission.admitted(&lockbox, keeper_name, stores);
         administrator.admitted(&admission, &admitted)?;
-        record(&config, "host admit", &host, Some(names(&admitted.stores)))?;
+        record(&config, "host admit", &host, Some(names(&admitted.stores)));
         self.show(&admitted, global.json)
     }
 

@@ -57,7 +57,7 @@ impl Enrol {
         enrolled.bundle.write(&self.output)?;
         write_key(key_file, enrolled.file.to_pem()?.as_bytes())?;
         enrolled.keep(&config.state)?;
-        record(&config, "host enrol", &host, None)?;
+        record(&config, "host enrol", &host, None);
         self.show(&host, key_file, &enrolled, global.json)
     }
 

@@ -62,8 +62,8 @@ fn names(stores: &[StoreName]) -> String {
     stores.iter().map(StoreName::as_str).collect::<Vec<_>>().join(", ")
 }
 
-fn record(config: &Config, action: &str, host: &HostName, stores: Option<String>) -> Result<(), Error> {
+fn record(config: &Config, action: &str, host: &HostName, stores: Option<String>) {
     let name = Some(host.to_string());
     let event = Event { action, key: stores, name, ..Event::default() };
-    Ok(audit::record(&config.audit.file, &event)?)
+    audit::done(config, &event);
 }

@@ -123,7 +123,7 @@ impl Remove {
         if let Some(known) = known {
             administrator.register().put(&Admitted { removed: Some(now()), ..known })?;
         }
-        record(&config, "host remove", &self.host, Some(names(&deleted)))?;
+        record(&config, "host remove", &self.host, Some(names(&deleted)));
         self.show(Removed { host: self.host.clone(), lockbox_keys_deleted: deleted, container_keys }, global.json)
     }
 

@@ -15,7 +15,7 @@ use crate::{
         audit::{self, Event},
         container::Container,
     },
-    verbs::error::Error,
+    verbs::{error::Error, keys},
 };
 
 /// An object, with its value or without.
@@ -100,9 +100,7 @@ pub fn get_key(
 
 /// Deletes an object for ever.
 pub fn delete_key(config: &Config, container: &Container, key: &KeyReference) -> Result<(), Error> {
-    container.store().delete(&key.key)?;
-    record(config, "key delete", key);
-    Ok(())
+    keys::delete(config, container, key)
 }
 
 /// All objects of a kind; keys of volumes are not among them.
@@ -133,11 +131,6 @@ pub fn list_keys(
     Ok(found)
 }
 
-/// What was done is done: a record that cannot be written is a warning.
 fn record(config: &Config, action: &str, key: &KeyReference) {
-    let key = Some(key.to_string());
-    let event = Event { action, key, ..Event::default() };
-    if let Err(error) = audit::record(&config.audit.file, &event) {
-        tracing::warn!("{}", chain(&error));
-    }
+    audit::done(config, &Event { action, key: Some(key.to_string()), ..Event::default() });
 }

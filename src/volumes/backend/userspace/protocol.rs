@@ -34,7 +34,7 @@ pub enum Request {
     /// Make a mapping and serve it. The volume key follows.
     Attach(Attach),
     /// Remove a mapping unless it is in use. A worker that is told to end starts this in a process of its own, see
-    /// [`super::worker`].
+    /// `super::worker`.
     Detach {
         /// The mapping's name.
         name: MappingName,
@@ -90,7 +90,7 @@ impl Attach {
 }
 
 /// What the worker says to an [`Attach`]: `Ready` or `Failed`; before that, if it exports a file, `Mounted`, and is told the
-/// [`super::loop_device::LoopDevice`] that the command has made of the file.
+/// [`crate::sys::loop_device::LoopDevice`] that the command has made of the file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub enum WorkerReply {

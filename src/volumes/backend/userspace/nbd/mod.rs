@@ -66,7 +66,7 @@ struct Connection {
 }
 
 impl Export {
-    /// Listens at `socket` and serves whoever connects, in threads of its own. [`Happening::Released`] says that the last
+    /// Listens at `socket` and serves whoever connects, in threads of its own. `Happening::Released` says that the last
     /// client has gone.
     pub fn listen<F>(image: Arc<Image>, socket: &Path, read_only: bool, notify: F) -> io::Result<Self>
     where
