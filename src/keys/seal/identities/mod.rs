@@ -41,7 +41,11 @@ pub trait Identity {
         };
         if text("alg") != Some(self.alg()) {
             let algorithm = text("alg").unwrap_or("none");
-            return named.then(|| Err(SealError::Unsupported(format!("it is sealed to us by '{algorithm}'"))));
+            return named.then(|| {
+                Err(SealError::Unsupported(format!(
+                    "it is sealed to this host with the unsupported algorithm '{algorithm}'"
+                )))
+            });
         }
         let encrypted_key = Base64UrlUnpadded::decode_vec(&entry.encrypted_key).unwrap_or_default();
         match self.unwrap(&encrypted_key, header) {
