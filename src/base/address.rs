@@ -16,7 +16,6 @@ pub enum HostAddress {
 /// A host, and the port at which it serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// The host.
     pub host: HostAddress,
     /// The port, if it is known.
     pub port: Option<u16>,

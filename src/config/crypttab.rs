@@ -10,9 +10,7 @@ pub const PATH: &str = "/etc/crypttab";
 /// One line of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The mapping's name.
     pub name: String,
-    /// The encrypted device.
     pub device: DeviceSpec,
     options: Vec<String>,
 }

@@ -69,7 +69,6 @@ pub struct Config {
     /// Which volumes that appear are attached unasked.
     #[serde(default)]
     pub hotplug: Hotplug,
-    /// This host's cache of keys.
     pub lockbox: Option<LockboxConfig>,
     /// Directory for what this host has to remember: which container keys and which lockbox key it trusts. Root's; others have
     /// one of their own.
@@ -185,16 +184,13 @@ pub enum ConfigError {
     Io {
         /// "read" or "write".
         action: &'static str,
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
     /// It is no TOML of the expected form.
     #[error("{} is not a configuration", .path.display())]
     Malformed {
-        /// The file.
         path: PathBuf,
         /// Where and why.
         #[source]
@@ -203,51 +199,26 @@ pub enum ConfigError {
     /// A store's kind does not know what is configured for it.
     #[error("store '{}' in {} cannot be used", .name.as_ref().map_or("", StoreName::as_str), .path.display())]
     Store {
-        /// The store.
         name: Option<StoreName>,
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: Box<toml::de::Error>,
     },
     /// A volume is not configured.
     #[error("the configuration {} has no volume '{name}'", .path.display())]
-    UnknownVolume {
-        /// Its name.
-        name: MappingName,
-        /// The file.
-        path: PathBuf,
-    },
+    UnknownVolume { name: MappingName, path: PathBuf },
     /// A store is not configured.
     #[error("the configuration {} has no store '{name}' (it has: {})", .path.display(), list(.known))]
-    UnknownStore {
-        /// The store.
-        name: StoreName,
-        /// The file.
-        path: PathBuf,
-        /// The stores that there are.
-        known: Vec<StoreName>,
-    },
+    UnknownStore { name: StoreName, path: PathBuf, known: Vec<StoreName> },
     /// No store was named and there is no default.
     #[error("no store is named, and the configuration {} has no default_store", .0.display())]
     NoDefaultStore(PathBuf),
     /// A store has no owner to seal to.
     #[error("store '{name}' in {} must have owner = \"FILE\": keys are sealed to it", .path.display())]
-    Owner {
-        /// The store.
-        name: StoreName,
-        /// The file.
-        path: PathBuf,
-    },
+    Owner { name: StoreName, path: PathBuf },
     /// A store has neither escrow nor an explicit refusal of it, or both.
     #[error("store '{name}' in {} must have either escrow = \"FILE\" or no_escrow = true", .path.display())]
-    Escrow {
-        /// The store.
-        name: StoreName,
-        /// The file.
-        path: PathBuf,
-    },
+    Escrow { name: StoreName, path: PathBuf },
     /// `credential:NAME` outside a unit with credentials.
     #[error("{} names a credential, but CREDENTIALS_DIRECTORY is not set", .0.display())]
     NoCredentials(PathBuf),

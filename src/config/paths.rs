@@ -65,7 +65,6 @@ impl<'de> Deserialize<'de> for ConfigPath {
 /// The configuration that is being read.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Base {
-    /// Its file.
     pub file: PathBuf,
     /// Credentials are looked for now. Where systemd's generators and udev's programs run there are none yet.
     pub with_credentials: bool,

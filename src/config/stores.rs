@@ -44,7 +44,6 @@ pub struct Sealing {
 pub struct Section {
     /// `type`
     pub kind: String,
-    /// The store's name.
     name: Option<StoreName>,
     members: toml::Table,
     base: Base,

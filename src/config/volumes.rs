@@ -9,7 +9,6 @@ use crate::base::key::{KeyReference, StoreName};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VolumeConfig {
-    /// The encrypted device.
     pub device: DeviceSpec,
     /// Where its key is; as the LUKS2 token says unless given.
     pub key: Option<KeyReference>,

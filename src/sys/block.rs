@@ -56,7 +56,6 @@ pub(crate) struct BlockDevice {
     pub directory: PathBuf,
     /// The kernel's name: "sda1".
     pub name: String,
-    /// Its number.
     pub number: DeviceNumber,
 }
 

@@ -20,7 +20,6 @@ use crate::base::{advice::Advice, exit::Exit};
 pub struct Device {
     /// As the user named it.
     pub path: PathBuf,
-    /// What it is.
     pub kind: DeviceKind,
     /// Size in bytes.
     pub size_bytes: u64,
@@ -56,29 +55,19 @@ pub enum DeviceError {
     /// Someone has it open exclusively: mounted, part of a RAID or a mapping, ...
     #[error("{} is in use{}", .path.display(), in_use(.holders))]
     Busy {
-        /// The device.
         path: PathBuf,
         /// Who, as far as can be seen.
         holders: Vec<String>,
     },
     /// There is not enough room for a header and one sector of data.
     #[error("{} is too small: it has {size_bytes} bytes; at least {needed_bytes} are needed", .path.display())]
-    TooSmall {
-        /// The device.
-        path: PathBuf,
-        /// Its size.
-        size_bytes: u64,
-        /// The least size.
-        needed_bytes: u64,
-    },
+    TooSmall { path: PathBuf, size_bytes: u64, needed_bytes: u64 },
     /// Opening, reading or writing failed.
     #[error("cannot {action} {}", .path.display())]
     Io {
         /// "open", "read", "write", ...
         action: &'static str,
-        /// The device.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },

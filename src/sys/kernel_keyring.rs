@@ -48,7 +48,6 @@ pub enum KeyringError {
     Kernel {
         /// "look into", "put a key into", ...
         action: &'static str,
-        /// Why.
         #[source]
         source: KeyError,
     },

@@ -47,18 +47,14 @@ pub enum Error {
     /// A sealed key does not open, or is not for this volume.
     #[error("the sealed key {reference} is refused")]
     KeyRefused {
-        /// The key.
         reference: KeyReference,
-        /// Why.
         #[source]
         source: SealError,
     },
     /// A container key does not open.
     #[error("the container key {id} is refused")]
     ContainerKeyRefused {
-        /// The container key.
         id: ContainerKeyId,
-        /// Why.
         #[source]
         source: SealError,
     },
@@ -67,9 +63,7 @@ pub enum Error {
     WhileClosed {
         /// "the sealed key ...", "the container key ...".
         what: String,
-        /// This host.
         host: HostName,
-        /// Why.
         #[source]
         source: Box<SealError>,
     },
@@ -88,7 +82,6 @@ pub enum Error {
     /// The store cannot give the key now, and the lockbox's entry of it is not used.
     #[error("cannot get the key {reference} from the store, and its lockbox entry is not usable: {}", chain(&**.entry))]
     NeitherStoreNorLockbox {
-        /// The key.
         reference: KeyReference,
         /// Why the entry is not used.
         entry: Box<EntryError>,
@@ -102,21 +95,13 @@ pub enum Error {
     /// A rotation could not seal all keys anew.
     #[error("could not re-seal {left} keys of '{container}'")]
     Unfinished {
-        /// The container.
         container: StoreName,
         /// How many.
         left: usize,
     },
     /// The sealed key and the header disagree about the volume.
     #[error("the sealed key {reference} does not fit the header of {}: {what}", .device.display())]
-    Mismatch {
-        /// The key.
-        reference: KeyReference,
-        /// The device.
-        device: PathBuf,
-        /// What differs.
-        what: String,
-    },
+    Mismatch { reference: KeyReference, device: PathBuf, what: String },
     /// What the store gave back is not what was stored.
     #[error("the store returned another volume key than the one stored as {0}")]
     ReadBack(KeyReference),
@@ -141,7 +126,6 @@ pub enum Error {
     /// A key that was used before is not used for another volume.
     #[error("the key {key} has already been used for {volume}; only an unused key can format a device")]
     KeyUsed {
-        /// The key.
         key: KeyReference,
         /// For what.
         volume: String,

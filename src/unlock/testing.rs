@@ -22,7 +22,6 @@ pub struct Site {
     volumes: TempDir,
     /// Its own state directory and audit record.
     pub config: Config,
-    /// The store's name.
     pub name: StoreName,
     /// What the store has.
     pub store: memory::Memory,

@@ -41,7 +41,6 @@ pub enum Error {
     /// `format` found something.
     #[error("{} is not blank: it holds {found}", .path.display())]
     NotBlank {
-        /// The device or header file.
         path: PathBuf,
         /// What libblkid found.
         found: String,
@@ -49,7 +48,6 @@ pub enum Error {
     /// The text is not a key id.
     #[error("'{id}' is not a valid key id (store '{store}')")]
     NoSuchKey {
-        /// The store.
         store: StoreName,
         /// What was given as an id.
         id: String,
@@ -57,11 +55,8 @@ pub enum Error {
     /// The key is stored, but the header could not be written or does not read back.
     #[error("the header of {} could not be completed; its key {reference} is stored", .device.display())]
     HalfFormatted {
-        /// The device.
         device: PathBuf,
-        /// The key.
         reference: KeyReference,
-        /// Why.
         #[source]
         source: Box<Error>,
     },
@@ -85,7 +80,6 @@ pub enum Error {
     Io {
         /// What, and on which file.
         action: String,
-        /// Why.
         #[source]
         source: std::io::Error,
     },

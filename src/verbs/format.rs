@@ -27,7 +27,6 @@ use crate::{
 
 /// What to format, and how.
 pub struct Request<'a> {
-    /// The device or file.
     pub device: &'a Path,
     /// The store for the key; the configuration's default unless given.
     pub store: Option<StoreName>,
@@ -50,7 +49,6 @@ pub struct Request<'a> {
 pub struct Formatted {
     /// The volume, as read back from the device.
     pub volume: Volume,
-    /// Its key.
     pub reference: KeyReference,
 }
 
@@ -108,7 +106,6 @@ pub fn plan(
 
 /// A device that was found blank (or is to be overwritten), held exclusively so that it stays so.
 pub struct Ground {
-    /// The device.
     pub device: Device,
     /// It, open.
     pub data: File,

@@ -16,7 +16,6 @@ use crate::{
 
 /// Which volume, and what opens it now.
 pub struct Request<'a> {
-    /// The device or file.
     pub device: &'a Path,
     /// The store for the key; the configuration's default unless given.
     pub store: Option<StoreName>,

@@ -13,7 +13,6 @@ use crate::{
 
 /// For which volume.
 pub struct Request<'a> {
-    /// The device or file.
     pub device: &'a Path,
     /// A detached LUKS header.
     pub header: Option<&'a Path>,

@@ -19,7 +19,6 @@ use crate::{
 
 /// Which mapping.
 pub struct Request<'a> {
-    /// Its name.
     pub name: &'a MappingName,
     /// The volume's key; what the LUKS2 token says unless given.
     pub key: Option<KeyReference>,

@@ -29,7 +29,6 @@ use crate::{
 
 /// Which volume.
 pub struct Request<'a> {
-    /// The device or file.
     pub device: &'a Path,
     /// The key; what the LUKS2 token says unless given.
     pub key: Option<KeyReference>,
@@ -46,7 +45,6 @@ pub struct Request<'a> {
 /// A volume that would unlock.
 #[derive(Debug, Serialize)]
 pub struct Passed {
-    /// Its key.
     pub key: KeyReference,
     /// Where that came from: "the lockbox", "store 'cinder' (the directory /mnt/keys)", ...
     pub source: String,
@@ -61,7 +59,6 @@ pub struct Passed {
 pub struct Step {
     /// "header", "separation", ...
     pub step: &'static str,
-    /// What was found.
     pub found: String,
     /// How long it took, in seconds.
     pub seconds: f64,

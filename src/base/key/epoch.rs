@@ -49,9 +49,7 @@ serde_as_str!(Epoch);
 /// The `kid` of a container key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerKeyId {
-    /// The container.
     pub container: StoreName,
-    /// The number.
     pub epoch: Epoch,
 }
 

@@ -45,7 +45,6 @@ serde_as_str!(HostName);
 /// The `kid` of a lockbox key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LockboxKeyId {
-    /// The host.
     pub host: HostName,
     /// Grows with each lockbox key that the host gets: the time at which the key was made, in milliseconds since 1970-01-01
     /// UTC.

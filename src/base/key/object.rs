@@ -50,9 +50,7 @@ pub struct ObjectFacts {
 
 /// A key or passphrase that another program made use of before, or will: Cinder's volume keys are such.
 pub struct ManagedObject {
-    /// What is known of it.
     pub facts: ObjectFacts,
-    /// Its value.
     pub value: SecretBytes,
 }
 

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 pub struct Place {
     /// What rests there, in words for the user: "sealed key", "owner's private key", "configuration", ...
     pub what: String,
-    /// Where.
     pub at: Location,
     /// It helps to open the volume: a sealed key, a private key, a credential. What only says where those are (the
     /// configuration) does not, but it should not be taken with the volume either.
@@ -40,7 +39,6 @@ pub struct Replica {
     pub ring: Ring,
     /// IP address or name of the server, without port and brackets.
     pub host: String,
-    /// Its port.
     pub port: u16,
     /// The ring's name of the device: "sdb1".
     pub device: String,

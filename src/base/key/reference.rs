@@ -23,7 +23,6 @@ impl StoreName {
 pub struct KeyReference {
     /// The store, as the configuration names it.
     pub store: StoreName,
-    /// The key in that store.
     pub key: KeyId,
 }
 

@@ -23,7 +23,6 @@ pub const MAX_RECIPIENTS: usize = 256;
 pub struct BoundContext {
     /// Version of this member: 1.
     pub version: u32,
-    /// The key's own id.
     pub key_id: KeyId,
     /// The container that the key belongs to.
     pub container: StoreName,
@@ -56,7 +55,6 @@ pub struct SealedKey {
     /// Header shared by all recipients, not protected. We write none; other JOSE tools may.
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub unprotected: JoseHeader,
-    /// The recipients.
     pub recipients: Vec<JweRecipient>,
     /// Initialization vector, base64url.
     pub iv: String,

@@ -53,9 +53,7 @@ pub struct Cloud {
 pub enum Credentials {
     /// Keystone v3 password (`auth_type: password`).
     Password {
-        /// Who.
         user: Named,
-        /// Their password.
         password: SecretBytes,
         /// On which project.
         project: Named,
@@ -64,7 +62,6 @@ pub enum Credentials {
     ApplicationCredential {
         /// Its id, or its name and its user.
         id: Result<String, (String, Named)>,
-        /// Its secret.
         secret: SecretBytes,
     },
     /// A token that someone else got.
@@ -73,7 +70,6 @@ pub enum Credentials {
     TempAuth {
         /// `account:user`
         user: String,
-        /// Their key.
         key: SecretBytes,
     },
 }
@@ -84,7 +80,6 @@ pub enum Named {
     Id(String),
     /// By name.
     Name {
-        /// The name.
         name: String,
         /// `{"id": ...}` or `{"name": ...}` of its domain.
         domain: (&'static str, String),
@@ -100,16 +95,13 @@ pub enum CloudsError {
     /// A file cannot be read.
     #[error("cannot read {}", .path.display())]
     Read {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
     /// It is no YAML of that form.
     #[error("{} is not a valid clouds.yaml: {why}", .path.display())]
     Malformed {
-        /// The file.
         path: PathBuf,
         /// Where; what stands there is not repeated, it may be a password.
         why: String,
@@ -119,20 +111,11 @@ pub enum CloudsError {
     Unnamed,
     /// It has no such cloud.
     #[error("{} has no cloud '{name}' (it has: {known})", .path.display())]
-    Unknown {
-        /// The file.
-        path: PathBuf,
-        /// The cloud.
-        name: String,
-        /// The clouds that there are.
-        known: String,
-    },
+    Unknown { path: PathBuf, name: String, known: String },
     /// The cloud's entry lacks something, or wants what is not done.
     #[error("cloud '{name}' in {} {what}", .path.display())]
     Unusable {
-        /// The file.
         path: PathBuf,
-        /// The cloud.
         name: String,
         /// "has no auth_url", ...
         what: String,

@@ -59,9 +59,7 @@ pub enum AuthError {
     /// It says no.
     #[error("{url} refuses the log-in ({status}){why}")]
     Refused {
-        /// Which.
         url: Url,
-        /// Its status.
         status: StatusCode,
         /// What it says, after a colon.
         why: String,
@@ -71,12 +69,7 @@ pub enum AuthError {
     CallerToken(Url),
     /// Its answer is not understood.
     #[error("cannot understand the answer of {url} to the log-in: {what}")]
-    Answer {
-        /// Whose.
-        url: Url,
-        /// What is wrong with it.
-        what: String,
-    },
+    Answer { url: Url, what: String },
     /// The catalogue does not have the service.
     #[error("the catalogue has no {interface} endpoint of type {service}{region}")]
     NoEndpoint {

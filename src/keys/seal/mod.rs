@@ -126,7 +126,6 @@ fn encrypt(
 /// What was asked for; a sealed key that says something else is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
-    /// The key's id.
     pub key_id: KeyId,
     /// The container that it was asked from.
     pub container: StoreName,
@@ -293,16 +292,13 @@ pub enum SealError {
     /// A key file cannot be read.
     #[error("cannot read the key file {}", .path.display())]
     Read {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: std::io::Error,
     },
     /// A key file holds no key that we can use.
     #[error("{} {why}", .path.display())]
     KeyFile {
-        /// The file.
         path: PathBuf,
         /// "is encrypted", "is a key on the curve ...", ...
         why: String,
@@ -326,7 +322,6 @@ pub enum SealError {
     /// None of our identities is among the recipients.
     #[error("it is sealed to {sealed_to}; this host has {ours}")]
     NotForUs {
-        /// The recipients' key ids.
         sealed_to: String,
         /// Our key ids.
         ours: String,

@@ -20,7 +20,6 @@ pub enum Content {
 
 /// A volume key and what belongs to it.
 pub struct Payload {
-    /// The volume key.
     pub volume_key: VolumeKey,
     /// Cipher in dm-crypt's notation.
     pub cipher: String,

@@ -87,7 +87,6 @@ pub struct Facts {
     pub lines: Vec<(&'static str, String)>,
     /// Number of the current container key.
     pub epoch: Option<serde_json::Value>,
-    /// Its fingerprint.
     pub fingerprint: Option<String>,
     /// Keys are being sealed anew.
     pub rotating: bool,
@@ -98,7 +97,6 @@ pub struct Facts {
 pub struct Server {
     /// Its name or address, without port and brackets.
     pub host: String,
-    /// Its port.
     pub port: u16,
 }
 

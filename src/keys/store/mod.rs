@@ -100,7 +100,6 @@ pub enum Stored {
 
 /// A key that the store keeps unsealed.
 pub struct Released {
-    /// The key.
     pub object: ManagedObject,
     /// What it was used for, in words; `None` if it was for nothing, as far as the store knows. See [`ObjectFacts::fresh`].
     pub used_for: Option<String>,
@@ -180,24 +179,13 @@ pub fn open(
 pub enum StoreError {
     /// There is no key of that id.
     #[error("there is no key {id} in {at}")]
-    NotFound {
-        /// The key.
-        id: String,
-        /// The store, in words.
-        at: String,
-    },
+    NotFound { id: String, at: String },
     /// There is a key of that id already.
     #[error("{at} already has another key {id}")]
-    Exists {
-        /// The key.
-        id: String,
-        /// The store, in words.
-        at: String,
-    },
+    Exists { id: String, at: String },
     /// The store has a newer generation than the one given to replace it.
     #[error("key {id} has been re-sealed meanwhile (generation {generation})")]
     Outdated {
-        /// The key.
         id: String,
         /// The generation in the store.
         generation: u64,
@@ -205,9 +193,7 @@ pub enum StoreError {
     /// What was found under that id is no sealed key.
     #[error("{what} is not the requested sealed key")]
     Malformed {
-        /// The file or object.
         what: String,
-        /// Why not.
         #[source]
         source: MalformedSealedKey,
     },
@@ -216,9 +202,7 @@ pub enum StoreError {
     Io {
         /// "read", "write", ...
         action: &'static str,
-        /// The file or directory.
         path: PathBuf,
-        /// Why.
         #[source]
         source: std::io::Error,
     },
@@ -233,9 +217,7 @@ pub enum StoreError {
     Unreachable {
         /// "read from", "write to", ...
         action: &'static str,
-        /// The store, in words.
         at: String,
-        /// Why.
         #[source]
         source: Box<SendError>,
     },
@@ -244,21 +226,16 @@ pub enum StoreError {
     Denied {
         /// "read from", "write to", ...
         action: &'static str,
-        /// The store, in words.
         at: String,
     },
     /// The container is not there.
     #[error("{at} does not exist")]
-    NoContainer {
-        /// The store, in words.
-        at: String,
-    },
+    NoContainer { at: String },
     /// The store answers, but not what was asked for.
     #[error("cannot {action} {at}: {what}")]
     Answer {
         /// "read from", "write to", ...
         action: &'static str,
-        /// The store, in words.
         at: String,
         /// What it answers.
         what: String,

@@ -15,7 +15,6 @@ use crate::base::key::SecretBytes;
 pub struct Certified {
     /// The marshalled TPMS_ATTEST, which the signature is over.
     pub attest: Vec<u8>,
-    /// The signature.
     pub signature: Signature,
 }
 

@@ -122,29 +122,21 @@ pub enum TpmError {
     Refused {
         /// The command, without TPM2_.
         command: &'static str,
-        /// Its code.
         code: Code,
     },
     /// No answer came.
     #[error("the TPM has not answered {command} within {} seconds", .after.as_secs())]
     TimedOut {
-        /// The command.
         command: &'static str,
         /// How long it was waited for.
         after: Duration,
     },
     /// It was busy all the time.
     #[error("the TPM is busy: it did not take {command}")]
-    Busy {
-        /// The command.
-        command: &'static str,
-    },
+    Busy { command: &'static str },
     /// An answer does not make sense.
     #[error("the TPM's answer to {command} is malformed")]
-    Answer {
-        /// The command.
-        command: &'static str,
-    },
+    Answer { command: &'static str },
     /// A value that does not fit into the TPM's structures.
     #[error("a value is too long for the TPM")]
     TooLong,
@@ -156,12 +148,7 @@ pub enum TpmError {
     NotEnrolled(PathBuf),
     /// The storage root key is not that of the enrolment.
     #[error("this TPM did not make the key, or was cleared: its storage root key is {seen}; expected {expected}")]
-    OtherTpm {
-        /// The pinned name.
-        expected: Name,
-        /// The name of what is there.
-        seen: Name,
-    },
+    OtherTpm { expected: Name, seen: Name },
     /// There is no storage root key where ours was.
     #[error("the TPM has no storage root key at 0x81000001: it did not make the key, or was cleared")]
     NoStorageRoot,
@@ -193,16 +180,13 @@ pub enum TpmError {
     File {
         /// "read" or "write".
         action: &'static str,
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: std::io::Error,
     },
     /// A file is not what it should be.
     #[error("{} {why}", .path.display())]
     Malformed {
-        /// The file.
         path: PathBuf,
         /// "is no TSS2 PRIVATE KEY", ...
         why: String,

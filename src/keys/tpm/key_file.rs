@@ -37,7 +37,6 @@ const PARENT: u32 = 0x8100_0001;
 /// A key of a TPM, as it rests in its file: encrypted to the storage root key of that TPM.
 #[derive(Clone)]
 pub struct IdentityFile {
-    /// The key's public part.
     pub public: Public,
     /// Its private part (the bytes of TPM2B_PRIVATE).
     pub private: Vec<u8>,

@@ -20,7 +20,6 @@ pub struct Explanation {
 pub enum Finding {
     /// A PCR has another value than the policy wants, or than a signature is for.
     Pcr {
-        /// Which.
         pcr: u8,
         /// What it should be.
         #[serde(with = "hex")]
@@ -33,11 +32,9 @@ pub enum Finding {
     },
     /// No signature is for the present values.
     NoSignature {
-        /// The site key's fingerprint.
         key: String,
         /// How many signatures of that key there are.
         signatures: usize,
-        /// The files that were found.
         files: Vec<std::path::PathBuf>,
         /// The present values of the PCRs that they are for.
         present: PcrValues,
@@ -46,7 +43,6 @@ pub enum Finding {
     },
     /// The state is signed, but in an epoch that is over.
     Retired {
-        /// The signature's epoch.
         epoch: u64,
         /// The oldest epoch whose signatures count.
         oldest: u64,
@@ -59,12 +55,7 @@ pub enum Finding {
     /// PCR 15 has been extended.
     Latched,
     /// The TPM says so.
-    Refused {
-        /// The command.
-        command: &'static str,
-        /// Its code.
-        code: u32,
-    },
+    Refused { command: &'static str, code: u32 },
 }
 
 impl Explanation {

@@ -43,7 +43,6 @@ pub struct Policy {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SignedPcrs {
-    /// The site's key.
     pub key: SiteKey,
     /// What retires old signatures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,7 +53,6 @@ pub struct SignedPcrs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Revocation {
-    /// The counter.
     pub counter: Counter,
     /// Its value when the host's first key for this site's key was made.
     pub base: u64,

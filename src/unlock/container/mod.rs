@@ -5,6 +5,8 @@
 mod admitted;
 mod pins;
 mod rotation;
+#[cfg(test)]
+mod tests;
 mod usage;
 mod via_lockbox;
 

@@ -46,9 +46,7 @@ pub enum TrustError {
     /// It is another one of the same number.
     #[error("the container key {id} has the fingerprint {is}; expected {trusted}, under which this host has sealed")]
     Another {
-        /// The key.
         id: ContainerKeyId,
-        /// Its fingerprint.
         is: String,
         /// What this host knows.
         trusted: String,
@@ -69,7 +67,6 @@ pub enum TrustError {
     /// The store gives an older form of a key than it did before.
     #[error("the store gives generation {is} of the key {key}; this host has seen generation {seen}")]
     OldGeneration {
-        /// The key.
         key: KeyReference,
         /// What it gives.
         is: u64,

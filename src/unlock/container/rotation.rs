@@ -40,7 +40,6 @@ pub const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
 pub struct Rotation {
     /// The container key that all keys are sealed under now.
     pub epoch: Epoch,
-    /// Its fingerprint.
     pub fingerprint: String,
     /// How many keys were sealed anew.
     pub resealed: usize,

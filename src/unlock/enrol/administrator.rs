@@ -135,7 +135,6 @@ impl Site {
 pub struct Issued {
     /// The challenge, for the host.
     pub challenge: Challenge,
-    /// The host's policy.
     pub policy: Policy,
     /// Fingerprint of its endorsement key.
     pub endorsement_key: Digest,

@@ -117,7 +117,6 @@ impl Document for Bundle {
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Statement {
-    /// The host's name.
     pub host: HostName,
     /// Seconds since 1970-01-01 UTC, by the host's clock.
     pub created: u64,
@@ -134,7 +133,6 @@ pub struct Statement {
     pub identity: Public,
     /// The storage root key that both are under.
     pub storage_root: Name,
-    /// The identity key's policy.
     pub policy: Policy,
 }
 
@@ -210,7 +208,6 @@ pub struct Challenge {
     /// Its number, random.
     #[serde(with = "hex")]
     pub id: Digest,
-    /// The host's name.
     pub host: HostName,
     /// Digest of the bundle's statement.
     #[serde(with = "hex")]
@@ -238,7 +235,6 @@ pub struct EnrolAnswer {
     /// Number of the challenge.
     #[serde(with = "hex")]
     pub challenge: Digest,
-    /// The host's name.
     pub host: HostName,
     /// Digest of the bundle's statement.
     #[serde(with = "hex")]

@@ -78,13 +78,9 @@ impl std::fmt::Display for Vouched {
 
 /// An endorsement key that is believed in.
 pub struct Endorsed {
-    /// The key.
     pub key: PKey<Public>,
-    /// Its name.
     pub name: Name,
-    /// Its fingerprint.
     pub fingerprint: Digest,
-    /// Why.
     pub vouched: Vouched,
 }
 

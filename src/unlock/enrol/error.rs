@@ -57,16 +57,13 @@ pub enum EnrolError {
     File {
         /// "read", "write", "remove".
         action: &'static str,
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: std::io::Error,
     },
     /// A file is not the document that it should be.
     #[error("{} is not a valid {expected}: {why}", .path.display())]
     Document {
-        /// The file.
         path: PathBuf,
         /// "enrolment bundle", "enrolment challenge" or "enrolment answer".
         expected: &'static str,
@@ -80,21 +77,14 @@ pub enum EnrolError {
         host: HostName,
         /// Which part.
         part: Part,
-        /// What is wrong with it.
         why: String,
     },
     /// The folder with the makers' certificates is of no use.
     #[error("the folder {} has no certificate authority: {why}", .path.display())]
-    Authorities {
-        /// The folder.
-        path: PathBuf,
-        /// Why not.
-        why: String,
-    },
+    Authorities { path: PathBuf, why: String },
     /// A bundle has been used already.
     #[error("the bundle of '{host}' has already been used: it admitted the host on {}", date(*.admitted))]
     Replayed {
-        /// The host.
         host: HostName,
         /// When, in seconds since 1970.
         admitted: u64,
@@ -102,7 +92,6 @@ pub enum EnrolError {
     /// The host is known with another TPM.
     #[error("'{host}' is known with another TPM: its endorsement key was {known}; the bundle has {seen}")]
     OtherTpm {
-        /// The host.
         host: HostName,
         /// Fingerprint of the key that it was admitted with.
         known: String,
@@ -111,16 +100,10 @@ pub enum EnrolError {
     },
     /// The TPM is known with another host.
     #[error("the TPM in the bundle of '{host}' is that of '{known}', which is admitted")]
-    OtherName {
-        /// The host.
-        host: HostName,
-        /// The host that is admitted.
-        known: HostName,
-    },
+    OtherName { host: HostName, known: HostName },
     /// A challenge is too old.
     #[error("the challenge for '{host}' expired {ago_seconds} seconds ago")]
     Expired {
-        /// The host.
         host: HostName,
         /// Seconds since then.
         ago_seconds: u64,

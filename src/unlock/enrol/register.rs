@@ -24,7 +24,6 @@ const END: &str = ".json";
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Admitted {
-    /// Its name.
     pub host: HostName,
     /// The `kid` of its identity key: RFC 7638 thumbprint.
     pub kid: String,

@@ -16,9 +16,7 @@ use crate::{
 /// A host's new lockbox key, which the administrator does not keep.
 #[derive(Serialize)]
 pub struct Admission {
-    /// Its host.
     pub host: HostName,
-    /// Its generation.
     pub generation: u64,
     /// For people to compare with what `lockbox open` says on the host.
     pub fingerprint: String,

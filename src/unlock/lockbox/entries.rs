@@ -35,7 +35,6 @@ pub enum EntryError {
     /// The store has shown a later form of the key.
     #[error("it is outdated: it has generation {is}; the store has shown generation {seen}")]
     OldGeneration {
-        /// Its generation.
         is: u64,
         /// What this host has seen.
         seen: u64,

@@ -50,7 +50,6 @@ const KEPT_BYTES: usize = size_of::<u64>() + LockboxKey::BYTES;
 /// This host's lockbox.
 pub struct Lockbox {
     config: LockboxConfig,
-    /// The state directory.
     state: PathBuf,
     /// What the kernel's keyring has, looked at once.
     open: OnceLock<Option<(Arc<LockboxKey>, KeyringKind)>>,
@@ -61,6 +60,12 @@ impl Lockbox {
     pub fn of(config: &Config) -> Option<Self> {
         let lockbox = config.lockbox.clone()?;
         Some(Self { config: lockbox, state: config.state.to_path_buf(), open: OnceLock::new() })
+    }
+
+    /// The same with its key, which no kernel has to keep.
+    #[cfg(test)]
+    pub fn with_key(self, key: Arc<LockboxKey>) -> Self {
+        Self { open: OnceLock::from(Some((key, KeyringKind::User))), ..self }
     }
 
     /// The lockbox that has to be configured.
@@ -166,9 +171,7 @@ pub enum LockboxError {
         "the host '{host}' is not admitted, or was removed: the store '{store}' has no lockbox key for it; {closed}"
     )]
     Removed {
-        /// This host.
         host: HostName,
-        /// The store.
         store: StoreName,
         /// What was wiped for that.
         closed: Closed,
@@ -176,20 +179,16 @@ pub enum LockboxError {
     /// The store cannot be asked, and there is no copy that does instead.
     #[error("the lockbox key of '{host}' cannot be fetched, and {instead}")]
     Unreachable {
-        /// This host.
         host: HostName,
         /// Why there is no copy, in words.
         instead: String,
-        /// Why not.
         #[source]
         source: Box<StoreError>,
     },
     /// The lockbox key does not open here.
     #[error("the lockbox key of '{host}' is refused")]
     Refused {
-        /// This host.
         host: HostName,
-        /// Why.
         #[source]
         source: SealError,
     },
@@ -199,9 +198,7 @@ pub enum LockboxError {
          TPM opens it again only after the next power-on"
     )]
     Latched {
-        /// This host.
         host: HostName,
-        /// When.
         at: String,
         /// What the TPM says.
         #[source]
@@ -212,16 +209,13 @@ pub enum LockboxError {
         "the lockbox of '{host}' is open, but PCR 15 could not be extended: the TPM still opens its key in this boot"
     )]
     NotLatched {
-        /// This host.
         host: HostName,
-        /// Why.
         #[source]
         source: TpmError,
     },
     /// The store went back to an older one.
     #[error("the store gives generation {is} of the lockbox key of '{host}'; this host has opened generation {seen}")]
     Older {
-        /// This host.
         host: HostName,
         /// What the store gives.
         is: u64,
@@ -231,9 +225,7 @@ pub enum LockboxError {
     /// It is another one than the one that is trusted.
     #[error("the lockbox key of '{host}' has the fingerprint {is}; expected {trusted}")]
     Another {
-        /// This host.
         host: HostName,
-        /// Its fingerprint.
         is: String,
         /// The one of the key that this host opened before, or that was given.
         trusted: String,
@@ -249,9 +241,7 @@ pub enum LockboxError {
     Io {
         /// "write", "remove", ...
         action: &'static str,
-        /// The file or folder.
         path: PathBuf,
-        /// Why.
         #[source]
         source: std::io::Error,
     },

@@ -53,7 +53,6 @@ pub enum LockboxKeyFrom {
 /// What closing the lockbox removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Closed {
-    /// The lockbox key was open.
     pub was_open: bool,
     /// Entries.
     pub entries: usize,

@@ -25,9 +25,7 @@ pub struct Status {
     pub store: StoreName,
     /// Whether it is open.
     pub open: bool,
-    /// The open key's generation.
     pub generation: Option<u64>,
-    /// Its fingerprint.
     pub fingerprint: Option<String>,
     /// Where the open key is kept.
     pub kept: Option<KeyringKind>,
@@ -35,7 +33,6 @@ pub struct Status {
     pub path: PathBuf,
     /// The copy of the sealed lockbox key on this host, if there is one.
     pub copy: Option<PathBuf>,
-    /// The entries.
     pub entries: Vec<EntryStatus>,
     /// What someone who steals this server has.
     pub stolen: Vec<String>,
@@ -44,7 +41,6 @@ pub struct Status {
 /// What is known of an entry.
 #[derive(Debug, Serialize)]
 pub struct EntryStatus {
-    /// Its key.
     pub key: KeyReference,
     /// Whether it is used.
     pub state: State,

@@ -19,7 +19,6 @@ use crate::{config::Config, keys::seal::identities, verbs::error::Error};
 /// What the doctor says of one thing.
 #[derive(Debug, Serialize)]
 pub struct Finding {
-    /// The thing.
     pub what: String,
     /// How it is.
     pub is: Health,

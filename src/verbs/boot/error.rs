@@ -29,20 +29,15 @@ pub enum BootError {
     /// A file system with keys cannot be mounted.
     #[error("cannot mount {device} on {}", .at.display())]
     Mount {
-        /// The device.
         device: DeviceSpec,
-        /// Where.
         at: PathBuf,
-        /// Why.
         #[source]
         source: std::io::Error,
     },
     /// An image cannot be read.
     #[error("cannot read the image {}", .path.display())]
     Image {
-        /// The image.
         path: PathBuf,
-        /// Why.
         #[source]
         source: std::io::Error,
     },
@@ -52,7 +47,6 @@ pub enum BootError {
     /// The initramfs lacks what opens a volume.
     #[error("a boot cannot open the volume with {key}")]
     KeptOut {
-        /// The key.
         key: KeyReference,
         /// What it lacks.
         #[source]

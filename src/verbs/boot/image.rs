@@ -66,9 +66,7 @@ pub struct Image {
 /// A file that stays out.
 #[derive(Debug)]
 pub struct KeptOut {
-    /// The file.
     pub path: PathBuf,
-    /// Why.
     pub why: String,
 }
 

@@ -42,7 +42,6 @@ pub struct Log(Sender<Report>);
 pub struct Logged {
     /// It is said once for each problem.
     pub is_warning: bool,
-    /// The message.
     pub text: String,
     /// The problem alone, in the same words each time; none if the message is that.
     pub problem: Option<String>,

@@ -16,11 +16,8 @@ use crate::{
 /// A volume that this boot attaches.
 #[derive(Clone, Debug)]
 pub struct Planned {
-    /// The mapping's name.
     pub name: MappingName,
-    /// The encrypted device.
     pub device: DeviceSpec,
-    /// A detached header.
     pub header: Option<PathBuf>,
     /// The keys; what the token says if there are none.
     pub keys: Vec<KeyReference>,

@@ -111,7 +111,6 @@ impl IndexMut<VolumeNo> for Volumes {
 
 /// A volume whose device is there. The first thread that gets its key attaches it.
 pub struct FoundVolume {
-    /// The volume.
     pub volume: Volume,
     options: Activate,
     attached: Mutex<bool>,

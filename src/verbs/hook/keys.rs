@@ -20,9 +20,7 @@ use crate::{
 
 /// An object, with its value or without.
 pub struct Described {
-    /// Its reference.
     pub key: KeyReference,
-    /// What is known of it.
     pub facts: ObjectFacts,
     /// Its value, if it was asked for.
     pub value: Option<SecretBytes>,

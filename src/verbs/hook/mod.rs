@@ -42,13 +42,10 @@ use crate::{
 
 /// What os-brick says of a volume.
 pub struct Request {
-    /// The encrypted device.
     pub device: PathBuf,
     /// The symbolic link that Nova and Cinder will open; it is to lead to the plaintext device.
     pub link: Option<PathBuf>,
-    /// The mapping's name.
     pub name: MappingName,
-    /// The volume's key.
     pub key: KeyReference,
     /// The volume is plain dm-crypt.
     pub plain: bool,

@@ -127,7 +127,6 @@ impl fmt::Display for ExportKind {
 /// How to attach.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Activate {
-    /// The mapping's name.
     pub name: MappingName,
     /// No writes.
     pub read_only: bool,
@@ -153,7 +152,6 @@ pub enum Deferred {
 /// An active plaintext device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {
-    /// Its name.
     pub name: MappingName,
     /// The plaintext device's path, for users: `/dev/mapper/NAME` or `/dev/disk/by-cryptattach/NAME`, or the NBD socket's.
     pub device: PathBuf,
@@ -168,7 +166,6 @@ pub struct Mapping {
 /// What is known of an active mapping.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct MappingStatus {
-    /// Its name.
     pub name: MappingName,
     /// What made it.
     pub backend: BackendKind,
@@ -209,7 +206,6 @@ pub enum BackendError {
     /// Another device is attached under that name.
     #[error("the name '{name}' is taken: {by}")]
     Foreign {
-        /// The name.
         name: MappingName,
         /// What has it.
         by: String,
@@ -220,7 +216,6 @@ pub enum BackendError {
     /// The mapping is in use.
     #[error("'{name}' is in use{}", in_use(.holders))]
     Busy {
-        /// The name.
         name: MappingName,
         /// Who uses it, in words.
         holders: Vec<String>,
@@ -233,7 +228,6 @@ pub enum BackendError {
     Failed {
         /// "cannot ..." and on what.
         action: String,
-        /// Why.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },

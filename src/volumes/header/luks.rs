@@ -212,7 +212,6 @@ impl LuksHeader {
 pub struct NewHeader<'a> {
     /// The volume's UUID.
     pub uuid: Uuid,
-    /// The volume key.
     pub key: &'a VolumeKey,
     /// Encryption sector size.
     pub sector_size: SectorSize,

@@ -248,7 +248,6 @@ pub enum VolumeError {
     /// There is no LUKS header.
     #[error("{} has no LUKS header{}", .path.display(), found_instead(.found.as_deref()))]
     NoHeader {
-        /// The device or header file.
         path: PathBuf,
         /// What libblkid finds there.
         found: Option<String>,
@@ -256,7 +255,6 @@ pub enum VolumeError {
     /// There is a LUKS header, but it is damaged or truncated.
     #[error("the LUKS header of {} is damaged", .path.display())]
     Damaged {
-        /// The device or header file.
         path: PathBuf,
         /// What libcryptsetup says.
         #[source]
@@ -265,63 +263,42 @@ pub enum VolumeError {
     /// The header says something that is not on the allow-list.
     #[error("the header of {} is refused", .path.display())]
     Refused {
-        /// The device or header file.
         path: PathBuf,
-        /// What.
         #[source]
         refusal: Refusal,
     },
     /// The key does not belong to the volume.
     #[error("the volume key does not match the digest in the header of {}", .path.display())]
-    WrongKey {
-        /// The device.
-        path: PathBuf,
-    },
+    WrongKey { path: PathBuf },
     /// The separation of another device's key was proven.
     #[error("the key of {} is not released: its separation was proven for {}", .path.display(), .proven.display())]
     OtherProof {
-        /// The device.
         path: PathBuf,
         /// What was proven apart.
         proven: PathBuf,
     },
     /// A passphrase opens nothing here.
     #[error("{} has no keyslot", .path.display())]
-    NoKeyslot {
-        /// The device.
-        path: PathBuf,
-    },
+    NoKeyslot { path: PathBuf },
     /// The passphrase opens no keyslot.
     #[error("the passphrase opens no keyslot of {}", .path.display())]
-    WrongPassphrase {
-        /// The device.
-        path: PathBuf,
-    },
+    WrongPassphrase { path: PathBuf },
     /// A header takes no token of ours.
     #[error("no token can be written to {}: {why}", .path.display())]
-    NoToken {
-        /// The device.
-        path: PathBuf,
-        /// Why not.
-        why: String,
-    },
+    NoToken { path: PathBuf, why: String },
     /// libcryptsetup failed.
     #[error("cannot {action} {}", .path.display())]
     Library {
         /// "make a header for", ...
         action: &'static str,
-        /// The device.
         path: PathBuf,
-        /// What it says.
         #[source]
         source: LibraryError,
     },
     /// libblkid failed.
     #[error("cannot look for signatures on {}", .path.display())]
     Signatures {
-        /// The device.
         path: PathBuf,
-        /// What it says.
         #[source]
         source: libblkid_rs::BlkidErr,
     },

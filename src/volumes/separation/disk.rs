@@ -32,7 +32,6 @@ pub enum Leaf {
 pub struct Disk {
     /// The kernel's name: "sda".
     pub name: String,
-    /// Its number.
     pub number: DeviceNumber,
     /// World-wide name, in lower case and without "naa." or "0x".
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -89,16 +89,13 @@ pub enum InventoryError {
     /// It cannot be read.
     #[error("cannot read the inventory {}", .path.display())]
     Io {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
     /// It is no TOML of the expected form.
     #[error("{} is not an inventory", .path.display())]
     Malformed {
-        /// The file.
         path: PathBuf,
         /// Where and why.
         #[source]
@@ -107,9 +104,7 @@ pub enum InventoryError {
     /// Its entries do not go together.
     #[error("the inventory {} contradicts itself", .path.display())]
     Contradiction {
-        /// The file.
         path: PathBuf,
-        /// How.
         #[source]
         source: Contradiction,
     },
@@ -133,7 +128,6 @@ pub enum Contradiction {
     UnknownHost {
         /// "device sdb1", "target 10.0.0.5:3260", ...
         entry: String,
-        /// The host.
         host: String,
     },
     /// Two hosts have one name.
@@ -141,20 +135,10 @@ pub enum Contradiction {
     SameName(String),
     /// Two hosts have one address.
     #[error("the hosts '{}' and '{}' both have the address {address}", .hosts.0, .hosts.1)]
-    SameAddress {
-        /// The address.
-        address: String,
-        /// The hosts.
-        hosts: (String, String),
-    },
+    SameAddress { address: String, hosts: (String, String) },
     /// One device is listed twice.
     #[error("device {device} of the host '{host}' is listed twice")]
-    SameDevice {
-        /// The host.
-        host: String,
-        /// The device.
-        device: String,
-    },
+    SameDevice { host: String, device: String },
     /// A target has no name or several.
     #[error("a target of the host '{0}' must have one of portal, iqn, nqn, wwn, export and cluster")]
     NotOneName(String),

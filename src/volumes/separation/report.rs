@@ -22,7 +22,6 @@ use crate::base::key::Place;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// The volume's device.
     pub device: PathBuf,
     /// What the volume rests on.
     pub volume: Lineage,
@@ -33,7 +32,6 @@ pub struct Report {
     pub places: Vec<(Place, Lineage)>,
     /// Where the kernel may write memory.
     pub swap: Vec<Swap>,
-    /// The verdict.
     pub verdict: Verdict,
     /// All that is not known, also if the verdict is `shared` for another reason.
     pub gaps: Vec<Gap>,

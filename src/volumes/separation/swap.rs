@@ -17,7 +17,6 @@ use crate::sys::{
 /// A device or file that the kernel may write memory to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Swap {
-    /// The device or file.
     pub path: PathBuf,
     /// What is written there.
     pub kind: SwapKind,

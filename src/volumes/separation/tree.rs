@@ -58,7 +58,6 @@ pub enum Step {
 pub struct Device {
     /// The kernel's name: "dm-3".
     pub name: String,
-    /// Its number.
     pub number: DeviceNumber,
     /// What makes it.
     pub role: Role,

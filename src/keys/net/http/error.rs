@@ -26,41 +26,25 @@ pub enum HttpError {
     Connect {
         /// Where to.
         url: Url,
-        /// Why.
         #[source]
         source: Bottom,
     },
     /// It took too long.
     #[error("{url} did not answer within {:.1} s", .after.as_secs_f32())]
-    TimedOut {
-        /// Who.
-        url: Url,
-        /// The limit.
-        after: Duration,
-    },
+    TimedOut { url: Url, after: Duration },
     /// It was not even asked.
     #[error("did not ask {url}: no time was left")]
-    NoTime {
-        /// Who.
-        url: Url,
-    },
+    NoTime { url: Url },
     /// The connection broke.
     #[error("the connection to {url} broke during the answer")]
     Broken {
-        /// Whose.
         url: Url,
-        /// Why.
         #[source]
         source: Bottom,
     },
     /// It did not end.
     #[error("the answer of {url} is longer than the limit of {most_bytes} bytes")]
-    TooLong {
-        /// Whose.
-        url: Url,
-        /// The limit.
-        most_bytes: usize,
-    },
+    TooLong { url: Url, most_bytes: usize },
     /// The client could not be set up.
     #[error("cannot set up the HTTP client")]
     Client(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -79,13 +79,10 @@ impl Repeat {
 /// A request.
 #[derive(Clone)]
 pub struct Request {
-    /// The method.
     pub method: Method,
     /// The same resource on each server that has it, best first.
     pub urls: Vec<Url>,
-    /// The headers.
     pub headers: HeaderMap,
-    /// The body.
     pub body: Option<Bytes>,
     /// Whether it may be sent twice.
     pub repeat: Repeat,
@@ -101,9 +98,7 @@ pub struct Request {
 pub struct HttpAnswer {
     /// The server that gave it, as part of its URL.
     pub url: Url,
-    /// The status.
     pub status: StatusCode,
-    /// The headers.
     pub headers: HeaderMap,
     /// The body. It may be a secret, so it is treated as one.
     pub body: SecretBytes,

@@ -80,7 +80,6 @@ pub struct EntryContext {
 
 /// An opened entry of the cache.
 pub struct Entry {
-    /// What it says of itself.
     pub context: EntryContext,
     /// The key, as if it had come from the store.
     pub opened: Opened,

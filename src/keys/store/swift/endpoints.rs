@@ -35,7 +35,6 @@ pub enum MalformedEndpoints {
     Url {
         /// The URL, or its beginning.
         url: String,
-        /// Why.
         why: &'static str,
     },
 }

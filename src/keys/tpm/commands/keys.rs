@@ -23,7 +23,6 @@ use crate::base::key::SecretBytes;
 pub struct Created {
     /// Its private part, encrypted to its parent (the bytes of TPM2B_PRIVATE).
     pub private: Vec<u8>,
-    /// Its public part.
     pub public: Public,
     /// In which environment it was made (for `TPM2_CertifyCreation`).
     pub creation_data: Box<sys::TPM2B_CREATION_DATA>,

@@ -23,10 +23,7 @@ pub enum Order {
     /// Say who uses the mapping.
     Users,
     /// Show so many bytes.
-    Grow {
-        /// The new size.
-        size_bytes: u64,
-    },
+    Grow { size_bytes: u64 },
 }
 
 /// What comes of it.

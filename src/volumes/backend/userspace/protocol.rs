@@ -36,7 +36,6 @@ pub enum Request {
     /// Remove a mapping unless it is in use. A worker that is told to end starts this in a process of its own, see
     /// `super::worker`.
     Detach {
-        /// The mapping's name.
         name: MappingName,
         /// Where its state is.
         paths: Paths,
@@ -49,7 +48,6 @@ pub enum Request {
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Attach {
-    /// Its name.
     pub name: MappingName,
     /// Where its state goes.
     pub paths: Paths,
@@ -105,7 +103,6 @@ pub enum WorkerReply {
     Failed {
         /// "cannot ..." and on what.
         action: String,
-        /// Why.
         cause: Cause,
     },
 }

@@ -19,7 +19,6 @@ pub struct Ranges {
 struct Claims {
     /// In the order in which they came, those that wait as well: as many as there are requests under way, few.
     all: Vec<Claim>,
-    /// The next one's number.
     next: u64,
     waiting: usize,
 }

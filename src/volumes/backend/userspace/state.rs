@@ -24,9 +24,7 @@ const VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub struct State {
     version: u32,
-    /// The mapping's name.
     pub name: MappingName,
-    /// The process that serves it.
     pub worker: Process,
     /// The encrypted device or file, as it was named.
     pub device: PathBuf,
@@ -139,7 +137,6 @@ impl State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Process {
-    /// Its number.
     pub pid: u32,
     start_ticks: u64,
 }

@@ -1,0 +1,211 @@
+//! Containers over a store in memory: rotation, pins, use, and the lockbox before the store.
+
+use std::{sync::Arc, time::Duration};
+
+use uuid::Uuid;
+
+use super::{Container, Source, TrustError, Use, ViaLockbox};
+use crate::{
+    base::key::{KeyId, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
+    keys::{
+        seal::{ContainerKey, Content, For, LockboxKey, Payload},
+        store::{ContainerKeys, Current, StoreError},
+    },
+    sys::device::Device,
+    unlock::{
+        Error,
+        lockbox::{EntryError, Lockbox},
+        testing::Site,
+    },
+    volumes::header::{self, NewHeader, SectorSize, Volume},
+};
+
+fn object() -> ManagedObject {
+    let facts = ObjectFacts {
+        kind: ObjectKind::Symmetric,
+        algorithm: None,
+        bit_length: Some(256),
+        name: None,
+        created: None,
+        fresh: true,
+    };
+    ManagedObject { facts, value: SecretBytes::random(32).unwrap() }
+}
+
+fn kept(container: &Container) -> KeyId {
+    container.keep_object(object()).unwrap().key
+}
+
+fn rotate(site: &Site) -> super::Rotation {
+    site.container().rotate(Duration::ZERO, &|_, _| ()).unwrap()
+}
+
+#[test]
+fn a_rotation_goes_on_where_a_key_has_stopped_it() {
+    let site = Site::with("");
+    site.container().make_first_key().unwrap();
+    let ids: Vec<KeyId> = (0..3).map(|_| kept(&site.container())).collect();
+    site.store.lie(ids[1], site.store.stored(ids[0]).unwrap());
+    let stopped = rotate(&site);
+    assert_eq!((stopped.resealed, stopped.failed.len()), (2, 1), "{stopped:?}");
+    assert_eq!(stopped.failed[0].0, ids[1]);
+    assert_eq!(stopped.deleted, [], "a key is still sealed under the one before");
+
+    site.store.be_honest(ids[1]);
+    let ended = rotate(&site);
+    assert_eq!((ended.epoch, ended.resealed, ended.unchanged), (stopped.epoch, 1, 2), "{ended:?}");
+    assert!(ended.failed.is_empty());
+    ids.iter().for_each(|id| drop(site.container().object(id).unwrap()));
+    let next = rotate(&site);
+    assert!(next.epoch > ended.epoch && next.resealed == 3, "{next:?}");
+    assert_eq!(next.deleted.len(), 1, "the one before the last goes");
+}
+
+#[test]
+fn a_host_seals_under_no_earlier_and_no_other_container_key_than_it_has_seen() {
+    let site = Site::with("");
+    site.container().make_first_key().unwrap();
+    kept(&site.container());
+    let first = site.store.current().unwrap().unwrap();
+    rotate(&site);
+    let second = site.store.current().unwrap().unwrap();
+
+    site.store.set_current(&Current { epoch: first.epoch, rotating: false }, "").unwrap();
+    let refused = site.container().keep_object(object()).err();
+    assert!(matches!(refused, Some(Error::Trust(TrustError::Older { .. }))), "{refused:?}");
+
+    site.store.set_current(&second, "").unwrap();
+    let container = site.container();
+    let before = ContainerKey::random(&site.name, None).unwrap();
+    let planted = ContainerKey::random(&site.name, Some(&before)).unwrap();
+    assert_eq!(planted.epoch(), second.epoch);
+    site.store.lie(format!("kek/{}", second.epoch), planted.seal_to(container.key_recipients().unwrap(), 0).unwrap());
+    let refused = container.keep_object(object()).err();
+    assert!(matches!(refused, Some(Error::Trust(TrustError::Another { .. }))), "{refused:?}");
+    site.store.be_honest(format!("kek/{}", second.epoch));
+    site.container().keep_object(object()).expect("a lie ends with the lie");
+}
+
+#[test]
+fn a_store_that_fails_before_the_read_back_leaves_no_key_current() {
+    let site = Site::with("");
+    site.store.fail_next(StoreError::Denied { action: "read from", at: "memory".to_owned() });
+    assert!(matches!(site.container().make_first_key(), Err(Error::Store(StoreError::Denied { .. }))));
+    assert!(site.store.current().unwrap().is_none());
+    site.container().make_first_key().unwrap();
+    site.container().make_first_key().expect("it is there");
+}
+
+/// A volume in a blank file.
+fn volume(site: &Site, name: &str) -> Volume {
+    let device = Device::look(&site.blank(name)).unwrap();
+    let key = crate::base::key::VolumeKey::random(crate::base::key::KeySize::Bits512).unwrap();
+    let reference = site.container().new_reference().unwrap();
+    let header = NewHeader {
+        uuid: Uuid::new_v4(),
+        key: &key,
+        sector_size: SectorSize::B512,
+        reference: &reference,
+        keyslot: None,
+        detached: false,
+    };
+    let image = header.make(&device).unwrap();
+    header::probe_image(&device, None, &image).unwrap()
+}
+
+#[test]
+fn of_two_hosts_that_claim_an_unused_key_one_comes_first() {
+    let site = Site::with("");
+    let (one, other) = (site.container(), site.container());
+    let id = kept(&one);
+    let (first, second) = (one.unused(&id, false).unwrap(), other.unused(&id, false).unwrap());
+    one.claim(&id, first, &volume(&site, "a")).unwrap();
+    let refused = other.claim(&id, second, &volume(&site, "b")).err();
+    assert!(matches!(refused, Some(Error::Store(StoreError::Outdated { .. }))), "{refused:?}");
+    assert!(matches!(other.unused(&id, false), Err(Error::KeyUsed { .. })));
+}
+
+#[test]
+fn a_key_that_was_given_out_is_unused_no_longer_and_a_look_is_no_use() {
+    let site = Site::with("");
+    let container = site.container();
+    let id = kept(&container);
+    assert!(container.object(&id).unwrap().facts.fresh);
+    assert!(container.unused(&id, false).is_ok());
+    container.give_out(&id).unwrap();
+    assert!(!container.object(&id).unwrap().facts.fresh);
+    assert!(matches!(container.unused(&id, false), Err(Error::KeyUsed { .. })));
+}
+
+/// A host whose lockbox is open, and a key in its store.
+struct Host {
+    site: Site,
+    key: Arc<LockboxKey>,
+    id: KeyId,
+    volume: Uuid,
+}
+
+impl Host {
+    fn new() -> Self {
+        let site = Site::with("[lockbox]\nhost = 'compute-7'\nstore = 'SITE'\npath = 'box'\n");
+        let key = Arc::new(LockboxKey::random(&"compute-7".parse().unwrap(), None, 1).unwrap());
+        let (id, volume) = (KeyId::random(), Uuid::new_v4());
+        let content = Content::VolumeKey(Payload {
+            volume_key: crate::base::key::VolumeKey::random(crate::base::key::KeySize::Bits512).unwrap(),
+            cipher: "aes-xts-plain64".to_owned(),
+            sector_size_bytes: 512,
+            data_offset_bytes: 0,
+            iv_offset_sectors: 0,
+            digest: None,
+            passphrase: None,
+        });
+        site.container().create(&id, Some(volume), &content).unwrap();
+        Self { site, key, id, volume }
+    }
+
+    /// The way to the key, of a process of its own.
+    fn way(&self, used: Use, volume: For) -> ViaLockbox {
+        let mut container = Container::open(&self.site.config, &self.site.name, None, used).unwrap();
+        container.lockbox = Lockbox::of(&self.site.config).map(|lockbox| lockbox.with_key(self.key.clone()));
+        ViaLockbox::look(Arc::new(container), self.id, volume)
+    }
+
+    fn source(&self, used: Use) -> Result<Source, Error> {
+        let way = self.way(used, For::Luks(self.volume));
+        way.places()?;
+        Ok(way.fetch()?.1)
+    }
+}
+
+#[test]
+fn a_key_comes_out_of_the_lockbox_once_the_store_has_given_it() {
+    let host = Host::new();
+    assert_eq!(host.source(Use::Unlock).unwrap(), Source::Store);
+    host.site.store.set_unreachable(true);
+    let asked = host.site.store.asked().len();
+    assert_eq!(host.source(Use::Unlock).unwrap(), Source::Lockbox);
+    assert_eq!(host.site.store.asked().len(), asked, "the store is not asked for its places either");
+    assert!(matches!(host.source(Use::Keys), Err(Error::Store(_))), "work on keys sees the store itself");
+    assert!(matches!(host.source(Use::BootByStore), Err(Error::Store(_))));
+}
+
+#[test]
+fn an_entry_that_is_for_another_volume_or_older_than_what_was_seen_is_left_out() {
+    let host = Host::new();
+    host.source(Use::Unlock).unwrap();
+    host.site.store.set_unreachable(true);
+    let other = host.way(Use::Unlock, For::Luks(Uuid::new_v4()));
+    assert!(!other.has_entry());
+    let refused = other.fetch().err();
+    assert!(matches!(refused, Some(Error::NeitherStoreNorLockbox { .. })), "{refused:?}");
+    host.site.store.set_unreachable(false);
+
+    // The store withdraws what the entry was made of.
+    host.site.container().make_first_key().unwrap();
+    rotate(&host.site);
+    drop(host.site.container().fetch(&host.id, For::Any).unwrap());
+    host.site.store.set_unreachable(true);
+    let refused = host.source(Use::Unlock).err();
+    let is_old = |error: &Error| matches!(error, Error::NeitherStoreNorLockbox { entry, .. } if matches!(**entry, EntryError::OldGeneration { .. }));
+    assert!(refused.as_ref().is_some_and(is_old), "{refused:?}");
+}
