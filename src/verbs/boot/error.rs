@@ -16,7 +16,7 @@ pub enum BootError {
     #[error("not attached: {}", .0.join(", "))]
     Unfinished(Vec<String>),
     /// What a source needs did not come in time.
-    #[error("{what} did not appear within {} s", .after.as_secs())]
+    #[error("{what} did not appear within {:.0} s", .after.as_secs_f32())]
     TooLate {
         /// "a route to 10.0.2.100", ...
         what: String,
