@@ -16,7 +16,7 @@ use crate::{
 };
 
 pub const STORIES: &[Story] = &[
-    ("another_keys_object_is_refused", |cloud| lie(cloud, 76, "is the key", another_key)),
+    ("another_keys_object_is_refused", |cloud| lie(cloud, 76, "belongs to the key", another_key)),
     ("another_volumes_key_is_refused", another_volume),
     ("an_old_generation_is_refused", old_generation),
     ("garbage_is_refused", |cloud| lie(cloud, 76, "not a JWE", |_, _| answer(b"<html>hello</html>", ""))),
