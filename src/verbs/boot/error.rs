@@ -24,8 +24,8 @@ pub enum BootError {
         after: Duration,
     },
     /// The lockbox did not open, for any volume of this boot.
-    #[error("the lockbox is closed")]
-    LockboxClosed(#[source] Arc<Error>),
+    #[error(transparent)]
+    LockboxClosed(Arc<Error>),
     /// A file system with keys cannot be mounted.
     #[error("cannot mount {device} on {}", .at.display())]
     Mount {
