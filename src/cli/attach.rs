@@ -204,6 +204,7 @@ impl Attach {
             caller: None,
             target: None,
             volume_id: None,
+            unpinned: false,
         }
     }
 }

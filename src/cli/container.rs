@@ -207,7 +207,7 @@ fn show(config: &Config, name: &StoreName, json: bool) -> Result<(), Error> {
 fn keys(name: &StoreName, epoch: Option<&str>, fingerprint: Option<&str>, rotating: bool) -> String {
     let mut text = match epoch {
         Some(epoch) => format!("\n  container key    {name}/kek/{epoch}"),
-        None => "\n  container key    none: keys are sealed to the owner".to_owned(),
+        None => "\n  container key    none yet: the first key that is stored makes it".to_owned(),
     };
     text.extend(fingerprint.iter().map(|fingerprint| format!("\n  fingerprint      {fingerprint}")));
     if rotating {
@@ -238,6 +238,8 @@ impl Rotate {
                 lines.push(format!("  sealed already   {}", rotation.unchanged));
             }
             lines.extend(rotation.failed.iter().map(|(id, why)| format!("  FAILED           {id}: {why}")));
+            let strange = rotation.left_alone.iter();
+            lines.extend(strange.map(|id| format!("  LEFT ALONE       {id}: nobody vouches for it")));
             let deleted = rotation.deleted.iter();
             lines.extend(deleted.map(|epoch| format!("  deleted          {}/kek/{epoch}", self.name)));
             lines.join("\n")

@@ -19,6 +19,7 @@ use crate::{
         store::Directory,
     },
     sys::durable::folder_of,
+    unlock::container::{Container, Use},
     verbs::error::Error,
 };
 
@@ -86,7 +87,7 @@ impl Init {
         Directory::make(&self.path)?;
         let store = absolute(&self.path)?;
         append(&global.config, &self.section(&store, &owner, escrow.as_deref(), identity.as_ref()))?;
-        global.config()?;
+        Container::open(&global.config()?, &self.store, None, Use::Keys)?.make_first_key()?;
 
         let json = json!({"store": self.store, "path": store, "owner": owner, "identity": identity.as_ref().map(ToString::to_string), "escrow": escrow});
         output::print(global.json, &json, || {

@@ -67,7 +67,7 @@ impl Separation {
         let container = Container::open(&config, &store_name, None, Use::Unlock)?;
         // Without a key yet: where a new one would rest.
         let key = reference.map_or_else(KeyId::random, |reference| reference.key);
-        let places = ViaLockbox::look(Arc::new(container), key, For::Any).places()?;
+        let places = ViaLockbox::look(Arc::new(container), key, For::Any, &|_| Ok(())).places()?;
         let level = config.separation.level;
         let surroundings = Surroundings { target: target.as_ref(), inventory: &inventory, level };
         let report = separation::check(&self.device, self.header.as_deref(), &places, &surroundings);

@@ -17,7 +17,8 @@ use crate::{
     unlock::{
         Error,
         audit::{self, Event},
-        container::{Container, Fetched, Source, Use, ViaLockbox},
+        container::{Author, Container, Fetched, Source, TrustError, Use, ViaLockbox},
+        pins::{Pin, Pins},
     },
     volumes::{
         Authority, Unlocked,
@@ -37,6 +38,8 @@ pub struct Asked {
     pub name: Option<MappingName>,
     /// What the caller of a hook calls the volume.
     pub volume_id: Option<String>,
+    /// It is one of many volumes that come and go: this host does not pin it.
+    pub unpinned: bool,
 }
 
 /// What the separation check may let through.
@@ -67,6 +70,18 @@ pub struct Case<'a> {
     key: ViaLockbox,
     name: Option<MappingName>,
     volume_id: Option<String>,
+    pinning: Pinning,
+}
+
+/// What this host's memory of the volume has to do with the case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pinning {
+    /// The volume has to be the one that is pinned, if one is, and is pinned once its key has opened it.
+    Pin,
+    /// The same, but nothing is pinned.
+    Check,
+    /// Its key is made now, by a person who says what the volume is: it is pinned anew.
+    Renew,
 }
 
 /// A case whose key rests apart from the volume, or whose policy lets it pass. Only [`Case::prove`] makes one.
@@ -107,16 +122,26 @@ pub struct Tried {
 impl<'a> Case<'a> {
     /// The case of a volume whose key exists. The store is not asked yet.
     pub fn find(config: &'a Config, volume: Volume, asked: Asked) -> Result<Self, Error> {
-        let Asked { key, caller, name, volume_id } = asked;
+        let Asked { key, caller, name, volume_id, unpinned } = asked;
         let reference = reference(key, &volume)?;
         let container = Arc::new(Container::open(config, &reference.store, caller, Use::Unlock)?);
-        Ok(Self { name, volume_id, ..Self::of(config, volume, reference, container) })
+        let pinning = if unpinned { Pinning::Check } else { Pinning::Pin };
+        Ok(Self { name, volume_id, pinning, ..Self::of(config, volume, reference, container) })
     }
 
     /// The same in a container that is open.
     pub fn of(config: &'a Config, volume: Volume, reference: KeyReference, container: Arc<Container>) -> Self {
-        let key = ViaLockbox::look(container, reference.key, For::volume(volume.uuid()));
-        Self { config, volume, reference, key, name: None, volume_id: None }
+        let fits = |content: &Content| match content {
+            Content::VolumeKey(payload) => agrees(payload, &volume),
+            Content::Object(_) => Ok(()),
+        };
+        let key = ViaLockbox::look(container, reference.key, For::volume(volume.uuid()), &fits);
+        Self { config, volume, reference, key, name: None, volume_id: None, pinning: Pinning::Pin }
+    }
+
+    /// The case of a volume whose key is made now: what this host knew of the volume counts no longer.
+    pub fn of_new_key(config: &'a Config, volume: Volume, reference: KeyReference, container: Arc<Container>) -> Self {
+        Self { pinning: Pinning::Renew, ..Self::of(config, volume, reference, container) }
     }
 
     /// With a name for the mapping and for the volume.
@@ -192,18 +217,55 @@ impl Proven<'_> {
         self.separated.report()
     }
 
+    /// Opens the volume with its key, and then remembers both: what this host knows of stores and volumes changes only by a
+    /// key that has opened its volume. `open` has to compare the key with the volume's digest, as backends do.
+    pub fn unlock<T, E: From<Error>>(&self, open: impl FnOnce(&Unlocked) -> Result<T, E>) -> Result<T, E> {
+        let opened = open(&self.key()?)?;
+        self.remember();
+        Ok(opened)
+    }
+
     /// Fetches the key, opens it, and checks what it says against what the header says.
     ///
-    /// Equal digests are not yet a right key: a backend compares it with the digest before it maps.
-    pub fn key(&self) -> Result<Unlocked, Error> {
-        let (fetched, _) = self.case.key.fetch()?;
+    /// Equal digests are not yet a right key: that it opens the volume has still to be seen.
+    fn key(&self) -> Result<Unlocked, Error> {
+        let (fetched, _) = self.fetch()?;
         self.open(fetched)
+    }
+
+    fn fetch(&self) -> Result<(Fetched, Source), Error> {
+        self.case.key.fetch(self.author()?)
+    }
+
+    /// Who has to vouch for the key's maker. A header with another digest than the pinned one is refused.
+    fn author(&self) -> Result<Author, Error> {
+        let Case { config, volume, pinning, .. } = &self.case;
+        let luks = volume.luks().filter(|_| *pinning != Pinning::Renew);
+        let Some((luks, uuid)) = luks.zip(volume.uuid()) else { return Ok(Author::Container) };
+        match Pins::of(config).get(uuid).map_err(TrustError::from)? {
+            None => Ok(Author::Container),
+            Some(pin) if pin.digest == luks.digest => Ok(Author::Pinned),
+            Some(_) => Err(Error::NotPinned { volume: uuid, device: volume.device.path.clone() }),
+        }
+    }
+
+    fn remember(&self) {
+        let Case { config, volume, reference, key, pinning, .. } = &self.case;
+        key.remember();
+        let Some((luks, uuid)) = volume.luks().zip(volume.uuid()) else { return };
+        if *pinning == Pinning::Check {
+            return;
+        }
+        let pin = Pin { key: reference.clone(), digest: luks.digest.clone() };
+        if let Err(error) = Pins::of(config).set(uuid, &pin) {
+            tracing::warn!("{}", chain(&error));
+        }
     }
 
     /// The passphrase of the volume's keyslot, for programs that know passphrases only.
     pub fn passphrase(&self) -> Result<SecretBytes, Error> {
         let none = || Error::NoPassphrase(self.case.reference.clone());
-        match self.case.key.fetch()?.0 {
+        match self.fetch()?.0 {
             Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
                 self.agree(&payload)?;
                 payload.passphrase.ok_or_else(none)
@@ -217,7 +279,7 @@ impl Proven<'_> {
 
     /// As [`Proven::key`], and how the key was had. Nothing is changed: a key that counts as unused still does.
     pub fn try_out(&self) -> Result<(Unlocked, Tried), Error> {
-        let (fetched, source) = self.case.key.fetch()?;
+        let (fetched, source) = self.fetch()?;
         let (key, by, found) = match fetched {
             Fetched::Sealed(Opened { content: Content::VolumeKey(payload), context }) => {
                 self.agree(&payload)?;
@@ -264,6 +326,7 @@ impl Proven<'_> {
             Content::VolumeKey(payload) if payload.volume_key == *read.key() => Ok(volume.verify_key(read.key())?),
             _ => Err(Error::ReadBack(reference.clone())),
         });
+        let read_back = read_back.inspect(|()| self.remember());
         read_back.inspect_err(|_| {
             if let Err(error) = container.store().delete(&reference.key) {
                 tracing::warn!("cannot delete the unused key {reference} from the store: {error}");
@@ -277,12 +340,13 @@ impl Proven<'_> {
         let detached = volume.luks().and_then(|header| header.detached.as_deref());
         let written = header::probe(&volume.device.path, detached)?;
         self.case.volume = written;
-        self.volume().verify_key(self.key()?.key())?;
+        self.unlock(|unlocked| Ok::<_, Error>(self.volume().verify_key(unlocked.key())?))?;
         Ok(self)
     }
 
     /// Adds the key to this host's lockbox; `None` if the store keeps it unsealed, and so decides each time who may have it.
     pub fn add_to_lockbox(&self) -> Result<Option<EntryContext>, Error> {
+        self.unlock(|unlocked| Ok::<_, Error>(self.volume().verify_key(unlocked.key())?))?;
         self.case.key.container().add_to_lockbox(&self.case.reference.key)
     }
 

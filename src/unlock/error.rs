@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, path::PathBuf};
 
+use uuid::Uuid;
+
 use super::{
     audit::AuditError,
     container::TrustError,
@@ -51,6 +53,18 @@ pub enum Error {
         #[source]
         source: SealError,
     },
+    /// It is sealed to public keys, which everybody may have.
+    #[error("nobody vouches for the sealed key {0}: it is not sealed under a key of its container")]
+    NoAuthor(KeyReference),
+    /// The store and a good entry of the lockbox have different keys under one id.
+    #[error("the store gives another key {0} than the one in the lockbox")]
+    AnotherKey(KeyReference),
+    /// The header has another digest than the one that this host has opened.
+    #[error(
+        "the volume {volume} on {} has another volume key than the one that this host has opened before",
+        .device.display()
+    )]
+    NotPinned { volume: Uuid, device: PathBuf },
     /// A container key does not open.
     #[error("the container key {id} is refused")]
     ContainerKeyRefused {
@@ -161,7 +175,9 @@ impl Advice for Error {
             Self::Tpm(error) => error.exit(),
             Self::Memory(error) => error.exit(),
             Self::Trust(error) => error.exit(),
-            Self::WhileClosed { .. } | Self::NoPassphrase(_) => Exit::KeyRefused,
+            Self::WhileClosed { .. } | Self::NoPassphrase(_) | Self::NoAuthor(_) | Self::AnotherKey(_) | Self::NotPinned { .. } => {
+                Exit::KeyRefused
+            }
             Self::NoContainerKeys(_) | Self::NoContainerKey(_) | Self::NoOwner(_) => Exit::Config,
             Self::Lockbox(error) => error.exit(),
             Self::NeitherStoreNorLockbox { source, .. } => source.exit(),
@@ -186,6 +202,15 @@ impl Advice for Error {
             Self::Seal(error)
             | Self::KeyRefused { source: error, .. }
             | Self::ContainerKeyRefused { source: error, .. } => return error.next_step(),
+            Self::NoAuthor(_) | Self::AnotherKey(_) => {
+                "restore this key from a replica or backup of the key store: somebody may have replaced it".into()
+            }
+            Self::NotPinned { volume, .. } => format!(
+                "if you have re-encrypted the volume, 'cryptattach key import' stores its new key; if you have made it anew, \
+                 remove volumes/{volume} from the state directory; else restore its header from a backup, for somebody may \
+                 have replaced it"
+            )
+            .into(),
             Self::WhileClosed { .. } => "'cryptattach lockbox open' opens it".into(),
             Self::KeyUsed { .. } => {
                 "check that this is the right device: the volume's data is on another one; if the first attach was interrupted, the volume is still empty: make a new one".into()

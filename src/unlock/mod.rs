@@ -1,11 +1,14 @@
 //! Between a volume and its key.
 
+#[cfg(test)]
+mod attacks;
 pub mod audit;
 pub mod case;
 pub mod container;
 pub mod enrol;
 mod error;
 pub mod lockbox;
+pub mod pins;
 #[cfg(test)]
 pub mod testing;
 

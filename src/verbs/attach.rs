@@ -41,6 +41,8 @@ pub struct Request<'a> {
     pub target: Option<Target>,
     /// What the caller calls the volume, for the audit record.
     pub volume_id: Option<&'a str>,
+    /// It is one of many volumes that come and go: this host does not pin it.
+    pub unpinned: bool,
 }
 
 /// Options of the mapping; see [`Activate`].
@@ -66,11 +68,11 @@ pub fn attach(config: &Config, backends: &dyn Backends, request: Request<'_>) ->
     if let Some(mapping) = backend.active(&volume, &options)? {
         return Ok(mapping);
     }
-    let Request { key, caller, volume_id, .. } = request;
-    let asked = Asked { key, caller, name: Some(options.name.clone()), volume_id: volume_id.map(str::to_owned) };
+    let Request { key, caller, volume_id, unpinned, .. } = request;
+    let asked = Asked { key, caller, name: Some(options.name.clone()), volume_id: volume_id.map(str::to_owned), unpinned };
     let given = Circumstances { target: request.target.as_ref(), strictness: request.separation, in_memory: None };
     let proven = Case::find(config, volume, asked)?.prove(given)?;
-    let mapping = backend.activate(&proven.key()?, &options)?;
+    let mapping = proven.unlock(|unlocked| Ok::<_, Error>(backend.activate(unlocked, &options)?))?;
     proven.record("attach");
     Ok(mapping)
 }

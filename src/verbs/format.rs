@@ -63,7 +63,7 @@ pub fn format(config: &Config, request: &Request<'_>) -> Result<Formatted, Error
         let key = VolumeKey::random(request.key_size)?;
         let passphrase = request.keyslot.then(case::random_passphrase).transpose()?;
         let volume = plan(request, &ground.device, &reference, &key, passphrase.as_ref())?;
-        let case = Case::of(config, volume, reference.clone(), container.clone());
+        let case = Case::of_new_key(config, volume, reference.clone(), container.clone());
         let proven = case.prove(Circumstances { strictness: request.separation, ..Circumstances::default() })?;
         Ok((key, passphrase, proven))
     };

@@ -41,7 +41,7 @@ pub fn import(config: &Config, request: Request<'_>) -> Result<KeyReference, Err
     let container = Arc::new(Container::open(config, &store_name, None, Use::Keys)?);
     let reference = container.new_reference()?;
     let prepare = || -> Result<_, Error> {
-        let case = Case::of(config, volume, reference.clone(), container.clone());
+        let case = Case::of_new_key(config, volume, reference.clone(), container.clone());
         let proven = case.prove(Circumstances { strictness: request.separation, ..Circumstances::default() })?;
         let key = volume_key(proven.volume(), request.secret)?;
         proven.volume().verify_key(&key)?;

@@ -51,6 +51,7 @@ fn attach_request(device: &Path) -> attach::Request<'_> {
         caller: None,
         target: None,
         volume_id: None,
+        unpinned: false,
     }
 }
 

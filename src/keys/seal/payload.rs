@@ -35,6 +35,17 @@ pub struct Payload {
     pub passphrase: Option<SecretBytes>,
 }
 
+impl Content {
+    /// Whether both are the same key, whatever else is said of it.
+    pub fn is_same_key(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::VolumeKey(one), Self::VolumeKey(other)) => one.volume_key == other.volume_key,
+            (Self::Object(one), Self::Object(other)) => one.value == other.value,
+            _ => false,
+        }
+    }
+}
+
 /// Larger payloads are not ours: a key, a passphrase and a few numbers fit easily.
 const MOST_JSON_BYTES: usize = 4096;
 

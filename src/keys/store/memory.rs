@@ -63,7 +63,7 @@ impl Memory {
         self.state().lies.remove(&name.to_string());
     }
 
-    /// From now on reading anything gives this key.
+    /// From now on reading any key, but no container or lockbox key, gives this one.
     pub fn lie_about_all(&self, answer: SealedKey) {
         self.state().lie = Some(answer);
     }
@@ -113,7 +113,8 @@ impl Memory {
 
     fn read(&self, name: &str) -> Result<SealedKey, StoreError> {
         let state = self.ask("get", name)?;
-        state.lies.get(name).or(state.lie.as_ref()).or(state.stored.get(name)).cloned().ok_or_else(|| not_found(name))
+        let lie = state.lie.as_ref().filter(|_| !name.contains('/'));
+        state.lies.get(name).or(lie).or(state.stored.get(name)).cloned().ok_or_else(|| not_found(name))
     }
 
     fn add(&self, name: &str, key: &SealedKey) -> Result<(), StoreError> {

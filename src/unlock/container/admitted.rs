@@ -4,7 +4,7 @@
 //! but by giving an older form, leave one out. A host that is removed knows the keys that it has opened. What keeps it out is
 //! the next key.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use super::{Container, Rotation, TrustError, rotation::KEEP};
 use crate::{
@@ -68,11 +68,6 @@ impl Container {
     /// not be ([`Rotation::failed`]), it is to be called again.
     pub fn remove_host(&self, host: &HostName, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Rotation, Error> {
         self.rotate_without(Some(host), KEEP, progress)
-    }
-
-    fn current_key(&self) -> Result<Arc<ContainerKey>, Error> {
-        let current = self.container_keys()?.current()?;
-        self.trusted_key(current.ok_or_else(|| Error::NoContainerKey(self.name.clone()))?.epoch)
     }
 
     /// Replaces a container key by its form for other hosts.

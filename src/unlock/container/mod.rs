@@ -3,10 +3,10 @@
 //! Verbs ask a container for keys and give it keys; what is between, a public-key operation or a container key, is here.
 
 mod admitted;
-mod pins;
 mod rotation;
 #[cfg(test)]
 mod tests;
+mod trust;
 mod usage;
 mod via_lockbox;
 
@@ -18,8 +18,9 @@ use std::{
 
 use uuid::Uuid;
 
-pub use pins::TrustError;
 pub use rotation::Rotation;
+pub(in crate::unlock) use trust::Seen;
+pub use trust::{Author, TrustError};
 pub use usage::Unused;
 pub use via_lockbox::ViaLockbox;
 
@@ -35,9 +36,9 @@ use crate::{
     config::{Config, Sealing},
     keys::{
         seal::{
-            self, ContainerKey, Content, Expected, For, Identities, Identity, Opened, Recipient, SealError, identities,
+            self, ContainerKey, Content, Expected, For, Identities, Identity, Opened, SealError, identities,
         },
-        store::{self, ContainerKeys, KeyStore, Released, RingAnswer, Stored, parse_endpoints},
+        store::{self, KeyStore, Released, RingAnswer, Stored, parse_endpoints},
     },
     unlock::{Error, lockbox::Lockbox},
 };
@@ -157,30 +158,40 @@ impl Container {
         Ok(self.reference(self.store.new_id()?))
     }
 
-    /// Fetches a key from the store and opens it, if it is for this volume. Nothing above this floor gets a volume key so.
-    pub(in crate::unlock) fn fetch(&self, id: &KeyId, volume: For) -> Result<Fetched, Error> {
+    /// Fetches a key from the store and opens it, if it is for this volume; and what to remember once it has done its work.
+    /// Nothing above this floor gets a volume key so.
+    pub(in crate::unlock) fn fetch(&self, id: &KeyId, volume: For, author: Author) -> Result<(Fetched, Seen), Error> {
         match self.store.get(id)? {
-            Stored::Released(released) => Ok(Fetched::Released(released)),
+            Stored::Released(released) => Ok((Fetched::Released(released), Seen::default())),
             Stored::Sealed(sealed) => {
-                let opened = self.open_key(id, &sealed, volume)?;
-                self.check_generation(id, opened.context.generation)?;
-                Ok(Fetched::Sealed(opened))
+                let (opened, seen) = self.open_key(id, &sealed, volume, author)?;
+                Ok((Fetched::Sealed(opened), seen))
             }
         }
     }
 
-    /// Opens a sealed key.
-    fn open_key(&self, id: &KeyId, sealed: &SealedKey, volume: For) -> Result<Opened, Error> {
-        let expected = Expected { key_id: *id, container: self.name.clone(), volume };
-        let refused = |source| match self.closed_lockbox(&source) {
-            Some(host) => Error::WhileClosed {
-                what: format!("the sealed key {}", self.reference(*id)),
-                host,
-                source: Box::new(source),
-            },
-            None => Error::KeyRefused { reference: self.reference(*id), source },
+    /// Opens a sealed key, if it is sealed under a container key and that is one to trust. Everybody can seal to the public
+    /// keys of owner, escrow and hosts; so a key that is sealed to those has no author.
+    fn open_key(
+        &self,
+        id: &KeyId,
+        sealed: &SealedKey,
+        volume: For,
+        author: Author,
+    ) -> Result<(Opened, Seen), Error> {
+        let ids = sealed.recipient_kids().filter_map(|kid| kid.parse().ok());
+        let under = ids.into_iter().find(|id: &ContainerKeyId| id.container == self.name);
+        let under = under.ok_or_else(|| Error::NoAuthor(self.reference(*id)))?;
+        let key = self.container_key(under.epoch)?;
+        let trusted = match author {
+            Author::Container => self.vouch(&key)?,
+            Author::Pinned => None,
         };
-        self.openers(sealed)?.open(sealed, &expected).map_err(refused)
+        let expected = Expected { key_id: *id, container: self.name.clone(), volume };
+        let opened = Identities::of(vec![Box::new(key)]).open(sealed, &expected);
+        let opened = opened.map_err(|source| Error::KeyRefused { reference: self.reference(*id), source })?;
+        let seen = self.see(id, opened.context.generation, trusted)?;
+        Ok((opened, seen))
     }
 
     /// Seals and stores a new key.
@@ -193,38 +204,35 @@ impl Container {
             generation: 1,
             created: now(),
         };
-        let sealed = self.recipients().and_then(|recipients| Ok(seal::seal(&context, content, &recipients)?));
+        let sealed = self.current_key().and_then(|key| Ok(seal::seal(&context, content, &[Box::new(key)])?));
         let sealed = sealed.inspect_err(|_| self.store.abandon(id))?;
         Ok(self.store.create(id, &sealed)?)
     }
 
-    /// Seals a key anew, to the recipients that keys have now, and replaces its sealed form.
+    /// Seals a key anew under the current container key, and replaces its sealed form.
     fn reseal(&self, opened: Opened) -> Result<(), Error> {
-        self.reseal_to(opened, &self.recipients()?)
+        self.reseal_under(opened, self.current_key()?)
     }
 
-    fn reseal_to(&self, opened: Opened, recipients: &[Box<dyn Recipient>]) -> Result<(), Error> {
+    fn reseal_under(&self, opened: Opened, key: Arc<ContainerKey>) -> Result<(), Error> {
         let Opened { context, content } = opened;
         let id = context.key_id;
         let context = BoundContext { generation: context.generation + 1, ..context };
-        Ok(self.store.reseal(&id, &seal::seal(&context, &content, recipients)?)?)
+        Ok(self.store.reseal(&id, &seal::seal(&context, &content, &[Box::new(key)])?)?)
     }
 
-    /// Whom a new key is sealed to: the current container key, or without one the owner and the escrow.
-    fn recipients(&self) -> Result<Vec<Box<dyn Recipient>>, Error> {
-        match self.store.container_keys().map(ContainerKeys::current).transpose()?.flatten() {
-            Some(current) => Ok(vec![Box::new(self.trusted_key(current.epoch)?)]),
-            None if self.sealing.owner.is_none() => Err(Error::NoOwner(self.name.clone())),
-            None => Ok(seal::recipients(self.sealing.owner.iter().chain(&self.sealing.escrow))?),
-        }
+    /// Whoever holds the container key seals so.
+    #[cfg(test)]
+    pub(in crate::unlock) fn key_for_tests(&self) -> Box<dyn seal::Recipient> {
+        Box::new(self.current_key().expect("a container key"))
     }
 
-    /// What opens this sealed key: the container key that it names, or this host's identities.
-    fn openers(&self, sealed: &SealedKey) -> Result<Identities, Error> {
-        let ids = sealed.recipient_kids().filter_map(|kid| kid.parse().ok());
-        match ids.into_iter().find(|id: &ContainerKeyId| id.container == self.name) {
-            Some(id) => Ok(Identities::of(vec![Box::new(self.container_key(id.epoch)?)])),
-            None => self.identities(),
+    /// The container key that new keys are sealed under. A container that has none yet gets its first one.
+    fn current_key(&self) -> Result<Arc<ContainerKey>, Error> {
+        match self.container_keys()?.current()? {
+            Some(current) => self.trusted_key(current.epoch),
+            None if self.has_trusted()? => Err(Error::NoContainerKey(self.name.clone())),
+            None => self.make_key(None, None),
         }
     }
 

@@ -7,14 +7,14 @@
 use std::{
     collections::BTreeSet,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
 };
 
-use super::Container;
+use super::{Author, Container};
 use crate::{
     base::{
         chain::chain,
@@ -47,6 +47,8 @@ pub struct Rotation {
     pub unchanged: usize,
     /// The keys that could not be sealed anew, and why.
     pub failed: Vec<(KeyId, String)>,
+    /// What is no key of this container's, for nobody who holds a container key made it. It stays as it is.
+    pub left_alone: Vec<KeyId>,
     /// The container keys that were deleted.
     pub deleted: Vec<Epoch>,
 }
@@ -111,7 +113,7 @@ impl Container {
     }
 
     /// The key is stored and can be had back before anything is sealed under it.
-    fn make_key(
+    pub(super) fn make_key(
         &self,
         previous: Option<&ContainerKey>,
         without: Option<&HostName>,
@@ -178,34 +180,35 @@ impl Container {
         let ids = self.store.list()?;
         let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let resealed = AtomicUsize::new(0);
-        let failed = Mutex::new(Vec::new());
+        let (failed, left_alone) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
         progress(0, ids.len());
         let work = || {
-            let recipients: [Box<dyn Recipient>; 1] = [Box::new(target.clone())];
             while let Some(id) = ids.get(next.fetch_add(1, Ordering::Relaxed)) {
-                match self.reseal_one(id, target, &recipients) {
+                match self.reseal_one(id, target) {
                     Ok(true) => drop(resealed.fetch_add(1, Ordering::Relaxed)),
                     Ok(false) => {}
-                    Err(error) => failed.lock().unwrap_or_else(PoisonError::into_inner).push((*id, chain(&error))),
+                    Err(Error::NoAuthor(_)) => lock(&left_alone).push(*id),
+                    Err(error) => lock(&failed).push((*id, chain(&error))),
                 }
                 progress(done.fetch_add(1, Ordering::Relaxed) + 1, ids.len());
             }
         };
         thread::scope(|scope| (0..WORKERS.min(ids.len())).for_each(|_| drop(scope.spawn(work))));
-        let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (failed, left_alone) = (std::mem::take(&mut *lock(&failed)), std::mem::take(&mut *lock(&left_alone)));
         let resealed = resealed.into_inner();
         Ok(Rotation {
             epoch: target.epoch(),
             fingerprint: target.fingerprint()?,
             resealed,
-            unchanged: ids.len() - resealed - failed.len(),
+            unchanged: ids.len() - resealed - failed.len() - left_alone.len(),
             failed,
+            left_alone,
             deleted: Vec::new(),
         })
     }
 
     /// Whether it was sealed anew; not if it is sealed under the target or a later one already, or was deleted meanwhile.
-    fn reseal_one(&self, id: &KeyId, target: &ContainerKey, recipients: &[Box<dyn Recipient>]) -> Result<bool, Error> {
+    fn reseal_one(&self, id: &KeyId, target: &Arc<ContainerKey>) -> Result<bool, Error> {
         let sealed = match self.store.get(id) {
             Ok(Stored::Sealed(sealed)) => sealed,
             Ok(Stored::Released(_)) | Err(StoreError::NotFound { .. }) => return Ok(false),
@@ -215,6 +218,13 @@ impl Container {
         if kids.any(|kid| kid.container == self.name && kid.epoch >= target.epoch()) {
             return Ok(false);
         }
-        self.reseal_to(self.open_key(id, &sealed, For::Any)?, recipients).map(|()| true)
+        let (opened, seen) = self.open_key(id, &sealed, For::Any, Author::Container)?;
+        self.reseal_under(opened, target.clone())?;
+        self.remember(seen);
+        Ok(true)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

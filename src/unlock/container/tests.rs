@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use uuid::Uuid;
 
-use super::{Container, Source, TrustError, Use, ViaLockbox};
+use super::{Author, Container, Source, TrustError, Use, ViaLockbox};
 use crate::{
     base::key::{KeyId, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
     keys::{
@@ -145,21 +145,24 @@ struct Host {
     volume: Uuid,
 }
 
+fn volume_key() -> Content {
+    Content::VolumeKey(Payload {
+        volume_key: crate::base::key::VolumeKey::random(crate::base::key::KeySize::Bits512).unwrap(),
+        cipher: "aes-xts-plain64".to_owned(),
+        sector_size_bytes: 512,
+        data_offset_bytes: 0,
+        iv_offset_sectors: 0,
+        digest: None,
+        passphrase: None,
+    })
+}
+
 impl Host {
     fn new() -> Self {
         let site = Site::with("[lockbox]\nhost = 'compute-7'\nstore = 'SITE'\npath = 'box'\n");
         let key = Arc::new(LockboxKey::random(&"compute-7".parse().unwrap(), None, 1).unwrap());
         let (id, volume) = (KeyId::random(), Uuid::new_v4());
-        let content = Content::VolumeKey(Payload {
-            volume_key: crate::base::key::VolumeKey::random(crate::base::key::KeySize::Bits512).unwrap(),
-            cipher: "aes-xts-plain64".to_owned(),
-            sector_size_bytes: 512,
-            data_offset_bytes: 0,
-            iv_offset_sectors: 0,
-            digest: None,
-            passphrase: None,
-        });
-        site.container().create(&id, Some(volume), &content).unwrap();
+        site.container().create(&id, Some(volume), &volume_key()).unwrap();
         Self { site, key, id, volume }
     }
 
@@ -167,13 +170,15 @@ impl Host {
     fn way(&self, used: Use, volume: For) -> ViaLockbox {
         let mut container = Container::open(&self.site.config, &self.site.name, None, used).unwrap();
         container.lockbox = Lockbox::of(&self.site.config).map(|lockbox| lockbox.with_key(self.key.clone()));
-        ViaLockbox::look(Arc::new(container), self.id, volume)
+        ViaLockbox::look(Arc::new(container), self.id, volume, &|_| Ok(()))
     }
 
     fn source(&self, used: Use) -> Result<Source, Error> {
         let way = self.way(used, For::Luks(self.volume));
         way.places()?;
-        Ok(way.fetch()?.1)
+        let source = way.fetch(Author::Container)?.1;
+        way.remember();
+        Ok(source)
     }
 }
 
@@ -196,16 +201,50 @@ fn an_entry_that_is_for_another_volume_or_older_than_what_was_seen_is_left_out()
     host.site.store.set_unreachable(true);
     let other = host.way(Use::Unlock, For::Luks(Uuid::new_v4()));
     assert!(!other.has_entry());
-    let refused = other.fetch().err();
+    let refused = other.fetch(Author::Container).err();
     assert!(matches!(refused, Some(Error::NeitherStoreNorLockbox { .. })), "{refused:?}");
     host.site.store.set_unreachable(false);
 
     // The store withdraws what the entry was made of.
     host.site.container().make_first_key().unwrap();
     rotate(&host.site);
-    drop(host.site.container().fetch(&host.id, For::Any).unwrap());
+    let container = host.site.container();
+    let (_, seen) = container.fetch(&host.id, For::Any, Author::Container).unwrap();
+    container.remember(seen);
     host.site.store.set_unreachable(true);
     let refused = host.source(Use::Unlock).err();
     let is_old = |error: &Error| matches!(error, Error::NeitherStoreNorLockbox { entry, .. } if matches!(**entry, EntryError::OldGeneration { .. }));
     assert!(refused.as_ref().is_some_and(is_old), "{refused:?}");
+}
+
+#[test]
+fn a_store_that_lies_does_not_destroy_a_good_entry() {
+    let host = Host::new();
+    host.source(Use::Unlock).unwrap();
+    let container = || {
+        let mut container = Container::open(&host.site.config, &host.site.name, None, Use::Keys).unwrap();
+        container.lockbox = Lockbox::of(&host.site.config).map(|lockbox| lockbox.with_key(host.key.clone()));
+        container
+    };
+    let good = host.site.store.stored(host.id).unwrap();
+    // Somebody who holds the container key has put in a key of the same id.
+    host.site.container().store().delete(&host.id).unwrap();
+    host.site.container().create(&host.id, Some(host.volume), &volume_key()).unwrap();
+    assert!(matches!(container().add_to_lockbox(&host.id), Err(Error::AnotherKey(_))));
+    host.site.store.put(host.id, good);
+    container().add_to_lockbox(&host.id).unwrap();
+    assert_eq!(host.source(Use::Unlock).unwrap(), Source::Lockbox);
+}
+
+#[test]
+fn an_entry_that_does_not_fit_the_header_gives_way_to_the_store() {
+    let host = Host::new();
+    host.source(Use::Unlock).unwrap();
+    let mut container = Container::open(&host.site.config, &host.site.name, None, Use::Unlock).unwrap();
+    container.lockbox = Lockbox::of(&host.site.config).map(|lockbox| lockbox.with_key(host.key.clone()));
+    let unfit = |_: &Content| Err("the digest differs".to_owned());
+    let way = ViaLockbox::look(Arc::new(container), host.id, For::Luks(host.volume), &unfit);
+    assert!(!way.has_entry());
+    assert_eq!(way.fetch(Author::Container).unwrap().1, Source::Store);
+    assert_eq!(host.source(Use::Unlock).unwrap(), Source::Lockbox, "the entry stays: the header may be wrong");
 }

@@ -4,7 +4,7 @@
 //! An unused key carries a mark. The mark goes before the key's value is given out, and when a volume is opened with it.
 //! A key without the mark may have been used: nothing follows from its age or from who asks.
 
-use super::{Container, Fetched};
+use super::{Author, Container, Fetched};
 use crate::{
     base::{
         chain::chain,
@@ -43,15 +43,22 @@ impl Container {
     /// What is known of a key that other programs use: an object, or the passphrase of a volume's keyslot. Its value goes with
     /// it, for who only looks at the facts.
     pub fn object(&self, id: &KeyId) -> Result<ManagedObject, Error> {
-        self.as_object(id, self.fetch(id, For::Any)?)
+        self.as_object(id, self.fetch_object(id)?)
     }
 
     /// Gives the value of a key to another program: an object's, or the passphrase of a volume's keyslot, never a volume key.
     /// The program may use it, so the key no longer counts as unused.
     pub fn give_out(&self, id: &KeyId) -> Result<ManagedObject, Error> {
-        let fetched = self.fetch(id, For::Any)?;
+        let fetched = self.fetch_object(id)?;
         self.mark_used(id, &fetched, GIVEN_OUT)?;
         self.as_object(id, fetched)
+    }
+
+    /// Fetches a key for its facts or its value; there is no volume to prove it, so its author's word is enough.
+    fn fetch_object(&self, id: &KeyId) -> Result<Fetched, Error> {
+        let (fetched, seen) = self.fetch(id, For::Any, Author::Container)?;
+        self.remember(seen);
+        Ok(fetched)
     }
 
     fn as_object(&self, id: &KeyId, fetched: Fetched) -> Result<ManagedObject, Error> {
@@ -89,7 +96,7 @@ impl Container {
     pub fn unused(&self, id: &KeyId, unmarked: bool) -> Result<Unused, Error> {
         let key = self.reference(*id);
         let used = |volume: String| Err(Error::KeyUsed { key: key.clone(), volume });
-        let (object, context) = match self.fetch(id, For::Any)? {
+        let (object, context) = match self.fetch_object(id)? {
             Fetched::Released(Released { used_for: Some(volume), .. }) => return used(volume),
             Fetched::Released(Released { object, .. }) if !object.facts.fresh && !unmarked => {
                 return Err(Error::KeyUnproven(key));
@@ -123,7 +130,7 @@ impl Container {
                 self.reseal(Opened { context, content: Content::Object(object) })?;
             }
         }
-        let marked_for = match self.fetch(id, For::Any)? {
+        let marked_for = match self.fetch_object(id)? {
             Fetched::Released(Released { used_for, .. }) => used_for,
             Fetched::Sealed(Opened { context, .. }) => context.volume.map(|uuid| uuid.to_string()),
         };
@@ -140,7 +147,7 @@ impl Container {
     pub(in crate::unlock) fn mark_used(&self, id: &KeyId, fetched: &Fetched, what: &str) -> Result<(), Error> {
         let noted = match self.note_use(id, fetched, what) {
             // Another process has re-sealed it meanwhile.
-            Err(Error::Store(StoreError::Outdated { .. })) => self.note_use(id, &self.fetch(id, For::Any)?, what),
+            Err(Error::Store(StoreError::Outdated { .. })) => self.note_use(id, &self.fetch_object(id)?, what),
             noted => noted,
         };
         match (noted, fetched) {

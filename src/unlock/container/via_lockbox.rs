@@ -5,19 +5,19 @@ use std::{
     sync::Arc,
 };
 
-use super::{Container, Fetched, Source};
+use super::{Author, Container, Fetched, Seen, Source};
 use crate::{
     base::{
         chain::chain,
         key::{KeyId, Location, Place},
     },
     keys::{
-        seal::{Entry, EntryContext, For, Opened},
+        seal::{Content, Entry, EntryContext, For, Opened},
         store::StoreError,
     },
     unlock::{
         Error,
-        lockbox::{EntryError, Lockbox},
+        lockbox::{EntryError, Lockbox, LockboxError, NewEntry},
     },
 };
 
@@ -34,12 +34,17 @@ pub struct ViaLockbox {
     unusable: Cell<Option<EntryError>>,
     /// Where the store has said that the key rests.
     told: OnceCell<Vec<Place>>,
+    /// What to remember once the key has done its work.
+    to_remember: Cell<(Seen, Option<NewEntry>)>,
 }
+
+/// Whether a key fits the volume that it is to open, or why not.
+pub type Fits<'a> = dyn Fn(&Content) -> Result<(), String> + 'a;
 
 impl ViaLockbox {
     /// Looks for an entry that may be used. Why one may not is said once, and it is removed if it never will be.
-    pub fn look(container: Arc<Container>, id: KeyId, volume: For) -> Self {
-        let (entry, unusable) = match valid_entry(&container, &id, volume) {
+    pub fn look(container: Arc<Container>, id: KeyId, volume: For, fits: &Fits<'_>) -> Self {
+        let (entry, unusable) = match valid_entry(&container, &id, volume, fits) {
             Ok(entry) => (entry, None),
             Err(why) => {
                 leave_out(&container, &id, &why);
@@ -48,7 +53,8 @@ impl ViaLockbox {
         };
         let remembered = entry.as_ref().map(|entry| remembered(entry.context.places.clone()));
         let (entry, unusable) = (Cell::new(entry), Cell::new(unusable));
-        Self { container, id, volume, entry, remembered, unusable, told: OnceCell::new() }
+        let (told, to_remember) = (OnceCell::new(), Cell::default());
+        Self { container, id, volume, entry, remembered, unusable, told, to_remember }
     }
 
     /// The container.
@@ -76,16 +82,28 @@ impl ViaLockbox {
         Ok(places)
     }
 
-    /// Fetches the key and opens it, if it is for the volume; a valid entry is enough, and what the store gives becomes one.
-    pub(in crate::unlock) fn fetch(&self) -> Result<(Fetched, Source), Error> {
+    /// Fetches the key and opens it, if it is for the volume; a valid entry is enough.
+    pub(in crate::unlock) fn fetch(&self, author: Author) -> Result<(Fetched, Source), Error> {
         if let Some(Entry { opened, .. }) = self.entry.take() {
             return Ok((Fetched::Sealed(opened), Source::Lockbox));
         }
-        let fetched = self.container.fetch(&self.id, self.volume).map_err(|error| self.explain(error))?;
-        if let Fetched::Sealed(opened) = &fetched {
-            self.remember(opened);
-        }
+        let fetched = self.container.fetch(&self.id, self.volume, author);
+        let (fetched, seen) = fetched.map_err(|error| self.explain(error))?;
+        let entry = if let Fetched::Sealed(opened) = &fetched { self.new_entry(opened) } else { None };
+        self.to_remember.set((seen, entry));
         Ok((fetched, Source::Store))
+    }
+
+    /// Remembers what the store has given, and makes it an entry of the lockbox: the key has opened the volume.
+    pub(in crate::unlock) fn remember(&self) {
+        let (seen, entry) = self.to_remember.take();
+        self.container.remember(seen);
+        let Some((entry, lockbox)) = entry.zip(self.container.cache()) else { return };
+        let reference = self.container.reference(self.id);
+        match lockbox.keep_entry(entry) {
+            Ok(entry) => tracing::debug!("the lockbox keeps {reference} until {}", entry.expires),
+            Err(error) => tracing::warn!("cannot cache {reference} in the lockbox: {}", chain(&error)),
+        }
     }
 
     /// If the store could not be asked: why the lockbox's entry did not do instead.
@@ -99,16 +117,14 @@ impl ViaLockbox {
         }
     }
 
-    /// Adds an entry for a key that the store has given. The volume attaches without one as well.
-    fn remember(&self, opened: &Opened) {
-        let Some(lockbox) = self.container.cache().filter(|lockbox| lockbox.key().is_some()) else { return };
+    /// An entry for a key that the store has given. The volume attaches without one as well.
+    fn new_entry(&self, opened: &Opened) -> Option<NewEntry> {
+        let lockbox = self.container.cache().filter(|lockbox| lockbox.key().is_some())?;
         // An entry says where its key rests. Who did not ask for that does not wait for the answer now.
-        let Some(places) = self.told.get() else { return };
+        let places = self.told.get()?;
         let reference = self.container.reference(self.id);
-        match lockbox.add(&reference, opened, places.clone()) {
-            Ok(entry) => tracing::debug!("the lockbox keeps {reference} until {}", entry.expires),
-            Err(error) => tracing::warn!("cannot cache {reference} in the lockbox: {}", chain(&error)),
-        }
+        let failed = |error: &LockboxError| tracing::warn!("cannot cache {reference} in the lockbox: {}", chain(error));
+        lockbox.prepare(&reference, opened, places.clone()).inspect_err(failed).ok()
     }
 }
 
@@ -123,13 +139,22 @@ impl Container {
     /// Fetches a key from the store and adds it to the lockbox; `None` if the store releases it unsealed, and so decides each
     /// time who may have it.
     pub fn add_to_lockbox(&self, id: &KeyId) -> Result<Option<EntryContext>, Error> {
-        let Fetched::Sealed(opened) = self.fetch(id, For::Any)? else { return Ok(None) };
+        let (Fetched::Sealed(opened), seen) = self.fetch(id, For::Any, Author::Container)? else { return Ok(None) };
         let Some(lockbox) = &self.lockbox else { return Ok(None) };
-        Ok(Some(lockbox.add(&self.reference(*id), &opened, self.places_in_store(id)?)?))
+        let reference = self.reference(*id);
+        // A key id names one key for ever, so a good entry with another key proves the store wrong.
+        if let Ok(Some(entry)) = lockbox.entry(&reference, For::Any)
+            && !entry.opened.content.is_same_key(&opened.content)
+        {
+            return Err(Error::AnotherKey(reference));
+        }
+        let added = lockbox.keep_entry(lockbox.prepare(&reference, &opened, self.places_in_store(id)?)?)?;
+        self.remember(seen);
+        Ok(Some(added))
     }
 }
 
-fn valid_entry(container: &Container, id: &KeyId, volume: For) -> Result<Option<Entry>, EntryError> {
+fn valid_entry(container: &Container, id: &KeyId, volume: For, fits: &Fits<'_>) -> Result<Option<Entry>, EntryError> {
     let Some(lockbox) = container.cache() else { return Ok(None) };
     let entry = lockbox.entry(&container.reference(*id), volume)?;
     if let Some(Entry { opened, .. }) = &entry {
@@ -138,6 +163,7 @@ fn valid_entry(container: &Container, id: &KeyId, volume: For) -> Result<Option<
         if is < seen {
             return Err(EntryError::OldGeneration { is, seen });
         }
+        fits(&opened.content).map_err(EntryError::Unfit)?;
     }
     Ok(entry)
 }

@@ -39,9 +39,19 @@ pub enum EntryError {
         /// What this host has seen.
         seen: u64,
     },
+    /// It says something else of the volume than the header does.
+    #[error("it does not fit the volume's header: {0}")]
+    Unfit(String),
     /// It cannot be read.
     #[error("it cannot be read")]
     Io(#[from] io::Error),
+}
+
+/// An entry that is not kept yet: its key has still to prove itself.
+pub struct NewEntry {
+    key: KeyReference,
+    context: EntryContext,
+    sealed: SealedKey,
 }
 
 impl EntryError {
@@ -53,7 +63,8 @@ impl EntryError {
             Self::Refused(error) => !matches!(error, SealError::Crypto(_) | SealError::Memory(_)),
             Self::OldGeneration { .. } => true,
             // An expired one says, as long as the store is out of reach, why it is not used.
-            Self::Expired { .. } | Self::Future | Self::Io(_) => false,
+            // And it may be the header that is wrong.
+            Self::Expired { .. } | Self::Future | Self::Unfit(_) | Self::Io(_) => false,
         }
     }
 }
@@ -79,13 +90,19 @@ impl Lockbox {
         Ok(Some(entry))
     }
 
-    /// Adds the entry of a key that the store gave, in place of the one that is there. `places` are the store's.
-    pub fn add(&self, key: &KeyReference, opened: &Opened, places: Vec<Place>) -> Result<EntryContext, LockboxError> {
+    /// The entry of a key that the store gave, not yet kept. `places` are the store's.
+    pub fn prepare(&self, key: &KeyReference, opened: &Opened, places: Vec<Place>) -> Result<NewEntry, LockboxError> {
         let added = now();
         // Rounded up, because a lifetime of less than a second would be none.
         let life = self.config.lifetime.as_secs_f64().ceil() as u64;
         let context = EntryContext { version: 1, added, expires: added + life, key: opened.context.clone(), places };
         let sealed = self.open_key()?.close_entry(&context, &opened.content)?;
+        Ok(NewEntry { key: key.clone(), context, sealed })
+    }
+
+    /// Keeps an entry, in place of the one that is there.
+    pub fn keep_entry(&self, entry: NewEntry) -> Result<EntryContext, LockboxError> {
+        let NewEntry { key, context, sealed } = entry;
         let folder = self.folder(&key.store);
         let write = || Folder::make(&folder)?.replace(&format!("{}{END}", key.key), &sealed.to_json());
         write().map_err(io_error("add an entry to the lockbox", &folder))?;

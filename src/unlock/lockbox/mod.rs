@@ -21,7 +21,7 @@ use std::{
 };
 
 pub use admission::{Admission, admit, withdraw};
-pub use entries::EntryError;
+pub use entries::{EntryError, NewEntry};
 pub use opening::{Closed, LockboxKeyFrom, Opening};
 pub use status::{EntryStatus, State, Status};
 

@@ -13,7 +13,7 @@ use super::{
     latch::{self, PcrLatch, TpmUse},
     lockbox_once::Opening,
     mounts::Mounts,
-    volumes::VolumeNo,
+    volumes::{FoundVolume, VolumeNo},
 };
 use crate::{
     base::key::{KeyReference, StoreName},
@@ -27,10 +27,7 @@ use crate::{
         lockbox::Lockbox,
     },
     verbs::error::Error,
-    volumes::{
-        Unlocked,
-        header::{self, Volume},
-    },
+    volumes::header::{self, Volume},
 };
 
 /// What opened a volume, or failed to.
@@ -129,8 +126,9 @@ impl Sources {
         Ok(header::probe(planned.device.path(), planned.header.as_deref())?)
     }
 
-    /// The volume's key, once the way to it is there.
-    pub fn fetch(&self, number: VolumeNo, volume: &Volume, by: &OpenedBy) -> Result<Unlocked, Error> {
+    /// Attaches a volume by its key, once the way to that is there.
+    pub fn attach(&self, number: VolumeNo, found: &FoundVolume, by: &OpenedBy) -> Result<(), Error> {
+        let volume = &found.volume;
         let case = match by {
             OpenedBy::Store(reference) => {
                 self.await_store(number, &reference.store)?;
@@ -150,7 +148,7 @@ impl Sources {
                 return Err(unlock::Error::NoReference(volume.device.path.clone()).into());
             }
         };
-        Ok(case.prove(Circumstances::default())?.key()?)
+        case.prove(Circumstances::default())?.unlock(|unlocked| found.attach(unlocked))
     }
 
     fn case(&self, volume: &Volume, reference: &KeyReference, container: Arc<Container>) -> Case<'_> {

@@ -179,7 +179,7 @@ impl Boot {
             Action::Ask(number, found, by) => {
                 let sources = self.sources.clone();
                 self.spawn(move || {
-                    match sources.fetch(number, &found.volume, &by).and_then(|unlocked| found.attach(&unlocked)) {
+                    match sources.attach(number, &found, &by) {
                         Ok(()) => Change::Attached(number, by),
                         Err(error) => Change::Failed(number, by, error),
                     }

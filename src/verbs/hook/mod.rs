@@ -91,6 +91,7 @@ pub fn attach(
             caller,
             target: request.target.clone(),
             volume_id: request.volume_id.as_deref(),
+            unpinned: true,
         },
     )?;
     if let Some(link) = &request.link {
@@ -186,7 +187,7 @@ fn format_first(config: &Config, request: &Request, caller: Option<SecretBytes>)
     blank(request, &ground)?;
     let (key, passphrase) = (VolumeKey::random(plan.key_size)?, unused.passphrase()?);
     let volume = format::plan(&plan, &ground.device, &request.key, &key, Some(&passphrase))?;
-    let case = Case::of(config, volume, request.key.clone(), container.clone());
+    let case = Case::of_new_key(config, volume, request.key.clone(), container.clone());
     let case = case.named(Some(request.name.clone()), request.volume_id.clone());
     let given = Circumstances { target: request.target.as_ref(), strictness: plan.separation, in_memory: None };
     let proven = case.prove(given)?;

@@ -1,0 +1,218 @@
+//! Attacks of whoever can write to the store and to headers, and knows all public keys.
+
+use std::{fs::OpenOptions, path::PathBuf, time::Duration};
+
+use uuid::Uuid;
+
+use super::{
+    Error,
+    case::{Asked, Case, Circumstances},
+    container::TrustError,
+    testing::Site,
+};
+use crate::{
+    base::key::{BoundContext, KeyId, KeyReference, KeySize, SealedKey, VolumeKey},
+    keys::{
+        seal::{ContainerKey, Content, OwnerRecipient, Payload, Recipient, seal},
+        store::{ContainerKeys, Current},
+    },
+    sys::device::Device,
+    volumes::{
+        Unlocked,
+        header::{self, CIPHER, HEADER_BYTES, NewHeader, SectorSize, Volume},
+    },
+};
+
+/// A site with one volume, and what the attacker makes of it: a header of the same UUID and token over another volume key.
+struct Attack {
+    site: Site,
+    device: PathBuf,
+    reference: KeyReference,
+    uuid: Uuid,
+    evil: VolumeKey,
+}
+
+fn copy(key: &VolumeKey) -> VolumeKey {
+    VolumeKey::from_secret(crate::base::key::SecretBytes::copy_of(key.expose()).unwrap()).unwrap()
+}
+
+impl Attack {
+    fn new() -> Self {
+        let site = Site::with("");
+        let (device, reference) = (site.blank("a"), site.container().new_reference().unwrap());
+        let key = VolumeKey::random(KeySize::Bits512).unwrap();
+        let uuid = Uuid::new_v4();
+        let attack = Self { site, device, reference, uuid, evil: VolumeKey::random(KeySize::Bits512).unwrap() };
+        let volume = attack.header(&key);
+        let container = std::sync::Arc::new(attack.site.container());
+        let case = Case::of_new_key(&attack.site.config, volume, attack.reference.clone(), container);
+        case.prove(Circumstances::default()).unwrap().store_key(key, None).unwrap();
+        attack
+    }
+
+    /// Writes a header of the volume's UUID and token, over this key.
+    fn header(&self, key: &VolumeKey) -> Volume {
+        let device = Device::look(&self.device).unwrap();
+        let header = NewHeader {
+            uuid: self.uuid,
+            key,
+            sector_size: SectorSize::B512,
+            reference: &self.reference,
+            keyslot: None,
+            detached: false,
+        };
+        let image = header.make(&device).unwrap();
+        let volume = header::probe_image(&device, None, &image).unwrap();
+        let file = OpenOptions::new().write(true).open(&self.device).unwrap();
+        volume.luks().unwrap().image.write_to(&file, HEADER_BYTES).unwrap();
+        volume
+    }
+
+    /// A sealed key for the attacker's volume key, and for whom it is sealed to.
+    fn forged(&self, volume: &Volume, generation: u64, recipient: Box<dyn Recipient>) -> SealedKey {
+        let context = BoundContext {
+            version: 1,
+            key_id: self.reference.key,
+            container: self.site.name.clone(),
+            volume: Some(self.uuid),
+            generation,
+            created: 1,
+        };
+        let content = Content::VolumeKey(Payload {
+            volume_key: copy(&self.evil),
+            cipher: CIPHER.to_owned(),
+            sector_size_bytes: 512,
+            data_offset_bytes: volume.geometry.data_offset_bytes,
+            iv_offset_sectors: 0,
+            digest: volume.luks().map(|luks| luks.digest.clone()),
+            passphrase: None,
+        });
+        seal(&context, &content, &[recipient]).unwrap()
+    }
+
+    fn owner(&self) -> Box<dyn Recipient> {
+        Box::new(OwnerRecipient::read(&self.site.beside_the_keys("owner.pem")).unwrap())
+    }
+
+    /// The same site as another host sees it, which has opened nothing yet.
+    fn other_host(mut self) -> Self {
+        self.site.config.state = self.site.beside_the_keys("other-state").into();
+        self
+    }
+
+    fn opened(&self) -> Result<(), Error> {
+        self.opened_by(|unlocked| Ok(unlocked.volume().verify_key(unlocked.key())?))
+    }
+
+    fn opened_by(&self, open: impl FnOnce(&Unlocked) -> Result<(), Error>) -> Result<(), Error> {
+        let volume = header::probe(&self.device, None).unwrap();
+        Case::find(&self.site.config, volume, Asked::default())?.prove(Circumstances::default())?.unlock(open)
+    }
+
+    fn remembered(&self) -> Vec<String> {
+        let files = walk(&self.site.config.state);
+        files.iter().map(|path| path.display().to_string()).collect()
+    }
+}
+
+fn walk(folder: &std::path::Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn a_key_that_is_sealed_to_the_owner_has_no_author_and_opens_nothing() {
+    let attack = Attack::new().other_host();
+    let good = attack.site.store.stored(attack.reference.key).unwrap();
+    let volume = attack.header(&attack.evil);
+    attack.site.store.put(attack.reference.key, attack.forged(&volume, 1, attack.owner()));
+    assert!(matches!(attack.opened(), Err(Error::NoAuthor(_))));
+    assert!(attack.remembered().is_empty(), "{:?}", attack.remembered());
+    attack.site.store.put(attack.reference.key, good);
+    assert!(matches!(attack.opened(), Err(Error::Mismatch { .. })), "the header is still the attacker's");
+}
+
+#[test]
+fn a_volume_that_was_opened_here_stays_the_same_volume_whoever_made_the_key() {
+    let attack = Attack::new();
+    attack.opened().unwrap();
+    let volume = attack.header(&attack.evil);
+    // A host that was removed knows the container key: what it seals has an author.
+    let container = std::sync::Arc::new(attack.site.container());
+    attack.site.store.put(attack.reference.key, attack.forged(&volume, 2, container.key_for_tests()));
+    let refused = attack.opened().err();
+    assert!(matches!(&refused, Some(Error::NotPinned { volume, .. }) if *volume == attack.uuid), "{refused:?}");
+}
+
+#[test]
+fn a_key_under_a_planted_container_key_is_refused_where_another_one_is_trusted() {
+    let attack = Attack::new();
+    let name = &attack.site.name;
+    std::fs::remove_dir_all(attack.site.config.state.join("volumes")).unwrap();
+    attack.site.container().rotate(Duration::ZERO, &|_, _| ()).unwrap();
+    let volume = attack.header(&attack.evil);
+    let first = ContainerKey::random(name, None).unwrap();
+    let second = ContainerKey::random(name, Some(&first)).unwrap();
+    let third = ContainerKey::random(name, Some(&second)).unwrap();
+    for planted in [first, second, third].map(std::sync::Arc::new) {
+        let place = format!("kek/{}", planted.epoch());
+        attack.site.store.lie(&place, planted.seal_to(vec![attack.owner()], 1).unwrap());
+        attack.site.store.put(attack.reference.key, attack.forged(&volume, 2, Box::new(planted)));
+        let refused = attack.opened().err();
+        assert!(
+            matches!(refused, Some(Error::Trust(TrustError::Another { .. } | TrustError::Unproven(_)))),
+            "{place}: {refused:?}"
+        );
+        attack.site.store.be_honest(&place);
+    }
+}
+
+#[test]
+fn a_pinned_volume_opens_although_its_container_key_cannot_be_connected_any_more() {
+    let attack = Attack::new();
+    // An initramfs is older than the last rotations; the proofs between are gone.
+    for _ in 0..3 {
+        attack.site.container().rotate(Duration::ZERO, &|_, _| ()).unwrap();
+    }
+    let file = attack.site.config.state.join("containers").join(attack.site.name.as_str());
+    std::fs::write(file, "{\"epoch\":\"1\",\"fingerprint\":\"00\"}").unwrap();
+    attack.opened().unwrap();
+}
+
+#[test]
+fn nothing_is_remembered_of_a_key_that_has_opened_nothing() {
+    let attack = Attack::new().other_host();
+    let failed = attack.opened_by(|_| Err(Error::NoPassphrase(attack.reference.clone())));
+    assert!(failed.is_err() && attack.remembered().is_empty(), "{:?}", attack.remembered());
+    attack.opened().unwrap();
+    let remembered = attack.remembered();
+    assert!(remembered.iter().any(|path| path.ends_with(&attack.uuid.to_string())), "{remembered:?}");
+    assert!(remembered.iter().any(|path| path.contains("containers")), "{remembered:?}");
+}
+
+#[test]
+fn a_generation_beyond_all_rotations_is_refused_and_the_lie_ends_with_the_lie() {
+    let attack = Attack::new();
+    let good = attack.site.store.stored(attack.reference.key).unwrap();
+    let volume = header::probe(&attack.device, None).unwrap();
+    let container = attack.site.container();
+    attack.site.store.put(attack.reference.key, attack.forged(&volume, u64::MAX, container.key_for_tests()));
+    assert!(matches!(attack.opened(), Err(Error::Trust(TrustError::Jump { .. }))));
+    attack.site.store.put(attack.reference.key, good);
+    attack.opened().unwrap();
+}
+
+#[test]
+fn a_rotation_leaves_alone_what_nobody_vouches_for_and_ends() {
+    let attack = Attack::new();
+    let volume = attack.header(&attack.evil);
+    let planted = KeyId::random();
+    let mut forged = attack.forged(&volume, 1, attack.owner());
+    forged.unprotected.clear();
+    attack.site.store.put(planted, forged.clone());
+    let rotation = attack.site.container().rotate(Duration::ZERO, &|_, _| ()).unwrap();
+    assert_eq!((rotation.resealed, &rotation.left_alone), (1, &vec![planted]), "{rotation:?}");
+    assert_eq!(attack.site.store.stored(planted), Some(forged), "it stays as it is");
+    assert_eq!(attack.site.store.current().unwrap().map(|current: Current| current.rotating), Some(false));
+}

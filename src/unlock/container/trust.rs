@@ -1,0 +1,267 @@
+//! What the store shows, held against what it has shown this host before.
+//!
+//! **Container keys** say who made a key: whoever can seal under one belongs to the owner's side. A host trusts the first
+//! container key that it sees, and any earlier or later one that proofs connect with it. The store says which epoch is
+//! current, and the store is not trusted: it could bring back an epoch from before a host was withdrawn, or put in a key of
+//! its own. So a host remembers epoch and fingerprint of the last key that it trusted, and never seals under an earlier one.
+//!
+//! **Keys**: an older form of a key opens the same volume, but for recipients that may have been withdrawn since. A host that
+//! has seen a later generation refuses it, whether the store lies or one of its replicas missed something.
+//!
+//! Nothing of that is written down before the key has done its work ([`Seen`]): a lie ends with the lie.
+
+use std::{borrow::Cow, path::PathBuf, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use super::Container;
+use crate::{
+    base::{
+        advice::Advice,
+        chain::chain,
+        exit::Exit,
+        key::{ContainerKeyId, Epoch, KeyId, KeyReference},
+    },
+    keys::{seal::ContainerKey, store::StoreError},
+    sys::state::{self, StateError},
+    unlock::Error,
+};
+
+/// A generation this far beyond the last one is no re-sealing: rotated daily, a key takes 27 years for it.
+const LONGEST_JUMP: u64 = 10_000;
+
+/// Who has to vouch for a key's maker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Author {
+    /// A container key that this host trusts.
+    Container,
+    /// Nobody: this host knows the digest of the volume key ([`Pin`](crate::unlock::pins::Pin)), and no other key fits it.
+    Pinned,
+}
+
+/// What a host remembers of a key once that has done its work.
+#[derive(Debug, Default)]
+pub(in crate::unlock) struct Seen {
+    generation: Option<(KeyId, u64)>,
+    container_key: Option<Trusted>,
+}
+
+/// The file `containers/NAME` of the state directory.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Trusted {
+    epoch: Epoch,
+    fingerprint: String,
+}
+
+/// The store shows what this host knows better.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// The store went back to an older one.
+    #[error("the store says that {id} is the current container key, but this host has trusted epoch {trusted}")]
+    Older {
+        /// What the store says.
+        id: ContainerKeyId,
+        /// What this host knows.
+        trusted: Epoch,
+    },
+    /// It is another one of the same number.
+    #[error("the container key {id} has the fingerprint {is}; expected {trusted}, which this host trusts")]
+    Another {
+        id: ContainerKeyId,
+        is: String,
+        /// What this host knows.
+        trusted: String,
+    },
+    /// It has no proof by the one before it.
+    #[error("the container key {0} has no proof by the key before it")]
+    Unproven(ContainerKeyId),
+    /// The one that this host knows is gone, and the proofs with it.
+    #[error(
+        "cannot check that the container key {id} follows from epoch {trusted}, which this host trusts: the store no longer has that epoch"
+    )]
+    Gone {
+        /// What the store says.
+        id: ContainerKeyId,
+        /// What this host knows.
+        trusted: Epoch,
+    },
+    /// The store gives an older form of a key than it did before.
+    #[error("the store gives generation {is} of the key {key}; this host has seen generation {seen}")]
+    OldGeneration {
+        key: KeyReference,
+        /// What it gives.
+        is: u64,
+        /// What this host has seen.
+        seen: u64,
+    },
+    /// The generation is beyond what re-sealing can have made of it.
+    #[error("the store gives generation {is} of the key {key}; this host has seen generation {seen}, too far back for it")]
+    Jump {
+        key: KeyReference,
+        /// What it gives.
+        is: u64,
+        /// What this host has seen.
+        seen: u64,
+    },
+    /// This host's memory cannot be read or written.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl Advice for TrustError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::State(error) => error.exit(),
+            Self::Older { .. }
+            | Self::Another { .. }
+            | Self::Unproven(_)
+            | Self::Gone { .. }
+            | Self::OldGeneration { .. }
+            | Self::Jump { .. } => Exit::KeyRefused,
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::State(error) => return error.next_step(),
+            Self::OldGeneration { key, .. } => format!(
+                "try again when all of the store's replicas run; if the store was restored from a backup, remove \
+                 generations/{key} from the state directory"
+            )
+            .into(),
+            Self::Jump { .. } => "restore this key from a replica or backup of the key store".into(),
+            Self::Older { .. } | Self::Another { .. } | Self::Unproven(_) | Self::Gone { .. } => {
+                "if the administrator of the keys says that this key's fingerprint is right ('cryptattach container show'), remove the container's file from the state directory".into()
+            }
+        })
+    }
+}
+
+impl Container {
+    /// The key of this epoch, if it is one that this host may seal under.
+    pub(super) fn trusted_key(&self, epoch: Epoch) -> Result<Arc<ContainerKey>, Error> {
+        let key = self.container_key(epoch)?;
+        match self.known()? {
+            Some(known) if known.epoch > epoch => {
+                Err(TrustError::Older { id: self.key_id(epoch), trusted: known.epoch }.into())
+            }
+            known => {
+                if let Some(trusted) = self.connect(&key, known)? {
+                    state::write(&self.trusted(), &trusted).map_err(TrustError::from)?;
+                }
+                Ok(key)
+            }
+        }
+    }
+
+    /// Connects a key with the one that this host trusts; what to trust from now on, if that is another.
+    pub(super) fn vouch(&self, key: &ContainerKey) -> Result<Option<Trusted>, Error> {
+        self.connect(key, self.known()?)
+    }
+
+    fn connect(&self, key: &ContainerKey, known: Option<Trusted>) -> Result<Option<Trusted>, Error> {
+        let now = Trusted { epoch: key.epoch(), fingerprint: key.fingerprint()? };
+        match known {
+            Some(known) if known == now => Ok(None),
+            Some(known) if known.epoch < now.epoch => self.follow(&known, now.epoch).map(|()| Some(now)),
+            Some(known) => self.lead(key.epoch(), &known).map(|()| None),
+            None => {
+                tracing::warn!(
+                    "trusting the container key {} for the first time on this host; its fingerprint is {}",
+                    self.key_id(now.epoch),
+                    now.fingerprint
+                );
+                Ok(Some(now))
+            }
+        }
+    }
+
+    /// Goes from the key that is known to a later one, proof by proof.
+    fn follow(&self, known: &Trusted, epoch: Epoch) -> Result<(), Error> {
+        let key = self.container_key(known.epoch).map_err(|error| match error {
+            Error::Store(StoreError::NotFound { .. }) => {
+                TrustError::Gone { id: self.key_id(epoch), trusted: known.epoch }.into()
+            }
+            other => other,
+        })?;
+        self.is_trusted(&key, known)?;
+        self.walk(key, epoch).map(drop)
+    }
+
+    /// Goes from an earlier key to the one that is known, proof by proof.
+    fn lead(&self, epoch: Epoch, known: &Trusted) -> Result<(), Error> {
+        let last = self.walk(self.container_key(epoch)?, known.epoch)?;
+        self.is_trusted(&last, known)
+    }
+
+    fn walk(&self, mut key: Arc<ContainerKey>, to: Epoch) -> Result<Arc<ContainerKey>, Error> {
+        while key.epoch() < to {
+            let next = self.container_key(key.epoch().next())?;
+            if !next.follows(&key)? {
+                return Err(TrustError::Unproven(self.key_id(next.epoch())).into());
+            }
+            key = next;
+        }
+        Ok(key)
+    }
+
+    fn is_trusted(&self, key: &ContainerKey, known: &Trusted) -> Result<(), Error> {
+        let is = key.fingerprint()?;
+        if is == known.fingerprint {
+            return Ok(());
+        }
+        Err(TrustError::Another { id: self.key_id(known.epoch), is, trusted: known.fingerprint.clone() }.into())
+    }
+
+    /// Whether this host has trusted a container key.
+    pub(super) fn has_trusted(&self) -> Result<bool, Error> {
+        Ok(self.known()?.is_some())
+    }
+
+    fn known(&self) -> Result<Option<Trusted>, Error> {
+        Ok(state::read(&self.trusted()).map_err(TrustError::from)?)
+    }
+
+    /// What to remember of a key of this generation. It must not be older than one that this host has seen.
+    pub(super) fn see(&self, key: &KeyId, is: u64, container_key: Option<Trusted>) -> Result<Seen, Error> {
+        let seen = self.seen_generation(key)?;
+        let reference = || self.reference(*key);
+        if is < seen {
+            return Err(TrustError::OldGeneration { key: reference(), is, seen }.into());
+        }
+        if is - seen > LONGEST_JUMP {
+            return Err(TrustError::Jump { key: reference(), is, seen }.into());
+        }
+        // The first generation needs no memory.
+        Ok(Seen { generation: (is > seen).then_some((*key, is)), container_key })
+    }
+
+    /// Remembers what a key has shown that has done its work. A volume must not stay closed because this host cannot remember.
+    pub(in crate::unlock) fn remember(&self, seen: Seen) {
+        let Seen { generation, container_key } = seen;
+        let generation = generation.map(|(key, is)| state::write(&self.generation(&key), &is));
+        let container_key = container_key.map(|trusted| state::write(&self.trusted(), &trusted));
+        for error in [generation, container_key].into_iter().flatten().filter_map(Result::err) {
+            tracing::warn!("{}", chain(&error));
+        }
+    }
+
+    /// The latest generation of a key that this host has seen.
+    pub(super) fn seen_generation(&self, key: &KeyId) -> Result<u64, TrustError> {
+        Ok(state::read(&self.generation(key))?.unwrap_or(1))
+    }
+
+    fn generation(&self, key: &KeyId) -> PathBuf {
+        self.state.join("generations").join(self.name.as_str()).join(key.to_string())
+    }
+
+    fn trusted(&self) -> PathBuf {
+        self.state.join("containers").join(self.name.as_str())
+    }
+
+    /// Trusts a key that this host has made.
+    pub(super) fn trust(&self, key: &ContainerKey) -> Result<(), Error> {
+        let trusted = Trusted { epoch: key.epoch(), fingerprint: key.fingerprint()? };
+        Ok(state::write(&self.trusted(), &trusted).map_err(TrustError::from)?)
+    }
+}
