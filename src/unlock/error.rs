@@ -175,9 +175,11 @@ impl Advice for Error {
             Self::Tpm(error) => error.exit(),
             Self::Memory(error) => error.exit(),
             Self::Trust(error) => error.exit(),
-            Self::WhileClosed { .. } | Self::NoPassphrase(_) | Self::NoAuthor(_) | Self::AnotherKey(_) | Self::NotPinned { .. } => {
-                Exit::KeyRefused
-            }
+            Self::WhileClosed { .. }
+            | Self::NoPassphrase(_)
+            | Self::NoAuthor(_)
+            | Self::AnotherKey(_)
+            | Self::NotPinned { .. } => Exit::KeyRefused,
             Self::NoContainerKeys(_) | Self::NoContainerKey(_) | Self::NoOwner(_) => Exit::Config,
             Self::Lockbox(error) => error.exit(),
             Self::NeitherStoreNorLockbox { source, .. } => source.exit(),

@@ -96,7 +96,7 @@ fn requests(cloud: &Cloud) {
         let config = Config::read(&site.path("cryptattach.toml")).unwrap();
         let container = Arc::new(Container::open(&config, &store.parse().unwrap(), None, Use::Keys).unwrap());
         let work = |id: &KeyId| {
-            ViaLockbox::look(container.clone(), *id, For::Any).places().unwrap();
+            ViaLockbox::look(container.clone(), *id, For::Any, &|_| Ok(())).places().unwrap();
             assert!(opens(&container, id));
         };
         work(&ids[0]);

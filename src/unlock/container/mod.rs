@@ -35,9 +35,7 @@ use crate::{
     },
     config::{Config, Sealing},
     keys::{
-        seal::{
-            self, ContainerKey, Content, Expected, For, Identities, Identity, Opened, SealError, identities,
-        },
+        seal::{self, ContainerKey, Content, Expected, For, Identities, Identity, Opened, SealError, identities},
         store::{self, KeyStore, Released, RingAnswer, Stored, parse_endpoints},
     },
     unlock::{Error, lockbox::Lockbox},
@@ -172,13 +170,7 @@ impl Container {
 
     /// Opens a sealed key, if it is sealed under a container key and that is one to trust. Everybody can seal to the public
     /// keys of owner, escrow and hosts; so a key that is sealed to those has no author.
-    fn open_key(
-        &self,
-        id: &KeyId,
-        sealed: &SealedKey,
-        volume: For,
-        author: Author,
-    ) -> Result<(Opened, Seen), Error> {
+    fn open_key(&self, id: &KeyId, sealed: &SealedKey, volume: For, author: Author) -> Result<(Opened, Seen), Error> {
         let ids = sealed.recipient_kids().filter_map(|kid| kid.parse().ok());
         let under = ids.into_iter().find(|id: &ContainerKeyId| id.container == self.name);
         let under = under.ok_or_else(|| Error::NoAuthor(self.reference(*id)))?;
@@ -229,6 +221,9 @@ impl Container {
 
     /// The container key that new keys are sealed under. A container that has none yet gets its first one.
     fn current_key(&self) -> Result<Arc<ContainerKey>, Error> {
+        if self.sealing.owner.is_none() {
+            return Err(Error::NoOwner(self.name.clone()));
+        }
         match self.container_keys()?.current()? {
             Some(current) => self.trusted_key(current.epoch),
             None if self.has_trusted()? => Err(Error::NoContainerKey(self.name.clone())),

@@ -95,7 +95,9 @@ pub enum TrustError {
         seen: u64,
     },
     /// The generation is beyond what re-sealing can have made of it.
-    #[error("the store gives generation {is} of the key {key}; this host has seen generation {seen}, too far back for it")]
+    #[error(
+        "the store gives generation {is} of the key {key}; this host has seen generation {seen}, too far back for it"
+    )]
     Jump {
         key: KeyReference,
         /// What it gives.

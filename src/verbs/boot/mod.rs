@@ -178,11 +178,9 @@ impl Boot {
         match action {
             Action::Ask(number, found, by) => {
                 let sources = self.sources.clone();
-                self.spawn(move || {
-                    match sources.attach(number, &found, &by) {
-                        Ok(()) => Change::Attached(number, by),
-                        Err(error) => Change::Failed(number, by, error),
-                    }
+                self.spawn(move || match sources.attach(number, &found, &by) {
+                    Ok(()) => Change::Attached(number, by),
+                    Err(error) => Change::Failed(number, by, error),
                 });
             }
             Action::Try(number, found, passphrase) => self.spawn(move || {

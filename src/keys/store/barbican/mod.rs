@@ -5,6 +5,7 @@
 //! is another secret, which user metadata of the first one names. Keys that Cinder or castellan put there are released
 //! unsealed. Source: Barbican's API guide, "Secrets", "Secret Metadata", "Orders".
 
+mod container_keys;
 mod pem;
 mod secrets;
 
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 
 use secrets::{PayloadType, Secret};
 
-use super::{KeyStore, Kind, ObjectStore, Released, Server, StoreError, Stored, cloud};
+use super::{Access, ContainerKeys, Facts, KeyStore, Kind, ObjectStore, Released, Server, StoreError, Stored, cloud};
 use crate::{
     base::{
         chain::chain,
@@ -25,7 +26,7 @@ use crate::{
             KeyId, Location, MalformedSealedKey, ManagedObject, ObjectFacts, Place, SealedKey, SecretBytes, StoreName,
         },
     },
-    config::{ConfigError, Network, Section, StoreConfig},
+    config::{ConfigError, Section, StoreConfig},
     keys::net::{
         clouds::CloudConfig,
         http::{self, Request},
@@ -33,6 +34,8 @@ use crate::{
     },
 };
 
+/// How the names of our secrets begin.
+const OURS: &str = "cryptattach ";
 /// Name of the secrets that are sealed keys of ours.
 const SEALED: &str = "cryptattach sealed key";
 /// Name of the secrets that are re-sealed forms; nobody refers to them by id but the first form's metadata.
@@ -78,11 +81,11 @@ impl BarbicanConfig {
 impl Kind for BarbicanConfig {
     fn open(
         &self,
-        _: &StoreName,
+        name: &StoreName,
         config: &StoreConfig,
         caller: Option<SecretBytes>,
     ) -> Result<Box<dyn KeyStore>, StoreError> {
-        Ok(Box::new(Barbican::open(self, &config.network, config.sealing.owner.is_some(), caller)?))
+        Ok(Box::new(Barbican::open(self, name, config, caller)?))
     }
 
     fn describe(&self) -> String {
@@ -117,25 +120,45 @@ impl Kind for BarbicanConfig {
     fn may_keep_unsealed_keys(&self) -> bool {
         true
     }
+
+    fn no_access_lists(&self) -> Option<&'static str> {
+        Some("Barbican's own roles and access lists decide who may use it")
+    }
+
+    fn make(&self, _: &StoreName, config: &StoreConfig, _: &Access<'_>) -> Option<Result<(), StoreError>> {
+        config.sealing.owner.is_some().then_some(Ok(()))
+    }
+
+    fn facts(&self, name: &StoreName, config: &StoreConfig) -> Option<Result<Facts, StoreError>> {
+        config.sealing.owner.as_ref()?;
+        Some(Barbican::open(self, name, config, None).and_then(|barbican| barbican.facts_of_container()))
+    }
 }
 
 /// The key manager.
 pub struct Barbican {
+    name: StoreName,
     session: Session,
     /// New keys are sealed by us.
     sealed: bool,
+    /// The same as the configuration's user, who has the container keys; `None` if this is it.
+    as_ourselves: Option<Box<Self>>,
 }
 
 impl Barbican {
-    /// The service; nothing is asked yet. `sealed`: new keys are sealed by us.
+    /// The service; nothing is asked yet.
     pub fn open(
         config: &BarbicanConfig,
-        network: &Network,
-        sealed: bool,
+        name: &StoreName,
+        store: &StoreConfig,
         caller: Option<SecretBytes>,
     ) -> Result<Self, StoreError> {
         let caller = caller.filter(|_| config.caller_token);
-        Ok(Self { session: Session::new(&config.cloud, &config.urls, network, "key-manager", caller)?, sealed })
+        let sealed = store.sealing.owner.is_some();
+        let as_ourselves = (sealed && caller.is_some()).then(|| Self::open(config, name, store, None));
+        let as_ourselves = as_ourselves.transpose()?.map(Box::new);
+        let session = Session::new(&config.cloud, &config.urls, &store.network, "key-manager", caller)?;
+        Ok(Self { name: name.clone(), session, sealed, as_ourselves })
     }
 
     /// The id of a key's current form, if it is not the first one.
@@ -156,6 +179,43 @@ impl Barbican {
         let used_for = metadata.get(USED_FOR).and_then(Value::as_str).map(str::to_owned);
         let fresh = metadata.contains_key(FRESH) && used_for.is_none();
         Ok((ObjectFacts { fresh, ..secret.facts() }, used_for))
+    }
+
+    /// Replaces the form `stored`, which the secret `before` has or else the first one, by a later one.
+    fn replace(
+        &self,
+        id: &KeyId,
+        stored: &SealedKey,
+        before: Option<KeyId>,
+        key: &SealedKey,
+    ) -> Result<(), StoreError> {
+        let generation = |key: &SealedKey| key.claimed_generation().unwrap_or_default();
+        if generation(key) <= generation(stored) {
+            return Err(StoreError::Outdated { id: id.to_string(), generation: generation(stored) });
+        }
+        let next = self.begin(RESEALED)?;
+        let replaced = self.fill(&next, key).and_then(|()| self.set_metadata(id, CURRENT, &next.to_string()));
+        replaced.inspect_err(|error| {
+            // Nothing refers to it. After an answer that got lost, something may.
+            if !matches!(error, StoreError::Unreachable { .. }) {
+                self.abandon_secret(&next);
+            }
+        })?;
+        // Of two that re-seal at the same time, the second one's form stays.
+        if self.current(id)? != Some(next) {
+            self.abandon_secret(&next);
+            return Err(StoreError::Outdated { id: id.to_string(), generation: generation(key) });
+        }
+        if let Some(before) = before {
+            self.abandon_secret(&before);
+        }
+        Ok(())
+    }
+
+    fn abandon_secret(&self, id: &KeyId) {
+        if let Err(error) = self.delete_secret(id) {
+            tracing::warn!("cannot delete the unneeded secret {id} from Barbican: {}", chain(&error));
+        }
     }
 
     fn secret(&self, id: &KeyId) -> Result<Secret, StoreError> {
@@ -217,34 +277,12 @@ impl KeyStore for Barbican {
     }
 
     fn abandon(&self, id: &KeyId) {
-        if let Err(error) = self.delete_secret(id) {
-            tracing::warn!("cannot delete the unneeded secret {id} from Barbican: {}", chain(&error));
-        }
+        self.abandon_secret(id);
     }
 
     fn reseal(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError> {
         let (stored, before) = self.sealed(id)?;
-        let generation = |key: &SealedKey| key.claimed_context().map_or(0, |context| context.generation);
-        if generation(key) <= generation(&stored) {
-            return Err(StoreError::Outdated { id: id.to_string(), generation: generation(&stored) });
-        }
-        let next = self.begin(RESEALED)?;
-        let replaced = self.fill(&next, key).and_then(|()| self.set_metadata(id, CURRENT, &next.to_string()));
-        replaced.inspect_err(|error| {
-            // Nothing refers to it. After an answer that got lost, something may.
-            if !matches!(error, StoreError::Unreachable { .. }) {
-                self.abandon(&next);
-            }
-        })?;
-        // Of two that re-seal at the same time, the second one's form stays.
-        if self.current(id)? != Some(next) {
-            self.abandon(&next);
-            return Err(StoreError::Outdated { id: id.to_string(), generation: generation(key) });
-        }
-        if let Some(before) = before {
-            self.abandon(&before);
-        }
-        Ok(())
+        self.replace(id, &stored, before, key)
     }
 
     fn delete(&self, id: &KeyId) -> Result<(), StoreError> {
@@ -256,7 +294,10 @@ impl KeyStore for Barbican {
 
     fn list(&self) -> Result<Vec<KeyId>, StoreError> {
         // Without an owner to seal to, the keys are those that others put there.
-        self.secrets(|secret| if self.sealed { secret.is_named(SEALED) } else { !secret.is_named(RESEALED) })
+        if self.sealed {
+            return self.secrets(Some(SEALED), |_| true);
+        }
+        self.secrets(None, |secret| !secret.name().is_some_and(|name| name.starts_with(OURS)))
     }
 
     fn places(&self, _: &KeyId) -> Result<Vec<Place>, StoreError> {
@@ -277,6 +318,10 @@ impl KeyStore for Barbican {
         } else {
             Err(self.wrong("write to", "it did not keep the metadata that it accepted"))
         }
+    }
+
+    fn container_keys(&self) -> Option<&dyn ContainerKeys> {
+        self.sealed.then_some(self.as_ourselves.as_deref().unwrap_or(self))
     }
 
     fn objects(&self) -> Option<&dyn ObjectStore> {

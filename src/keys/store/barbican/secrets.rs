@@ -58,8 +58,8 @@ pub(super) struct Listed {
 }
 
 impl Listed {
-    pub(super) fn is_named(&self, name: &str) -> bool {
-        self.name.as_deref() == Some(name)
+    pub(super) fn name(&self) -> Option<&str> {
+        self.name.as_deref()
     }
 }
 
@@ -223,8 +223,8 @@ impl Barbican {
         }
     }
 
-    /// The ids of all secrets with a payload that `keep` says yes to.
-    pub(super) fn secrets(&self, keep: impl Fn(&Listed) -> bool) -> Result<Vec<KeyId>, StoreError> {
+    /// The ids of all secrets with a payload, of this name if one is given, that `keep` says yes to.
+    pub(super) fn secrets(&self, name: Option<&str>, keep: impl Fn(&Listed) -> bool) -> Result<Vec<KeyId>, StoreError> {
         #[derive(Deserialize)]
         struct Page {
             secrets: Vec<Listed>,
@@ -236,13 +236,17 @@ impl Barbican {
             let answer = self.send("list", |urls| {
                 let mut urls = Self::urls(urls, &["secrets"]);
                 for url in &mut urls {
-                    url.query_pairs_mut().append_pair("limit", &limit).append_pair("offset", &offset);
+                    let mut query = url.query_pairs_mut();
+                    query.append_pair("limit", &limit).append_pair("offset", &offset);
+                    query.extend_pairs(name.map(|name| ("name", name)));
                 }
                 Request::new(Method::GET, urls, MOST_BYTES)
             })?;
             let page: Page = self.parse(&self.expect("list", answer)?)?;
             seen += page.secrets.len();
-            let kept = page.secrets.iter().filter(|secret| secret.content_types.is_some() && keep(secret));
+            let named = |secret: &Listed| name.is_none_or(|name| secret.name() == Some(name));
+            let kept =
+                page.secrets.iter().filter(|secret| secret.content_types.is_some() && named(secret) && keep(secret));
             ids.extend(kept.filter_map(|secret| self.id_of(&secret.secret_ref).ok()));
             if page.secrets.is_empty() || seen >= page.total {
                 ids.sort_unstable();
