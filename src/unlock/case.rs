@@ -17,7 +17,7 @@ use crate::{
     unlock::{
         Error,
         audit::{self, Event},
-        container::{Author, Container, Fetched, Source, TrustError, Use, ViaLockbox},
+        container::{Author, Container, Fetched, Source, Use, ViaLockbox},
         pins::{Pin, Pins},
     },
     volumes::{
@@ -242,7 +242,7 @@ impl Proven<'_> {
         let Case { config, volume, pinning, .. } = &self.case;
         let luks = volume.luks().filter(|_| *pinning != Pinning::Renew);
         let Some((luks, uuid)) = luks.zip(volume.uuid()) else { return Ok(Author::Container) };
-        match Pins::of(config).get(uuid).map_err(TrustError::from)? {
+        match Pins::of(config).get(uuid)? {
             None => Ok(Author::Container),
             Some(pin) if pin.digest == luks.digest => Ok(Author::Pinned),
             Some(_) => Err(Error::NotPinned { volume: uuid, device: volume.device.path.clone() }),

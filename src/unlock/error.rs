@@ -18,7 +18,7 @@ use crate::{
     },
     config::ConfigError,
     keys::{seal::SealError, store::StoreError, tpm::TpmError},
-    sys::device::DeviceError,
+    sys::{device::DeviceError, state::StateError},
     volumes::{
         header::VolumeError,
         separation::{InventoryError, Refusal},
@@ -155,6 +155,12 @@ pub enum Error {
 impl From<LockboxError> for Error {
     fn from(error: LockboxError) -> Self {
         Self::Lockbox(Box::new(error))
+    }
+}
+
+impl From<StateError> for Error {
+    fn from(error: StateError) -> Self {
+        Self::Trust(error.into())
     }
 }
 

@@ -12,6 +12,9 @@ use crate::{
     sys::state::{self, StateError},
 };
 
+/// Where an initramfs leaves its pins; a tmpfs that outlives it.
+const HANDED_ON: &str = "/run/cryptattach/volumes";
+
 /// What this host knows of a volume that it has opened: the file `volumes/UUID` of the state directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pin {
@@ -50,13 +53,27 @@ impl Pins {
         state::write(&self.file(volume), pin)
     }
 
-    /// The folder, for those who copy it.
-    pub fn folder(&self) -> &Path {
-        &self.folder
+    /// Leaves a pin for the system that comes after the initramfs, whose state directory is not there yet.
+    pub fn hand_on(&self, volume: Uuid) -> Result<(), StateError> {
+        match self.get(volume)? {
+            Some(pin) => state::write(&Path::new(HANDED_ON).join(volume.to_string()), &pin),
+            None => Ok(()),
+        }
     }
 
-    /// The file of a volume's pin.
-    pub fn file(&self, volume: Uuid) -> PathBuf {
+    /// Takes the pin over that the initramfs of this boot has left, if this host has none; the file of the pin, if there is one.
+    pub fn take_over(&self, volume: Uuid) -> Result<Option<PathBuf>, StateError> {
+        let file = self.file(volume);
+        if self.get(volume)?.is_none() {
+            let Some(pin) = state::read::<Pin>(&Path::new(HANDED_ON).join(volume.to_string()))? else {
+                return Ok(None);
+            };
+            state::write(&file, &pin)?;
+        }
+        Ok(Some(file))
+    }
+
+    fn file(&self, volume: Uuid) -> PathBuf {
         self.folder.join(volume.to_string())
     }
 }

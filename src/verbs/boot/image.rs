@@ -17,6 +17,7 @@ use crate::{
     },
     config::{Config, IMAGES, IdentitySpec, SeparationLevel, SeparationPolicy, StoreConfig},
     keys::{seal::identities, store},
+    unlock::{self, pins::Pins},
     verbs::error::Error,
     volumes::{
         header,
@@ -101,6 +102,7 @@ pub fn image(config: &Config, crypttab: Option<&str>) -> Result<Image, Error> {
     for name in &stores {
         image.store(config, name, config.store(name)?, &planned)?;
     }
+    image.pins(config, &planned)?;
     image.lockbox(config, &planned)?;
     image.tpm(config, &planned)?;
     if needs_network_for(config, &stores)? {
@@ -175,6 +177,18 @@ impl Image {
             for file in files_below(&config.state.join(folder).join(name.as_str())) {
                 self.file(config, &file);
             }
+        }
+        Ok(())
+    }
+
+    /// The volumes that this host has opened before: the boot opens no others in their place.
+    fn pins(&mut self, config: &Config, planned: &[Planned]) -> Result<(), Error> {
+        let volumes = planned.iter().filter_map(|planned| {
+            header::probe(planned.device.path(), planned.header.as_deref()).ok()?.uuid()
+        });
+        for volume in volumes {
+            let pin = Pins::of(config).take_over(volume).map_err(unlock::Error::from)?;
+            pin.into_iter().for_each(|file| self.file(config, &file));
         }
         Ok(())
     }

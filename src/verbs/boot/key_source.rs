@@ -16,7 +16,10 @@ use super::{
     volumes::{FoundVolume, VolumeNo},
 };
 use crate::{
-    base::key::{KeyReference, StoreName},
+    base::{
+        chain::chain,
+        key::{KeyReference, StoreName},
+    },
     config::{Config, DeviceSpec, IdentitySpec, StoreConfig},
     keys::{seal::identities, store},
     sys::announce::{self, Announced, Waits},
@@ -25,6 +28,7 @@ use crate::{
         case::{Case, Circumstances},
         container::{Container, Use},
         lockbox::Lockbox,
+        pins::Pins,
     },
     verbs::error::Error,
     volumes::header::{self, Volume},
@@ -148,7 +152,13 @@ impl Sources {
                 return Err(unlock::Error::NoReference(volume.device.path.clone()).into());
             }
         };
-        case.prove(Circumstances::default())?.unlock(|unlocked| found.attach(unlocked))
+        case.prove(Circumstances::default())?.unlock(|unlocked| found.attach(unlocked))?;
+        if let Some(uuid) = volume.uuid()
+            && let Err(error) = Pins::of(&self.config).hand_on(uuid)
+        {
+            tracing::warn!("{}", chain(&error));
+        }
+        Ok(())
     }
 
     fn case(&self, volume: &Volume, reference: &KeyReference, container: Arc<Container>) -> Case<'_> {
