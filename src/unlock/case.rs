@@ -268,6 +268,8 @@ impl Proven<'_> {
         match self.fetch()?.0 {
             Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
                 self.agree(&payload)?;
+                self.volume().verify_key(&payload.volume_key)?;
+                self.remember();
                 payload.passphrase.ok_or_else(none)
             }
             object => {

@@ -174,18 +174,16 @@ impl Advice for Error {
             Self::Device(error) => error.exit(),
             Self::Volume(error) => error.exit(),
             Self::Store(error) => error.exit(),
-            Self::Mismatch { .. } => Exit::Header,
+            Self::Mismatch { .. } | Self::NotPinned { .. } => Exit::Header,
             Self::Seal(error)
             | Self::KeyRefused { source: error, .. }
             | Self::ContainerKeyRefused { source: error, .. } => error.exit(),
             Self::Tpm(error) => error.exit(),
             Self::Memory(error) => error.exit(),
             Self::Trust(error) => error.exit(),
-            Self::WhileClosed { .. }
-            | Self::NoPassphrase(_)
-            | Self::NoAuthor(_)
-            | Self::AnotherKey(_)
-            | Self::NotPinned { .. } => Exit::KeyRefused,
+            Self::WhileClosed { .. } | Self::NoPassphrase(_) | Self::NoAuthor(_) | Self::AnotherKey(_) => {
+                Exit::KeyRefused
+            }
             Self::NoContainerKeys(_) | Self::NoContainerKey(_) | Self::NoOwner(_) => Exit::Config,
             Self::Lockbox(error) => error.exit(),
             Self::NeitherStoreNorLockbox { source, .. } => source.exit(),

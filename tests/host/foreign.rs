@@ -131,11 +131,11 @@ fn the_escrow_key_recovers_the_volume_key_with_jose_alone() {
     let recovered = site.keys("recovered");
     let escrow = site.keys("escrow.key");
     fs::write(site.keys("escrow.jwk"), jwk(escrow)).unwrap();
+    let kek = container_key(&site, site.keys("escrow.jwk"));
     let sealed = site.sealed(&reference);
     sh(&format!(
-        "jose jwe dec -i {} -k {} | jq -r .volume_key | tr -d '\\n' | jose b64 dec -i- -O {recovered}",
+        "jose jwe dec -i {} -k {kek} | jq -r .volume_key | tr -d '\\n' | jose b64 dec -i- -O {recovered}",
         sealed.display(),
-        site.keys("escrow.jwk")
     ));
     assert_eq!(fs::metadata(recovered).unwrap().len(), 64);
     // cryptsetup checks the volume key against the header's digest before it makes the keyslot.
@@ -150,6 +150,14 @@ fn the_escrow_key_recovers_the_volume_key_with_jose_alone() {
     fs::write(site.keys("cryptattach.toml"), config.replace(owner, escrow)).unwrap();
     fs::remove_file(owner).unwrap();
     site.attaches(&volume);
+}
+
+/// The file of the container key as JWK, opened with jose by the private key of a JWK file.
+pub fn container_key(site: &Site, jwk: &str) -> String {
+    let kek = site.keys("kek.jwk").to_owned();
+    let (sealed, as_jwk) = (site.keys("cinder/kek/1.jwe"), r#"{kty: "oct", alg: "A256KW", k: .container_key}"#);
+    sh(&format!("jose jwe dec -i {sealed} -k {jwk} | jq '{as_jwk}' > {kek}"));
+    kek
 }
 
 /// A PEM P-256 private key as JWK (RFC 7517).

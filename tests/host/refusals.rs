@@ -55,7 +55,7 @@ fn digest(volume: &str) -> String {
     format!("{}:{}:{}:{}", text("hash"), digest["iterations"], text("salt"), text("digest"))
 }
 
-/// Seals `payload` in the key disk with jose to the owner, under the protected header of an existing sealed key.
+/// Seals `payload` in the key disk with jose under the container key, with the protected header of an existing sealed key.
 fn seal_with_jose(site: &Site, protected: &str, reference: &str) {
     use base64ct::{Base64UrlUnpadded, Encoding};
     let protected: serde_json::Value =
@@ -63,8 +63,10 @@ fn seal_with_jose(site: &Site, protected: &str, reference: &str) {
     let template = json!({"protected": protected});
     fs::write(site.keys("template"), template.to_string()).unwrap();
     fs::write(site.keys("owner.jwk"), crate::foreign::jwk(site.keys("cinder.owner.key"))).unwrap();
+    let kek = crate::foreign::container_key(site, site.keys("owner.jwk"));
+    let header = r#"{"header":{"alg":"A256KW","kid":"cinder/kek/1"}}"#;
     sh(&format!(
-        "cd {} && jose jwe enc -i template -I payload -r '{{\"header\":{{\"alg\":\"ECDH-ES+A256KW\"}}}}' -k owner.jwk -o {}",
+        "cd {} && jose jwe enc -i template -I payload -r '{header}' -k {kek} -o {}",
         site.keys(""),
         site.sealed(reference).display()
     ));
@@ -91,6 +93,8 @@ fn hostile_headers_are_refused() {
 
     let (volume, _) = site.volume("digest", &[]);
     luks2::change(volume.as_ref(), |h| h["digests"]["0"]["iterations"] = json!(1001));
+    assert!(attach(&volume).contains("has another volume key than the one that this host has opened before"));
+    fs::remove_dir_all(site.keys("site-state/volumes")).unwrap();
     assert!(attach(&volume).contains("digest of the volume key differs"));
 
     let (volume, _) = site.volume("truncated", &[]);

@@ -6,13 +6,14 @@ use std::{
     os::unix::fs::FileExt,
     path::Path,
     process::{Command, Stdio},
+    sync::Arc,
 };
 
 use base64ct::{Base64, Base64UrlUnpadded, Encoding};
 use cryptattach::{
-    base::key::SealedKey,
+    base::key::{ContainerKeyId, Epoch, SealedKey},
     config::{IdentitySpec, TpmConfig},
-    keys::seal::{Content, Expected, For, Identities},
+    keys::seal::{ContainerKey, Content, Expected, For, Identities},
 };
 
 use crate::{
@@ -25,8 +26,12 @@ fn volume_key(site: &Site, reference: &str) -> Vec<u8> {
     let sealed = SealedKey::from_json(&fs::read(site.sealed(reference)).unwrap()).unwrap();
     let (store, key) = reference.split_once('/').unwrap();
     let expected = Expected { key_id: key.parse().unwrap(), container: store.parse().unwrap(), volume: For::Any };
-    let identities =
+    let owner =
         Identities::read(&[IdentitySpec::Pem(site.keys("cinder.owner.key").into())], &TpmConfig::default()).unwrap();
+    let kek = SealedKey::from_json(&fs::read(site.keys("cinder/kek/1.jwe")).unwrap()).unwrap();
+    let id = ContainerKeyId { container: store.parse().unwrap(), epoch: Epoch::FIRST };
+    let kek = ContainerKey::open(&kek, &owner, &id).unwrap();
+    let identities = Identities::of(vec![Box::new(Arc::new(kek))]);
     let Content::VolumeKey(payload) = identities.open(&sealed, &expected).unwrap().content else { panic!() };
     payload.volume_key.expose().to_vec()
 }

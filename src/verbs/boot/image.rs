@@ -183,9 +183,9 @@ impl Image {
 
     /// The volumes that this host has opened before: the boot opens no others in their place.
     fn pins(&mut self, config: &Config, planned: &[Planned]) -> Result<(), Error> {
-        let volumes = planned.iter().filter_map(|planned| {
-            header::probe(planned.device.path(), planned.header.as_deref()).ok()?.uuid()
-        });
+        let volumes = planned
+            .iter()
+            .filter_map(|planned| header::probe(planned.device.path(), planned.header.as_deref()).ok()?.uuid());
         for volume in volumes {
             let pin = Pins::of(config).take_over(volume).map_err(unlock::Error::from)?;
             pin.into_iter().for_each(|file| self.file(config, &file));
