@@ -77,7 +77,7 @@ impl Init {
             None => {
                 let (owner, identity) =
                     self.make_owner(&folder.canonicalize().map_err(Error::io("find the folder"))?)?;
-                (owner, Some(IdentitySpec::Pem(identity.into())))
+                (owner, Some(IdentitySpec::from(identity)))
             }
         };
         // All that sealing will need is read once now, so that a wrong file shows here and not at the first format.
@@ -140,7 +140,7 @@ impl Init {
 /// An identity whose file is there and is of its kind, with its whole path.
 pub fn found(identity: &IdentitySpec) -> Result<IdentitySpec, Error> {
     identities::kind(identity).check()?;
-    Ok(identity.at(absolute(identity.path())?))
+    Ok(IdentitySpec::of(&identity.scheme, absolute(&identity.path)?))
 }
 
 /// An identity as the configuration writes it.

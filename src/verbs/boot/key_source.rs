@@ -313,7 +313,7 @@ mod tests {
         fs::write(&key, "-----BEGIN TSS2 PRIVATE KEY-----\n").unwrap();
         let config = Arc::new(Config::read(&config).unwrap());
         let sources = || Sources::new(config.clone(), Instant::now(), mpsc::channel().0);
-        let identity = [IdentitySpec::Tpm(key.into())];
+        let identity = [IdentitySpec::of("tpm", key)];
         sources().await_identities(VolumeNo::FIRST, &identity).unwrap();
         let over = sources();
         assert!(matches!(over.latch().unwrap(), PcrLatch::NotWanted));
