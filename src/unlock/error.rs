@@ -15,7 +15,11 @@ use crate::{
         key::{ContainerKeyId, HostName, KeyReference, SecretMemoryError, StoreName},
     },
     config::ConfigError,
-    keys::{seal::SealError, store::StoreError, tpm::TpmError},
+    keys::{
+        seal::SealError,
+        store::{self, StoreError},
+        tpm::TpmError,
+    },
     sys::device::DeviceError,
     volumes::{
         header::VolumeError,
@@ -71,7 +75,10 @@ pub enum Error {
     #[error(transparent)]
     Trust(#[from] TrustError),
     /// The kind of store has no container keys.
-    #[error("the store '{0}' has no container keys: only a directory and a Swift container can have them")]
+    #[error(
+        "the store '{0}' has no container keys: only a store of type {types} can have them",
+        types = store::with_container_keys()
+    )]
     NoContainerKeys(StoreName),
     /// The container has no container key yet, or there is no container.
     #[error("the container '{0}' has no container key")]
