@@ -1,11 +1,6 @@
 //! What the lists `identities` name: private keys of this host.
 
-use std::{
-    convert::Infallible,
-    fmt,
-    path::{Path, PathBuf},
-    str::FromStr,
-};
+use std::{convert::Infallible, fmt, path::Path, str::FromStr};
 
 use serde::{Deserialize, Deserializer};
 
@@ -27,12 +22,6 @@ impl IdentitySpec {
     /// A key of this kind in this file.
     pub fn of(scheme: &str, path: impl Into<ConfigPath>) -> Self {
         Self { scheme: scheme.to_owned(), path: path.into() }
-    }
-}
-
-impl From<PathBuf> for IdentitySpec {
-    fn from(path: PathBuf) -> Self {
-        Self::of("", path)
     }
 }
 

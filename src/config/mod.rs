@@ -361,7 +361,7 @@ mod tests {
         let config = read(&format!("{store}{lockbox}")).unwrap();
         let of = config.lockbox.as_ref().unwrap();
         assert_eq!((of.lifetime.as_secs(), of.offline), (86400, false));
-        assert_eq!(of.identities, [IdentitySpec::from(config.path.with_file_name("host.key"))]);
+        assert_eq!(of.identities, [IdentitySpec::of("", config.path.with_file_name("host.key"))]);
         assert_eq!(of.path, "/var/lib/cryptattach/lockbox".into());
         assert!(matches!(read(lockbox), Err(ConfigError::UnknownStore { .. })));
         for wrong in ["lifetime_hours = 0.0", "lifetime_hours = 9000.0", "lifetime_hours = nan", "host = '../x'"] {

@@ -102,7 +102,7 @@ fn owner_pair(folder: &Path, store: &StoreName) -> Result<(PathBuf, Option<Ident
         }
     };
     keep(&public, 0o644, &key.public_pem()?)?;
-    Ok((public, Some(private.into())))
+    Ok((public, Some(IdentitySpec::of("", private))))
 }
 
 /// A copy beside the configuration: the original may be on the stick that goes into the safe.
