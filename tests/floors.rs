@@ -66,6 +66,32 @@ fn word(text: &str) -> String {
     text.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect()
 }
 
+/// What leads to a volume key or to a mapping, and the only files that name it. Across crates private members see to that;
+/// within the crate, this does.
+const DOORS: [(&str, &[&str]); 5] = [
+    ("separation::prove(", &["unlock/case.rs"]),
+    (".overridden(", &["unlock/case.rs"]),
+    ("Unlocked::by_stored_key(", &["unlock/case.rs"]),
+    ("Unlocked::by_passphrase(", &["verbs/boot/mod.rs"]),
+    ("Identities::", &["keys/", "unlock/"]),
+];
+
+#[test]
+fn nobody_comes_to_a_key_but_through_the_case() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for (door, allowed) in DOORS {
+        let names = |file: &&PathBuf| code(&fs::read_to_string(file).unwrap()).contains(door);
+        let files = sources(&src);
+        let named: Vec<_> = files.iter().filter(names).map(|file| file.strip_prefix(&src).unwrap()).collect();
+        let strangers: Vec<_> = named
+            .iter()
+            .filter(|file| !allowed.iter().any(|allowed| file.to_str().unwrap().starts_with(allowed)))
+            .collect();
+        assert!(strangers.is_empty(), "{door} is named by {strangers:?}");
+        assert!(!named.is_empty(), "nobody names {door}: the rule is out of date");
+    }
+}
+
 #[test]
 fn imports_go_down_only() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

@@ -72,7 +72,7 @@ impl Party {
     }
 
     fn identities(&self) -> Identities {
-        Identities::read(&[IdentitySpec::Pem(self.folder.path().join("pem").into())], &TpmConfig::default()).unwrap()
+        Identities::read(&[IdentitySpec::of("", self.folder.path().join("pem"))], &TpmConfig::default()).unwrap()
     }
 }
 

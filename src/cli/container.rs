@@ -1,28 +1,20 @@
 //! `cryptattach container ...`
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Global, init, output};
+use super::{Global, output};
 use crate::{
     base::key::StoreName,
-    config::{Config, ConfigError, IdentitySpec},
-    keys::{
-        seal,
-        store::{self, Access, Directory},
+    config::{Config, IdentitySpec},
+    keys::store::Access,
+    unlock,
+    verbs::{
+        container::{self, New, Request},
+        error::Error,
     },
-    unlock::{
-        self,
-        audit::{self, Event},
-        container::{Container as Keys, Use},
-    },
-    verbs::error::Error,
 };
 
 /// Manage containers of keys: their access lists and their container keys
@@ -117,69 +109,20 @@ impl Container {
 
 impl Create {
     fn run(&self, global: &Global) -> Result<(), Error> {
-        let configured = match global.config() {
-            Ok(config) => config.stores.contains_key(&self.name),
-            Err(ConfigError::Missing(_)) => false,
-            Err(error) => return Err(error.into()),
+        let request = Request {
+            name: &self.name,
+            access: Access { readers: &self.readers, writers: &self.writers },
+            new: New {
+                path: self.path.as_deref(),
+                cloud: self.cloud.as_deref(),
+                owner: self.owner.as_deref(),
+                escrow: self.escrow.as_deref(),
+                no_escrow: self.no_escrow,
+                identity: self.identity.as_ref(),
+            },
         };
-        let describes =
-            [&self.owner, &self.escrow, &self.path].iter().any(|file| file.is_some()) || self.identity.is_some();
-        if configured && describes {
-            return Err(Error::StoreExists(self.name.clone()));
-        }
-        if !configured {
-            self.configure(&global.config)?;
-        }
-        let config = global.config()?;
-        self.make(&config)?;
-        Keys::open(&config, &self.name, None, Use::Keys)?.make_first_key()?;
-        record(&config, "container create", &self.name);
+        let config = container::create(&global.config, &request)?;
         show(&config, &self.name, global.json)
-    }
-
-    fn make(&self, config: &Config) -> Result<(), Error> {
-        let store_config = config.store(&self.name)?;
-        let kind = store::kind(store_config)?;
-        let lets_in = !self.readers.is_empty() || !self.writers.is_empty();
-        if let Some(why) = kind.no_access_lists().filter(|_| lets_in) {
-            return Err(Error::Usage(why.to_owned()));
-        }
-        let access = Access { readers: &self.readers, writers: &self.writers };
-        let made = kind.make(&self.name, store_config, &access);
-        Ok(made.ok_or_else(|| unlock::Error::NoContainerKeys(self.name.clone()))??)
-    }
-
-    fn configure(&self, config: &Path) -> Result<(), Error> {
-        let owner = self.owner.as_ref().ok_or_else(|| Error::Usage("name the keys' owner with --owner".to_owned()))?;
-        if self.escrow.is_none() && !self.no_escrow {
-            return Err(Error::Usage("name the escrow with --escrow, or use --no-escrow".to_owned()));
-        }
-        seal::recipients([owner].into_iter().chain(&self.escrow))?;
-        let path = |path: &PathBuf| {
-            let path = path.canonicalize().map_err(Error::io(format!("find {}", path.display())))?;
-            Ok::<_, Error>(toml::Value::String(path.to_string_lossy().into_owned()).to_string())
-        };
-        let mut lines = vec![format!("\n[stores.{}]", self.name)];
-        match &self.path {
-            Some(directory) => {
-                Directory::make(directory)?;
-                lines.extend(["type = \"directory\"".to_owned(), format!("path = {}", path(directory)?)]);
-            }
-            None => lines.push("type = \"swift\"".to_owned()),
-        }
-        lines.extend(self.cloud.iter().map(|cloud| format!("cloud = {}", toml::Value::String(cloud.clone()))));
-        lines.push(format!("owner = {}", path(owner)?));
-        lines.push(match &self.escrow {
-            Some(escrow) => format!("escrow = {}", path(escrow)?),
-            None => "no_escrow = true".to_owned(),
-        });
-        let identity = self.identity.as_ref().map(init::found).transpose()?;
-        let identity = identity.as_ref().map(init::quoted).unwrap_or_default();
-        lines.push(format!("identities = [{identity}]\n"));
-        if let Some(folder) = config.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            fs::create_dir_all(folder).map_err(Error::io(format!("make {}", folder.display())))?;
-        }
-        init::append(config, &lines.join("\n"))
     }
 }
 
@@ -192,9 +135,7 @@ impl Show {
 }
 
 fn show(config: &Config, name: &StoreName, json: bool) -> Result<(), Error> {
-    let store_config = config.store(name)?;
-    let facts = store::kind(store_config)?.facts(name, store_config);
-    let facts = facts.ok_or_else(|| unlock::Error::NoContainerKeys(name.clone()))??;
+    let facts = container::facts(config, name)?;
     output::print(json, &facts, || {
         let lines = facts.lines.iter().map(|(what, value)| format!("\n  {what:17}{value}"));
         let epoch = facts.epoch.as_ref().map(|epoch| epoch.to_string().trim_matches('"').to_owned());
@@ -223,12 +164,11 @@ impl Rotate {
         let style = ProgressStyle::with_template("{bar:40} {pos} of {len} keys, {eta} left");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         let keep = Duration::from_secs(u64::from(self.keep_days) * 24 * 3600);
-        let rotation = Keys::open(&config, &self.name, None, Use::Keys)?.rotate(keep, &|done, all| {
+        let rotation = container::rotate(&config, &self.name, keep, &|done, all| {
             bar.set_length(all as u64);
             bar.set_position(done as u64);
         })?;
         bar.finish_and_clear();
-        record(&config, "container rotate", &self.name);
         output::print(global.json, &rotation, || {
             let mut lines = vec![
                 format!("container key {}/kek/{}, fingerprint {}", self.name, rotation.epoch, rotation.fingerprint),
@@ -249,10 +189,4 @@ impl Rotate {
             left => Err(unlock::Error::Unfinished { container: self.name.clone(), left }.into()),
         }
     }
-}
-
-fn record(config: &Config, action: &str, name: &StoreName) {
-    let key = Some(name.to_string());
-    let event = Event { action, key, ..Event::default() };
-    audit::done(config, &event);
 }

@@ -211,7 +211,9 @@ impl Delete {
                 self.key
             )));
         }
-        keys::delete(config, &container, &self.key)
+        keys::delete(config, &container, &self.key)?;
+        output::say(format_args!("deleted the key {}: nobody can read its volume's data again", self.key));
+        Ok(())
     }
 }
 
@@ -239,7 +241,7 @@ impl Passphrase {
         }
         let passphrase = match (&self.device, &self.key) {
             (Some(device), key) => released(config, device, self.header.as_deref(), key.clone(), None)?,
-            (None, Some(key)) => unbound(config, key)?,
+            (None, Some(key)) => passphrase::of_key(config, key)?,
             (None, None) => return Err(Error::Usage("name a key, or a volume with --for".to_owned())),
         };
         write(&out, &passphrase)
@@ -290,12 +292,6 @@ fn released(
     let passphrase = passphrase::release(config, passphrase::Request { device, header, key });
     explain::note("release the passphrase of", Some(device), name.as_ref(), passphrase.as_ref());
     passphrase
-}
-
-/// The passphrase of a key, whichever volume it is for.
-fn unbound(config: &Config, key: &KeyReference) -> Result<SecretBytes, Error> {
-    let container = Container::open(config, &key.store, None, Use::Keys)?;
-    Ok(container.give_out(&key.key)?.passphrase()?)
 }
 
 /// Past any buffer, which would keep a copy.

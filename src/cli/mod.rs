@@ -45,10 +45,11 @@ use tracing_subscriber::{
 use crate::{
     base::exit::Exit,
     config::{self, Config, ConfigError, SeparationPolicy},
-    keys::{store, tpm},
+    keys::tpm,
     verbs::{
         boot::{self as boots, Reports},
         error::Error,
+        setup,
     },
     volumes::backend::userspace,
 };
@@ -137,9 +138,7 @@ impl SeparationOptions {
 
 impl Global {
     fn config(&self) -> Result<Config, ConfigError> {
-        let config = Config::read(&self.config)?;
-        store::check(&config)?;
-        Ok(config)
+        setup::configuration(&self.config)
     }
 }
 

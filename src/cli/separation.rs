@@ -72,8 +72,7 @@ impl Separation {
         let surroundings = Surroundings { target: target.as_ref(), inventory: &inventory, level };
         let report = separation::check(&self.device, self.header.as_deref(), &places, &surroundings);
         output::print(global.json, &report, || report.to_string())?;
-        report.judge(self.policy.unwrap_or(config.separation.policy)).map_err(|(refusal, _)| refusal)?;
-        Ok(())
+        Ok(report.judge(self.policy.unwrap_or(config.separation.policy))?)
     }
 }
 

@@ -1,42 +1,27 @@
 //! What the lists `identities` name: private keys of this host.
 
-use std::{
-    convert::Infallible,
-    fmt,
-    path::{Path, PathBuf},
-    str::FromStr,
-};
+use std::{convert::Infallible, fmt, path::Path, str::FromStr};
 
 use serde::{Deserialize, Deserializer};
 
-use super::{ConfigPath, paths::resolve};
+use super::{
+    ConfigPath,
+    paths::{CREDENTIAL, resolve},
+};
 
-/// A private key of this host. Its kind is decided here; nobody asks the file what it is.
+/// `PATH` or `SCHEME:PATH`: a private key of this host. Its kind is decided here, and each kind knows its scheme
+/// ([`crate::keys::seal::identities`]); nobody asks the file what it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum IdentitySpec {
-    /// `PATH`: a private key in PEM.
-    Pem(ConfigPath),
-    /// `tpm:PATH`: a key file of this host's TPM.
-    Tpm(ConfigPath),
+pub struct IdentitySpec {
+    /// Empty for a `PATH`.
+    pub scheme: String,
+    pub path: ConfigPath,
 }
 
-/// What names a key file of the TPM.
-const TPM: &str = "tpm:";
-
 impl IdentitySpec {
-    /// Its file.
-    pub fn path(&self) -> &Path {
-        match self {
-            Self::Pem(path) | Self::Tpm(path) => path,
-        }
-    }
-
-    /// One of the same kind, whose file is there.
-    pub fn at(&self, path: PathBuf) -> Self {
-        match self {
-            Self::Pem(_) => Self::Pem(path.into()),
-            Self::Tpm(_) => Self::Tpm(path.into()),
-        }
+    /// A key of this kind in this file.
+    pub fn of(scheme: &str, path: impl Into<ConfigPath>) -> Self {
+        Self { scheme: scheme.to_owned(), path: path.into() }
     }
 }
 
@@ -44,18 +29,21 @@ impl FromStr for IdentitySpec {
     type Err = Infallible;
 
     fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(match text.strip_prefix(TPM) {
-            Some(path) => Self::Tpm(resolve(Path::new(path))),
-            None => Self::Pem(resolve(Path::new(text))),
-        })
+        // A path with a colon in its first name starts with './'.
+        let is_scheme = |word: &str| word.bytes().all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit());
+        let (scheme, path) = match text.split_once(':') {
+            Some((scheme, path)) if is_scheme(scheme) && !text.starts_with(CREDENTIAL) => (scheme, path),
+            _ => ("", text),
+        };
+        Ok(Self::of(scheme, resolve(Path::new(path))))
     }
 }
 
 /// As the configuration writes it.
 impl fmt::Display for IdentitySpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let prefix = if matches!(self, Self::Tpm(_)) { TPM } else { "" };
-        write!(f, "{prefix}{}", self.path().display())
+        let colon = if self.scheme.is_empty() { "" } else { ":" };
+        write!(f, "{}{colon}{}", self.scheme, self.path.display())
     }
 }
 

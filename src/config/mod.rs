@@ -342,7 +342,7 @@ mod tests {
         let store = config.store(&name).unwrap();
         let beside = |name: &str| ConfigPath::from(config.path.with_file_name(name));
         assert_eq!(store.sealing.owner, Some(beside("owner.pem")));
-        let (pem, tpm) = (IdentitySpec::Pem(beside("owner.key")), IdentitySpec::Tpm(beside("host.tpm.pem")));
+        let (pem, tpm) = (IdentitySpec::of("", beside("owner.key")), IdentitySpec::of("tpm", beside("host.tpm.pem")));
         assert_eq!(store.sealing.identities, [pem, tpm]);
     }
 
@@ -361,7 +361,7 @@ mod tests {
         let config = read(&format!("{store}{lockbox}")).unwrap();
         let of = config.lockbox.as_ref().unwrap();
         assert_eq!((of.lifetime.as_secs(), of.offline), (86400, false));
-        assert_eq!(of.identities, [IdentitySpec::Pem(config.path.with_file_name("host.key").into())]);
+        assert_eq!(of.identities, [IdentitySpec::of("", config.path.with_file_name("host.key"))]);
         assert_eq!(of.path, "/var/lib/cryptattach/lockbox".into());
         assert!(matches!(read(lockbox), Err(ConfigError::UnknownStore { .. })));
         for wrong in ["lifetime_hours = 0.0", "lifetime_hours = 9000.0", "lifetime_hours = nan", "host = '../x'"] {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer};
 use super::ConfigError;
 
 /// What names a systemd credential in place of a path.
-const CREDENTIAL: &str = "credential:";
+pub(super) const CREDENTIAL: &str = "credential:";
 
 /// A path that the configuration names: relative to the configuration's folder, or `credential:NAME`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

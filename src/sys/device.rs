@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    fs::{File, OpenOptions},
+    fs::{self, File, Metadata, OpenOptions},
     io,
     os::{
         fd::AsRawFd,
@@ -12,6 +12,7 @@ use std::{
 };
 
 use nix::libc;
+use serde::{Deserialize, Serialize};
 
 use crate::base::{advice::Advice, exit::Exit};
 
@@ -21,6 +22,8 @@ pub struct Device {
     /// As the user named it.
     pub path: PathBuf,
     pub kind: DeviceKind,
+    /// Which one the path led to.
+    pub identity: Identity,
     /// Size in bytes.
     pub size_bytes: u64,
     /// The kernel (or the file's permissions) lets nobody write.
@@ -40,9 +43,33 @@ pub enum DeviceKind {
     File,
 }
 
+/// Which device or file a path led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Identity {
+    /// A block device's number.
+    BlockDevice(u64),
+    /// A file's file system and inode.
+    File(u64, u64),
+}
+
+impl Identity {
+    /// What that metadata is of.
+    pub fn of(metadata: &Metadata) -> Self {
+        if metadata.file_type().is_block_device() {
+            Self::BlockDevice(metadata.rdev())
+        } else {
+            Self::File(metadata.dev(), metadata.ino())
+        }
+    }
+}
+
 /// A device cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
+    /// Another device has got the name.
+    #[error("{} is another device now than the one whose header was read", .0.display())]
+    Exchanged(PathBuf),
     /// No such file, or the device has gone.
     #[error("{} does not exist", .0.display())]
     Missing(PathBuf),
@@ -76,7 +103,7 @@ pub enum DeviceError {
 impl Advice for DeviceError {
     fn exit(&self) -> Exit {
         match self {
-            Self::Missing(_) => Exit::Missing,
+            Self::Missing(_) | Self::Exchanged(_) => Exit::Missing,
             Self::WrongKind(_) | Self::TooSmall { .. } => Exit::Header,
             Self::ReadOnly(_) | Self::Io { .. } => Exit::Io,
             Self::Busy { .. } => Exit::Busy,
@@ -86,6 +113,7 @@ impl Advice for DeviceError {
     fn next_step(&self) -> Option<Cow<'static, str>> {
         let step = match self {
             Self::Missing(_) => "check the path ('lsblk' shows the block devices)",
+            Self::Exchanged(_) => "name the device by what does not change: a path below /dev/disk",
             Self::Busy { .. } => "unmount or detach the device first",
             Self::ReadOnly(_) => "attach it with --read-only; it cannot be formatted",
             Self::WrongKind(_) | Self::TooSmall { .. } | Self::Io { .. } => return None,
@@ -130,14 +158,22 @@ impl Device {
             .open(path)
             .map_err(DeviceError::io("open", path))?;
         let metadata = file.metadata().map_err(DeviceError::io("stat", path))?;
-        let path = path.to_owned();
+        let (path, identity) = (path.to_owned(), Identity::of(&metadata));
         if metadata.file_type().is_block_device() {
             Self::look_block(path, &file, metadata.rdev())
         } else if metadata.is_file() {
             let read_only = nix::unistd::access(&path, nix::unistd::AccessFlags::W_OK).is_err();
             let size_bytes = metadata.len();
             let kind = DeviceKind::File;
-            Ok(Self { path, kind, size_bytes, read_only, logical_block_bytes: 512, physical_block_bytes: 4096 })
+            Ok(Self {
+                path,
+                kind,
+                identity,
+                size_bytes,
+                read_only,
+                logical_block_bytes: 512,
+                physical_block_bytes: 4096,
+            })
         } else {
             Err(DeviceError::WrongKind(path))
         }
@@ -158,11 +194,18 @@ impl Device {
         Ok(Self {
             path,
             kind: DeviceKind::Block(number),
+            identity: Identity::BlockDevice(number),
             size_bytes,
             read_only: read_only != 0,
             logical_block_bytes: logical.unsigned_abs(),
             physical_block_bytes: physical,
         })
+    }
+
+    /// Refuses a path that has come to lead to another device.
+    pub fn check_identity(&self) -> Result<(), DeviceError> {
+        let now = fs::metadata(&self.path).map_err(DeviceError::io("stat", &self.path))?;
+        if Identity::of(&now) == self.identity { Ok(()) } else { Err(DeviceError::Exchanged(self.path.clone())) }
     }
 
     /// Whether it is a file, or a loop device, which stands for one.

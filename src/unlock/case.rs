@@ -111,6 +111,9 @@ pub struct Proven<'a> {
     separated: Separated,
 }
 
+const SEALED: fn(KeyReference) -> Authority = Authority::SealedKey;
+const RELEASED: fn(KeyReference) -> Authority = Authority::ReleasedKey;
+
 /// How a key was had, for `test`.
 pub struct Tried {
     /// What gave it.
@@ -169,21 +172,22 @@ impl<'a> Case<'a> {
         let Circumstances { target, strictness, in_memory } = given;
         let mut places = self.key.places()?;
         places.retain(|place| !in_memory.is_some_and(|in_memory| in_memory(place)));
-        let header = self.volume.luks().and_then(|header| header.detached.as_deref());
         let inventory = Inventory::of(&self.config.separation)?;
         let surroundings = Surroundings { target, inventory: &inventory, level: self.config.separation.level };
-        let report = separation::check(&self.volume.device.path, header, &places, &surroundings);
-        let separated = match report.judge(strictness.policy.unwrap_or(self.config.separation.policy)) {
+        let policy = strictness.policy.unwrap_or(self.config.separation.policy);
+        let separated = match separation::prove(&self.volume, &self.reference, &places, &surroundings, policy) {
             Ok(separated) => separated,
-            Err((refusal, report)) if refusal.is_shared() && strictness.allow_shared => {
-                tracing::warn!("{refusal}; continuing because of --allow-shared");
-                let event = Event { overridden: Some("--allow-shared"), ..self.event("override", &report) };
-                audit::permit(self.config, &event)?;
-                report.overridden()
+            Err(refused) if strictness.allow_shared && refused.refusal.is_shared() => {
+                refused.overridden(|refused| {
+                    tracing::warn!("{}; continuing because of --allow-shared", refused.refusal);
+                    let event =
+                        Event { overridden: Some("--allow-shared"), ..self.event("override", refused.report()) };
+                    Ok::<_, Error>(audit::permit(self.config, &event)?)
+                })?
             }
-            Err((refusal, report)) => {
-                self.record("refused", &report);
-                return Err(refusal.into());
+            Err(refused) => {
+                self.record("refused", refused.report());
+                return Err(refused.refusal.into());
             }
         };
         Ok(Proven { case: self, separated })
@@ -217,20 +221,14 @@ impl Proven<'_> {
         self.separated.report()
     }
 
-    /// Opens the volume with its key, and then remembers both: what this host knows of stores and volumes changes only by a
-    /// key that has opened its volume. `open` has to compare the key with the volume's digest, as backends do.
-    pub fn unlock<T, E: From<Error>>(&self, open: impl FnOnce(&Unlocked) -> Result<T, E>) -> Result<T, E> {
-        let opened = open(&self.key()?)?;
-        self.remember();
-        Ok(opened)
-    }
-
     /// Fetches the key, opens it, and checks what it says against what the header says.
     ///
-    /// Equal digests are not yet a right key: that it opens the volume has still to be seen.
-    fn key(&self) -> Result<Unlocked, Error> {
+    /// What this host knows of stores and volumes changes here only: by a key that is the volume's.
+    pub fn key(&self) -> Result<Unlocked, Error> {
         let (fetched, _) = self.fetch()?;
-        self.open(fetched)
+        let unlocked = self.open(fetched)?;
+        self.remember();
+        Ok(unlocked)
     }
 
     fn fetch(&self) -> Result<(Fetched, Source), Error> {
@@ -295,15 +293,15 @@ impl Proven<'_> {
                     _ => "",
                 };
                 let found = format!("sealed, generation {}{others}", context.generation);
-                (payload.volume_key, self.sealed(), found)
+                (payload.volume_key, SEALED, found)
             }
             Fetched::Sealed(Opened { content: Content::Object(object), .. }) => {
                 let key = self.volume().unlock(&object.passphrase()?)?;
-                (key, self.sealed(), "sealed; a passphrase that opens a keyslot".to_owned())
+                (key, SEALED, "sealed; a passphrase that opens a keyslot".to_owned())
             }
             Fetched::Released(Released { object, .. }) => {
                 let key = self.volume().unlock(&object.passphrase()?)?;
-                (key, self.released(), "NOT sealed; a passphrase that opens a keyslot".to_owned())
+                (key, RELEASED, "NOT sealed; a passphrase that opens a keyslot".to_owned())
             }
         };
         Ok((Unlocked::by_stored_key(&self.separated, self.volume(), key, by)?, Tried { source, found }))
@@ -325,10 +323,9 @@ impl Proven<'_> {
         });
         container.create(&reference.key, volume.uuid(), &content)?;
         let read_back = self.key().and_then(|read| match &content {
-            Content::VolumeKey(payload) if payload.volume_key == *read.key() => Ok(volume.verify_key(read.key())?),
+            Content::VolumeKey(payload) if payload.volume_key == *read.key() => Ok(()),
             _ => Err(Error::ReadBack(reference.clone())),
         });
-        let read_back = read_back.inspect(|()| self.remember());
         read_back.inspect_err(|_| {
             if let Err(error) = container.store().delete(&reference.key) {
                 tracing::warn!("cannot delete the unused key {reference} from the store: {error}");
@@ -342,13 +339,13 @@ impl Proven<'_> {
         let detached = volume.luks().and_then(|header| header.detached.as_deref());
         let written = header::probe(&volume.device.path, detached)?;
         self.case.volume = written;
-        self.unlock(|unlocked| Ok::<_, Error>(self.volume().verify_key(unlocked.key())?))?;
+        self.key()?;
         Ok(self)
     }
 
     /// Adds the key to this host's lockbox; `None` if the store keeps it unsealed, and so decides each time who may have it.
     pub fn add_to_lockbox(&self) -> Result<Option<EntryContext>, Error> {
-        self.unlock(|unlocked| Ok::<_, Error>(self.volume().verify_key(unlocked.key())?))?;
+        self.key()?;
         self.case.key.container().add_to_lockbox(&self.case.reference.key)
     }
 
@@ -361,24 +358,16 @@ impl Proven<'_> {
         let (key, by) = match fetched {
             Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
                 self.agree(&payload)?;
-                (payload.volume_key, self.sealed())
+                (payload.volume_key, SEALED)
             }
             object => {
                 let none = || Error::NoPassphrase(self.case.reference.clone());
                 let key = self.volume().unlock(&object.passphrase()?.ok_or_else(none)?)?;
                 self.mark_used(&object);
-                (key, if matches!(object, Fetched::Sealed(_)) { self.sealed() } else { self.released() })
+                (key, if matches!(object, Fetched::Sealed(_)) { SEALED } else { RELEASED })
             }
         };
         Ok(Unlocked::by_stored_key(&self.separated, self.volume(), key, by)?)
-    }
-
-    fn sealed(&self) -> Authority {
-        Authority::SealedKey(self.case.reference.clone())
-    }
-
-    fn released(&self) -> Authority {
-        Authority::ReleasedKey(self.case.reference.clone())
     }
 
     /// Marks a key that opens one volume as used. Failing to do so is a warning: the volume exists already.

@@ -85,7 +85,7 @@ pub enum Error {
     #[error(transparent)]
     Trust(#[from] TrustError),
     /// The kind of store has no container keys.
-    #[error("the store '{0}' has no container keys: only a directory and a Swift container can have them")]
+    #[error("the store '{0}' keeps its keys unsealed, so it has no container keys")]
     NoContainerKeys(StoreName),
     /// The container has no container key yet, or there is no container.
     #[error("the container '{0}' has no container key")]

@@ -73,7 +73,7 @@ pub fn attach(config: &Config, backends: &dyn Backends, request: Request<'_>) ->
         Asked { key, caller, name: Some(options.name.clone()), volume_id: volume_id.map(str::to_owned), unpinned };
     let given = Circumstances { target: request.target.as_ref(), strictness: request.separation, in_memory: None };
     let proven = Case::find(config, volume, asked)?.prove(given)?;
-    let mapping = proven.unlock(|unlocked| Ok::<_, Error>(backend.activate(unlocked, &options)?))?;
+    let mapping = backend.activate(&proven.key()?, &options)?;
     proven.record("attach");
     Ok(mapping)
 }

@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod boot;
+pub mod container;
 pub mod detach;
 pub mod error;
 pub mod explain;
@@ -11,9 +12,11 @@ pub mod generator;
 pub mod hook;
 pub mod hotplug;
 pub mod import;
+pub mod init;
 pub mod keys;
 pub mod passphrase;
 pub mod resize;
+pub mod setup;
 pub mod test;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,10 @@ use std::path::Path;
 use crate::{
     base::key::{KeyReference, SecretBytes},
     config::Config,
-    unlock::case::{Asked, Case, Circumstances},
+    unlock::{
+        case::{Asked, Case, Circumstances},
+        container::{Container, Use},
+    },
     verbs::error::Error,
     volumes::header,
 };
@@ -28,4 +31,10 @@ pub fn release(config: &Config, request: Request<'_>) -> Result<SecretBytes, Err
     let passphrase = proven.passphrase()?;
     proven.record("release");
     Ok(passphrase)
+}
+
+/// The passphrase of a key, whichever volume it is for.
+pub fn of_key(config: &Config, key: &KeyReference) -> Result<SecretBytes, Error> {
+    let container = Container::open(config, &key.store, None, Use::Keys)?;
+    Ok(container.give_out(&key.key)?.passphrase()?)
 }

@@ -43,5 +43,5 @@ pub fn resize(config: &Config, backends: &dyn Backends, request: Request<'_>) ->
     let asked = Asked { key: request.key, caller: request.caller, ..Asked::default() };
     // dm-crypt's new table needs the key again: it is in the keyring of the process that attached the volume.
     let proven = Case::find(config, volume, asked)?.prove(given)?;
-    proven.unlock(|unlocked| Ok(backend.resize(request.name, unlocked)?))
+    Ok(backend.resize(request.name, &proven.key()?)?)
 }

@@ -9,7 +9,8 @@ use crate::base::key::{KeyReference, SecretBytes, VolumeKey};
 /// A volume and its key.
 ///
 /// A person's passphrase that opens a keyslot makes one ([`Unlocked::by_passphrase`]); a stored key makes one only together
-/// with the proof that it rests apart from this very volume. So nobody maps a volume with a key that was not proven:
+/// with the proof that it rests apart from this very volume, and only if it is the key of that. So nobody maps a volume with
+/// a key that was not proven:
 ///
 /// ```compile_fail,E0451
 /// # use cryptattach::{base::key::VolumeKey, volumes::{Unlocked, header::Volume}};
@@ -48,18 +49,20 @@ impl Unlocked {
         Ok(Self { volume: volume.clone(), key, by: Authority::Passphrase })
     }
 
-    /// The key that a store had, with the proof that it rests apart from this volume.
+    /// The key that a store had, with the proof that it rests apart from this volume: the proof says which key that is, and
+    /// on which device. The header says whether it is the volume's.
     pub(crate) fn by_stored_key(
         proof: &Separated,
         volume: &Volume,
         key: VolumeKey,
-        by: Authority,
+        by: fn(KeyReference) -> Authority,
     ) -> Result<Self, VolumeError> {
-        let path = volume.device.path.clone();
-        if proof.report().device != path {
-            return Err(VolumeError::OtherProof { proven: proof.report().device.clone(), path });
+        if !proof.is_of(&volume.device) {
+            let (path, proven) = (volume.device.path.clone(), proof.report().device.clone());
+            return Err(VolumeError::OtherProof { path, proven });
         }
-        Ok(Self { volume: volume.clone(), key, by })
+        volume.verify_key(&key)?;
+        Ok(Self { volume: volume.clone(), key, by: by(proof.key().clone()) })
     }
 
     /// The volume.
@@ -75,5 +78,63 @@ impl Unlocked {
     /// What has unlocked it.
     pub fn by(&self) -> &Authority {
         &self.by
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+    use crate::{
+        base::{
+            key::{KeySize, Place},
+            plain_hash::PlainHash,
+        },
+        config::SeparationPolicy,
+        volumes::{
+            header::{self, PlainParameters, SectorSize},
+            separation::{self, Surroundings},
+        },
+    };
+
+    fn volume(path: &Path) -> Volume {
+        let parameters = PlainParameters {
+            key_size: KeySize::Bits256,
+            sector_size: SectorSize::B512,
+            offset_sectors: 0,
+            skip_sectors: 0,
+            hash: PlainHash::Sha256,
+        };
+        header::plain(path, &parameters).unwrap()
+    }
+
+    #[test]
+    fn a_proof_is_of_one_device_and_one_key_and_the_key_is_the_volumes() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, other] = ["volume", "other"].map(|name| folder.path().join(name));
+        [&path, &other].iter().for_each(|path| fs::write(path, vec![0; 1 << 20]).unwrap());
+        let reference: KeyReference = "s/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de".parse().unwrap();
+        let places = [Place::path("sealed key", "/dev/shm", true)];
+        let prove = |volume: &Volume| {
+            let policy = SeparationPolicy::Warn;
+            separation::prove(volume, &reference, &places, &Surroundings::default(), policy)
+        };
+        let key = |bytes| VolumeKey::from_secret(SecretBytes::random(bytes).unwrap()).unwrap();
+        let proven = volume(&path);
+        let proof = prove(&proven).unwrap();
+
+        let unlocked = Unlocked::by_stored_key(&proof, &proven, key(32), Authority::SealedKey).unwrap();
+        assert_eq!(unlocked.by(), &Authority::SealedKey(reference.clone()));
+        let unlock = |volume: &Volume, key| Unlocked::by_stored_key(&proof, volume, key, Authority::SealedKey).err();
+        assert!(matches!(unlock(&volume(&other), key(32)), Some(VolumeError::OtherProof { .. })));
+        assert!(matches!(unlock(&proven, key(64)), Some(VolumeError::WrongKey { .. })));
+
+        // The same path, another device there now.
+        fs::rename(&other, &path).unwrap();
+        assert!(matches!(unlock(&volume(&path), key(32)), Some(VolumeError::OtherProof { .. })));
+        let refused = prove(&proven).unwrap_err();
+        assert!(matches!(refused.refusal, separation::Refusal::Exchanged(_)));
+        assert!(refused.overridden(|_| Ok::<_, separation::Refusal>(())).is_err());
     }
 }

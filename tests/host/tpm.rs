@@ -133,7 +133,7 @@ impl Host {
     }
 
     fn open_as(&self, sealed: &Sealed, config: &TpmConfig) -> Result<(), SealError> {
-        let identities = Identities::read(&[IdentitySpec::Tpm(config.identity.clone())], config)?;
+        let identities = Identities::read(&[IdentitySpec::of("tpm", config.identity.clone())], config)?;
         let opened = identities.open(&sealed.key, &sealed.expected);
         assert!(self.swtpm.leftovers().is_empty(), "left in the TPM: {}", self.swtpm.leftovers());
         let Content::VolumeKey(payload) = opened?.content else { panic!("no volume key") };

@@ -15,32 +15,43 @@ use crate::{
 /// What servers are trusted by unless clouds.yaml names an authority (Debian's ca-certificates).
 const SYSTEM_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-/// Where it logs in, and the given URLs of the service.
-pub fn servers(cloud: &CloudConfig, urls: &[String]) -> Result<Vec<Server>, StoreError> {
-    let auth_url = Cloud::find(cloud, None).map_err(AuthError::from)?.auth_url;
-    let servers = [&auth_url].into_iter().chain(urls).map(|url| {
-        let url = http::url(url).map_err(AuthError::from)?;
-        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        Ok(Server { host, port: url.port_or_known_default().unwrap_or(443) })
-    });
-    servers.collect()
+/// A service of a cloud, as the configuration names it.
+pub struct Service<'a> {
+    pub cloud: &'a CloudConfig,
+    /// Its URLs, in place of the catalogue's.
+    pub urls: &'a [String],
+    /// What logs in there may get unsealed keys.
+    pub releases: bool,
 }
 
-/// The files that logging in and trusting the servers take.
-pub fn files(cloud: &CloudConfig) -> Result<Vec<PathBuf>, StoreError> {
-    let found = Cloud::find(cloud, None).map_err(AuthError::from)?;
-    let authorities = found.authorities.unwrap_or_else(|| SYSTEM_AUTHORITIES.into());
-    let clouds = clouds::find_file(cloud).map_err(AuthError::from)?;
-    Ok([clouds, authorities].into_iter().chain(cloud.secret.clone().map(PathBuf::from)).collect())
-}
+impl<'a> Service<'a> {
+    /// Where it logs in, and the service.
+    pub fn servers(&self) -> Result<Vec<Server>, StoreError> {
+        let auth_url = Cloud::find(self.cloud, None).map_err(AuthError::from)?.auth_url;
+        let servers = [&auth_url].into_iter().chain(self.urls).map(|url| {
+            let url = http::url(url).map_err(AuthError::from)?;
+            let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+            Ok(Server { host, port: url.port_or_known_default().unwrap_or(443) })
+        });
+        servers.collect()
+    }
 
-/// The files that the configuration names.
-pub fn paths(cloud: &CloudConfig) -> Vec<&Path> {
-    cloud.clouds.iter().chain(&cloud.secret).map(AsRef::as_ref).collect()
-}
+    /// The files that logging in and trusting the servers take.
+    pub fn files(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let found = Cloud::find(self.cloud, None).map_err(AuthError::from)?;
+        let authorities = found.authorities.unwrap_or_else(|| SYSTEM_AUTHORITIES.into());
+        let clouds = clouds::find_file(self.cloud).map_err(AuthError::from)?;
+        Ok([clouds, authorities].into_iter().chain(self.cloud.secret.clone().map(PathBuf::from)).collect())
+    }
 
-/// Where the credentials are; whether they open volumes depends on what logging in gives.
-pub fn places(cloud: &CloudConfig, opens: bool) -> Vec<Place> {
-    let files = cloud.secret.iter().chain(&cloud.clouds);
-    files.map(|path| Place::path("credential", &**path, opens)).collect()
+    /// The files that the configuration names.
+    pub fn paths(&self) -> Vec<&'a Path> {
+        self.cloud.clouds.iter().chain(&self.cloud.secret).map(AsRef::as_ref).collect()
+    }
+
+    /// Where the credentials are.
+    pub fn places(&self) -> Vec<Place> {
+        let files = self.cloud.secret.iter().chain(&self.cloud.clouds);
+        files.map(|path| Place::path("credential", &**path, self.releases)).collect()
+    }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::{KINDS, KeyStore, StoreError};
+use super::{KINDS, KeyStore, StoreError, cloud::Service};
 use crate::{
     base::key::{Place, SecretBytes, StoreName},
     config::{Config, ConfigError, Section, StoreConfig},
@@ -24,23 +24,29 @@ pub trait Kind {
     ) -> Result<Box<dyn KeyStore>, StoreError>;
     /// The kind in words for the user: "Swift", "the directory /srv/keys".
     fn describe(&self) -> String;
+    /// The service of a cloud that it is, from which the next five follow.
+    fn service(&self) -> Option<Service<'_>> {
+        None
+    }
     /// The servers that it asks first: where it logs in, or else where it is. None: it needs no network.
     fn servers(&self) -> Result<Vec<Server>, StoreError> {
-        Ok(Vec::new())
+        self.service().map_or_else(|| Ok(Vec::new()), |service| service.servers())
     }
     /// Whether it is reached over a network.
-    fn needs_network(&self) -> bool;
+    fn needs_network(&self) -> bool {
+        self.service().is_some()
+    }
     /// The files that logging in and trusting its servers take, for an initramfs.
     fn files(&self) -> Result<Vec<PathBuf>, StoreError> {
-        Ok(Vec::new())
+        self.service().map_or_else(|| Ok(Vec::new()), |service| service.files())
     }
     /// The files and directories that its configuration names and that opening a key needs.
     fn paths(&self) -> Vec<&Path> {
-        Vec::new()
+        self.service().map(|service| service.paths()).unwrap_or_default()
     }
     /// Where this host keeps what gives access to it.
     fn places(&self) -> Vec<Place> {
-        Vec::new()
+        self.service().map(|service| service.places()).unwrap_or_default()
     }
     /// The directory of this host that has the keys.
     fn directory(&self) -> Option<&Path> {
@@ -107,16 +113,29 @@ impl Server {
     }
 }
 
-/// How a kind reads its part of the configuration.
-pub(super) type Parse = fn(&Section) -> Result<Box<dyn Kind>, ConfigError>;
+/// What is known of a kind of store before a configuration is read.
+pub struct StoreType {
+    /// `type` in the configuration.
+    pub name: &'static str,
+    /// Whether it keeps hosts' lockbox keys.
+    pub keeps_host_keys: bool,
+    /// Reads its part of the configuration.
+    pub read: fn(&Section) -> Result<Box<dyn Kind>, ConfigError>,
+}
 
 /// The kind of store that a part of the configuration describes.
 pub fn kind(config: &StoreConfig) -> Result<Box<dyn Kind>, ConfigError> {
     let section = &config.section;
-    match KINDS.iter().find(|(name, _)| *name == section.kind) {
-        Some((_, parse)) => parse(section),
-        None => Err(section.unknown_kind(&KINDS.iter().map(|(name, _)| *name).collect::<Vec<_>>())),
+    match KINDS.iter().find(|kind| kind.name == section.kind) {
+        Some(kind) => (kind.read)(section),
+        None => Err(section.unknown_kind(&KINDS.iter().map(|kind| kind.name).collect::<Vec<_>>())),
     }
+}
+
+/// The kinds of stores that keep hosts' lockbox keys, in words.
+pub fn with_host_keys() -> String {
+    let kinds = KINDS.iter().filter(|kind| kind.keeps_host_keys);
+    kinds.map(|kind| format!("'{}'", kind.name)).collect::<Vec<_>>().join(" or ")
 }
 
 /// Refuses a configuration that a kind of store does not understand, or that does not say whom keys are sealed to.

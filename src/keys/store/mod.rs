@@ -15,7 +15,7 @@ mod swift;
 
 pub use barbican::Barbican;
 pub use directory::Directory;
-pub use kind::{Access, Facts, Kind, Server, check, kind};
+pub use kind::{Access, Facts, Kind, Server, StoreType, check, kind, with_host_keys};
 pub use swift::{MalformedEndpoints, Swift, parse_endpoints};
 
 use crate::{
@@ -154,15 +154,12 @@ pub trait ObjectStore {
     fn create(&self, object: &ManagedObject) -> Result<KeyId, StoreError>;
 }
 
-/// The kinds of stores: the `type` in the configuration, and what reads the rest.
-const KINDS: &[(&str, kind::Parse)] = &[
-    ("directory", directory::DirectoryConfig::kind),
-    ("swift", swift::SwiftConfig::kind),
-    ("barbican", barbican::BarbicanConfig::kind),
-];
+/// The kinds of stores.
+const KINDS: &[StoreType] = &[directory::TYPE, swift::TYPE, barbican::TYPE];
 
-/// The store that a part of the configuration describes; `caller` is the token of a hook's caller.
+/// The store of a kind that a part of the configuration describes; `caller` is the token of a hook's caller.
 pub fn open(
+    kind: &dyn Kind,
     name: &StoreName,
     config: &StoreConfig,
     caller: Option<SecretBytes>,
@@ -171,7 +168,7 @@ pub fn open(
     if let Some(store) = memory::Memory::named(name) {
         return Ok(Box::new(store));
     }
-    kind(config)?.open(name, config, caller)
+    kind.open(name, config, caller)
 }
 
 /// A store could not do what was asked.

@@ -40,23 +40,23 @@ impl Esys {
         qualifying: &[u8],
     ) -> Result<Certified, TpmError> {
         let (qualifying, scheme) = (data(qualifying)?, own_scheme());
-        let (mut attest, mut signature) = (null_mut(), null_mut());
-        command!(
-            self,
-            Esys_CertifyCreation_Async(
-                signer.tr(),
-                object.tr(),
-                PASSWORD,
-                NONE,
-                NONE,
-                &qualifying,
-                &created.creation_hash,
-                &scheme,
-                &created.creation_ticket
-            ),
-            Esys_CertifyCreation_Finish(&mut attest, &mut signature)
-        )?;
-        self.certified("CertifyCreation", attest, signature)
+        self.certified("CertifyCreation", |attest, signature| {
+            command!(
+                self,
+                Esys_CertifyCreation_Async(
+                    signer.tr(),
+                    object.tr(),
+                    PASSWORD,
+                    NONE,
+                    NONE,
+                    &qualifying,
+                    &created.creation_hash,
+                    &scheme,
+                    &created.creation_ticket
+                ),
+                Esys_CertifyCreation_Finish(attest, signature)
+            )
+        })
     }
 
     /// `signer`'s word for the first `size` bytes of an NV index that anyone may read.
@@ -68,33 +68,35 @@ impl Esys {
         qualifying: &[u8],
     ) -> Result<Certified, TpmError> {
         let (qualifying, scheme) = (data(qualifying)?, own_scheme());
-        let (mut attest, mut signature) = (null_mut(), null_mut());
-        command!(
-            self,
-            Esys_NV_Certify_Async(
-                signer.tr(),
-                index.tr(),
-                index.tr(),
-                PASSWORD,
-                PASSWORD,
-                NONE,
-                &qualifying,
-                &scheme,
-                size,
-                0
-            ),
-            Esys_NV_Certify_Finish(&mut attest, &mut signature)
-        )?;
-        self.certified("NV_Certify", attest, signature)
+        self.certified("NV_Certify", |attest, signature| {
+            command!(
+                self,
+                Esys_NV_Certify_Async(
+                    signer.tr(),
+                    index.tr(),
+                    index.tr(),
+                    PASSWORD,
+                    PASSWORD,
+                    NONE,
+                    &qualifying,
+                    &scheme,
+                    size,
+                    0
+                ),
+                Esys_NV_Certify_Finish(attest, signature)
+            )
+        })
     }
 
+    /// What a certifying command gives.
     fn certified(
         &self,
         command: &'static str,
-        attest: *mut sys::TPM2B_ATTEST,
-        signature: *mut sys::TPMT_SIGNATURE,
+        run: impl FnOnce(&mut *mut sys::TPM2B_ATTEST, &mut *mut sys::TPMT_SIGNATURE) -> Result<(), TpmError>,
     ) -> Result<Certified, TpmError> {
-        // SAFETY: outputs of the command that the caller has just sent and that has succeeded; in no other hands.
+        let (mut attest, mut signature) = (null_mut(), null_mut());
+        run(&mut attest, &mut signature)?;
+        // SAFETY: outputs of the command just above, which has succeeded; they are in no other hands.
         let (attest, signature) =
             unsafe { (TpmAnswer::take(self, command, attest)?, TpmAnswer::take(self, command, signature)?) };
         Ok(Certified {

@@ -124,7 +124,7 @@ impl Container {
         }
         own_places.extend(config.boot.place());
         let as_caller = caller.is_some() && kind.takes_caller_token();
-        let mut store = store::open(name, store_config, caller)?;
+        let mut store = store::open(&*kind, name, store_config, caller)?;
         if used == Use::Unlock {
             store.as_one();
         }

@@ -164,7 +164,7 @@ pub enum LockboxError {
     #[error("the lockbox of '{0}' is closed")]
     Closed(HostName),
     /// The store's kind keeps no lockbox keys.
-    #[error("the store '{0}' cannot keep lockbox keys: only a directory and a Swift container can")]
+    #[error("the store '{0}' cannot keep lockbox keys: only a store of type {types} can", types = store::with_host_keys())]
     Unsupported(StoreName),
     /// The store has no lockbox key for this host.
     #[error(

@@ -132,7 +132,8 @@ impl Lockbox {
         };
         let from_store = || {
             let Ok(store_config) = config.store(name) else { return Err(LockboxError::Unsupported(name.clone())) };
-            let store = store::open(name, store_config, None)?;
+            let kind = store::kind(store_config).map_err(StoreError::from)?;
+            let store = store::open(&*kind, name, store_config, None)?;
             let keys = store.host_keys().ok_or_else(|| LockboxError::Unsupported(name.clone()))?;
             Ok(keys.get(host)?)
         };

@@ -284,7 +284,7 @@ fn shares_disk(config: &Config, planned: &[Planned]) -> Result<Option<String>, E
     let surroundings = Surroundings { target: None, inventory: &inventory, level: SeparationLevel::Device };
     for planned in planned {
         let report = separation::check(planned.device.path(), planned.header.as_deref(), &places, &surroundings);
-        if let Err((refusal, _)) = report.judge(SeparationPolicy::Warn) {
+        if let Err(refusal) = report.judge(SeparationPolicy::Warn) {
             return Ok(Some(chain(&refusal)));
         }
     }

@@ -152,7 +152,7 @@ impl Sources {
                 return Err(unlock::Error::NoReference(volume.device.path.clone()).into());
             }
         };
-        case.prove(Circumstances::default())?.unlock(|unlocked| found.attach(unlocked))?;
+        found.attach(&case.prove(Circumstances::default())?.key()?)?;
         if let Some(uuid) = volume.uuid()
             && let Err(error) = Pins::of(&self.config).hand_on(uuid)
         {
@@ -321,7 +321,7 @@ mod tests {
         fs::write(&key, "-----BEGIN TSS2 PRIVATE KEY-----\n").unwrap();
         let config = Arc::new(Config::read(&config).unwrap());
         let sources = || Sources::new(config.clone(), Instant::now(), mpsc::channel().0);
-        let identity = [IdentitySpec::Tpm(key.into())];
+        let identity = [IdentitySpec::of("tpm", key)];
         sources().await_identities(VolumeNo::FIRST, &identity).unwrap();
         let over = sources();
         assert!(matches!(over.latch().unwrap(), PcrLatch::NotWanted));

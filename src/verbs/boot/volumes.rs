@@ -140,13 +140,13 @@ impl FoundVolume {
     /// Attaches the volume, unless another thread has.
     pub fn attach(&self, unlocked: &Unlocked) -> Result<(), Error> {
         let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
-        let backend = ThisHost.choose(None, &self.volume.device)?;
-        if *attached || backend.active(&self.volume, &self.options)?.is_some() {
-            self.volume.verify_key(unlocked.key())?;
-        } else {
-            backend.activate(unlocked, &self.options)?;
+        if !*attached {
+            let backend = ThisHost.choose(None, &self.volume.device)?;
+            if backend.active(&self.volume, &self.options)?.is_none() {
+                backend.activate(unlocked, &self.options)?;
+            }
+            *attached = true;
         }
-        *attached = true;
         Ok(())
     }
 }

@@ -126,6 +126,7 @@ impl Backend for DmCrypt {
     fn activate(&self, unlocked: &Unlocked, options: &Activate) -> Result<Mapping, BackendError> {
         let (volume, key) = (unlocked.volume(), unlocked.key());
         let device = &volume.device.path;
+        volume.device.check_identity()?;
         let failed = |source: library::LibraryError| match source.errno() {
             // libcryptsetup compares the key with the digest.
             Some(libc::EPERM) => VolumeError::WrongKey { path: device.clone() }.into(),
@@ -150,7 +151,14 @@ impl Backend for DmCrypt {
             )
         })
         .map_err(failed)?;
-        Ok(mapping(&options.name, false))
+        // libcryptsetup takes a path, and that may lead elsewhere meanwhile.
+        match self.lies_on(&options.name, &volume.device) {
+            Ok(true) => Ok(mapping(&options.name, false)),
+            looked => {
+                self.deactivate(&options.name, Deferred::No)?;
+                Err(looked.err().unwrap_or_else(|| DeviceError::Exchanged(device.clone()).into()))
+            }
+        }
     }
 
     fn resize(&self, name: &MappingName, unlocked: &Unlocked) -> Result<u64, BackendError> {

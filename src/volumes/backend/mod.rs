@@ -23,9 +23,8 @@ pub mod userspace;
 pub trait Backend {
     /// The mapping of that name, if it is this volume's and as asked for; refused if it is something else.
     fn active(&self, volume: &Volume, options: &Activate) -> Result<Option<Mapping>, BackendError>;
-    /// Makes the volume's plaintext available as a device, under a name that [`Backend::active`] found free.
-    ///
-    /// The key is compared with the header's digest first.
+    /// Makes the volume's plaintext available as a device, under a name that [`Backend::active`] found free; and only if the
+    /// volume's path still leads to the device whose header was read.
     fn activate(&self, unlocked: &Unlocked, options: &Activate) -> Result<Mapping, BackendError>;
     /// Makes a mapping as large as its device has become; its new size in bytes. It never shrinks.
     fn resize(&self, name: &MappingName, unlocked: &Unlocked) -> Result<u64, BackendError>;

@@ -43,7 +43,7 @@ use std::path::Path;
 pub use disk::{Disk, Leaf, Memory, SameBy};
 pub use inventory::{Contradiction, Inventory, InventoryError};
 pub use lineage::Lineage;
-pub use policy::{Refusal, Separated};
+pub use policy::{Refusal, Refused, Separated, prove};
 pub use remote::{Protocol, Remote};
 pub use report::Report;
 pub use swap::{Swap, SwapKind};

@@ -2,10 +2,16 @@
 
 use std::borrow::Cow;
 
-use super::{Report, SameBy, SharedDevice, Verdict};
+use super::{Report, SameBy, SharedDevice, Surroundings, Verdict, check};
 use crate::{
-    base::{advice::Advice, exit::Exit},
+    base::{
+        advice::Advice,
+        exit::Exit,
+        key::{KeyReference, Place},
+    },
     config::SeparationPolicy,
+    sys::device::{Device, DeviceError},
+    volumes::header::Volume,
 };
 
 /// Key and data are not proven to be apart.
@@ -22,38 +28,97 @@ pub enum Refusal {
     /// Nothing proves that they are not, and the policy is strict.
     #[error("nothing proves that key and data are on different devices: {0}")]
     Unproven(String),
+    /// What was compared is another device than the one whose header was read.
+    #[error(transparent)]
+    Exchanged(DeviceError),
 }
 
-/// A report that the policy lets through. Only [`Report::judge`] makes one, and without one there is no
+/// The policy lets one key open one volume. Only [`prove`] leads to one, and without one there is no
 /// [`Unlocked`](crate::volumes::Unlocked) by a stored key.
+///
+/// ```compile_fail,E0451
+/// # use cryptattach::{base::key::KeyReference, sys::device::Device, volumes::separation::{Report, Separated}};
+/// fn by_a_report_of_ones_own(report: Report, device: Device, key: KeyReference) -> Separated {
+///     Separated { report, device, key } // the members are private
+/// }
+/// ```
 #[derive(Debug)]
-pub struct Separated(Report);
+pub struct Separated {
+    report: Report,
+    device: Device,
+    key: KeyReference,
+}
+
+/// What was compared, and why the key is not to open the volume.
+#[derive(Debug)]
+pub struct Refused {
+    pub refusal: Refusal,
+    separated: Separated,
+}
+
+/// Compares where a volume rests with the places of its key, and judges by the policy.
+pub fn prove(
+    volume: &Volume,
+    key: &KeyReference,
+    places: &[Place],
+    surroundings: &Surroundings<'_>,
+    policy: SeparationPolicy,
+) -> Result<Separated, Box<Refused>> {
+    let header = volume.luks().and_then(|header| header.detached.as_deref());
+    let report = check(&volume.device.path, header, places, surroundings);
+    let judged = volume.device.check_identity().map_err(Refusal::Exchanged).and_then(|()| report.judge(policy));
+    let separated = Separated { report, device: volume.device.clone(), key: key.clone() };
+    match judged {
+        Ok(()) => Ok(separated),
+        Err(refusal) => Err(Box::new(Refused { refusal, separated })),
+    }
+}
 
 impl Separated {
     /// The report.
     pub fn report(&self) -> &Report {
-        &self.0
+        &self.report
+    }
+
+    /// The key that may open the volume.
+    pub fn key(&self) -> &KeyReference {
+        &self.key
+    }
+
+    /// Whether this is the device that was compared.
+    pub fn is_of(&self, device: &Device) -> bool {
+        (&self.device.path, self.device.identity) == (&device.path, device.identity)
+    }
+}
+
+impl Refused {
+    /// The report.
+    pub fn report(&self) -> &Report {
+        &self.separated.report
+    }
+
+    /// Lets what is shared through: a person has said so, and `record` puts that on record. Nothing else can be let through.
+    pub fn overridden<E: From<Refusal>>(self, record: impl FnOnce(&Self) -> Result<(), E>) -> Result<Separated, E> {
+        if !self.refusal.is_shared() {
+            return Err(self.refusal.into());
+        }
+        record(&self)?;
+        Ok(self.separated)
     }
 }
 
 impl Report {
-    /// Judges by the policy: shared is refused, unproven warns or is refused. What is refused comes back with the refusal.
-    pub fn judge(self, policy: SeparationPolicy) -> Result<Separated, (Refusal, Box<Self>)> {
-        let refusal = match (&self.verdict, policy) {
-            (Verdict::Apart(_), _) => return Ok(Separated(self)),
-            (Verdict::Shared(devices), _) => Refusal::Shared { within: nearest(devices), how: join(devices) },
-            (Verdict::Unproven(gaps), SeparationPolicy::Strict) => Refusal::Unproven(join(gaps)),
+    /// Judges by the policy: shared is refused, unproven warns or is refused.
+    pub fn judge(&self, policy: SeparationPolicy) -> Result<(), Refusal> {
+        match (&self.verdict, policy) {
+            (Verdict::Apart(_), _) => Ok(()),
+            (Verdict::Shared(devices), _) => Err(Refusal::Shared { within: nearest(devices), how: join(devices) }),
+            (Verdict::Unproven(gaps), SeparationPolicy::Strict) => Err(Refusal::Unproven(join(gaps))),
             (Verdict::Unproven(gaps), SeparationPolicy::Warn) => {
                 gaps.iter().for_each(|gap| tracing::warn!("separation of key and data is not proven: {gap}"));
-                return Ok(Separated(self));
+                Ok(())
             }
-        };
-        Err((refusal, Box::new(self)))
-    }
-
-    /// Lets a refused report through: a person has said so, and that is on record.
-    pub(crate) fn overridden(self) -> Separated {
-        Separated(self)
+        }
     }
 }
 
@@ -79,7 +144,10 @@ impl Refusal {
 
 impl Advice for Refusal {
     fn exit(&self) -> Exit {
-        Exit::NotSeparate
+        match self {
+            Self::Shared { .. } | Self::Unproven(_) => Exit::NotSeparate,
+            Self::Exchanged(error) => error.exit(),
+        }
     }
 
     fn next_step(&self) -> Option<Cow<'static, str>> {
@@ -93,6 +161,7 @@ impl Advice for Refusal {
                  (a boot does not have it)"
             }
             Self::Unproven(_) => "'cryptattach separation DEVICE' explains; --separation warn lets it pass",
+            Self::Exchanged(error) => return error.next_step(),
         };
         Some(step.into())
     }

@@ -18,7 +18,7 @@ pub use tpm::TpmIdentity;
 use super::{ContentKey, SealError};
 use crate::{
     base::key::{JoseHeader, JweRecipient, Place},
-    config::{IdentitySpec, TpmConfig},
+    config::{ConfigPath, IdentitySpec, TpmConfig},
     keys::store::Server,
 };
 
@@ -80,11 +80,53 @@ pub trait Kind {
     }
 }
 
+/// How a kind takes what stands behind its scheme.
+type Make = for<'a> fn(&'a ConfigPath) -> Box<dyn Kind + 'a>;
+
+/// The kinds of identities by their schemes.
+const KINDS: &[(&str, Make)] = &[("", pem::kind), ("tpm", tpm::kind)];
+
 /// The kind of an identity.
 pub fn kind(spec: &IdentitySpec) -> Box<dyn Kind + '_> {
-    match spec {
-        IdentitySpec::Pem(path) => Box::new(pem::PemFile(path)),
-        IdentitySpec::Tpm(path) => Box::new(tpm::TpmFile(path)),
+    match KINDS.iter().find(|(scheme, _)| *scheme == spec.scheme) {
+        Some((_, make)) => make(&spec.path),
+        None => Box::new(Unknown(spec)),
+    }
+}
+
+/// What has a scheme that no kind has: refused whatever it is wanted for, and taken for the worst until then.
+struct Unknown<'a>(&'a IdentitySpec);
+
+impl Kind for Unknown<'_> {
+    fn open(&self, _: &TpmConfig) -> Result<Box<dyn Identity>, SealError> {
+        Err(self.refusal())
+    }
+
+    fn check(&self) -> Result<(), SealError> {
+        Err(self.refusal())
+    }
+
+    fn place(&self) -> Place {
+        Place::path("private key", &*self.0.path, true)
+    }
+
+    fn files(&self) -> Vec<&Path> {
+        Vec::new()
+    }
+
+    fn is_secret(&self) -> bool {
+        true
+    }
+}
+
+impl Unknown<'_> {
+    fn refusal(&self) -> SealError {
+        let known: Vec<_> = KINDS.iter().filter(|(scheme, _)| !scheme.is_empty()).map(|(scheme, _)| *scheme).collect();
+        let why = format!(
+            "has an unknown scheme; this version knows: {}. A file with a colon is written './FILE'",
+            known.join(", ")
+        );
+        SealError::KeyFile { path: self.0.to_string().into(), why }
     }
 }
 
@@ -122,7 +164,7 @@ mod tests {
         let (pem, tss2) = (folder.path().join("pem"), folder.path().join("tss2"));
         fs::write(&pem, OwnerKey::generate().unwrap().private_pem().unwrap().expose()).unwrap();
         fs::write(&tss2, "-----BEGIN TSS2 PRIVATE KEY-----\n").unwrap();
-        let named = |path: &Path| (IdentitySpec::Pem(path.into()), IdentitySpec::Tpm(path.into()));
+        let named = |path: &Path| (IdentitySpec::of("", path), IdentitySpec::of("tpm", path));
         let told = |spec: IdentitySpec| {
             let opened = kind(&spec).open(&TpmConfig::default()).err().unwrap();
             let placed = places([&spec]).unwrap_err();
@@ -133,6 +175,10 @@ mod tests {
         assert!(kind(&right).open(&TpmConfig::default()).is_ok());
         assert!(told(wrong).contains("without 'tpm:'"));
         assert!(told(plain).contains(&format!("'tpm:{}'", tss2.display())));
+        // Neither has a scheme that no kind has, and its file counts as a secret.
+        let misspelt = IdentitySpec::of("tmp", &*pem);
+        assert!(kind(&misspelt).is_secret());
+        assert!(told(misspelt).contains("unknown scheme; this version knows: tpm"));
         // A file that is not there yet has no kind.
         let (pem, tpm) = named(&folder.path().join("none"));
         let opens: Vec<_> = places([&pem, &tpm]).unwrap().into_iter().map(|place| (place.what, place.opens)).collect();

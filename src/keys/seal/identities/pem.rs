@@ -222,7 +222,12 @@ impl Identity for OwnerKey {
 }
 
 /// `PATH` in `identities`.
-pub(super) struct PemFile<'a>(pub &'a ConfigPath);
+struct PemFile<'a>(&'a ConfigPath);
+
+/// What is in this file.
+pub(super) fn kind(path: &ConfigPath) -> Box<dyn Kind + '_> {
+    Box::new(PemFile(path))
+}
 
 impl Kind for PemFile<'_> {
     fn open(&self, _: &TpmConfig) -> Result<Box<dyn Identity>, SealError> {

@@ -90,7 +90,12 @@ fn coordinates(key: &PKeyRef<Public>) -> Result<(Vec<u8>, Vec<u8>), SealError> {
 }
 
 /// `tpm:PATH` in `identities`.
-pub(super) struct TpmFile<'a>(pub &'a ConfigPath);
+struct TpmFile<'a>(&'a ConfigPath);
+
+/// What is in this file.
+pub(super) fn kind(path: &ConfigPath) -> Box<dyn Kind + '_> {
+    Box::new(TpmFile(path))
+}
 
 impl Kind for TpmFile<'_> {
     fn open(&self, tpm: &TpmConfig) -> Result<Box<dyn Identity>, SealError> {

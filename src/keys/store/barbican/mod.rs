@@ -9,8 +9,6 @@ mod container_keys;
 mod pem;
 mod secrets;
 
-use std::path::{Path, PathBuf};
-
 use base64ct::{Base64, Encoding};
 use reqwest::Method;
 use serde::Deserialize;
@@ -18,7 +16,9 @@ use serde_json::{Value, json};
 
 use secrets::{PayloadType, Secret};
 
-use super::{Access, ContainerKeys, Facts, KeyStore, Kind, ObjectStore, Released, Server, StoreError, Stored, cloud};
+use super::{
+    Access, ContainerKeys, Facts, KeyStore, Kind, ObjectStore, Released, StoreError, StoreType, Stored, cloud::Service,
+};
 use crate::{
     base::{
         chain::chain,
@@ -70,9 +70,11 @@ fn yes() -> bool {
     true
 }
 
+/// `barbican`
+pub const TYPE: StoreType = StoreType { name: "barbican", keeps_host_keys: false, read: BarbicanConfig::kind };
+
 impl BarbicanConfig {
-    /// Reads its part of the configuration.
-    pub fn kind(section: &Section) -> Result<Box<dyn Kind>, ConfigError> {
+    fn kind(section: &Section) -> Result<Box<dyn Kind>, ConfigError> {
         let (cloud, own) = section.part(&CloudConfig::MEMBERS);
         Ok(Box::new(Self { cloud: cloud.read()?, ..own.read()? }))
     }
@@ -92,25 +94,8 @@ impl Kind for BarbicanConfig {
         "Barbican".to_owned()
     }
 
-    fn servers(&self) -> Result<Vec<Server>, StoreError> {
-        cloud::servers(&self.cloud, &self.urls)
-    }
-
-    fn needs_network(&self) -> bool {
-        true
-    }
-
-    fn files(&self) -> Result<Vec<PathBuf>, StoreError> {
-        cloud::files(&self.cloud)
-    }
-
-    fn paths(&self) -> Vec<&Path> {
-        cloud::paths(&self.cloud)
-    }
-
-    fn places(&self) -> Vec<Place> {
-        // What logs in may get unsealed keys.
-        cloud::places(&self.cloud, true)
+    fn service(&self) -> Option<Service<'_>> {
+        Some(Service { cloud: &self.cloud, urls: &self.urls, releases: true })
     }
 
     fn takes_caller_token(&self) -> bool {

@@ -18,7 +18,7 @@ use nix::libc;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Access, ContainerKeys, Current, Facts, HostKeys, KeyStore, Kind, StoreError, Stored};
+use super::{Access, ContainerKeys, Current, Facts, HostKeys, KeyStore, Kind, StoreError, StoreType, Stored};
 use crate::{
     base::key::{
         Epoch, HostName, KeyId, MAX_SEALED_BYTES, MalformedSealedKey, Place, SealedKey, SecretBytes, StoreName,
@@ -56,9 +56,11 @@ pub struct DirectoryConfig {
     path: ConfigPath,
 }
 
+/// `directory`
+pub const TYPE: StoreType = StoreType { name: "directory", keeps_host_keys: true, read: DirectoryConfig::kind };
+
 impl DirectoryConfig {
-    /// Reads its part of the configuration.
-    pub fn kind(section: &Section) -> Result<Box<dyn Kind>, ConfigError> {
+    fn kind(section: &Section) -> Result<Box<dyn Kind>, ConfigError> {
         Ok(Box::new(section.read::<Self>()?))
     }
 }
@@ -70,10 +72,6 @@ impl Kind for DirectoryConfig {
 
     fn describe(&self) -> String {
         format!("the directory {}", self.path.display())
-    }
-
-    fn needs_network(&self) -> bool {
-        false
     }
 
     fn paths(&self) -> Vec<&Path> {

@@ -11,17 +11,15 @@ mod objects;
 
 pub use endpoints::{MalformedEndpoints, parse_endpoints};
 
-use std::{
-    path::{Path, PathBuf},
-    sync::OnceLock,
-};
+use std::sync::OnceLock;
 
 use reqwest::{Method, Url, header::HeaderValue};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{
-    Access, ContainerKeys, Current, Facts, HostKeys, KeyStore, Kind, RingAnswer, Server, StoreError, Stored, cloud,
+    Access, ContainerKeys, Current, Facts, HostKeys, KeyStore, Kind, RingAnswer, StoreError, StoreType, Stored,
+    cloud::Service,
 };
 use crate::{
     base::{
@@ -78,9 +76,11 @@ pub struct SwiftConfig {
     caller_token: bool,
 }
 
+/// `swift`
+pub const TYPE: StoreType = StoreType { name: "swift", keeps_host_keys: true, read: SwiftConfig::kind };
+
 impl SwiftConfig {
-    /// Reads its part of the configuration.
-    pub fn kind(section: &Section) -> Result<Box<dyn Kind>, ConfigError> {
+    fn kind(section: &Section) -> Result<Box<dyn Kind>, ConfigError> {
         let (cloud, own) = section.part(&CloudConfig::MEMBERS);
         Ok(Box::new(Self { cloud: cloud.read()?, ..own.read()? }))
     }
@@ -100,25 +100,8 @@ impl Kind for SwiftConfig {
         "Swift".to_owned()
     }
 
-    fn servers(&self) -> Result<Vec<Server>, StoreError> {
-        cloud::servers(&self.cloud, &self.urls)
-    }
-
-    fn needs_network(&self) -> bool {
-        true
-    }
-
-    fn files(&self) -> Result<Vec<PathBuf>, StoreError> {
-        cloud::files(&self.cloud)
-    }
-
-    fn paths(&self) -> Vec<&Path> {
-        cloud::paths(&self.cloud)
-    }
-
-    fn places(&self) -> Vec<Place> {
-        // What logs in gets sealed keys only.
-        cloud::places(&self.cloud, false)
+    fn service(&self) -> Option<Service<'_>> {
+        Some(Service { cloud: &self.cloud, urls: &self.urls, releases: false })
     }
 
     fn takes_caller_token(&self) -> bool {

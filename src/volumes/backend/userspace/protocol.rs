@@ -11,13 +11,10 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use super::{
-    paths::Paths,
-    state::{Identity, Process},
-};
+use super::{paths::Paths, state::Process};
 use crate::{
     base::mapping_name::MappingName,
-    sys::device::DeviceError,
+    sys::device::{DeviceError, Identity},
     volumes::{
         backend::{BackendError, ExportKind},
         header::{Geometry, SectorSize},

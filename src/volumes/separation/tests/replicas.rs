@@ -257,7 +257,7 @@ fn a_refusal_says_what_both_are_on() {
         let case = Case::new().served_by_iscsi("10.0.0.5:3260").at(level).known(STORAGE);
         let places = [object_on(host), Place::path("private key", "/keys", true)];
         let report = case.check("/dev/sda2", &places);
-        report.judge(SeparationPolicy::Warn).expect_err("refused").0.to_string()
+        report.judge(SeparationPolicy::Warn).expect_err("refused").to_string()
     };
     assert!(refused(SeparationLevel::Host, "10.0.0.5").starts_with("key and data are on the same host: the object's"));
     assert!(refused(SeparationLevel::Rack, "10.0.0.6").starts_with("key and data are on the same rack: the object's"));

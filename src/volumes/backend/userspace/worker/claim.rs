@@ -11,11 +11,8 @@ use nix::{
     libc,
 };
 
-use super::super::{
-    protocol::Attach,
-    state::{Identity, State},
-};
-use crate::sys::device::{Device, DeviceError, DeviceKind};
+use super::super::{protocol::Attach, state::State};
+use crate::sys::device::{Device, DeviceError, DeviceKind, Identity};
 
 /// Opens the encrypted device such that no second worker, mount or mapping has it.
 pub fn open(request: &Attach) -> Result<(Device, File, Option<Flock<File>>), DeviceError> {
@@ -36,8 +33,7 @@ pub fn open(request: &Attach) -> Result<(Device, File, Option<Flock<File>>), Dev
     let backing = opened.map_err(|error| blame(error, request))?;
     let metadata = backing.metadata().map_err(DeviceError::io("stat", path))?;
     if Identity::of(&metadata) != request.identity {
-        // Another device has got that name since the header was read.
-        return Err(DeviceError::Missing(path.clone()));
+        return Err(DeviceError::Exchanged(path.clone()));
     }
     let claim = match device.kind {
         DeviceKind::Block(_) => None,

@@ -1,0 +1,106 @@
+//! A new store in the configuration. Nothing is written before all of it is known to be usable.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    base::key::StoreName,
+    config::{Config, ConfigError, IdentitySpec},
+    keys::{seal::identities, store},
+    sys::durable::folder_of,
+    verbs::error::Error,
+};
+
+/// The configuration, of which every part is understood.
+pub fn configuration(path: &Path) -> Result<Config, ConfigError> {
+    let config = Config::read(path)?;
+    store::check(&config)?;
+    Ok(config)
+}
+
+/// Whether a store is configured; without a configuration none is.
+pub fn is_configured(path: &Path, name: &StoreName) -> Result<bool, ConfigError> {
+    match configuration(path) {
+        Ok(config) => Ok(config.stores.contains_key(name)),
+        Err(ConfigError::Missing(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// What `[stores.NAME]` of a new store says.
+pub struct NewStore<'a> {
+    pub name: &'a StoreName,
+    /// `type` and the members of that type.
+    pub own: Vec<(&'static str, String)>,
+    pub owner: &'a Path,
+    /// `None`: no escrow.
+    pub escrow: Option<&'a Path>,
+    /// The owner's private key on this host.
+    pub identity: Option<&'a IdentitySpec>,
+}
+
+/// A configuration that has one section more than its file has.
+pub struct Extended {
+    pub config: Config,
+    section: String,
+}
+
+impl NewStore<'_> {
+    /// The configuration in this file, or an empty one, with the new store.
+    pub fn in_configuration(&self, path: &Path) -> Result<Extended, Error> {
+        let section = self.section();
+        let text = match fs::read_to_string(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            text => text.map_err(Error::io(format!("read {}", path.display())))?,
+        };
+        let config = Config::parse(&(text + &section), path)?;
+        store::check(&config)?;
+        Ok(Extended { config, section })
+    }
+
+    fn section(&self) -> String {
+        let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
+        let path = |path: &Path| text(&path.to_string_lossy());
+        let mut lines = vec![format!("\n[stores.{}]", self.name)];
+        lines.extend(self.own.iter().map(|(member, value)| format!("{member} = {}", text(value))));
+        lines.push(format!("owner = {}", path(self.owner)));
+        lines.push(match self.escrow {
+            Some(escrow) => format!("escrow = {}", path(escrow)),
+            None => "no_escrow = true".to_owned(),
+        });
+        let identity = self.identity.map(|identity| text(&identity.to_string())).unwrap_or_default();
+        lines.push(format!("identities = [{identity}]\n"));
+        lines.join("\n")
+    }
+}
+
+impl Extended {
+    /// Writes the section to the file; one that cannot be written whole is not in it.
+    pub fn write(self) -> Result<Config, Error> {
+        let Self { config, section } = self;
+        let write = || {
+            fs::create_dir_all(folder_of(&config.path))?;
+            let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&config.path)?;
+            let before = file.metadata()?.len();
+            let written = file.write_all(section.as_bytes()).and_then(|()| file.sync_all());
+            written.inspect_err(|_| drop(file.set_len(before)))
+        };
+        write().map_err(Error::io(format!("write {}", config.path.display())))?;
+        Ok(config)
+    }
+}
+
+/// An identity whose file is there and is of its kind, with its whole path.
+pub fn found(identity: &IdentitySpec) -> Result<IdentitySpec, Error> {
+    identities::kind(identity).check()?;
+    Ok(IdentitySpec::of(&identity.scheme, absolute(&identity.path)?))
+}
+
+/// The whole path of what is there.
+pub fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    path.canonicalize().map_err(Error::io(format!("find {}", path.display())))
+}
