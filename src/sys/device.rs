@@ -13,6 +13,7 @@ use std::{
 
 use nix::libc;
 
+use super::kernel_files::{KernelFile, MissingKernelFile};
 use crate::base::{advice::Advice, exit::Exit};
 
 /// A block device, or a regular file with a volume in it.
@@ -43,6 +44,9 @@ pub enum DeviceKind {
 /// A device cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
+    /// The kernel cannot be asked about it.
+    #[error(transparent)]
+    Kernel(#[from] MissingKernelFile),
     /// No such file, or the device has gone.
     #[error("{} does not exist", .0.display())]
     Missing(PathBuf),
@@ -76,6 +80,7 @@ pub enum DeviceError {
 impl Advice for DeviceError {
     fn exit(&self) -> Exit {
         match self {
+            Self::Kernel(_) => Exit::System,
             Self::Missing(_) => Exit::Missing,
             Self::WrongKind(_) | Self::TooSmall { .. } => Exit::Header,
             Self::ReadOnly(_) | Self::Io { .. } => Exit::Io,
@@ -85,6 +90,7 @@ impl Advice for DeviceError {
 
     fn next_step(&self) -> Option<Cow<'static, str>> {
         let step = match self {
+            Self::Kernel(missing) => missing.next_step(),
             Self::Missing(_) => "check the path ('lsblk' shows the block devices)",
             Self::Busy { .. } => "unmount or detach the device first",
             Self::ReadOnly(_) => "attach it with --read-only; it cannot be formatted",
@@ -124,6 +130,9 @@ mod ioctl {
 impl Device {
     /// Looks at the device; opens it for reading only, for a moment.
     pub fn look(path: &Path) -> Result<Self, DeviceError> {
+        // Whatever is done with a device needs both, and fails in odd ways without them.
+        KernelFile::Proc.require()?;
+        KernelFile::Sys.require()?;
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
