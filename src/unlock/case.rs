@@ -11,7 +11,7 @@ use crate::{
     },
     config::{Config, SeparationPolicy},
     keys::{
-        seal::{Content, EntryContext, For, Opened, Payload},
+        seal::{Content, EntryContext, For, Opened, Payload, SealError},
         store::Released,
     },
     unlock::{
@@ -168,6 +168,23 @@ impl<'a> Case<'a> {
         audit::done(self.config, &self.event(action, report));
     }
 
+    /// The key, if it is for this volume. A header that is another only in its UUID was edited by a person.
+    fn fetch(&self) -> Result<(Fetched, Source), Error> {
+        let told = |error| match (error, self.volume.luks()) {
+            (
+                Error::KeyRefused {
+                    reference,
+                    source: SealError::OtherVolume { is: Some(was), asked: Some(now), digest: Some(digest) },
+                },
+                Some(header),
+            ) if digest == header.digest => {
+                Error::UuidChanged { reference, device: self.volume.device.path.clone(), was, now }
+            }
+            (error, _) => error,
+        };
+        self.key.fetch().map_err(told)
+    }
+
     fn event<'e>(&'e self, action: &'e str, report: &Report) -> Event<'e> {
         Event {
             action,
@@ -196,14 +213,14 @@ impl Proven<'_> {
     ///
     /// Equal digests are not yet a right key: a backend compares it with the digest before it maps.
     pub fn key(&self) -> Result<Unlocked, Error> {
-        let (fetched, _) = self.case.key.fetch()?;
+        let (fetched, _) = self.case.fetch()?;
         self.open(fetched)
     }
 
     /// The passphrase of the volume's keyslot, for programs that know passphrases only.
     pub fn passphrase(&self) -> Result<SecretBytes, Error> {
         let none = || Error::NoPassphrase(self.case.reference.clone());
-        match self.case.key.fetch()?.0 {
+        match self.case.fetch()?.0 {
             Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
                 self.agree(&payload)?;
                 payload.passphrase.ok_or_else(none)
@@ -217,7 +234,7 @@ impl Proven<'_> {
 
     /// As [`Proven::key`], and how the key was had. Nothing is changed: a key that counts as unused still does.
     pub fn try_out(&self) -> Result<(Unlocked, Tried), Error> {
-        let (fetched, source) = self.case.key.fetch()?;
+        let (fetched, source) = self.case.fetch()?;
         let (key, by, found) = match fetched {
             Fetched::Sealed(Opened { content: Content::VolumeKey(payload), context }) => {
                 self.agree(&payload)?;
@@ -327,9 +344,11 @@ impl Proven<'_> {
     /// Refuses a key whose sealed form says something else of the volume than the header does.
     fn agree(&self, sealed: &Payload) -> Result<(), Error> {
         let Case { volume, reference, .. } = &self.case;
-        let mismatch =
-            |what| Error::Mismatch { reference: reference.clone(), device: volume.device.path.clone(), what };
-        agrees(sealed, volume).map_err(mismatch)
+        let device = volume.device.path.clone();
+        if sealed.digest.as_deref() != volume.luks().map(|header| header.digest.as_str()) {
+            return Err(Error::NoLongerFits { reference: reference.clone(), device });
+        }
+        agrees(sealed, volume).map_err(|what| Error::Mismatch { reference: reference.clone(), device, what })
     }
 }
 
@@ -349,7 +368,6 @@ fn agrees(sealed: &Payload, volume: &Volume) -> Result<(), String> {
             Err(format!("{what} {header} in the header, {sealed} in the sealed key"))
         }
     };
-    let digest = volume.luks().map(|header| header.digest.as_str());
     differ("cipher", sealed.cipher.clone(), CIPHER.to_owned())?;
     differ("sector size", sealed.sector_size_bytes.to_string(), geometry.sector_size.to_string())?;
     differ("IV offset", sealed.iv_offset_sectors.to_string(), geometry.iv_offset_sectors.to_string())?;
@@ -357,11 +375,6 @@ fn agrees(sealed: &Payload, volume: &Volume) -> Result<(), String> {
     if let Some(size) = volume.key_size {
         let bits = |size: KeySize| size.bits().to_string();
         differ("key size", bits(sealed.volume_key.size()), bits(size))?;
-    }
-    if sealed.digest.as_deref() != digest {
-        return Err(
-            "the digest of the volume key differs (was the volume re-encrypted or its header exchanged?)".into()
-        );
     }
     Ok(())
 }

@@ -68,7 +68,9 @@ impl Refusal {
             Kind::Tokens => {
                 "'cryptsetup luksDump' shows the tokens; 'cryptsetup token remove --token-id N' removes the wrong one"
             }
-            Kind::Odd => "do not use this volume unless you know why its header says so; 'cryptsetup luksDump' shows it",
+            Kind::Odd => {
+                "do not use this volume unless you know why its header says so; 'cryptsetup luksDump' shows it"
+            }
         }
     }
 }
@@ -88,7 +90,9 @@ pub struct Checked {
 pub fn luks2(metadata: &Metadata, device_bytes: u64) -> Result<Checked, Refusal> {
     if let Some(unknown) = metadata.config.requirements.as_ref().and_then(|r| r.mandatory.first()) {
         return Err(match unknown.contains("reencrypt") {
-            true => Refusal::new(Kind::UnderWay, &format!("its re-encryption is not finished (it requires '{unknown}')")),
+            true => {
+                Refusal::new(Kind::UnderWay, &format!("its re-encryption is not finished (it requires '{unknown}')"))
+            }
             false => unsupported(format!("it requires '{unknown}'")),
         });
     }

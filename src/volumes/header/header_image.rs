@@ -6,8 +6,8 @@
 use std::{
     fs::File,
     io,
-    os::{fd::AsRawFd, unix::fs::FileExt},
     ops::RangeInclusive,
+    os::{fd::AsRawFd, unix::fs::FileExt},
     path::PathBuf,
     sync::Arc,
 };
@@ -17,7 +17,11 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 /// The first bytes of LUKS headers, version 1 and 2 (LUKS2 On-Disk Format section 2.1).
 pub const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
 
-/// The bytes of a header, in an anonymous sparse file as long as the device that they stand at the start of.
+/// The largest keyslot area that libcryptsetup makes (LUKS2_MAX_KEYSLOTS_SIZE), and the metadata before it.
+pub const LARGEST_BYTES: u64 = (128 + 8) << 20;
+
+/// The bytes of a header, in an anonymous sparse file at least as long as the device that they stand at the start
+/// of.
 #[derive(Clone, Debug)]
 pub struct HeaderImage(Arc<File>);
 
@@ -29,9 +33,10 @@ impl HeaderImage {
         Ok(Self(Arc::new(file)))
     }
 
-    /// The first `wanted` bytes of `device`, which is `len` bytes long.
+    /// The first `wanted` bytes of `device`, which is `len` bytes long. The image of one that was cut short is not: what is
+    /// missing is told of the device, and not of its header.
     pub fn read(device: &File, len: u64, wanted: u64) -> io::Result<Self> {
-        let image = Self::empty(len)?;
+        let image = Self::empty(len.max(LARGEST_BYTES))?;
         image.copy(device, &image.0, 0, wanted.min(len))?;
         Ok(image)
     }
@@ -116,7 +121,8 @@ pub fn metadata_len(device: &File) -> io::Result<Option<u64>> {
     }
     // Binary header and JSON area, and their second copy behind them.
     let size = number(&first, 8);
-    let is_right = size.is_power_of_two() && SECOND_COPIES.contains(&size.trailing_zeros()) && is_second_copy(device, size)?;
+    let is_right =
+        size.is_power_of_two() && SECOND_COPIES.contains(&size.trailing_zeros()) && is_second_copy(device, size)?;
     let size = if is_right { size } else { second_copy(device)?.unwrap_or(size) };
     Ok(Some(size.clamp(4096, LARGEST_LUKS2_METADATA) * 2))
 }

@@ -19,8 +19,7 @@ use uuid::Uuid;
 
 use super::{
     Format, Header, HeaderImage, LuksHeader, SectorSize, Volume, VolumeError, allow_list, header_image, keyslots,
-    library,
-    metadata::Metadata, signatures, token::Token,
+    library, metadata::Metadata, signatures, token::Token,
 };
 use crate::{
     base::{
@@ -195,9 +194,7 @@ impl LuksHeader {
             0 => header_bytes,
             data => data,
         };
-        // The largest keyslot area that libcryptsetup makes (LUKS2_MAX_KEYSLOTS_SIZE), and the metadata before it.
-        const LARGEST_HEADER: u64 = (128 + 8) << 20;
-        let image = HeaderImage::read(&file, header_bytes, keyslots_end.min(LARGEST_HEADER))
+        let image = HeaderImage::read(&file, header_bytes, keyslots_end.min(header_image::LARGEST_BYTES))
             .map_err(DeviceError::io("read", path))?;
         image.take_metadata(&self.image).map_err(DeviceError::io("read", path))?;
         let refused = |refusal| VolumeError::Refused { path: path.to_owned(), refusal };
@@ -213,8 +210,7 @@ impl LuksHeader {
                 Err(error) if matches!(error.errno(), Some(libc::EPERM | libc::ENOENT)) => {}
                 Err(error) => return Err(failed(error)),
                 Ok(()) => {
-                    return VolumeKey::from_secret(key)
-                        .ok_or_else(|| VolumeError::NoKeyslot { path: path.to_owned() });
+                    return VolumeKey::from_secret(key).ok_or_else(|| VolumeError::NoKeyslot { path: path.to_owned() });
                 }
             }
         }
