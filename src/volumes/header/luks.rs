@@ -68,7 +68,8 @@ impl UntrustedHeader {
         };
         let file = File::open(&path).map_err(DeviceError::io("open", &path))?;
         let Some(wanted) = header_image::metadata_len(&file).map_err(DeviceError::io("read", &path))? else {
-            let found = signatures::find(&path)?;
+            let unreadable = |source| VolumeError::Signatures { path: path.clone(), source };
+            let found = signatures::find(&path).map_err(unreadable)?;
             return Err(VolumeError::NoHeader { path, found });
         };
         let image = HeaderImage::read(&file, header_bytes, wanted).map_err(DeviceError::io("read", &path))?;
