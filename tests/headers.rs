@@ -61,12 +61,18 @@ fn chain(error: &dyn Error) -> String {
 }
 
 fn cryptsetup(arguments: &[&str], key: &[u8], path: &Path) {
+    cryptsetup_with(arguments, key, path, &[]);
+}
+
+/// `more` are arguments behind the path.
+fn cryptsetup_with(arguments: &[&str], key: &[u8], path: &Path, more: &[&Path]) {
     let key_file = path.with_extension("pass");
     std::fs::write(&key_file, key).unwrap();
     let output = std::process::Command::new("cryptsetup")
         .args(arguments)
         .arg("--key-file")
         .args([&key_file, path])
+        .args(more)
         .output()
         .expect("cryptsetup must be installed (scripts/prerequisites unit)");
     assert!(output.status.success(), "{output:?}");
@@ -182,10 +188,12 @@ fn a_keyslot_is_opened_by_the_metadata_that_was_checked() {
 #[test]
 fn a_keyslot_that_would_take_hours_or_all_memory_is_refused() {
     type Change = fn(&mut Value);
-    let cases: [(Change, &str); 3] = [
+    let cases: [(Change, &str); 5] = [
         (|kdf| kdf["iterations"] = json!(u32::MAX), "keyslot 0 takes 4294967295 iterations"),
         (|kdf| *kdf = argon2(u32::MAX, 1 << 20), "keyslot 0 takes 4294967295 passes over 1048576 KiB of memory"),
         (|kdf| *kdf = argon2(4, u32::MAX), "keyslot 0 takes 4 passes over 4294967295 KiB of memory"),
+        (|kdf| *kdf = argon2(40, 4 << 20), "keyslot 0 takes 40 passes over 4194304 KiB of memory"),
+        (|kdf| kdf["iterations"] = json!(60_000_000), "keyslot 0 takes 60000000 iterations"),
     ];
     let passphrase = SecretBytes::copy_of(b"0123456789abcdef0123456789abcdef").unwrap();
     for (change, told) in cases {
@@ -205,6 +213,38 @@ fn a_keyslot_that_would_take_hours_or_all_memory_is_refused() {
     OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&u32::MAX.to_be_bytes(), 212).unwrap();
     let error = chain(&header::probe(&path, None).expect_err("LUKS1"));
     assert!(error.contains("keyslot 0 takes 4294967295 iterations"), "{error}");
+}
+
+#[test]
+fn many_keyslots_together_take_no_longer_than_one_header_may() {
+    let fixture = Fixture::new();
+    let passphrase = SecretBytes::copy_of(b"0123456789abcdef0123456789abcdef").unwrap();
+    let path = fixture.volume(Some(&passphrase));
+    for _ in 1..6 {
+        let new = path.with_extension("new");
+        std::fs::write(&new, b"another").unwrap();
+        let add = ["luksAddKey", "-q", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"];
+        cryptsetup_with(&add, passphrase.expose(), &path, &[&new]);
+    }
+    let dear = |h: &mut Value| {
+        for keyslot in h["keyslots"].as_object_mut().unwrap().values_mut() {
+            keyslot["kdf"]["iterations"] = json!(48_000_000);
+        }
+        // The last one is as cheap as before, and comes into its own.
+        h["keyslots"]["5"]["kdf"]["iterations"] = json!(1000);
+        h["keyslots"]["0"]["priority"] = json!(0);
+        for number in ["1", "2", "3", "4"] {
+            h["keyslots"][number]["kdf"] = argon2(23, 4 << 20);
+        }
+    };
+    luks2::change(&path, dear);
+    let volume = header::probe(&path, None).expect("each alone is let pass");
+    let begun = std::time::Instant::now();
+    volume.open_keyslot(&SecretBytes::copy_of(b"another").unwrap()).unwrap();
+    assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+    luks2::change(&path, |h| h["keyslots"]["5"]["kdf"] = argon2(23, 4 << 20));
+    let error = header::probe(&path, None).unwrap().open_keyslot(&passphrase).err().unwrap();
+    assert!(matches!(error, VolumeError::Refused { .. }) && chain(&error).contains("keyslot 1 takes"), "{error:?}");
 }
 
 fn argon2(time: u32, memory: u32) -> Value {
@@ -235,14 +275,89 @@ fn damaged_headers_are_damaged_and_stay_so() {
                 assert_eq!(case, "absurd header size");
                 volume.verify_key(&fixture.key).unwrap();
             }
-            Err(error) => assert!(
-                matches!(error, VolumeError::Damaged { .. } | VolumeError::Refused { .. }),
-                "{case}: {}",
-                chain(&error)
-            ),
+            // The header is whole, the device is not.
+            Err(error) if case == "truncated in the keyslots" => {
+                assert!(chain(&error).contains("of a device of 1048576 bytes"), "{}", chain(&error));
+            }
+            Err(error) => assert!(matches!(error, VolumeError::Damaged { .. }), "{case}: {}", chain(&error)),
         }
         assert_eq!(std::fs::read(&path).unwrap(), before, "{case}: probing writes nothing");
     }
+}
+
+#[test]
+fn one_whole_copy_of_the_header_is_enough() {
+    type Damage = fn(&File);
+    let damage: [(&str, Damage); 4] = [
+        ("the first block is blank", |file| file.write_all_at(&[0; 4096], 0).unwrap()),
+        ("the first copy is blank", |file| file.write_all_at(&vec![0; luks2::header_size(file)], 0).unwrap()),
+        ("the first copy's text is torn", |file| file.write_all_at(b"garbage", 5000).unwrap()),
+        ("the second copy is blank", |file| {
+            let size = luks2::header_size(file);
+            file.write_all_at(&vec![0; size], size as u64).unwrap();
+        }),
+    ];
+    for (case, damage) in damage {
+        let fixture = Fixture::new();
+        let path = fixture.volume(None);
+        damage(&OpenOptions::new().read(true).write(true).open(&path).unwrap());
+        let before = std::fs::read(&path).unwrap();
+        header::probe(&path, None).expect(case).verify_key(&fixture.key).expect(case);
+        assert_eq!(std::fs::read(&path).unwrap(), before, "{case}: probing writes nothing");
+    }
+}
+
+#[test]
+fn what_other_programs_leave_behind_is_accepted() {
+    let fixture = Fixture::new();
+    let path = fixture.volume(None);
+    File::create(&path).unwrap().set_len(SIZE + (16 << 20)).unwrap();
+    let cheap = ["-q", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"];
+    let pass = path.with_extension("pass");
+    let run = |arguments: &[&str]| {
+        let more = if arguments[0] == "luksAddKey" { &[pass.as_path()][..] } else { &[] };
+        cryptsetup_with(&[arguments, &cheap[..]].concat(), b"secret", &path, more);
+    };
+    run(&["luksFormat", "--type", "luks2"]);
+    let before = header::probe(&path, None).unwrap().luks().unwrap().digest.clone();
+    run(&["reencrypt", "--force-offline-reencrypt"]);
+    run(&["luksAddKey", "--unbound", "--key-size", "1024"]);
+    luks2::change(&path, |h| {
+        assert!(h["digests"]["0"].is_null() || h["digests"]["0"]["segments"] == json!([]), "number 1 is the data's");
+        h["tokens"]["3"] = json!({"type": "systemd-tpm2", "keyslots": [], "tpm2-blob": "AA=="});
+        h["tokens"]["4"] = json!({"type": "clevis", "keyslots": ["1"], "jwe": {}});
+    });
+    let volume = header::probe(&path, None).unwrap();
+    assert_eq!(volume.key_size, Some(KeySize::Bits512), "the unbound keyslot's size does not count");
+    let key = volume.open_keyslot(&SecretBytes::copy_of(b"secret").unwrap()).unwrap();
+    volume.verify_key(&key).unwrap();
+    assert_ne!(volume.luks().unwrap().digest, before);
+    luks2::change(&path, |h| h["digests"]["1"]["segments"] = json!([]));
+    assert!(header::probe(&path, None).is_err(), "no digest is the data's");
+}
+
+#[test]
+fn what_is_only_unsupported_is_nobodys_fault() {
+    use cryptattach::base::advice::Advice;
+    type Change = fn(&mut Value);
+    let cases: [(Change, &str); 3] = [
+        (|h| h["segments"]["0"]["encryption"] = json!("serpent-xts-plain64"), "nothing is wrong"),
+        (|h| h["segments"]["0"]["encryption"] = json!("cipher_null-ecb"), "do not use"),
+        (|h| h["segments"]["0"]["size"] = json!("1099511627776"), "cut short"),
+    ];
+    for (change, advice) in cases {
+        let path = Fixture::new().volume_kept(change);
+        let step = header::probe(path.path(), None).unwrap_err().next_step().unwrap_or_default().into_owned();
+        assert!(step.contains(advice), "{advice}: {step}");
+    }
+    let fixture = Fixture::new();
+    let passphrase = SecretBytes::copy_of(b"0123456789abcdef0123456789abcdef").unwrap();
+    let path = fixture.volume(Some(&passphrase));
+    let begin = ["reencrypt", "--init-only", "--force-offline-reencrypt", "-q", "--pbkdf", "pbkdf2"];
+    let begin = [&begin[..], &["--pbkdf-force-iterations", "1000"]].concat();
+    cryptsetup(&begin, passphrase.expose(), &path);
+    let error = header::probe(&path, None).unwrap_err();
+    assert!(error.next_step().unwrap_or_default().contains("--resume-only"), "{}", chain(&error));
 }
 
 #[test]

@@ -14,6 +14,7 @@ use std::{
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
+use super::kernel_files::{KernelFile, MissingKernelFile};
 use crate::base::{advice::Advice, exit::Exit};
 
 /// A block device, or a regular file with a volume in it.
@@ -70,6 +71,9 @@ pub enum DeviceError {
     /// Another device has got the name.
     #[error("{} is another device now than the one whose header was read", .0.display())]
     Exchanged(PathBuf),
+    /// The kernel cannot be asked about it.
+    #[error(transparent)]
+    Kernel(#[from] MissingKernelFile),
     /// No such file, or the device has gone.
     #[error("{} does not exist", .0.display())]
     Missing(PathBuf),
@@ -103,6 +107,7 @@ pub enum DeviceError {
 impl Advice for DeviceError {
     fn exit(&self) -> Exit {
         match self {
+            Self::Kernel(_) => Exit::System,
             Self::Missing(_) | Self::Exchanged(_) => Exit::Missing,
             Self::WrongKind(_) | Self::TooSmall { .. } => Exit::Header,
             Self::ReadOnly(_) | Self::Io { .. } => Exit::Io,
@@ -112,6 +117,7 @@ impl Advice for DeviceError {
 
     fn next_step(&self) -> Option<Cow<'static, str>> {
         let step = match self {
+            Self::Kernel(missing) => missing.next_step(),
             Self::Missing(_) => "check the path ('lsblk' shows the block devices)",
             Self::Exchanged(_) => "name the device by what does not change: a path below /dev/disk",
             Self::Busy { .. } => "unmount or detach the device first",
@@ -152,6 +158,9 @@ mod ioctl {
 impl Device {
     /// Looks at the device; opens it for reading only, for a moment.
     pub fn look(path: &Path) -> Result<Self, DeviceError> {
+        // Whatever is done with a device needs both, and fails in odd ways without them.
+        KernelFile::Proc.require()?;
+        KernelFile::Sys.require()?;
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)

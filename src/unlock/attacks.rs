@@ -123,7 +123,7 @@ fn a_key_that_is_sealed_to_the_owner_has_no_author_and_opens_nothing() {
     assert!(matches!(attack.opened(), Err(Error::NoAuthor(_))));
     assert!(attack.remembered().is_empty(), "{:?}", attack.remembered());
     attack.site.store.put(attack.reference.key, good);
-    assert!(matches!(attack.opened(), Err(Error::Mismatch { .. })), "the header is still the attacker's");
+    assert!(matches!(attack.opened(), Err(Error::NoLongerFits { .. })), "the header is still the attacker's");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::{
     },
     config::{Config, SeparationPolicy},
     keys::{
-        seal::{Content, EntryContext, For, Opened, Payload},
+        seal::{Content, EntryContext, For, Opened, Payload, SealError},
         store::Released,
     },
     unlock::{
@@ -135,6 +135,7 @@ impl<'a> Case<'a> {
     /// The same in a container that is open.
     pub fn of(config: &'a Config, volume: Volume, reference: KeyReference, container: Arc<Container>) -> Self {
         let fits = |content: &Content| match content {
+            Content::VolumeKey(payload) if !has_digest_of(payload, &volume) => Err("the digest differs".to_owned()),
             Content::VolumeKey(payload) => agrees(payload, &volume),
             Content::Object(_) => Ok(()),
         };
@@ -197,6 +198,23 @@ impl<'a> Case<'a> {
         audit::done(self.config, &self.event(action, report));
     }
 
+    /// The key, if it is for this volume. A header that is another only in its UUID was edited by a person.
+    fn fetch(&self, author: Author) -> Result<(Fetched, Source), Error> {
+        let told = |error| match (error, self.volume.luks()) {
+            (
+                Error::KeyRefused {
+                    reference,
+                    source: SealError::OtherVolume { is: Some(was), asked: Some(now), digest: Some(digest) },
+                },
+                Some(header),
+            ) if digest == header.digest => {
+                Error::UuidChanged { reference, device: self.volume.device.path.clone(), was, now }
+            }
+            (error, _) => error,
+        };
+        self.key.fetch(author).map_err(told)
+    }
+
     fn event<'e>(&'e self, action: &'e str, report: &Report) -> Event<'e> {
         Event {
             action,
@@ -232,7 +250,7 @@ impl Proven<'_> {
     }
 
     fn fetch(&self) -> Result<(Fetched, Source), Error> {
-        self.case.key.fetch(self.author()?)
+        self.case.fetch(self.author()?)
     }
 
     /// Who has to vouch for the key's maker. A header with another digest than the pinned one is refused.
@@ -382,9 +400,11 @@ impl Proven<'_> {
     /// Refuses a key whose sealed form says something else of the volume than the header does.
     fn agree(&self, sealed: &Payload) -> Result<(), Error> {
         let Case { volume, reference, .. } = &self.case;
-        let mismatch =
-            |what| Error::Mismatch { reference: reference.clone(), device: volume.device.path.clone(), what };
-        agrees(sealed, volume).map_err(mismatch)
+        let device = volume.device.path.clone();
+        if !has_digest_of(sealed, volume) {
+            return Err(Error::NoLongerFits { reference: reference.clone(), device });
+        }
+        agrees(sealed, volume).map_err(|what| Error::Mismatch { reference: reference.clone(), device, what })
     }
 }
 
@@ -394,7 +414,12 @@ fn reference(asked: Option<KeyReference>, volume: &Volume) -> Result<KeyReferenc
     asked.or_else(in_token).ok_or_else(|| Error::NoReference(volume.device.path.clone()))
 }
 
-/// Whether the header says what was sealed: neither is believed alone.
+/// Whether the header has the sealed digest.
+fn has_digest_of(sealed: &Payload, volume: &Volume) -> bool {
+    sealed.digest.as_deref() == volume.luks().map(|header| header.digest.as_str())
+}
+
+/// Whether the header says what was sealed, but for the digest: neither is believed alone.
 fn agrees(sealed: &Payload, volume: &Volume) -> Result<(), String> {
     let geometry = &volume.geometry;
     let differ = |what: &str, sealed: String, header: String| {
@@ -404,7 +429,6 @@ fn agrees(sealed: &Payload, volume: &Volume) -> Result<(), String> {
             Err(format!("{what} {header} in the header, {sealed} in the sealed key"))
         }
     };
-    let digest = volume.luks().map(|header| header.digest.as_str());
     differ("cipher", sealed.cipher.clone(), CIPHER.to_owned())?;
     differ("sector size", sealed.sector_size_bytes.to_string(), geometry.sector_size.to_string())?;
     differ("IV offset", sealed.iv_offset_sectors.to_string(), geometry.iv_offset_sectors.to_string())?;
@@ -412,11 +436,6 @@ fn agrees(sealed: &Payload, volume: &Volume) -> Result<(), String> {
     if let Some(size) = volume.key_size {
         let bits = |size: KeySize| size.bits().to_string();
         differ("key size", bits(sealed.volume_key.size()), bits(size))?;
-    }
-    if sealed.digest.as_deref() != digest {
-        return Err(
-            "the digest of the volume key differs (was the volume re-encrypted or its header exchanged?)".into()
-        );
     }
     Ok(())
 }

@@ -116,6 +116,12 @@ pub enum Error {
     /// The sealed key and the header disagree about the volume.
     #[error("the sealed key {reference} does not fit the header of {}: {what}", .device.display())]
     Mismatch { reference: KeyReference, device: PathBuf, what: String },
+    /// The header has the digest of another volume key than the sealed one.
+    #[error("the sealed key {reference} no longer fits {}: its header is that of another volume key", .device.display())]
+    NoLongerFits { reference: KeyReference, device: PathBuf },
+    /// The header is the one that the key was sealed for, but for its UUID.
+    #[error("the UUID of {} has been changed: its header says {now}; the key {reference} was sealed for {was}", .device.display())]
+    UuidChanged { reference: KeyReference, device: PathBuf, was: Uuid, now: Uuid },
     /// What the store gave back is not what was stored.
     #[error("the store returned another volume key than the one stored as {0}")]
     ReadBack(KeyReference),
@@ -174,7 +180,9 @@ impl Advice for Error {
             Self::Device(error) => error.exit(),
             Self::Volume(error) => error.exit(),
             Self::Store(error) => error.exit(),
-            Self::Mismatch { .. } | Self::NotPinned { .. } => Exit::Header,
+            Self::Mismatch { .. } | Self::NoLongerFits { .. } | Self::UuidChanged { .. } | Self::NotPinned { .. } => {
+                Exit::Header
+            }
             Self::Seal(error)
             | Self::KeyRefused { source: error, .. }
             | Self::ContainerKeyRefused { source: error, .. } => error.exit(),
@@ -201,6 +209,14 @@ impl Advice for Error {
             Self::NoReference(_) => "name the key with --key STORE/KEY-ID ('cryptattach key list' shows them)".into(),
             Self::Device(error) => return error.next_step(),
             Self::Volume(error) => return error.next_step(),
+            Self::NoLongerFits { device, .. } => format!(
+                "if the volume was re-encrypted, keep its new key: cryptattach key import {} --key-file FILE (with a passphrase of it); otherwise restore a backup of the header",
+                device.display()
+            )
+            .into(),
+            Self::UuidChanged { device, was, .. } => {
+                format!("give it its UUID back: cryptsetup luksUUID --uuid {was} {}", device.display()).into()
+            }
             Self::Mismatch { .. } => {
                 "do not use this volume until it is clear who changed its header; a backup of the header helps".into()
             }
@@ -211,10 +227,11 @@ impl Advice for Error {
             Self::NoAuthor(_) | Self::AnotherKey(_) => {
                 "restore this key from a replica or backup of the key store: somebody may have replaced it".into()
             }
-            Self::NotPinned { volume, .. } => format!(
-                "if you have re-encrypted the volume, 'cryptattach key import' stores its new key; if you have made it anew, \
-                 remove volumes/{volume} from the state directory; else restore its header from a backup, for somebody may \
-                 have replaced it"
+            Self::NotPinned { volume, device } => format!(
+                "if the volume was re-encrypted, keep its new key: cryptattach key import {} --key-file FILE (with a passphrase \
+                 of it); if you have made it anew, remove volumes/{volume} from the state directory; otherwise restore a \
+                 backup of the header, for somebody may have replaced it",
+                device.display()
             )
             .into(),
             Self::WhileClosed { .. } => "'cryptattach lockbox open' opens it".into(),

@@ -42,7 +42,7 @@ pub enum Error {
     #[error("{} is not blank: it holds {found}", .path.display())]
     NotBlank {
         path: PathBuf,
-        /// What libblkid found.
+        /// What, and where.
         found: String,
     },
     /// The text is not a key id.

@@ -22,7 +22,7 @@ use crate::{
         container::{Container, Use},
     },
     verbs::error::Error,
-    volumes::header::{self, HEADER_BYTES, NewHeader, SectorSize, Volume, signatures},
+    volumes::header::{self, HEADER_BYTES, NewHeader, SectorSize, Volume, blank},
 };
 
 /// What to format, and how.
@@ -114,7 +114,7 @@ pub struct Ground {
 }
 
 impl Ground {
-    /// Finds nothing known on the device, unless it is to be overwritten, and holds it.
+    /// Finds nothing on the device, unless it is to be overwritten, and holds it.
     pub fn claim(request: &Request<'_>) -> Result<Self, Error> {
         let device = Device::look(request.device)?;
         let needed_bytes =
@@ -124,10 +124,15 @@ impl Ground {
             return Err(DeviceError::TooSmall { path, size_bytes, needed_bytes }.into());
         }
         let data = device.open_exclusive()?;
-        let blank = |path| if request.force { Ok(()) } else { blank(path) };
-        blank(request.device)?;
+        let ground = Self { device, data, header: None, force: request.force };
+        ground.check_blank()?;
         let header = request.header.map(|path| claim_header(path, request.force)).transpose()?;
-        Ok(Self { device, data, header, force: request.force })
+        Ok(Self { header, ..ground })
+    }
+
+    /// Makes sure that the device is blank, unless what is there may be overwritten.
+    pub fn check_blank(&self) -> Result<(), Error> {
+        if self.force { Ok(()) } else { check_blank(&self.device, &self.data) }
     }
 
     /// Writes the volume's header.
@@ -154,15 +159,15 @@ impl Ground {
     }
 }
 
-fn blank(path: &Path) -> Result<(), Error> {
-    match signatures::find(path)? {
+fn check_blank(device: &Device, open: &File) -> Result<(), Error> {
+    match blank::find(&device.path, open, device.size_bytes)? {
         None => Ok(()),
-        Some(found) => Err(Error::NotBlank { path: path.to_owned(), found }),
+        Some(found) => Err(Error::NotBlank { path: device.path.clone(), found }),
     }
 }
 
 /// The place of a detached header, held as the data is: neither that itself nor what is mapped. A file that is there already
-/// is looked at before it is made longer, and all of it: no signature tells a private key.
+/// is looked at before it is made longer.
 fn claim_header(path: &Path, force: bool) -> Result<File, Error> {
     let device = match Device::look(path) {
         Err(DeviceError::Missing(_)) => return Ok(new_header_file(path).map_err(DeviceError::io("make", path))?),
@@ -173,15 +178,10 @@ fn claim_header(path: &Path, force: bool) -> Result<File, Error> {
         return Err(DeviceError::TooSmall { path, size_bytes, needed_bytes: HEADER_BYTES }.into());
     }
     let file = device.open_exclusive()?;
-    let is_file = device.kind == DeviceKind::File;
     if !force && device.size_bytes > 0 {
-        blank(path)?;
-        let data = || header::blank::first_data(&file, device.size_bytes).map_err(DeviceError::io("read", path));
-        if is_file && let Some(at) = data()? {
-            let found = format!("data at byte {at}, of no known kind");
-            return Err(Error::NotBlank { path: path.to_owned(), found });
-        }
+        check_blank(&device, &file)?;
     }
+    let is_file = device.kind == DeviceKind::File;
     if is_file && device.size_bytes < HEADER_BYTES {
         file.set_len(HEADER_BYTES).map_err(DeviceError::io("make room in", path))?;
     }

@@ -8,7 +8,10 @@ use std::{
 
 use super::{attach, detach, error::Error, format, hook, import, passphrase, resize, test};
 use crate::{
-    base::key::{KeyId, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
+    base::{
+        advice::Advice,
+        key::{KeyId, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
+    },
     config::Config,
     keys::{seal::SealError, store::StoreError},
     unlock::{self, case::Strictness, container::TrustError, testing::Site},
@@ -104,8 +107,57 @@ fn the_key_of_another_volume_is_refused() {
     refuses!(
         site,
         attach::attach(&site.config, &site.backend, request),
-        Error::Unlock(unlock::Error::KeyRefused { source: SealError::Other { what: "volume", .. }, .. })
+        Error::Unlock(unlock::Error::KeyRefused { source: SealError::OtherVolume { .. }, .. })
     );
+}
+
+fn cryptsetup(arguments: &[&str], device: &Path) {
+    let output = std::process::Command::new("cryptsetup").args(arguments).arg(device).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn a_uuid_that_a_person_has_changed_is_told_as_that() {
+    let site = Site::with("");
+    let (device, _) = formatted(&site, "a", false);
+    let was = header::probe(&device, None).unwrap().uuid().unwrap();
+    cryptsetup(&["luksUUID", "-q", "--uuid", "0f0f0f0f-1111-4222-8333-444444444444"], &device);
+    let refused = attached(&site, &device).err().expect("it is refused");
+    assert!(matches!(refused, Error::Unlock(unlock::Error::UuidChanged { .. })), "{refused:?}");
+    assert!(refused.next_step().unwrap().contains(&format!("cryptsetup luksUUID --uuid {was}")));
+    cryptsetup(&["luksUUID", "-q", "--uuid", &was.to_string()], &device);
+    attached(&site, &device).unwrap();
+}
+
+#[test]
+fn a_key_from_before_a_re_encryption_no_longer_fits_and_import_keeps_the_new_one() {
+    let site = Site::with("");
+    let (device, _) = formatted(&site, "a", true);
+    let request = passphrase::Request { device: &device, header: None, key: None };
+    let passphrase = passphrase::release(&site.config, request).unwrap();
+    let key_file = site.beside_the_keys("pass");
+    fs::write(&key_file, passphrase.expose()).unwrap();
+    let pbkdf = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"];
+    let reencrypt = ["reencrypt", "-q", "--force-offline-reencrypt", "--key-file", key_file.to_str().unwrap()];
+    cryptsetup(&[&reencrypt[..], &pbkdf[..]].concat(), &device);
+    let refused = attached(&site, &device).err().expect("it is refused");
+    assert!(matches!(refused, Error::Unlock(unlock::Error::NoLongerFits { .. })), "{refused:?}");
+    assert!(refused.next_step().unwrap().contains("cryptattach key import"));
+    let imported = import::import(
+        &site.config,
+        import::Request {
+            device: &device,
+            store: None,
+            header: None,
+            plain: None,
+            secret: passphrase,
+            token: false,
+            separation: Strictness::default(),
+        },
+    )
+    .unwrap();
+    let request = attach::Request { key: Some(imported), ..attach_request(&device) };
+    attach::attach(&site.config, &site.backend, request).unwrap();
 }
 
 #[test]

@@ -19,11 +19,25 @@ fn only_blank_devices_are_formatted() {
         let before = fs::read(&path).unwrap();
         let refused = site.fails(73, &["format", path.to_str().unwrap()]);
         assert!(refused.contains("is not blank: it holds") && refused.contains("--force"), "{refused}");
+        assert!(refused.contains("at byte ") || name == "gpt", "{refused}");
         assert_eq!(fs::read(&path).unwrap(), before, "{name}");
         assert_eq!(site.ok(&["key", "list"]), "", "no key is made for a device that is refused");
     }
     let (volume, _) = site.volume("ours", &[]);
     assert!(site.fails(73, &["format", &volume]).contains("crypto_LUKS"));
+}
+
+#[test]
+fn bytes_of_no_known_kind_are_not_blank() {
+    let site = Site::new();
+    let path = site.file("unknown", 64 << 20);
+    fs::File::options().write(true).open(&path).unwrap().write_all_at(b"\x5a", 40 << 20).unwrap();
+    let device = LoopDevice::new(&path, "");
+    for name in [device.path(), path.to_str().unwrap()] {
+        let refused = site.fails(if name == device.path() { 73 } else { 75 }, &["format", name]);
+        assert!(refused.contains("data at byte 41943040") || refused.contains("behind the loop device"), "{refused}");
+    }
+    site.ok(&["format", device.path(), "--force"]);
 }
 
 #[test]

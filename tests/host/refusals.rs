@@ -79,7 +79,7 @@ fn hostile_headers_are_refused() {
     luks2::change(volume.as_ref(), |h| h["segments"]["0"]["encryption"] = json!("cipher_null-ecb"));
     let attach = |volume: &str| site.fails(65, &["attach", volume, &site.name("x"), "--backend", "userspace"]);
     let refused = attach(&volume);
-    assert!(refused.contains("cipher is 'cipher_null-ecb'; only 'aes-xts-plain64' is allowed"), "{refused}");
+    assert!(refused.contains("cipher is 'cipher_null-ecb'; only 'aes-xts-plain64' is supported"), "{refused}");
 
     // On the allow-list, but not what was sealed.
     let (volume, _) = site.volume("sectors", &[]);
@@ -95,7 +95,7 @@ fn hostile_headers_are_refused() {
     luks2::change(volume.as_ref(), |h| h["digests"]["0"]["iterations"] = json!(1001));
     assert!(attach(&volume).contains("has another volume key than the one that this host has opened before"));
     fs::remove_dir_all(site.keys("site-state/volumes")).unwrap();
-    assert!(attach(&volume).contains("digest of the volume key differs"));
+    assert!(attach(&volume).contains("key import"));
 
     let (volume, _) = site.volume("truncated", &[]);
     fs::File::options().write(true).open(&volume).unwrap().set_len(8192).unwrap();

@@ -172,8 +172,11 @@ impl Opened {
         if asked == is || unbound {
             return Ok(());
         }
-        let words = |uuid: Option<Uuid>| uuid.map_or("a plain volume".to_owned(), |uuid| uuid.to_string());
-        Err(SealError::Other { what: "volume", is: words(is), asked: words(asked) })
+        let digest = match &self.content {
+            Content::VolumeKey(payload) => payload.digest.clone(),
+            Content::Object(_) => None,
+        };
+        Err(SealError::OtherVolume { is, asked, digest })
     }
 }
 
@@ -286,6 +289,10 @@ fn decode(what: &str, text: &str) -> Result<Vec<u8>, SealError> {
     Base64UrlUnpadded::decode_vec(text).map_err(|_| SealError::Unsupported(format!("its '{what}' is not base64url")))
 }
 
+fn volume(uuid: Option<Uuid>) -> String {
+    uuid.map_or("a plain volume".to_owned(), |uuid| format!("volume {uuid}"))
+}
+
 /// Sealing or opening failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
@@ -319,6 +326,14 @@ pub enum SealError {
         /// What was asked.
         asked: String,
     },
+    /// It is for another volume.
+    #[error("it belongs to {}, but {} was requested", volume(*.is), volume(*.asked))]
+    OtherVolume {
+        is: Option<Uuid>,
+        asked: Option<Uuid>,
+        /// What the other volume's header says of its key, if it has a header.
+        digest: Option<String>,
+    },
     /// None of our identities is among the recipients.
     #[error("it is sealed to {sealed_to}; this host has {ours}")]
     NotForUs {
@@ -350,6 +365,7 @@ impl Advice for SealError {
             Self::Malformed(_)
             | Self::Unsupported(_)
             | Self::Other { .. }
+            | Self::OtherVolume { .. }
             | Self::NotForUs { .. }
             | Self::Tampered
             | Self::Payload(_)
@@ -367,6 +383,9 @@ impl Advice for SealError {
                 "restore this key from a replica or backup of the key store"
             }
             Self::Other { .. } => "check the reference; the store may have mixed up keys, or may lie",
+            Self::OtherVolume { .. } => {
+                "check that this is the right device, and the right key for it ('cryptattach key list' shows them)"
+            }
             Self::Tpm(error) => return error.next_step(),
             Self::Unsupported(_) | Self::Crypto(_) => return None,
             Self::Memory(error) => return error.next_step(),

@@ -317,5 +317,5 @@ fn an_object_is_for_any_volume_until_it_is_bound_to_one() {
     assert!(matches!(open(&free, &unbound, Some(volume)), Ok(Content::Object(object)) if object.value.len() == 8192));
     assert!(open(&free, &unbound, None).is_ok());
     assert!(open(&tied, &bound, Some(volume)).is_ok());
-    assert!(matches!(open(&tied, &bound, Some(Uuid::new_v4())), Err(SealError::Other { what: "volume", .. })));
+    assert!(matches!(open(&tied, &bound, Some(Uuid::new_v4())), Err(SealError::OtherVolume { .. })));
 }

@@ -59,8 +59,9 @@ impl EntryError {
     pub fn is_final(&self) -> bool {
         match self {
             // The same entry is right for another volume, and another libcrypto may be right for it.
-            Self::Refused(SealError::Other { what, .. }) => *what != "volume",
-            Self::Refused(error) => !matches!(error, SealError::Crypto(_) | SealError::Memory(_)),
+            Self::Refused(error) => {
+                !matches!(error, SealError::OtherVolume { .. } | SealError::Crypto(_) | SealError::Memory(_))
+            }
             Self::OldGeneration { .. } => true,
             // An expired one says, as long as the store is out of reach, why it is not used.
             // And it may be the header that is wrong.

@@ -21,7 +21,6 @@ use crate::{
         mapping_name::MappingName,
     },
     config::Config,
-    sys::device::DeviceError,
     unlock::{
         case::{Case, Circumstances, Strictness},
         container::{Container, Use},
@@ -184,7 +183,6 @@ fn format_first(config: &Config, request: &Request, caller: Option<SecretBytes>)
         separation: Strictness::default(),
     };
     let ground = Ground::claim(&plan)?;
-    blank(request, &ground)?;
     let (key, passphrase) = (VolumeKey::random(plan.key_size)?, unused.passphrase()?);
     let volume = format::plan(&plan, &ground.device, &request.key, &key, Some(&passphrase))?;
     let case = Case::of_new_key(config, volume, request.key.clone(), container.clone());
@@ -193,22 +191,12 @@ fn format_first(config: &Config, request: &Request, caller: Option<SecretBytes>)
     let proven = case.prove(given)?;
     // The key is this volume's before anything is written: of two hosts that attach it for the first time, one comes first.
     container.claim(&request.key.key, unused, proven.volume())?;
-    blank(request, &ground)?;
+    ground.check_blank()?;
     ground.write(proven.volume())?;
     header::probe(&request.device, None)?.unlock(&passphrase)?;
     tracing::warn!("{} was blank and its key unused: formatting it", request.device.display());
     proven.record("format");
     Ok(())
-}
-
-fn blank(request: &Request, ground: &Ground) -> Result<(), Error> {
-    match ground.first_data()? {
-        None => Ok(()),
-        Some(at) => {
-            let found = format!("data at byte {at}, of no known kind");
-            Err(Error::NotBlank { path: request.device.clone(), found })
-        }
-    }
 }
 
 /// Whether a link can be put there: nothing but a link is ever replaced.
@@ -238,12 +226,4 @@ fn point(link: &Path, device: &Path) -> Result<(), Error> {
 
 fn copy(secret: Option<&SecretBytes>) -> Result<Option<SecretBytes>, Error> {
     Ok(secret.map(|secret| SecretBytes::copy_of(secret.expose())).transpose()?)
-}
-
-impl Ground {
-    /// Where something stands that is not zero.
-    fn first_data(&self) -> Result<Option<u64>, DeviceError> {
-        header::blank::first_data(&self.data, self.device.size_bytes)
-            .map_err(DeviceError::io("read", &self.device.path))
-    }
 }

@@ -5,7 +5,8 @@
 
 use super::{
     CIPHER, Geometry, SectorSize,
-    metadata::{Digest, Kdf, Metadata, Segment},
+    keyslots::Keyslot,
+    metadata::{Digest, Keyslot as Described, Metadata, Segment},
     token::Token,
 };
 use crate::base::{
@@ -13,20 +14,66 @@ use crate::base::{
     key::{KeyReference, KeySize},
 };
 
-/// Digests above this take longer than a few seconds; cryptsetup itself aims at an eighth of a second.
-const MOST_DIGEST_ITERATIONS: u64 = 10_000_000;
-/// A keyslot above these takes minutes, or memory that cryptsetup itself never asks for (MAX_PBKDF_MEMORY, 4 GiB); cryptsetup
-/// makes keyslots of two seconds.
-const MOST_KEYSLOT_ITERATIONS: u64 = 200_000_000;
-const MOST_KEYSLOT_MEMORY_KIB: u64 = 4 << 20;
-const MOST_KEYSLOT_PASSES_KIB: u64 = 128 << 20;
+/// Digests above this take longer than a few seconds; cryptsetup itself aims at an eighth of a second, that is at most a
+/// million on the fastest machine of today.
+const MOST_DIGEST_ITERATIONS: u64 = 4_000_000;
 const DIGEST_HASHES: [&str; 3] = ["sha1", "sha256", "sha512"];
 const KDFS: [&str; 3] = ["pbkdf2", "argon2i", "argon2id"];
+/// The only number that libcryptsetup makes and reads (LUKS_STRIPES).
+const STRIPES: u64 = 4000;
+const DATA_SEGMENT: &str = "0";
 
 /// Why a header is refused.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Refusal(String);
+#[error("{why}")]
+pub struct Refusal {
+    why: String,
+    kind: Kind,
+}
+
+/// What stands behind a refusal: it need not be an attack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A whole header that asks for what cryptattach does not do.
+    Unsupported,
+    /// Another program is at work on the volume.
+    UnderWay,
+    /// Trying a passphrase would take too long, or too much memory.
+    TooMuchWork,
+    /// It does not fit the device that it stands on.
+    Elsewhere,
+    /// Tokens of ours that contradict each other.
+    Tokens,
+    /// No program makes such a header.
+    Odd,
+}
+
+impl Refusal {
+    /// Text from the header reaches a terminal: control characters are replaced.
+    pub(super) fn new(kind: Kind, why: &str) -> Self {
+        Self { why: printable(why), kind }
+    }
+
+    /// What to do next.
+    pub fn next_step(&self) -> &'static str {
+        match self.kind {
+            Kind::Unsupported => {
+                "nothing is wrong with the volume: cryptsetup opens it, and 'cryptsetup reencrypt' can change how it is encrypted"
+            }
+            Kind::UnderWay => "'cryptsetup reencrypt --resume-only' finishes a re-encryption; then try again",
+            Kind::TooMuchWork => {
+                "'cryptsetup luksConvertKey' makes a keyslot anew at a lower cost; if nobody made it so dear, distrust this header"
+            }
+            Kind::Elsewhere => "check that this is the whole device: a copy or partition may have been cut short",
+            Kind::Tokens => {
+                "'cryptsetup luksDump' shows the tokens; 'cryptsetup token remove --token-id N' removes the wrong one"
+            }
+            Kind::Odd => {
+                "do not use this volume unless you know why its header says so; 'cryptsetup luksDump' shows it"
+            }
+        }
+    }
+}
 
 /// What a header says, once checked.
 #[derive(Debug)]
@@ -36,24 +83,32 @@ pub struct Checked {
     pub digest: String,
     pub reference: Option<KeyReference>,
     pub asks_people: bool,
+    pub keyslots: Vec<Keyslot>,
 }
 
 /// Checks LUKS2 metadata for a data device of `device_bytes`.
 pub fn luks2(metadata: &Metadata, device_bytes: u64) -> Result<Checked, Refusal> {
     if let Some(unknown) = metadata.config.requirements.as_ref().and_then(|r| r.mandatory.first()) {
-        return Err(refused(format!("it requires '{unknown}', as a volume that is being re-encrypted does")));
+        return Err(match unknown.contains("reencrypt") {
+            true => {
+                Refusal::new(Kind::UnderWay, &format!("its re-encryption is not finished (it requires '{unknown}')"))
+            }
+            false => unsupported(format!("it requires '{unknown}'")),
+        });
     }
-    let segment = only(&metadata.segments, "segment")?;
+    let segment = data_segment(metadata)?;
     let geometry = segment_geometry(segment, device_bytes)?;
-    let digest = only(&metadata.digests, "digest")?;
+    let digest = data_digest(metadata)?;
     check_digest(digest)?;
+    let (key_size, keyslots) = keyslots(metadata, digest)?;
     Ok(Checked {
         geometry,
-        key_size: keyslots(metadata)?,
+        key_size,
         // The salt belongs to it: the same key has another digest under another salt.
         digest: format!("{}:{}:{}:{}", digest.hash, digest.iterations, digest.salt, digest.digest),
         reference: reference(metadata)?,
-        asks_people: asks_people(metadata),
+        asks_people: asks_people(metadata, digest),
+        keyslots,
     })
 }
 
@@ -62,39 +117,43 @@ pub fn luks1(header: &super::luks::Luks1, device_bytes: u64) -> Result<Checked, 
     check_cipher("cipher", &header.cipher)?;
     let key_size = key_size("volume key", header.key_bytes)?;
     if !DIGEST_HASHES.contains(&header.hash.as_str()) {
-        return Err(refused(format!("its hash is '{}'", header.hash)));
+        return Err(unsupported(format!("its hash is '{}'", header.hash)));
     }
-    check_iterations(u64::from(header.digest_iterations))?;
-    for (number, iterations) in &header.keyslot_iterations {
-        check_keyslot_iterations(number, u64::from(*iterations))?;
-    }
+    let digest_work = u64::from(header.digest_iterations);
+    check_iterations(digest_work)?;
+    let keyslot = |&(number, iterations): &(u32, u32)| {
+        Keyslot::luks1(number, &header.hash, iterations, header.key_bytes, digest_work)
+    };
+    let keyslots: Vec<_> = header.keyslot_iterations.iter().map(keyslot).collect();
+    keyslots.iter().try_for_each(Keyslot::check)?;
     Ok(Checked {
         geometry: geometry(SectorSize::B512, header.data_offset_bytes, None, device_bytes)?,
         key_size: Some(key_size),
         digest: header.digest.clone(),
         reference: None,
         asks_people: true,
+        keyslots,
     })
 }
 
 fn segment_geometry(segment: &Segment, device_bytes: u64) -> Result<Geometry, Refusal> {
     if segment.kind != "crypt" {
-        return Err(refused(format!("its segment is of type '{}'", segment.kind)));
+        return Err(unsupported(format!("its segment is of type '{}'", segment.kind)));
     }
     check_cipher("cipher", segment.encryption.as_deref().unwrap_or("none"))?;
     if segment.integrity.is_some() {
-        return Err(refused("it uses dm-integrity, which is not supported".to_owned()));
+        return Err(unsupported("it uses dm-integrity".to_owned()));
     }
     if let Some(flag) = segment.flags.first() {
-        return Err(refused(format!("its segment has the flag '{flag}'")));
+        return Err(unsupported(format!("its segment has the flag '{flag}'")));
     }
     if let Some(tweak) = segment.iv_tweak.as_deref().filter(|tweak| *tweak != "0") {
-        return Err(refused(format!("its segment starts at the IV {tweak}, not at 0")));
+        return Err(unsupported(format!("its segment starts at the IV {tweak}, not at 0")));
     }
     let sector_size = segment
         .sector_size
         .and_then(SectorSize::from_bytes)
-        .ok_or_else(|| refused(format!("its sector size is {:?} bytes", segment.sector_size.unwrap_or(0))))?;
+        .ok_or_else(|| unsupported(format!("its sector size is {} bytes", segment.sector_size.unwrap_or(0))))?;
     let number = |what, text: &str| text.parse().map_err(|_| refused(format!("its segment's {what} is '{text}'")));
     let size = match segment.size.as_str() {
         "dynamic" => None,
@@ -116,119 +175,137 @@ pub fn geometry(
     }
     let room = device_bytes.saturating_sub(data_offset_bytes);
     if room < sector_bytes {
-        return Err(refused(format!(
-            "its data would begin at byte {data_offset_bytes} of a device of {device_bytes} bytes"
-        )));
+        let why = format!("its data would begin at byte {data_offset_bytes} of a device of {device_bytes} bytes");
+        return Err(Refusal::new(Kind::Elsewhere, &why));
     }
     let size_bytes = size_bytes.unwrap_or(room - room % sector_bytes);
-    if size_bytes > room || size_bytes == 0 || !size_bytes.is_multiple_of(sector_bytes) {
-        return Err(refused(format!("its data area has {size_bytes} bytes; the device has room for {room}")));
+    if size_bytes > room {
+        let why = format!("its data area has {size_bytes} bytes; the device has room for {room}");
+        return Err(Refusal::new(Kind::Elsewhere, &why));
+    }
+    if size_bytes == 0 || !size_bytes.is_multiple_of(sector_bytes) {
+        return Err(refused(format!("its data area has {size_bytes} bytes, in sectors of {sector_bytes}")));
     }
     Ok(Geometry { sector_size, data_offset_bytes, size_bytes, iv_offset_sectors: 0 })
 }
 
-fn keyslots(metadata: &Metadata) -> Result<Option<KeySize>, Refusal> {
-    let mut size = None;
-    for (number, keyslot) in &metadata.keyslots {
+/// The segment that is encrypted: number 0, as libcryptsetup has it.
+fn data_segment(metadata: &Metadata) -> Result<&Segment, Refusal> {
+    match metadata.segments.get(DATA_SEGMENT) {
+        Some(segment) if metadata.segments.len() == 1 => Ok(segment),
+        _ => Err(unsupported(format!(
+            "it has {} segments; exactly one (number {DATA_SEGMENT}) is supported",
+            metadata.segments.len()
+        ))),
+    }
+}
+
+/// The digest of the data's key, whatever its number: `cryptsetup reencrypt` leaves number 1, unbound keyslots have others.
+fn data_digest(metadata: &Metadata) -> Result<&Digest, Refusal> {
+    let covers = |digest: &&Digest| digest.segments.iter().any(|segment| segment == DATA_SEGMENT);
+    let mut of_data = metadata.digests.values().filter(covers);
+    match (of_data.next(), of_data.next()) {
+        (Some(digest), None) => Ok(digest),
+        (None, _) => Err(refused("it has no digest of its data's key".to_owned())),
+        (Some(_), Some(_)) => Err(refused("it has more than one digest of its data's key".to_owned())),
+    }
+}
+
+/// The keyslots with the data's key. Those with other keys are never tried, so what they say does not count.
+fn keyslots(metadata: &Metadata, digest: &Digest) -> Result<(Option<KeySize>, Vec<Keyslot>), Refusal> {
+    let (mut size, mut keyslots) = (None, Vec::new());
+    for (number, keyslot) in of_data(metadata, digest) {
         if keyslot.kind != "luks2" {
-            return Err(refused(format!("keyslot {number} is of type '{}'", keyslot.kind)));
+            return Err(unsupported(format!("keyslot {number} is of type '{}'", keyslot.kind)));
         }
         check_cipher(&format!("keyslot {number}'s cipher"), keyslot.area.encryption.as_deref().unwrap_or("none"))?;
         if let Some(kdf) = keyslot.kdf.as_ref().filter(|kdf| !KDFS.contains(&kdf.kind.as_str())) {
-            return Err(refused(format!("keyslot {number} derives its key by '{}'", kdf.kind)));
+            return Err(unsupported(format!("keyslot {number} derives its key by '{}'", kdf.kind)));
         }
-        keyslot.kdf.as_ref().map_or(Ok(()), |kdf| check_kdf_cost(number, kdf))?;
+        if let Some(splitter) = keyslot.af.as_ref().filter(|splitter| splitter.stripes != STRIPES) {
+            return Err(refused(format!("keyslot {number} has {} stripes, not {STRIPES}", splitter.stripes)));
+        }
+        let area_key_bytes = keyslot.area.key_size.unwrap_or(keyslot.key_size);
+        key_size(&format!("keyslot {number}'s own key"), area_key_bytes)?;
         let this = key_size(&format!("keyslot {number}'s key"), keyslot.key_size)?;
         if size.replace(this).is_some_and(|other| other != this) {
             return Err(refused("its keyslots hold keys of different sizes".to_owned()));
         }
+        let keyslot = Keyslot::luks2(number, keyslot, area_key_bytes, digest.iterations)?;
+        keyslot.check()?;
+        keyslots.push(keyslot);
     }
-    Ok(size)
+    Ok((size, keyslots))
 }
 
-/// Whoever tries a passphrase pays what the header asks for.
-fn check_kdf_cost(number: &str, kdf: &Kdf) -> Result<(), Refusal> {
-    if kdf.kind == "pbkdf2" {
-        return check_keyslot_iterations(number, kdf.iterations);
-    }
-    let Kdf { time, memory, .. } = kdf;
-    if *memory > MOST_KEYSLOT_MEMORY_KIB || time.saturating_mul(*memory) > MOST_KEYSLOT_PASSES_KIB {
-        return Err(refused(format!("keyslot {number} takes {time} passes over {memory} KiB of memory")));
-    }
-    Ok(())
-}
-
-fn check_keyslot_iterations(number: impl std::fmt::Display, iterations: u64) -> Result<(), Refusal> {
-    if iterations > MOST_KEYSLOT_ITERATIONS {
-        return Err(refused(format!(
-            "keyslot {number} takes {iterations} iterations (at most {MOST_KEYSLOT_ITERATIONS})"
-        )));
-    }
-    Ok(())
+fn of_data<'a>(metadata: &'a Metadata, digest: &'a Digest) -> impl Iterator<Item = (&'a String, &'a Described)> {
+    metadata.keyslots.iter().filter(|(number, _)| digest.keyslots.contains(number))
 }
 
 fn check_digest(digest: &Digest) -> Result<(), Refusal> {
     if digest.kind != "pbkdf2" || !DIGEST_HASHES.contains(&digest.hash.as_str()) {
-        return Err(refused(format!("its digest is '{}' with '{}'", digest.kind, digest.hash)));
-    }
-    if digest.segments != ["0"] {
-        return Err(refused("its digest is not that of its segment".to_owned()));
+        return Err(unsupported(format!("its digest is '{}' with '{}'", digest.kind, digest.hash)));
     }
     check_iterations(digest.iterations)
 }
 
 fn check_iterations(iterations: u64) -> Result<(), Refusal> {
     if iterations > MOST_DIGEST_ITERATIONS {
-        return Err(refused(format!("its digest takes {iterations} iterations (at most {MOST_DIGEST_ITERATIONS})")));
+        return Err(Refusal::new(
+            Kind::TooMuchWork,
+            &format!("its digest takes {iterations} iterations (at most {MOST_DIGEST_ITERATIONS})"),
+        ));
     }
     Ok(())
 }
 
 fn check_cipher(what: &str, cipher: &str) -> Result<(), Refusal> {
-    if cipher != CIPHER {
-        return Err(refused(format!("{what} is '{cipher}'; only '{CIPHER}' is allowed")));
+    let why = || format!("{what} is '{cipher}'; only '{CIPHER}' is supported");
+    match cipher {
+        CIPHER => Ok(()),
+        // It encrypts nothing: what an attacker writes who wants to read along.
+        null if null == "none" || null.contains("null") => Err(refused(why())),
+        _ => Err(unsupported(why())),
     }
-    Ok(())
 }
 
 fn key_size(what: &str, bytes: u32) -> Result<KeySize, Refusal> {
     usize::try_from(bytes)
         .ok()
         .and_then(KeySize::from_bytes)
-        .ok_or_else(|| refused(format!("{what} has {bytes} bytes; only 32 and 64 are allowed")))
+        .ok_or_else(|| unsupported(format!("{what} has {bytes} bytes; only 32 and 64 are supported")))
 }
 
 fn reference(metadata: &Metadata) -> Result<Option<KeyReference>, Refusal> {
     let mut ours = metadata.tokens.values().filter_map(Token::from_json);
     let Some(token) = ours.next() else { return Ok(None) };
     if ours.next().is_some() {
-        return Err(refused("it has more than one token of type 'cryptattach'".to_owned()));
+        return Err(tokens("it has more than one token of type 'cryptattach'".to_owned()));
     }
-    let token = token.map_err(|error| refused(format!("its token of type 'cryptattach' is malformed: {error}")))?;
+    let token = token.map_err(|error| tokens(format!("its token of type 'cryptattach' is malformed: {error}")))?;
     Ok(Some(token.reference()))
 }
 
 /// Whether there is a keyslot that no program opens. The token of a program claims its keyslots, but for the one of a
 /// recovery key, which systemd makes and people type.
-fn asks_people(metadata: &Metadata) -> bool {
+fn asks_people(metadata: &Metadata, digest: &Digest) -> bool {
     let member = |token: &serde_json::Value, name: &str| token.get(name).cloned().unwrap_or_default();
     let programs = metadata.tokens.values().filter(|token| member(token, "type") != "systemd-recovery");
     let claimed: Vec<_> =
         programs.filter_map(|token| member(token, "keyslots").as_array().cloned()).flatten().collect();
-    metadata.keyslots.keys().any(|number| !claimed.iter().any(|claimed| claimed == number.as_str()))
+    of_data(metadata, digest).any(|(number, _)| !claimed.iter().any(|claimed| claimed == number.as_str()))
 }
 
-/// The only member, which must be called "0".
-fn only<'a, T>(members: &'a std::collections::BTreeMap<String, T>, what: &str) -> Result<&'a T, Refusal> {
-    match members.get("0") {
-        Some(member) if members.len() == 1 => Ok(member),
-        _ => Err(refused(format!("it has {} {what}s; exactly one (number 0) is allowed", members.len()))),
-    }
-}
-
-/// Text from the header, with control characters replaced: it reaches a terminal.
 fn refused(why: String) -> Refusal {
-    Refusal(printable(&why))
+    Refusal::new(Kind::Odd, &why)
+}
+
+fn unsupported(why: String) -> Refusal {
+    Refusal::new(Kind::Unsupported, &why)
+}
+
+fn tokens(why: String) -> Refusal {
+    Refusal::new(Kind::Tokens, &why)
 }
 
 #[cfg(test)]
@@ -244,9 +321,13 @@ mod tests {
             let keyslots: serde_json::Map<_, _> =
                 keyslots.iter().map(|number| ((*number).to_owned(), keyslot.clone())).collect();
             let metadata = json!({
-                "keyslots": keyslots, "tokens": tokens, "segments": {}, "digests": {}, "config": {},
+                "keyslots": keyslots, "tokens": tokens, "segments": {}, "config": {}, "digests": {"7": {
+                    "type": "pbkdf2", "segments": ["0"], "keyslots": keyslots.keys().filter(|number| *number != "9").collect::<Vec<_>>(),
+                    "hash": "sha256", "iterations": 1000, "salt": "", "digest": "",
+                }},
             });
-            asks_people(&serde_json::from_value(metadata).unwrap())
+            let metadata: Metadata = serde_json::from_value(metadata).unwrap();
+            asks_people(&metadata, &metadata.digests["7"])
         };
         let ours = json!({"0": {"type": "cryptattach", "keyslots": ["0"]}});
         assert!(!asks(&[], json!({})), "a strict volume");
@@ -255,6 +336,7 @@ mod tests {
         assert!(asks(&["0", "1"], ours));
         assert!(!asks(&["2"], json!({"0": {"type": "clevis", "keyslots": ["2"]}})));
         assert!(asks(&["3"], json!({"0": {"type": "systemd-recovery", "keyslots": ["3"]}})));
+        assert!(!asks(&["9"], json!({})), "a keyslot with another key than the data's");
         assert!(asks(&["0"], json!({"0": {"type": "odd", "keyslots": "0"}})), "a malformed token claims nothing");
     }
 

@@ -6,6 +6,7 @@
 use std::{
     fs::File,
     io,
+    ops::RangeInclusive,
     os::{fd::AsRawFd, unix::fs::FileExt},
     path::PathBuf,
     sync::Arc,
@@ -16,7 +17,11 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 /// The first bytes of LUKS headers, version 1 and 2 (LUKS2 On-Disk Format section 2.1).
 pub const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
 
-/// The bytes of a header, in an anonymous sparse file as long as the device that they stand at the start of.
+/// The largest keyslot area that libcryptsetup makes (LUKS2_MAX_KEYSLOTS_SIZE), and the metadata before it.
+pub const LARGEST_BYTES: u64 = (128 + 8) << 20;
+
+/// The bytes of a header, in an anonymous sparse file at least as long as the device that they stand at the start
+/// of.
 #[derive(Clone, Debug)]
 pub struct HeaderImage(Arc<File>);
 
@@ -28,18 +33,29 @@ impl HeaderImage {
         Ok(Self(Arc::new(file)))
     }
 
-    /// The first `wanted` bytes of `device`, which is `len` bytes long.
+    /// The first `wanted` bytes of `device`, which is `len` bytes long. The image of one that was cut short is not: what is
+    /// missing is told of the device, and not of its header.
     pub fn read(device: &File, len: u64, wanted: u64) -> io::Result<Self> {
-        let image = Self::empty(len)?;
+        let image = Self::empty(len.max(LARGEST_BYTES))?;
         image.copy(device, &image.0, 0, wanted.min(len))?;
         Ok(image)
     }
 
     /// Takes over the metadata of an image that was checked, so that what was read later adds the keyslots only.
     pub fn take_metadata(&self, checked: &Self) -> io::Result<()> {
-        let metadata = metadata_len(&checked.first_block()?).unwrap_or(0);
-        let end = metadata.min(checked.0.metadata()?.len());
+        let end = checked.metadata_len()?;
         self.copy(&checked.0, &self.0, 0, end)
+    }
+
+    /// The bytes of its metadata.
+    pub fn metadata(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; usize::try_from(self.metadata_len()?).map_err(io::Error::other)?];
+        self.0.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
+    }
+
+    fn metadata_len(&self) -> io::Result<u64> {
+        Ok(metadata_len(&self.0)?.unwrap_or(0).min(self.0.metadata()?.len()))
     }
 
     /// Its first block.
@@ -90,21 +106,50 @@ pub fn first_block(device: &File) -> io::Result<[u8; 4096]> {
     Ok(block)
 }
 
-/// How far the metadata of a LUKS header reaches, as its first block says; `None` if it is no LUKS header.
+/// How far the metadata of the LUKS header on a device reaches; `None` if there is none.
 ///
 /// The answer is bounded whatever the header says: LUKS2 metadata has at most 4 MiB (twice), and a LUKS1 header's 592
-/// bytes fit the first block.
-pub fn metadata_len(first_block: &[u8; 4096]) -> Option<u64> {
+/// bytes fit the first block. Where the first copy of a LUKS2 header is damaged, its second one tells.
+pub fn metadata_len(device: &File) -> io::Result<Option<u64>> {
     const LARGEST_LUKS2_METADATA: u64 = 4 << 20;
-    if first_block[..6] != MAGIC {
-        return None;
+    let first = first_block(device)?;
+    if first[..6] != MAGIC {
+        return Ok(second_copy(device)?.map(|at| at * 2));
     }
-    match u16::from_be_bytes([first_block[6], first_block[7]]) {
-        // Binary header and JSON area, and their second copy behind them.
-        2 => {
-            let hdr_size = u64::from_be_bytes(first_block[8..16].try_into().ok()?);
-            Some(hdr_size.clamp(4096, LARGEST_LUKS2_METADATA) * 2)
+    if first[6..8] != [0, 2] {
+        return Ok(Some(4096));
+    }
+    // Binary header and JSON area, and their second copy behind them.
+    let size = number(&first, 8);
+    let is_right =
+        size.is_power_of_two() && SECOND_COPIES.contains(&size.trailing_zeros()) && is_second_copy(device, size)?;
+    let size = if is_right { size } else { second_copy(device)?.unwrap_or(size) };
+    Ok(Some(size.clamp(4096, LARGEST_LUKS2_METADATA) * 2))
+}
+
+/// Where the second copy of a LUKS2 header may stand (LUKS2 On-Disk Format section 2.2), as powers of two.
+const SECOND_COPIES: RangeInclusive<u32> = 14..=22;
+
+fn second_copy(device: &File) -> io::Result<Option<u64>> {
+    for at in SECOND_COPIES.map(|power| 1 << power) {
+        if is_second_copy(device, at)? {
+            return Ok(Some(at));
         }
-        _ => Some(4096),
     }
+    Ok(None)
+}
+
+fn is_second_copy(device: &File, at: u64) -> io::Result<bool> {
+    const SECOND_MAGIC: [u8; 8] = *b"SKUL\xba\xbe\0\x02";
+    let mut block = [0; 512];
+    match device.read_exact_at(&mut block, at) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+        read => read?,
+    }
+    // It says itself where it is; an old one in the middle of other data does not fool us.
+    Ok(block[..8] == SECOND_MAGIC && number(&block, 8) == at && number(&block, 256) == at)
+}
+
+fn number(block: &[u8], at: usize) -> u64 {
+    block[at..at + 8].iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }

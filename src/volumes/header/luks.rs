@@ -18,8 +18,8 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::{
-    Format, Header, HeaderImage, LuksHeader, SectorSize, Volume, VolumeError, allow_list, header_image, library,
-    metadata::Metadata, signatures, token::Token,
+    Format, Header, HeaderImage, LuksHeader, SectorSize, Volume, VolumeError, allow_list, header_image, keyslots,
+    library, metadata::Metadata, signatures, token::Token,
 };
 use crate::{
     base::{
@@ -54,7 +54,7 @@ pub struct Luks1 {
     pub digest: String,
     pub digest_iterations: u32,
     /// Of each keyslot in use: its number and what trying a passphrase takes.
-    pub keyslot_iterations: Vec<(usize, u32)>,
+    pub keyslot_iterations: Vec<(u32, u32)>,
 }
 
 impl UntrustedHeader {
@@ -67,9 +67,9 @@ impl UntrustedHeader {
             None => device.size_bytes,
         };
         let file = File::open(&path).map_err(DeviceError::io("open", &path))?;
-        let first = header_image::first_block(&file).map_err(DeviceError::io("read", &path))?;
-        let Some(wanted) = header_image::metadata_len(&first) else {
-            let found = signatures::find(&path)?;
+        let Some(wanted) = header_image::metadata_len(&file).map_err(DeviceError::io("read", &path))? else {
+            let unreadable = |source| VolumeError::Signatures { path: path.clone(), source };
+            let found = signatures::find(&path).map_err(unreadable)?;
             return Err(VolumeError::NoHeader { path, found });
         };
         let image = HeaderImage::read(&file, header_bytes, wanted).map_err(DeviceError::io("read", &path))?;
@@ -80,7 +80,15 @@ impl UntrustedHeader {
     pub fn parse(device: Device, detached: Option<PathBuf>, image: HeaderImage) -> Result<Self, VolumeError> {
         let path = detached.as_ref().unwrap_or(&device.path).clone();
         let damaged = |source| VolumeError::Damaged { path: path.clone(), source };
+        let as_read = image.metadata().map_err(|e| damaged(e.into()))?;
         let mut context = library::call(|| load_header(&image)).map_err(|e| damaged(e.into()))?;
+        // libcryptsetup has written over the damaged copy, in memory.
+        if image.metadata().map_err(|e| damaged(e.into()))? != as_read {
+            tracing::warn!(
+                "one of the two copies of the LUKS header of {0} is damaged; using the other one; back {0}'s header up, then repair it: cryptsetup repair {0}",
+                path.display()
+            );
+        }
         let uuid = library::call(|| context.status_handle().get_uuid()).map_err(|e| damaged(e.into()))?;
         let format = library::call(|| context.format_handle().get_type()).map_err(|e| damaged(e.into()))?;
         let contents = if format == EncryptionFormat::Luks2 {
@@ -106,6 +114,7 @@ impl UntrustedHeader {
             digest: checked.digest,
             reference: checked.reference,
             asks_people: checked.asks_people,
+            keyslots: checked.keyslots,
             detached: self.detached,
             image: self.image,
         };
@@ -129,7 +138,7 @@ impl Luks1 {
         let hex = |at: usize, len: usize| hex::encode(&first[at..at + len]);
         let (hash, iterations) = (text(72, 32), number(164));
         const ENABLED: u32 = 0x00ac_71f3;
-        let keyslots = (0..8).map(|slot| (slot, 208 + 48 * slot)).filter(|(_, at)| number(*at) == ENABLED);
+        let keyslots = (0..8).zip((208..).step_by(48)).filter(|(_, at)| number(*at) == ENABLED);
         Self {
             cipher: format!("{}-{}", text(8, 32), text(40, 32)),
             key_bytes: number(108),
@@ -186,25 +195,27 @@ impl LuksHeader {
             0 => header_bytes,
             data => data,
         };
-        // The largest keyslot area that libcryptsetup makes (LUKS2_MAX_KEYSLOTS_SIZE), and the metadata before it.
-        const LARGEST_HEADER: u64 = (128 + 8) << 20;
-        let image = HeaderImage::read(&file, header_bytes, keyslots_end.min(LARGEST_HEADER))
+        let image = HeaderImage::read(&file, header_bytes, keyslots_end.min(header_image::LARGEST_BYTES))
             .map_err(DeviceError::io("read", path))?;
         image.take_metadata(&self.image).map_err(DeviceError::io("read", path))?;
+        let refused = |refusal| VolumeError::Refused { path: path.to_owned(), refusal };
         let failed = |source| VolumeError::Library { action: "open a keyslot of", path: path.to_owned(), source };
         let mut context = library::call(|| load_header(&image)).map_err(failed)?;
         let mut key = SecretBytes::zeroed(size.bytes())?;
-        let got = library::call(|| {
-            context.volume_key_handle().get(None, key.expose_mut(), Some(passphrase.expose())).map(|(_, size)| size)
-        });
-        match got {
-            // ENOENT stands for "no keyslot fits" where there is an unbound keyslot as well.
-            Err(error) if matches!(error.errno(), Some(libc::EPERM | libc::ENOENT)) => {
-                Err(VolumeError::WrongPassphrase { path: path.to_owned() })
+        for number in keyslots::to_be_tried(&self.keyslots).map_err(refused)? {
+            let mut open = || {
+                let (key, passphrase) = (key.expose_mut(), Some(passphrase.expose()));
+                context.volume_key_handle().get(Some(number), key, passphrase).map(drop)
+            };
+            match library::call(&mut open) {
+                Err(error) if matches!(error.errno(), Some(libc::EPERM | libc::ENOENT)) => {}
+                Err(error) => return Err(failed(error)),
+                Ok(()) => {
+                    return VolumeKey::from_secret(key).ok_or_else(|| VolumeError::NoKeyslot { path: path.to_owned() });
+                }
             }
-            Err(error) => Err(failed(error)),
-            Ok(_) => VolumeKey::from_secret(key).ok_or_else(|| VolumeError::NoKeyslot { path: path.to_owned() }),
         }
+        Err(VolumeError::WrongPassphrase { path: path.to_owned() })
     }
 }
 

@@ -24,6 +24,10 @@ pub struct Keyslot {
     pub area: Area,
     #[serde(default)]
     pub kdf: Option<Kdf>,
+    #[serde(default)]
+    pub af: Option<Splitter>,
+    /// 0: tried only when it is named; 2: tried before the others.
+    pub priority: Option<u32>,
 }
 
 /// Where and how a keyslot's key material is encrypted.
@@ -31,6 +35,15 @@ pub struct Keyslot {
 pub struct Area {
     #[serde(default)]
     pub encryption: Option<String>,
+    /// Bytes of the key that a passphrase becomes.
+    #[serde(default)]
+    pub key_size: Option<u32>,
+}
+
+/// How key material is spread over many blocks.
+#[derive(Debug, Deserialize)]
+pub struct Splitter {
+    pub stripes: u64,
 }
 
 /// How a passphrase becomes a key.
@@ -38,6 +51,9 @@ pub struct Area {
 pub struct Kdf {
     #[serde(rename = "type")]
     pub kind: String,
+    /// PBKDF2: hash.
+    #[serde(default)]
+    pub hash: String,
     /// PBKDF2: iterations.
     #[serde(default)]
     pub iterations: u64,
@@ -47,6 +63,9 @@ pub struct Kdf {
     /// Argon2: memory in KiB.
     #[serde(default)]
     pub memory: u64,
+    /// Argon2: threads.
+    #[serde(default)]
+    pub cpus: u64,
 }
 
 /// A stretch of the data device.
@@ -70,6 +89,8 @@ pub struct Digest {
     #[serde(rename = "type")]
     pub kind: String,
     pub segments: Vec<String>,
+    #[serde(default)]
+    pub keyslots: Vec<String>,
     pub hash: String,
     pub iterations: u64,
     pub salt: String,

@@ -3,6 +3,7 @@
 mod allow_list;
 pub mod blank;
 mod header_image;
+mod keyslots;
 pub mod library;
 mod luks;
 mod metadata;
@@ -29,6 +30,7 @@ use crate::{
 };
 pub use allow_list::Refusal;
 pub use header_image::HeaderImage;
+pub use keyslots::Keyslot;
 pub use library::LibraryError;
 pub use luks::{HEADER_BYTES, NewHeader};
 
@@ -119,6 +121,8 @@ pub struct LuksHeader {
     pub reference: Option<KeyReference>,
     /// A person's passphrase or recovery key may open a keyslot: not all of them are a program's.
     pub asks_people: bool,
+    /// The keyslots that hold the volume key.
+    pub keyslots: Vec<Keyslot>,
     /// The path of a detached header.
     pub detached: Option<PathBuf>,
     /// The bytes that were checked, and no others, are what is activated.
@@ -334,9 +338,7 @@ impl Advice for VolumeError {
             Self::Damaged { .. } => {
                 "'cryptsetup repair' may help if one copy of the header is whole; else restore a backup of it"
             }
-            Self::Refused { .. } => {
-                "do not use this volume unless you know why its header says so; 'cryptsetup luksDump' shows it"
-            }
+            Self::Refused { refusal, .. } => refusal.next_step(),
             Self::NoToken { .. } => {
                 "'cryptsetup luksDump' shows the header's tokens; 'cryptsetup token remove' removes one"
             }

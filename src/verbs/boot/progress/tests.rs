@@ -140,6 +140,7 @@ fn volume(asks_people: bool) -> Volume {
         digest: String::new(),
         reference: None,
         asks_people,
+        keyslots: Vec::new(),
         detached: None,
         image: HeaderImage::empty(4096).unwrap(),
     };
