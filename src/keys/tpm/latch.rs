@@ -10,10 +10,13 @@ use std::path::Path;
 use openssl::sha::{Sha256, sha256};
 
 use super::{
-    Digest, Handle, IdentityFile, Name, SessionKind, StorageRoot, Tpm, TpmError,
+    Digest, Handle, IdentityFile, Name, SessionKind, Tpm, TpmError,
     policy::{LATCH, unextended},
 };
-use crate::{base::pcr_set::PcrSet, config::TpmConfig};
+use crate::{
+    base::{chain::chain, pcr_set::PcrSet},
+    config::TpmConfig,
+};
 
 /// What PCR 15 is extended by where nobody says what was opened.
 pub const KEYS_WERE_OPENED: &str = "cryptattach: this boot has its keys";
@@ -23,11 +26,18 @@ pub const KEYS_WERE_OPENED: &str = "cryptattach: this boot has its keys";
 /// `identity` is the file of a key that this TPM has made: it has the storage root key's name. Without a proof PCR 15 is
 /// extended all the same, as well as that can be told, and the error says why there is none.
 pub fn latch(config: &TpmConfig, identity: &Path, event: &str) -> Result<Digest, TpmError> {
-    let tpm = Tpm::open(config)?;
-    let proven = IdentityFile::read(identity).and_then(|file| tpm.latch(file.storage_root, event));
+    let proven = IdentityFile::read(identity).and_then(|file| {
+        let latch = || Tpm::open(config)?.latch(file.storage_root, event);
+        // An answer that was forged or lost ends the use of its connection.
+        latch().or_else(|error| {
+            tracing::debug!("the TPM is asked to extend PCR 15 once more: {}", chain(&error));
+            latch()
+        })
+    });
     proven.inspect_err(|_| {
-        if let Err(error) = tpm.esys().pcr_extend(LATCH, &sha256(event.as_bytes()), None) {
-            tracing::debug!("cannot extend PCR 15 without a session either: {}", crate::base::chain::chain(&error));
+        let digest = sha256(event.as_bytes());
+        if let Err(error) = Tpm::open(config).and_then(|tpm| tpm.esys().pcr_extend(LATCH, &digest, None)) {
+            tracing::debug!("cannot extend PCR 15 without a proof either: {}", chain(&error));
         }
     })
 }
@@ -44,22 +54,16 @@ impl Tpm {
     /// Extends PCR 15 by this event, unless it has been extended in this boot; its value, by the TPM's own word.
     fn latch(&self, root: Name, event: &str) -> Result<Digest, TpmError> {
         let root = self.storage_root(Some(root))?;
-        let session = self.audited(&root)?;
+        let session = self.esys().start_session(SessionKind::Audit, Some(root.handle()))?;
         let before = self.latch_pcr(&session)?;
         if before != Digest::default() {
             return Ok(before);
         }
-        let extended = self.esys().pcr_extend(LATCH, &sha256(event.as_bytes()), Some(&session));
-        // After an answer that was lost or forged, a session knows its next nonce no more.
-        let session = if extended.is_ok() { session } else { self.audited(&root)? };
+        self.esys().pcr_extend(LATCH, &sha256(event.as_bytes()), Some(&session))?;
         match self.latch_pcr(&session)? {
             after if after != Digest::default() => Ok(after),
-            _ => Err(extended.err().unwrap_or(TpmError::NotExtended)),
+            _ => Err(TpmError::NotExtended),
         }
-    }
-
-    fn audited(&self, root: &StorageRoot<'_>) -> Result<Handle<'_>, TpmError> {
-        self.esys().start_session(SessionKind::Audit, Some(root.handle()))
     }
 
     fn latch_pcr(&self, session: &Handle<'_>) -> Result<Digest, TpmError> {

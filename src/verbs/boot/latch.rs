@@ -41,14 +41,20 @@ pub enum LatchNews {
 
 /// Extends PCR 15 by this event, if a key of the TPM may open something here.
 pub fn latch(config: &Config, event: &str) -> Result<PcrLatch, Error> {
-    let lockbox = config.lockbox.iter().flat_map(|lockbox| &lockbox.identities);
-    let stores = config.stores.values().flat_map(|store| &store.sealing.identities);
-    let identity = identities::first_of_tpm(lockbox.chain(stores)).filter(|_| config.tpm.latch.is_wanted());
+    let identity = identity(config).filter(|_| config.tpm.latch.is_wanted());
     let Some(identity) = identity else { return Ok(PcrLatch::NotWanted) };
     if let Some(device) = config.tpm.device().filter(|device| !device.exists()) {
         return Ok(PcrLatch::NoTpm(device));
     }
     Ok(PcrLatch::Done(tpm::latch(&config.tpm, &identity, event)?))
+}
+
+/// A key of this host's TPM: one that lockbox or stores use, or else the one that it has, for whoever runs later might use it.
+fn identity(config: &Config) -> Option<PathBuf> {
+    let lockbox = config.lockbox.iter().flat_map(|lockbox| &lockbox.identities);
+    let stores = config.stores.values().flat_map(|store| &store.sealing.identities);
+    let used = identities::first_of_tpm(lockbox.chain(stores));
+    used.or_else(|| Some(config.tpm.identity.to_path_buf()).filter(|path| path.exists()))
 }
 
 /// What has become of it; no TPM that hangs is waited for.
@@ -129,6 +135,8 @@ mod tests {
         latch(&format!("{store}identities = ['tpm:host.key']\n")).unwrap_err();
         latch(&format!("{store}{lockbox}['tpm:host.key']\n")).unwrap_err();
         assert!(matches!(latch(&format!("{store}{lockbox}['host.key']\n")), Ok(PcrLatch::NotWanted)));
+        fs::write(folder.path().join("host.tpm.pem"), "").unwrap();
+        latch(&format!("identity = 'host.tpm.pem'\n{store}")).unwrap_err();
         let off = format!("latch = false\n{store}{lockbox}['tpm:host.key']\n");
         assert!(matches!(latch(&off), Ok(PcrLatch::NotWanted)));
         let away = format!("[tpm]\ntcti = 'device:/dev/none'\n{store}identities = ['tpm:host.key']\n");

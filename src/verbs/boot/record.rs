@@ -404,9 +404,10 @@ mod tests {
             return super::print("nobody reads this\n");
         }
         let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-        let name = "boot::record::tests::goes_on_where_nobody_listens";
+        let name = "verbs::boot::record::tests::goes_on_where_nobody_listens";
         let mut again = Command::new(std::env::current_exe().unwrap());
         let again = again.args(["--exact", name, "--nocapture"]).env(PRINTS, "").stderr(full).output().unwrap();
         assert!(again.status.success(), "{again:?}");
+        assert!(String::from_utf8_lossy(&again.stdout).contains("1 passed"), "{again:?}");
     }
 }
