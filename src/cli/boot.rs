@@ -35,7 +35,8 @@ pub struct Boot {
     /// Only print the parts that an initramfs for this machine needs, one per line
     #[arg(long, group = "only")]
     image_parts: bool,
-    /// Only do the last step of a boot that was killed: the TPM opens no more keys until the next power-on
+    /// Only do the last steps of a boot that was killed: extend PCR 15, so that the TPM opens no more keys until the next
+    /// power-on, and close the lockbox. Does nothing after a boot that has done them
     #[arg(long, group = "only")]
     finish: bool,
     /// The crypttab to read [default: that of the initramfs, or /etc/crypttab]
@@ -52,7 +53,11 @@ impl Boot {
     pub(super) fn run(&self, global: &Global, reports: Reports) -> Result<ExitCode, Error> {
         let config = global.config()?;
         let read = |path: &PathBuf| crypttab::text(path).map_err(Error::io(format!("read {}", path.display())));
-        let crypttab = self.crypttab.as_ref().map(read).transpose()?;
+        let crypttab = self.crypttab.as_ref().map(read).transpose();
+        if crypttab.is_err() && self.is_boot() {
+            boot::finish(&config)?;
+        }
+        let crypttab = crypttab?;
         let crypttab = crypttab.as_deref();
         if self.needs_network {
             return Ok(ExitCode::from(u8::from(!image::needs_network(&config, crypttab)?)));

@@ -8,6 +8,7 @@ use super::{Global, output};
 use crate::{
     base::clock::date,
     verbs::{
+        boot,
         error::Error,
         explain::{self, FOLDER, LastFailure},
     },
@@ -16,7 +17,7 @@ use crate::{
 /// Explain why a volume was not attached, and what to do
 ///
 /// Shows the failures of this boot, including those of units and hot-plug, until the volume is attached. Without a
-/// name, shows those of all volumes.
+/// name, shows those of all volumes, and what 'cryptattach boot' has opened and left behind.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach explain
@@ -37,10 +38,20 @@ impl Explain {
         }
         output::print(global.json, &failures, || match (&failures[..], &self.about) {
             ([], Some(about)) => format!("no failure of '{about}' is recorded since the last boot"),
-            ([], None) => "no failure is recorded since the last boot".to_owned(),
-            (failures, _) => failures.iter().map(text).collect::<Vec<_>>().join("\n"),
+            ([], None) => with_boot("no failure is recorded since the last boot".to_owned()),
+            (failures, None) => with_boot(texts(failures)),
+            (failures, Some(_)) => texts(failures),
         })
     }
+}
+
+fn texts(failures: &[LastFailure]) -> String {
+    failures.iter().map(text).collect::<Vec<_>>().join("\n")
+}
+
+/// What the initramfs has left behind comes last.
+fn with_boot(failures: String) -> String {
+    [Some(failures), boot::left_behind()].into_iter().flatten().collect::<Vec<_>>().join("\n")
 }
 
 fn text(failure: &LastFailure) -> String {

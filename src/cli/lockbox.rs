@@ -105,7 +105,7 @@ impl Open {
             record(config, "lockbox wipe", lockbox, None);
         }
         if let Err(LockboxError::NotLatched { .. }) = &opened {
-            record(config, "lockbox open", lockbox, None);
+            record(config, "lockbox close", lockbox, None);
         }
         let opening = opened?;
         if !opening.already_open {

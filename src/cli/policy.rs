@@ -15,7 +15,7 @@ use crate::{
     base::{hex, pcr_set::PcrSet},
     config::TpmConfig,
     keys::tpm::{
-        BootChain, Digest, Exposure, IdentityFile, PcrSignature, PcrSignatures, PcrValues, Policy as TpmPolicy,
+        self, BootChain, Digest, Exposure, IdentityFile, PcrSignature, PcrSignatures, PcrValues, Policy as TpmPolicy,
         SiteSigner, Tpm, TpmError, exposures,
     },
     verbs::error::Error,
@@ -355,7 +355,8 @@ pub struct Latch {}
 
 impl Latch {
     fn run(&self, global: &Global) -> Result<(), Error> {
-        Tpm::open(&global.config()?.tpm)?.latch()?;
+        let config = global.config()?.tpm;
+        tpm::latch(&config, &config.identity, tpm::KEYS_WERE_OPENED)?;
         output::print(global.json, &json!({"latched": true}), || {
             "PCR 15 is extended: the key opens again after the next power-on".to_owned()
         })

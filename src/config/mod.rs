@@ -30,7 +30,7 @@ pub use identity::IdentitySpec;
 pub use lockbox::LockboxConfig;
 pub use paths::ConfigPath;
 pub use stores::{Sealing, Section, StoreConfig};
-pub use tpm::TpmConfig;
+pub use tpm::{Latch, TpmConfig};
 pub use volumes::{Hotplug, VolumeConfig};
 
 /// Where the configuration is unless `--config` or `CRYPTATTACH_CONFIG` says otherwise.

@@ -1,8 +1,8 @@
 //! `[tpm]`
 
-use std::{env, path::PathBuf};
+use std::{env, fmt, path::PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 
 use super::ConfigPath;
 use crate::base::pcr_set::PcrSet;
@@ -23,7 +23,7 @@ pub struct TpmConfig {
     /// PCRs that are bound to their present values when a key is made, in place of what fits the boot chain.
     pub pcrs: Option<PcrSet>,
     /// Whether PCR 15 must not have been extended, and is extended once this host has its keys.
-    pub latch: bool,
+    pub latch: Latch,
     /// Files of signatures over boot states (`tpm2-pcr-signature.json`); those that exist are read.
     pub signatures: Vec<ConfigPath>,
     /// File with the PIN of this host's key, or `credential:NAME`.
@@ -36,6 +36,50 @@ pub struct TpmConfig {
     pub counter: u32,
 }
 
+/// `latch`: what becomes of PCR 15 once this host has its keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Latch {
+    /// `false`: nothing.
+    Off,
+    /// `true`: it is extended. Where the TPM does not prove that, the lockbox is closed.
+    On,
+    /// `"required"`: the same, and a boot does not go on without that proof.
+    Required,
+}
+
+impl Latch {
+    /// Whether PCR 15 is extended at all.
+    pub fn is_wanted(self) -> bool {
+        self != Self::Off
+    }
+}
+
+impl<'de> Deserialize<'de> for Latch {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Words;
+        impl de::Visitor<'_> for Words {
+            type Value = Latch;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true, false or \"required\"")
+            }
+
+            fn visit_bool<E: de::Error>(self, is_on: bool) -> Result<Latch, E> {
+                Ok(if is_on { Latch::On } else { Latch::Off })
+            }
+
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<Latch, E> {
+                if word == "required" {
+                    Ok(Latch::Required)
+                } else {
+                    Err(E::invalid_value(de::Unexpected::Str(word), &self))
+                }
+            }
+        }
+        deserializer.deserialize_any(Words)
+    }
+}
+
 impl Default for TpmConfig {
     fn default() -> Self {
         Self {
@@ -43,7 +87,7 @@ impl Default for TpmConfig {
             identity: "/etc/cryptattach/host.tpm.pem".into(),
             site_key: None,
             pcrs: None,
-            latch: true,
+            latch: Latch::On,
             // Ours, and the places where systemd-stub, systemd and distributions leave them.
             signatures: [
                 "/etc/cryptattach/tpm2-pcr-signature.json",
@@ -72,5 +116,21 @@ impl TpmConfig {
     /// The device of a TPM that is one of this machine.
     pub fn device(&self) -> Option<PathBuf> {
         self.tcti().strip_prefix("device:").map(PathBuf::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latch_is_on_off_or_required() {
+        let latch = |text: &str| toml::from_str::<TpmConfig>(text).map(|config| config.latch);
+        assert_eq!(latch("").unwrap(), Latch::On);
+        assert_eq!(latch("latch = true").unwrap(), Latch::On);
+        assert_eq!(latch("latch = false").unwrap(), Latch::Off);
+        assert_eq!(latch("latch = \"required\"").unwrap(), Latch::Required);
+        let refused = latch("latch = \"always\"").unwrap_err().to_string();
+        assert!(refused.contains("expected true, false or \"required\""), "{refused}");
     }
 }

@@ -263,6 +263,7 @@ fn install(files: &Path) {
         "conf-hooks.d/cryptattach",
         "scripts/local-top/cryptattach",
         "scripts/local-bottom/cryptattach",
+        "scripts/init-bottom/cryptattach",
     ] {
         let from = source.join("initramfs/initramfs-tools").join(script);
         copy(&from, &format!("{tools}/{script}"));

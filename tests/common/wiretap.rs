@@ -20,6 +20,7 @@ pub struct Wiretap {
     heard: Arc<Mutex<Vec<u8>>>,
     taken: Arc<Mutex<Taken>>,
     forgery: Forgery,
+    swallowed: Swallowed,
 }
 
 /// What the TPM was asked to do.
@@ -32,6 +33,9 @@ pub struct Taken {
 /// What the TPM says, and what is made of it.
 type Forgery = Arc<Mutex<Option<(Vec<u8>, Vec<u8>)>>>;
 
+/// The beginning of a command that does not reach the TPM, and what is answered in its place.
+type Swallowed = Arc<Mutex<Option<(Vec<u8>, Vec<u8>)>>>;
+
 impl Wiretap {
     /// In front of this socket and its control channel.
     pub fn on(socket: &Path) -> Self {
@@ -41,15 +45,23 @@ impl Wiretap {
     /// That answers so many commands itself: TPM_RC_RETRY.
     pub fn that_is_busy(socket: &Path, times: usize) -> Self {
         let folder = tempfile::Builder::new().prefix("wiretap").tempdir_in("/tmp").unwrap();
-        let tap = Self { folder, heard: Arc::default(), taken: Arc::default(), forgery: Arc::default() };
+        let tap = Self {
+            folder,
+            heard: Arc::default(),
+            taken: Arc::default(),
+            forgery: Arc::default(),
+            swallowed: Arc::default(),
+        };
         for suffix in ["", ".ctrl"] {
             let to = PathBuf::from(format!("{}{suffix}", socket.display()));
             let listener = UnixListener::bind(format!("{}{suffix}", tap.socket().display())).unwrap();
-            let (heard, taken, forgery) = (tap.heard.clone(), tap.taken.clone(), tap.forgery.clone());
+            let (heard, taken) = (tap.heard.clone(), tap.taken.clone());
+            let (forgery, swallowed) = (tap.forgery.clone(), tap.swallowed.clone());
             let busy = Arc::new(AtomicUsize::new(if suffix.is_empty() { times } else { 0 }));
             // Ends with the process: the listener has nobody to tell it.
             thread::spawn(move || {
-                listener.incoming().flatten().for_each(|client| join(client, &to, &heard, &taken, &busy, &forgery))
+                let clients = listener.incoming().flatten();
+                clients.for_each(|client| join(client, &to, &heard, &taken, &busy, &forgery, &swallowed))
             });
         }
         tap
@@ -68,6 +80,17 @@ impl Wiretap {
     pub fn forge(&self, original: &[u8], forged: &[u8]) {
         assert_eq!(original.len(), forged.len());
         *self.forgery.lock().unwrap() = Some((original.to_vec(), forged.to_vec()));
+    }
+
+    /// From now on commands with these bytes from the command code on do not reach the TPM; this is answered.
+    pub fn swallow(&self, command: &[u8], answer: &[u8]) {
+        *self.swallowed.lock().unwrap() = Some((command.to_vec(), answer.to_vec()));
+    }
+
+    /// Swallows TPM2_PCR_Extend of PCR 15, and answers success: a response with an empty session.
+    pub fn swallow_the_latch(&self) {
+        let success = [0x80, 2, 0, 0, 0, 0x13, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0];
+        self.swallow(&[0, 0, 1, 0x82, 0, 0, 0, 15], &success);
     }
 
     /// Commands since this was asked last.
@@ -106,13 +129,15 @@ fn join(
     taken: &Arc<Mutex<Taken>>,
     busy: &Arc<AtomicUsize>,
     forgery: &Forgery,
+    swallowed: &Swallowed,
 ) {
     // TPM_ST_NO_SESSIONS, ten bytes, TPM_RC_RETRY.
     const RETRY: [u8; 10] = [0x80, 1, 0, 0, 0, 10, 0, 0, 0x09, 0x22];
     let Ok(server) = UnixStream::connect(to) else { return };
     for (from, to, is_command) in [(&client, &server, true), (&server, &client, false)] {
         let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-        let (heard, taken, busy, forgery) = (heard.clone(), taken.clone(), busy.clone(), forgery.clone());
+        let (heard, taken, busy) = (heard.clone(), taken.clone(), busy.clone());
+        let (forgery, swallowed) = (forgery.clone(), swallowed.clone());
         thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(len @ 1..) = from.read(&mut buffer) {
@@ -125,7 +150,14 @@ fn join(
                     at.into_iter().for_each(|at| buffer[at..at + forged.len()].copy_from_slice(forged));
                 }
                 let refused = is_command && busy.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
-                let passed = if refused { from.write_all(&RETRY) } else { to.write_all(&buffer[..len]) };
+                let swallowed = swallowed.lock().unwrap().clone().filter(|(command, _)| {
+                    is_command && buffer[..len].get(6..).is_some_and(|rest| rest.starts_with(command))
+                });
+                let passed = match swallowed {
+                    Some((_, answer)) => from.write_all(&answer),
+                    None if refused => from.write_all(&RETRY),
+                    None => to.write_all(&buffer[..len]),
+                };
                 if passed.is_err() {
                     break;
                 }

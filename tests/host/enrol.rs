@@ -1,5 +1,6 @@
 //! Enrolment: a host proves by its TPM what its key is, is admitted, opens what it may, and is removed.
 
+mod boots;
 mod bus;
 mod certificates;
 mod forger;

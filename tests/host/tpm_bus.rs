@@ -10,7 +10,7 @@ use std::{
 use cryptattach::{
     base::{hex, key::SecretBytes},
     config::TpmConfig,
-    keys::tpm::{IdentityFile, Policy, Tpm, TpmError},
+    keys::tpm::{IdentityFile, Policy, Tpm, TpmError, latch},
 };
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use openssl::{
@@ -158,4 +158,51 @@ fn a_storage_root_key_of_somebody_between_is_noticed() {
     let refused = Tpm::open(&config).unwrap().identity(&file).err().unwrap();
     assert!(matches!(refused, TpmError::OtherTpm { expected, .. } if expected == file.storage_root), "{refused}");
     assert!(tap.heard(file.storage_root.as_bytes()));
+}
+
+/// Whoever wants to use the key again later in this boot has the latch's command for themselves, or answers in the TPM's place.
+#[test]
+fn a_latch_that_somebody_between_swallows_or_makes_up_is_noticed() {
+    let mut host = Host::new();
+    host.enrol(&host.literal("7"), None);
+    let pcr_15 = |host: &Host| host.tpm().pcr_values("15".parse().unwrap()).unwrap();
+    let unextended = pcr_15(&host);
+    let tampers: [(&str, fn(&Wiretap)); 3] = [
+        ("the command is swallowed", |tap| tap.swallow_the_latch()),
+        ("the answer that PCR 15 is zero is made up", |tap| tap.forge(&[0; 32], &[1; 32])),
+        // As the authentic answer says it after the latch.
+        ("another command than the latch is refused", |tap| {
+            tap.swallow(&[0, 0, 1, 0x82, 0, 0, 0, 15], &[0x80, 1, 0, 0, 0, 10, 0, 0, 0x01, 0x01]);
+        }),
+    ];
+    for (what, tamper) in tampers {
+        host.reboot();
+        let tap = Wiretap::on(&host.swtpm.socket());
+        let config = TpmConfig { tcti: tap.tcti(), ..host.config.clone() };
+        tamper(&tap);
+        let error = latch(&config, &config.identity, "a boot").unwrap_err();
+        println!("{what}: {error}");
+        assert_eq!(host.swtpm.leftovers(), "", "{what}");
+    }
+    // Without them the TPM proves it, also the second time, and whatever else was measured before.
+    host.reboot();
+    assert_eq!(pcr_15(&host), unextended);
+    let value = host.latch().unwrap();
+    assert_eq!(pcr_15(&host).get(15), Some(&value));
+    assert_eq!(host.latch().unwrap(), value, "extended once");
+    host.swtpm.extend(15, '1');
+    assert_ne!(host.latch().unwrap(), value);
+}
+
+/// With a storage root key of their own they could make up the answers.
+#[test]
+fn a_latch_by_another_storage_root_key_is_no_proof() {
+    let host = Host::new();
+    host.enrol(&host.literal("7"), None);
+    let other = Host::new();
+    other.tpm().storage_root(None).unwrap();
+    let error = latch(&other.config, &host.config.identity, "a boot").unwrap_err();
+    assert!(matches!(error, TpmError::OtherTpm { .. }), "{error}");
+    // It is extended all the same, for the case that it is honest.
+    assert_ne!(other.tpm().pcr_values("15".parse().unwrap()).unwrap().get(15), Some(&[0; 32]));
 }

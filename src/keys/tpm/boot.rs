@@ -118,7 +118,7 @@ pub fn exposures(bound: PcrSet, chain: BootChain, secure_boot: Option<bool>, lat
 impl Tpm {
     /// The PCRs of the boot, as far as the bank has them.
     pub fn boot_values(&self) -> Result<PcrValues, TpmError> {
-        self.esys().pcr_read(PcrSet::of(&BOOT_PCRS))
+        self.esys().pcr_read(PcrSet::of(&BOOT_PCRS), None)
     }
 
     /// What booted this machine.
@@ -160,7 +160,7 @@ impl Tpm {
         if signed.is_none() && pcrs.iter().all(|(_, value)| *value == [0; 32]) {
             tracing::warn!("all of PCR {literal} are zero: nothing was measured, and any boot state opens the key");
         }
-        let policy = Policy { signed, pcrs, latch: config.latch, pin };
+        let policy = Policy { signed, pcrs, latch: config.latch.is_wanted(), pin };
         policy.check()?;
         Ok(policy)
     }

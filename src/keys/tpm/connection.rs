@@ -10,7 +10,6 @@ use tss_esapi::{
 use super::{
     EventLog, Handle, Name, PcrValues, TpmError,
     esys::{Esys, OWNER},
-    policy::LATCH,
     public::{self, name_of},
 };
 use crate::{base::pcr_set::PcrSet, config::TpmConfig};
@@ -89,25 +88,17 @@ impl Tpm {
 
     /// Present values of PCRs. It is an error if the SHA-256 bank does not have them all.
     pub fn pcr_values(&self, pcrs: PcrSet) -> Result<PcrValues, TpmError> {
-        let values = self.esys.pcr_read(pcrs)?;
+        self.read_pcrs(pcrs, None)
+    }
+
+    /// The same; with a session the values are the TPM's own.
+    pub(super) fn read_pcrs(&self, pcrs: PcrSet, session: Option<&Handle<'_>>) -> Result<PcrValues, TpmError> {
+        let values = self.esys.pcr_read(pcrs, session)?;
         if values.pcrs() == pcrs {
             Ok(values)
         } else {
             Err(TpmError::Policy(format!("the TPM has no SHA-256 bank with the PCRs {}", pcrs.without(values.pcrs()))))
         }
-    }
-
-    /// Extends PCR 15, once per boot: until the next power-on no key whose policy has the latch can be used.
-    pub fn latch(&self) -> Result<(), TpmError> {
-        if self.is_latched()? {
-            return Ok(());
-        }
-        self.esys.pcr_extend(LATCH, &openssl::sha::sha256(b"cryptattach: this boot has its keys"))
-    }
-
-    /// Whether PCR 15 has been extended in this boot.
-    pub fn is_latched(&self) -> Result<bool, TpmError> {
-        Ok(self.pcr_values(PcrSet::of(&[LATCH]))? != super::policy::unextended())
     }
 }
 

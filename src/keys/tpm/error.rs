@@ -158,6 +158,9 @@ pub enum TpmError {
     /// The policy does not hold in this boot state.
     #[error("the TPM does not open the key in this boot state")]
     NotThisState(#[source] Box<Explanation>),
+    /// PCR 15 was to be extended, and the TPM says that it was not.
+    #[error("the TPM says that PCR 15 still has the value of the power-on")]
+    NotExtended,
     /// Too many wrong PINs.
     #[error("the TPM is locked after {failed} wrong PINs; it forgives one every {recovery_seconds} seconds")]
     LockedOut {
@@ -225,6 +228,7 @@ impl Advice for TpmError {
             | Self::NoStorageRoot
             | Self::BadStorageRoot(_)
             | Self::NotThisState(_)
+            | Self::NotExtended
             | Self::LockedOut { .. }
             | Self::WrongPin { .. }
             | Self::NoPin => Exit::Tpm,
@@ -262,6 +266,7 @@ impl Advice for TpmError {
             | Self::Answer { .. }
             | Self::TooLong
             | Self::Structure(_)
+            | Self::NotExtended
             | Self::WrongPin { .. }
             | Self::Policy(_)
             | Self::Crypto(_) => return None,

@@ -7,6 +7,7 @@
 //! | [`PcrSignatures`] | a site's word for boot states that are still to come: `tpm2-pcr-signature.json` |
 //! | [`IdentityFile`] | a key in its file, "TSS2 PRIVATE KEY" |
 //! | [`Tpm::create_identity`], [`Tpm::identity`] | a key made, and used |
+//! | [`latch()`] | the end of a key's use in this boot: PCR 15, extended and read back |
 //! | [`Counter`] | the NV counter that retires old signatures |
 //! | [`EndorsementKind`], [`Certified`] | how a TPM proves what it is and what it holds |
 //! | [`EventLog`] | what the firmware and the boot loader say they have measured |
@@ -25,6 +26,7 @@ mod esys;
 mod event_log;
 mod identity;
 mod key_file;
+mod latch;
 mod mismatch;
 mod name;
 mod pcr;
@@ -45,6 +47,7 @@ pub use esys::{Esys, Handle, silence};
 pub use event_log::{Event, EventLog, parse as parse_event_log};
 pub use identity::{Identity, NewIdentity};
 pub use key_file::IdentityFile;
+pub use latch::{KEYS_WERE_OPENED, latch, pcr_after};
 pub use mismatch::{Explanation, Finding};
 pub use name::Name;
 pub use pcr::PcrValues;

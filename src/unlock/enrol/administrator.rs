@@ -66,7 +66,13 @@ impl Site {
     /// By the configuration of the administrator's machine.
     pub fn of(config: &TpmConfig, values: Option<PcrValues>) -> Result<Self, TpmError> {
         let key = config.site_key.as_deref().map(SiteKey::read).transpose()?;
-        Ok(Self { key, counter: Counter::at(config.counter), pcrs: config.pcrs, values, latch: config.latch })
+        Ok(Self {
+            key,
+            counter: Counter::at(config.counter),
+            pcrs: config.pcrs,
+            values,
+            latch: config.latch.is_wanted(),
+        })
     }
 
     /// The policy that a host of this site should have that says this one; or how they differ.

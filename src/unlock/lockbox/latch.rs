@@ -1,17 +1,18 @@
 //! The latch: once the lockbox key is in the kernel's keyring, PCR 15 is extended, and the TPM opens it no more in this boot.
+//! Where the TPM does not prove that, the lockbox is closed: who comes later could open it as well.
 
 use std::{fs, path::PathBuf};
 
 use openssl::asn1::Asn1Time;
 use serde::{Deserialize, Serialize};
 
-use super::{Lockbox, LockboxError};
+use super::{Lockbox, LockboxError, Opening};
 use crate::{
     base::clock::now,
     config::Config,
     keys::{
         seal::{SealError, identities},
-        tpm::{Finding, Tpm, TpmError},
+        tpm::{self, Finding, TpmError},
     },
     sys::state,
 };
@@ -26,26 +27,27 @@ struct Latched {
 }
 
 impl Lockbox {
-    /// Extends PCR 15, if that is wanted and this host's identity is in its TPM; whether PCR 15 is extended. If the key was
-    /// open already and the note says that this was done in this boot, the TPM is not asked. If the TPM has just opened it, no
-    /// note counts.
+    /// Extends PCR 15, if that is wanted and this host's identity is in its TPM. If the key was open already and the note says
+    /// that this was done in this boot, the TPM is not asked. If the TPM has just opened it, no note counts.
     ///
-    /// The lockbox key must be in the kernel's keyring: afterwards nothing else has it until the next power-on.
-    pub(super) fn latch(&self, config: &Config, already_open: bool) -> Result<bool, LockboxError> {
-        let in_tpm = identities::need_tpm(self.identities(config));
-        if !config.tpm.latch || !in_tpm {
-            return Ok(false);
-        }
+    /// The lockbox key is in the kernel's keyring: afterwards nothing else has it until the next power-on. Nor has the keyring
+    /// itself, if the TPM does not prove that PCR 15 is extended.
+    pub(super) fn latch(&self, config: &Config, opening: Opening) -> Result<Opening, LockboxError> {
+        let identity = identities::first_of_tpm(self.identities(config)).filter(|_| config.tpm.latch.is_wanted());
+        let Some(identity) = identity else { return Ok(opening) };
         let boot = boot();
-        if already_open && self.latched()?.is_some_and(|latched| boot.as_ref() == Some(&latched.boot)) {
-            return Ok(true);
+        let is_noted =
+            || Ok::<_, LockboxError>(self.latched()?.is_some_and(|latched| boot.as_ref() == Some(&latched.boot)));
+        if !(opening.already_open && is_noted()?) {
+            if let Err(source) = tpm::latch(&config.tpm, &identity, tpm::KEYS_WERE_OPENED) {
+                self.shut()?;
+                return Err(LockboxError::NotLatched { host: self.config.host.clone(), source });
+            }
+            if let Some(boot) = &boot {
+                state::write(&self.latch_path(), &Latched { boot: boot.clone(), extended: now() })?;
+            }
         }
-        let extended = Tpm::open(&config.tpm).and_then(|tpm| tpm.latch());
-        extended.map_err(|source| LockboxError::NotLatched { host: self.config.host.clone(), source })?;
-        if let Some(boot) = boot {
-            state::write(&self.latch_path(), &Latched { boot, extended: now() })?;
-        }
-        Ok(true)
+        Ok(Opening { latched: true, ..opening })
     }
 
     /// Why the lockbox key does not open: because this lockbox extended PCR 15 in this boot, or else.

@@ -22,7 +22,7 @@ use std::{
 
 pub use admission::{Admission, admit, withdraw};
 pub use entries::{EntryError, NewEntry};
-pub use opening::{Closed, LockboxKeyFrom, Opening};
+pub use opening::{Closed, LockboxKeyFrom, Opening, Unsealed};
 pub use status::{EntryStatus, State, Status};
 
 use crate::{
@@ -133,7 +133,7 @@ impl Lockbox {
         Ok(Some((Arc::new(LockboxKey::of(id, SecretBytes::copy_of(bytes)?)?), at)))
     }
 
-    fn keep(&self, key: &LockboxKey) -> Result<KeyringKind, LockboxError> {
+    fn put(&self, key: &LockboxKey) -> Result<KeyringKind, LockboxError> {
         let mut kept = SecretBytes::zeroed(KEPT_BYTES)?;
         let (generation, bytes) = kept.expose_mut().split_at_mut(size_of::<u64>());
         generation.copy_from_slice(&key.id().generation.to_be_bytes());
@@ -204,9 +204,9 @@ pub enum LockboxError {
         #[source]
         source: Box<SealError>,
     },
-    /// It is open, and the TPM would open it again.
+    /// It was closed again: the TPM would open it once more in this boot.
     #[error(
-        "the lockbox of '{host}' is open, but PCR 15 could not be extended: the TPM still opens its key in this boot"
+        "the lockbox of '{host}' was closed again: PCR 15 is not extended, so the TPM could open its key in this boot"
     )]
     NotLatched {
         host: HostName,
@@ -301,7 +301,7 @@ impl Advice for LockboxError {
                 "power the machine off and on; until then the owner's or the escrow's key opens this host's volumes".into()
             }
             Self::NotLatched { .. } => {
-                "run 'cryptattach lockbox open' again, or 'cryptattach lockbox close' if this host must not stay like this".into()
+                "run 'cryptattach lockbox open' again; if that fails as well, find out what sits between this machine and its TPM".into()
             }
             Self::Another { is, .. } => format!(
                 "if the administrator who admitted this host says that this fingerprint is right: cryptattach lockbox open \

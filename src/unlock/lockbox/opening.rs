@@ -40,6 +40,13 @@ pub struct Opening {
     pub swept: usize,
 }
 
+/// The lockbox key, as this host's identity has opened it.
+pub struct Unsealed {
+    /// None if the kernel's keyring has it already.
+    new: Option<LockboxKey>,
+    from: Option<LockboxKeyFrom>,
+}
+
 /// Where a sealed lockbox key came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -75,12 +82,18 @@ impl Lockbox {
     ///
     /// If the identity is in the TPM, PCR 15 is extended then (`latch` in `[tpm]`).
     pub fn open(&self, config: &Config, fingerprint: Option<&str>) -> Result<Opening, LockboxError> {
+        let opening = self.keep(self.unseal(config, fingerprint)?)?;
+        self.latch(config, opening)
+    }
+
+    /// Fetches this host's lockbox key and opens it with this host's identity; the kernel does not have it yet.
+    pub fn unseal(&self, config: &Config, fingerprint: Option<&str>) -> Result<Unsealed, LockboxError> {
         let open_already = self.kept();
         let (sealed, from) = match self.fetch(config) {
             // Nothing is needed of it, and this boot's TPM might not open it again.
             Err(LockboxError::Unreachable { source, .. }) if open_already.is_some() => {
                 tracing::warn!("cannot ask the store whether this host is still admitted: {}", chain(&*source));
-                return self.opened(config, None, true);
+                return Ok(Unsealed { new: None, from: None });
             }
             fetched => fetched?,
         };
@@ -89,37 +102,37 @@ impl Lockbox {
         if let Some((key, _)) = open_already.filter(|(key, _)| is_open(key)) {
             self.trust(key, fingerprint)?;
             self.keep_copy(&sealed, false)?;
-            return self.opened(config, Some(from), true);
+            return Ok(Unsealed { new: None, from: Some(from) });
         }
         let identities = Identities::read(self.identities(config), &config.tpm)?;
         let key = LockboxKey::open(&sealed, &identities, &self.config.host).map_err(|error| self.refused(error))?;
         self.trust(&key, fingerprint)?;
         self.keep_copy(&sealed, true)?;
-        self.keep(&key)?;
-        // Looked at afresh: what is said next is what the kernel has.
-        Self { config: self.config.clone(), state: self.state.clone(), open: Default::default() }.opened(
-            config,
-            Some(from),
-            false,
-        )
+        Ok(Unsealed { new: Some(key), from: Some(from) })
     }
 
-    fn opened(
-        &self,
-        config: &Config,
-        from: Option<LockboxKeyFrom>,
-        already_open: bool,
-    ) -> Result<Opening, LockboxError> {
-        let (key, kept) = self.kept().ok_or_else(|| LockboxError::Closed(self.config.host.clone()))?;
+    /// Keeps the lockbox key in the kernel's keyring until power-off. Whoever calls this sees to the latch.
+    pub fn keep(&self, unsealed: Unsealed) -> Result<Opening, LockboxError> {
+        let Unsealed { new, from } = unsealed;
+        let already_open = new.is_none();
+        if let Some(key) = new {
+            self.put(&key)?;
+        }
+        // Looked at afresh: what is said next is what the kernel has.
+        let now = Self { config: self.config.clone(), state: self.state.clone(), open: Default::default() };
+        let (key, kept) = now.kept().ok_or_else(|| LockboxError::Closed(self.config.host.clone()))?;
         let (generation, fingerprint) = (key.id().generation, key.fingerprint().to_owned());
-        let latched = self.latch(config, already_open)?;
-        Ok(Opening { generation, fingerprint, from, kept: *kept, already_open, latched, swept: self.sweep()? })
+        Ok(Opening { generation, fingerprint, from, kept: *kept, already_open, latched: false, swept: now.sweep()? })
+    }
+
+    /// Takes the lockbox key out of the kernel's keyring; whether it was there. Without it the entries open nothing.
+    pub fn shut(&self) -> Result<bool, LockboxError> {
+        Ok(kernel_keyring::remove(&self.description())?)
     }
 
     /// Takes the lockbox key out of the kernel's keyring and removes all entries.
     pub fn close(&self) -> Result<Closed, LockboxError> {
-        let was_open = kernel_keyring::remove(&self.description())?;
-        Ok(Closed { was_open, entries: self.forget_all()?, copy: false })
+        Ok(Closed { was_open: self.shut()?, entries: self.forget_all()?, copy: false })
     }
 
     /// The sealed lockbox key, from the store, which knows whether this host is still admitted; or, if the store is out of

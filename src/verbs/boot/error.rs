@@ -23,6 +23,16 @@ pub enum BootError {
         /// How long it was waited for.
         after: Duration,
     },
+    /// The TPM does not prove that it opens no more keys in this boot.
+    #[error("PCR 15 is not extended: {why}")]
+    NotLatched {
+        why: String,
+        /// `latch = "required"`: the boot must not go on.
+        required: bool,
+    },
+    /// The lockbox was open and is closed, so that the system that comes next does not have it.
+    #[error("the lockbox was closed: {0}")]
+    LockboxShut(String),
     /// The lockbox did not open, for any volume of this boot.
     #[error(transparent)]
     LockboxClosed(Arc<Error>),
@@ -59,6 +69,9 @@ impl Advice for BootError {
         match self {
             Self::Unfinished(_) => Exit::BootUnfinished,
             Self::TooLate { .. } => Exit::StoreUnavailable,
+            Self::NotLatched { required: true, .. } => Exit::BootUnlatched,
+            Self::NotLatched { required: false, .. } => Exit::Tpm,
+            Self::LockboxShut(_) => Exit::KeyRefused,
             Self::LockboxClosed(error) => error.exit(),
             Self::Mount { .. } | Self::Image { .. } => Exit::Io,
             Self::Unfit(_) | Self::KeptOut { .. } => Exit::Config,
@@ -70,6 +83,13 @@ impl Advice for BootError {
             Self::Unfinished(_) => "/run/cryptattach/boot.log says why",
             Self::TooLate { .. } => {
                 "check that it is plugged in, that its server runs, and that the initramfs has its driver ('cryptattach doctor --image')"
+            }
+            Self::NotLatched { .. } => {
+                "power the machine off and on; if this persists, find out what sits between this machine and its TPM"
+            }
+            Self::LockboxShut(_) => {
+                "if this system is not the one that you expect, do not trust it; else power the machine off and on: the lockbox opens in a \
+                 boot that opens all its volumes by their keys"
             }
             Self::LockboxClosed(error) => return error.next_step(),
             Self::Mount { .. } => "check the device's file system, and its type in [[boot.mounts]]",

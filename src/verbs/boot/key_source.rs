@@ -4,16 +4,20 @@ use std::{
     collections::BTreeMap,
     fmt,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::Sender},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+        mpsc::Sender,
+    },
     time::{Duration, Instant},
 };
 
 use super::{
     BootError, Planned, Report,
-    latch::{self, PcrLatch, TpmUse},
+    latch::{self, PcrLatch},
     lockbox_once::Opening,
     mounts::Mounts,
-    volumes::{FoundVolume, VolumeNo},
+    volumes::VolumeNo,
 };
 use crate::{
     base::{
@@ -27,11 +31,14 @@ use crate::{
         self,
         case::{Case, Circumstances},
         container::{Container, Use},
-        lockbox::Lockbox,
+        lockbox::{Lockbox, LockboxError},
         pins::Pins,
     },
     verbs::error::Error,
-    volumes::header::{self, Volume},
+    volumes::{
+        Unlocked,
+        header::{self, Volume},
+    },
 };
 
 /// What opened a volume, or failed to.
@@ -43,8 +50,10 @@ pub enum OpenedBy {
     Lockbox(KeyReference),
     /// A person.
     Passphrase,
-    /// It was attached before.
+    /// Another program attached it.
     Before,
+    /// This boot attached it, and was started once more.
+    Earlier,
     /// Nothing yet: the device or its header.
     Device,
 }
@@ -56,6 +65,7 @@ impl fmt::Display for OpenedBy {
             Self::Lockbox(key) => write!(f, "{key} with the lockbox"),
             Self::Passphrase => f.write_str("passphrase"),
             Self::Before => f.write_str("another program"),
+            Self::Earlier => f.write_str("an earlier run"),
             Self::Device => f.write_str("device"),
         }
     }
@@ -98,8 +108,8 @@ pub struct Sources {
     containers: Mutex<BTreeMap<StoreName, Arc<Container>>>,
     mounts: Mounts,
     lockbox: Opening,
-    /// Whether the TPM has been asked for a key.
-    tpm: Mutex<TpmUse>,
+    /// The latch was decided upon: a key that the TPM is asked for now would be latched by nothing.
+    tpm_is_over: AtomicBool,
     /// What is waited for.
     pub waits: Waits<VolumeNo>,
     reports: Sender<Report>,
@@ -115,7 +125,7 @@ impl Sources {
             containers: Mutex::default(),
             mounts,
             lockbox: Opening::default(),
-            tpm: Mutex::default(),
+            tpm_is_over: AtomicBool::default(),
             waits: Waits::default(),
             reports,
         }
@@ -130,9 +140,8 @@ impl Sources {
         Ok(header::probe(planned.device.path(), planned.header.as_deref())?)
     }
 
-    /// Attaches a volume by its key, once the way to that is there.
-    pub fn attach(&self, number: VolumeNo, found: &FoundVolume, by: &OpenedBy) -> Result<(), Error> {
-        let volume = &found.volume;
+    /// The volume's key, once the way to it is there.
+    pub fn fetch(&self, number: VolumeNo, volume: &Volume, by: &OpenedBy) -> Result<Unlocked, Error> {
         let case = match by {
             OpenedBy::Store(reference) => {
                 self.await_store(number, &reference.store)?;
@@ -148,17 +157,22 @@ impl Sources {
                 }
                 case
             }
-            OpenedBy::Passphrase | OpenedBy::Before | OpenedBy::Device => {
+            OpenedBy::Passphrase | OpenedBy::Before | OpenedBy::Earlier | OpenedBy::Device => {
                 return Err(unlock::Error::NoReference(volume.device.path.clone()).into());
             }
         };
-        found.attach(&case.prove(Circumstances::default())?.key()?)?;
+        let unlocked = case.prove(Circumstances::default())?.key()?;
         if let Some(uuid) = volume.uuid()
-            && let Err(error) = Pins::of(&self.config).hand_on(uuid)
+            && let Err(error) = self.pins().hand_on(uuid)
         {
             tracing::warn!("{}", chain(&error));
         }
-        Ok(())
+        Ok(unlocked)
+    }
+
+    /// The volumes that this host has opened before.
+    pub fn pins(&self) -> Pins {
+        Pins::of(&self.config)
     }
 
     fn case(&self, volume: &Volume, reference: &KeyReference, container: Arc<Container>) -> Case<'_> {
@@ -180,7 +194,9 @@ impl Sources {
             Arc::clone(&self.config)
         };
         self.lockbox.asks();
-        lockbox.open(&config, None)?;
+        let unsealed = lockbox.unseal(&config, None)?;
+        // PCR 15 is extended at the boot's end, when it is known what was opened.
+        self.lockbox.keep(|| Ok(lockbox.keep(unsealed)?))?;
         let _ = self.reports.send(Report::LockboxOpened);
         Ok(())
     }
@@ -224,29 +240,23 @@ impl Sources {
         Ok(())
     }
 
-    /// The TPM is about to be asked for a key, unless the boot has settled that it is not.
+    /// The TPM may be asked for a key, unless the boot has settled that it is not.
     fn use_tpm(&self) -> Result<(), BootError> {
-        let mut tpm = self.lock_tpm();
-        if matches!(*tpm, TpmUse::Over) {
-            return Err(BootError::TooLate { what: "the TPM's turn".to_owned(), after: self.config.boot.total });
-        }
-        *tpm = TpmUse::Yes;
-        Ok(())
+        let late = BootError::TooLate { what: "the TPM's turn".to_owned(), after: self.config.boot.total };
+        if self.tpm_is_over.load(SeqCst) { Err(late) } else { Ok(()) }
     }
 
-    fn lock_tpm(&self) -> MutexGuard<'_, TpmUse> {
-        self.tpm.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The latch, if the TPM was asked for a key; from now on it is asked for none.
-    pub fn latch(&self) -> Result<PcrLatch, Error> {
-        let used = std::mem::replace(&mut *self.lock_tpm(), TpmUse::Over);
-        if matches!(used, TpmUse::No) {
-            return Ok(PcrLatch::NotWanted);
-        }
+    /// The latch, by this event; from now on the TPM is asked for no key.
+    pub fn latch(&self, event: &str) -> Result<PcrLatch, Error> {
+        self.tpm_is_over.store(true, SeqCst);
         // Volumes that come later in this boot are opened by the lockbox, too, and the TPM would not open it any more.
         self.lockbox.finish();
-        latch::latch(&self.config)
+        latch::latch(&self.config, event)
+    }
+
+    /// Closes the lockbox for this boot; whether it was open.
+    pub fn shut_lockbox(&self) -> Result<bool, LockboxError> {
+        self.lockbox.shut(|| Lockbox::of(&self.config).map_or(Ok(false), |lockbox| lockbox.shut()))
     }
 
     /// One per store: its connections, its log-in and the container keys that it has opened are for all volumes.
@@ -324,7 +334,7 @@ mod tests {
         let identity = [IdentitySpec::of("tpm", key)];
         sources().await_identities(VolumeNo::FIRST, &identity).unwrap();
         let over = sources();
-        assert!(matches!(over.latch().unwrap(), PcrLatch::NotWanted));
+        assert!(matches!(over.latch("").unwrap(), PcrLatch::NotWanted));
         assert!(over.await_identities(VolumeNo::FIRST, &identity).is_err());
     }
 }

@@ -1,4 +1,5 @@
-//! The lockbox of a boot: opened by the first source that needs it, once for all volumes.
+//! The lockbox of a boot: opened by the first source that needs it, once for all volumes; and by none once the end of the boot
+//! has closed it.
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -29,6 +30,8 @@ enum Is {
     Asked(Instant),
     /// It is open; or closed, for this reason.
     Done(Result<(), Arc<Error>>),
+    /// The end of the boot has closed it.
+    Shut,
 }
 
 impl Opening {
@@ -39,20 +42,40 @@ impl Opening {
             *is = Is::Awaited;
             drop(is);
             let opened = open().map_err(Arc::new);
-            *self.lock() = Is::Done(opened.clone());
+            self.unless_shut(|is| *is = Is::Done(opened.clone()));
             self.done.notify_all();
             return opened.map_err(|why| BootError::LockboxClosed(why).into());
         }
-        let is = self.done.wait_while(is, |is| !matches!(is, Is::Done(_))).unwrap_or_else(PoisonError::into_inner);
+        let is = self.done.wait_while(is, |is| is.is_under_way()).unwrap_or_else(PoisonError::into_inner);
         match &*is {
             Is::Done(Err(why)) => Err(BootError::LockboxClosed(why.clone()).into()),
+            Is::Shut => Err(is_over()),
             _ => Ok(()),
         }
     }
 
     /// All that it needs is there.
     pub fn asks(&self) {
-        *self.lock() = Is::Asked(Instant::now());
+        self.unless_shut(|is| *is = Is::Asked(Instant::now()));
+    }
+
+    /// Hands the opened key to the kernel's keyring, unless the lockbox is closed for this boot.
+    pub fn keep<T>(&self, keep: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        self.unless_shut(|_| keep()).unwrap_or_else(|| Err(is_over()))
+    }
+
+    /// Takes the key out of the kernel's keyring; in this boot nothing puts it there again.
+    pub fn shut<T>(&self, shut: impl FnOnce() -> T) -> T {
+        let mut is = self.lock();
+        *is = Is::Shut;
+        let shut = shut();
+        self.done.notify_all();
+        shut
+    }
+
+    fn unless_shut<T>(&self, change: impl FnOnce(&mut Is) -> T) -> Option<T> {
+        let mut is = self.lock();
+        (!matches!(*is, Is::Shut)).then(|| change(&mut is))
     }
 
     /// Waits until an opening that has begun is done, but not for long.
@@ -60,13 +83,24 @@ impl Opening {
         let is = self.lock();
         if let Is::Asked(since) = *is {
             let left = LONGEST_OPENING.saturating_sub(since.elapsed());
-            let _ = self.done.wait_timeout_while(is, left, |is| !matches!(is, Is::Done(_)));
+            let _ = self.done.wait_timeout_while(is, left, |is| is.is_under_way());
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Is> {
         self.is.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Is {
+    fn is_under_way(&self) -> bool {
+        !matches!(self, Self::Done(_) | Self::Shut)
+    }
+}
+
+/// Too late for the lockbox of this boot.
+fn is_over() -> Error {
+    BootError::LockboxShut("the boot has ended".to_owned()).into()
 }
 
 #[cfg(test)]
@@ -99,6 +133,24 @@ mod tests {
         let first = &told[0];
         assert!(told.iter().all(|told| told == first), "{told:?}");
         assert!(first.exit_code == u8::from(Exit::KeyRefused) && first.next.is_some(), "{first:?}");
+    }
+
+    #[test]
+    fn an_opening_that_ends_after_the_boot_puts_no_key_into_the_keyring() {
+        let (opening, kept) = (Opening::default(), AtomicUsize::new(0));
+        let keep = || {
+            kept.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        };
+        opening.keep(keep).unwrap();
+        let opened = opening.once(|| {
+            opening.asks();
+            opening.shut(|| kept.store(0, Ordering::Relaxed));
+            opening.asks();
+            opening.keep(keep)
+        });
+        assert!(opened.is_err() && opening.once(|| opening.keep(keep)).is_err());
+        assert_eq!(kept.into_inner(), 0);
     }
 
     #[test]

@@ -14,24 +14,27 @@ mod latch;
 mod lockbox_once;
 mod log;
 mod mounts;
+mod opened;
 mod plan;
 mod progress;
 mod prompt;
 mod record;
+mod signals;
 mod volumes;
 
 use std::{
     sync::{
         Arc,
-        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+        mpsc::{Receiver, RecvTimeoutError, Sender},
     },
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 pub use error::BootError;
 pub use log::{Log, Reports};
 pub use plan::{Planned, plan};
+pub use record::left_behind;
 
 use self::{
     key_source::{OpenedBy, Sources},
@@ -39,19 +42,19 @@ use self::{
     log::Logged,
     progress::{Action, Change, Progress, PromptNo},
     prompt::{Answer, Prompt},
-    record::Record,
+    record::{Earlier, Record},
     volumes::{FoundVolume, VolumeNo},
 };
 use crate::{
-    base::chain::chain, config::Config, keys::seal::identities, unlock, verbs::error::Error, volumes::Unlocked,
+    base::chain::chain,
+    config::{Config, Latch},
+    unlock::{self, lockbox::Lockbox},
+    verbs::{error::Error, explain},
+    volumes::Unlocked,
 };
 
 /// Where a boot leaves its record for those who look later; a tmpfs that outlives the initramfs.
 pub const RECORD: &str = "/run/cryptattach/boot.json";
-
-/// How long the end of a boot waits for the TPM: for a lockbox that is being opened, and to extend PCR 15, for which old chips
-/// take half a second.
-const LONGEST_LATCH: Duration = Duration::from_secs(10);
 
 /// What the threads tell the boot.
 enum Report {
@@ -61,6 +64,8 @@ enum Report {
     Logged(Logged),
     /// The lockbox is open.
     LockboxOpened,
+    /// A signal asks the boot to end.
+    Terminated,
     /// Something that there is to decide upon.
     Changed(Change),
 }
@@ -82,30 +87,52 @@ struct Boot {
     progress: Progress,
     sources: Arc<Sources>,
     record: Record,
+    earlier: Arc<Earlier>,
     reports: Receiver<Report>,
     sender: Sender<Report>,
     prompt: Option<Prompt>,
+    is_terminated: bool,
 }
 
 /// Attaches the volumes of this boot; `crypttab` is its text, if it is another than this boot's.
 pub fn boot(config: Config, crypttab: Option<&str>, reports: Reports) -> Result<(), Error> {
+    // Before there are threads: they inherit which signals do not end them.
+    signals::report(reports.sender.clone())?;
     let planned = plan(&config, crypttab);
     let mut boot = Boot::new(config, planned, reports);
     boot.start();
-    while !boot.progress.is_over(Instant::now()) {
+    while !boot.is_terminated && !boot.progress.is_over(Instant::now()) {
         boot.step();
     }
     boot.end()
 }
 
-/// For a boot that was killed: what it would have done at its end, lest the TPM opens a key again in this boot.
+/// Does what a boot that was killed would have done at its end: lest the TPM opens a key again in this boot, or the lockbox
+/// stays open for whatever runs next. Nothing is done twice.
 pub fn finish(config: &Config) -> Result<(), Error> {
-    let lockbox = config.lockbox.iter().flat_map(|lockbox| &lockbox.identities);
-    let identities = config.stores.values().flat_map(|store| &store.sealing.identities).chain(lockbox);
-    if identities::need_tpm(identities) {
-        latch::latch(config)?;
+    let Some(mut record) = Record::unfinished() else { return Ok(()) };
+    let event = record.event();
+    let news = latch::in_time({
+        let (config, event) = (config.clone(), event.clone());
+        move || latch::latch(&config, &event)
+    });
+    record.latched(&news, event);
+    if let Some(lockbox) = Lockbox::of(config) {
+        record.lockbox_shut("the boot was ended before it was done".to_owned(), lockbox.shut());
     }
-    Ok(())
+    record.end(&[], None);
+    told_if_not_latched(&mut record, &news, config)
+}
+
+/// Tells that PCR 15 is not extended, if so; an error if the boot must not go on like that.
+fn told_if_not_latched(record: &mut Record, news: &LatchNews, config: &Config) -> Result<(), Error> {
+    let tpm = config.tpm.device().unwrap_or_else(|| config.tpm.tcti().into());
+    let Some(error) = news.error(config.tpm.latch).map(Error::from) else {
+        explain::note("extend PCR 15", Some(&tpm), None, Ok(()));
+        return Ok(());
+    };
+    record.tell("extend PCR 15", Some(&tpm), &error);
+    if config.tpm.latch == Latch::Required { Err(error) } else { Ok(()) }
 }
 
 impl Boot {
@@ -116,17 +143,18 @@ impl Boot {
         }
         let config = Arc::new(config);
         let Reports { sender, receiver: reports } = reports;
+        let earlier = Arc::new(Earlier::read());
         let record = Record::begin(&planned);
         let progress = Progress::new(config.clone(), planned, Instant::now());
         let sources = Arc::new(Sources::new(config.clone(), progress.deadline(), sender.clone()));
-        Self { config, progress, sources, record, reports, sender, prompt: None }
+        Self { config, progress, sources, record, earlier, reports, sender, prompt: None, is_terminated: false }
     }
 
     /// Waits for each volume's device.
     fn start(&self) {
         for (number, awaited) in self.progress.volumes().iter() {
-            let (planned, sources) = (awaited.planned.clone(), self.sources.clone());
-            self.spawn(move || look_for(number, &planned, &sources));
+            let (planned, sources, earlier) = (awaited.planned.clone(), self.sources.clone(), self.earlier.clone());
+            self.spawn(move || look_for(number, &planned, &sources, &earlier));
         }
     }
 
@@ -155,6 +183,10 @@ impl Boot {
             Report::Waiting => {}
             Report::Logged(logged) => self.record.logged(&logged),
             Report::LockboxOpened => self.record.note("the lockbox is open"),
+            Report::Terminated => {
+                self.record.note("a signal ends the boot");
+                self.is_terminated = true;
+            }
             Report::Changed(change) => self.change(change),
         }
     }
@@ -178,14 +210,17 @@ impl Boot {
         match action {
             Action::Ask(number, found, by) => {
                 let sources = self.sources.clone();
-                self.spawn(move || match sources.attach(number, &found, &by) {
-                    Ok(()) => Change::Attached(number, by),
-                    Err(error) => Change::Failed(number, by, error),
+                self.spawn(move || {
+                    let unlocked = sources.fetch(number, &found.volume, &by);
+                    match unlocked.and_then(|unlocked| found.attach(&unlocked, by.clone())) {
+                        Ok(opened) => Change::Attached(number, opened),
+                        Err(error) => Change::Failed(number, by, error),
+                    }
                 });
             }
             Action::Try(number, found, passphrase) => self.spawn(move || {
                 let unlocked = Unlocked::by_passphrase(&found.volume, &passphrase).map_err(Error::from);
-                Change::Tried(number, unlocked.and_then(|unlocked| found.attach(&unlocked)))
+                Change::Tried(number, unlocked.and_then(|unlocked| found.attach(&unlocked, OpenedBy::Passphrase)))
             }),
             Action::ShowPrompt(prompt, volumes) => self.show_prompt(prompt, &volumes),
             Action::PromptAnswered => {
@@ -198,7 +233,7 @@ impl Boot {
                 self.prompt = None;
                 self.record.prompt_gone();
             }
-            Action::TellAttached(number, by) => self.record.attached(number, &by),
+            Action::TellAttached(number, opened) => self.record.attached(number, &opened),
             Action::TellFailed(number, by, error) => self.record.failed(number, &by, &error),
             Action::TellWrongPassphrase(number) => {
                 let name = &self.progress.volumes()[number].planned.name;
@@ -234,18 +269,22 @@ impl Boot {
         said.for_each(|report| self.take(report));
     }
 
-    /// The latch, but no wait for a TPM that hangs.
-    fn latch(&mut self) {
-        let (sender, done) = mpsc::channel();
-        let sources = self.sources.clone();
-        thread::spawn(move || sender.send(sources.latch()));
-        let latched = done.recv_timeout(LONGEST_LATCH);
+    /// Extends PCR 15 by what was opened, and closes the lockbox unless all of that is proven to be this host's own.
+    fn latch(&mut self) -> LatchNews {
+        let event = self.progress.event();
+        let news = latch::in_time({
+            let (sources, event) = (self.sources.clone(), event.clone());
+            move || sources.latch(&event)
+        });
         self.take_what_was_said();
-        match latch::news(latched.ok()) {
-            LatchNews::Latched => self.record.note("PCR 15 is latched"),
-            LatchNews::Nothing => {}
-            LatchNews::NotLatched(why) => self.record.say(&why),
+        self.record.latched(&news, event);
+        let unproven = self.names(&self.progress.unproven());
+        let planned = self.progress.volumes().iter().count();
+        let why = latch::why_shut(&news, planned, &unproven).filter(|_| self.config.lockbox.is_some());
+        if let Some(why) = why {
+            self.record.lockbox_shut(why, self.sources.shut_lockbox());
         }
+        news
     }
 
     fn end(mut self) -> Result<(), Error> {
@@ -256,19 +295,20 @@ impl Boot {
         for action in self.progress.too_late(|number| sources.waits.of(number)) {
             self.carry_out(action);
         }
-        self.latch();
+        let news = self.latch();
         self.sources.unmount();
         self.take_what_was_said();
         self.record.end(&left, time_is_over.then_some(self.config.boot.total));
+        told_if_not_latched(&mut self.record, &news, &self.config)?;
         let names = self.names(&left);
         if names.is_empty() { Ok(()) } else { Err(BootError::Unfinished(names).into()) }
     }
 }
 
 /// Waits for a volume's device, and looks whether the volume is ours.
-fn look_for(number: VolumeNo, planned: &Planned, sources: &Sources) -> Change {
+fn look_for(number: VolumeNo, planned: &Planned, sources: &Sources, earlier: &Earlier) -> Change {
     let found = match sources.find(number, planned) {
-        Ok(volume) => FoundVolume::new(volume, planned),
+        Ok(volume) => FoundVolume::new(volume, planned, &sources.pins()),
         // What crypttab lists may be anything.
         Err(error @ Error::Unlock(unlock::Error::Volume(_))) if !planned.configured => {
             return Change::NotOurs(number, Some(error));
@@ -276,7 +316,7 @@ fn look_for(number: VolumeNo, planned: &Planned, sources: &Sources) -> Change {
         Err(error) => return Change::Failed(number, OpenedBy::Device, error),
     };
     if found.is_attached() {
-        return Change::Attached(number, OpenedBy::Before);
+        return Change::Attached(number, earlier.of(planned));
     }
     let has_token = found.volume.luks().is_some_and(|luks| luks.reference.is_some());
     if planned.configured || has_token { Change::Found(number, Arc::new(found)) } else { Change::NotOurs(number, None) }
@@ -285,26 +325,4 @@ fn look_for(number: VolumeNo, planned: &Planned, sources: &Sources) -> Change {
 /// In one line for a log.
 fn line(error: &Error) -> String {
     chain(error).split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    #[test]
-    fn a_boot_that_was_killed_latches_the_tpm_if_one_of_its_keys_opens_a_store() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("c.toml");
-        // Nobody listens there: to ask the TPM is to fail.
-        let tpm = "[tpm]\ntcti = 'swtpm:path=/nonexistent'\n";
-        let store = "[stores.a]\ntype = 'directory'\npath = 'a'\nowner = 'o.pem'\nno_escrow = true\n";
-        let config = |identity: &str| {
-            fs::write(&path, format!("{tpm}{store}identities = ['{identity}']\n")).unwrap();
-            Config::read(&path).unwrap()
-        };
-        finish(&config("host.key")).unwrap();
-        finish(&config("tpm:host.key")).unwrap_err();
-    }
 }

@@ -9,6 +9,7 @@ use std::{
 use super::{
     BootError, Planned,
     key_source::{OpenedBy, sources_of},
+    opened::{self, Opened},
     volumes::{Awaited, FoundVolume, State, VolumeNo, Volumes},
 };
 use crate::{base::key::SecretBytes, config::Config, unlock, verbs::error::Error, volumes::header::VolumeError};
@@ -29,11 +30,11 @@ pub enum Change {
     /// A source has failed for good.
     Failed(VolumeNo, OpenedBy, Error),
     /// A volume is attached.
-    Attached(VolumeNo, OpenedBy),
+    Attached(VolumeNo, Opened),
     /// A person has answered a prompt; nothing if it was ended, or could not be shown.
     Answered(PromptNo, Option<SecretBytes>),
     /// What a person typed was tried on a volume.
-    Tried(VolumeNo, Result<(), Error>),
+    Tried(VolumeNo, Result<Opened, Error>),
 }
 
 /// What is to be done.
@@ -49,7 +50,7 @@ pub enum Action {
     /// End a prompt, if there is one: nobody needs to answer it.
     TakePromptAway,
     /// Tell that a volume is attached.
-    TellAttached(VolumeNo, OpenedBy),
+    TellAttached(VolumeNo, Opened),
     /// Tell that a source has failed.
     TellFailed(VolumeNo, OpenedBy, Error),
     /// Tell that a passphrase does not open a volume.
@@ -105,11 +106,11 @@ impl Progress {
         match change {
             Change::Found(number, found) => self.found(number, found, now),
             Change::NotOurs(number, why) => {
-                self.volumes[number].state = State::Done;
+                self.volumes[number].state = State::NotOurs;
                 vec![Action::TellNotOurs(number, why)]
             }
             Change::Failed(number, by, error) => self.failed(number, by, error),
-            Change::Attached(number, by) => self.attached(number, by),
+            Change::Attached(number, opened) => self.attached(number, opened),
             Change::Answered(number, answer) if self.is_asking && number == self.prompt => self.answered(answer, now),
             // That prompt was taken away.
             Change::Answered(..) => Vec::new(),
@@ -137,7 +138,7 @@ impl Progress {
         let Awaited { state, pending, .. } = &mut self.volumes[number];
         pending.retain(|pending| *pending != by);
         if pending.is_empty() {
-            *state = match std::mem::replace(state, State::Done) {
+            *state = match std::mem::replace(state, State::Absent) {
                 State::Absent => State::GaveUp(None),
                 State::Found(found) => State::GaveUp(Some(found)),
                 settled => settled,
@@ -146,14 +147,14 @@ impl Progress {
         vec![Action::TellFailed(number, by, error)]
     }
 
-    fn attached(&mut self, number: VolumeNo, by: OpenedBy) -> Vec<Action> {
-        self.volumes[number].state = State::Done;
+    fn attached(&mut self, number: VolumeNo, opened: Opened) -> Vec<Action> {
+        self.volumes[number].state = State::Attached(opened.evidence.clone());
         let mut actions = Vec::new();
         if self.for_a_person().is_empty() {
             self.forget_prompt();
             actions.push(Action::TakePromptAway);
         }
-        actions.push(Action::TellAttached(number, by));
+        actions.push(Action::TellAttached(number, opened));
         actions
     }
 
@@ -174,12 +175,12 @@ impl Progress {
         actions
     }
 
-    fn tried(&mut self, number: VolumeNo, tried: Result<(), Error>, now: Instant) -> Vec<Action> {
+    fn tried(&mut self, number: VolumeNo, tried: Result<Opened, Error>, now: Instant) -> Vec<Action> {
         self.trying -= 1;
         // What is left is asked for again, once all have tried the passphrase.
         self.no_prompt_before = now;
         match tried {
-            Ok(()) => self.attached(number, OpenedBy::Passphrase),
+            Ok(opened) => self.attached(number, opened),
             Err(Error::Unlock(unlock::Error::Volume(VolumeError::WrongPassphrase { .. }))) => {
                 vec![Action::TellWrongPassphrase(number)]
             }
@@ -220,7 +221,7 @@ impl Progress {
     pub fn is_over(&self, now: Instant) -> bool {
         let helps = self.is_asking || self.trying > 0;
         let is_settled = |awaited: &Awaited| match awaited.state {
-            State::Done => true,
+            State::Attached(_) | State::NotOurs => true,
             State::GaveUp(_) => !helps,
             State::Absent | State::Found(_) => awaited.may_stay_absent(),
         };
@@ -229,8 +230,22 @@ impl Progress {
 
     /// What a boot that is over leaves to the distribution.
     pub fn left(&self) -> Vec<VolumeNo> {
-        let is_left = |awaited: &Awaited| !matches!(awaited.state, State::Done) && !awaited.may_stay_absent();
+        let is_left = |awaited: &Awaited| {
+            !matches!(awaited.state, State::Attached(_) | State::NotOurs) && !awaited.may_stay_absent()
+        };
         self.volumes.iter().filter(|(_, awaited)| is_left(awaited)).map(|(number, _)| number).collect()
+    }
+
+    /// The planned volumes of which nothing proves that this host's own was attached: those that are left and those that are not
+    /// ours among them, and those whose disk never came.
+    pub fn unproven(&self) -> Vec<VolumeNo> {
+        let is_unproven = |awaited: &Awaited| !awaited.evidence().is_some_and(|evidence| evidence.proven);
+        self.volumes.iter().filter(|(_, awaited)| is_unproven(awaited)).map(|(number, _)| number).collect()
+    }
+
+    /// What is measured of this boot.
+    pub fn event(&self) -> String {
+        opened::event(self.volumes.iter().map(|(_, awaited)| (&awaited.planned.name, awaited.evidence())))
     }
 
     /// Why volumes are left that sources are still pending for: these did not come in time. `waits_for` knows what a volume

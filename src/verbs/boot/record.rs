@@ -10,11 +10,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{Planned, RECORD, key_source::OpenedBy, line, log::Logged, volumes::VolumeNo};
+use super::{
+    BootError, Planned, RECORD,
+    key_source::OpenedBy,
+    latch::LatchNews,
+    line,
+    log::Logged,
+    opened::{self, Evidence, Opened},
+    volumes::VolumeNo,
+};
 use crate::{
-    base::mapping_name::MappingName,
+    base::{hex, mapping_name::MappingName},
+    unlock::{self, lockbox::LockboxError},
     verbs::{error::Error, explain, failure::Failure as Told},
 };
 
@@ -32,7 +41,7 @@ pub struct Record {
 }
 
 /// `/run/cryptattach/boot.json`
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Facts {
     version: u32,
     /// Seconds since the kernel started.
@@ -42,9 +51,30 @@ struct Facts {
     /// When a person was asked, in seconds since the start.
     prompt_after: Option<f64>,
     volumes: Vec<VolumeFacts>,
+    /// What has become of PCR 15; null while the boot goes on.
+    latch: Option<LatchFacts>,
+    /// Why the lockbox was closed; null if it was not.
+    lockbox_closed: Option<String>,
 }
 
-#[derive(Serialize)]
+/// What has become of PCR 15.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "pcr15")]
+enum LatchFacts {
+    /// It is extended.
+    Extended {
+        /// By SHA-256 of this.
+        event: String,
+        /// It has this value, and no other event is in it if that is SHA-256 of 32 zero bytes and of the event's digest.
+        value: String,
+    },
+    /// That is not proven.
+    NotExtended { why: String },
+    /// No key of a TPM opens anything in this boot.
+    NotWanted,
+}
+
+#[derive(Serialize, Deserialize)]
 struct VolumeFacts {
     name: MappingName,
     device: String,
@@ -56,11 +86,13 @@ struct VolumeFacts {
     result: Outcome,
     /// What attached it: a key's reference, or "passphrase".
     by: Option<String>,
+    #[serde(flatten)]
+    evidence: Evidence,
     seconds: Option<f64>,
     failures: Vec<Failure>,
 }
 
-#[derive(Clone, Copy, Serialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 enum Outcome {
     Pending,
@@ -69,7 +101,7 @@ enum Outcome {
     NotAttached,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Failure {
     source: String,
     /// The reason, as an exit code of `cryptattach attach`.
@@ -82,13 +114,6 @@ struct Failure {
 impl Record {
     /// Begins with what is planned.
     pub fn begin(planned: &[Planned]) -> Self {
-        let folder = Path::new(RECORD).parent().unwrap_or(Path::new("/run"));
-        let _ = fs::create_dir_all(folder);
-        // Under systemd standard error is the journal already.
-        let is_journal = std::env::var_os("JOURNAL_STREAM").is_some();
-        let write = |path: &Path| OpenOptions::new().write(true).open(path).ok();
-        let kernel = if is_journal { None } else { write(Path::new("/dev/kmsg")) };
-        let log = File::create(folder.join("boot.log")).ok();
         let volumes = planned.iter().map(|planned| VolumeFacts {
             name: planned.name.clone(),
             device: planned.device.to_string(),
@@ -96,15 +121,83 @@ impl Record {
             several: planned.keys.len() > 1,
             result: Outcome::Pending,
             by: None,
+            evidence: Evidence::default(),
             seconds: None,
             failures: Vec::new(),
         });
+        Self::of(volumes.collect(), false)
+    }
+
+    /// Goes on with the record of a boot that was killed, or that could not extend PCR 15; `None` if nothing is left to do.
+    pub fn unfinished() -> Option<Self> {
+        let is_left = |facts: &Facts| match facts.latch {
+            Some(LatchFacts::NotExtended { .. }) | None => true,
+            Some(LatchFacts::Extended { .. } | LatchFacts::NotWanted) => facts.seconds.is_none(),
+        };
+        match Facts::read() {
+            Some(facts) => is_left(&facts).then(|| Self { facts, ..Self::of(Vec::new(), true) }),
+            None => Some(Self::of(Vec::new(), true)),
+        }
+    }
+
+    fn of(volumes: Vec<VolumeFacts>, goes_on: bool) -> Self {
+        let folder = Path::new(RECORD).parent().unwrap_or(Path::new("/run"));
+        let _ = fs::create_dir_all(folder);
+        // Under systemd standard error is the journal already.
+        let is_journal = std::env::var_os("JOURNAL_STREAM").is_some();
+        let write = |path: &Path| OpenOptions::new().write(true).open(path).ok();
+        let kernel = if is_journal { None } else { write(Path::new("/dev/kmsg")) };
+        let mut log = OpenOptions::new();
+        let log = log.create(true).write(true).append(goes_on).truncate(!goes_on).open(folder.join("boot.log")).ok();
+        let (latch, lockbox_closed) = (None, None);
         let facts =
-            Facts { version: 1, started: uptime(), seconds: None, prompt_after: None, volumes: volumes.collect() };
+            Facts { version: 1, started: uptime(), seconds: None, prompt_after: None, volumes, latch, lockbox_closed };
         let (prompt, warned) = (None, BTreeSet::new());
         let record = Self { start: Instant::now(), is_journal, kernel, log, prompt, warned, facts };
-        record.write();
+        if !goes_on {
+            record.write();
+        }
         record
+    }
+
+    /// What an unfinished boot has opened, as it is measured.
+    pub fn event(&self) -> String {
+        let is_attached = |facts: &&VolumeFacts| facts.result == Outcome::Attached;
+        let evidence = |facts| Some(facts).filter(is_attached).map(|facts| &facts.evidence);
+        opened::event(self.facts.volumes.iter().map(|facts| (&facts.name, evidence(facts))))
+    }
+
+    /// What has become of PCR 15, which was to be extended by this event.
+    pub fn latched(&mut self, news: &LatchNews, event: String) {
+        self.facts.latch = Some(match news {
+            LatchNews::Latched(value) => {
+                self.note("PCR 15 is latched");
+                LatchFacts::Extended { event, value: hex::encode(value) }
+            }
+            LatchNews::NotLatched(why) => LatchFacts::NotExtended { why: why.clone() },
+            LatchNews::Nothing => LatchFacts::NotWanted,
+        });
+        self.write();
+    }
+
+    /// The lockbox is closed, for this reason, or cannot be. If it was not open, a person need not know.
+    pub fn lockbox_shut(&mut self, why: String, shut: Result<bool, LockboxError>) {
+        let error = BootError::LockboxShut(why.clone()).into();
+        match shut {
+            Ok(true) => self.tell("close the lockbox", None, &error),
+            Ok(false) => self.note(&line(&error)),
+            Err(error) => self.tell("close the lockbox", None, &unlock::Error::from(error).into()),
+        }
+        self.facts.lockbox_closed.get_or_insert(why);
+        self.write();
+    }
+
+    /// Says a failure of the boot as a whole, and keeps it for `explain`.
+    pub fn tell(&mut self, action: &str, device: Option<&Path>, error: &Error) {
+        explain::note::<()>(action, device, None, Err(error));
+        let next = Told::of(error).next;
+        let text = line(error);
+        self.say(&next.map_or(text.clone(), |next| format!("{text}\n  next: {next}")));
     }
 
     /// Says a line, or a few at once.
@@ -140,13 +233,14 @@ impl Record {
     }
 
     /// A volume is attached.
-    pub fn attached(&mut self, number: VolumeNo, by: &OpenedBy) {
+    pub fn attached(&mut self, number: VolumeNo, Opened { by, evidence }: &Opened) {
         let seconds = self.seconds();
         let facts = &mut self.facts.volumes[number.index()];
         if facts.result == Outcome::Attached {
             return;
         }
         (facts.result, facts.by, facts.seconds) = (Outcome::Attached, Some(by.to_string()), Some(seconds));
+        facts.evidence = evidence.clone();
         // Why a person had to be asked is still to be explained later.
         if matches!(by, OpenedBy::Store(_) | OpenedBy::Lockbox(_)) {
             explain::note("attach at boot", Some(&facts.path), Some(&facts.name), Ok(()));
@@ -231,6 +325,61 @@ impl Record {
     }
 }
 
+impl Facts {
+    fn read() -> Option<Self> {
+        serde_json::from_slice(&fs::read(RECORD).ok()?).ok()
+    }
+}
+
+/// What earlier runs of this boot attached: it may have been started more than once.
+#[derive(Default)]
+pub struct Earlier(Vec<VolumeFacts>);
+
+impl Earlier {
+    /// What the record says. To be read before another is begun.
+    pub fn read() -> Self {
+        Self(Facts::read().map(|facts| facts.volumes).unwrap_or_default())
+    }
+
+    /// What is known of a planned volume that is attached already.
+    pub fn of(&self, planned: &Planned) -> Opened {
+        let is_it = |facts: &&VolumeFacts| {
+            facts.name == planned.name
+                && facts.device == planned.device.to_string()
+                && facts.result == Outcome::Attached
+        };
+        match self.0.iter().find(is_it) {
+            Some(facts) => Opened { by: OpenedBy::Earlier, evidence: facts.evidence.clone() },
+            None => Opened { by: OpenedBy::Before, evidence: Evidence::default() },
+        }
+    }
+}
+
+/// What this boot left behind, for `explain`; nothing if there was none.
+pub fn left_behind() -> Option<String> {
+    Facts::read().as_ref().map(text)
+}
+
+fn text(facts: &Facts) -> String {
+    let volume = |facts: &VolumeFacts| match (facts.result, &facts.by) {
+        (Outcome::Attached, Some(by)) => {
+            let proven = if facts.evidence.proven { "" } else { ", which does not prove that it is this host's own" };
+            format!("  {} was attached, by {by}{proven}", facts.name)
+        }
+        _ => format!("  {} was not attached", facts.name),
+    };
+    let mut lines = vec!["this boot:".to_owned()];
+    lines.extend(facts.volumes.iter().map(volume));
+    lines.push(match &facts.latch {
+        Some(LatchFacts::Extended { value, .. }) => format!("  PCR 15 is extended, by what was opened: {value}"),
+        Some(LatchFacts::NotExtended { why }) => format!("  PCR 15 is not extended: {why}"),
+        Some(LatchFacts::NotWanted) => "  PCR 15 was left alone".to_owned(),
+        None => "  it has not ended yet".to_owned(),
+    });
+    lines.extend(facts.lockbox_closed.as_ref().map(|why| format!("  the lockbox was closed: {why}")));
+    lines.join("\n")
+}
+
 /// A console that has gone, or a journal that is just restarted, is no reason to end a boot.
 fn print(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
@@ -255,9 +404,10 @@ mod tests {
             return super::print("nobody reads this\n");
         }
         let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-        let name = "boot::record::tests::goes_on_where_nobody_listens";
+        let name = "verbs::boot::record::tests::goes_on_where_nobody_listens";
         let mut again = Command::new(std::env::current_exe().unwrap());
         let again = again.args(["--exact", name, "--nocapture"]).env(PRINTS, "").stderr(full).output().unwrap();
         assert!(again.status.success(), "{again:?}");
+        assert!(String::from_utf8_lossy(&again.stdout).contains("1 passed"), "{again:?}");
     }
 }

@@ -6,8 +6,14 @@ use std::{
     time::Instant,
 };
 
-use super::{Planned, key_source::OpenedBy};
+use super::{
+    Planned,
+    key_source::OpenedBy,
+    opened::{Evidence, Opened},
+};
 use crate::{
+    base::{chain::chain, mapping_name::MappingName},
+    unlock::pins::Pins,
     verbs::{attach::Options, error::Error},
     volumes::{
         Unlocked,
@@ -51,8 +57,10 @@ pub enum State {
     Found(Arc<FoundVolume>),
     /// All sources have failed: only a person could open it now.
     GaveUp(Option<Arc<FoundVolume>>),
-    /// Attached, or none of ours.
-    Done,
+    /// Attached.
+    Attached(Evidence),
+    /// None of ours.
+    NotOurs,
 }
 
 impl Awaited {
@@ -69,6 +77,14 @@ impl Awaited {
     /// The boot does not wait for its device, and the device is not there.
     pub fn may_stay_absent(&self) -> bool {
         self.planned.optional && matches!(self.state, State::Absent)
+    }
+
+    /// What is known of it, if it is attached.
+    pub fn evidence(&self) -> Option<&Evidence> {
+        match &self.state {
+            State::Attached(evidence) => Some(evidence),
+            _ => None,
+        }
     }
 
     /// The volume, if a passphrase could open it now.
@@ -113,16 +129,33 @@ impl IndexMut<VolumeNo> for Volumes {
 pub struct FoundVolume {
     pub volume: Volume,
     options: Activate,
-    attached: Mutex<bool>,
+    /// Its header has the digest that this host has pinned.
+    pinned: bool,
+    attached: Mutex<Option<Opened>>,
 }
 
 impl FoundVolume {
     /// This volume, to be mapped as planned.
-    pub fn new(volume: Volume, planned: &Planned) -> Self {
+    pub fn new(volume: Volume, planned: &Planned, pins: &Pins) -> Self {
         let Options { read_only, export, allow_discards, no_read_workqueue, no_write_workqueue } = planned.options;
         let (name, read_only) = (planned.name.clone(), read_only || volume.device.read_only);
         let options = Activate { name, read_only, export, allow_discards, no_read_workqueue, no_write_workqueue };
-        Self { volume, options, attached: Mutex::default() }
+        let known = volume.luks().zip(volume.uuid()).map(|(luks, uuid)| pins.have(uuid, &luks.digest));
+        let pinned = known.transpose().unwrap_or_else(|error| {
+            tracing::warn!("{}", chain(&error));
+            None
+        });
+        Self { volume, options, pinned: pinned.unwrap_or_default(), attached: Mutex::default() }
+    }
+
+    /// The name of its mapping.
+    pub fn name(&self) -> &MappingName {
+        &self.options.name
+    }
+
+    /// Whether it is a volume that this host has opened before.
+    pub fn is_pinned(&self) -> bool {
+        self.pinned
     }
 
     /// Whether a passphrase may open it.
@@ -137,16 +170,19 @@ impl FoundVolume {
         active.is_ok_and(|mapping| mapping.is_some())
     }
 
-    /// Attaches the volume, unless another thread has.
-    pub fn attach(&self, unlocked: &Unlocked) -> Result<(), Error> {
+    /// Attaches the volume, unless another thread has; what attached it.
+    pub fn attach(&self, unlocked: &Unlocked, by: OpenedBy) -> Result<Opened, Error> {
         let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*attached {
-            let backend = ThisHost.choose(None, &self.volume.device)?;
-            if backend.active(&self.volume, &self.options)?.is_none() {
-                backend.activate(unlocked, &self.options)?;
-            }
-            *attached = true;
+        if let Some(opened) = &*attached {
+            return Ok(opened.clone());
         }
-        Ok(())
+        let backend = ThisHost.choose(None, &self.volume.device)?;
+        let opened = if backend.active(&self.volume, &self.options)?.is_some() {
+            Opened { by: OpenedBy::Before, evidence: Evidence::default() }
+        } else {
+            backend.activate(unlocked, &self.options)?;
+            Opened { by, evidence: Evidence::of(unlocked, self) }
+        };
+        Ok(attached.insert(opened).clone())
     }
 }

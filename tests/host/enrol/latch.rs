@@ -86,16 +86,29 @@ fn what_stopped_between_keyring_and_latch_is_made_up_for() {
     let stage = Stage::new();
     let host = stage.host("compute-7");
     stage.enrols(&host);
-    // The TPM goes away when the key is in the keyring: here it was told to leave the latch out.
+    // As if it had been killed between the two: it was told to leave the latch out.
+    let text = fs::read_to_string(host.file("cryptattach.toml")).unwrap();
+    fs::write(host.file("unlatched.toml"), format!("{text}\nlatch = false\n")).unwrap();
+    let unlatched = ["--config", &host.file("unlatched.toml"), "lockbox", "open"];
+    host.ok(&unlatched);
+    assert!(!is_extended(&host));
+    let made_up = host.ok(&["lockbox", "open"]);
+    assert!(made_up.contains("is open already") && is_extended(&host), "{made_up}");
+}
+
+#[test]
+fn a_lockbox_is_closed_again_where_no_tpm_proves_the_latch() {
+    let stage = Stage::new();
+    let host = stage.host("compute-7");
+    stage.enrols(&host);
     let text = fs::read_to_string(host.file("cryptattach.toml")).unwrap();
     fs::write(host.file("unlatched.toml"), format!("{text}\nlatch = false\n")).unwrap();
     host.ok(&["--config", &host.file("unlatched.toml"), "lockbox", "open"]);
-    assert!(!is_extended(&host));
+    // The TPM goes away.
     let away = host.by_tcti("away.toml", "device:/dev/none");
     let failed = host.fails(79, &["--config", &away, "lockbox", "open"]);
-    assert!(failed.contains("is open, but PCR 15 could not be extended"), "{failed}");
-    let made_up = host.ok(&["lockbox", "open"]);
-    assert!(made_up.contains("is open already") && is_extended(&host), "{made_up}");
+    assert!(failed.contains("was closed again: PCR 15 is not extended"), "{failed}");
+    assert!(!host.has_lockbox_key());
 }
 
 #[test]

@@ -152,6 +152,12 @@ pub fn need_tpm<'a>(specs: impl IntoIterator<Item = &'a IdentitySpec>) -> bool {
     specs.into_iter().any(|spec| kind(spec).needs_tpm())
 }
 
+/// The file of the first key of this host's TPM among these.
+pub fn first_of_tpm<'a>(specs: impl IntoIterator<Item = &'a IdentitySpec>) -> Option<PathBuf> {
+    let first = specs.into_iter().find(|spec| kind(spec).needs_tpm())?;
+    files([first]).into_iter().next()
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

@@ -16,15 +16,22 @@ use super::{
 use crate::base::pcr_set::PcrSet;
 
 impl Esys {
-    /// Extends a PCR by a SHA-256 digest.
-    pub fn pcr_extend(&self, pcr: u8, digest: &Digest) -> Result<(), TpmError> {
+    /// Extends a PCR by a SHA-256 digest. With a session nobody can answer in the TPM's place.
+    pub fn pcr_extend(&self, pcr: u8, digest: &Digest, session: Option<&Handle<'_>>) -> Result<(), TpmError> {
         let mut values = sys::TPML_DIGEST_VALUES { count: 1, ..Default::default() };
         values.digests[0] = sys::TPMT_HA { hashAlg: SHA256, digest: sys::TPMU_HA { sha256: *digest } };
-        command!(self, Esys_PCR_Extend_Async(u32::from(pcr), PASSWORD, NONE, NONE, &values), Esys_PCR_Extend_Finish())
+        let authorization = session.map_or(PASSWORD, Handle::tr);
+        command!(
+            self,
+            Esys_PCR_Extend_Async(u32::from(pcr), authorization, NONE, NONE, &values),
+            Esys_PCR_Extend_Finish()
+        )
     }
 
-    /// The values of PCRs in the SHA-256 bank. Those that the bank does not have are left out.
-    pub fn pcr_read(&self, pcrs: PcrSet) -> Result<PcrValues, TpmError> {
+    /// The values of PCRs in the SHA-256 bank. Those that the bank does not have are left out. With a session the answer is
+    /// the TPM's own; without one anybody between could have given it.
+    pub fn pcr_read(&self, pcrs: PcrSet, session: Option<&Handle<'_>>) -> Result<PcrValues, TpmError> {
+        let authentic = session.map_or(NONE, Handle::tr);
         let (mut left, mut values) = (pcrs, PcrValues::default());
         // The TPM answers with eight values at most.
         while !left.is_empty() {
@@ -32,7 +39,7 @@ impl Esys {
             let (mut counter, mut read, mut digests) = (0, null_mut(), null_mut());
             command!(
                 self,
-                Esys_PCR_Read_Async(NONE, NONE, NONE, &selection),
+                Esys_PCR_Read_Async(authentic, NONE, NONE, &selection),
                 Esys_PCR_Read_Finish(&mut counter, &mut read, &mut digests)
             )?;
             let (read, digests) = (take!(self, "PCR_Read", read)?, take!(self, "PCR_Read", digests)?);

@@ -15,15 +15,38 @@ use super::{
 };
 use crate::base::pcr_set::PcrSet;
 
-/// What a session is for (TPM 2.0 Part 2, TPM_SE).
+/// What a session is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum SessionKind {
     /// Encrypts parameters.
-    Hmac = tss::TPM2_SE_HMAC as isize,
+    Hmac,
+    /// Authenticates commands and answers that have no parameter to encrypt (TPM 2.0 Part 1, section 17.6.3: audit).
+    Audit,
     /// Authorizes by policy, and encrypts parameters.
-    Policy = tss::TPM2_SE_POLICY as isize,
+    Policy,
     /// Computes a policy's digest only.
-    Trial = tss::TPM2_SE_TRIAL as isize,
+    Trial,
+}
+
+impl SessionKind {
+    /// TPM 2.0 Part 2, TPM_SE.
+    fn tpm_se(self) -> u8 {
+        match self {
+            Self::Hmac | Self::Audit => tss::TPM2_SE_HMAC,
+            Self::Policy => tss::TPM2_SE_POLICY,
+            Self::Trial => tss::TPM2_SE_TRIAL,
+        }
+    }
+
+    fn attributes(self) -> sys::TPMA_SESSION {
+        match self {
+            Self::Hmac | Self::Policy => {
+                tss::TPMA_SESSION_CONTINUESESSION | tss::TPMA_SESSION_DECRYPT | tss::TPMA_SESSION_ENCRYPT
+            }
+            Self::Audit => tss::TPMA_SESSION_CONTINUESESSION | tss::TPMA_SESSION_AUDIT,
+            Self::Trial => tss::TPMA_SESSION_CONTINUESESSION,
+        }
+    }
 }
 
 impl Esys {
@@ -36,23 +59,20 @@ impl Esys {
             mode: sys::TPMU_SYM_MODE { aes: tss::TPM2_ALG_CFB },
         };
         let salt_key = salt.map_or(NONE, Handle::tr);
-        let kind_byte = kind as u8;
+        let tpm_se = kind.tpm_se();
         command!(
             self,
-            Esys_StartAuthSession_Async(salt_key, NONE, NONE, NONE, NONE, null(), kind_byte, &symmetric, SHA256),
+            Esys_StartAuthSession_Async(salt_key, NONE, NONE, NONE, NONE, null(), tpm_se, &symmetric, SHA256),
             Esys_StartAuthSession_Finish(&mut tr)
         )?;
         let session = self.transient(tr);
         if kind == SessionKind::Policy {
             self.count_policy_session();
         }
-        if kind != SessionKind::Trial {
-            let attributes = tss::TPMA_SESSION_CONTINUESESSION | tss::TPMA_SESSION_DECRYPT | tss::TPMA_SESSION_ENCRYPT;
-            // SAFETY: the context and the session are live.
-            let code = unsafe { sys::Esys_TRSess_SetAttributes(self.context(), tr, attributes, 0xFF) };
-            if code != 0 {
-                return Err(TpmError::Answer { command: "StartAuthSession" });
-            }
+        // SAFETY: the context and the session are live.
+        let code = unsafe { sys::Esys_TRSess_SetAttributes(self.context(), tr, kind.attributes(), 0xFF) };
+        if code != 0 {
+            return Err(TpmError::Answer { command: "StartAuthSession" });
         }
         Ok(session)
     }

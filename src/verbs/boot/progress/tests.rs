@@ -1,8 +1,9 @@
 use uuid::Uuid;
 
-use super::*;
+use super::{super::opened::Evidence, *};
 use crate::{
     sys::device::{Device, DeviceKind, Identity},
+    unlock::pins::Pins,
     volumes::header::{Format, Geometry, Header, HeaderImage, LuksHeader, SectorSize, Volume},
 };
 
@@ -61,7 +62,7 @@ impl Story {
 
     fn found(&mut self, seconds: f64, name: &str, volume: Volume) -> Vec<String> {
         let number = self.number(name);
-        let found = FoundVolume::new(volume, &self.progress.volumes[number].planned);
+        let found = FoundVolume::new(volume, &self.progress.volumes[number].planned, &Pins::of(&self.progress.config));
         self.take(seconds, Change::Found(number, Arc::new(found)))
     }
 
@@ -72,12 +73,16 @@ impl Story {
 
     fn attached(&mut self, seconds: f64, name: &str, by: OpenedBy) -> Vec<String> {
         let number = self.number(name);
-        self.take(seconds, Change::Attached(number, by))
+        self.take(seconds, Change::Attached(number, opened(by)))
     }
 
     fn tried(&mut self, seconds: f64, name: &str, tried: Result<(), Error>) -> Vec<String> {
         let number = self.number(name);
-        self.take(seconds, Change::Tried(number, tried))
+        self.take(seconds, Change::Tried(number, tried.map(|()| opened(OpenedBy::Passphrase))))
+    }
+
+    fn unproven(&self) -> Vec<String> {
+        self.names(&self.progress.unproven())
     }
 
     /// The person answers the prompt that is shown.
@@ -115,7 +120,7 @@ impl Story {
             Action::ShowPrompt(_, volumes) => format!("prompt for {}", self.names(volumes).join(", ")),
             Action::PromptAnswered => "prompt answered".to_owned(),
             Action::TakePromptAway => "no prompt".to_owned(),
-            Action::TellAttached(number, by) => format!("{} by {by}", name(number)),
+            Action::TellAttached(number, opened) => format!("{} by {}", name(number), opened.by),
             Action::TellFailed(number, by, error) => format!("{} not by {by}: {error}", name(number)),
             Action::TellWrongPassphrase(number) => format!("wrong for {}", name(number)),
             Action::TellNotOurs(number, _) => format!("{} is not ours", name(number)),
@@ -152,6 +157,13 @@ fn volume(asks_people: bool) -> Volume {
 /// A volume that a person has a passphrase of.
 fn with_passphrase() -> Volume {
     volume(true)
+}
+
+/// As the sources would have it: only a sealed key is a proof.
+fn opened(by: OpenedBy) -> Opened {
+    let proven = matches!(by, OpenedBy::Store(_) | OpenedBy::Lockbox(_));
+    let measured = (by != OpenedBy::Before).then(|| "cryptsetup:measured".to_owned());
+    Opened { by, evidence: Evidence { proven, measured } }
 }
 
 fn store(name: &str) -> OpenedBy {
@@ -333,4 +345,40 @@ fn at_the_deadline_what_has_not_answered_is_why_a_volume_is_left() {
             "home not by device: the header on LABEL=home did not appear within 60 s",
         ]
     );
+}
+
+#[test]
+fn only_volumes_that_their_sealed_keys_opened_are_proven() {
+    let names = ["root", "typed", "before", "foreign", "failed", "absent", "late"];
+    let mut story = Story::of(&names).optional("absent");
+    for name in ["root", "typed", "failed", "late"] {
+        story.found(1.0, name, with_passphrase());
+    }
+    assert_eq!(story.unproven(), names, "nothing is opened yet");
+    story.attached(2.0, "root", store("a"));
+    story.attached(2.0, "before", OpenedBy::Before);
+    let foreign = story.number("foreign");
+    story.take(2.0, Change::NotOurs(foreign, None));
+    story.failed(2.0, "failed", store("a"));
+    story.failed(2.0, "failed", store("b"));
+    story.tick(6.0).unwrap();
+    story.answered(7.0, Some("secret"));
+    story.tried(8.0, "typed", Ok(()));
+    assert_eq!(story.unproven(), ["typed", "before", "foreign", "failed", "absent", "late"]);
+    // What is opened is measured, proven or not.
+    let event = story.progress.event();
+    let lines: Vec<&str> = event.lines().skip(1).collect();
+    let measured = "cryptsetup:measured";
+    let unknown = ["unknown:before", "unknown:foreign", "unknown:failed", "unknown:absent", "unknown:late"];
+    assert_eq!(lines, [&[measured, measured][..], &unknown].concat());
+}
+
+#[test]
+fn a_boot_that_opens_all_by_sealed_keys_has_proven_all() {
+    let mut story = Story::of(&["root", "data"]);
+    story.attached(1.0, "root", store("a"));
+    assert_eq!(story.unproven(), ["data"]);
+    story.attached(2.0, "data", OpenedBy::Lockbox(format!("b/{KEY}").parse().unwrap()));
+    assert!(story.unproven().is_empty());
+    assert!(Story::of(&[]).unproven().is_empty(), "what none planned means, the end of the boot decides");
 }
