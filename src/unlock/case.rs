@@ -18,6 +18,7 @@ use crate::{
         Error,
         audit::{self, Event},
         container::{Container, Fetched, Source, Use, ViaLockbox},
+        tenant::Tenant,
     },
     volumes::{
         Authority, Unlocked,
@@ -31,8 +32,8 @@ use crate::{
 pub struct Asked {
     /// The key; what the LUKS2 token says unless given.
     pub key: Option<KeyReference>,
-    /// The token of a hook's caller, for stores that are used as the caller.
-    pub caller: Option<SecretBytes>,
+    /// On whose behalf a hook asks.
+    pub tenant: Option<Tenant>,
     /// The mapping's name, if there is to be one.
     pub name: Option<MappingName>,
     /// What the caller of a hook calls the volume.
@@ -107,9 +108,9 @@ pub struct Tried {
 impl<'a> Case<'a> {
     /// The case of a volume whose key exists. The store is not asked yet.
     pub fn find(config: &'a Config, volume: Volume, asked: Asked) -> Result<Self, Error> {
-        let Asked { key, caller, name, volume_id } = asked;
+        let Asked { key, tenant, name, volume_id } = asked;
         let reference = reference(key, &volume)?;
-        let container = Arc::new(Container::open(config, &reference.store, caller, Use::Unlock)?);
+        let container = Arc::new(Container::open(config, &reference.store, tenant.as_ref(), Use::Unlock)?);
         Ok(Self { name, volume_id, ..Self::of(config, volume, reference, container) })
     }
 
@@ -177,6 +178,7 @@ impl<'a> Case<'a> {
             volume_id: self.volume_id.as_deref(),
             separation: serde_json::to_value(report).ok(),
             overridden: None,
+            caller: self.key.container().acting(),
         }
     }
 }

@@ -6,6 +6,7 @@ use super::{
     audit::AuditError,
     container::TrustError,
     lockbox::{EntryError, LockboxError},
+    tenant::TenantError,
 };
 use crate::{
     base::{
@@ -108,6 +109,9 @@ pub enum Error {
     /// Key and data are on the same device, or nothing proves that they are not.
     #[error(transparent)]
     NotSeparate(#[from] Refusal),
+    /// On whose behalf a hook acts.
+    #[error(transparent)]
+    Tenant(#[from] TenantError),
     /// The TPM.
     #[error(transparent)]
     Tpm(#[from] TpmError),
@@ -158,6 +162,7 @@ impl Advice for Error {
             Self::Seal(error)
             | Self::KeyRefused { source: error, .. }
             | Self::ContainerKeyRefused { source: error, .. } => error.exit(),
+            Self::Tenant(error) => error.exit(),
             Self::Tpm(error) => error.exit(),
             Self::Memory(error) => error.exit(),
             Self::Trust(error) => error.exit(),
@@ -203,6 +208,7 @@ impl Advice for Error {
                 format!("run 'cryptattach container rotate {container}' again").into()
             }
             Self::Trust(error) => return error.next_step(),
+            Self::Tenant(error) => return error.next_step(),
             Self::Tpm(error) => return error.next_step(),
             Self::NotSeparate(refusal) => return refusal.next_step(),
             Self::Memory(error) => return error.next_step(),

@@ -6,6 +6,7 @@ pub mod container;
 pub mod enrol;
 mod error;
 pub mod lockbox;
+pub mod tenant;
 #[cfg(test)]
 pub mod testing;
 

@@ -7,6 +7,7 @@ mod host;
 mod id;
 mod object;
 mod place;
+mod project;
 mod reference;
 mod sealed;
 mod secret;
@@ -18,6 +19,7 @@ pub use id::{KeyId, ParseKeyIdError};
 pub use object::{ManagedObject, ObjectFacts, ObjectKind, hex};
 pub(crate) use place::is_device_name;
 pub use place::{Location, Place, Replica, Ring};
+pub use project::{ParseProjectIdError, ProjectId};
 pub use reference::{KeyReference, ParseKeyReferenceError, StoreName};
 pub use sealed::{
     BoundContext, JoseHeader, JweRecipient, MAX_RECIPIENTS, MAX_SEALED_BYTES, MalformedSealedKey, SealedKey,

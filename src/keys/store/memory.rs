@@ -258,7 +258,8 @@ mod tests {
 
     fn sealed(id: KeyId, generation: u64) -> SealedKey {
         let container = "cinder".parse().unwrap();
-        let context = BoundContext { version: 1, key_id: id, container, volume: None, generation, created: 0 };
+        let context =
+            BoundContext { version: 1, key_id: id, container, volume: None, project: None, generation, created: 0 };
         let payload = crate::keys::seal::Payload {
             volume_key: crate::base::key::VolumeKey::random(crate::base::key::KeySize::Bits512).unwrap(),
             cipher: "aes-xts-plain64".to_owned(),

@@ -3,7 +3,7 @@
 //! A store is not trusted: it keeps only sealed keys, and what it answers is checked against what was asked. The one
 //! exception is Barbican with keys that other programs put there: those it keeps, and gives out, unsealed.
 
-use std::{borrow::Cow, path::PathBuf};
+use std::{borrow::Cow, path::PathBuf, sync::Arc};
 
 mod barbican;
 mod cloud;
@@ -24,11 +24,11 @@ use crate::{
         exit::Exit,
         key::{
             Epoch, HostName, KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, Place, Ring, SealedKey,
-            SecretBytes, SecretMemoryError, StoreName,
+            SecretMemoryError, StoreName,
         },
     },
     config::{ConfigError, StoreConfig},
-    keys::net::{AuthError, SendError},
+    keys::net::{AuthError, Caller, SendError},
 };
 
 /// A dictionary from key id to sealed key.
@@ -161,11 +161,11 @@ const KINDS: &[(&str, kind::Parse)] = &[
     ("barbican", barbican::BarbicanConfig::kind),
 ];
 
-/// The store that a part of the configuration describes; `caller` is the token of a hook's caller.
+/// The store that a part of the configuration describes; `caller` is what a hook's caller brings.
 pub fn open(
     name: &StoreName,
     config: &StoreConfig,
-    caller: Option<SecretBytes>,
+    caller: Option<Arc<Caller>>,
 ) -> Result<Box<dyn KeyStore>, StoreError> {
     #[cfg(test)]
     if let Some(store) = memory::Memory::named(name) {

@@ -5,6 +5,7 @@
 mod admitted;
 mod pins;
 mod rotation;
+mod tenant_keys;
 #[cfg(test)]
 mod tests;
 mod usage;
@@ -20,6 +21,7 @@ use uuid::Uuid;
 
 pub use pins::TrustError;
 pub use rotation::Rotation;
+pub use tenant_keys::TenantKeys;
 pub use usage::Unused;
 pub use via_lockbox::ViaLockbox;
 
@@ -39,7 +41,7 @@ use crate::{
         },
         store::{self, ContainerKeys, KeyStore, Released, RingAnswer, Stored, parse_endpoints},
     },
-    unlock::{Error, lockbox::Lockbox},
+    unlock::{Error, lockbox::Lockbox, tenant::Tenant},
 };
 
 /// A container of keys.
@@ -57,8 +59,8 @@ pub struct Container {
     lockbox: Option<Lockbox>,
     /// What it is used for.
     used: Use,
-    /// The store is used as the caller of a hook.
-    as_caller: bool,
+    /// On whose behalf a hook uses it; `None` if this host does so for itself.
+    tenant: Option<Tenant>,
 }
 
 /// How a container is used.
@@ -112,8 +114,9 @@ pub enum Source {
 }
 
 impl Container {
-    /// The container that the configuration describes; `caller` is the token of a hook's caller.
-    pub fn open(config: &Config, name: &StoreName, caller: Option<SecretBytes>, used: Use) -> Result<Self, Error> {
+    /// The container that the configuration describes, for this host itself or on behalf of a hook's caller.
+    pub fn open(config: &Config, name: &StoreName, tenant: Option<&Tenant>, used: Use) -> Result<Self, Error> {
+        tenant.map_or(Ok(()), |tenant| tenant.check_store(name))?;
         let store_config = config.store(name)?;
         let lockbox = Lockbox::of(config);
         let kind = store::kind(store_config)?;
@@ -124,14 +127,13 @@ impl Container {
             own_places.extend(lockbox.places(config, name)?);
         }
         own_places.extend(config.boot.place());
-        let as_caller = caller.is_some() && kind.takes_caller_token();
-        let mut store = store::open(name, store_config, caller)?;
+        let mut store = store::open(name, store_config, tenant.and_then(Tenant::caller))?;
         if used == Use::Unlock {
             store.as_one();
         }
         Ok(Self {
             name: name.clone(),
-            as_caller,
+            tenant: tenant.cloned(),
             store,
             sealing: store_config.sealing.clone(),
             opened: Mutex::default(),
@@ -159,10 +161,11 @@ impl Container {
 
     /// Fetches a key from the store and opens it, if it is for this volume. Nothing above this floor gets a volume key so.
     pub(in crate::unlock) fn fetch(&self, id: &KeyId, volume: For) -> Result<Fetched, Error> {
-        match self.store.get(id)? {
+        match self.stored(id)? {
             Stored::Released(released) => Ok(Fetched::Released(released)),
             Stored::Sealed(sealed) => {
                 let opened = self.open_key(id, &sealed, volume)?;
+                self.admit(id, opened.context.project.as_ref())?;
                 self.check_generation(id, opened.context.generation)?;
                 Ok(Fetched::Sealed(opened))
             }
@@ -190,6 +193,7 @@ impl Container {
             key_id: *id,
             container: self.name.clone(),
             volume,
+            project: self.tenant.as_ref().and_then(Tenant::project).cloned(),
             generation: 1,
             created: now(),
         };

@@ -8,7 +8,10 @@
 mod pem;
 mod secrets;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use base64ct::{Base64, Encoding};
 use reqwest::Method;
@@ -25,9 +28,9 @@ use crate::{
             KeyId, Location, MalformedSealedKey, ManagedObject, ObjectFacts, Place, SealedKey, SecretBytes, StoreName,
         },
     },
-    config::{ConfigError, Network, Section, StoreConfig},
+    config::{CloudConfig, ConfigError, Network, Section, StoreConfig},
     keys::net::{
-        clouds::CloudConfig,
+        Caller,
         http::{self, Request},
         keystone::{HOLE, Session, fill},
     },
@@ -80,7 +83,7 @@ impl Kind for BarbicanConfig {
         &self,
         _: &StoreName,
         config: &StoreConfig,
-        caller: Option<SecretBytes>,
+        caller: Option<Arc<Caller>>,
     ) -> Result<Box<dyn KeyStore>, StoreError> {
         Ok(Box::new(Barbican::open(self, &config.network, config.sealing.owner.is_some(), caller)?))
     }
@@ -132,7 +135,7 @@ impl Barbican {
         config: &BarbicanConfig,
         network: &Network,
         sealed: bool,
-        caller: Option<SecretBytes>,
+        caller: Option<Arc<Caller>>,
     ) -> Result<Self, StoreError> {
         let caller = caller.filter(|_| config.caller_token);
         Ok(Self { session: Session::new(&config.cloud, &config.urls, network, "key-manager", caller)?, sealed })

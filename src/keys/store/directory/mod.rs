@@ -11,7 +11,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
 };
 
 use nix::libc;
@@ -20,10 +20,9 @@ use serde_json::json;
 
 use super::{Access, ContainerKeys, Current, Facts, HostKeys, KeyStore, Kind, StoreError, Stored};
 use crate::{
-    base::key::{
-        Epoch, HostName, KeyId, MAX_SEALED_BYTES, MalformedSealedKey, Place, SealedKey, SecretBytes, StoreName,
-    },
+    base::key::{Epoch, HostName, KeyId, MAX_SEALED_BYTES, MalformedSealedKey, Place, SealedKey, StoreName},
     config::{ConfigError, ConfigPath, Section, StoreConfig},
+    keys::net::Caller,
     sys::durable::{self, Folder},
 };
 
@@ -64,7 +63,7 @@ impl DirectoryConfig {
 }
 
 impl Kind for DirectoryConfig {
-    fn open(&self, _: &StoreName, _: &StoreConfig, _: Option<SecretBytes>) -> Result<Box<dyn KeyStore>, StoreError> {
+    fn open(&self, _: &StoreName, _: &StoreConfig, _: Option<Arc<Caller>>) -> Result<Box<dyn KeyStore>, StoreError> {
         Ok(Box::new(Directory::open(&self.path)))
     }
 

@@ -13,7 +13,7 @@ pub use endpoints::{MalformedEndpoints, parse_endpoints};
 
 use std::{
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
 };
 
 use reqwest::{Method, Url, header::HeaderValue};
@@ -26,11 +26,11 @@ use super::{
 use crate::{
     base::{
         chain::chain,
-        key::{Epoch, HostName, KeyId, MalformedSealedKey, Place, Ring, SealedKey, SecretBytes, StoreName},
+        key::{Epoch, HostName, KeyId, MalformedSealedKey, Place, Ring, SealedKey, StoreName},
     },
-    config::{ConfigError, Network, Section, StoreConfig},
+    config::{CloudConfig, ConfigError, Network, Section, StoreConfig},
     keys::net::{
-        clouds::CloudConfig,
+        Caller,
         http::{self, HttpAnswer, HttpError, Repeat, Request},
         keystone::{AuthError, SendError, Session},
     },
@@ -91,7 +91,7 @@ impl Kind for SwiftConfig {
         &self,
         name: &StoreName,
         config: &StoreConfig,
-        caller: Option<SecretBytes>,
+        caller: Option<Arc<Caller>>,
     ) -> Result<Box<dyn KeyStore>, StoreError> {
         Ok(Box::new(Swift::open(name, self, &config.network, caller)?))
     }
@@ -140,7 +140,7 @@ impl Swift {
         name: &StoreName,
         config: &SwiftConfig,
         network: &Network,
-        caller: Option<SecretBytes>,
+        caller: Option<Arc<Caller>>,
     ) -> Result<Self, StoreError> {
         let caller = caller.filter(|_| config.caller_token);
         let session = Session::new(&config.cloud, &config.urls, network, "object-store", caller)?;
