@@ -26,7 +26,7 @@ class CryptattachTestCase(test_key_manager.KeyManagerTestCase, base.BaseTestCase
 
     def setUp(self):
         super().setUp()
-        self.ctxt = context.RequestContext(auth_token=os.environ['TOKEN'], project_id='keys')
+        self.ctxt = context.RequestContext(auth_token=os.environ['TOKEN'], project_id=os.environ['PROJECT_ID_KEYS'])
 
     # What castellan's Barbican test case adds for errors.
     def test_null_context(self):
@@ -49,7 +49,7 @@ class CryptattachTestCase(test_key_manager.KeyManagerTestCase, base.BaseTestCase
 
     def test_context_without_token(self):
         password = keystone_password.KeystonePassword(auth_url='http://127.0.0.1', username='cinder', password='x')
-        for nobody in (context.RequestContext(project_id='keys'), password):
+        for nobody in (context.RequestContext(project_id=os.environ['PROJECT_ID_KEYS']), password):
             error = self.assertRaises(exception.Forbidden, self.key_mgr.create_key, nobody, 'AES', 256)
             self.assertIn('without a token', str(error))
 
