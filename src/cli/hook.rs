@@ -17,7 +17,7 @@ use super::{Global, key::read_secret};
 use crate::{
     base::{
         chain::chain,
-        key::{KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, StoreName},
+        key::{Consumer, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, StoreName},
         mapping_name::MappingName,
     },
     config::Config,
@@ -70,6 +70,10 @@ pub enum Key {
     Delete,
     /// List objects
     List,
+    /// Note that a resource needs an object, which is then not deleted
+    AddConsumer,
+    /// Note that a resource does not need an object any more
+    RemoveConsumer,
 }
 
 #[derive(Deserialize)]
@@ -138,6 +142,19 @@ struct Which {
 }
 
 #[derive(Deserialize)]
+struct Deletion {
+    key_id: String,
+    #[serde(default)]
+    force: bool,
+}
+
+#[derive(Deserialize)]
+struct Consumption {
+    key_id: String,
+    consumer: Consumer,
+}
+
+#[derive(Deserialize)]
 struct Listing {
     #[serde(rename = "type")]
     kind: Option<ObjectKind>,
@@ -152,6 +169,9 @@ struct Given<'a> {
     facts: &'a ObjectFacts,
     #[serde(skip_serializing_if = "Option::is_none")]
     value: Option<Value<'a>>,
+    /// Who needs it; not in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    consumers: Option<Vec<Consumer>>,
 }
 
 struct Value<'a>(&'a SecretBytes);
@@ -217,10 +237,23 @@ impl Key {
             }
             Self::Get => {
                 let Which { key_id, metadata_only } = parse(input)?;
-                answer(&given(&hook::get_key(config, of, &reference(store, &key_id)?, !metadata_only)?))
+                let key = reference(store, &key_id)?;
+                let object = hook::get_key(config, of, &key, !metadata_only)?;
+                answer(&Given { consumers: Some(hook::consumers(of, &key)?), ..given(&object) })
             }
             Self::Delete => {
-                hook::delete_key(config, of, &reference(store, &parse::<Which>(input)?.key_id)?)?;
+                let Deletion { key_id, force } = parse(input)?;
+                hook::delete_key(config, of, &reference(store, &key_id)?, force)?;
+                answer(&json!({}))
+            }
+            Self::AddConsumer => {
+                let Consumption { key_id, consumer } = parse(input)?;
+                hook::add_consumer(config, of, &reference(store, &key_id)?, &consumer)?;
+                answer(&json!({}))
+            }
+            Self::RemoveConsumer => {
+                let Consumption { key_id, consumer } = parse(input)?;
+                hook::remove_consumer(config, of, &reference(store, &key_id)?, &consumer)?;
                 answer(&json!({}))
             }
             Self::List => {
@@ -269,7 +302,12 @@ impl Create {
 }
 
 fn given(object: &Described) -> Given<'_> {
-    Given { key_id: object.key.key.to_string(), facts: &object.facts, value: object.value.as_ref().map(Value) }
+    Given {
+        key_id: object.key.key.to_string(),
+        facts: &object.facts,
+        value: object.value.as_ref().map(Value),
+        consumers: None,
+    }
 }
 
 impl Attach {

@@ -8,7 +8,7 @@ use std::{
 
 use super::{attach, detach, error::Error, format, hook, import, passphrase, resize, test};
 use crate::{
-    base::key::{KeyId, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
+    base::key::{Consumer, KeyId, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
     config::Config,
     keys::{net::Caller, seal::SealError, store::StoreError},
     unlock::{
@@ -389,9 +389,9 @@ fn a_deleted_key_is_told_as_deleted_although_that_cannot_be_recorded() {
     let (device, reference) = formatted(&site, "a", false);
     let mut silent = Config::read(&site.beside_the_keys("c.toml")).unwrap();
     silent.audit.file = site.beside_the_keys("c.toml/audit").into();
-    super::keys::delete(&silent, &site.container(), &reference).unwrap();
+    super::keys::delete(&silent, &site.container(), &reference, false).unwrap();
     refuses!(site, attached(&site, &device), Error::Unlock(unlock::Error::Store(StoreError::NotFound { .. })));
-    refuses!(site, super::keys::delete(&silent, &site.container(), &reference), Error::Unlock(_));
+    refuses!(site, super::keys::delete(&silent, &site.container(), &reference, false), Error::Unlock(_));
 }
 
 /// A key that was made for a project, and a volume that was formatted with it and is attached.
@@ -441,16 +441,52 @@ fn a_key_of_another_project_is_one_that_does_not_exist() {
         };
         assert_eq!(told(&unused), told(&missing), "there is nothing to tell them apart by");
     }
-    is_not_found(hook::delete_key(&site.config, &of, &unused));
+    is_not_found(hook::delete_key(&site.config, &of, &unused, false));
     // None of it was for nothing: the key is there and unused.
     let of = site.keys_of(&a);
     assert_eq!(hook::list_keys(&site.config, &of, None, false).unwrap().len(), 2);
     assert!(hook::get_key(&site.config, &of, &unused, false).unwrap().facts.fresh);
-    hook::delete_key(&site.config, &of, &unused).unwrap();
+    hook::delete_key(&site.config, &of, &unused, false).unwrap();
     // What no hook has made is nobody's.
     let (_, ours) = formatted(&site, "b", true);
     is_not_found(hook::get_key(&site.config, &of, &ours, true));
     is_not_found(hook::get_key(&site.config, &of, &symmetric(&site), false));
+}
+
+#[test]
+fn a_key_that_others_need_is_deleted_by_force_only() {
+    let site = Site::with("");
+    let key = of_project(&site, "AAAA");
+    let (a, b) = (Tenant::vouched_for(&site.name, "AAAA", None), Tenant::vouched_for(&site.name, "BBBB", None));
+    let (of, others) = (site.keys_of(&a), site.keys_of(&b));
+    let consumer = |id: &str| Consumer {
+        service: "cinder".to_owned(),
+        resource_type: "volume".to_owned(),
+        resource_id: id.to_owned(),
+    };
+    is_not_found(hook::add_consumer(&site.config, &others, &key, &consumer("1")));
+    for id in ["1", "1", "2"] {
+        hook::add_consumer(&site.config, &of, &key, &consumer(id)).unwrap();
+    }
+    let refused = hook::add_consumer(&site.config, &of, &key, &consumer(""));
+    assert!(matches!(refused, Err(Error::Usage(_))), "{refused:?}");
+    assert_eq!(hook::consumers(&of, &key).unwrap(), [consumer("1"), consumer("2")]);
+    is_not_found(hook::consumers(&others, &key));
+    is_not_found(hook::remove_consumer(&site.config, &others, &key, &consumer("1")));
+    is_not_found(hook::delete_key(&site.config, &others, &key, true));
+    for refused in [
+        hook::delete_key(&site.config, &of, &key, false),
+        super::keys::delete(&site.config, &site.container(), &key, false),
+    ] {
+        let text = refused.err().unwrap().to_string();
+        assert!(text.contains("cinder volume 1; cinder volume 2"), "{text}");
+    }
+    hook::remove_consumer(&site.config, &of, &key, &consumer("1")).unwrap();
+    let again = hook::remove_consumer(&site.config, &of, &key, &consumer("1")).err();
+    assert!(matches!(again, Some(Error::Unlock(unlock::Error::Store(StoreError::NoConsumer { .. })))), "{again:?}");
+    hook::delete_key(&site.config, &of, &key, true).unwrap();
+    assert!(site.keys().is_empty());
+    assert!(site.container().store().consumers(&key.key).unwrap().is_empty(), "nothing is left beside it");
 }
 
 #[test]

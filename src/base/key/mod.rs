@@ -2,6 +2,7 @@
 //!
 //! No module here reaches a store, a device or a network; every other folder may use this one.
 
+mod consumer;
 mod epoch;
 mod host;
 mod id;
@@ -13,6 +14,7 @@ mod sealed;
 mod secret;
 mod volume_key;
 
+pub use consumer::Consumer;
 pub use epoch::{ContainerKeyId, Epoch, ParseEpochError};
 pub use host::{HostName, LockboxKeyId, ParseHostNameError};
 pub use id::{KeyId, ParseKeyIdError};

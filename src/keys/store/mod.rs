@@ -7,6 +7,7 @@ use std::{borrow::Cow, path::PathBuf, sync::Arc};
 
 mod barbican;
 mod cloud;
+mod consumers;
 mod directory;
 mod kind;
 #[cfg(test)]
@@ -14,6 +15,7 @@ pub(crate) mod memory;
 mod swift;
 
 pub use barbican::Barbican;
+pub use consumers::Consumers;
 pub use directory::Directory;
 pub use kind::{Access, Facts, Kind, Server, check, kind};
 pub use swift::{MalformedEndpoints, Swift, parse_endpoints};
@@ -35,7 +37,7 @@ use crate::{
 ///
 /// A key id names one volume key for ever. Re-sealing replaces a sealed key by one of the same volume key for other
 /// recipients; a new volume key gets a new id. So no store needs compare-and-swap.
-pub trait KeyStore: Send + Sync {
+pub trait KeyStore: Consumers + Send + Sync {
     /// An id for a new key.
     fn new_id(&self) -> Result<KeyId, StoreError> {
         Ok(KeyId::random())
@@ -180,6 +182,9 @@ pub enum StoreError {
     /// There is no key of that id.
     #[error("there is no key {id} in {at}")]
     NotFound { id: String, at: String },
+    /// A key has no such consumer.
+    #[error("the key {id} has no consumer '{consumer}'")]
+    NoConsumer { id: String, consumer: String },
     /// There is a key of that id already.
     #[error("{at} already has another key {id}")]
     Exists { id: String, at: String },
@@ -248,7 +253,7 @@ pub enum StoreError {
 impl Advice for StoreError {
     fn exit(&self) -> Exit {
         match self {
-            Self::NotFound { .. } => Exit::NoKey,
+            Self::NotFound { .. } | Self::NoConsumer { .. } => Exit::NoKey,
             Self::Exists { .. } | Self::Outdated { .. } => Exit::InTheWay,
             Self::Malformed { .. } => Exit::NoSealedKey,
             Self::Denied { .. } => Exit::PermissionDenied,
@@ -279,7 +284,7 @@ impl Advice for StoreError {
             Self::Unreachable { source, .. } => return source.next_step(),
             Self::Answer { .. } => "the store's own log says more; -v shows every request",
             Self::Outdated { .. } => "run the command again: it starts from what is stored now",
-            Self::Exists { .. } => return None,
+            Self::Exists { .. } | Self::NoConsumer { .. } => return None,
             Self::Memory(error) => return error.next_step(),
         };
         Some(step.into())

@@ -2,9 +2,15 @@
 
 use super::{Container, Use};
 use crate::{
-    base::key::{KeyId, KeyReference, ManagedObject, ObjectFacts, ProjectId},
+    base::{
+        chain::chain,
+        key::{Consumer, KeyId, KeyReference, ManagedObject, ObjectFacts, ProjectId},
+    },
     config::Config,
-    keys::store::{StoreError, Stored},
+    keys::{
+        seal::For,
+        store::{StoreError, Stored},
+    },
     unlock::{
         Error,
         tenant::{Acting, Tenant},
@@ -64,10 +70,31 @@ impl TenantKeys {
         Ok(self.container.store.list()?)
     }
 
-    /// Deletes a key for ever.
-    pub fn delete(&self, id: &KeyId) -> Result<(), Error> {
+    /// Deletes a key for ever; with consumers only if that is forced.
+    pub fn delete(&self, id: &KeyId, force: bool) -> Result<(), Error> {
+        self.container.delete(id, force)
+    }
+
+    /// Who needs the key.
+    pub fn consumers(&self, id: &KeyId) -> Result<Vec<Consumer>, Error> {
         self.container.find(id)?;
-        self.container.store.delete(id).map_err(|error| self.container.as_told(id, error))
+        match self.container.store.consumers(id) {
+            // One whom the store lets use the key, but not see who else does.
+            Err(StoreError::Denied { .. }) => Ok(Vec::new()),
+            consumers => Ok(consumers?),
+        }
+    }
+
+    /// Notes who needs the key.
+    pub fn add_consumer(&self, id: &KeyId, consumer: &Consumer) -> Result<(), Error> {
+        self.container.find(id)?;
+        self.container.store.add_consumer(id, consumer).map_err(|error| self.container.as_told(id, error))
+    }
+
+    /// Notes who does not need the key any more.
+    pub fn remove_consumer(&self, id: &KeyId, consumer: &Consumer) -> Result<(), Error> {
+        self.container.find(id)?;
+        Ok(self.container.store.remove_consumer(id, consumer)?)
     }
 
     /// A key's reference.
@@ -106,10 +133,36 @@ impl Container {
         Ok(stored)
     }
 
-    /// Makes sure that there is a key of this id for the tenant.
+    /// Makes sure that there is a key of this id, and for the tenant.
     fn find(&self, id: &KeyId) -> Result<(), Error> {
-        if self.tenant.as_ref().is_some_and(|tenant| tenant.acting().is_some()) {
-            self.fetch(id, crate::keys::seal::For::Any)?;
+        match &self.tenant {
+            // Its project is authentic only once the key is open.
+            Some(tenant) if tenant.acting().is_some() => self.fetch(id, For::Any).map(drop),
+            // The store's own judgement does not take the value.
+            _ => match self.store.released_facts(id) {
+                Ok(Some(_)) => Ok(()),
+                Ok(None) => self.stored(id).map(drop),
+                Err(error) => Err(self.as_told(id, error)),
+            },
+        }
+    }
+
+    /// Deletes a key for ever, and what stands beside it. One that has consumers is deleted only if that is forced.
+    pub fn delete(&self, id: &KeyId, force: bool) -> Result<(), Error> {
+        if self.tenant.is_some() {
+            self.find(id)?;
+        }
+        let consumers = self.store.consumers(id)?;
+        if !consumers.is_empty() && !force {
+            return Err(Error::InUse { key: self.reference(*id), consumers });
+        }
+        self.store.delete(id).map_err(|error| self.as_told(id, error))?;
+        for consumer in &consumers {
+            match self.store.remove_consumer(id, consumer) {
+                // Barbican deletes them with their secret.
+                Ok(()) | Err(StoreError::NoConsumer { .. }) => {}
+                Err(error) => tracing::warn!("{id} is deleted, but not its consumer '{consumer}': {}", chain(&error)),
+            }
         }
         Ok(())
     }

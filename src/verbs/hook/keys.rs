@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 use crate::{
     base::{
         chain::chain,
-        key::{KeyReference, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
+        key::{Consumer, KeyReference, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
     },
     config::Config,
     keys::{seal::SealError, store::StoreError},
@@ -87,11 +87,33 @@ pub fn get_key(config: &Config, of: &TenantKeys, key: &KeyReference, with_value:
     Ok(Described { key: key.clone(), facts, value: Some(value) })
 }
 
-/// Deletes an object for ever.
-pub fn delete_key(config: &Config, of: &TenantKeys, key: &KeyReference) -> Result<(), Error> {
-    of.delete(&key.key)?;
-    keys::forget(config, key);
-    record(config, of, "key delete", key);
+/// Deletes an object for ever. One that others need is deleted only if that is forced.
+pub fn delete_key(config: &Config, of: &TenantKeys, key: &KeyReference, force: bool) -> Result<(), Error> {
+    of.delete(&key.key, force)?;
+    keys::deleted(config, key, of.acting());
+    Ok(())
+}
+
+/// Who needs an object.
+pub fn consumers(of: &TenantKeys, key: &KeyReference) -> Result<Vec<Consumer>, Error> {
+    Ok(of.consumers(&key.key)?)
+}
+
+/// Notes who needs an object: it is not deleted under them.
+pub fn add_consumer(config: &Config, of: &TenantKeys, key: &KeyReference, consumer: &Consumer) -> Result<(), Error> {
+    if !consumer.is_valid() {
+        let most = Consumer::MOST_BYTES;
+        return Err(Error::Usage(format!("each member of 'consumer' must have 1 to {most} bytes")));
+    }
+    of.add_consumer(&key.key, consumer)?;
+    record(config, of, "key add-consumer", key);
+    Ok(())
+}
+
+/// Notes who does not need an object any more.
+pub fn remove_consumer(config: &Config, of: &TenantKeys, key: &KeyReference, consumer: &Consumer) -> Result<(), Error> {
+    of.remove_consumer(&key.key, consumer)?;
+    record(config, of, "key remove-consumer", key);
     Ok(())
 }
 

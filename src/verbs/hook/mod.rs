@@ -13,7 +13,10 @@ use std::{
     sync::Arc,
 };
 
-pub use keys::{Described, create_key, create_pair, delete_key, get_key, list_keys, store_key};
+pub use keys::{
+    Described, add_consumer, consumers, create_key, create_pair, delete_key, get_key, list_keys, remove_consumer,
+    store_key,
+};
 
 use crate::{
     base::{

@@ -5,6 +5,7 @@
 //! is another secret, which user metadata of the first one names. Keys that Cinder or castellan put there are released
 //! unsealed. Source: Barbican's API guide, "Secrets", "Secret Metadata", "Orders".
 
+mod consumers;
 mod pem;
 mod secrets;
 

@@ -3,6 +3,7 @@
 //!
 //! What is stored appears whole or not at all, and survives a power cut ([`crate::sys::durable`]).
 
+mod consumers;
 #[cfg(test)]
 mod tests;
 

@@ -6,6 +6,7 @@
 //! answer, and what is written is read back before anything depends on it. Source: Swift's API reference, and what its
 //! servers were seen to do.
 
+mod consumers;
 mod endpoints;
 mod objects;
 
