@@ -3,6 +3,7 @@
 import json
 
 from os_brick.encryptors import cryptsetup
+from oslo_config import cfg
 
 import cryptattach_openstack
 
@@ -13,6 +14,7 @@ class CryptattachEncryptor(cryptsetup.CryptsetupEncryptor):
     def __init__(self, root_helper, connection_info, keymgr, execute=None, *args, **kwargs):
         super().__init__(root_helper, connection_info, keymgr, execute, *args, **kwargs)
         self._connection_info = connection_info
+        self._service_user = cryptattach_openstack.ServiceUser(cfg.CONF)
 
     def _hook(self, verb, auth=None, **kwargs):
         data = self._connection_info['data']
@@ -35,7 +37,7 @@ class CryptattachEncryptor(cryptsetup.CryptsetupEncryptor):
 
     def attach_volume(self, context, **kwargs):
         """Map the volume and make its link lead to the mapping."""
-        self._hook('attach', cryptattach_openstack.auth(context), **kwargs)
+        self._hook('attach', cryptattach_openstack.auth(context, self._service_user), **kwargs)
 
     def detach_volume(self, **kwargs):
         """Remove the mapping, if there is one."""
@@ -43,4 +45,4 @@ class CryptattachEncryptor(cryptsetup.CryptsetupEncryptor):
 
     def extend_volume(self, context, **kwargs):
         """Make the mapping as large as the volume; return its size in bytes."""
-        return self._hook('extend', cryptattach_openstack.auth(context), **kwargs)['size_bytes']
+        return self._hook('extend', cryptattach_openstack.auth(context, self._service_user), **kwargs)['size_bytes']

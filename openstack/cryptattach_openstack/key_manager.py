@@ -35,11 +35,11 @@ class CryptattachKeyManager(key_manager.KeyManager):
     """Keys sealed to their owner, in the store that cryptattach's configuration names."""
 
     def __init__(self, configuration):
-        pass
+        self._service_user = cryptattach_openstack.ServiceUser(configuration)
 
-    @staticmethod
-    def _hook(verb, context, key_id=None, **members):
-        request = {'version': cryptattach_openstack.REQUEST_VERSION, 'auth': cryptattach_openstack.auth(context), **members}
+    def _hook(self, verb, context, key_id=None, **members):
+        auth = cryptattach_openstack.auth(context, self._service_user)
+        request = {'version': cryptattach_openstack.REQUEST_VERSION, 'auth': auth, **members}
         if key_id is not None:
             request['key_id'] = key_id
         command = cryptattach_openstack.command('key', verb)
@@ -59,7 +59,8 @@ class CryptattachKeyManager(key_manager.KeyManager):
     @staticmethod
     def _object(described):
         kind = described['type']
-        common = {'name': described['name'], 'created': described['created'], 'id': described['key_id']}
+        common = {'name': described['name'], 'created': described['created'], 'id': described['key_id'],
+                  'consumers': described.get('consumers', [])}
         value = base64.b64decode(described['value']) if 'value' in described else None
         if kind in KEYS:
             return TYPES[kind](described['algorithm'], described['bit_length'], value, **common)
@@ -115,9 +116,9 @@ class CryptattachKeyManager(key_manager.KeyManager):
         return self._object(self._hook('get', context, managed_object_id, metadata_only=metadata_only))
 
     def delete(self, context, managed_object_id, force=False):
-        """Delete an object for ever."""
+        """Delete an object for ever; one that has consumers only by force."""
         self._check_id(managed_object_id)
-        self._hook('delete', context, managed_object_id)
+        self._hook('delete', context, managed_object_id, force=force)
 
     def list(self, context, object_type=None, metadata_only=False):
         """All objects, or those of a type."""
@@ -126,9 +127,19 @@ class CryptattachKeyManager(key_manager.KeyManager):
         return [self._object(described) for described in listed['keys']]
 
     def add_consumer(self, context, managed_object_id, consumer_data):
-        """Not kept, as by castellan's Vault driver: a volume's key says itself which volume it was used for."""
-        raise NotImplementedError('cryptattach does not keep consumers')
+        """Note that a resource needs an object: it is not deleted then."""
+        def register_consumer(service, resource_type, resource_id):
+            consumer = {'service': service, 'resource_type': resource_type, 'resource_id': resource_id}
+            self._hook('add-consumer', context, managed_object_id, consumer=consumer)
+
+        self._check_id(managed_object_id)
+        register_consumer(**consumer_data)
 
     def remove_consumer(self, context, managed_object_id, consumer_data):
-        """None is kept."""
-        raise NotImplementedError('cryptattach does not keep consumers')
+        """Note that a resource does not need an object any more."""
+        def remove_consumer(service, resource_type, resource_id):
+            consumer = {'service': service, 'resource_type': resource_type, 'resource_id': resource_id}
+            self._hook('remove-consumer', context, managed_object_id, consumer=consumer)
+
+        self._check_id(managed_object_id)
+        remove_consumer(**consumer_data)

@@ -201,10 +201,9 @@ impl Attach {
                 no_write_workqueue: self.no_write_workqueue,
             },
             separation: self.separation.strictness(),
-            caller: None,
+            tenant: None,
             target: None,
             volume_id: None,
-            unpinned: false,
         }
     }
 }

@@ -17,11 +17,15 @@ use super::{Global, key::read_secret};
 use crate::{
     base::{
         chain::chain,
-        key::{KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, StoreName},
+        key::{Consumer, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, StoreName},
         mapping_name::MappingName,
     },
     config::Config,
-    unlock::container::{Container, Use},
+    keys::net::Caller,
+    unlock::{
+        container::TenantKeys,
+        tenant::{Claim, Tenant},
+    },
     verbs::{
         error::Error,
         hook::{self, Described, Request},
@@ -66,6 +70,10 @@ pub enum Key {
     Delete,
     /// List objects
     List,
+    /// Note that a resource needs an object, which is then not deleted
+    AddConsumer,
+    /// Note that a resource does not need an object any more
+    RemoveConsumer,
 }
 
 #[derive(Deserialize)]
@@ -76,6 +84,8 @@ struct Version {
 #[derive(Deserialize)]
 struct Auth<'a> {
     token: Option<&'a str>,
+    service_token: Option<&'a str>,
+    project_id: Option<String>,
 }
 
 /// What is common to all that need a store.
@@ -132,6 +142,19 @@ struct Which {
 }
 
 #[derive(Deserialize)]
+struct Deletion {
+    key_id: String,
+    #[serde(default)]
+    force: bool,
+}
+
+#[derive(Deserialize)]
+struct Consumption {
+    key_id: String,
+    consumer: Consumer,
+}
+
+#[derive(Deserialize)]
 struct Listing {
     #[serde(rename = "type")]
     kind: Option<ObjectKind>,
@@ -146,6 +169,9 @@ struct Given<'a> {
     facts: &'a ObjectFacts,
     #[serde(skip_serializing_if = "Option::is_none")]
     value: Option<Value<'a>>,
+    /// Who needs it; not in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    consumers: Option<Vec<Consumer>>,
 }
 
 struct Value<'a>(&'a SecretBytes);
@@ -176,50 +202,63 @@ impl Hook {
         let config = global.config()?;
         let whose: Whose<'_> = parse(&input)?;
         let store = config.store_or_default(whose.store.as_ref())?;
-        let caller = whose.auth.and_then(|auth| auth.token).map(|token| SecretBytes::copy_of(token.as_bytes()));
-        let caller = caller.transpose()?;
+        let tenant =
+            Tenant::prove(&config, &store, whose.auth.map_or_else(|| Ok(Claim::default()), Auth::into_claim)?)?;
         match self {
             Self::Attach => {
-                let mapping = hook::attach(&config, &ThisHost, &attach_request(&input, store)?, caller)?;
+                let mapping = hook::attach(&config, &ThisHost, &attach_request(&input, store)?, &tenant)?;
                 answer(&json!({"device": mapping.device}))
             }
             Self::Extend => {
-                let size_bytes = hook::extend(&config, &ThisHost, &attach_request(&input, store)?, caller)?;
+                let size_bytes = hook::extend(&config, &ThisHost, &attach_request(&input, store)?, &tenant)?;
                 answer(&json!({"size_bytes": size_bytes}))
             }
-            Self::Key(key) => key.run(&config, &Container::open(&config, &store, caller, Use::Keys)?, &input, store),
+            Self::Key(key) => key.run(&config, &TenantKeys::open(&config, &tenant)?, &input, store),
             Self::Detach => Ok(()),
         }
     }
 }
 
 impl Key {
-    fn run(&self, config: &Config, container: &Container, input: &SecretBytes, store: StoreName) -> Result<(), Error> {
+    fn run(&self, config: &Config, of: &TenantKeys, input: &SecretBytes, store: StoreName) -> Result<(), Error> {
         match self {
             Self::Create => {
-                let key = hook::create_key(config, container, parse::<Create>(input)?.into_facts())?;
+                let key = hook::create_key(config, of, parse::<Create>(input)?.into_facts())?;
                 answer(&json!({"key_id": key.key}))
             }
             Self::CreatePair => {
                 let facts = parse::<Create>(input)?.into_facts();
-                let (private, public) = hook::create_pair(config, container, &facts)?;
+                let (private, public) = hook::create_pair(config, of, &facts)?;
                 answer(&json!({"private_key_id": private.key, "public_key_id": public.key}))
             }
             Self::Store => {
-                let key = hook::store_key(config, container, stored_object(input)?)?;
+                let key = hook::store_key(config, of, stored_object(input)?)?;
                 answer(&json!({"key_id": key.key}))
             }
             Self::Get => {
                 let Which { key_id, metadata_only } = parse(input)?;
-                answer(&given(&hook::get_key(config, container, &reference(store, &key_id)?, !metadata_only)?))
+                let key = reference(store, &key_id)?;
+                let object = hook::get_key(config, of, &key, !metadata_only)?;
+                answer(&Given { consumers: Some(hook::consumers(of, &key)?), ..given(&object) })
             }
             Self::Delete => {
-                hook::delete_key(config, container, &reference(store, &parse::<Which>(input)?.key_id)?)?;
+                let Deletion { key_id, force } = parse(input)?;
+                hook::delete_key(config, of, &reference(store, &key_id)?, force)?;
+                answer(&json!({}))
+            }
+            Self::AddConsumer => {
+                let Consumption { key_id, consumer } = parse(input)?;
+                hook::add_consumer(config, of, &reference(store, &key_id)?, &consumer)?;
+                answer(&json!({}))
+            }
+            Self::RemoveConsumer => {
+                let Consumption { key_id, consumer } = parse(input)?;
+                hook::remove_consumer(config, of, &reference(store, &key_id)?, &consumer)?;
                 answer(&json!({}))
             }
             Self::List => {
                 let Listing { kind, metadata_only } = parse(input)?;
-                let objects = hook::list_keys(config, container, kind, !metadata_only)?;
+                let objects = hook::list_keys(config, of, kind, !metadata_only)?;
                 #[derive(Serialize)]
                 struct Listed<'a> {
                     keys: Vec<Given<'a>>,
@@ -227,6 +266,16 @@ impl Key {
                 answer(&Listed { keys: objects.iter().map(given).collect() })
             }
         }
+    }
+}
+
+impl Auth<'_> {
+    fn into_claim(self) -> Result<Claim, Error> {
+        let secret = |text: &str| SecretBytes::copy_of(text.as_bytes());
+        let service_token = self.service_token.map(secret).transpose()?;
+        let caller =
+            self.token.map(|token| Ok::<_, Error>(Caller { token: secret(token)?, service_token })).transpose()?;
+        Ok(Claim { caller, project: self.project_id })
     }
 }
 
@@ -253,7 +302,12 @@ impl Create {
 }
 
 fn given(object: &Described) -> Given<'_> {
-    Given { key_id: object.key.key.to_string(), facts: &object.facts, value: object.value.as_ref().map(Value) }
+    Given {
+        key_id: object.key.key.to_string(),
+        facts: &object.facts,
+        value: object.value.as_ref().map(Value),
+        consumers: None,
+    }
 }
 
 impl Attach {

@@ -68,6 +68,9 @@ pub struct Delete {
     /// Confirm the deletion
     #[arg(long)]
     yes: bool,
+    /// Delete it although it has consumers: services that have said that they need it
+    #[arg(long, requires = "yes")]
+    force: bool,
 }
 
 /// Import the key of a volume that another program made; only --token changes the volume
@@ -211,7 +214,7 @@ impl Delete {
                 self.key
             )));
         }
-        keys::delete(config, &container, &self.key)?;
+        keys::delete(config, &container, &self.key, self.force)?;
         output::say(format_args!("deleted the key {}: nobody can read its volume's data again", self.key));
         Ok(())
     }

@@ -45,7 +45,7 @@ impl Resize {
             header: self.header.as_deref(),
             plain: self.plain.parameters(),
             separation: self.separation.strictness(),
-            caller: None,
+            tenant: None,
             target: None,
         };
         let size_bytes = resize::resize(&config, &ThisHost, request)?;

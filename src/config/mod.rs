@@ -12,11 +12,13 @@ use serde::Deserialize;
 
 use paths::Base;
 
-use crate::base::{advice::Advice, exit::Exit, key::StoreName, mapping_name::MappingName, plain_hash::PlainHash};
+use crate::base::{advice::Advice, exit::Exit, key::StoreName, mapping_name::MappingName};
 
 mod boot;
+mod cloud;
 pub mod crypttab;
 mod device;
+mod hooks;
 mod identity;
 mod lockbox;
 mod paths;
@@ -25,7 +27,9 @@ mod tpm;
 mod volumes;
 
 pub use boot::{Boot, BootMount, BootVolume, IMAGES};
+pub use cloud::CloudConfig;
 pub use device::{DeviceSpec, ParseDeviceSpecError};
+pub use hooks::{Hooks, Tenants};
 pub use identity::IdentitySpec;
 pub use lockbox::LockboxConfig;
 pub use paths::ConfigPath;
@@ -131,17 +135,6 @@ impl Default for Audit {
     }
 }
 
-/// `[hooks]`
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Hooks {
-    /// What the cryptsetup that made os-brick's plain volumes hashed passphrases with.
-    pub plain_hash: PlainHash,
-    /// Format blank devices also with keys of a Barbican of which nothing proves that they were never used: those that
-    /// castellan's own driver makes.
-    pub format_with_unmarked_keys: bool,
-}
-
 /// `[network]`: no wait on a server is without a bound.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -219,6 +212,9 @@ pub enum ConfigError {
     /// A store has neither escrow nor an explicit refusal of it, or both.
     #[error("store '{name}' in {} must have either escrow = \"FILE\" or no_escrow = true", .path.display())]
     Escrow { name: StoreName, path: PathBuf },
+    /// Callers of hooks cannot be both one tenant and told apart.
+    #[error("[hooks] in {} has both tenants = \"one\" and a keystone that tells projects apart", .0.display())]
+    OneTenantAndKeystone(PathBuf),
     /// `credential:NAME` outside a unit with credentials.
     #[error("{} names a credential, but CREDENTIALS_DIRECTORY is not set", .0.display())]
     NoCredentials(PathBuf),
@@ -244,6 +240,7 @@ impl Advice for ConfigError {
             | Self::NoDefaultStore(_)
             | Self::Owner { .. }
             | Self::Escrow { .. }
+            | Self::OneTenantAndKeystone(_)
             | Self::NoCredentials(_) => None,
         }
     }
@@ -285,6 +282,9 @@ impl Config {
     fn parse_in(text: &str, base: &Base) -> Result<Self, ConfigError> {
         let mut config: Self = base.read(|| toml::from_str(text))?;
         config.path = base.file.clone();
+        if config.hooks.tenants == Tenants::One && config.hooks.keystone.is_some() {
+            return Err(ConfigError::OneTenantAndKeystone(config.path));
+        }
         if let Some(lockbox) = &config.lockbox {
             config.store(&lockbox.store)?;
         }

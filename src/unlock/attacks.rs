@@ -72,6 +72,7 @@ impl Attack {
             key_id: self.reference.key,
             container: self.site.name.clone(),
             volume: Some(self.uuid),
+            project: None,
             generation,
             created: 1,
         };

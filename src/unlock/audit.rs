@@ -15,6 +15,7 @@ use serde::{Serialize, Serializer};
 use crate::{
     base::{advice::Advice, chain::chain, clock, exit::Exit},
     config::Config,
+    unlock::tenant::Acting,
 };
 
 /// What happened.
@@ -40,6 +41,9 @@ pub struct Event<'a> {
     /// A refusal that the user overrode: "--allow-shared", ...
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overridden: Option<&'a str>,
+    /// On whose behalf a hook did it, as Keystone says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caller: Option<&'a Acting>,
 }
 
 /// The record cannot be written.

@@ -19,6 +19,7 @@ use crate::{
         audit::{self, Event},
         container::{Author, Container, Fetched, Source, Use, ViaLockbox},
         pins::{Pin, Pins},
+        tenant::Tenant,
     },
     volumes::{
         Authority, Unlocked,
@@ -32,14 +33,12 @@ use crate::{
 pub struct Asked {
     /// The key; what the LUKS2 token says unless given.
     pub key: Option<KeyReference>,
-    /// The token of a hook's caller, for stores that are used as the caller.
-    pub caller: Option<SecretBytes>,
+    /// On whose behalf a hook asks.
+    pub tenant: Option<Tenant>,
     /// The mapping's name, if there is to be one.
     pub name: Option<MappingName>,
     /// What the caller of a hook calls the volume.
     pub volume_id: Option<String>,
-    /// It is one of many volumes that come and go: this host does not pin it.
-    pub unpinned: bool,
 }
 
 /// What the separation check may let through.
@@ -125,10 +124,11 @@ pub struct Tried {
 impl<'a> Case<'a> {
     /// The case of a volume whose key exists. The store is not asked yet.
     pub fn find(config: &'a Config, volume: Volume, asked: Asked) -> Result<Self, Error> {
-        let Asked { key, caller, name, volume_id, unpinned } = asked;
+        let Asked { key, tenant, name, volume_id } = asked;
         let reference = reference(key, &volume)?;
-        let container = Arc::new(Container::open(config, &reference.store, caller, Use::Unlock)?);
-        let pinning = if unpinned { Pinning::Check } else { Pinning::Pin };
+        let container = Arc::new(Container::open(config, &reference.store, tenant.as_ref(), Use::Unlock)?);
+        // The volumes of tenants come and go, and one must not stand in another's way.
+        let pinning = if tenant.is_some() { Pinning::Check } else { Pinning::Pin };
         Ok(Self { name, volume_id, pinning, ..Self::of(config, volume, reference, container) })
     }
 
@@ -224,6 +224,7 @@ impl<'a> Case<'a> {
             volume_id: self.volume_id.as_deref(),
             separation: serde_json::to_value(report).ok(),
             overridden: None,
+            caller: self.key.container().acting(),
         }
     }
 }

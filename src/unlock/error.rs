@@ -8,13 +8,14 @@ use super::{
     audit::AuditError,
     container::TrustError,
     lockbox::{EntryError, LockboxError},
+    tenant::TenantError,
 };
 use crate::{
     base::{
         advice::Advice,
         chain::chain,
         exit::Exit,
-        key::{ContainerKeyId, HostName, KeyReference, SecretMemoryError, StoreName},
+        key::{Consumer, ContainerKeyId, HostName, KeyReference, SecretMemoryError, StoreName},
     },
     config::ConfigError,
     keys::{seal::SealError, store::StoreError, tpm::TpmError},
@@ -128,6 +129,9 @@ pub enum Error {
     /// Key and data are on the same device, or nothing proves that they are not.
     #[error(transparent)]
     NotSeparate(#[from] Refusal),
+    /// On whose behalf a hook acts.
+    #[error(transparent)]
+    Tenant(#[from] TenantError),
     /// The TPM.
     #[error(transparent)]
     Tpm(#[from] TpmError),
@@ -150,6 +154,9 @@ pub enum Error {
         /// For what.
         volume: String,
     },
+    /// A key that others need is not deleted.
+    #[error("the key {key} is in use by: {}", consumers.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    InUse { key: KeyReference, consumers: Vec<Consumer> },
     /// A key of which nothing says whether it was used before.
     #[error("nothing proves that the key {0} has never been used; only an unused key can format a device")]
     KeyUnproven(KeyReference),
@@ -174,7 +181,7 @@ impl Advice for Error {
     fn exit(&self) -> Exit {
         match self {
             Self::NoReference(_) | Self::KeyTooWeak(_) => Exit::Usage,
-            Self::KeyUsed { .. } | Self::KeyUnproven(_) => Exit::InTheWay,
+            Self::KeyUsed { .. } | Self::KeyUnproven(_) | Self::InUse { .. } => Exit::InTheWay,
             Self::Config(error) => error.exit(),
             Self::Inventory(error) => error.exit(),
             Self::Device(error) => error.exit(),
@@ -186,6 +193,7 @@ impl Advice for Error {
             Self::Seal(error)
             | Self::KeyRefused { source: error, .. }
             | Self::ContainerKeyRefused { source: error, .. } => error.exit(),
+            Self::Tenant(error) => error.exit(),
             Self::Tpm(error) => error.exit(),
             Self::Memory(error) => error.exit(),
             Self::Trust(error) => error.exit(),
@@ -238,6 +246,9 @@ impl Advice for Error {
             Self::KeyUsed { .. } => {
                 "check that this is the right device: the volume's data is on another one; if the first attach was interrupted, the volume is still empty: make a new one".into()
             }
+            Self::InUse { .. } => {
+                "have each consumer removed by the program that added it; --force (\"force\": true in a hook's request) deletes the key nevertheless".into()
+            }
             Self::KeyUnproven(_) => {
                 "check that this is the right device and that it should be blank; if castellan's own driver makes the keys in Barbican, it leaves no such proof: set format_with_unmarked_keys = true in [hooks] of the configuration; every blank device with such a key is then formatted, even if its data is elsewhere"
                     .into()
@@ -251,6 +262,7 @@ impl Advice for Error {
                 format!("run 'cryptattach container rotate {container}' again").into()
             }
             Self::Trust(error) => return error.next_step(),
+            Self::Tenant(error) => return error.next_step(),
             Self::Tpm(error) => return error.next_step(),
             Self::NotSeparate(refusal) => return refusal.next_step(),
             Self::Memory(error) => return error.next_step(),

@@ -8,7 +8,10 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::container::{Container, Use};
+use super::{
+    container::{Container, TenantKeys, Use},
+    tenant::Tenant,
+};
 use crate::{
     base::key::{KeyReference, Place, StoreName},
     config::Config,
@@ -73,6 +76,11 @@ impl Site {
     /// The store's container.
     pub fn container(&self) -> Container {
         Container::open(&self.config, &self.name, None, Use::Keys).unwrap()
+    }
+
+    /// The store's keys that a tenant may use.
+    pub fn keys_of(&self, tenant: &Tenant) -> TenantKeys {
+        TenantKeys::open(&self.config, tenant).unwrap()
     }
 
     /// From now on the store's keys rest on the disk of the site's files.

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use crate::{
-    base::{
-        key::{KeyReference, SecretBytes},
-        mapping_name::MappingName,
-    },
+    base::{key::KeyReference, mapping_name::MappingName},
     config::Config,
-    unlock::case::{Asked, Case, Circumstances, Strictness},
+    unlock::{
+        case::{Asked, Case, Circumstances, Strictness},
+        tenant::Tenant,
+    },
     verbs::error::Error,
     volumes::{
         backend::{Activate, BackendKind, Backends, ExportKind, Mapping},
@@ -35,14 +35,12 @@ pub struct Request<'a> {
     pub options: Options,
     /// How strict to be about separation.
     pub separation: Strictness,
-    /// The token of a hook's caller, for stores that are used as the caller.
-    pub caller: Option<SecretBytes>,
+    /// On whose behalf a hook asks.
+    pub tenant: Option<Tenant>,
     /// Who serves the volume, if the caller knows it.
     pub target: Option<Target>,
     /// What the caller calls the volume, for the audit record.
     pub volume_id: Option<&'a str>,
-    /// It is one of many volumes that come and go: this host does not pin it.
-    pub unpinned: bool,
 }
 
 /// Options of the mapping; see [`Activate`].
@@ -65,15 +63,21 @@ pub fn attach(config: &Config, backends: &dyn Backends, request: Request<'_>) ->
     let volume = header::find(request.device, request.header, request.plain.as_ref())?;
     let options = activation(&request, &volume)?;
     let backend = backends.choose(backend_kind(&request)?, &volume.device)?;
-    if let Some(mapping) = backend.active(&volume, &options)? {
-        return Ok(mapping);
-    }
-    let Request { key, caller, volume_id, unpinned, .. } = request;
-    let asked =
-        Asked { key, caller, name: Some(options.name.clone()), volume_id: volume_id.map(str::to_owned), unpinned };
+    let active = backend.active(&volume, &options)?;
+    let active = match (active, &request.tenant) {
+        (Some(mapping), None) => return Ok(mapping),
+        (active, _) => active,
+    };
+    let Request { key, tenant, volume_id, .. } = request;
+    let asked = Asked { key, tenant, name: Some(options.name.clone()), volume_id: volume_id.map(str::to_owned) };
     let given = Circumstances { target: request.target.as_ref(), strictness: request.separation, in_memory: None };
     let proven = Case::find(config, volume, asked)?.prove(given)?;
-    let mapping = backend.activate(&proven.key()?, &options)?;
+    let key = proven.key()?;
+    // A tenant is told of a mapping only if the volume's key is the tenant's.
+    if let Some(mapping) = active {
+        return Ok(mapping);
+    }
+    let mapping = backend.activate(&key, &options)?;
     proven.record("attach");
     Ok(mapping)
 }

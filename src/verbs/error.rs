@@ -66,6 +66,17 @@ pub enum Error {
     /// Nothing is attached by that name.
     #[error("nothing is attached as '{0}'")]
     NotAttached(MappingName),
+    /// The name is another volume's.
+    #[error("'{name}' is the mapping of another volume than that of the key {key}")]
+    OtherVolume {
+        name: MappingName,
+        key: KeyReference,
+        #[source]
+        source: Box<Error>,
+    },
+    /// The device is what another volume was attached as.
+    #[error("{} leads to the mapping '{name}', which is another volume's plaintext", .device.display())]
+    LeadsToMapping { device: PathBuf, name: MappingName },
     /// Something that exists already is in the way.
     #[error("{} exists already", .0.display())]
     Exists(PathBuf),
@@ -99,7 +110,11 @@ impl Advice for Error {
             Self::NoSuchKey { .. } => Exit::NoKey,
             Self::NotAttached(_) => Exit::Missing,
             Self::Io { .. } => Exit::Io,
-            Self::NotBlank { .. } | Self::Exists(_) | Self::StoreExists(_) => Exit::InTheWay,
+            Self::NotBlank { .. }
+            | Self::OtherVolume { .. }
+            | Self::LeadsToMapping { .. }
+            | Self::Exists(_)
+            | Self::StoreExists(_) => Exit::InTheWay,
             Self::HalfFormatted { source, .. } => source.exit(),
         }
     }
@@ -120,6 +135,9 @@ impl Advice for Error {
             )
             .into(),
             Self::NotAttached(_) => "'cryptattach list' shows the attached volumes".into(),
+            Self::OtherVolume { name, .. } | Self::LeadsToMapping { name, .. } => {
+                format!("find out which volume '{name}' is ('cryptattach status {name}'), and detach it if it is a leftover").into()
+            }
             Self::NoSuchKey { .. }
             | Self::UnknownToCrypttab(_)
             | Self::Exists(_)

@@ -7,19 +7,25 @@ use crate::{
         audit::{self, Event},
         container::Container,
         lockbox::Lockbox,
+        tenant::Acting,
     },
     verbs::error::Error,
 };
 
-/// Deletes a key for ever: in its store, and its entry in this host's lockbox.
-pub fn delete(config: &Config, container: &Container, key: &KeyReference) -> Result<(), Error> {
-    container.store().delete(&key.key)?;
-    // The key is gone: what is left of it here does not make that undone.
+/// Deletes a key for ever: in its store, and its entry in this host's lockbox. One that others need is deleted only if that is
+/// forced.
+pub fn delete(config: &Config, container: &Container, key: &KeyReference, force: bool) -> Result<(), Error> {
+    container.delete(&key.key, force)?;
+    deleted(config, key, None);
+    Ok(())
+}
+
+/// What follows in any case once a key is deleted: what is left of it here does not make that undone.
+pub(super) fn deleted(config: &Config, key: &KeyReference, caller: Option<&Acting>) {
     if let Some(lockbox) = Lockbox::of(config)
         && let Err(error) = lockbox.forget(key)
     {
         tracing::warn!("the key {key} is deleted, but not its entry in the lockbox: {}", chain(&error));
     }
-    audit::done(config, &Event { action: "key delete", key: Some(key.to_string()), ..Event::default() });
-    Ok(())
+    audit::done(config, &Event { action: "key delete", key: Some(key.to_string()), caller, ..Event::default() });
 }

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use crate::{
-    base::{
-        key::{KeyReference, SecretBytes},
-        mapping_name::MappingName,
-    },
+    base::{key::KeyReference, mapping_name::MappingName},
     config::Config,
-    unlock::case::{Asked, Case, Circumstances, Strictness},
+    unlock::{
+        case::{Asked, Case, Circumstances, Strictness},
+        tenant::Tenant,
+    },
     verbs::{detach, error::Error},
     volumes::{
         backend::Backends,
@@ -28,8 +28,8 @@ pub struct Request<'a> {
     pub plain: Option<PlainParameters>,
     /// How strict to be about separation.
     pub separation: Strictness,
-    /// The token of a hook's caller.
-    pub caller: Option<SecretBytes>,
+    /// On whose behalf a hook asks.
+    pub tenant: Option<Tenant>,
     /// Who serves the volume, if the caller knows it.
     pub target: Option<&'a Target>,
 }
@@ -40,7 +40,7 @@ pub fn resize(config: &Config, backends: &dyn Backends, request: Request<'_>) ->
     let backend = backends.of(status.backend)?;
     let volume = header::find(&status.source, request.header, request.plain.as_ref())?;
     let given = Circumstances { target: request.target, strictness: request.separation, in_memory: None };
-    let asked = Asked { key: request.key, caller: request.caller, ..Asked::default() };
+    let asked = Asked { key: request.key, tenant: request.tenant, ..Asked::default() };
     // dm-crypt's new table needs the key again: it is in the keyring of the process that attached the volume.
     let proven = Case::find(config, volume, asked)?.prove(given)?;
     Ok(backend.resize(request.name, &proven.key()?)?)

@@ -10,11 +10,17 @@ use super::{attach, detach, error::Error, format, hook, import, passphrase, resi
 use crate::{
     base::{
         advice::Advice,
-        key::{KeyId, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
+        key::{Consumer, KeyId, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
     },
     config::Config,
-    keys::{seal::SealError, store::StoreError},
-    unlock::{self, case::Strictness, container::TrustError, testing::Site},
+    keys::{net::Caller, seal::SealError, store::StoreError},
+    unlock::{
+        self,
+        case::Strictness,
+        container::TrustError,
+        tenant::{Claim, Tenant, TenantError},
+        testing::Site,
+    },
     volumes::{
         Authority,
         backend::{BackendError, Mapping},
@@ -51,10 +57,9 @@ fn attach_request(device: &Path) -> attach::Request<'_> {
         backend: None,
         options: attach::Options::default(),
         separation: Strictness::default(),
-        caller: None,
+        tenant: None,
         target: None,
         volume_id: None,
-        unpinned: false,
     }
 }
 
@@ -315,7 +320,7 @@ fn resize_proves_and_fetches_again() {
         header: None,
         plain: None,
         separation: Strictness::default(),
-        caller: None,
+        tenant: None,
         target: None,
     };
     assert_eq!(resize::resize(&site.config, &site.backend, request()).unwrap(), 24 << 20);
@@ -351,7 +356,7 @@ fn symmetric(site: &Site) -> KeyReference {
         created: None,
         fresh: false,
     };
-    hook::create_key(&site.config, &site.container(), facts).unwrap()
+    hook::create_key(&site.config, &site.keys_of(&Tenant::only(&site.name)), facts).unwrap()
 }
 
 fn hook_request(site: &Site, device: &str, key: &KeyReference) -> hook::Request {
@@ -373,7 +378,7 @@ fn a_hook_formats_a_blank_device_once_and_with_an_unused_key_only() {
     let site = Site::with("");
     let (key, device) = (symmetric(&site), site.blank("a"));
     let hook = |device: &str, key: &KeyReference| {
-        hook::attach(&site.config, &site.backend, &hook_request(&site, device, key), None)
+        hook::attach(&site.config, &site.backend, &hook_request(&site, device, key), &Tenant::only(&site.name))
     };
     hook("a", &key).unwrap();
     assert_eq!(site.backend.names(), ["data"]);
@@ -392,7 +397,7 @@ fn a_hook_formats_a_blank_device_once_and_with_an_unused_key_only() {
 
     // Given out, a key may have been used by others.
     let given = symmetric(&site);
-    hook::get_key(&site.config, &site.container(), &given, true).unwrap();
+    hook::get_key(&site.config, &site.keys_of(&Tenant::only(&site.name)), &given, true).unwrap();
     refuses!(site, hook("b", &given), Error::Unlock(unlock::Error::KeyUsed { .. }));
     // What stands there is not known, but it is something.
     let mut file = OpenOptions::new().write(true).open(site.path("b")).unwrap();
@@ -415,7 +420,8 @@ fn a_hook_takes_no_weak_key_and_no_other_cipher() {
     };
     let object = ManagedObject { facts, value: SecretBytes::random(16).unwrap() };
     let weak = site.container().keep_object(object).unwrap();
-    let attempt = |request: hook::Request| hook::attach(&site.config, &site.backend, &request, None);
+    let attempt =
+        |request: hook::Request| hook::attach(&site.config, &site.backend, &request, &Tenant::only(&site.name));
     refuses!(site, attempt(hook_request(&site, "a", &weak)), Error::Unlock(unlock::Error::KeyTooWeak(_)));
     let key = symmetric(&site);
     let other = hook::Request { cipher: Some("aes-cbc-essiv:sha256".to_owned()), ..hook_request(&site, "a", &key) };
@@ -435,7 +441,159 @@ fn a_deleted_key_is_told_as_deleted_although_that_cannot_be_recorded() {
     let (device, reference) = formatted(&site, "a", false);
     let mut silent = Config::read(&site.beside_the_keys("c.toml")).unwrap();
     silent.audit.file = site.beside_the_keys("c.toml/audit").into();
-    super::keys::delete(&silent, &site.container(), &reference).unwrap();
+    super::keys::delete(&silent, &site.container(), &reference, false).unwrap();
     refuses!(site, attached(&site, &device), Error::Unlock(unlock::Error::Store(StoreError::NotFound { .. })));
-    refuses!(site, super::keys::delete(&silent, &site.container(), &reference), Error::Unlock(_));
+    refuses!(site, super::keys::delete(&silent, &site.container(), &reference, false), Error::Unlock(_));
+}
+
+/// A key that was made for a project, and a volume that was formatted with it and is attached.
+fn of_project(site: &Site, project: &str) -> KeyReference {
+    let facts = ObjectFacts {
+        kind: ObjectKind::Symmetric,
+        algorithm: Some("AES".to_owned()),
+        bit_length: Some(256),
+        name: None,
+        created: None,
+        fresh: false,
+    };
+    let tenant = Tenant::vouched_for(&site.name, project, None);
+    hook::create_key(&site.config, &site.keys_of(&tenant), facts).unwrap()
+}
+
+fn is_not_found<T>(outcome: Result<T, Error>) -> String {
+    match outcome.err().expect("it is refused") {
+        Error::Unlock(error @ unlock::Error::Store(StoreError::NotFound { .. })) => error.to_string(),
+        error => panic!("{error:?}"),
+    }
+}
+
+#[test]
+fn a_key_of_another_project_is_one_that_does_not_exist() {
+    let site = Site::with("");
+    let (key, unused) = (of_project(&site, "AAAA"), of_project(&site, "AAAA"));
+    site.blank("a");
+    let (a, b) = (Tenant::vouched_for(&site.name, "AAAA", None), Tenant::vouched_for(&site.name, "BBBB", None));
+    let attach = |key: &KeyReference, tenant: &Tenant, device: &str| {
+        hook::attach(&site.config, &site.backend, &hook_request(&site, device, key), tenant)
+    };
+    is_not_found(attach(&key, &b, "a"));
+    assert!(header_is_blank(&site.path("a")), "nothing is formatted with it");
+    attach(&key, &a, "a").unwrap();
+    is_not_found(attach(&key, &b, "a"));
+    assert!(attach(&key, &a, "a").unwrap().already_active);
+    is_not_found(hook::extend(&site.config, &site.backend, &hook_request(&site, "a", &key), &b));
+
+    let of = site.keys_of(&b);
+    for with_value in [false, true] {
+        assert!(hook::list_keys(&site.config, &of, None, with_value).unwrap().is_empty());
+        let missing = KeyReference { key: KeyId::random(), ..key.clone() };
+        let told = |key: &KeyReference| {
+            let text = is_not_found(hook::get_key(&site.config, &of, key, with_value));
+            text.replace(&key.key.to_string(), "ID")
+        };
+        assert_eq!(told(&unused), told(&missing), "there is nothing to tell them apart by");
+    }
+    is_not_found(hook::delete_key(&site.config, &of, &unused, false));
+    // None of it was for nothing: the key is there and unused.
+    let of = site.keys_of(&a);
+    assert_eq!(hook::list_keys(&site.config, &of, None, false).unwrap().len(), 2);
+    assert!(hook::get_key(&site.config, &of, &unused, false).unwrap().facts.fresh);
+    hook::delete_key(&site.config, &of, &unused, false).unwrap();
+    // What no hook has made is nobody's.
+    let (_, ours) = formatted(&site, "b", true);
+    is_not_found(hook::get_key(&site.config, &of, &ours, true));
+    is_not_found(hook::get_key(&site.config, &of, &symmetric(&site), false));
+}
+
+#[test]
+fn a_key_that_others_need_is_deleted_by_force_only() {
+    let site = Site::with("");
+    let key = of_project(&site, "AAAA");
+    let (a, b) = (Tenant::vouched_for(&site.name, "AAAA", None), Tenant::vouched_for(&site.name, "BBBB", None));
+    let (of, others) = (site.keys_of(&a), site.keys_of(&b));
+    let consumer = |id: &str| Consumer {
+        service: "cinder".to_owned(),
+        resource_type: "volume".to_owned(),
+        resource_id: id.to_owned(),
+    };
+    is_not_found(hook::add_consumer(&site.config, &others, &key, &consumer("1")));
+    for id in ["1", "1", "2"] {
+        hook::add_consumer(&site.config, &of, &key, &consumer(id)).unwrap();
+    }
+    let refused = hook::add_consumer(&site.config, &of, &key, &consumer(""));
+    assert!(matches!(refused, Err(Error::Usage(_))), "{refused:?}");
+    assert_eq!(hook::consumers(&of, &key).unwrap(), [consumer("1"), consumer("2")]);
+    is_not_found(hook::consumers(&others, &key));
+    is_not_found(hook::remove_consumer(&site.config, &others, &key, &consumer("1")));
+    is_not_found(hook::delete_key(&site.config, &others, &key, true));
+    for refused in [
+        hook::delete_key(&site.config, &of, &key, false),
+        super::keys::delete(&site.config, &site.container(), &key, false),
+    ] {
+        let text = refused.err().unwrap().to_string();
+        assert!(text.contains("cinder volume 1; cinder volume 2"), "{text}");
+    }
+    hook::remove_consumer(&site.config, &of, &key, &consumer("1")).unwrap();
+    let again = hook::remove_consumer(&site.config, &of, &key, &consumer("1")).err();
+    assert!(matches!(again, Some(Error::Unlock(unlock::Error::Store(StoreError::NoConsumer { .. })))), "{again:?}");
+    hook::delete_key(&site.config, &of, &key, true).unwrap();
+    assert!(site.keys().is_empty());
+    assert!(site.container().store().consumers(&key.key).unwrap().is_empty(), "nothing is left beside it");
+}
+
+#[test]
+fn a_role_that_the_configuration_names_may_use_all_keys_and_is_on_record() {
+    let site = Site::with("");
+    let key = of_project(&site, "AAAA");
+    let of = site.keys_of(&Tenant::vouched_for(&site.name, "BBBB", Some("service")));
+    hook::get_key(&site.config, &of, &key, true).unwrap();
+    assert!(site.audit().contains(r#""caller":{"user":"user","project":"BBBB","role":"service"}"#), "{}", site.audit());
+}
+
+#[test]
+fn a_project_that_is_only_claimed_opens_nothing() {
+    let site = Site::with("");
+    let (key, other) = (of_project(&site, "AAAA"), of_project(&site, "BBBB"));
+    // Whoever writes to the store lets the key say that it is another project's.
+    let mut forged = site.store.stored(key.key).unwrap();
+    forged.protected = site.store.stored(other.key).unwrap().protected;
+    site.store.lie(key.key, forged);
+    let of = site.keys_of(&Tenant::vouched_for(&site.name, "BBBB", None));
+    refuses!(site, hook::get_key(&site.config, &of, &key, true), Error::Unlock(unlock::Error::KeyRefused { .. }));
+}
+
+#[test]
+fn a_store_that_cannot_tell_projects_apart_serves_hooks_only_if_a_person_says_so() {
+    let claim = || Claim {
+        caller: Some(Caller { token: SecretBytes::copy_of(b"forged").unwrap(), service_token: None }),
+        project: Some("BBBB".to_owned()),
+    };
+    let site = Site::with("");
+    let refused = Tenant::prove(&site.config, &site.name, claim()).err().unwrap();
+    assert!(matches!(refused, unlock::Error::Tenant(TenantError::NotServed(_))), "{refused:?}");
+    let site = Site::with("[hooks]\ntenants = 'one'\n");
+    Tenant::prove(&site.config, &site.name, claim()).unwrap();
+}
+
+#[test]
+fn a_name_that_leads_to_another_volumes_mapping_is_in_the_way() {
+    let site = Site::with("");
+    let tenant = Tenant::only(&site.name);
+    let (one, other) = (symmetric(&site), symmetric(&site));
+    site.blank("a");
+    let attach = |request: &hook::Request| hook::attach(&site.config, &site.backend, request, &tenant);
+    let mapping = attach(&hook_request(&site, "a", &one)).unwrap();
+    // As os-brick names it from then on.
+    let link = site.path("link");
+    std::os::unix::fs::symlink(&mapping.device, &link).unwrap();
+    let by_link = |key: &KeyReference, name: &str| hook::Request {
+        device: link.clone(),
+        name: name.parse().unwrap(),
+        ..hook_request(&site, "a", key)
+    };
+    assert!(attach(&by_link(&one, "data")).unwrap().already_active);
+    let refused = attach(&by_link(&other, "data")).err();
+    assert!(matches!(refused, Some(Error::OtherVolume { .. })), "{refused:?}");
+    let refused = attach(&by_link(&other, "other")).err();
+    assert!(matches!(refused, Some(Error::LeadsToMapping { .. })), "{refused:?}");
 }

@@ -12,6 +12,7 @@ pub fn context() -> BoundContext {
         key_id: KeyId::random(),
         container: "cinder".parse().unwrap(),
         volume: None,
+        project: None,
         generation: 1,
         created: 1_700_000_000,
     }

@@ -4,13 +4,14 @@ use crate::{
     Story,
     cloud::{Cloud, Site},
     hooks::{python, tells},
-    keys::hook,
+    keys::{hook, run_hook},
     shell::sh,
 };
 
 pub const STORIES: &[Story] = &[
     ("barbican_has_what_castellans_own_driver_reads", exchange),
     ("barbican_is_not_asked_for_values_that_nobody_wants", facts_only),
+    ("a_secret_that_others_need_is_deleted_by_force_only", consumers),
     ("barbican_keeps_nothing_that_was_only_begun", nothing_begun),
 ];
 
@@ -39,6 +40,32 @@ fn facts_only(cloud: &Cloud) {
     let log = asked(true);
     assert!(log.contains(&format!("/secrets/{key}")) && !log.contains("/payload"), "{log}");
     assert!(asked(false).contains("/payload"));
+}
+
+/// They are Barbican's own: any program adds them.
+fn consumers(cloud: &Cloud) {
+    for sealed in [false, true] {
+        let site = Site::bare(cloud);
+        site.barbican("barbican", sealed);
+        let key = hook(&site, "key create", r#"{"version":1,"algorithm":"AES","bit_length":256}"#);
+        let key = key["key_id"].as_str().unwrap();
+        let (token, url) = (cloud.token("cinder"), cloud.var("BARBICAN_URL"));
+        let body = r#"{"service":"glance","resource_type":"image","resource_id":"7ed2"}"#;
+        sh(&format!(
+            "curl -sf -o /dev/null -H 'X-Auth-Token: {token}' -H 'Content-Type: application/json' \
+             {url}/v1/secrets/{key}/consumers -d '{body}'"
+        ));
+        let reference = format!("barbican/{key}");
+        let text = site.fails(73, &["key", "delete", &reference, "--yes"]);
+        assert!(text.contains("glance image 7ed2") && text.contains("--force"), "{text}");
+        let output = run_hook(&site, "key delete", &format!(r#"{{"version":1,"key_id":"{key}"}}"#));
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(73) && text.contains("glance image 7ed2"), "{text}");
+        let got = hook(&site, "key get", &format!(r#"{{"version":1,"key_id":"{key}","metadata_only":true}}"#));
+        assert_eq!(got["consumers"][0]["resource_id"], "7ed2");
+        site.ok(&["key", "delete", &reference, "--yes", "--force"]);
+        site.fails(67, &["key", "show", &reference]);
+    }
 }
 
 /// How many secrets and orders there are.

@@ -33,7 +33,7 @@ else:
 cfg.CONF.register_opts(key_manager.key_manager_opts, group='key_manager')
 cfg.CONF.set_override('backend', 'cryptattach', group='key_manager')
 manager = key_manager.API(cfg.CONF)
-user = context.RequestContext(auth_token=token, project_id='keys')
+user = context.RequestContext(auth_token=token, project_id=os.environ['PROJECT_ID_KEYS'])
 key_id = manager.create_key(user, algorithm='aes', length=512)
 print('created', key_id)
 

@@ -1,4 +1,5 @@
 """Castellan's own functional tests, "should pass against any key manager", against our driver. Environment: TOKEN."""
+import json
 import os
 import unittest
 from unittest import mock
@@ -11,6 +12,7 @@ from castellan.common.objects import managed_object
 from castellan.common.objects import symmetric_key
 from castellan.tests import utils
 from castellan.tests.functional.key_manager import test_key_manager
+from keystoneauth1 import loading
 from oslo_config import cfg
 from oslo_context import context
 from oslo_utils import uuidutils
@@ -26,7 +28,7 @@ class CryptattachTestCase(test_key_manager.KeyManagerTestCase, base.BaseTestCase
 
     def setUp(self):
         super().setUp()
-        self.ctxt = context.RequestContext(auth_token=os.environ['TOKEN'], project_id='keys')
+        self.ctxt = context.RequestContext(auth_token=os.environ['TOKEN'], project_id=os.environ['PROJECT_ID_KEYS'])
 
     # What castellan's Barbican test case adds for errors.
     def test_null_context(self):
@@ -49,7 +51,7 @@ class CryptattachTestCase(test_key_manager.KeyManagerTestCase, base.BaseTestCase
 
     def test_context_without_token(self):
         password = keystone_password.KeystonePassword(auth_url='http://127.0.0.1', username='cinder', password='x')
-        for nobody in (context.RequestContext(project_id='keys'), password):
+        for nobody in (context.RequestContext(project_id=os.environ['PROJECT_ID_KEYS']), password):
             error = self.assertRaises(exception.Forbidden, self.key_mgr.create_key, nobody, 'AES', 256)
             self.assertIn('without a token', str(error))
 
@@ -86,8 +88,43 @@ class CryptattachTestCase(test_key_manager.KeyManagerTestCase, base.BaseTestCase
         self.assertRaises(exception.KeyManagerError, self.key_mgr.list, self.ctxt, Other)
 
     def test_consumers(self):
-        for call in (self.key_mgr.add_consumer, self.key_mgr.remove_consumer):
-            self.assertRaises(NotImplementedError, call, self.ctxt, uuidutils.generate_uuid(), {})
+        stored = self.key_mgr.store(self.ctxt, test_key_manager._get_test_symmetric_key())
+        consumers = [{'service': 'cinder', 'resource_type': 'volume', 'resource_id': number} for number in '12']
+        self.assertEqual([], self.key_mgr.get(self.ctxt, stored).consumers)
+        for consumer in consumers:
+            self.key_mgr.add_consumer(self.ctxt, stored, consumer)
+        self.key_mgr.add_consumer(self.ctxt, stored, consumers[0])
+        self.assertCountEqual(consumers, self.key_mgr.get(self.ctxt, stored, metadata_only=True).consumers)
+        error = self.assertRaises(exception.KeyManagerError, self.key_mgr.delete, self.ctxt, stored)
+        self.assertIn('cinder volume 1; cinder volume 2', str(error))
+        self.key_mgr.remove_consumer(self.ctxt, stored, consumers[0])
+        self.assertEqual(consumers[1:], self.key_mgr.get(self.ctxt, stored).consumers)
+        self.assertRaises(exception.ManagedObjectNotFoundError, self.key_mgr.remove_consumer, self.ctxt, stored, consumers[0])
+        self.assertRaises(TypeError, self.key_mgr.add_consumer, self.ctxt, stored, {'service': 'cinder'})
+        unknown = uuidutils.generate_uuid()
+        self.assertRaises(exception.ManagedObjectNotFoundError, self.key_mgr.add_consumer, self.ctxt, unknown, consumers[0])
+        self.key_mgr.delete(self.ctxt, stored, force=True)
+        self.assertRaises(exception.ManagedObjectNotFoundError, self.key_mgr.get, self.ctxt, stored)
+
+    def test_service_token(self):
+        own = cfg.ConfigOpts()
+        own([], project='cryptattach-test', default_config_files=[])
+        manager = key_manager.CryptattachKeyManager(own)
+        manager.delete(self.ctxt, manager.create_key(self.ctxt, 'AES', 256))
+        own.set_override('send_service_user_token', True, group='barbican')
+        self.assertRaises(exception.Forbidden, manager.create_key, self.ctxt, 'AES', 256)
+        loading.register_auth_conf_options(own, 'barbican_service_user')
+        own.set_override('auth_type', 'password', group='barbican_service_user')
+        own.register_opts(loading.get_auth_plugin_conf_options('password'), group='barbican_service_user')
+        for name, value in (('auth_url', os.environ['AUTH_URL']), ('username', 'glance'), ('project_name', 'service'),
+                            ('password', os.environ['PASSWORD_GLANCE']), ('user_domain_id', 'default'),
+                            ('project_domain_id', 'default')):
+            own.set_override(name, value, group='barbican_service_user')
+        with mock.patch.object(key_manager.subprocess, 'run', wraps=key_manager.subprocess.run) as run:
+            manager.delete(self.ctxt, manager.create_key(self.ctxt, 'AES', 256))
+        sent = json.loads(run.call_args_list[0].kwargs['input'])['auth']
+        self.assertEqual(os.environ['TOKEN'], sent['token'])
+        self.assertNotIn(sent['service_token'], (None, sent['token']))
 
 
 if __name__ == '__main__':

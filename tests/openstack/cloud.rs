@@ -88,9 +88,14 @@ impl Cloud {
 
     /// A token of a user of project `keys`.
     pub fn token(&self, user: &str) -> String {
+        self.token_of(user, "keys")
+    }
+
+    /// A token of a user on a project.
+    pub fn token_of(&self, user: &str, project: &str) -> String {
         let password = self.var(&format!("PASSWORD_{}", user.to_uppercase()));
         let body = format!(
-            r#"{{"auth": {{"identity": {{"methods": ["password"], "password": {{"user": {{"name": "{user}", "domain": {{"id": "default"}}, "password": "{password}"}}}}}}, "scope": {{"project": {{"name": "keys", "domain": {{"id": "default"}}}}}}}}}}"#
+            r#"{{"auth": {{"identity": {{"methods": ["password"], "password": {{"user": {{"name": "{user}", "domain": {{"id": "default"}}, "password": "{password}"}}}}}}, "scope": {{"project": {{"name": "{project}", "domain": {{"id": "default"}}}}}}}}}}"#
         );
         let url = self.var("AUTH_URL");
         let headers = sh(&format!(
@@ -124,7 +129,7 @@ impl Drop for Cloud {
 }
 
 impl<'a> Site<'a> {
-    /// Without any store; clouds.yaml has `keys` (cinder), `nova`, `glance`, `robot` (application credential), `alone` (TempAuth),
+    /// Without any store; clouds.yaml has `keys` (cinder), `nova`, `glance`, `verifier` (glance in `service`), `robot` (application credential), `alone` (TempAuth),
     /// `tls` and `wrong-tls`.
     pub fn bare(cloud: &'a Cloud) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -144,7 +149,7 @@ impl<'a> Site<'a> {
             "cryptattach.toml",
             &format!(
                 "state = \"{folder}/state\"\n[audit]\nfile = \"{folder}/audit\"\n\
-                 [separation]\ninventory = \"inventory.toml\"\n"
+                 [separation]\ninventory = \"inventory.toml\"\n[hooks]\n{ONE_TENANT}\n"
             ),
         );
         site
@@ -184,6 +189,8 @@ impl<'a> Site<'a> {
         for (name, user) in [("keys", "cinder"), ("nova", "nova"), ("glance", "glance")] {
             text += &format!("  {name}:\n    region_name: RegionOne\n    {}\n", password(user, &url));
         }
+        // Of the project "service", where it has the role that may verify tokens.
+        text += &format!("  verifier:\n    {}\n", password("glance", &url).replace("name: keys", "name: service"));
         for (name, url) in [("tls", var("TLS_AUTH_URL")), ("wrong-tls", var("WRONG_TLS_AUTH_URL"))] {
             text += &format!("  {name}:\n    cacert: {}\n    {}\n", var("CA_FILE"), password("cinder", &url));
         }
@@ -216,6 +223,19 @@ impl<'a> Site<'a> {
         self.configure(&format!(
             "[stores.{name}]\ntype = \"barbican\"\ncloud = \"keys\"\nclouds = \"clouds.yaml\"\n{sealing}\n"
         ));
+    }
+
+    /// Has the hooks tell projects apart: Keystone says whose a token is.
+    pub fn many_tenants(&self) {
+        self.hooks("keystone = { cloud = \"verifier\", clouds = \"clouds.yaml\" }");
+    }
+
+    /// `[hooks]`, in place of what says that there is one tenant.
+    pub fn hooks(&self, members: &str) {
+        let path = self.path("cryptattach.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(ONE_TENANT));
+        fs::write(path, text.replace(ONE_TENANT, members)).unwrap();
     }
 
     /// The container of a store of that name.
@@ -316,6 +336,9 @@ impl<'a> Site<'a> {
         command
     }
 }
+
+/// What most stories need: they are about other things than who may use which key.
+const ONE_TENANT: &str = "tenants = \"one\"";
 
 /// No store is without a choice of escrow.
 const SEALING: &str = "owner = \"owner.pem\"\nescrow = \"escrow.pem\"\nidentities = [\"owner.key\"]\n";

@@ -114,7 +114,7 @@ fn stock_key(cloud: &Cloud) {
     assert_eq!(attach(&site, &format!("{path}.luks2"), opened).0, 0);
 
     // Cinder with castellan's own driver, and our encryptor only: first attach is asked for by the administrator.
-    site.configure("[hooks]\nformat_with_unmarked_keys = true\n");
+    site.hooks("tenants = \"one\"\nformat_with_unmarked_keys = true");
     assert_eq!(attach(&site, &blank, key).0, 0);
     assert!(!is_blank(&blank));
     refused(&site, key, "has already been used");

@@ -39,12 +39,9 @@ pub fn python(site: &Site<'_>, script: &str) -> Command {
     // privsep-helper is looked for there.
     command.env("PATH", format!("{venv}/bin:{}", std::env::var("PATH").unwrap()));
     command.env("TOKEN", site.cloud.token("cinder"));
-    command.envs(
-        site.cloud
-            .variables()
-            .iter()
-            .filter(|(name, _)| matches!(name.as_str(), "AUTH_URL" | "PASSWORD_CINDER" | "PROJECT_ID_KEYS")),
-    );
+    command.envs(site.cloud.variables().iter().filter(|(name, _)| {
+        matches!(name.as_str(), "AUTH_URL" | "PASSWORD_CINDER" | "PASSWORD_GLANCE" | "PROJECT_ID_KEYS")
+    }));
     command
 }
 

@@ -19,6 +19,7 @@ mod sealing;
 mod shell;
 mod speed;
 mod stores;
+mod tenants;
 
 use std::{
     process::ExitCode,
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         lockbox::STORIES,
         placement::STORIES,
         hooks::STORIES,
+        tenants::STORIES,
         fresh::STORIES,
         barbican::STORIES,
     ];

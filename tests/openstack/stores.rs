@@ -1,7 +1,9 @@
 //! Every kind of store does the same: one suite for the directory, Swift and Barbican.
 
 use cryptattach::{
-    base::key::{BoundContext, ContainerKeyId, Epoch, HostName, KeyId, KeySize, SealedKey, StoreName, VolumeKey},
+    base::key::{
+        BoundContext, Consumer, ContainerKeyId, Epoch, HostName, KeyId, KeySize, SealedKey, StoreName, VolumeKey,
+    },
     config::{Config, IdentitySpec, TpmConfig},
     keys::{
         seal::{self, ContainerKey, Content, Identities, LockboxKey},
@@ -145,6 +147,26 @@ fn host_keys_suite(site: &Site<'_>, keys: &dyn HostKeys) {
     assert!(keys.hosts().unwrap().is_empty());
 }
 
+fn consumers_suite(store: &dyn KeyStore, id: &KeyId, other: &KeyId) {
+    let consumer = |number: usize| Consumer {
+        service: "cinder".to_owned(),
+        resource_type: "volume \"/..\u{e9}".to_owned(),
+        resource_id: format!("{number:03}"),
+    };
+    assert_eq!(store.consumers(id).unwrap(), []);
+    // Barbican gives ten at a time unless asked for more.
+    let all: Vec<Consumer> = (0..12).map(consumer).collect();
+    all.iter().for_each(|consumer| store.add_consumer(id, consumer).unwrap());
+    store.add_consumer(id, &all[0]).expect("again is once");
+    assert_eq!(store.consumers(id).unwrap(), all);
+    assert_eq!(store.consumers(other).unwrap(), [], "another key's are its own");
+    all[1..].iter().for_each(|consumer| store.remove_consumer(id, consumer).unwrap());
+    assert!(matches!(store.remove_consumer(id, &all[1]), Err(StoreError::NoConsumer { .. })));
+    assert_eq!(store.consumers(id).unwrap(), all[..1]);
+    store.remove_consumer(id, &all[0]).unwrap();
+    assert_eq!(store.consumers(id).unwrap(), []);
+}
+
 fn suite(site: &Site<'_>, store: &dyn KeyStore) {
     let before = store.list().unwrap();
     let id = store.new_id().unwrap();
@@ -173,6 +195,7 @@ fn suite(site: &Site<'_>, store: &dyn KeyStore) {
     let mut expected = vec![id, other];
     expected.sort_unstable();
     assert_eq!(listed, expected);
+    consumers_suite(store, &id, &other);
 
     store.delete(&id).unwrap();
     assert!(matches!(store.get(&id), Err(StoreError::NotFound { .. })), "deleted");

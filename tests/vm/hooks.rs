@@ -21,7 +21,14 @@ fn loop_device(machine: &mut Machine, name: &str) -> String {
     machine.ok(&format!("truncate -s 64M /root/{name} && losetup --find --show /root/{name}"))
 }
 
+/// The hooks of this host serve one tenant.
+fn one_tenant(machine: &mut Machine) {
+    let file = "/keys/cryptattach.toml";
+    machine.ok(&format!("grep -q '^\\[hooks\\]' {file} || printf '[hooks]\\ntenants = \"one\"\\n' >>{file}"));
+}
+
 fn attach(machine: &mut Machine) {
+    one_tenant(machine);
     let device = loop_device(machine, "volume");
     let key = hook(machine, "key create", r#"{"version":1,"algorithm":"AES","bit_length":512}"#, "key_id");
     let request = format!(
@@ -53,7 +60,8 @@ fn plain(machine: &mut Machine) {
     let device = loop_device(machine, "plain");
     // What this cryptsetup was built with is what os-brick got from it.
     let hash = machine.ok("cryptsetup --help | sed -n 's/.*plain: .*Password hashing: \\([a-z0-9]*\\).*/\\1/p'");
-    machine.ok(&format!("printf '[hooks]\\nplain_hash = \"{hash}\"\\n' >>/keys/cryptattach.toml"));
+    one_tenant(machine);
+    machine.ok(&format!("sed -i 's/^\\[hooks\\]/&\\nplain_hash = \"{hash}\"/' /keys/cryptattach.toml"));
     let bytes: Vec<u8> = (0..32).collect();
     let value = Base64::encode_string(&bytes);
     let passphrase: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();

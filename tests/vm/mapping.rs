@@ -186,6 +186,7 @@ fn wrong_key(machine: &mut Machine) {
     let context = BoundContext {
         key_id: reference["cinder/".len()..].parse().unwrap(),
         volume: Some(machine.ok(&format!("cryptsetup luksUUID {path}")).parse().unwrap()),
+        project: None,
         generation: 2,
         ..context()
     };

@@ -2,22 +2,26 @@
 //!
 //! No module here reaches a store, a device or a network; every other folder may use this one.
 
+mod consumer;
 mod epoch;
 mod host;
 mod id;
 mod object;
 mod place;
+mod project;
 mod reference;
 mod sealed;
 mod secret;
 mod volume_key;
 
+pub use consumer::Consumer;
 pub use epoch::{ContainerKeyId, Epoch, ParseEpochError};
 pub use host::{HostName, LockboxKeyId, ParseHostNameError};
 pub use id::{KeyId, ParseKeyIdError};
 pub use object::{ManagedObject, ObjectFacts, ObjectKind, hex};
 pub(crate) use place::is_device_name;
 pub use place::{Location, Place, Replica, Ring};
+pub use project::{ParseProjectIdError, ProjectId};
 pub use reference::{KeyReference, ParseKeyReferenceError, StoreName};
 pub use sealed::{
     BoundContext, JoseHeader, JweRecipient, MAX_RECIPIENTS, MAX_SEALED_BYTES, MalformedSealedKey, SealedKey,

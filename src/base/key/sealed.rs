@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::{KeyId, StoreName};
+use super::{KeyId, ProjectId, StoreName};
 
 /// A JOSE header: named JSON values (RFC 7516 section 4).
 pub type JoseHeader = Map<String, Value>;
@@ -28,6 +28,9 @@ pub struct BoundContext {
     pub container: StoreName,
     /// UUID of the volume's LUKS header; null for plain dm-crypt, which has no header.
     pub volume: Option<Uuid>,
+    /// The project that the key was made for; absent if that was nobody's in particular.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<ProjectId>,
     /// Counts the re-sealings of this key, from 1.
     pub generation: u64,
     /// Seconds since 1970-01-01 UTC at which the key was made.

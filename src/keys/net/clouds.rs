@@ -8,32 +8,18 @@ use std::{
     collections::BTreeMap,
     env, fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+use super::keystone::Caller;
+
 use crate::{
     base::{advice::Advice, exit::Exit, key::SecretBytes},
-    config::ConfigPath,
+    config::CloudConfig,
 };
-
-/// How to reach a cloud and to log in; the same for all OpenStack services.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct CloudConfig {
-    /// Entry of clouds.yaml; the environment's `OS_CLOUD` unless given.
-    pub cloud: Option<String>,
-    /// The clouds.yaml; searched where OpenStack's own clients do unless given.
-    pub clouds: Option<ConfigPath>,
-    /// File with the password, application credential secret or token, in place of the one in clouds.yaml.
-    pub secret: Option<ConfigPath>,
-}
-
-impl CloudConfig {
-    /// The names of its members.
-    pub const MEMBERS: [&str; 3] = ["cloud", "clouds", "secret"];
-}
 
 /// A cloud, ready to log in.
 pub struct Cloud {
@@ -66,6 +52,8 @@ pub enum Credentials {
     },
     /// A token that someone else got.
     Token(SecretBytes),
+    /// What a hook's caller brings.
+    Caller(Arc<Caller>),
     /// Swift's own log-in without Keystone (`auth_type: v1password`).
     TempAuth {
         /// `account:user`
@@ -106,6 +94,9 @@ pub enum CloudsError {
         /// Where; what stands there is not repeated, it may be a password.
         why: String,
     },
+    /// Tokens are to be verified there.
+    #[error("the cloud of [hooks] keystone logs in without Keystone (v1password)")]
+    NotKeystone,
     /// No cloud is named.
     #[error("neither 'cloud' in the configuration nor OS_CLOUD names a cloud")]
     Unnamed,
@@ -171,9 +162,8 @@ struct Auth {
 }
 
 impl Cloud {
-    /// The cloud that a store's configuration names; `caller` is the token of a hook's caller, used instead of any
-    /// credentials.
-    pub fn find(config: &CloudConfig, caller: Option<SecretBytes>) -> Result<Self, CloudsError> {
+    /// The cloud that a store's configuration names; `caller` is used instead of any credentials.
+    pub fn find(config: &CloudConfig, caller: Option<Arc<Caller>>) -> Result<Self, CloudsError> {
         let path = find_file(config)?;
         let name = config.cloud.clone().or_else(|| env::var("OS_CLOUD").ok()).ok_or(CloudsError::Unnamed)?;
         let text = Zeroizing::new(read(&path)?);
@@ -187,7 +177,7 @@ impl Cloud {
         path: &Path,
         name: String,
         secret: Option<SecretBytes>,
-        caller: Option<SecretBytes>,
+        caller: Option<Arc<Caller>>,
     ) -> Result<Self, CloudsError> {
         let path = path.to_owned();
         let file: File = serde_saphyr::from_str(text)
@@ -204,7 +194,7 @@ impl Entry {
     fn into_cloud(
         mut self,
         secret: Option<SecretBytes>,
-        caller: Option<SecretBytes>,
+        caller: Option<Arc<Caller>>,
         folder: Option<&Path>,
     ) -> Result<Cloud, String> {
         if self.verify == Some(false) {
@@ -212,7 +202,7 @@ impl Entry {
         }
         let auth_url = self.auth.auth_url.take().ok_or("has no auth_url")?;
         let credentials = match caller {
-            Some(token) => Credentials::Token(token),
+            Some(caller) => Credentials::Caller(caller),
             None => self.auth.credentials(self.auth_type.as_deref(), secret)?,
         };
         let interface = self.interface.unwrap_or_else(|| "public".to_owned());

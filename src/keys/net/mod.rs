@@ -6,4 +6,4 @@ pub(crate) mod keystone;
 
 pub use clouds::{Cloud, CloudsError, Credentials, Named};
 pub use http::{HttpError, reason_in};
-pub use keystone::{AuthError, SendError};
+pub use keystone::{AuthError, Caller, SendError, TokenOwner, Verifier};

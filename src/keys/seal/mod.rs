@@ -13,6 +13,7 @@
 //!     key_id: KeyId::random(),
 //!     container: "cinder".parse()?,
 //!     volume: None,
+//!     project: None,
 //!     generation: 1,
 //!     created: 0,
 //! };

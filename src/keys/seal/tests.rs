@@ -31,6 +31,7 @@ fn context() -> BoundContext {
         key_id: KeyId::random(),
         container: "cinder".parse().unwrap(),
         volume: Some(Uuid::new_v4()),
+        project: None,
         generation: 1,
         created: 1_700_000_000,
     }

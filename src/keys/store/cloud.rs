@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use super::{Server, StoreError};
 use crate::{
     base::key::Place,
+    config::CloudConfig,
     keys::net::{
         AuthError,
-        clouds::{self, Cloud, CloudConfig},
+        clouds::{self, Cloud},
         http,
     },
 };

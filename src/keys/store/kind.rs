@@ -3,24 +3,26 @@
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::Serialize;
 
 use super::{KINDS, KeyStore, StoreError, cloud::Service};
 use crate::{
-    base::key::{Place, SecretBytes, StoreName},
+    base::key::{Place, StoreName},
     config::{Config, ConfigError, Section, StoreConfig},
+    keys::net::Caller,
 };
 
 /// A kind of store, as one part of the configuration describes it.
 pub trait Kind {
-    /// The store; nothing is asked yet. `caller` is the token of a hook's caller.
+    /// The store; nothing is asked yet. `caller` is what a hook's caller brings.
     fn open(
         &self,
         name: &StoreName,
         config: &StoreConfig,
-        caller: Option<SecretBytes>,
+        caller: Option<Arc<Caller>>,
     ) -> Result<Box<dyn KeyStore>, StoreError>;
     /// The kind in words for the user: "Swift", "the directory /srv/keys".
     fn describe(&self) -> String;

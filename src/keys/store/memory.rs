@@ -3,14 +3,14 @@
 //! Clones share what is stored, so a test keeps one and hands the other in.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{ContainerKeys, Current, HostKeys, KeyStore, StoreError, Stored};
-use crate::base::key::{Epoch, HostName, KeyId, Location, Place, SealedKey, StoreName};
+use super::{Consumers, ContainerKeys, Current, HostKeys, KeyStore, StoreError, Stored};
+use crate::base::key::{Consumer, Epoch, HostName, KeyId, Location, Place, SealedKey, StoreName};
 
 /// A dictionary in memory.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +26,7 @@ struct State {
     unreachable: bool,
     lies: BTreeMap<String, SealedKey>,
     lie: Option<SealedKey>,
+    consumers: BTreeMap<KeyId, BTreeSet<Consumer>>,
     asked: Vec<String>,
 }
 
@@ -197,6 +198,24 @@ impl KeyStore for Memory {
     }
 }
 
+impl Consumers for Memory {
+    fn consumers(&self, id: &KeyId) -> Result<Vec<Consumer>, StoreError> {
+        let state = self.ask("list consumers", &id.to_string())?;
+        Ok(state.consumers.get(id).into_iter().flatten().cloned().collect())
+    }
+
+    fn add_consumer(&self, id: &KeyId, consumer: &Consumer) -> Result<(), StoreError> {
+        self.ask("add consumer", &id.to_string())?.consumers.entry(*id).or_default().insert(consumer.clone());
+        Ok(())
+    }
+
+    fn remove_consumer(&self, id: &KeyId, consumer: &Consumer) -> Result<(), StoreError> {
+        let mut state = self.ask("remove consumer", &id.to_string())?;
+        let removed = state.consumers.get_mut(id).is_some_and(|of| of.remove(consumer));
+        if removed { Ok(()) } else { Err(super::consumers::missing(id, consumer)) }
+    }
+}
+
 impl ContainerKeys for Memory {
     fn current(&self) -> Result<Option<Current>, StoreError> {
         Ok(self.ask("current", "")?.current.as_ref().map(|(current, _)| *current))
@@ -259,7 +278,8 @@ mod tests {
 
     fn sealed(id: KeyId, generation: u64) -> SealedKey {
         let container = "cinder".parse().unwrap();
-        let context = BoundContext { version: 1, key_id: id, container, volume: None, generation, created: 0 };
+        let context =
+            BoundContext { version: 1, key_id: id, container, volume: None, project: None, generation, created: 0 };
         let payload = crate::keys::seal::Payload {
             volume_key: crate::base::key::VolumeKey::random(crate::base::key::KeySize::Bits512).unwrap(),
             cipher: "aes-xts-plain64".to_owned(),

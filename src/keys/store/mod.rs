@@ -3,10 +3,11 @@
 //! A store is not trusted: it keeps only sealed keys, and what it answers is checked against what was asked. The one
 //! exception is Barbican with keys that other programs put there: those it keeps, and gives out, unsealed.
 
-use std::{borrow::Cow, path::PathBuf};
+use std::{borrow::Cow, path::PathBuf, sync::Arc};
 
 mod barbican;
 mod cloud;
+mod consumers;
 mod directory;
 mod kind;
 #[cfg(test)]
@@ -14,6 +15,7 @@ pub(crate) mod memory;
 mod swift;
 
 pub use barbican::Barbican;
+pub use consumers::Consumers;
 pub use directory::Directory;
 pub use kind::{Access, Facts, Kind, Server, StoreType, check, kind, with_host_keys};
 pub use swift::{MalformedEndpoints, Swift, parse_endpoints};
@@ -24,18 +26,18 @@ use crate::{
         exit::Exit,
         key::{
             Epoch, HostName, KeyId, MalformedSealedKey, ManagedObject, ObjectFacts, Place, Ring, SealedKey,
-            SecretBytes, SecretMemoryError, StoreName,
+            SecretMemoryError, StoreName,
         },
     },
     config::{ConfigError, StoreConfig},
-    keys::net::{AuthError, SendError},
+    keys::net::{AuthError, Caller, SendError},
 };
 
 /// A dictionary from key id to sealed key.
 ///
 /// A key id names one volume key for ever. Re-sealing replaces a sealed key by one of the same volume key for other
 /// recipients; a new volume key gets a new id. So no store needs compare-and-swap.
-pub trait KeyStore: Send + Sync {
+pub trait KeyStore: Consumers + Send + Sync {
     /// An id for a new key.
     fn new_id(&self) -> Result<KeyId, StoreError> {
         Ok(KeyId::random())
@@ -157,12 +159,12 @@ pub trait ObjectStore {
 /// The kinds of stores.
 const KINDS: &[StoreType] = &[directory::TYPE, swift::TYPE, barbican::TYPE];
 
-/// The store of a kind that a part of the configuration describes; `caller` is the token of a hook's caller.
+/// The store of a kind that a part of the configuration describes; `caller` is what a hook's caller brings.
 pub fn open(
     kind: &dyn Kind,
     name: &StoreName,
     config: &StoreConfig,
-    caller: Option<SecretBytes>,
+    caller: Option<Arc<Caller>>,
 ) -> Result<Box<dyn KeyStore>, StoreError> {
     #[cfg(test)]
     if let Some(store) = memory::Memory::named(name) {
@@ -177,6 +179,9 @@ pub enum StoreError {
     /// There is no key of that id.
     #[error("there is no key {id} in {at}")]
     NotFound { id: String, at: String },
+    /// A key has no such consumer.
+    #[error("the key {id} has no consumer '{consumer}'")]
+    NoConsumer { id: String, consumer: String },
     /// There is a key of that id already.
     #[error("{at} already has another key {id}")]
     Exists { id: String, at: String },
@@ -245,7 +250,7 @@ pub enum StoreError {
 impl Advice for StoreError {
     fn exit(&self) -> Exit {
         match self {
-            Self::NotFound { .. } => Exit::NoKey,
+            Self::NotFound { .. } | Self::NoConsumer { .. } => Exit::NoKey,
             Self::Exists { .. } | Self::Outdated { .. } => Exit::InTheWay,
             Self::Malformed { .. } => Exit::NoSealedKey,
             Self::Denied { .. } => Exit::PermissionDenied,
@@ -276,7 +281,7 @@ impl Advice for StoreError {
             Self::Unreachable { source, .. } => return source.next_step(),
             Self::Answer { .. } => "the store's own log says more; -v shows every request",
             Self::Outdated { .. } => "run the command again: it starts from what is stored now",
-            Self::Exists { .. } => return None,
+            Self::Exists { .. } | Self::NoConsumer { .. } => return None,
             Self::Memory(error) => return error.next_step(),
         };
         Some(step.into())

@@ -4,6 +4,7 @@
 
 mod admitted;
 mod rotation;
+mod tenant_keys;
 #[cfg(test)]
 mod tests;
 mod trust;
@@ -19,6 +20,7 @@ use std::{
 use uuid::Uuid;
 
 pub use rotation::Rotation;
+pub use tenant_keys::TenantKeys;
 pub(in crate::unlock) use trust::Seen;
 pub use trust::{Author, TrustError};
 pub use usage::Unused;
@@ -38,7 +40,7 @@ use crate::{
         seal::{self, ContainerKey, Content, Expected, For, Identities, Identity, Opened, SealError, identities},
         store::{self, KeyStore, Released, RingAnswer, Stored, parse_endpoints},
     },
-    unlock::{Error, lockbox::Lockbox},
+    unlock::{Error, lockbox::Lockbox, tenant::Tenant},
 };
 
 /// A container of keys.
@@ -56,8 +58,8 @@ pub struct Container {
     lockbox: Option<Lockbox>,
     /// What it is used for.
     used: Use,
-    /// The store is used as the caller of a hook.
-    as_caller: bool,
+    /// On whose behalf a hook uses it; `None` if this host does so for itself.
+    tenant: Option<Tenant>,
 }
 
 /// How a container is used.
@@ -111,8 +113,9 @@ pub enum Source {
 }
 
 impl Container {
-    /// The container that the configuration describes; `caller` is the token of a hook's caller.
-    pub fn open(config: &Config, name: &StoreName, caller: Option<SecretBytes>, used: Use) -> Result<Self, Error> {
+    /// The container that the configuration describes, for this host itself or on behalf of a hook's caller.
+    pub fn open(config: &Config, name: &StoreName, tenant: Option<&Tenant>, used: Use) -> Result<Self, Error> {
+        tenant.map_or(Ok(()), |tenant| tenant.check_store(name))?;
         let store_config = config.store(name)?;
         let lockbox = Lockbox::of(config);
         let kind = store::kind(store_config)?;
@@ -123,14 +126,13 @@ impl Container {
             own_places.extend(lockbox.places(config, name)?);
         }
         own_places.extend(config.boot.place());
-        let as_caller = caller.is_some() && kind.takes_caller_token();
-        let mut store = store::open(&*kind, name, store_config, caller)?;
+        let mut store = store::open(&*kind, name, store_config, tenant.and_then(Tenant::caller))?;
         if used == Use::Unlock {
             store.as_one();
         }
         Ok(Self {
             name: name.clone(),
-            as_caller,
+            tenant: tenant.cloned(),
             store,
             sealing: store_config.sealing.clone(),
             opened: Mutex::default(),
@@ -159,10 +161,11 @@ impl Container {
     /// Fetches a key from the store and opens it, if it is for this volume; and what to remember once it has done its work.
     /// Nothing above this floor gets a volume key so.
     pub(in crate::unlock) fn fetch(&self, id: &KeyId, volume: For, author: Author) -> Result<(Fetched, Seen), Error> {
-        match self.store.get(id)? {
+        match self.stored(id)? {
             Stored::Released(released) => Ok((Fetched::Released(released), Seen::default())),
             Stored::Sealed(sealed) => {
                 let (opened, seen) = self.open_key(id, &sealed, volume, author)?;
+                self.admit(id, opened.context.project.as_ref())?;
                 Ok((Fetched::Sealed(opened), seen))
             }
         }
@@ -193,6 +196,7 @@ impl Container {
             key_id: *id,
             container: self.name.clone(),
             volume,
+            project: self.tenant.as_ref().and_then(Tenant::project).cloned(),
             generation: 1,
             created: now(),
         };

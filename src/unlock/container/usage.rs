@@ -55,7 +55,7 @@ impl Container {
     }
 
     /// Fetches a key for its facts or its value; there is no volume to prove it, so its author's word is enough.
-    fn fetch_object(&self, id: &KeyId) -> Result<Fetched, Error> {
+    pub(super) fn fetch_object(&self, id: &KeyId) -> Result<Fetched, Error> {
         let (fetched, seen) = self.fetch(id, For::Any, Author::Container)?;
         self.remember(seen);
         Ok(fetched)

@@ -129,11 +129,15 @@ impl ViaLockbox {
 }
 
 impl Container {
+    fn is_used_as_caller(&self) -> bool {
+        self.tenant.as_ref().is_some_and(|tenant| tenant.caller().is_some())
+    }
+
     /// The lockbox that is asked before the store and given what that gives.
     ///
     /// Not where the store is used as the caller of a hook: it has to decide each time whether this caller may have the key.
     fn cache(&self) -> Option<&Lockbox> {
-        self.lockbox.as_ref().filter(|_| self.used.lockbox_first() && !self.as_caller)
+        self.lockbox.as_ref().filter(|_| self.used.lockbox_first() && !self.is_used_as_caller())
     }
 
     /// Fetches a key from the store and adds it to the lockbox; `None` if the store releases it unsealed, and so decides each
@@ -157,6 +161,8 @@ impl Container {
 fn valid_entry(container: &Container, id: &KeyId, volume: For, fits: &Fits<'_>) -> Result<Option<Entry>, EntryError> {
     let Some(lockbox) = container.cache() else { return Ok(None) };
     let entry = lockbox.entry(&container.reference(*id), volume)?;
+    // To other tenants it is as if it were not there.
+    let entry = entry.filter(|entry| container.admit(id, entry.opened.context.project.as_ref()).is_ok());
     if let Some(Entry { opened, .. }) = &entry {
         // An older form opens the same volume, but the lockbox is not to bring back what the store has withdrawn.
         let (is, seen) = (opened.context.generation, container.seen_generation(id).unwrap_or(1));

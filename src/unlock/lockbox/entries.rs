@@ -201,8 +201,15 @@ mod tests {
     #[test]
     fn an_entry_is_used_from_when_it_was_added_until_it_expires() {
         let container = "cinder".parse().unwrap();
-        let key =
-            BoundContext { version: 1, key_id: KeyId::random(), container, volume: None, generation: 1, created: 0 };
+        let key = BoundContext {
+            version: 1,
+            key_id: KeyId::random(),
+            container,
+            volume: None,
+            project: None,
+            generation: 1,
+            created: 0,
+        };
         let context = EntryContext { version: 1, added: 10_000, expires: 20_000, key, places: Vec::new() };
         assert!(check_time(&context, 10_000).is_ok() && check_time(&context, 19_999).is_ok());
         assert!(check_time(&context, 10_000 - CLOCK_STEP_SECONDS).is_ok(), "the clock may be set right a little");

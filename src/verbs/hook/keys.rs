@@ -6,14 +6,14 @@ use zeroize::Zeroizing;
 use crate::{
     base::{
         chain::chain,
-        key::{KeyReference, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
+        key::{Consumer, KeyReference, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
     },
     config::Config,
-    keys::seal::SealError,
+    keys::{seal::SealError, store::StoreError},
     unlock::{
         self,
         audit::{self, Event},
-        container::Container,
+        container::TenantKeys,
     },
     verbs::{error::Error, keys},
 };
@@ -27,24 +27,23 @@ pub struct Described {
 }
 
 /// Makes a symmetric key.
-pub fn create_key(config: &Config, container: &Container, facts: ObjectFacts) -> Result<KeyReference, Error> {
+pub fn create_key(config: &Config, of: &TenantKeys, facts: ObjectFacts) -> Result<KeyReference, Error> {
     let bits = facts.bit_length.unwrap_or(256);
     if !bits.is_multiple_of(8) || !(128..=4096).contains(&bits) {
         return Err(Error::Usage(format!("a key of {bits} bits is not supported (128 to 4096, in steps of 8)")));
     }
-    if let Some(objects) = container.store().objects() {
-        let key = container.reference(objects.order(&facts)?);
-        record(config, "key create", &key);
+    if let Some(key) = of.order(&facts)? {
+        record(config, of, "key create", &key);
         return Ok(key);
     }
     let value = SecretBytes::random(bits as usize / 8)?;
-    keep(config, container, ManagedObject { facts: ObjectFacts { fresh: true, ..facts }, value })
+    keep(config, of, ManagedObject { facts: ObjectFacts { fresh: true, ..facts }, value })
 }
 
 /// Makes an RSA key pair: the private key (PKCS #8) and the public key (SubjectPublicKeyInfo), both DER.
 pub fn create_pair(
     config: &Config,
-    container: &Container,
+    of: &TenantKeys,
     facts: &ObjectFacts,
 ) -> Result<(KeyReference, KeyReference), Error> {
     let bits = facts.bit_length.unwrap_or(3072);
@@ -59,69 +58,87 @@ pub fn create_pair(
     let (private, public) = pair().map_err(SealError::from)?;
     let keep = |kind, der: &[u8]| {
         let facts = ObjectFacts { kind, algorithm: Some("RSA".to_owned()), bit_length: Some(bits), ..facts.clone() };
-        store_key(config, container, ManagedObject { facts, value: SecretBytes::copy_of(der)? })
+        store_key(config, of, ManagedObject { facts, value: SecretBytes::copy_of(der)? })
     };
     Ok((keep(ObjectKind::Private, &private)?, keep(ObjectKind::Public, &public)?))
 }
 
 /// Keeps an object that comes from outside: whoever gave it may have used it.
-pub fn store_key(config: &Config, container: &Container, object: ManagedObject) -> Result<KeyReference, Error> {
+pub fn store_key(config: &Config, of: &TenantKeys, object: ManagedObject) -> Result<KeyReference, Error> {
     let facts = ObjectFacts { fresh: false, ..object.facts };
-    keep(config, container, ManagedObject { facts, value: object.value })
+    keep(config, of, ManagedObject { facts, value: object.value })
 }
 
-fn keep(config: &Config, container: &Container, object: ManagedObject) -> Result<KeyReference, Error> {
-    let key = container.keep_object(object)?;
-    record(config, "key create", &key);
+fn keep(config: &Config, of: &TenantKeys, object: ManagedObject) -> Result<KeyReference, Error> {
+    let key = of.keep(object)?;
+    record(config, of, "key create", &key);
     Ok(key)
 }
 
 /// Gives an object out. Whoever gets a key may use it, so that it no longer counts as unused.
-pub fn get_key(
-    config: &Config,
-    container: &Container,
-    key: &KeyReference,
-    with_value: bool,
-) -> Result<Described, Error> {
-    if !with_value && let Some(facts) = container.store().released_facts(&key.key)? {
-        return Ok(Described { key: key.clone(), facts, value: None });
-    }
+pub fn get_key(config: &Config, of: &TenantKeys, key: &KeyReference, with_value: bool) -> Result<Described, Error> {
     if !with_value {
-        return Ok(Described { key: key.clone(), facts: container.object(&key.key)?.facts, value: None });
+        return Ok(Described { key: key.clone(), facts: of.facts(&key.key)?, value: None });
     }
-    let ManagedObject { facts, value } = container.give_out(&key.key)?;
-    record(config, "key get", key);
+    let ManagedObject { facts, value } = of.give_out(&key.key)?;
+    record(config, of, "key get", key);
     // As they are from now on.
     let facts = ObjectFacts { fresh: false, ..facts };
     Ok(Described { key: key.clone(), facts, value: Some(value) })
 }
 
-/// Deletes an object for ever.
-pub fn delete_key(config: &Config, container: &Container, key: &KeyReference) -> Result<(), Error> {
-    keys::delete(config, container, key)
+/// Deletes an object for ever. One that others need is deleted only if that is forced.
+pub fn delete_key(config: &Config, of: &TenantKeys, key: &KeyReference, force: bool) -> Result<(), Error> {
+    of.delete(&key.key, force)?;
+    keys::deleted(config, key, of.acting());
+    Ok(())
+}
+
+/// Who needs an object.
+pub fn consumers(of: &TenantKeys, key: &KeyReference) -> Result<Vec<Consumer>, Error> {
+    Ok(of.consumers(&key.key)?)
+}
+
+/// Notes who needs an object: it is not deleted under them.
+pub fn add_consumer(config: &Config, of: &TenantKeys, key: &KeyReference, consumer: &Consumer) -> Result<(), Error> {
+    if !consumer.is_valid() {
+        let most = Consumer::MOST_BYTES;
+        return Err(Error::Usage(format!("each member of 'consumer' must have 1 to {most} bytes")));
+    }
+    of.add_consumer(&key.key, consumer)?;
+    record(config, of, "key add-consumer", key);
+    Ok(())
+}
+
+/// Notes who does not need an object any more.
+pub fn remove_consumer(config: &Config, of: &TenantKeys, key: &KeyReference, consumer: &Consumer) -> Result<(), Error> {
+    of.remove_consumer(&key.key, consumer)?;
+    record(config, of, "key remove-consumer", key);
+    Ok(())
 }
 
 /// All objects of a kind; keys of volumes are not among them.
 pub fn list_keys(
     config: &Config,
-    container: &Container,
+    of: &TenantKeys,
     kind: Option<ObjectKind>,
     with_values: bool,
 ) -> Result<Vec<Described>, Error> {
     let look = |key: &KeyReference| -> Result<Option<Described>, Error> {
-        let object = get_key(config, container, key, false)?;
+        let object = get_key(config, of, key, false)?;
         if kind.is_some_and(|kind| kind != object.facts.kind) {
             return Ok(None);
         }
         // Only what is asked for is given out.
-        if with_values { get_key(config, container, key, true).map(Some) } else { Ok(Some(object)) }
+        if with_values { get_key(config, of, key, true).map(Some) } else { Ok(Some(object)) }
     };
     let mut found = Vec::new();
-    for id in container.store().list()? {
-        let key = container.reference(id);
+    for id in of.list()? {
+        let key = of.reference(id);
         match look(&key) {
             Ok(object) => found.extend(object),
-            Err(Error::Unlock(unlock::Error::NoPassphrase(_))) => {}
+            // A volume's without passphrase, another tenant's, or deleted meanwhile.
+            Err(Error::Unlock(unlock::Error::NoPassphrase(_) | unlock::Error::Store(StoreError::NotFound { .. }))) => {}
             // One that cannot be read must not hide the others.
             Err(error) => tracing::warn!("the list omits {key}: {}", chain(&error)),
         }
@@ -129,6 +146,6 @@ pub fn list_keys(
     Ok(found)
 }
 
-fn record(config: &Config, action: &str, key: &KeyReference) {
-    audit::done(config, &Event { action, key: Some(key.to_string()), ..Event::default() });
+fn record(config: &Config, of: &TenantKeys, action: &str, key: &KeyReference) {
+    audit::done(config, &Event { action, key: Some(key.to_string()), caller: of.acting(), ..Event::default() });
 }

@@ -13,17 +13,23 @@ use std::{
     sync::Arc,
 };
 
-pub use keys::{Described, create_key, create_pair, delete_key, get_key, list_keys, store_key};
+pub use keys::{
+    Described, add_consumer, consumers, create_key, create_pair, delete_key, get_key, list_keys, remove_consumer,
+    store_key,
+};
 
 use crate::{
     base::{
-        key::{KeyReference, KeySize, SecretBytes, VolumeKey},
+        advice::Advice,
+        exit::Exit,
+        key::{KeyReference, KeySize, VolumeKey},
         mapping_name::MappingName,
     },
     config::Config,
     unlock::{
         case::{Case, Circumstances, Strictness},
         container::{Container, Use},
+        tenant::Tenant,
     },
     verbs::{
         attach::{self, Options},
@@ -33,7 +39,7 @@ use crate::{
         resize,
     },
     volumes::{
-        backend::{BackendError, Backends, Deferred, Mapping},
+        backend::{BackendError, Backends, Deferred, Mapping, MappingStatus},
         header::{self, CIPHER, PlainParameters, SectorSize, VolumeError},
         separation::Target,
     },
@@ -58,45 +64,64 @@ pub struct Request {
     pub volume_id: Option<String>,
 }
 
-/// Attaches a volume; formats it first if that is its first time.
-pub fn attach(
-    config: &Config,
-    backends: &dyn Backends,
-    request: &Request,
-    caller: Option<SecretBytes>,
-) -> Result<Mapping, Error> {
+/// Attaches a volume; formats it first if that is its first time. One that is attached already is so for the one who has
+/// its key, and under this name.
+pub fn attach(config: &Config, backends: &dyn Backends, request: &Request, tenant: &Tenant) -> Result<Mapping, Error> {
     check_cipher(request)?;
-    if let Some(mapping) = attached_already(backends, request)? {
-        return Ok(mapping);
-    }
     request.link.as_deref().map_or(Ok(()), can_lead)?;
     let plain = request.plain.then(|| plain(config, request));
-    match header::find(&request.device, None, plain.as_ref()) {
-        Err(VolumeError::NoHeader { found: None, .. }) => format_first(config, request, copy(caller.as_ref())?)?,
-        found => drop(found?),
+    let attached = attached_already(backends, request)?;
+    if attached.is_none() {
+        make_ready(config, backends, request, plain.as_ref(), tenant)?;
     }
-    let mapping = attach::attach(
+    let device = attached.as_ref().map_or(&request.device, |mapping| &mapping.source);
+    let attempt = attach::attach(
         config,
         backends,
         attach::Request {
-            device: &request.device,
+            device,
             name: Some(request.name.clone()),
             key: Some(request.key.clone()),
             header: None,
             plain,
-            backend: None,
+            backend: attached.as_ref().map(|mapping| mapping.backend),
             options: Options::default(),
             separation: Strictness::default(),
-            caller,
+            tenant: Some(tenant.clone()),
             target: request.target.clone(),
             volume_id: request.volume_id.as_deref(),
-            unpinned: true,
         },
-    )?;
-    if let Some(link) = &request.link {
+    );
+    let mapping = attempt.map_err(|error| match &attached {
+        // The key is the tenant's, but not that of what is attached.
+        Some(mapping) if matches!(error.exit(), Exit::KeyRefused | Exit::Header) => {
+            Error::OtherVolume { name: mapping.name.clone(), key: request.key.clone(), source: Box::new(error) }
+        }
+        _ => error,
+    })?;
+    if let Some(link) = request.link.as_deref().filter(|link| !leads_to(link, &mapping.device)) {
         point(link, &mapping.device)?;
     }
     Ok(mapping)
+}
+
+/// Makes sure that the device is a volume: one that is blank is formatted, and another volume's plaintext is refused.
+fn make_ready(
+    config: &Config,
+    backends: &dyn Backends,
+    request: &Request,
+    plain: Option<&PlainParameters>,
+    tenant: &Tenant,
+) -> Result<(), Error> {
+    let found = header::find(&request.device, None, plain);
+    if found.as_ref().is_ok_and(|volume| volume.luks().is_some()) {
+        return Ok(());
+    }
+    is_no_mapping(backends, request)?;
+    match found {
+        Err(VolumeError::NoHeader { found: None, .. }) => format_first(config, request, tenant),
+        found => Ok(found.map(drop)?),
+    }
 }
 
 /// Removes a mapping; whether there was one. Cleaning up after a failure, os-brick asks for it more than once.
@@ -109,12 +134,7 @@ pub fn detach(backends: &dyn Backends, name: &MappingName) -> Result<bool, Error
 }
 
 /// Makes a mapping as large as its device has become.
-pub fn extend(
-    config: &Config,
-    backends: &dyn Backends,
-    request: &Request,
-    caller: Option<SecretBytes>,
-) -> Result<u64, Error> {
+pub fn extend(config: &Config, backends: &dyn Backends, request: &Request, tenant: &Tenant) -> Result<u64, Error> {
     let plain = request.plain.then(|| plain(config, request));
     resize::resize(
         config,
@@ -125,7 +145,7 @@ pub fn extend(
             header: None,
             plain,
             separation: Strictness::default(),
-            caller,
+            tenant: Some(tenant.clone()),
             target: request.target.as_ref(),
         },
     )
@@ -140,23 +160,27 @@ fn check_cipher(request: &Request) -> Result<(), Error> {
     }
 }
 
-/// os-brick names the device by a link that leads to the mapping once the volume is attached.
-fn attached_already(backends: &dyn Backends, request: &Request) -> Result<Option<Mapping>, Error> {
-    let status = match detach::status(backends, &request.name) {
-        Err(Error::NotAttached(_)) => return Ok(None),
-        status => status?,
-    };
-    let same = |a: &Path, b: &Path| matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b);
-    if !same(&status.device, &request.device) {
-        return Ok(None);
+/// The mapping of that name, if the device leads to it: os-brick names the device by a link that leads to the mapping once
+/// the volume is attached.
+fn attached_already(backends: &dyn Backends, request: &Request) -> Result<Option<MappingStatus>, Error> {
+    match detach::status(backends, &request.name) {
+        Err(Error::NotAttached(_)) => Ok(None),
+        status => Ok(Some(status?).filter(|status| leads_to(&request.device, &status.device))),
     }
-    Ok(Some(Mapping {
-        name: status.name,
-        device: status.device,
-        uri: None,
-        backend: status.backend,
-        already_active: true,
-    }))
+}
+
+/// Refuses a device that is the plaintext of another volume.
+fn is_no_mapping(backends: &dyn Backends, request: &Request) -> Result<(), Error> {
+    let mappings = detach::list(backends)?;
+    match mappings.into_iter().find(|mapping| leads_to(&request.device, &mapping.device)) {
+        Some(mapping) => Err(Error::LeadsToMapping { device: request.device.clone(), name: mapping.name }),
+        None => Ok(()),
+    }
+}
+
+fn leads_to(path: &Path, device: &Path) -> bool {
+    let link = fs::read_link(path).is_ok_and(|target| target == device);
+    link || matches!((fs::canonicalize(path), fs::canonicalize(device)), (Ok(path), Ok(device)) if path == device)
 }
 
 fn plain(config: &Config, request: &Request) -> PlainParameters {
@@ -169,8 +193,8 @@ fn plain(config: &Config, request: &Request) -> PlainParameters {
     }
 }
 
-fn format_first(config: &Config, request: &Request, caller: Option<SecretBytes>) -> Result<(), Error> {
-    let container = Arc::new(Container::open(config, &request.key.store, caller, Use::Keys)?);
+fn format_first(config: &Config, request: &Request, tenant: &Tenant) -> Result<(), Error> {
+    let container = Arc::new(Container::open(config, &request.key.store, Some(tenant), Use::Keys)?);
     let unused = container.unused(&request.key.key, config.hooks.format_with_unmarked_keys)?;
     let plan = format::Request {
         device: &request.device,
@@ -222,8 +246,4 @@ fn point(link: &Path, device: &Path) -> Result<(), Error> {
         new.persist(link).map_err(|refused| refused.error).map(drop)
     };
     replace().map_err(Error::io(format!("link {} to {}", link.display(), device.display())))
-}
-
-fn copy(secret: Option<&SecretBytes>) -> Result<Option<SecretBytes>, Error> {
-    Ok(secret.map(|secret| SecretBytes::copy_of(secret.expose())).transpose()?)
 }

@@ -281,6 +281,7 @@ mod tests {
             key_id: KeyId::random(),
             container: "cinder".parse().unwrap(),
             volume: None,
+            project: None,
             generation: 3,
             created: 0,
         };

@@ -5,9 +5,12 @@
 //! is another secret, which user metadata of the first one names. Keys that Cinder or castellan put there are released
 //! unsealed. Source: Barbican's API guide, "Secrets", "Secret Metadata", "Orders".
 
+mod consumers;
 mod container_keys;
 mod pem;
 mod secrets;
+
+use std::sync::Arc;
 
 use base64ct::{Base64, Encoding};
 use reqwest::Method;
@@ -26,9 +29,9 @@ use crate::{
             KeyId, Location, MalformedSealedKey, ManagedObject, ObjectFacts, Place, SealedKey, SecretBytes, StoreName,
         },
     },
-    config::{ConfigError, Section, StoreConfig},
+    config::{CloudConfig, ConfigError, Section, StoreConfig},
     keys::net::{
-        clouds::CloudConfig,
+        Caller,
         http::{self, Request},
         keystone::{HOLE, Session, fill},
     },
@@ -85,7 +88,7 @@ impl Kind for BarbicanConfig {
         &self,
         name: &StoreName,
         config: &StoreConfig,
-        caller: Option<SecretBytes>,
+        caller: Option<Arc<Caller>>,
     ) -> Result<Box<dyn KeyStore>, StoreError> {
         Ok(Box::new(Barbican::open(self, name, config, caller)?))
     }
@@ -136,7 +139,7 @@ impl Barbican {
         config: &BarbicanConfig,
         name: &StoreName,
         store: &StoreConfig,
-        caller: Option<SecretBytes>,
+        caller: Option<Arc<Caller>>,
     ) -> Result<Self, StoreError> {
         let caller = caller.filter(|_| config.caller_token);
         let sealed = store.sealing.owner.is_some();

@@ -3,6 +3,7 @@
 //!
 //! What is stored appears whole or not at all, and survives a power cut ([`crate::sys::durable`]).
 
+mod consumers;
 #[cfg(test)]
 mod tests;
 
@@ -11,7 +12,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
 };
 
 use nix::libc;
@@ -20,10 +21,9 @@ use serde_json::json;
 
 use super::{Access, ContainerKeys, Current, Facts, HostKeys, KeyStore, Kind, StoreError, StoreType, Stored};
 use crate::{
-    base::key::{
-        Epoch, HostName, KeyId, MAX_SEALED_BYTES, MalformedSealedKey, Place, SealedKey, SecretBytes, StoreName,
-    },
+    base::key::{Epoch, HostName, KeyId, MAX_SEALED_BYTES, MalformedSealedKey, Place, SealedKey, StoreName},
     config::{ConfigError, ConfigPath, Section, StoreConfig},
+    keys::net::Caller,
     sys::durable::{self, Folder},
 };
 
@@ -66,7 +66,7 @@ impl DirectoryConfig {
 }
 
 impl Kind for DirectoryConfig {
-    fn open(&self, _: &StoreName, _: &StoreConfig, _: Option<SecretBytes>) -> Result<Box<dyn KeyStore>, StoreError> {
+    fn open(&self, _: &StoreName, _: &StoreConfig, _: Option<Arc<Caller>>) -> Result<Box<dyn KeyStore>, StoreError> {
         Ok(Box::new(Directory::open(&self.path)))
     }
 

@@ -8,7 +8,8 @@ use crate::base::key::{BoundContext, JweRecipient};
 
 fn sealed(id: KeyId, generation: u64) -> SealedKey {
     let container = "cinder".parse().unwrap();
-    let context = BoundContext { version: 1, key_id: id, container, volume: None, generation, created: 0 };
+    let context =
+        BoundContext { version: 1, key_id: id, container, volume: None, project: None, generation, created: 0 };
     let protected = json!({"enc": "A256GCM", "cryptattach": context}).to_string();
     SealedKey {
         protected: Base64UrlUnpadded::encode_string(protected.as_bytes()),

@@ -6,12 +6,13 @@
 //! answer, and what is written is read back before anything depends on it. Source: Swift's API reference, and what its
 //! servers were seen to do.
 
+mod consumers;
 mod endpoints;
 mod objects;
 
 pub use endpoints::{MalformedEndpoints, parse_endpoints};
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use reqwest::{Method, Url, header::HeaderValue};
 use serde::Deserialize;
@@ -24,11 +25,11 @@ use super::{
 use crate::{
     base::{
         chain::chain,
-        key::{Epoch, HostName, KeyId, MalformedSealedKey, Place, Ring, SealedKey, SecretBytes, StoreName},
+        key::{Epoch, HostName, KeyId, MalformedSealedKey, Place, Ring, SealedKey, StoreName},
     },
-    config::{ConfigError, Network, Section, StoreConfig},
+    config::{CloudConfig, ConfigError, Network, Section, StoreConfig},
     keys::net::{
-        clouds::CloudConfig,
+        Caller,
         http::{self, HttpAnswer, HttpError, Repeat, Request},
         keystone::{AuthError, SendError, Session},
     },
@@ -91,7 +92,7 @@ impl Kind for SwiftConfig {
         &self,
         name: &StoreName,
         config: &StoreConfig,
-        caller: Option<SecretBytes>,
+        caller: Option<Arc<Caller>>,
     ) -> Result<Box<dyn KeyStore>, StoreError> {
         Ok(Box::new(Swift::open(name, self, &config.network, caller)?))
     }
@@ -123,7 +124,7 @@ impl Swift {
         name: &StoreName,
         config: &SwiftConfig,
         network: &Network,
-        caller: Option<SecretBytes>,
+        caller: Option<Arc<Caller>>,
     ) -> Result<Self, StoreError> {
         let caller = caller.filter(|_| config.caller_token);
         let session = Session::new(&config.cloud, &config.urls, network, "object-store", caller)?;

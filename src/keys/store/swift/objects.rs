@@ -46,8 +46,17 @@ enum Read {
 impl Swift {
     /// An object's bytes, checked against their length (HTTP does that) and their MD5.
     fn object(&self, name: &str, read: Read) -> Result<Option<SecretBytes>, StoreError> {
+        self.object_of_at_most(MAX_SEALED_BYTES, name, read)
+    }
+
+    /// What stands beside a key.
+    pub(super) fn small_object(&self, name: &str, most_bytes: usize) -> Result<Option<SecretBytes>, StoreError> {
+        self.object_of_at_most(most_bytes, name, Read::Newest)
+    }
+
+    fn object_of_at_most(&self, most_bytes: usize, name: &str, read: Read) -> Result<Option<SecretBytes>, StoreError> {
         let answer = self.send("read from", |urls| {
-            let request = Request::new(Method::GET, self.urls(urls, &segments(name)), MAX_SEALED_BYTES);
+            let request = Request::new(Method::GET, self.urls(urls, &segments(name)), most_bytes);
             match read {
                 Read::Any { spent } => Request { spent, ..request },
                 Read::Newest => {

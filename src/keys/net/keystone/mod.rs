@@ -2,6 +2,8 @@
 //!
 //! Source: OpenStack Identity API v3, "Authentication and token management"; Swift's "Auth system", TempAuth.
 
+mod verify;
+
 use std::{
     borrow::Cow,
     fs,
@@ -16,8 +18,10 @@ use reqwest::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+pub use verify::{TokenOwner, Verifier};
+
 use super::{
-    clouds::{Cloud, CloudConfig, CloudsError, Credentials, Named},
+    clouds::{Cloud, CloudsError, Credentials, Named},
     http::{self, Http, HttpAnswer, HttpError, Request},
 };
 use crate::{
@@ -26,11 +30,19 @@ use crate::{
         exit::Exit,
         key::{SecretBytes, SecretMemoryError},
     },
-    config::Network,
+    config::{CloudConfig, Network},
 };
 
 /// A token with its catalogue; large clouds have large ones.
 const MOST_TOKEN_BYTES: usize = 1 << 20;
+
+/// What a hook's caller brings: whoever has it acts as its owner.
+pub struct Caller {
+    /// The token of the user on whose behalf the caller acts.
+    pub token: SecretBytes,
+    /// The token of the service that calls. Where tokens are checked, it lets the user's one expire meanwhile.
+    pub service_token: Option<SecretBytes>,
+}
 
 /// A service, reached with a token that is fetched when it is first needed and again when it is refused.
 pub struct Session {
@@ -44,6 +56,8 @@ pub struct Session {
 
 struct Token {
     value: HeaderValue,
+    /// Of the service that calls, beside that of its user.
+    service: Option<HeaderValue>,
     urls: Vec<Url>,
 }
 
@@ -67,6 +81,12 @@ pub enum AuthError {
     /// The service refuses the token that the caller gave, and there is no other.
     #[error("{0} refuses the caller's token: it has expired or was withdrawn")]
     CallerToken(Url),
+    /// Keystone does not tell this user whose a token is.
+    #[error("{0} does not let this user verify tokens")]
+    MayNotVerify(Url),
+    /// It cannot now.
+    #[error("{url} cannot verify tokens now ({status})")]
+    Unavailable { url: Url, status: StatusCode },
     /// Its answer is not understood.
     #[error("cannot understand the answer of {url} to the log-in: {what}")]
     Answer { url: Url, what: String },
@@ -92,7 +112,8 @@ impl Advice for AuthError {
             Self::NoEndpoint { .. } => Exit::Config,
             Self::Http(error) => error.exit(),
             Self::Refused { .. } | Self::CallerToken(_) => Exit::PermissionDenied,
-            Self::Answer { .. } => Exit::StoreUnavailable,
+            Self::MayNotVerify(_) => Exit::Config,
+            Self::Answer { .. } | Self::Unavailable { .. } => Exit::StoreUnavailable,
             Self::Memory(error) => error.exit(),
         }
     }
@@ -103,6 +124,10 @@ impl Advice for AuthError {
             Self::Clouds(error) => return error.next_step(),
             Self::Refused { .. } => "check user, project and secret in clouds.yaml, and this host's clock",
             Self::CallerToken(_) => "repeat the request with a new token",
+            Self::MayNotVerify(_) => {
+                "give the user of [hooks] keystone a role that may, 'service' by Keystone's own policy"
+            }
+            Self::Unavailable { .. } => "check that Keystone runs; -v shows every try",
             Self::NoEndpoint { .. } => {
                 "check 'region_name' and 'interface' in clouds.yaml, or name the service's 'urls' in the configuration"
             }
@@ -157,7 +182,7 @@ impl Session {
         urls: &[String],
         network: &Network,
         service: &'static str,
-        caller: Option<SecretBytes>,
+        caller: Option<Arc<Caller>>,
     ) -> Result<Self, AuthError> {
         let cloud = Cloud::find(config, caller)?;
         let authorities = cloud.authorities.as_deref();
@@ -174,6 +199,9 @@ impl Session {
         let send = |token: &Token| {
             let mut request = build(&token.urls);
             request.headers.insert("x-auth-token", token.value.clone());
+            if let Some(service) = &token.service {
+                request.headers.insert("x-service-token", service.clone());
+            }
             self.http.send(&request)
         };
         let token = self.token()?;
@@ -181,7 +209,7 @@ impl Session {
         if answer.status != StatusCode::UNAUTHORIZED {
             return Ok(answer);
         }
-        if let Credentials::Token(_) = self.cloud.credentials {
+        if let Credentials::Token(_) | Credentials::Caller(_) = self.cloud.credentials {
             return Err(AuthError::CallerToken(answer.url).into());
         }
         tracing::debug!("{} refuses the token; logging in again", answer.url);
@@ -225,7 +253,8 @@ impl Session {
     fn log_in(&self) -> Result<Token, AuthError> {
         match &self.cloud.credentials {
             Credentials::TempAuth { user, key } => self.temp_auth(user, key),
-            Credentials::Token(token) => self.given_token(token),
+            Credentials::Token(token) => self.given_token(token, None),
+            Credentials::Caller(caller) => self.given_token(&caller.token, caller.service_token.as_ref()),
             Credentials::Password { user, password, project } => {
                 let mut user = user.to_json();
                 user["password"] = json!(HOLE);
@@ -261,14 +290,15 @@ impl Session {
         let value = answer.headers.get("x-subject-token").cloned();
         let mut value = value.ok_or_else(|| wrong(&answer.url, "it has no X-Subject-Token"))?;
         value.set_sensitive(true);
-        Ok(Token { value, urls: self.endpoint(body.token.catalog)? })
+        Ok(Token { value, service: None, urls: self.endpoint(body.token.catalog)? })
     }
 
     /// Someone else's token says nothing of its catalogue, which is asked for only where it is needed.
-    fn given_token(&self, token: &SecretBytes) -> Result<Token, AuthError> {
+    fn given_token(&self, token: &SecretBytes, service: Option<&SecretBytes>) -> Result<Token, AuthError> {
         let value = header(token, &self.cloud.auth_url)?;
+        let service = service.map(|token| header(token, &self.cloud.auth_url)).transpose()?;
         if !self.urls.is_empty() {
-            return Ok(Token { value, urls: self.urls.clone() });
+            return Ok(Token { value, service, urls: self.urls.clone() });
         }
         let url = self.identity_url(&["auth", "catalog"])?;
         let request = Request::new(Method::GET, vec![url], MOST_TOKEN_BYTES).header("x-auth-token", value.clone());
@@ -277,7 +307,7 @@ impl Session {
             return Err(AuthError::CallerToken(answer.url));
         }
         let body: Catalogue = parse(&accepted(answer)?)?;
-        Ok(Token { value, urls: self.endpoint(body.catalog)? })
+        Ok(Token { value, service, urls: self.endpoint(body.catalog)? })
     }
 
     fn temp_auth(&self, user: &str, key: &SecretBytes) -> Result<Token, AuthError> {
@@ -293,7 +323,7 @@ impl Session {
         value.set_sensitive(true);
         let storage = storage.to_str().map_err(|_| wrong(&answer.url, "its X-Storage-Url is not text"))?;
         let urls = if self.urls.is_empty() { vec![http::url(storage)?] } else { self.urls.clone() };
-        Ok(Token { value, urls })
+        Ok(Token { value, service: None, urls })
     }
 
     fn ask(&self, request: &Request) -> Result<HttpAnswer, AuthError> {
