@@ -254,15 +254,27 @@ impl Proven<'_> {
         self.case.fetch(self.author()?)
     }
 
-    /// Who has to vouch for the key's maker. A header with another digest than the pinned one is refused.
+    /// Who has to vouch for the key's maker.
     fn author(&self) -> Result<Author, Error> {
+        Ok(if self.is_pinned()? == Some(true) { Author::Pinned } else { Author::Container })
+    }
+
+    /// Whether the header has the pinned digest; `None` if none is pinned.
+    fn is_pinned(&self) -> Result<Option<bool>, Error> {
         let Case { config, volume, pinning, .. } = &self.case;
         let luks = volume.luks().filter(|_| *pinning != Pinning::Renew);
-        let Some((luks, uuid)) = luks.zip(volume.uuid()) else { return Ok(Author::Container) };
-        match Pins::of(config).get(uuid)? {
-            None => Ok(Author::Container),
-            Some(pin) if pin.digest == luks.digest => Ok(Author::Pinned),
-            Some(_) => Err(Error::NotPinned { volume: uuid, device: volume.device.path.clone() }),
+        let Some((luks, uuid)) = luks.zip(volume.uuid()) else { return Ok(None) };
+        Ok(Pins::of(config).get(uuid)?.map(|pin| pin.digest == luks.digest))
+    }
+
+    /// Refuses a volume that has the UUID of one that this host has opened before, and another volume key.
+    fn check_pin(&self) -> Result<(), Error> {
+        let Case { volume, .. } = &self.case;
+        match volume.uuid() {
+            Some(uuid) if self.is_pinned()? == Some(false) => {
+                Err(Error::NotPinned { volume: uuid, device: volume.device.path.clone() })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -285,11 +297,13 @@ impl Proven<'_> {
         match self.fetch()?.0 {
             Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
                 self.agree(&payload)?;
+                self.check_pin()?;
                 self.volume().verify_key(&payload.volume_key)?;
                 self.remember();
                 payload.passphrase.ok_or_else(none)
             }
             object => {
+                self.check_pin()?;
                 self.mark_used(&object);
                 object.passphrase()?.ok_or_else(none)
             }
@@ -323,7 +337,7 @@ impl Proven<'_> {
                 (key, RELEASED, "NOT sealed; a passphrase that opens a keyslot".to_owned())
             }
         };
-        Ok((Unlocked::by_stored_key(&self.separated, self.volume(), key, by)?, Tried { source, found }))
+        Ok((self.unlocked(key, by)?, Tried { source, found }))
     }
 
     /// Seals the key of a new or imported volume, stores it, and makes sure that it can be had back. One that cannot is
@@ -386,6 +400,11 @@ impl Proven<'_> {
                 (key, if matches!(object, Fetched::Sealed(_)) { SEALED } else { RELEASED })
             }
         };
+        self.unlocked(key, by)
+    }
+
+    fn unlocked(&self, key: VolumeKey, by: fn(KeyReference) -> Authority) -> Result<Unlocked, Error> {
+        self.check_pin()?;
         Ok(Unlocked::by_stored_key(&self.separated, self.volume(), key, by)?)
     }
 
