@@ -10,7 +10,7 @@ use std::{
 
 use cryptattach::{
     base::chain::chain,
-    sys::device::{Device, DeviceKind},
+    sys::device::{Device, DeviceKind, Identity},
     volumes::header::{HeaderImage, Volume, probe_image},
 };
 
@@ -70,6 +70,7 @@ pub fn probe(header: &[u8]) {
     file.write_all_at(header, 0).expect("room");
     let device = Device {
         path: "/dev/none".into(),
+        identity: Identity::BlockDevice(0),
         kind: DeviceKind::File,
         size_bytes: DEVICE_BYTES,
         read_only: false,
