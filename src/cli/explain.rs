@@ -36,17 +36,18 @@ impl Explain {
             failures.retain(|failure| explain::is_about(failure, about));
         }
         output::print(global.json, &failures, || match (&failures[..], &self.about) {
-            ([], Some(about)) => format!("no failure of '{about}' is recorded since the last boot"),
-            ([], None) => "no failure is recorded since the last boot".to_owned(),
-            (failures, _) => failures.iter().map(text).collect::<Vec<_>>().join("\n"),
+            ([], Some(about)) => vec![format!("no failure of '{about}' is recorded since the last boot")],
+            ([], None) => vec!["no failure is recorded since the last boot".to_owned()],
+            (failures, _) => failures.iter().flat_map(text).collect(),
         })
     }
 }
 
-fn text(failure: &LastFailure) -> String {
+fn text(failure: &LastFailure) -> Vec<String> {
     let LastFailure { time, action, device, name, told } = failure;
     let name = name.as_ref().map(|name| format!(" as '{name}'")).unwrap_or_default();
     let code = told.exit_code;
     let device = device.as_ref().map(|device| format!(" {}", device.display())).unwrap_or_default();
-    format!("{}: {action}{device}{name}: exit code {code}\n{told}", date(*time))
+    let head = format!("{}: {action}{device}{name}: exit code {code}", date(*time));
+    [head].into_iter().chain(told.lines()).collect()
 }

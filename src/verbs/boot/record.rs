@@ -3,8 +3,9 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     process,
     time::{Duration, Instant},
@@ -83,12 +84,12 @@ impl Record {
     /// Begins with what is planned.
     pub fn begin(planned: &[Planned]) -> Self {
         let folder = Path::new(RECORD).parent().unwrap_or(Path::new("/run"));
-        let _ = fs::create_dir_all(folder);
+        let _ = DirBuilder::new().recursive(true).mode(0o700).create(folder);
         // Under systemd standard error is the journal already.
         let is_journal = std::env::var_os("JOURNAL_STREAM").is_some();
         let write = |path: &Path| OpenOptions::new().write(true).open(path).ok();
         let kernel = if is_journal { None } else { write(Path::new("/dev/kmsg")) };
-        let log = File::create(folder.join("boot.log")).ok();
+        let log = new_file(&folder.join("boot.log")).ok();
         let volumes = planned.iter().map(|planned| VolumeFacts {
             name: planned.name.clone(),
             device: planned.device.to_string(),
@@ -226,8 +227,17 @@ impl Record {
     fn write(&self) {
         if let Ok(json) = serde_json::to_vec(&self.facts) {
             let unfinished = format!("{RECORD}.new");
-            let _ = fs::write(&unfinished, json).and_then(|()| fs::rename(&unfinished, RECORD));
+            let written = new_file(Path::new(&unfinished)).and_then(|mut file| file.write_all(&json));
+            let _ = written.and_then(|()| fs::rename(&unfinished, RECORD));
         }
+    }
+}
+
+/// A file for root only, in place of the one that is there: failures quote stores and other hosts.
+fn new_file(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => OpenOptions::new().write(true).create_new(true).mode(0o600).open(path),
     }
 }
 
