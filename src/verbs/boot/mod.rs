@@ -4,6 +4,7 @@
 //! Nothing here waits without a bound, and nothing waits for another: each volume and each of its sources has a thread of
 //! its own, and whoever has the key first attaches the volume. What still runs at the end is left to end with the process.
 
+pub mod command_line;
 pub mod crypttab_entries;
 pub mod doctor;
 mod error;
@@ -31,7 +32,7 @@ use std::{
 
 pub use error::BootError;
 pub use log::{Log, Reports};
-pub use plan::{Planned, plan};
+pub use plan::{Planned, Which, plan};
 
 use self::{
     key_source::{OpenedBy, Sources},
@@ -89,7 +90,7 @@ struct Boot {
 
 /// Attaches the volumes of this boot; `crypttab` is its text, if it is another than this boot's.
 pub fn boot(config: Config, crypttab: Option<&str>, reports: Reports) -> Result<(), Error> {
-    let planned = plan(&config, crypttab);
+    let planned = plan(&config, crypttab, Which::This);
     let mut boot = Boot::new(config, planned, reports);
     boot.start();
     while !boot.progress.is_over(Instant::now()) {
