@@ -168,7 +168,7 @@ impl Shown<'_> {
                 true => format!(
                     "PCRs as signed by the site's key {}; there is no signature yet: PCR {} would suffice",
                     signed.key,
-                    self.chain.worth_binding()
+                    self.chain.worth_binding().without(policy.pcrs.pcrs())
                 ),
             });
         }
