@@ -7,6 +7,7 @@ pub mod clock;
 pub mod exit;
 pub mod hex;
 pub mod key;
+pub mod log;
 pub mod mapping_name;
 pub mod pcr_set;
 pub mod plain_hash;

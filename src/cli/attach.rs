@@ -144,7 +144,7 @@ impl Attach {
         let mapping = mapping?;
         if mapping.already_active {
             let device = device.unwrap_or_default();
-            output::say(format_args!("{} is attached already as '{}'", device.display(), mapping.name));
+            output::say(format!("{} is attached already as '{}'", device.display(), mapping.name));
         }
         let json = json!({
             "name": mapping.name,

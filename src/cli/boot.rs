@@ -1,14 +1,10 @@
 //! `cryptattach boot`
 
-use std::{
-    io::{self, Write},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
 
-use super::Global;
+use super::{Global, output};
 use crate::{
     config::crypttab,
     verbs::{
@@ -67,9 +63,8 @@ impl Boot {
             for kept_out in &image.kept_out {
                 tracing::warn!("{kept_out}");
             }
-            let mut out = io::stdout().lock();
-            let written = image.parts.iter().try_for_each(|part| writeln!(out, "{part}"));
-            return written.map(|()| ExitCode::SUCCESS).map_err(Error::io("write to standard output"));
+            let lines = || image.parts.iter().map(ToString::to_string).collect::<Vec<_>>();
+            return output::print(false, &(), lines).map(|()| ExitCode::SUCCESS);
         }
         if self.finish {
             return boot::finish(&config).map(|()| ExitCode::SUCCESS);

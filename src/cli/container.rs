@@ -137,24 +137,17 @@ impl Show {
 fn show(config: &Config, name: &StoreName, json: bool) -> Result<(), Error> {
     let facts = container::facts(config, name)?;
     output::print(json, &facts, || {
-        let lines = facts.lines.iter().map(|(what, value)| format!("\n  {what:17}{value}"));
-        let epoch = facts.epoch.as_ref().map(|epoch| epoch.to_string().trim_matches('"').to_owned());
-        let keys = keys(name, epoch.as_deref(), facts.fingerprint.as_deref(), facts.rotating);
-        format!("store '{name}'{}{keys}", lines.collect::<String>())
+        let mut lines = vec![format!("store '{name}'")];
+        lines.extend(facts.lines.iter().map(|(what, value)| format!("  {what:17}{value}")));
+        lines.push(match facts.epoch.as_ref().map(|epoch| epoch.to_string()) {
+            Some(epoch) => format!("  container key    {name}/kek/{}", epoch.trim_matches('"')),
+            None => "  container key    none yet: the first key that is stored makes it".to_owned(),
+        });
+        lines.extend(facts.fingerprint.iter().map(|fingerprint| format!("  fingerprint      {fingerprint}")));
+        let under_way = || format!("  rotation         under way: 'cryptattach container rotate {name}' finishes it");
+        lines.extend(facts.rotating.then(under_way));
+        lines
     })
-}
-
-/// What a container says of its container keys, each line after a newline.
-fn keys(name: &StoreName, epoch: Option<&str>, fingerprint: Option<&str>, rotating: bool) -> String {
-    let mut text = match epoch {
-        Some(epoch) => format!("\n  container key    {name}/kek/{epoch}"),
-        None => "\n  container key    none yet: the first key that is stored makes it".to_owned(),
-    };
-    text.extend(fingerprint.iter().map(|fingerprint| format!("\n  fingerprint      {fingerprint}")));
-    if rotating {
-        text += &format!("\n  rotation         under way: 'cryptattach container rotate {name}' finishes it");
-    }
-    text
 }
 
 impl Rotate {
@@ -182,7 +175,7 @@ impl Rotate {
             lines.extend(strange.map(|id| format!("  LEFT ALONE       {id}: nobody vouches for it")));
             let deleted = rotation.deleted.iter();
             lines.extend(deleted.map(|epoch| format!("  deleted          {}/kek/{epoch}", self.name)));
-            lines.join("\n")
+            lines
         })?;
         match rotation.failed.len() {
             0 => Ok(()),

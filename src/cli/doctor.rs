@@ -33,9 +33,7 @@ impl Doctor {
         let read = |path: &PathBuf| crypttab::text(path).map_err(Error::io(format!("read {}", path.display())));
         let crypttab = self.crypttab.as_ref().map(read).transpose()?;
         let findings = doctor::examine(&global.config()?, &self.image, crypttab.as_deref())?;
-        output::print(global.json, &findings, || {
-            findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
-        })?;
+        output::print(global.json, &findings, || findings.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         if findings.iter().all(doctor::Finding::is_well) {
             Ok(())
         } else {

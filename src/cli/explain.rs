@@ -37,27 +37,29 @@ impl Explain {
             failures.retain(|failure| explain::is_about(failure, about));
         }
         output::print(global.json, &failures, || match (&failures[..], &self.about) {
-            ([], Some(about)) => format!("no failure of '{about}' is recorded since the last boot"),
-            ([], None) => with_boot("no failure is recorded since the last boot".to_owned()),
+            ([], Some(about)) => vec![format!("no failure of '{about}' is recorded since the last boot")],
+            ([], None) => with_boot(vec!["no failure is recorded since the last boot".to_owned()]),
             (failures, None) => with_boot(texts(failures)),
             (failures, Some(_)) => texts(failures),
         })
     }
 }
 
-fn texts(failures: &[LastFailure]) -> String {
-    failures.iter().map(text).collect::<Vec<_>>().join("\n")
+fn texts(failures: &[LastFailure]) -> Vec<String> {
+    failures.iter().flat_map(text).collect()
 }
 
 /// What the initramfs has left behind comes last.
-fn with_boot(failures: String) -> String {
-    [Some(failures), boot::left_behind()].into_iter().flatten().collect::<Vec<_>>().join("\n")
+fn with_boot(mut failures: Vec<String>) -> Vec<String> {
+    failures.extend(boot::left_behind());
+    failures
 }
 
-fn text(failure: &LastFailure) -> String {
+fn text(failure: &LastFailure) -> Vec<String> {
     let LastFailure { time, action, device, name, told } = failure;
     let name = name.as_ref().map(|name| format!(" as '{name}'")).unwrap_or_default();
     let code = told.exit_code;
     let device = device.as_ref().map(|device| format!(" {}", device.display())).unwrap_or_default();
-    format!("{}: {action}{device}{name}: exit code {code}\n{told}", date(*time))
+    let head = format!("{}: {action}{device}{name}: exit code {code}", date(*time));
+    [head].into_iter().chain(told.lines()).collect()
 }

@@ -2,8 +2,6 @@
 
 use std::fmt::Write as _;
 
-use serde_json::json;
-
 use super::output;
 use crate::{
     base::exit,
@@ -29,5 +27,5 @@ pub fn after_help() -> String {
 /// Prints an error.
 pub fn print(error: &Error, json: bool) {
     let failure = Failure::of(error);
-    if json { output::say(json!(failure)) } else { output::say(failure) }
+    if json { output::say_json(&failure) } else { output::say(failure.lines()) }
 }

@@ -68,7 +68,7 @@ impl Init {
             ];
             lines.extend(made.identity.iter().map(|key| format!("  opened by             {key}")));
             lines.push(format!("  configured in         {}", global.config.display()));
-            lines.join("\n")
+            lines
         })
     }
 }

@@ -84,7 +84,7 @@ impl Probe {
         let key = key.map(|key| format!("ID_CRYPTATTACH_KEY={key}"));
         let unit = unit.filter(|_| !self.mapping).map(|unit| format!("ID_CRYPTATTACH_UNIT={unit}"));
         let lines: Vec<String> = [ours, key, unit].into_iter().flatten().collect();
-        if lines.is_empty() { Ok(()) } else { output::print(false, &(), || lines.join("\n")) }
+        if lines.is_empty() { Ok(()) } else { output::print(false, &(), || lines) }
     }
 }
 

@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 use super::{Global, SeparationOptions, attach::Plain, output};
 use crate::{
     base::{
-        chain::printable,
         clock::date,
         key::{KeyReference, SecretBytes, StoreName},
         mapping_name::MappingName,
@@ -152,7 +151,7 @@ impl List {
         if references.is_empty() && !json {
             return Ok(());
         }
-        output::print(json, &references, || references.join("\n"))
+        output::print(json, &references, || references.clone())
     }
 }
 
@@ -181,9 +180,9 @@ impl Show {
                 format!("  created      {}", date(context.created)),
                 format!("  generation   {}", context.generation),
             ];
-            let text = |value: &Value| value.as_str().map_or_else(|| "?".to_owned(), printable);
+            let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
             lines.extend(recipients.iter().map(|r| format!("  recipient    {} {}", text(&r["kid"]), text(&r["alg"]))));
-            lines.join("\n")
+            lines
         })
     }
 }
@@ -196,10 +195,10 @@ impl Show {
             let facts = &object.facts;
             let mut lines = vec![self.key.to_string(), "  NOT sealed   the store itself can read it".to_owned()];
             lines.push(format!("  type         {}", facts.kind));
-            lines.extend(facts.name.iter().map(|name| format!("  name         {}", printable(name))));
+            lines.extend(facts.name.iter().map(|name| format!("  name         {}", name)));
             lines.extend(facts.created.map(|created| format!("  created      {}", date(created))));
-            lines.extend(used_for.iter().map(|volume| format!("  used for     {}", printable(volume))));
-            lines.join("\n")
+            lines.extend(used_for.iter().map(|volume| format!("  used for     {}", volume)));
+            lines
         })
     }
 }
@@ -215,7 +214,7 @@ impl Delete {
             )));
         }
         keys::delete(config, &container, &self.key, self.force)?;
-        output::say(format_args!("deleted the key {}: nobody can read its volume's data again", self.key));
+        output::say(format!("deleted the key {}: nobody can read its volume's data again", self.key));
         Ok(())
     }
 }

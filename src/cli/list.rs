@@ -4,6 +4,7 @@ use clap::Args;
 
 use super::{Global, output};
 use crate::{
+    base::chain::printable,
     verbs::{detach, error::Error},
     volumes::backend::ThisHost,
 };
@@ -27,12 +28,12 @@ impl List {
                     "{}\t{}\t{}\t{}\t{}{mark}",
                     mapping.name,
                     mapping.device.display(),
-                    mapping.source.display(),
+                    printable(&mapping.source.display().to_string()),
                     mapping.backend,
                     output::size(mapping.size_bytes),
                 )
             });
-            lines.collect::<Vec<_>>().join("\n")
+            lines.collect::<Vec<_>>()
         })
     }
 }

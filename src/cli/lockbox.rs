@@ -115,7 +115,7 @@ impl Open {
     }
 }
 
-fn said(lockbox: &Lockbox, opening: &Opening) -> String {
+fn said(lockbox: &Lockbox, opening: &Opening) -> Vec<String> {
     let host = lockbox.host();
     let first = if opening.already_open { "is open already" } else { "is open" };
     let mut lines = vec![format!("the lockbox of '{host}' {first}"), format!("  fingerprint  {}", opening.fingerprint)];
@@ -134,7 +134,7 @@ fn said(lockbox: &Lockbox, opening: &Opening) -> String {
             lockbox::removed(opening.swept)
         ));
     }
-    lines.join("\n")
+    lines
 }
 
 fn close(config: &Config, lockbox: &Lockbox, json: bool) -> Result<(), Error> {
@@ -148,7 +148,7 @@ fn status(config: &Config, lockbox: &Lockbox, json: bool) -> Result<(), Error> {
     output::print(json, &known, || words(&known))
 }
 
-fn words(known: &Known) -> String {
+fn words(known: &Known) -> Vec<String> {
     let Known { host, store, path, .. } = known;
     let mut lines = vec![
         format!("the lockbox of '{host}' is {}", if known.open { "open" } else { "closed" }),
@@ -163,7 +163,7 @@ fn words(known: &Known) -> String {
     lines.extend(known.entries.iter().map(entry));
     lines.push("someone who steals this server has".to_owned());
     lines.extend(known.stolen.iter().map(|line| format!("  {line}")));
-    lines.join("\n")
+    lines
 }
 
 fn entry(entry: &EntryStatus) -> String {

@@ -37,13 +37,13 @@ use nix::sys::resource::{Resource, setrlimit};
 use tracing_subscriber::{
     Layer,
     filter::{LevelFilter, Targets},
-    fmt::{self, format::debug_fn},
+    fmt,
     layer::SubscriberExt,
     util::SubscriberInitExt,
 };
 
 use crate::{
-    base::exit::Exit,
+    base::{exit::Exit, log::message_only},
     config::{self, Config, ConfigError, SeparationPolicy},
     keys::tpm,
     verbs::{
@@ -224,10 +224,7 @@ fn log(verbose: u8, colours: bool, boot: Option<boots::Log>) {
     };
     let lines = fmt::layer()
         .with_writer(io::stderr)
-        .fmt_fields(debug_fn(|out, field, value| match field.name() {
-            "message" => write!(out, "{value:?}"),
-            _ => Ok(()),
-        }))
+        .fmt_fields(message_only())
         // It would panic over a line that cannot be written.
         .log_internal_errors(false)
         .without_time()

@@ -1,24 +1,59 @@
 //! What goes to standard output: a line for people, or JSON for machines.
 
-use std::{
-    fmt,
-    io::{self, Write},
-};
+use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::verbs::error::Error;
+use crate::{base::chain::printable, verbs::error::Error};
 
-/// Prints `value` as one line of JSON if `json`, else `text`, with a newline.
-pub fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Error> {
-    let mut out = io::stdout().lock();
-    let line = if json { serde_json::to_string(value).map_err(io::Error::from) } else { Ok(text()) };
-    line.and_then(|line| writeln!(out, "{line}")).map_err(Error::io("write to standard output"))
+/// What people read. A line may quote a store, a disk or another host: nothing in it begins another line or moves a cursor.
+pub struct Lines(Vec<String>);
+
+/// One line.
+impl From<String> for Lines {
+    fn from(line: String) -> Self {
+        Self(vec![line])
+    }
+}
+
+impl From<Vec<String>> for Lines {
+    fn from(lines: Vec<String>) -> Self {
+        Self(lines)
+    }
+}
+
+impl Lines {
+    fn text(self) -> String {
+        // A tab parts the columns of a list.
+        let line = |line: String| line.split('\t').map(printable).collect::<Vec<_>>().join("\t") + "\n";
+        self.0.into_iter().map(line).collect()
+    }
+}
+
+/// Prints `value` as one line of JSON if `json`, else `text`.
+pub fn print<L: Into<Lines>>(json: bool, value: &impl Serialize, text: impl FnOnce() -> L) -> Result<(), Error> {
+    let text = if json { line_of_json(value).map_err(io::Error::from) } else { Ok(text().into().text()) };
+    text.and_then(|text| io::stdout().lock().write_all(text.as_bytes())).map_err(Error::io("write to standard output"))
 }
 
 /// Says something to people on standard error. Nobody may be listening, which is no failure of what was done.
-pub fn say(what: impl fmt::Display) {
-    let _ = writeln!(io::stderr(), "{what}");
+pub fn say(what: impl Into<Lines>) {
+    let _ = io::stderr().write_all(what.into().text().as_bytes());
+}
+
+/// Likewise, to programs.
+pub fn say_json(value: &impl Serialize) {
+    let _ = line_of_json(value).map(|line| io::stderr().write_all(line.as_bytes()));
+}
+
+/// JSON without what moves a cursor: serde_json escapes the control characters of ASCII only.
+fn line_of_json(value: &impl Serialize) -> serde_json::Result<String> {
+    let json = serde_json::to_string(value)?;
+    let escaped = json.chars().map(|letter| match letter.is_control() {
+        true => format!("\\u{:04x}", u32::from(letter)),
+        false => letter.to_string(),
+    });
+    Ok(escaped.collect::<String>() + "\n")
 }
 
 /// 1073741824 -> "1 GiB"; rounded down to three digits.
@@ -37,6 +72,17 @@ pub fn size(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_in_a_line_begins_another_or_moves_a_cursor() {
+        let lines = Lines::from(vec!["a\tb".to_owned(), "\u{1b}[2J\nWARN all is well".to_owned()]);
+        assert_eq!(lines.text(), "a\tb\n\u{fffd}[2J\u{fffd}WARN all is well\n");
+        let json = line_of_json(&"\u{9b}2J\n").unwrap();
+        assert_eq!(json, "\"\\u009b2J\\n\"\n");
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), "\u{9b}2J\n");
+    }
+
     #[test]
     fn prints_sizes() {
         let sizes = [(0, "0 B"), (511, "511 B"), (1024, "1 KiB"), (1536, "1.5 KiB"), (1 << 30, "1 GiB")];

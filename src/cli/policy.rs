@@ -131,7 +131,7 @@ struct Shown<'a> {
 }
 
 impl Shown<'_> {
-    fn text(&self, why_not: Option<String>) -> String {
+    fn text(&self, why_not: Option<String>) -> Vec<String> {
         let secure_boot = match self.secure_boot {
             Some(true) => "on",
             Some(false) => "off",
@@ -156,7 +156,7 @@ impl Shown<'_> {
         lines.extend(self.exposures.iter().map(|exposure| format!("  {exposure}")));
         lines.push("PCRs (SHA-256):".to_owned());
         lines.extend(self.values.iter().map(|(pcr, value)| format!("  {pcr:2} {}", hex::encode(value))));
-        lines.join("\n")
+        lines
     }
 
     fn policy_in_words(&self) -> Vec<String> {
@@ -168,7 +168,7 @@ impl Shown<'_> {
                 true => format!(
                     "PCRs as signed by the site's key {}; there is no signature yet: PCR {} would suffice",
                     signed.key,
-                    self.chain.worth_binding()
+                    self.chain.worth_binding().without(policy.pcrs.pcrs())
                 ),
             });
         }
@@ -285,7 +285,7 @@ impl Sign {
         signatures.extend(self.sign(&signer, global)?);
         let json = PcrSignatures::to_json(signatures).map_err(std::io::Error::from);
         let json = json.map_err(Error::io("write the signatures"))?;
-        output::print(false, &(), || json)
+        output::print(false, &(), || json.lines().map(str::to_owned).collect::<Vec<_>>())
     }
 
     fn sign(&self, signer: &SiteSigner, global: &Global) -> Result<Vec<PcrSignature>, Error> {

@@ -71,7 +71,7 @@ impl Separation {
         let level = config.separation.level;
         let surroundings = Surroundings { target: target.as_ref(), inventory: &inventory, level };
         let report = separation::check(&self.device, self.header.as_deref(), &places, &surroundings);
-        output::print(global.json, &report, || report.to_string())?;
+        output::print(global.json, &report, || report.to_string().lines().map(str::to_owned).collect::<Vec<_>>())?;
         Ok(report.judge(self.policy.unwrap_or(config.separation.policy))?)
     }
 }

@@ -26,7 +26,7 @@ impl Status {
     }
 }
 
-fn text(status: &MappingStatus) -> String {
+fn text(status: &MappingStatus) -> Vec<String> {
     let volume = status.volume.map_or_else(|| "plain dm-crypt, no header".to_owned(), |uuid| format!("LUKS {uuid}"));
     let mut lines = vec![
         status.name.to_string(),
@@ -43,5 +43,5 @@ fn text(status: &MappingStatus) -> String {
     ];
     lines.extend(status.holders.iter().map(|holder| format!("  in use       {holder}")));
     lines.extend(status.trouble.iter().map(|trouble| format!("  trouble      {trouble}")));
-    lines.join("\n")
+    lines
 }

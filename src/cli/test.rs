@@ -75,7 +75,7 @@ impl Test {
         let mut passed = false;
         for (number, key) in keys.iter().enumerate() {
             if !global.json && keys.len() > 1 {
-                output::say(format_args!("with {key}, one of {} keys:", keys.len()));
+                output::say(format!("with {key}, one of {} keys:", keys.len()));
             }
             match self.try_key(global, config, Some(key.clone())) {
                 Ok(()) => passed = true,
@@ -87,14 +87,14 @@ impl Test {
         Ok(())
     }
 
-    fn text(&self, passed: &Passed) -> String {
+    fn text(&self, passed: &Passed) -> Vec<String> {
         let Passed { key, source, steps, seconds } = passed;
         let mut lines = vec![format!("{} would unlock in {seconds:.2} s: {key} from {source}", self.device.display())];
         lines.extend(steps.iter().map(|step| {
             let milliseconds = step.seconds * 1000.0;
             format!("  {:<12} {milliseconds:>7.1} ms  {}", step.step, step.found)
         }));
-        lines.join("\n")
+        lines
     }
 }
 

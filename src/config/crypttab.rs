@@ -16,6 +16,16 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// An entry with these options, parted by commas.
+    pub fn new(name: String, device: DeviceSpec, options: &str) -> Self {
+        Self { name, device, options: options.split(',').map(str::to_owned).collect() }
+    }
+
+    /// The same with other options.
+    pub fn with_options(self, options: &str) -> Self {
+        Self::new(self.name, self.device, options)
+    }
+
     /// Whether it has one of these options.
     pub fn has(&self, words: &[&str]) -> bool {
         self.options.iter().any(|option| words.contains(&option.as_str()))
@@ -23,8 +33,7 @@ impl Entry {
 
     /// A detached LUKS header (`header=`).
     pub fn header(&self) -> Option<&Path> {
-        let header = self.options.iter().find_map(|option| option.strip_prefix("header=")).map(Path::new);
-        header.filter(|path| path.is_absolute())
+        self.options.iter().find_map(|option| option.strip_prefix("header=")).map(Path::new)
     }
 }
 
@@ -47,8 +56,7 @@ pub fn parse(text: &str) -> Vec<Entry> {
     let entry = |line: &str| {
         let mut fields = line.split_ascii_whitespace().map(unescaped);
         let (name, device) = (fields.next()?, fields.next()?.parse().ok()?);
-        let options = fields.nth(1).unwrap_or_default().split(',').map(str::to_owned).collect();
-        Some(Entry { name, device, options })
+        Some(Entry::new(name, device, &fields.nth(1).unwrap_or_default()))
     };
     lines.filter_map(entry).collect()
 }

@@ -1,6 +1,6 @@
 //! A failure as it is told: what failed, why, what to do next, and the exit code. Kept for `explain`, and in the record of a boot.
 
-use std::{error::Error as StdError, fmt};
+use std::error::Error as StdError;
 
 use serde::{Deserialize, Serialize};
 
@@ -50,11 +50,14 @@ fn next_step(error: &Error) -> Option<String> {
     error.next_step().map(Into::into)
 }
 
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cryptattach: {}", self.error)?;
-        self.causes.iter().try_for_each(|cause| write!(f, "\n  because {cause}"))?;
-        self.next.iter().try_for_each(|next| write!(f, "\n  next: {next}"))
+impl Failure {
+    /// As people read it.
+    pub fn lines(&self) -> Vec<String> {
+        let error = [format!("cryptattach: {}", self.error)].into_iter();
+        let causes = self.causes.iter().map(|cause| format!("  because {cause}"));
+        let next = self.next.iter().map(|next| format!("  next: {next}"));
+        let texts = error.chain(causes).chain(next);
+        texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
     }
 }
 

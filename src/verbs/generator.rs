@@ -12,6 +12,7 @@ use crate::{
     config::{Config, VolumeConfig},
     keys::{seal::identities, store},
     sys::systemd::{escape_path, unit},
+    verbs::boot::command_line::{CommandLine, Stage},
 };
 
 /// The template that attaches a volume of the configuration.
@@ -20,8 +21,12 @@ const TEMPLATE: &str = "/usr/lib/systemd/system/cryptattach@.service";
 /// Writes, for each volume: what its unit waits for, and that /dev/mapper/NAME needs the unit, so that a mount or swap on it
 /// brings it up (systemd.generator(7)).
 ///
-/// One whose units cannot be, as a name too long for a unit, keeps no other from having theirs; the last error is told.
+/// One whose units cannot be, as a name too long for a unit, keeps no other from having theirs; the last error is told. With
+/// `luks=no` on the kernel's command line there are none: a person wants a system without its volumes.
 pub fn generate(config: &Config, into: &Path) -> io::Result<()> {
+    if !CommandLine::read(Stage::System).luks {
+        return Ok(());
+    }
     let mut generated = Ok(());
     for (name, volume) in &config.volumes {
         generated = generate_for(config, name, volume, into).and(generated);

@@ -19,7 +19,7 @@ use crate::{
     },
     verbs::{
         boot::{
-            self, BootError, Planned,
+            self, BootError, Planned, Which,
             image::{self, Image, KeptOut},
         },
         error::Error,
@@ -121,7 +121,7 @@ pub fn boot_keys(config: &Config, device: &Path) -> Option<Vec<KeyReference>> {
 }
 
 fn planned(config: &Config, device: &Path) -> Option<Planned> {
-    boot::plan(config, None).into_iter().find(|planned| planned.device.is(&[device.to_owned()], None))
+    boot::plan(config, None, Which::Later).into_iter().find(|planned| planned.device.is(&[device.to_owned()], None))
 }
 
 /// How a boot would open the volume, and what its initramfs has; `None` if that does not open it.

@@ -12,6 +12,8 @@ use crate::page::{PAGE_BYTES, Page};
 
 /// A fixed path: this runs with the rights of whoever opens volumes, whose PATH decides nothing.
 const PROGRAM: &str = "/usr/bin/cryptattach";
+/// For what the program starts itself.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// The program bounds its own waits (`[network]`, 30 seconds unless configured); this is for when it does not come to that.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// The program's exit code for a store that cannot be reached or cannot do it now; `cryptattach --help` has them all.
@@ -34,7 +36,7 @@ impl Failure {
 /// The passphrase for the volume on `device`, whose header may be detached.
 pub fn passphrase(device: &Path, header: Option<&Path>) -> Result<Page, Failure> {
     let failed = |error: io::Error| Failure::new(libc::ENOENT, format!("cannot run {PROGRAM}: {error}"));
-    let mut command = Command::new(PROGRAM);
+    let mut command = program();
     command.args(["key", "passphrase", "--for"]).arg(device);
     if let Some(header) = header {
         command.arg("--header").arg(header);
@@ -55,6 +57,14 @@ pub fn passphrase(device: &Path, header: Option<&Path>) -> Result<Page, Failure>
         _ if passphrase.len() == 0 => Err(Failure { errno: libc::ENOENT, message: None }),
         _ => Ok(passphrase),
     }
+}
+
+/// The program, with an environment of its own. The caller's may be a user's, by way of sudo: what it says of libraries,
+/// configurations and clouds decides nothing.
+fn program() -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.env_clear().env("PATH", PATH);
+    command
 }
 
 fn refused(status: ExitStatus) -> Failure {
@@ -102,5 +112,19 @@ fn readable(pipe: &ChildStdout, left: Duration) -> io::Result<bool> {
             error => Err(error),
         },
         ready => Ok(ready > 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_callers_environment_reaches_nobody() {
+        let program = program();
+        let given: Vec<_> = program.get_envs().collect();
+        assert_eq!(given, [("PATH".as_ref(), Some(PATH.as_ref()))]);
+        // get_envs() does not tell whether the others are inherited.
+        assert!(format!("{program:?}").starts_with("env -i"), "{program:?}");
     }
 }

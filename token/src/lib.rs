@@ -78,8 +78,8 @@ pub unsafe extern "C" fn cryptsetup_token_open(
         }
         Err(failure) => {
             if let Some(message) = &failure.message {
-                // A panic would be the end of the program that this is in.
-                let _ = writeln!(io::stderr(), "cryptattach: {message}");
+                // A panic would be the end of the program that this is in. The message names a device, whose name may be anything.
+                let _ = writeln!(io::stderr(), "cryptattach: {}", message.replace(char::is_control, "\u{fffd}"));
             }
             -failure.errno
         }

@@ -136,7 +136,7 @@ impl Challenge {
                 "next: bring it to the host within {} hours ('cryptattach host answer')",
                 self.valid_hours
             ));
-            lines.join("\n")
+            lines
         })
     }
 }
@@ -201,7 +201,7 @@ impl Admit {
 
     fn show(&self, admitted: &Admitted, as_json: bool) -> Result<(), Error> {
         output::print(as_json, admitted, || {
-            [
+            vec![
                 format!("admitted '{}'", admitted.host),
                 format!("  identity key      {}", admitted.kid),
                 format!("  trusted by        {}", admitted.vouched),
@@ -210,7 +210,6 @@ impl Admit {
                 format!("  stores            {}", names(&admitted.stores)),
                 format!("next, on the host: cryptattach lockbox open --fingerprint {}", admitted.lockbox_key),
             ]
-            .join("\n")
         })
     }
 }

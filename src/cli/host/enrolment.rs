@@ -100,7 +100,7 @@ impl Enrol {
                 format!("  endorsement key   {} ({certificate})", hex::encode(fingerprint))
             }));
             lines.push("next: bring it to the administrator ('cryptattach host challenge')".to_owned());
-            lines.join("\n")
+            lines
         })
     }
 }
@@ -160,11 +160,10 @@ impl AnswerVerb {
         let answer = enrol::answer(&Tpm::open(&config.tpm)?, &challenge, &config.state)?;
         answer.write(&self.output)?;
         output::print(global.json, &json!({"host": answer.host, "answer": self.output}), || {
-            format!(
-                "answer of '{}'      {}\nnext: bring it to the administrator ('cryptattach host admit')",
-                answer.host,
-                self.output.display()
-            )
+            vec![
+                format!("answer of '{}'      {}", answer.host, self.output.display()),
+                "next: bring it to the administrator ('cryptattach host admit')".to_owned(),
+            ]
         })
     }
 }

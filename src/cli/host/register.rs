@@ -48,17 +48,17 @@ impl List {
         let listed: Vec<_> =
             shown.map(|admitted| Listed { store_says: store_says(&config, &admitted), admitted }).collect();
         output::print(global.json, &listed, || match listed.as_slice() {
-            [] => "no host is admitted".to_owned(),
-            hosts => hosts.iter().map(Listed::text).collect::<Vec<_>>().join("\n"),
+            [] => vec!["no host is admitted".to_owned()],
+            hosts => hosts.iter().flat_map(Listed::text).collect(),
         })
     }
 }
 
 impl Listed {
-    fn text(&self) -> String {
+    fn text(&self) -> Vec<String> {
         let Admitted { host, kid, generation, lockbox_key, lockbox_store, admitted, .. } = &self.admitted;
         let removed = self.admitted.removed.map(|at| format!(", removed on {}", date(at))).unwrap_or_default();
-        [
+        vec![
             format!("{host}"),
             format!("  admitted on       {}{removed}", date(*admitted)),
             format!("  endorsement key   {}", hex::encode(&self.admitted.endorsement_key)),
@@ -68,7 +68,6 @@ impl Listed {
             format!("  kept in           {lockbox_store}: {}", self.store_says),
             format!("  stores            {}", names(&self.admitted.stores)),
         ]
-        .join("\n")
     }
 }
 
@@ -161,7 +160,7 @@ impl Remove {
                 .iter()
                 .map(|store| format!("  deleted           {store}/host/{}", self.host));
             let next = removed.container_keys.iter().map(|id| format!("  next key          {id}"));
-            [format!("removed '{}'", self.host)].into_iter().chain(deleted).chain(next).collect::<Vec<_>>().join("\n")
+            [format!("removed '{}'", self.host)].into_iter().chain(deleted).chain(next).collect::<Vec<_>>()
         })
     }
 }

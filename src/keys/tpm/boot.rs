@@ -15,6 +15,10 @@ use crate::{base::pcr_set::PcrSet, config::TpmConfig};
 /// The PCRs that are looked at: those of the static root of trust.
 const BOOT_PCRS: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
+/// Where systemd-stub measures what lies beside a unified kernel image: credentials, which need no signature and may open a
+/// shell, and additions to the command line (12), system extensions (13). Without those they are zero, for every image.
+const BESIDE_THE_IMAGE: [u8; 2] = [12, 13];
+
 /// What booted this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -54,7 +58,7 @@ impl BootChain {
     /// The PCRs that say together what booted.
     pub fn worth_binding(self) -> PcrSet {
         match self {
-            Self::UnifiedKernelImage => PcrSet::of(&[7, 11]),
+            Self::UnifiedKernelImage => PcrSet::of(&[7, 11]).with(PcrSet::of(&BESIDE_THE_IMAGE)),
             _ => PcrSet::of(&[4, 7, 8, 9]),
         }
     }
@@ -99,7 +103,8 @@ pub fn exposures(bound: PcrSet, chain: BootChain, secure_boot: Option<bool>, lat
         ),
         (
             chain == BootChain::UnifiedKernelImage && free(12),
-            "credentials and command line additions beside the unified kernel image (PCR 12 is not bound)",
+            "credentials beside the unified kernel image, which may open a shell, and additions to its command line \
+             (PCR 12 is not bound)",
         ),
         (
             chain == BootChain::UnifiedKernelImage && free(13),
@@ -128,8 +133,8 @@ impl Tpm {
 
     /// The policy for a key of this host, by the configuration and by what booted it.
     ///
-    /// With a site's key: the PCRs that are signed, with a counter that retires signatures, and PCR 7 as it is now where a
-    /// unified kernel image boots (PCR 7 is the machine's own, a signature of PCR 11 goes with the image). Without: the PCRs
+    /// With a site's key: the PCRs that are signed, with a counter that retires signatures, and PCRs 7, 12 and 13 as they are now
+    /// where a unified kernel image boots (those are the machine's own, a signature of PCR 11 goes with the image). Without: the PCRs
     /// worth binding, as they are now. The configuration's `pcrs` takes precedence. The counter is made if it is not there.
     pub fn policy_here(&self, config: &TpmConfig, pin: bool) -> Result<Policy, TpmError> {
         if config.site_key.is_some() {
@@ -152,7 +157,9 @@ impl Tpm {
         };
         let literal = match (config.pcrs, &signed) {
             (Some(pcrs), _) => pcrs,
-            (None, Some(_)) if chain == BootChain::UnifiedKernelImage => PcrSet::of(&[7]),
+            (None, Some(_)) if chain == BootChain::UnifiedKernelImage => {
+                PcrSet::of(&[7]).with(PcrSet::of(&BESIDE_THE_IMAGE))
+            }
             (None, Some(_)) => PcrSet::default(),
             (None, None) => chain.worth_binding(),
         };
@@ -210,6 +217,12 @@ mod tests {
         assert!(has(&[4, 7], BootChain::Firmware, Some(true), "the initramfs, which"));
         assert!(has(&[7, 11], BootChain::UnifiedKernelImage, Some(false), "Secure Boot is off"));
         assert!(!has(&[7, 11], BootChain::UnifiedKernelImage, Some(true), "Secure Boot is off"));
+        let beside = |bound: PcrSet| {
+            let unnoticed = exposures(bound, BootChain::UnifiedKernelImage, Some(true), true);
+            unnoticed.iter().filter(|exposure| exposure.0.contains("beside")).count()
+        };
+        assert_eq!(beside(PcrSet::of(&[7, 11])), 2);
+        assert_eq!(beside(BootChain::UnifiedKernelImage.worth_binding()), 0);
         assert!(has(&[0, 1, 2, 4, 7, 8, 9, 11, 12, 13], BootChain::Grub, Some(true), "wires"));
     }
 }

@@ -1,70 +1,69 @@
-//! Which volumes the distribution opens at this boot, and under which names: crypttab and the kernel's command line say so.
+//! What the entries of crypttab ask of a boot, and those that the kernel's command line makes.
 
 use std::path::Path;
 
 use super::Planned;
 use crate::{
-    config::{
-        DeviceSpec,
-        crypttab::{self, Entry},
-    },
+    config::crypttab::{self, Entry},
     verbs::attach::Options,
 };
 
-/// The entries of a crypttab; what cannot be ours (swap with random keys, names that no mapping has) is left out, and so are
-/// files: the disk that they are on is mounted later.
-pub fn entries(text: &str) -> Vec<Planned> {
-    crypttab::parse(text).into_iter().filter_map(planned).collect()
+/// initramfs-tools' crypttab, with what the root file system needs. No word of systemd's is about that.
+const CRYPTROOT: &str = "/cryptroot/crypttab";
+
+/// A crypttab.
+pub struct Crypttab {
+    pub entries: Vec<Entry>,
+    /// systemd reads it, with what the kernel's command line says.
+    pub is_systemds: bool,
 }
 
-fn planned(entry: Entry) -> Option<Planned> {
+impl Crypttab {
+    /// One that has this text.
+    pub fn of(text: &str) -> Self {
+        Self { entries: crypttab::parse(text), is_systemds: true }
+    }
+
+    /// That of this boot; `None` if there is none.
+    pub fn of_this_boot() -> Option<Self> {
+        let read = |path: &str| crypttab::text(Path::new(path)).ok();
+        let cryptroot = read(CRYPTROOT).map(|text| Self { is_systemds: false, ..Self::of(&text) });
+        cryptroot.or_else(|| Some(Self::of(&read(crypttab::PATH)?)))
+    }
+}
+
+/// What is to be done with an entry. What cannot be ours (swap with random keys, names that no mapping has) is left out, and so
+/// are files: the disk that they are on is mounted later.
+pub fn planned(entry: Entry) -> Option<Planned> {
     if !entry.device.is_node() || entry.has(&["swap", "tmp", "plain", "noauto", "tcrypt", "bitlk"]) {
+        return None;
+    }
+    if let Some(header) =
+        entry.header().filter(|header| !header.is_absolute() || header.to_string_lossy().contains(':'))
+    {
+        tracing::warn!("{} is left to the system: its header {} is not a file's path", entry.name, header.display());
         return None;
     }
     Some(Planned {
         name: entry.name.parse().ok()?,
         header: entry.header().map(Path::to_owned),
         keys: Vec::new(),
-        options: Options {
-            read_only: entry.has(&["readonly", "read-only"]),
-            allow_discards: entry.has(&["discard"]),
-            no_read_workqueue: entry.has(&["no-read-workqueue"]),
-            no_write_workqueue: entry.has(&["no-write-workqueue"]),
-            export: None,
-        },
+        options: options(&entry),
         optional: entry.has(&["nofail"]),
         device: entry.device,
         configured: false,
     })
 }
 
-/// What the kernel's command line asks of systemd-cryptsetup: `rd.luks.name=UUID=NAME`, `rd.luks.uuid=UUID`, and the same
-/// without `rd.`, which an initramfs heeds as well (systemd-cryptsetup-generator(8)).
-pub fn from_kernel(command_line: &str) -> Vec<Planned> {
-    let words = || command_line.split_ascii_whitespace().map(|word| word.strip_prefix("rd.").unwrap_or(word));
-    let named = words().filter_map(|word| word.strip_prefix("luks.name=")?.split_once('='));
-    let unnamed = words().filter_map(|word| {
-        let uuid = word.strip_prefix("luks.uuid=")?;
-        Some((uuid.strip_prefix("luks-").unwrap_or(uuid), ""))
-    });
-    let mut planned: Vec<Planned> = Vec::new();
-    for (uuid, name) in named.chain(unnamed) {
-        let name = if name.is_empty() { format!("luks-{uuid}") } else { name.to_owned() };
-        let (Ok(name), Ok(device)) = (name.parse(), format!("UUID={uuid}").parse::<DeviceSpec>()) else { continue };
-        if planned.iter().all(|other| other.device != device) {
-            let (header, keys, options) = (None, Vec::new(), Options::default());
-            planned.push(Planned { name, device, header, keys, options, configured: false, optional: false });
-        }
+/// How an entry is to be mapped.
+pub fn options(entry: &Entry) -> Options {
+    Options {
+        read_only: entry.has(&["readonly", "read-only"]),
+        allow_discards: entry.has(&["discard"]),
+        no_read_workqueue: entry.has(&["no-read-workqueue"]),
+        no_write_workqueue: entry.has(&["no-write-workqueue"]),
+        export: None,
     }
-    planned
-}
-
-/// The entries of this boot's crypttab: initramfs-tools' own with what the root file system needs, or the machine's; `None` if
-/// there is none.
-pub fn of_this_boot() -> Option<Vec<Planned>> {
-    let text =
-        ["/cryptroot/crypttab", crypttab::PATH].into_iter().find_map(|path| crypttab::text(Path::new(path)).ok());
-    text.as_deref().map(entries)
 }
 
 #[cfg(test)]
@@ -79,23 +78,14 @@ mod tests {
             data LABEL=data none luks,readonly,no-read-workqueue\n\
             bad/name UUID=ab none luks\n\
             file /srv/data.img none luks\n\
+            far LABEL=far none luks,header=/far.header:LABEL=headers\n\
             odd vda none luks\n\
             late\n";
-        let planned = entries(text);
+        let planned: Vec<_> = crypttab::parse(text).into_iter().filter_map(planned).collect();
         let names: Vec<_> = planned.iter().map(|planned| planned.name.as_str()).collect();
         assert_eq!(names, ["root", "data"]);
         assert!(planned[0].options.allow_discards && !planned[0].options.read_only);
         assert_eq!(planned[0].header.as_deref(), Some(Path::new("/boot/root.header")));
         assert!(planned[1].options.read_only && planned[1].options.no_read_workqueue);
-    }
-
-    #[test]
-    fn reads_the_kernels_command_line() {
-        let planned = from_kernel("quiet rd.luks.name=aa-bb=root rd.luks.uuid=luks-aa-bb rd.luks.uuid=cc rd.luks=1");
-        let names: Vec<_> = planned.iter().map(|planned| planned.name.as_str()).collect();
-        assert_eq!(names, ["root", "luks-cc"]);
-        let planned = from_kernel("luks.name=aa=root luks.uuid=bb");
-        let names: Vec<_> = planned.iter().map(|planned| planned.name.as_str()).collect();
-        assert_eq!(names, ["root", "luks-bb"], "for the initramfs, too");
     }
 }

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Planned, plan};
+use super::{Planned, Which, plan};
 use crate::{
     base::{
         chain::chain,
@@ -81,7 +81,7 @@ impl fmt::Display for KeptOut {
 
 /// What an image for this configuration needs, if it has this crypttab: nothing, if the boot has nothing to attach.
 pub fn image(config: &Config, crypttab: Option<&str>) -> Result<Image, Error> {
-    let planned = plan(config, crypttab);
+    let planned = plan(config, crypttab, Which::Later);
     let stores = stores(config, &planned);
     let mut image = Image::default();
     if planned.is_empty() {
@@ -113,7 +113,7 @@ pub fn image(config: &Config, crypttab: Option<&str>) -> Result<Image, Error> {
 
 /// Whether a store that the boot may ask is reached over the network.
 pub fn needs_network(config: &Config, crypttab: Option<&str>) -> Result<bool, Error> {
-    needs_network_for(config, &stores(config, &plan(config, crypttab)))
+    needs_network_for(config, &stores(config, &plan(config, crypttab, Which::This)))
 }
 
 fn needs_network_for(config: &Config, stores: &BTreeSet<StoreName>) -> Result<bool, Error> {

@@ -13,6 +13,7 @@ use tracing::{
 use tracing_subscriber::{Layer, layer::Context};
 
 use super::Report;
+use crate::base::chain::printable;
 
 /// What the log and the threads of a boot report to it.
 pub struct Reports {
@@ -64,8 +65,8 @@ impl<S: Subscriber> Layer<S> for Log {
 impl Visit for Logged {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         match field.name() {
-            "message" => self.text = format!("{value:?}"),
-            "problem" => self.problem = Some(format!("{value:?}")),
+            "message" => self.text = printable(&format!("{value:?}")),
+            "problem" => self.problem = Some(printable(&format!("{value:?}"))),
             _ => {}
         }
     }

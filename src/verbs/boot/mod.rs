@@ -4,6 +4,7 @@
 //! Nothing here waits without a bound, and nothing waits for another: each volume and each of its sources has a thread of
 //! its own, and whoever has the key first attaches the volume. What still runs at the end is left to end with the process.
 
+pub mod command_line;
 pub mod crypttab_entries;
 pub mod doctor;
 mod error;
@@ -33,7 +34,7 @@ use std::{
 
 pub use error::BootError;
 pub use log::{Log, Reports};
-pub use plan::{Planned, plan};
+pub use plan::{Planned, Which, plan};
 pub use record::left_behind;
 
 use self::{
@@ -98,7 +99,7 @@ struct Boot {
 pub fn boot(config: Config, crypttab: Option<&str>, reports: Reports) -> Result<(), Error> {
     // Before there are threads: they inherit which signals do not end them.
     signals::report(reports.sender.clone())?;
-    let planned = plan(&config, crypttab);
+    let planned = plan(&config, crypttab, Which::This);
     let mut boot = Boot::new(config, planned, reports);
     boot.start();
     while !boot.is_terminated && !boot.progress.is_over(Instant::now()) {

@@ -18,7 +18,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::base::key::SecretBytes;
+use crate::base::{chain::printable, key::SecretBytes};
 
 /// cryptsetup's own limit for a passphrase on a terminal (utils_password.c), and a newline.
 const MOST_BYTES: usize = 513;
@@ -40,7 +40,7 @@ impl Prompt {
     /// Shows a prompt; `None` where there is no program to show one.
     #[allow(unsafe_code)] // between fork(2) and execve(2)
     pub fn show(text: &str, first_volume: &str) -> Option<io::Result<(Self, Answer)>> {
-        let (mut command, end) = program(text)?;
+        let (mut command, end) = program(&printable(text))?;
         let terminal = File::options().read(true).write(true).open("/dev/console").ok();
         let console = terminal.and_then(|terminal| tcgetattr(&terminal).ok().map(|before| (terminal, before)));
         command

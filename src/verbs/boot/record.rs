@@ -3,8 +3,9 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     process,
     time::{Duration, Instant},
@@ -142,13 +143,13 @@ impl Record {
 
     fn of(volumes: Vec<VolumeFacts>, goes_on: bool) -> Self {
         let folder = Path::new(RECORD).parent().unwrap_or(Path::new("/run"));
-        let _ = fs::create_dir_all(folder);
+        let _ = DirBuilder::new().recursive(true).mode(0o700).create(folder);
         // Under systemd standard error is the journal already.
         let is_journal = std::env::var_os("JOURNAL_STREAM").is_some();
         let write = |path: &Path| OpenOptions::new().write(true).open(path).ok();
         let kernel = if is_journal { None } else { write(Path::new("/dev/kmsg")) };
-        let mut log = OpenOptions::new();
-        let log = log.create(true).write(true).append(goes_on).truncate(!goes_on).open(folder.join("boot.log")).ok();
+        let log = folder.join("boot.log");
+        let log = if goes_on { OpenOptions::new().append(true).open(log) } else { new_file(&log) }.ok();
         let (latch, lockbox_closed) = (None, None);
         let facts =
             Facts { version: 1, started: uptime(), seconds: None, prompt_after: None, volumes, latch, lockbox_closed };
@@ -320,7 +321,8 @@ impl Record {
     fn write(&self) {
         if let Ok(json) = serde_json::to_vec(&self.facts) {
             let unfinished = format!("{RECORD}.new");
-            let _ = fs::write(&unfinished, json).and_then(|()| fs::rename(&unfinished, RECORD));
+            let written = new_file(Path::new(&unfinished)).and_then(|mut file| file.write_all(&json));
+            let _ = written.and_then(|()| fs::rename(&unfinished, RECORD));
         }
     }
 }
@@ -356,11 +358,11 @@ impl Earlier {
 }
 
 /// What this boot left behind, for `explain`; nothing if there was none.
-pub fn left_behind() -> Option<String> {
-    Facts::read().as_ref().map(text)
+pub fn left_behind() -> Vec<String> {
+    Facts::read().as_ref().map(lines).unwrap_or_default()
 }
 
-fn text(facts: &Facts) -> String {
+fn lines(facts: &Facts) -> Vec<String> {
     let volume = |facts: &VolumeFacts| match (facts.result, &facts.by) {
         (Outcome::Attached, Some(by)) => {
             let proven = if facts.evidence.proven { "" } else { ", which does not prove that it is this host's own" };
@@ -377,7 +379,15 @@ fn text(facts: &Facts) -> String {
         None => "  it has not ended yet".to_owned(),
     });
     lines.extend(facts.lockbox_closed.as_ref().map(|why| format!("  the lockbox was closed: {why}")));
-    lines.join("\n")
+    lines
+}
+
+/// A file for root only, in place of the one that is there: failures quote stores and other hosts.
+fn new_file(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => OpenOptions::new().write(true).create_new(true).mode(0o600).open(path),
+    }
 }
 
 /// A console that has gone, or a journal that is just restarted, is no reason to end a boot.

@@ -21,7 +21,7 @@ thread_local! {
 extern "C" fn log(level: c_int, message: *const c_char, _: *mut c_void) {
     // SAFETY: a NUL-terminated text that lives as long as this call.
     let message = unsafe { CStr::from_ptr(message) }.to_string_lossy();
-    let message = message.trim().split('\n').map(printable).collect::<Vec<_>>().join("\n");
+    let message = message.trim().split('\n').map(printable).collect::<Vec<_>>().join("; ");
     match CryptLogLevel::try_from(level) {
         Ok(CryptLogLevel::Error) => {
             tracing::debug!("libcryptsetup: {message}");

@@ -11,7 +11,7 @@ use super::{
     tree::{Node, Step},
     verdict::{Gap, SharedDevice, Verdict},
 };
-use crate::base::key::Place;
+use crate::base::{chain::printable, key::Place};
 
 /// What a separation check found.
 ///
@@ -54,10 +54,10 @@ impl fmt::Display for Report {
             write_lineage(f, what, &swap.path.display(), &swap.lineage)?;
         }
         match &self.verdict.sentences()[..] {
-            [only] => write!(f, "{}: {only}", self.verdict.word()),
+            [only] => write!(f, "{}: {}", self.verdict.word(), printable(only)),
             sentences => {
                 write!(f, "{}:", self.verdict.word())?;
-                sentences.iter().try_for_each(|sentence| write!(f, "\n  {sentence}"))
+                sentences.iter().try_for_each(|sentence| write!(f, "\n  {}", printable(sentence)))
             }
         }
     }
@@ -67,11 +67,11 @@ fn write_lineage(f: &mut fmt::Formatter<'_>, what: &str, at: &dyn fmt::Display, 
     match &lineage.tree.step {
         // The path itself is the heading.
         step @ Step::Path { .. } => {
-            writeln!(f, "{what}  {step}")?;
+            writeln!(f, "{}", printable(&format!("{what}  {step}")))?;
             lineage.tree.below.iter().try_for_each(|node| node.write(f, 2))
         }
         _ => {
-            writeln!(f, "{what}  {at}")?;
+            writeln!(f, "{}", printable(&format!("{what}  {at}")))?;
             lineage.tree.write(f, 2)
         }
     }

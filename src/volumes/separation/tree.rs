@@ -8,7 +8,10 @@ use std::{
 use serde::{Serialize, Serializer};
 
 use super::disk::{Leaf, Memory};
-use crate::sys::block::{BlockDevice, DeviceNumber};
+use crate::{
+    base::chain::printable,
+    sys::block::{BlockDevice, DeviceNumber},
+};
 
 /// One step of a lineage, and what is below it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -205,7 +208,7 @@ impl Node {
         write!(f, "{:indent$}", "")?;
         let mut node = self;
         loop {
-            write!(f, "{}", node.step)?;
+            write!(f, "{}", printable(&node.step.to_string()))?;
             match &node.below[..] {
                 [only] if !matches!(node.step, Step::Path { .. }) => {
                     f.write_str(if matches!(node.step, Step::FileSystem { .. }) && !only.is_gap_or_path() {

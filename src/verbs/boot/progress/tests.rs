@@ -33,7 +33,7 @@ impl Story {
         });
         std::fs::write(&path, format!("{boot}{}{STORES}{settings}", volumes.collect::<String>())).unwrap();
         let config = Config::read(&path).unwrap();
-        let planned = super::super::plan(&config, None);
+        let planned = super::super::plan(&config, None, super::super::Which::Later);
         let start = Instant::now();
         Self { progress: Progress::new(Arc::new(config), planned, start), start }
     }

@@ -36,7 +36,11 @@ use super::{
     removal,
 };
 use crate::{
-    base::key::{SecretBytes, VolumeKey},
+    base::{
+        chain::chain,
+        key::{SecretBytes, VolumeKey},
+        log::message_only,
+    },
     sys::loop_device::LoopDevice,
     volumes::backend::BackendError,
 };
@@ -54,7 +58,7 @@ pub fn worker_main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Heard only if someone started this by hand; otherwise it has been answered or logged.
-            let _ = writeln!(io::stderr(), "cryptattach {SUBCOMMAND}: {error}");
+            let _ = writeln!(io::stderr(), "cryptattach {SUBCOMMAND}: {}", chain(&error));
             ExitCode::FAILURE
         }
     }
@@ -144,6 +148,7 @@ fn log_to(path: &Path) -> io::Result<()> {
         .with_ansi(false)
         .with_max_level(tracing::Level::INFO)
         .with_writer(Mutex::new(file))
+        .fmt_fields(message_only())
         .try_init();
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!("{panic}");
