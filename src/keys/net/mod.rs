@@ -4,6 +4,6 @@ pub(crate) mod clouds;
 pub(crate) mod http;
 pub(crate) mod keystone;
 
-pub use clouds::{Cloud, CloudsError, Credentials, Named};
+pub use clouds::{Cloud, CloudsError, Credentials, Named, Texts};
 pub use http::{HttpError, reason_in};
 pub use keystone::{AuthError, Caller, SendError, TokenOwner, Verifier};

@@ -31,8 +31,11 @@ pub fn servers(cloud: &CloudConfig, urls: &[String]) -> Result<Vec<Server>, Stor
 pub fn files(cloud: &CloudConfig) -> Result<Vec<PathBuf>, StoreError> {
     let found = Cloud::find(cloud, None).map_err(AuthError::from)?;
     let authorities = found.authorities.unwrap_or_else(|| SYSTEM_AUTHORITIES.into());
-    let clouds = clouds::find_file(cloud).map_err(AuthError::from)?;
-    Ok([clouds, authorities].into_iter().chain(cloud.secret.clone().map(PathBuf::from)).collect())
+    let client = found.client.into_iter().flat_map(|client| [client.certificate, client.key]);
+    let own = clouds::files(cloud).map_err(AuthError::from)?;
+    let mut files: Vec<PathBuf> = own.into_iter().chain([authorities]).chain(client).collect();
+    files.dedup();
+    Ok(files)
 }
 
 /// The files that the configuration names.
@@ -42,6 +45,9 @@ pub fn paths(cloud: &CloudConfig) -> Vec<&Path> {
 
 /// Where the credentials are; whether they open volumes depends on what logging in gives.
 pub fn places(cloud: &CloudConfig, opens: bool) -> Vec<Place> {
-    let files = cloud.secret.iter().chain(&cloud.clouds);
-    files.map(|path| Place::path("credential", &**path, opens)).collect()
+    // Of a cloud that cannot be read, what the configuration names.
+    let named = || paths(cloud).into_iter().map(Path::to_owned).collect();
+    let client = Cloud::find(cloud, None).ok().and_then(|found| found.client).map(|client| client.key);
+    let files = clouds::files(cloud).unwrap_or_else(|_| named()).into_iter().chain(client);
+    files.map(|path| Place::path("credential", path, opens)).collect()
 }
