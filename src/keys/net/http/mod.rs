@@ -427,3 +427,25 @@ pub fn reason_in(body: &[u8]) -> Option<String> {
     let clean: String = text.chars().filter(|c| !c.is_control()).take(LONGEST).collect();
     (!clean.is_empty()).then_some(clean)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::keys::net::testing::serve;
+
+    #[test]
+    fn a_server_that_asks_to_slow_down_is_waited_for() {
+        for status in [429, 498] {
+            let asked = AtomicU32::new(0);
+            let url = serve(move |_| match asked.fetch_add(1, Ordering::Relaxed) {
+                0 => (status, "Retry-After: 0\r\n".to_owned(), "Slow down".to_owned()),
+                _ => (200, String::new(), "done".to_owned()),
+            });
+            let http = Http::new(&Network::default(), None, None).unwrap();
+            let answer = http.send(&Request::new(Method::GET, vec![super::url(&url).unwrap()], 100)).unwrap();
+            assert_eq!((answer.status.as_u16(), answer.body.expose()), (200, b"done".as_slice()), "{status}");
+        }
+    }
+}
