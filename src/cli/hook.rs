@@ -16,8 +16,8 @@ use serde_json::json;
 use super::{Global, key::read_secret};
 use crate::{
     base::{
-        chain::chain,
-        key::{Consumer, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, StoreName},
+        chain::{chain, printable},
+        key::{Consumer, KeyId, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, StoreName},
         mapping_name::MappingName,
     },
     config::Config,
@@ -340,21 +340,60 @@ impl Attach {
 
 /// No store ever gave out an id of another form, so it is a key that does not exist.
 fn reference(store: StoreName, key_id: &str) -> Result<KeyReference, Error> {
-    match key_id.parse() {
+    match KeyId::as_told(key_id) {
         Ok(key) => Ok(KeyReference { store, key }),
         Err(_) => Err(Error::NoSuchKey { store, id: key_id.to_owned() }),
     }
 }
 
-/// What stands in a request is not repeated: it may be a token or a key.
+/// The members whose values may be repeated when they are wrong. Others may be, or have, a token or a key.
+const NO_SECRETS: [&str; 15] = [
+    "version",
+    "store",
+    "device",
+    "link",
+    "name",
+    "key_id",
+    "provider",
+    "cipher",
+    "key_size",
+    "volume_id",
+    "algorithm",
+    "bit_length",
+    "type",
+    "metadata_only",
+    "force",
+];
+
 fn parse<'a, T: Deserialize<'a>>(input: &'a SecretBytes) -> Result<T, Error> {
-    serde_json::from_slice(input.expose()).map_err(|error| {
-        let why = match error.classify() {
-            serde_json::error::Category::Data => "a member is missing or of the wrong type".to_owned(),
-            _ => "it is not JSON".to_owned(),
-        };
-        Error::Usage(format!("cannot understand the request: {why} (line {}, column {})", error.line(), error.column()))
-    })
+    let mut json = serde_json::Deserializer::from_slice(input.expose());
+    let parsed =
+        serde_path_to_error::deserialize(&mut json).map_err(|error| (error.path().to_string(), error.into_inner()));
+    parsed.and_then(|value| json.end().map(|()| value).map_err(|error| (".".to_owned(), error))).map_err(
+        |(path, error)| {
+            let why = match error.classify() {
+                serde_json::error::Category::Data => wrong_member(&path, &error.to_string()),
+                _ => "it is not JSON".to_owned(),
+            };
+            Error::Usage(format!(
+                "cannot understand the request: {why} (line {}, column {})",
+                error.line(),
+                error.column()
+            ))
+        },
+    )
+}
+
+/// Which member is wrong, and if that may be said, why.
+fn wrong_member(path: &str, why: &str) -> String {
+    let why = why.rsplit_once(" at line ").map_or(why, |(why, _)| why);
+    let member = if path == "." { String::new() } else { format!("'{}': ", printable(path)) };
+    let is_about_names = ["missing field", "duplicate field"].iter().any(|start| why.starts_with(start));
+    if is_about_names || NO_SECRETS.contains(&path) {
+        format!("{member}{}", printable(why))
+    } else {
+        format!("{member}it has the wrong type or form")
+    }
 }
 
 /// Written past the buffer of `Stdout`, which would keep a copy.
@@ -380,5 +419,52 @@ impl Write for Counter {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(json: &str) -> String {
+        let input = SecretBytes::copy_of(json.as_bytes()).unwrap();
+        match parse::<Whose<'_>>(&input).map(drop).and_then(|()| attach_request(&input, "cinder".parse().unwrap())) {
+            Err(error) => error.to_string(),
+            Ok(_) => String::new(),
+        }
+    }
+
+    #[test]
+    fn the_member_that_is_wrong_is_named_and_no_secret_is_repeated() {
+        let id = "3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de";
+        let request =
+            |name: &str, more: &str| format!(r#"{{"device":"/dev/vdb","name":"{name}","key_id":"{id}"{more}}}"#);
+        assert_eq!(told(&request("x", "")), "");
+        let long = told(&request(&"n".repeat(128), ""));
+        assert!(long.contains("'name': 'nnn") && long.contains("1 to 127"), "{long}");
+        assert!(told("{}").contains("missing field `device`"));
+        assert!(told(&request("x", r#","key_size":"big""#)).contains("'key_size': invalid type: string \"big\""));
+        for (json, member) in [
+            (request("x", r#","auth":"hunter2""#), "'auth'"),
+            (request("x", r#","auth":{"token":["hunter2"]}"#), "'auth.token'"),
+            ("\"hunter2\"".to_owned(), "wrong type"),
+            (request("x", "} hunter2"), "not JSON"),
+        ] {
+            let told = told(&json);
+            assert!(told.contains(member) && !told.contains("hunter2"), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_keys_id_is_taken_as_openstack_prints_it() {
+        let id = "3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de";
+        let store = || "barbican".parse::<StoreName>().unwrap();
+        for told in [id.to_owned(), id.to_uppercase(), format!("https://barbican.example:9311/v1/secrets/{id}")] {
+            assert_eq!(reference(store(), &told).unwrap().key.to_string(), id);
+            assert_eq!(format!("barbican/{told}").parse::<KeyReference>().unwrap().key.to_string(), id);
+        }
+        for wrong in ["", "x", "https://barbican.example/v1/secrets/", &format!("../{id}x")] {
+            assert!(matches!(reference(store(), wrong), Err(Error::NoSuchKey { .. })), "{wrong}");
+        }
     }
 }

@@ -180,6 +180,7 @@ impl Show {
                 format!("  created      {}", date(context.created)),
                 format!("  generation   {}", context.generation),
             ];
+            lines.extend(context.project.iter().map(|project| format!("  project      {project}")));
             let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
             lines.extend(recipients.iter().map(|r| format!("  recipient    {} {}", text(&r["kid"]), text(&r["alg"]))));
             lines

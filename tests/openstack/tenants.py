@@ -9,6 +9,7 @@ from castellan import key_manager
 from castellan.common import exception
 from os_brick import encryptors
 from os_brick import privileged
+from oslo_concurrency import lockutils  # noqa: F401 (registers options that os-brick looks for)
 from oslo_concurrency import processutils
 from oslo_config import cfg
 from oslo_context import context

@@ -17,6 +17,13 @@ impl KeyId {
     pub fn random() -> Self {
         Self(Uuid::new_v4())
     }
+
+    /// The id that people and programs tell in other ways: in upper case, or as Barbican's whole reference of a secret, whose
+    /// host and path say nothing of the key.
+    pub fn as_told(text: &str) -> Result<Self, ParseKeyIdError> {
+        let id = text.rsplit_once("/secrets/").map_or(text, |(_, id)| id);
+        id.to_ascii_lowercase().parse().map_err(|_| ParseKeyIdError(text.to_owned()))
+    }
 }
 
 /// A text that is not a key id.

@@ -56,7 +56,7 @@ impl FromStr for KeyReference {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (store, key) = text.split_once('/').ok_or_else(|| ParseKeyReferenceError::NoSlash(text.to_owned()))?;
-        Ok(Self { store: store.parse()?, key: key.parse()? })
+        Ok(Self { store: store.parse()?, key: KeyId::as_told(key)? })
     }
 }
 

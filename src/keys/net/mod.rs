@@ -3,7 +3,9 @@
 pub(crate) mod clouds;
 pub(crate) mod http;
 pub(crate) mod keystone;
+#[cfg(test)]
+mod testing;
 
-pub use clouds::{Cloud, CloudsError, Credentials, Named};
+pub use clouds::{Cloud, CloudsError, Credentials, Named, Texts};
 pub use http::{HttpError, reason_in};
 pub use keystone::{AuthError, Caller, SendError, TokenOwner, Verifier};

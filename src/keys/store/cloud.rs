@@ -41,8 +41,11 @@ impl<'a> Service<'a> {
     pub fn files(&self) -> Result<Vec<PathBuf>, StoreError> {
         let found = Cloud::find(self.cloud, None).map_err(AuthError::from)?;
         let authorities = found.authorities.unwrap_or_else(|| SYSTEM_AUTHORITIES.into());
-        let clouds = clouds::find_file(self.cloud).map_err(AuthError::from)?;
-        Ok([clouds, authorities].into_iter().chain(self.cloud.secret.clone().map(PathBuf::from)).collect())
+        let client = found.client.into_iter().flat_map(|client| [client.certificate, client.key]);
+        let own = clouds::files(self.cloud).map_err(AuthError::from)?;
+        let mut files: Vec<PathBuf> = own.into_iter().chain([authorities]).chain(client).collect();
+        files.dedup();
+        Ok(files)
     }
 
     /// The files that the configuration names.
@@ -52,7 +55,10 @@ impl<'a> Service<'a> {
 
     /// Where the credentials are.
     pub fn places(&self) -> Vec<Place> {
-        let files = self.cloud.secret.iter().chain(&self.cloud.clouds);
-        files.map(|path| Place::path("credential", &**path, self.releases)).collect()
+        // Of a cloud that cannot be read, what the configuration names.
+        let named = || self.paths().into_iter().map(Path::to_owned).collect();
+        let client = Cloud::find(self.cloud, None).ok().and_then(|found| found.client).map(|client| client.key);
+        let files = clouds::files(self.cloud).unwrap_or_else(|_| named()).into_iter().chain(client);
+        files.map(|path| Place::path("credential", path, self.releases)).collect()
     }
 }

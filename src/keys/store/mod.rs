@@ -230,6 +230,17 @@ pub enum StoreError {
         action: &'static str,
         at: String,
     },
+    /// Likewise, and it says why.
+    #[error("{at} refuses to let this user {action} it: {said}")]
+    Refused {
+        /// "read from", "write to", ...
+        action: &'static str,
+        at: String,
+        /// What it says.
+        said: String,
+        /// What helps in this kind of store.
+        hint: &'static str,
+    },
     /// The container is not there.
     #[error("{at} does not exist")]
     NoContainer { at: String },
@@ -247,13 +258,20 @@ pub enum StoreError {
     Memory(#[from] SecretMemoryError),
 }
 
+impl StoreError {
+    /// Whether the store does not let this user do that.
+    pub fn is_denial(&self) -> bool {
+        matches!(self, Self::Denied { .. } | Self::Refused { .. })
+    }
+}
+
 impl Advice for StoreError {
     fn exit(&self) -> Exit {
         match self {
             Self::NotFound { .. } | Self::NoConsumer { .. } => Exit::NoKey,
             Self::Exists { .. } | Self::Outdated { .. } => Exit::InTheWay,
             Self::Malformed { .. } => Exit::NoSealedKey,
-            Self::Denied { .. } => Exit::PermissionDenied,
+            Self::Denied { .. } | Self::Refused { .. } => Exit::PermissionDenied,
             Self::NoContainer { .. } => Exit::Config,
             Self::Config(error) => error.exit(),
             Self::Auth(error) => error.exit(),
@@ -273,6 +291,7 @@ impl Advice for StoreError {
             Self::Denied { .. } => {
                 "check the user with which the store's configuration logs in, and the container's access lists ('cryptattach container show')"
             }
+            Self::Refused { hint, .. } => hint,
             Self::NoContainer { .. } => {
                 "'cryptattach container create' makes one; check 'container' and 'cloud' in the configuration"
             }

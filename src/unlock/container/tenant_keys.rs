@@ -77,7 +77,7 @@ impl TenantKeys {
         self.container.find(id)?;
         match self.container.store.consumers(id) {
             // One whom the store lets use the key, but not see who else does.
-            Err(StoreError::Denied { .. }) => Ok(Vec::new()),
+            Err(error) if error.is_denial() => Ok(Vec::new()),
             consumers => Ok(consumers?),
         }
     }

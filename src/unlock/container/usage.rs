@@ -156,7 +156,7 @@ impl Container {
                 tracing::debug!("cannot record the use of {}: {}", self.reference(*id), chain(&error));
                 Ok(())
             }
-            (Err(Error::Store(error @ StoreError::Denied { .. })), _) => {
+            (Err(Error::Store(error)), _) if error.is_denial() => {
                 tracing::warn!("the key {} still counts as unused, because {}", self.reference(*id), chain(&error));
                 Ok(())
             }

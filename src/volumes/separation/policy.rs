@@ -112,7 +112,7 @@ impl Report {
     pub fn judge(&self, policy: SeparationPolicy) -> Result<(), Refusal> {
         match (&self.verdict, policy) {
             (Verdict::Apart(_), _) => Ok(()),
-            (Verdict::Shared(devices), _) => Err(Refusal::Shared { within: nearest(devices), how: join(devices) }),
+            (Verdict::Shared(devices), _) => Err(Refusal::Shared { within: nearest(devices), how: tree(devices) }),
             (Verdict::Unproven(gaps), SeparationPolicy::Strict) => Err(Refusal::Unproven(join(gaps))),
             (Verdict::Unproven(gaps), SeparationPolicy::Warn) => {
                 gaps.iter().for_each(|gap| tracing::warn!("separation of key and data is not proven: {gap}"));
@@ -129,6 +129,25 @@ fn nearest(shared: &[SharedDevice]) -> &'static str {
         () if all_by(&[SameBy::Rack, SameBy::Host]) => "host",
         () => "device",
     }
+}
+
+/// What is where; of several things in one position, the position once and the things below it.
+fn tree(shared: &[SharedDevice]) -> String {
+    let mut positions: Vec<(String, Vec<String>)> = Vec::new();
+    for device in shared {
+        let (position, place) = (device.position(), device.place().to_string());
+        match positions.iter_mut().find(|(known, _)| *known == position) {
+            Some((_, places)) if places.contains(&place) => {}
+            Some((_, places)) => places.push(place),
+            None => positions.push((position, vec![place])),
+        }
+    }
+    let told = |(position, places): &(String, Vec<String>)| match &places[..] {
+        [only] => format!("{only} is {position}"),
+        places => format!("{position}:\n    {}", places.join("\n    ")),
+    };
+    let several = positions.iter().any(|(_, places)| places.len() > 1);
+    positions.iter().map(told).collect::<Vec<_>>().join(if several { "\n  " } else { "; " })
 }
 
 fn join<T: ToString>(items: &[T]) -> String {
@@ -154,11 +173,12 @@ impl Advice for Refusal {
         let step = match self {
             Self::Shared { within: "device", .. } => {
                 "move the key store (or what opens it) to another device; --allow-shared continues nevertheless and is \
-                 recorded (a boot does not have it)"
+                 recorded (a boot does not have it, and neither do hooks)"
             }
             Self::Shared { .. } => {
-                "move the replica or the volume to another host; --allow-shared continues nevertheless and is recorded \
-                 (a boot does not have it)"
+                "move the replica or the volume to another host; if one host has both on purpose, level = \"device\" in \
+                 [separation] of the configuration asks for different devices only: whoever takes the host then has key \
+                 and data; --allow-shared continues once and is recorded (a boot does not have it, and neither do hooks)"
             }
             Self::Unproven(_) => "'cryptattach separation DEVICE' explains; --separation warn lets it pass",
             Self::Exchanged(error) => return error.next_step(),

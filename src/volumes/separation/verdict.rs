@@ -98,6 +98,11 @@ impl fmt::Display for Evidence {
 }
 
 impl SharedDevice {
+    /// What rests there, and where.
+    pub(super) fn place(&self) -> Place {
+        Place { what: self.what.clone(), at: self.at.clone(), opens: true }
+    }
+
     /// Where it is, in words that follow "is": "on the volume's disk sda".
     pub(super) fn position(&self) -> String {
         let Self { device, volume_device, same_by, within, .. } = self;
@@ -125,8 +130,7 @@ impl SharedDevice {
 
 impl fmt::Display for SharedDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = Place { what: self.what.clone(), at: self.at.clone(), opens: true };
-        write!(f, "{place} is {}", self.position())
+        write!(f, "{} is {}", self.place(), self.position())
     }
 }
 

@@ -14,8 +14,9 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use openssl::x509::X509;
 use reqwest::{
-    Certificate, Client, Method, StatusCode, Url,
+    Certificate, Client, Identity, Method, StatusCode, Url,
     header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
     redirect::Policy,
     tls::Version,
@@ -25,6 +26,7 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
+use zeroize::Zeroizing;
 
 pub use error::{Bottom, HttpError};
 
@@ -107,9 +109,10 @@ pub struct HttpAnswer {
 }
 
 impl HttpAnswer {
-    /// Whether the server is likely to answer otherwise soon (RFC 9110 section 15, RFC 6585 section 4).
+    /// Whether the server is likely to answer otherwise soon (RFC 9110 section 15, RFC 6585 section 4; 498 is
+    /// "Slow down" of Swift's ratelimit middleware).
     fn is_temporary(&self) -> bool {
-        matches!(self.status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
+        matches!(self.status.as_u16(), 408 | 429 | 498 | 500 | 502 | 503 | 504)
     }
 
     /// A header as text.
@@ -190,12 +193,17 @@ pub fn secret_body(secret: SecretBytes) -> Bytes {
 }
 
 impl Http {
-    /// With these limits, and trusting these authorities (PEM) instead of the system's.
-    pub fn new(network: &Network, authorities: Option<&[u8]>) -> Result<Self, HttpError> {
+    /// With these limits, trusting these authorities instead of the system's, and showing this certificate with its key (PEM,
+    /// PKCS #8).
+    pub fn new(
+        network: &Network,
+        authorities: Option<Vec<X509>>,
+        client: Option<(Vec<u8>, Zeroizing<Vec<u8>>)>,
+    ) -> Result<Self, HttpError> {
         // Whatever the configuration says, there is a bound, and arithmetic with it does not overflow.
         let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_LIMIT).min(LONGEST_LIMIT);
         let failed = |error: reqwest::Error| HttpError::Client(error.into());
-        let mut client = Client::builder()
+        let mut builder = Client::builder()
             .user_agent(concat!("cryptattach/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(seconds(network.connect_seconds))
             .tls_version_min(Version::TLS_1_2)
@@ -206,11 +214,17 @@ impl Http {
                 let stays = attempt.previous().last().is_some_and(|from| same(from, attempt.url()));
                 if stays && attempt.previous().len() <= 3 { attempt.follow() } else { attempt.stop() }
             }));
-        if let Some(pem) = authorities {
-            client = client.tls_certs_only(Certificate::from_pem_bundle(pem).map_err(failed)?);
+        if let Some(authorities) = authorities {
+            let der = |authority: &X509| authority.to_der().map_err(|error| HttpError::Client(error.into()));
+            let authorities =
+                authorities.iter().map(|authority| Certificate::from_der(&der(authority)?).map_err(failed));
+            builder = builder.tls_certs_only(authorities.collect::<Result<Vec<_>, _>>()?);
+        }
+        if let Some((chain, key)) = client {
+            builder = builder.identity(Identity::from_pkcs8_pem(&chain, &key).map_err(failed)?);
         }
         Ok(Self {
-            client: client.build().map_err(failed)?,
+            client: builder.build().map_err(failed)?,
             runtime: Some(Builder::new_current_thread().enable_all().build().map_err(|e| HttpError::Client(e.into()))?),
             limits: Limits { one_try: seconds(network.try_seconds), total: seconds(network.total_seconds) },
             end: None,
@@ -412,4 +426,26 @@ pub fn reason_in(body: &[u8]) -> Option<String> {
     let text = said.or_else(|| (!body.trim_start().starts_with(['<', '{'])).then_some(body))?.trim();
     let clean: String = text.chars().filter(|c| !c.is_control()).take(LONGEST).collect();
     (!clean.is_empty()).then_some(clean)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::keys::net::testing::serve;
+
+    #[test]
+    fn a_server_that_asks_to_slow_down_is_waited_for() {
+        for status in [429, 498] {
+            let asked = AtomicU32::new(0);
+            let url = serve(move |_| match asked.fetch_add(1, Ordering::Relaxed) {
+                0 => (status, "Retry-After: 0\r\n".to_owned(), "Slow down".to_owned()),
+                _ => (200, String::new(), "done".to_owned()),
+            });
+            let http = Http::new(&Network::default(), None, None).unwrap();
+            let answer = http.send(&Request::new(Method::GET, vec![super::url(&url).unwrap()], 100)).unwrap();
+            assert_eq!((answer.status.as_u16(), answer.body.expose()), (200, b"done".as_slice()), "{status}");
+        }
+    }
 }

@@ -6,7 +6,6 @@ mod verify;
 
 use std::{
     borrow::Cow,
-    fs,
     io::Write,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -21,7 +20,7 @@ use serde_json::{Value, json};
 pub use verify::{TokenOwner, Verifier};
 
 use super::{
-    clouds::{Cloud, CloudsError, Credentials, Named},
+    clouds::{Cloud, CloudsError, Credentials, Named, Wanted},
     http::{self, Http, HttpAnswer, HttpError, Request},
 };
 use crate::{
@@ -49,6 +48,8 @@ pub struct Session {
     http: Http,
     cloud: Cloud,
     service: &'static str,
+    /// Which of the service's end points is meant.
+    wanted: Wanted,
     /// The service's URLs by configuration, in place of the catalogue's.
     urls: Vec<Url>,
     token: Mutex<Option<Arc<Token>>>,
@@ -129,7 +130,7 @@ impl Advice for AuthError {
             }
             Self::Unavailable { .. } => "check that Keystone runs; -v shows every try",
             Self::NoEndpoint { .. } => {
-                "check 'region_name' and 'interface' in clouds.yaml, or name the service's 'urls' in the configuration"
+                "check 'regions', 'region_name' and 'interface' in clouds.yaml, or name the service's 'urls' in the configuration"
             }
             Self::Answer { .. } => "check auth_url in clouds.yaml",
             Self::Memory(error) => return error.next_step(),
@@ -185,13 +186,12 @@ impl Session {
         caller: Option<Arc<Caller>>,
     ) -> Result<Self, AuthError> {
         let cloud = Cloud::find(config, caller)?;
-        let authorities = cloud.authorities.as_deref();
-        let authorities = authorities
-            .map(|path| fs::read(path).map_err(|source| CloudsError::Read { path: path.to_owned(), source }));
-        let authorities = authorities.transpose()?;
-        let http = Http::new(network, authorities.as_deref())?;
-        let urls = urls.iter().map(|text| http::url(text)).collect::<Result<_, _>>()?;
-        Ok(Self { http, cloud, service, urls, token: Mutex::new(None) })
+        let http = Http::new(network, cloud.read_authorities()?, cloud.read_client()?)?;
+        let wanted = cloud.wanted(service);
+        // What the store's configuration says comes before what clouds.yaml says.
+        let of_cloud = wanted.url.as_ref().filter(|_| urls.is_empty());
+        let urls = urls.iter().chain(of_cloud).map(|text| http::url(text)).collect::<Result<_, _>>()?;
+        Ok(Self { http, cloud, service, wanted, urls, token: Mutex::new(None) })
     }
 
     /// Sends what `build` makes for the service's URLs, with a token; once more with a new one if that is refused.
@@ -342,15 +342,17 @@ impl Session {
         if !self.urls.is_empty() {
             return Ok(self.urls.clone());
         }
-        let region = &self.cloud.region;
-        let fits = |endpoint: &Endpoint| {
-            endpoint.interface == self.cloud.interface && (region.is_none() || *region == endpoint.region)
+        let Wanted { region, interfaces, .. } = &self.wanted;
+        let ours = catalogue.into_iter().filter(|service| service.kind == self.service);
+        let endpoints: Vec<Endpoint> = ours.flat_map(|service| service.endpoints).collect();
+        let of = |interface: &String| {
+            endpoints
+                .iter()
+                .find(|endpoint| endpoint.interface == *interface && (region.is_none() || *region == endpoint.region))
         };
-        let mut endpoints =
-            catalogue.into_iter().filter(|service| service.kind == self.service).flat_map(|service| service.endpoints);
-        let endpoint = endpoints.find(fits).ok_or_else(|| AuthError::NoEndpoint {
+        let endpoint = interfaces.iter().find_map(of).ok_or_else(|| AuthError::NoEndpoint {
             service: self.service,
-            interface: self.cloud.interface.clone(),
+            interface: interfaces.join(" or "),
             region: region.as_ref().map(|region| format!(" in region {region}")).unwrap_or_default(),
         })?;
         Ok(vec![http::url(&endpoint.url)?])
@@ -452,5 +454,25 @@ mod tests {
         let json: Value = serde_json::from_slice(json.expose()).unwrap();
         assert_eq!(json["password"], "p\"w\u{1}\u{fc}");
         assert_eq!(json["user"]["name"], "a\"b\u{1}");
+    }
+
+    #[test]
+    fn a_callers_service_token_goes_along_to_the_store() {
+        let (heard, hears) = std::sync::mpsc::channel();
+        let url = crate::keys::net::testing::serve(move |head| {
+            heard.send(head.to_owned()).unwrap();
+            (200, String::new(), String::new())
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let clouds = folder.path().join("clouds.yaml");
+        std::fs::write(&clouds, format!("clouds: {{k: {{auth: {{auth_url: \"{url}\"}}}}}}")).unwrap();
+        let config = CloudConfig { cloud: Some("k".to_owned()), clouds: Some(clouds.into()), secret: None };
+        let secret = |text: &str| SecretBytes::copy_of(text.as_bytes()).unwrap();
+        let caller = Caller { token: secret("of the user"), service_token: Some(secret("of the service")) };
+        let network = Network::default();
+        let session = Session::new(&config, &[url], &network, "key-manager", Some(Arc::new(caller))).unwrap();
+        session.send(|urls| Request::new(Method::GET, urls.to_vec(), 100)).unwrap();
+        let head = hears.recv().unwrap();
+        assert!(head.contains("x-auth-token: of the user\nx-service-token: of the service"), "{head}");
     }
 }

@@ -130,7 +130,10 @@ fn unavailable(answer: HttpAnswer) -> AuthError {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, sync::mpsc};
+
     use super::*;
+    use crate::keys::net::testing::serve;
 
     fn owner(json: &str) -> TokenOwner {
         serde_json::from_str::<Verified>(json).unwrap().token
@@ -151,5 +154,50 @@ mod tests {
         assert_eq!(role(&with(r#""domain": {"id": "d"}"#, "admin")), None);
         assert_eq!(owner(r#"{"token": {"user": {"id": "u"}}}"#).role(&roles), None);
         assert_eq!(owner(&with(project, "member")).project.unwrap().id.as_str(), "7ed2");
+    }
+
+    /// A Keystone that knows the tokens "user" (expired), "service" and "member"; it is asked with the token "own".
+    fn keystone() -> (Verifier, mpsc::Receiver<String>, tempfile::TempDir) {
+        let (heard, hears) = mpsc::channel();
+        let url = serve(move |head| {
+            heard.send(head.to_owned()).unwrap();
+            let asks_with_own = head.contains("x-auth-token: own");
+            let subject = head.lines().find_map(|line| line.strip_prefix("x-subject-token: ")).unwrap_or_default();
+            let role = match subject {
+                _ if !asks_with_own => return (403, String::new(), "{}".to_owned()),
+                "user" if head.contains("allow_expired=1") => "member",
+                "service" => "service",
+                "member" => "member",
+                _ => return (404, String::new(), r#"{"error": {"message": "Could not find token"}}"#.to_owned()),
+            };
+            let body = format!(
+                r#"{{"token": {{"user": {{"id": "{subject}"}}, "roles": [{{"name": "{role}"}}], "project": {{"id": "p", "name": "n"}}}}}}"#
+            );
+            (200, String::new(), body)
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let clouds = folder.path().join("clouds.yaml");
+        let text = format!("clouds: {{k: {{auth_type: v3token, auth: {{auth_url: \"{url}\", token: own}}}}}}");
+        fs::write(&clouds, text).unwrap();
+        let config = CloudConfig { cloud: Some("k".to_owned()), clouds: Some(clouds.into()), secret: None };
+        (Verifier::new(&config, &Network::default(), &["service".to_owned()]).unwrap(), hears, folder)
+    }
+
+    #[test]
+    fn a_token_that_has_expired_counts_only_if_a_service_vouches_for_it() {
+        let (verifier, heard, _folder) = keystone();
+        let secret = |text: &str| SecretBytes::copy_of(text.as_bytes()).unwrap();
+        let owner = |token: &str, service: Option<&str>| {
+            verifier.owner(&Caller { token: secret(token), service_token: service.map(secret) })
+        };
+        assert_eq!(owner("user", Some("service")).unwrap().user.id, "user");
+        assert_eq!(owner("member", None).unwrap().user.id, "member");
+        for (token, service) in [("user", None), ("user", Some("member")), ("user", Some("x")), ("x", Some("service"))]
+        {
+            let refused = owner(token, service).err().unwrap();
+            assert!(matches!(refused, SendError::Auth(AuthError::CallerToken(_))), "{token} {service:?}: {refused:?}");
+        }
+        let first = heard.try_iter().next().unwrap();
+        assert!(first.starts_with("get /v3/auth/tokens?nocatalog "), "{first}");
     }
 }

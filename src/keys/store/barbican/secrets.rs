@@ -92,7 +92,13 @@ impl Barbican {
         let said = http::reason(&answer).map(|said| format!(": {said}")).unwrap_or_default();
         match answer.status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                Err(StoreError::Denied { action, at: self.to_string() })
+                let said = http::reason(&answer).unwrap_or_else(|| format!("it answers {}", answer.status));
+                let hint = if said.to_lowercase().contains("quota") {
+                    "raise the project's quota in Barbican, or delete keys that nobody needs any more"
+                } else {
+                    "check the project and roles of the user, by whose token Barbican judges, and the secret's access list"
+                };
+                Err(StoreError::Refused { action, at: self.to_string(), said, hint })
             }
             status => Err(self.wrong(action, format!("it answers {status}{said}"))),
         }

@@ -197,6 +197,7 @@ impl Swift {
             404 => return Err(StoreError::NoContainer { at }),
             413 | 422 => format!("it refuses the request ({}){said}", answer.status),
             429 => "it asks to come back later (429 Too Many Requests)".to_owned(),
+            498 => "it asks to come back later (498 Slow Down)".to_owned(),
             503 => format!("too few of its replicas answer (503 Service Unavailable){said}"),
             507 => "it has no space left (507 Insufficient Storage)".to_owned(),
             300..=399 => format!("it redirects to another server, {}", answer.header("location").unwrap_or("unnamed")),

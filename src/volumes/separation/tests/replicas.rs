@@ -7,6 +7,7 @@ use tempfile::TempDir;
 
 use super::{super::*, made_up::MadeUp};
 use crate::{
+    base::advice::Advice,
     base::key::{Location, Place, Replica, Ring},
     config::{SeparationLevel, SeparationPolicy},
 };
@@ -261,6 +262,22 @@ fn a_refusal_says_what_both_are_on() {
     };
     assert!(refused(SeparationLevel::Host, "10.0.0.5").starts_with("key and data are on the same host: the object's"));
     assert!(refused(SeparationLevel::Rack, "10.0.0.6").starts_with("key and data are on the same rack: the object's"));
+}
+
+#[test]
+fn on_one_host_for_all_the_replicas_are_told_once_and_how_to_have_it_so() {
+    let case = Case::new().served_by_iscsi("10.0.0.5:3260").known(STORAGE);
+    let report = case.check(
+        "/dev/sda2",
+        &[object_on("10.0.0.5"), object_on("10.0.0.5"), replica(Ring::Account, "10.0.0.5", "sdb1")],
+    );
+    let refusal = report.judge(SeparationPolicy::Warn).expect_err("refused");
+    let text = refusal.to_string();
+    assert_eq!(text.matches("the host that serves the volume").count(), 1, "{text}");
+    assert_eq!(text.matches("the object's replica on 10.0.0.5").count(), 1, "{text}");
+    assert!(text.contains("\n    the account's replica on 10.0.0.5"), "{text}");
+    let next = refusal.next_step().expect("there is one");
+    assert!(next.contains("level = \"device\" in [separation]") && next.contains("whoever takes the host"), "{next}");
 }
 
 #[test]

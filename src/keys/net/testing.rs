@@ -1,0 +1,27 @@
+//! A server for unit tests: it answers each request as a test says.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
+    thread,
+};
+
+/// Serves until the tests end; its URL. `answer` is given the head of a request without body, in lower case, and says status and
+/// headers (each line ends in CRLF) and body.
+pub fn serve(answer: impl Fn(&str) -> (u16, String, String) + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let head = BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+            let head = head.collect::<Vec<_>>().join("\n").to_lowercase();
+            let (status, headers, body) = answer(&head);
+            let length = body.len();
+            let _ = write!(
+                &stream,
+                "HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
+            );
+        }
+    });
+    url
+}
