@@ -10,10 +10,12 @@ use crate::{
     wiretap::Wiretap,
 };
 
-/// A host with two volumes of its own, off and on again.
+/// A host with volumes of its own, off and on again.
 struct Victim<'s> {
     host: Host<'s>,
     root: String,
+    home: String,
+    /// Nothing opens it at a boot.
     data: String,
 }
 
@@ -47,9 +49,9 @@ impl<'s> Victim<'s> {
         let mut host = stage.host("compute-7");
         stage.enrols(&host);
         host.ok(&["lockbox", "open"]);
-        let (root, data) = (host.volume("root.img"), host.volume("data.img"));
+        let [root, home, data] = ["root.img", "home.img", "data.img"].map(|name| host.volume(name));
         host.reboots();
-        Self { host, root, data }
+        Self { host, root, home, data }
     }
 
     /// A disk of the attacker's: a volume of his own with the UUID of `root`, and with its token if that is wanted.
@@ -186,12 +188,12 @@ fn a_volume_that_was_attached_before_is_proven_only_if_this_boot_attached_it() {
     let stage = Stage::new();
     let mut victim = Victim::new(&stage);
     let admin = format!("{} --config {}", env!("CARGO_BIN_EXE_cryptattach"), stage.keys("cryptattach.toml"));
-    let (root, data) = (LoopDevice::new(victim.root.as_ref(), ""), LoopDevice::new(victim.data.as_ref(), ""));
-    let crypttab = format!("root {} none luks\ndata {} none luks\n", root.path(), data.path());
+    let (root, home) = (LoopDevice::new(victim.root.as_ref(), ""), LoopDevice::new(victim.home.as_ref(), ""));
+    let crypttab = format!("root {} none luks\nhome {} none luks\n", root.path(), home.path());
     std::fs::write(victim.host.file("crypttab"), crypttab).unwrap();
     let config = victim.host.file("cryptattach.toml");
     let attach = format!("{admin} attach {} root --backend userspace >/dev/null", root.path());
-    let boot = "ca boot --crypttab crypttab; ca detach data; loot";
+    let boot = "ca boot --crypttab crypttab; ca detach home; loot";
     let said = victim.runs(&config, "", &format!("{attach}; {boot}"));
     assert_eq!(loot(&said), Loot::nothing());
     assert!(said.contains("the lockbox was closed: nothing proves that this host's own volume was opened as root"));
