@@ -74,7 +74,8 @@ fn with_disk(parts: Parts, disk: std::path::PathBuf) -> Parts {
 fn loot(site: &Site, machine: &mut Machine) -> (String, String, String) {
     machine.see("LOOT open ");
     let open = machine.see_line().trim().to_owned();
-    machine.plug("victim", &site.file("root.img"));
+    site.sh("cp --sparse=always root.img victim.img");
+    machine.plug("victim", &site.file("victim.img"));
     machine.see("LOOT attach ");
     let attach = machine.see_line().trim().to_owned();
     machine.see("LOOT then ");

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     base::{hex, mapping_name::MappingName},
+    keys::tpm::pcr_after,
     unlock::{self, lockbox::LockboxError},
     verbs::{error::Error, explain, failure::Failure as Told},
 };
@@ -63,9 +64,11 @@ struct Facts {
 enum LatchFacts {
     /// It is extended.
     Extended {
-        /// By SHA-256 of this.
+        /// By SHA-256 of this,
         event: String,
-        /// It has this value, and no other event is in it if that is SHA-256 of 32 zero bytes and of the event's digest.
+        /// and by nothing else; or not by this, for something else had extended it before.
+        measured: bool,
+        /// It has this value.
         value: String,
     },
     /// That is not proven.
@@ -172,7 +175,7 @@ impl Record {
         self.facts.latch = Some(match news {
             LatchNews::Latched(value) => {
                 self.note("PCR 15 is latched");
-                LatchFacts::Extended { event, value: hex::encode(value) }
+                LatchFacts::Extended { measured: *value == pcr_after(&event), event, value: hex::encode(value) }
             }
             LatchNews::NotLatched(why) => LatchFacts::NotExtended { why: why.clone() },
             LatchNews::Nothing => LatchFacts::NotWanted,
@@ -371,7 +374,10 @@ fn text(facts: &Facts) -> String {
     let mut lines = vec!["this boot:".to_owned()];
     lines.extend(facts.volumes.iter().map(volume));
     lines.push(match &facts.latch {
-        Some(LatchFacts::Extended { value, .. }) => format!("  PCR 15 is extended, by what was opened: {value}"),
+        Some(LatchFacts::Extended { measured: true, value, .. }) => {
+            format!("  PCR 15 is extended, by what was opened: {value}")
+        }
+        Some(LatchFacts::Extended { value, .. }) => format!("  PCR 15 is extended, by other events, too: {value}"),
         Some(LatchFacts::NotExtended { why }) => format!("  PCR 15 is not extended: {why}"),
         Some(LatchFacts::NotWanted) => "  PCR 15 was left alone".to_owned(),
         None => "  it has not ended yet".to_owned(),

@@ -176,6 +176,7 @@ fn a_boot_of_the_hosts_own_disk_leaves_the_lockbox_open_and_says_what_it_opened(
     // Whoever has the record can check what the TPM has: SHA-256 of its old value and of the event's digest.
     let record: Value = serde_json::from_slice(&std::fs::read(victim.host.file("record")).unwrap()).unwrap();
     let (event, value) = (record["latch"]["event"].as_str().unwrap(), record["latch"]["value"].as_str().unwrap());
+    assert_eq!(record["latch"]["measured"], true, "{record}");
     let uuid = sh(&format!("cryptsetup luksUUID {}", victim.root));
     assert!(event.contains(&format!("\ncryptsetup:root:{uuid}:")), "{event}");
     let extended = openssl::sha::sha256(&[&[0; 32][..], &openssl::sha::sha256(event.as_bytes())].concat());
