@@ -26,6 +26,7 @@ use crate::{
     keys::tpm::pcr_after,
     unlock::{self, lockbox::LockboxError},
     verbs::{error::Error, explain, failure::Failure as Told},
+    volumes::{backend::BackendKind, header::Volume},
 };
 
 /// The record of a boot.
@@ -102,6 +103,8 @@ enum Outcome {
     Attached,
     NotOurs,
     NotAttached,
+    /// It was attached, and taken away from a system that is not this host's own.
+    Detached,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -138,8 +141,34 @@ impl Record {
             Some(LatchFacts::Extended { .. } | LatchFacts::NotWanted) => facts.seconds.is_none(),
         };
         match Facts::read() {
-            Some(facts) => is_left(&facts).then(|| Self { facts, ..Self::of(Vec::new(), true) }),
-            None => Some(Self::of(Vec::new(), true)),
+            Some(facts) => is_left(&facts).then(Self::go_on),
+            None => Some(Self::go_on()),
+        }
+    }
+
+    /// Goes on with the record of a boot that has ended.
+    pub fn go_on() -> Self {
+        let record = Self::of(Vec::new(), true);
+        let facts = Facts::read().unwrap_or(record.facts);
+        Self { facts, ..record }
+    }
+
+    /// The volumes that are attached and proven to be this host's own.
+    pub fn proven(&self) -> Vec<MappingName> {
+        let is_proven = |facts: &&VolumeFacts| facts.result == Outcome::Attached && facts.evidence.proven;
+        self.facts.volumes.iter().filter(is_proven).map(|facts| facts.name.clone()).collect()
+    }
+
+    /// A volume was detached for this reason, or cannot be.
+    pub fn detached(&mut self, name: &MappingName, why: &str, detached: Result<BackendKind, Error>) {
+        match detached {
+            Ok(_) => {
+                let volumes = self.facts.volumes.iter_mut();
+                volumes.filter(|facts| facts.name == *name).for_each(|facts| facts.result = Outcome::Detached);
+                self.say(&format!("{name} was detached: {why}"));
+                self.write();
+            }
+            Err(error) => self.tell("detach", Some(Path::new(name.as_str())), &error),
         }
     }
 
@@ -345,9 +374,10 @@ impl Earlier {
     }
 
     /// What is known of a planned volume that is attached already.
-    pub fn of(&self, planned: &Planned) -> Opened {
+    pub fn of(&self, planned: &Planned, volume: &Volume) -> Opened {
         let is_it = |facts: &&VolumeFacts| {
             facts.name == planned.name
+                && facts.evidence.header == volume.luks().map(|luks| luks.digest.clone())
                 && facts.device == planned.device.to_string()
                 && facts.result == Outcome::Attached
         };

@@ -178,7 +178,7 @@ fn a_boot_of_the_hosts_own_disk_leaves_the_lockbox_open_and_says_what_it_opened(
     let (event, value) = (record["latch"]["event"].as_str().unwrap(), record["latch"]["value"].as_str().unwrap());
     assert_eq!(record["latch"]["measured"], true, "{record}");
     let uuid = sh(&format!("cryptsetup luksUUID {}", victim.root));
-    assert!(event.contains(&format!("\ncryptsetup:root:{uuid}:")), "{event}");
+    assert!(event.contains(&format!(" cryptsetup:root:{uuid}:")), "{event}");
     let extended = openssl::sha::sha256(&[&[0; 32][..], &openssl::sha::sha256(event.as_bytes())].concat());
     assert_eq!(value, cryptattach::base::hex::encode(&extended));
     assert!(word(&said, "PCR15 ").to_lowercase().ends_with(value), "{said}");
@@ -291,4 +291,28 @@ fn a_host_without_its_tpm_boots_and_says_that_nothing_is_latched() {
     let said = victim.runs(&away, "", "ca boot --crypttab crypttab; echo \"BOOT $?\"");
     assert_eq!(word(&said, "BOOT "), "0");
     assert!(said.contains("PCR 15 is not extended: there is no TPM /dev/none"), "{said}");
+}
+
+/// The attacker leaves the host's disks where they are, and puts in one whose file system has the UUID that `root=` names.
+#[test]
+fn a_root_file_system_that_is_not_on_the_hosts_own_volume_gets_neither_lockbox_nor_volumes() {
+    let stage = Stage::new();
+    let mut victim = Victim::new(&stage);
+    let disk = LoopDevice::new(victim.root.as_ref(), "");
+    std::fs::write(victim.host.file("crypttab"), format!("root {} none luks\n", disk.path())).unwrap();
+    let config = victim.host.file("cryptattach.toml");
+    let boot = "ca boot --crypttab crypttab; device=$(ca status root --json | sed 's/.*\"device\":\"//; s/\".*//'); mkdir -p mnt";
+    let own = "mke2fs -q -t ext4 $device; mount $device mnt; ca boot --finish --root mnt; umount mnt; loot";
+    let said = victim.runs(&config, "", &format!("{boot}; {own}"));
+    assert_eq!(loot(&said), Loot::all());
+
+    let theirs = "truncate -s 4M theirs; mke2fs -q -t ext4 theirs; mount -o loop theirs mnt; ca boot --finish --root mnt; umount mnt
+        ca status root && echo 'ROOT is there' || echo 'ROOT is away'; loot; ca explain";
+    for (what, script) in [("another disk", theirs), ("none", "ca boot --finish --root none; loot")] {
+        victim.host.reboots();
+        let said = victim.runs(&config, "", &format!("{boot}; {script}"));
+        assert_eq!(loot(&said), Loot::nothing(), "{what}");
+        assert!(said.contains("root was detached: the root file system in"), "{what}: {said}");
+        assert!(what == "none" || said.contains("ROOT is away"), "{said}");
+    }
 }
