@@ -35,6 +35,10 @@ pub struct Boot {
     /// power-on, and close the lockbox. Does nothing after a boot that has done them
     #[arg(long, group = "only")]
     finish: bool,
+    /// With --finish: where the root file system is mounted. Unless it is on a volume that this boot has proven to be this
+    /// host's own, closes the lockbox and detaches what the boot attached
+    #[arg(long, value_name = "DIR", requires = "finish")]
+    root: Option<PathBuf>,
     /// The crypttab to read [default: that of the initramfs, or /etc/crypttab]
     #[arg(long, value_name = "FILE")]
     crypttab: Option<PathBuf>,
@@ -51,7 +55,7 @@ impl Boot {
         let read = |path: &PathBuf| crypttab::text(path).map_err(Error::io(format!("read {}", path.display())));
         let crypttab = self.crypttab.as_ref().map(read).transpose();
         if crypttab.is_err() && self.is_boot() {
-            boot::finish(&config)?;
+            boot::finish(&config, None)?;
         }
         let crypttab = crypttab?;
         let crypttab = crypttab.as_deref();
@@ -67,7 +71,7 @@ impl Boot {
             return output::print(false, &(), lines).map(|()| ExitCode::SUCCESS);
         }
         if self.finish {
-            return boot::finish(&config).map(|()| ExitCode::SUCCESS);
+            return boot::finish(&config, self.root.as_deref()).map(|()| ExitCode::SUCCESS);
         }
         match boot::boot(config, crypttab, reports) {
             // It has been told, volume by volume.

@@ -144,6 +144,23 @@ impl Machine {
         }
     }
 
+    /// Waits until the machine ends by itself: QEMU takes a reboot for that.
+    #[track_caller]
+    pub fn ends(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.console.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(bytes) => {
+                    let text = String::from_utf8_lossy(&bytes).replace('\r', "");
+                    write!(self.log, "{text}").unwrap();
+                    self.shown.push_str(&text);
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => panic!("it goes on; the console:\n{}", self.shown),
+            }
+        }
+    }
+
     /// Waits for the end of a line; returns what is left of it.
     #[track_caller]
     pub fn see_line(&mut self) -> String {

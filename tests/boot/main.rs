@@ -2,6 +2,7 @@
 //! `scripts/test vm`; its arguments are those of `cargo test`. The benchmark is an ignored story. Consoles are kept in
 //! target/boot-logs.
 
+mod attackers;
 mod bench;
 #[path = "../common/image.rs"]
 mod image;
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
             Ok(())
         })
     };
-    let mut trials: Vec<Trial> = stories::STORIES.iter().copied().map(trial).collect();
+    let mut trials: Vec<Trial> = stories::STORIES.iter().chain(attackers::STORIES).copied().map(trial).collect();
     trials.push(trial(("bench-boot", |site, _| bench::compare(site))).with_ignored_flag(true));
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -182,7 +182,6 @@ fn a_latch_that_somebody_between_swallows_or_makes_up_is_noticed() {
         tamper(&tap);
         let error = latch(&config, &config.identity, "a boot").unwrap_err();
         println!("{what}: {error}");
-        assert_eq!(host.swtpm.leftovers(), "", "{what}");
     }
     // Without them the TPM proves it, also the second time, and whatever else was measured before.
     host.reboot();
@@ -190,6 +189,7 @@ fn a_latch_that_somebody_between_swallows_or_makes_up_is_noticed() {
     let value = host.latch().unwrap();
     assert_eq!(pcr_15(&host).get(15), Some(&value));
     assert_eq!(host.latch().unwrap(), value, "extended once");
+    assert_eq!(host.swtpm.leftovers(), "");
     host.swtpm.extend(15, '1');
     assert_ne!(host.latch().unwrap(), value);
 }

@@ -34,8 +34,11 @@ install() {
         inst "$path"
     done
     inst_multiple -o systemd-ask-password
-    inst_simple "$moddir/cryptattach-boot.service" "$systemdsystemunitdir/cryptattach-boot.service"
+    for unit in cryptattach-boot.service cryptattach-root.service; do
+        inst_simple "$moddir/$unit" "$systemdsystemunitdir/$unit"
+    done
     $SYSTEMCTL -q --root "$initdir" add-wants sysinit.target cryptattach-boot.service
+    $SYSTEMCTL -q --root "$initdir" add-wants initrd.target cryptattach-root.service
     if cryptattach boot --needs-network; then
         echo rd.neednet=1 >"$initdir/etc/cmdline.d/90-cryptattach.conf"
         # systemd-networkd does not know that word: DHCP, unless ip= or the machine's own files say otherwise.

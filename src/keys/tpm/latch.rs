@@ -26,13 +26,11 @@ pub const KEYS_WERE_OPENED: &str = "cryptattach: this boot has its keys";
 /// `identity` is the file of a key that this TPM has made: it has the storage root key's name. Without a proof PCR 15 is
 /// extended all the same, as well as that can be told, and the error says why there is none.
 pub fn latch(config: &TpmConfig, identity: &Path, event: &str) -> Result<Digest, TpmError> {
-    let proven = IdentityFile::read(identity).and_then(|file| {
-        let latch = || Tpm::open(config)?.latch(file.storage_root, event);
-        // An answer that was forged or lost ends the use of its connection.
-        latch().or_else(|error| {
-            tracing::debug!("the TPM is asked to extend PCR 15 once more: {}", chain(&error));
-            latch()
-        })
+    let latch = || Tpm::open(config)?.latch(IdentityFile::read(identity)?.storage_root, event);
+    // An answer that was forged or lost ends the use of its connection.
+    let proven = latch().or_else(|error| {
+        tracing::debug!("the TPM is asked to extend PCR 15 once more: {}", chain(&error));
+        latch()
     });
     proven.inspect_err(|_| {
         let digest = sha256(event.as_bytes());

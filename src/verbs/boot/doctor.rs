@@ -13,6 +13,7 @@ use super::{
     BootError,
     image::{self, Image, Part},
     initrd::Initrd,
+    latch,
 };
 use crate::{config::Config, keys::seal::identities, verbs::error::Error};
 
@@ -38,12 +39,14 @@ pub enum Health {
     Outdated,
     /// There, and should not be.
     Misplaced,
+    /// The image is fit without it, and the machine is better off with it.
+    Advised,
 }
 
 impl Finding {
-    /// Whether nothing is to be done.
+    /// Whether nothing has to be done.
     pub fn is_well(&self) -> bool {
-        self.is == Health::Well
+        matches!(self.is, Health::Well | Health::Advised)
     }
 
     fn new(what: impl Into<String>, is: Health, why: Option<&str>) -> Self {
@@ -58,6 +61,7 @@ impl fmt::Display for Finding {
             Health::Missing => "MISSING",
             Health::Outdated => "OUTDATED",
             Health::Misplaced => "MISPLACED",
+            Health::Advised => "ADVISED",
         };
         write!(f, "{is:<10} {}", self.what)?;
         self.why.iter().try_for_each(|why| write!(f, ": {why}"))
@@ -91,6 +95,11 @@ pub fn examine(config: &Config, path: &Path, crypttab: Option<&str>) -> Result<V
         Finding::new(format!("file {}", kept_out.path.display()), is, Some(&kept_out.why))
     }));
     findings.extend(misplaced(config, &initrd, &wanted));
+    if latch::identity(config).is_some() {
+        let is_systemd = initrd.find(Path::new(STARTS[1])).is_some();
+        let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+        findings.extend(advice(&command_line, is_systemd));
+    }
     let mode = fs::metadata(path).map_err(failed)?.permissions().mode();
     if mode & 0o004 != 0 {
         let why = "everybody on this machine can read it, credentials included (set UMASK=0077 in initramfs.conf; dracut keeps the mode of the file that it replaces: chmod 600)";
@@ -109,6 +118,26 @@ const NETWORKS: [&str; 5] = [
     "/usr/sbin/NetworkManager",
     "/usr/sbin/dhclient",
 ];
+
+/// What is missing on the kernel's command line of a machine whose TPM opens its keys.
+fn advice(command_line: &str, is_systemd: bool) -> Vec<Finding> {
+    let words: Vec<&str> = command_line.split_whitespace().collect();
+    // initramfs-tools(7), dracut.cmdline(7)
+    let no_shell = if is_systemd { "rd.shell=0" } else { "panic=" };
+    let has_shell = !words.iter().any(|word| word.starts_with(no_shell));
+    let by_tag = words.iter().find(|word| {
+        word.strip_prefix("root=").is_some_and(|root| root.contains('=') || root.starts_with("/dev/disk/by-"))
+    });
+    let shell = has_shell.then(|| {
+        let why = "without it an initramfs that does not find its root gives a shell to whoever sits there";
+        Finding::new(format!("{no_shell} on the kernel's command line"), Health::Advised, Some(why))
+    });
+    let root = by_tag.map(|root| {
+        let why = format!("instead of {root}, which any disk can claim to be, beside this host's own");
+        Finding::new("root=/dev/mapper/NAME on the kernel's command line", Health::Advised, Some(&why))
+    });
+    shell.into_iter().chain(root).collect()
+}
 
 fn one_of(initrd: &Initrd, what: &str, paths: &[&str], why: &str) -> Finding {
     match paths.iter().find(|path| initrd.find(Path::new(path)).is_some()) {
@@ -179,4 +208,24 @@ fn misplaced(config: &Config, initrd: &Initrd, wanted: &Image) -> Vec<Finding> {
     keys.filter(|path| !is_known(path))
         .map(|path| Finding::new(format!("file {}", path.display()), Health::Misplaced, Some(why)))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_bound_to_its_tpm_is_advised_to_give_no_shell_and_to_name_its_root() {
+        let advised = |command_line, is_systemd| {
+            advice(command_line, is_systemd).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let missing = |found: &[String], word: &str| matches!(found, [only] if only.starts_with(word));
+        assert!(advised("quiet root=/dev/mapper/root panic=10", false).is_empty());
+        assert!(advised("quiet root=/dev/mapper/root rd.shell=0", true).is_empty());
+        assert!(missing(&advised("quiet root=/dev/mapper/root", false), "ADVISED    panic= on"));
+        assert!(missing(&advised("quiet panic=10", true), "ADVISED    rd.shell=0 on"));
+        let by_tag = "ADVISED    root=/dev/mapper/NAME on the kernel's command line: instead of root=UUID=ab,";
+        assert!(missing(&advised("root=UUID=ab panic=10", false), by_tag));
+        assert!(advice("quiet", false)[0].is_well(), "the image is fit all the same");
+    }
 }

@@ -50,7 +50,7 @@ pub fn latch(config: &Config, event: &str) -> Result<PcrLatch, Error> {
 }
 
 /// A key of this host's TPM: one that lockbox or stores use, or else the one that it has, for whoever runs later might use it.
-fn identity(config: &Config) -> Option<PathBuf> {
+pub fn identity(config: &Config) -> Option<PathBuf> {
     let lockbox = config.lockbox.iter().flat_map(|lockbox| &lockbox.identities);
     let stores = config.stores.values().flat_map(|store| &store.sealing.identities);
     let used = identities::first_of_tpm(lockbox.chain(stores));

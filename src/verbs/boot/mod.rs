@@ -20,10 +20,12 @@ mod plan;
 mod progress;
 mod prompt;
 mod record;
+mod root;
 mod signals;
 mod volumes;
 
 use std::{
+    path::Path,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender},
@@ -49,9 +51,13 @@ use self::{
 use crate::{
     base::chain::chain,
     config::{Config, Latch},
+    sys::sysfs::Sysfs,
     unlock::{self, lockbox::Lockbox},
-    verbs::{error::Error, explain},
-    volumes::Unlocked,
+    verbs::{detach, error::Error, explain},
+    volumes::{
+        Unlocked,
+        backend::{Deferred, ThisHost},
+    },
 };
 
 /// Where a boot leaves its record for those who look later; a tmpfs that outlives the initramfs.
@@ -110,7 +116,18 @@ pub fn boot(config: Config, crypttab: Option<&str>, reports: Reports) -> Result<
 
 /// Does what a boot that was killed would have done at its end: lest the TPM opens a key again in this boot, or the lockbox
 /// stays open for whatever runs next. Nothing is done twice.
-pub fn finish(config: &Config) -> Result<(), Error> {
+///
+/// `root` is where the distribution has mounted the root file system, if it has. Nothing is left to one that is not on
+/// volumes that are proven to be this host's own.
+pub fn finish(config: &Config, root: Option<&Path>) -> Result<(), Error> {
+    let finished = finish_killed(config);
+    if let Some(root) = root {
+        leave_nothing_to_another(root, config);
+    }
+    finished
+}
+
+fn finish_killed(config: &Config) -> Result<(), Error> {
     let Some(mut record) = Record::unfinished() else { return Ok(()) };
     let event = record.event();
     let news = latch::in_time({
@@ -123,6 +140,24 @@ pub fn finish(config: &Config) -> Result<(), Error> {
     }
     record.end(&[], None);
     told_if_not_latched(&mut record, &news, config)
+}
+
+/// Closes the lockbox and detaches what sealed keys opened, unless the root file system is on this host's own volumes.
+fn leave_nothing_to_another(root: &Path, config: &Config) {
+    let mut record = Record::go_on();
+    let (own, sysfs) = (record.proven(), Sysfs::this());
+    let number = |name| sysfs.look(&detach::status(&ThisHost, name).ok()?.device).ok()?.block;
+    if root::is_own(&sysfs, root, &own.iter().filter_map(number).collect::<Vec<_>>()) {
+        return;
+    }
+    let why =
+        format!("the root file system in {} is not on a volume that is proven to be this host's own", root.display());
+    if let Some(lockbox) = Lockbox::of(config) {
+        record.lockbox_shut(why.clone(), lockbox.shut());
+    }
+    for name in own {
+        record.detached(&name, &why, detach::detach(&ThisHost, &name, Deferred::No));
+    }
 }
 
 /// Tells that PCR 15 is not extended, if so; an error if the boot must not go on like that.
@@ -317,7 +352,7 @@ fn look_for(number: VolumeNo, planned: &Planned, sources: &Sources, earlier: &Ea
         Err(error) => return Change::Failed(number, OpenedBy::Device, error),
     };
     if found.is_attached() {
-        return Change::Attached(number, earlier.of(planned));
+        return Change::Attached(number, earlier.of(planned, &found.volume));
     }
     let has_token = found.volume.luks().is_some_and(|luks| luks.reference.is_some());
     if planned.configured || has_token { Change::Found(number, Arc::new(found)) } else { Change::NotOurs(number, None) }

@@ -25,13 +25,19 @@ pub struct Evidence {
     pub proven: bool,
     /// What is measured of it: see [`identity`].
     pub measured: Option<String>,
+    /// The digest of its volume key, as its header spells it.
+    pub header: Option<String>,
 }
 
 impl Evidence {
     /// Of a volume that this boot has unlocked.
     pub fn of(unlocked: &Unlocked, found: &FoundVolume) -> Self {
         match identity(found.name(), unlocked.volume().uuid(), unlocked.key()) {
-            Ok(measured) => Self { proven: is_proven(unlocked.by(), found.is_pinned()), measured: Some(measured) },
+            Ok(measured) => Self {
+                proven: is_proven(unlocked.by(), found.is_pinned()),
+                measured: Some(measured),
+                header: unlocked.volume().luks().map(|luks| luks.digest.clone()),
+            },
             Err(error) => {
                 tracing::warn!("{} cannot be measured: {error}", found.name());
                 Self::default()
@@ -64,14 +70,14 @@ fn identity(name: &MappingName, uuid: Option<Uuid>, key: &VolumeKey) -> Result<S
     Ok(format!("{volume}:{}", hex::encode(&mac)))
 }
 
-/// What PCR 15 is extended by at the end of a boot: a line for each planned volume.
+/// What PCR 15 is extended by at the end of a boot: a word for each planned volume.
 pub fn event<'a>(volumes: impl Iterator<Item = (&'a MappingName, Option<&'a Evidence>)>) -> String {
-    let line = |(name, evidence): (&MappingName, Option<&Evidence>)| match evidence.and_then(|is| is.measured.as_ref())
+    let word = |(name, evidence): (&MappingName, Option<&Evidence>)| match evidence.and_then(|is| is.measured.as_ref())
     {
-        Some(measured) => format!("\n{measured}"),
-        None => format!("\nunknown:{name}"),
+        Some(measured) => format!(" {measured}"),
+        None => format!(" unknown:{name}"),
     };
-    format!("cryptattach: this boot has opened{}", volumes.map(line).collect::<String>())
+    format!("cryptattach: this boot has opened{}", volumes.map(word).collect::<String>())
 }
 
 #[cfg(test)]
@@ -92,9 +98,9 @@ mod tests {
     #[test]
     fn what_was_not_opened_is_measured_as_unknown() {
         let (root, data): (MappingName, MappingName) = ("root".parse().unwrap(), "data".parse().unwrap());
-        let evidence = Evidence { proven: true, measured: Some("cryptsetup:root:1:2".to_owned()) };
+        let evidence = Evidence { proven: true, measured: Some("cryptsetup:root:1:2".to_owned()), header: None };
         let other = Evidence::default();
         let event = event([(&root, Some(&evidence)), (&data, None), (&data, Some(&other))].into_iter());
-        assert_eq!(event, "cryptattach: this boot has opened\ncryptsetup:root:1:2\nunknown:data\nunknown:data");
+        assert_eq!(event, "cryptattach: this boot has opened cryptsetup:root:1:2 unknown:data unknown:data");
     }
 }

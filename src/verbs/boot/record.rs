@@ -24,8 +24,10 @@ use super::{
 };
 use crate::{
     base::{hex, mapping_name::MappingName},
+    keys::tpm::pcr_after,
     unlock::{self, lockbox::LockboxError},
     verbs::{error::Error, explain, failure::Failure as Told},
+    volumes::{backend::BackendKind, header::Volume},
 };
 
 /// The record of a boot.
@@ -64,9 +66,11 @@ struct Facts {
 enum LatchFacts {
     /// It is extended.
     Extended {
-        /// By SHA-256 of this.
+        /// By SHA-256 of this,
         event: String,
-        /// It has this value, and no other event is in it if that is SHA-256 of 32 zero bytes and of the event's digest.
+        /// and by nothing else; or not by this, for something else had extended it before.
+        measured: bool,
+        /// It has this value.
         value: String,
     },
     /// That is not proven.
@@ -100,6 +104,8 @@ enum Outcome {
     Attached,
     NotOurs,
     NotAttached,
+    /// It was attached, and taken away from a system that is not this host's own.
+    Detached,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -136,8 +142,34 @@ impl Record {
             Some(LatchFacts::Extended { .. } | LatchFacts::NotWanted) => facts.seconds.is_none(),
         };
         match Facts::read() {
-            Some(facts) => is_left(&facts).then(|| Self { facts, ..Self::of(Vec::new(), true) }),
-            None => Some(Self::of(Vec::new(), true)),
+            Some(facts) => is_left(&facts).then(Self::go_on),
+            None => Some(Self::go_on()),
+        }
+    }
+
+    /// Goes on with the record of a boot that has ended.
+    pub fn go_on() -> Self {
+        let record = Self::of(Vec::new(), true);
+        let facts = Facts::read().unwrap_or(record.facts);
+        Self { facts, ..record }
+    }
+
+    /// The volumes that are attached and proven to be this host's own.
+    pub fn proven(&self) -> Vec<MappingName> {
+        let is_proven = |facts: &&VolumeFacts| facts.result == Outcome::Attached && facts.evidence.proven;
+        self.facts.volumes.iter().filter(is_proven).map(|facts| facts.name.clone()).collect()
+    }
+
+    /// A volume was detached for this reason, or cannot be.
+    pub fn detached(&mut self, name: &MappingName, why: &str, detached: Result<BackendKind, Error>) {
+        match detached {
+            Ok(_) => {
+                let volumes = self.facts.volumes.iter_mut();
+                volumes.filter(|facts| facts.name == *name).for_each(|facts| facts.result = Outcome::Detached);
+                self.say(&format!("{name} was detached: {why}"));
+                self.write();
+            }
+            Err(error) => self.tell("detach", Some(Path::new(name.as_str())), &error),
         }
     }
 
@@ -173,7 +205,7 @@ impl Record {
         self.facts.latch = Some(match news {
             LatchNews::Latched(value) => {
                 self.note("PCR 15 is latched");
-                LatchFacts::Extended { event, value: hex::encode(value) }
+                LatchFacts::Extended { measured: *value == pcr_after(&event), event, value: hex::encode(value) }
             }
             LatchNews::NotLatched(why) => LatchFacts::NotExtended { why: why.clone() },
             LatchNews::Nothing => LatchFacts::NotWanted,
@@ -344,9 +376,10 @@ impl Earlier {
     }
 
     /// What is known of a planned volume that is attached already.
-    pub fn of(&self, planned: &Planned) -> Opened {
+    pub fn of(&self, planned: &Planned, volume: &Volume) -> Opened {
         let is_it = |facts: &&VolumeFacts| {
             facts.name == planned.name
+                && facts.evidence.header == volume.luks().map(|luks| luks.digest.clone())
                 && facts.device == planned.device.to_string()
                 && facts.result == Outcome::Attached
         };
@@ -373,7 +406,10 @@ fn lines(facts: &Facts) -> Vec<String> {
     let mut lines = vec!["this boot:".to_owned()];
     lines.extend(facts.volumes.iter().map(volume));
     lines.push(match &facts.latch {
-        Some(LatchFacts::Extended { value, .. }) => format!("  PCR 15 is extended, by what was opened: {value}"),
+        Some(LatchFacts::Extended { measured: true, value, .. }) => {
+            format!("  PCR 15 is extended, by what was opened: {value}")
+        }
+        Some(LatchFacts::Extended { value, .. }) => format!("  PCR 15 is extended, by other events, too: {value}"),
         Some(LatchFacts::NotExtended { why }) => format!("  PCR 15 is not extended: {why}"),
         Some(LatchFacts::NotWanted) => "  PCR 15 was left alone".to_owned(),
         None => "  it has not ended yet".to_owned(),

@@ -10,10 +10,12 @@ use crate::{
     wiretap::Wiretap,
 };
 
-/// A host with two volumes of its own, off and on again.
+/// A host with volumes of its own, off and on again.
 struct Victim<'s> {
     host: Host<'s>,
     root: String,
+    home: String,
+    /// Nothing opens it at a boot.
     data: String,
 }
 
@@ -47,9 +49,9 @@ impl<'s> Victim<'s> {
         let mut host = stage.host("compute-7");
         stage.enrols(&host);
         host.ok(&["lockbox", "open"]);
-        let (root, data) = (host.volume("root.img"), host.volume("data.img"));
+        let [root, home, data] = ["root.img", "home.img", "data.img"].map(|name| host.volume(name));
         host.reboots();
-        Self { host, root, data }
+        Self { host, root, home, data }
     }
 
     /// A disk of the attacker's: a volume of his own with the UUID of `root`, and with its token if that is wanted.
@@ -174,8 +176,9 @@ fn a_boot_of_the_hosts_own_disk_leaves_the_lockbox_open_and_says_what_it_opened(
     // Whoever has the record can check what the TPM has: SHA-256 of its old value and of the event's digest.
     let record: Value = serde_json::from_slice(&std::fs::read(victim.host.file("record")).unwrap()).unwrap();
     let (event, value) = (record["latch"]["event"].as_str().unwrap(), record["latch"]["value"].as_str().unwrap());
+    assert_eq!(record["latch"]["measured"], true, "{record}");
     let uuid = sh(&format!("cryptsetup luksUUID {}", victim.root));
-    assert!(event.contains(&format!("\ncryptsetup:root:{uuid}:")), "{event}");
+    assert!(event.contains(&format!(" cryptsetup:root:{uuid}:")), "{event}");
     let extended = openssl::sha::sha256(&[&[0; 32][..], &openssl::sha::sha256(event.as_bytes())].concat());
     assert_eq!(value, cryptattach::base::hex::encode(&extended));
     assert!(word(&said, "PCR15 ").to_lowercase().ends_with(value), "{said}");
@@ -186,12 +189,12 @@ fn a_volume_that_was_attached_before_is_proven_only_if_this_boot_attached_it() {
     let stage = Stage::new();
     let mut victim = Victim::new(&stage);
     let admin = format!("{} --config {}", env!("CARGO_BIN_EXE_cryptattach"), stage.keys("cryptattach.toml"));
-    let (root, data) = (LoopDevice::new(victim.root.as_ref(), ""), LoopDevice::new(victim.data.as_ref(), ""));
-    let crypttab = format!("root {} none luks\ndata {} none luks\n", root.path(), data.path());
+    let (root, home) = (LoopDevice::new(victim.root.as_ref(), ""), LoopDevice::new(victim.home.as_ref(), ""));
+    let crypttab = format!("root {} none luks\nhome {} none luks\n", root.path(), home.path());
     std::fs::write(victim.host.file("crypttab"), crypttab).unwrap();
     let config = victim.host.file("cryptattach.toml");
     let attach = format!("{admin} attach {} root --backend userspace >/dev/null", root.path());
-    let boot = "ca boot --crypttab crypttab; ca detach data; loot";
+    let boot = "ca boot --crypttab crypttab; ca detach home; loot";
     let said = victim.runs(&config, "", &format!("{attach}; {boot}"));
     assert_eq!(loot(&said), Loot::nothing());
     assert!(said.contains("the lockbox was closed: nothing proves that this host's own volume was opened as root"));
@@ -288,4 +291,28 @@ fn a_host_without_its_tpm_boots_and_says_that_nothing_is_latched() {
     let said = victim.runs(&away, "", "ca boot --crypttab crypttab; echo \"BOOT $?\"");
     assert_eq!(word(&said, "BOOT "), "0");
     assert!(said.contains("PCR 15 is not extended: there is no TPM /dev/none"), "{said}");
+}
+
+/// The attacker leaves the host's disks where they are, and puts in one whose file system has the UUID that `root=` names.
+#[test]
+fn a_root_file_system_that_is_not_on_the_hosts_own_volume_gets_neither_lockbox_nor_volumes() {
+    let stage = Stage::new();
+    let mut victim = Victim::new(&stage);
+    let disk = LoopDevice::new(victim.root.as_ref(), "");
+    std::fs::write(victim.host.file("crypttab"), format!("root {} none luks\n", disk.path())).unwrap();
+    let config = victim.host.file("cryptattach.toml");
+    let boot = "ca boot --crypttab crypttab; device=$(ca status root --json | sed 's/.*\"device\":\"//; s/\".*//'); mkdir -p mnt";
+    let own = "mke2fs -q -t ext4 $device; mount $device mnt; ca boot --finish --root mnt; umount mnt; loot";
+    let said = victim.runs(&config, "", &format!("{boot}; {own}"));
+    assert_eq!(loot(&said), Loot::all());
+
+    let theirs = "truncate -s 4M theirs; mke2fs -q -t ext4 theirs; mount -o loop theirs mnt; ca boot --finish --root mnt; umount mnt
+        ca status root && echo 'ROOT is there' || echo 'ROOT is away'; loot; ca explain";
+    for (what, script) in [("another disk", theirs), ("none", "ca boot --finish --root none; loot")] {
+        victim.host.reboots();
+        let said = victim.runs(&config, "", &format!("{boot}; {script}"));
+        assert_eq!(loot(&said), Loot::nothing(), "{what}");
+        assert!(said.contains("root was detached: the root file system in"), "{what}: {said}");
+        assert!(what == "none" || said.contains("ROOT is away"), "{said}");
+    }
 }
