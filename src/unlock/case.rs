@@ -148,6 +148,8 @@ impl<'a> Case<'a> {
         let inventory = Inventory::of(&self.config.separation)?;
         let surroundings = Surroundings { target, inventory: &inventory, level: self.config.separation.level };
         let report = separation::check(&self.volume.device.path, header, &places, &surroundings);
+        // What was judged is the device whose header was read.
+        self.volume.device.still_there()?;
         let separated = match report.judge(strictness.policy.unwrap_or(self.config.separation.policy)) {
             Ok(separated) => separated,
             Err((refusal, report)) if refusal.is_shared() && strictness.allow_shared => {

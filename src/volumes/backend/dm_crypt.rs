@@ -1,7 +1,11 @@
 //! The dm-crypt backend: libcryptsetup activates, the device-mapper tells and removes.
 
 use std::{
-    os::unix::fs::MetadataExt,
+    fs::{File, OpenOptions},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -137,10 +141,8 @@ impl Backend for DmCrypt {
             }
             _ => BackendError::failed(format!("cannot map {} as '{}'", device.display(), options.name))(source),
         };
-        let mut context = match &volume.header {
-            Header::Luks(header) => header.load(device).map_err(failed)?,
-            Header::Plain(_) => library::call(|| plain_context(volume, key)).map_err(failed)?,
-        };
+        let opened = Opened::again(&volume.device)?;
+        let mut context = context(volume, key, &opened).map_err(failed)?;
         library::call(|| {
             context.context_handle().volume_key_keyring(true)?;
             context.activate_handle().activate_by_volume_key(
@@ -166,10 +168,8 @@ impl Backend for DmCrypt {
             let why = format!("its device has become smaller: it has room for {room} bytes; the mapping has {has}");
             return Err(BackendError::failed(action)(why));
         }
-        let mut context = match &volume.header {
-            Header::Luks(header) => header.load(&volume.device.path).map_err(failed)?,
-            Header::Plain(_) => library::call(|| plain_context(volume, key)).map_err(failed)?,
-        };
+        let opened = Opened::again(&volume.device)?;
+        let mut context = context(volume, key, &opened).map_err(failed)?;
         library::call(|| {
             if volume.format() == Format::Luks2 {
                 // Without a name: the key goes into the keyring, from where the new table takes it.
@@ -262,9 +262,30 @@ fn flags(options: &Activate) -> CryptActivate {
         .fold(CryptActivate::IGNORE_PERSISTENT, |flags, (_, flag)| flags | flag)
 }
 
-fn plain_context(volume: &Volume, key: &VolumeKey) -> Result<CryptDevice, LibcryptErr> {
+/// The device that was judged, held open: libcryptsetup and the kernel find it by its descriptor and so put this very one
+/// into the table, whatever its path leads to by now.
+struct Opened(File);
+
+impl Opened {
+    fn again(device: &Device) -> Result<Self, DeviceError> {
+        device.reopen(OpenOptions::new().read(true).custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)).map(Self)
+    }
+
+    fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
+    }
+}
+
+fn context(volume: &Volume, key: &VolumeKey, opened: &Opened) -> Result<CryptDevice, library::LibraryError> {
+    match &volume.header {
+        Header::Luks(header) => header.load(&opened.path()),
+        Header::Plain(_) => library::call(|| plain_context(volume, key, opened)),
+    }
+}
+
+fn plain_context(volume: &Volume, key: &VolumeKey, opened: &Opened) -> Result<CryptDevice, LibcryptErr> {
     let geometry = &volume.geometry;
-    let mut context = CryptInit::init(&volume.device.path)?;
+    let mut context = CryptInit::init(&opened.path())?;
     let parameters = CryptParamsPlain {
         hash: "plain".to_owned(),
         offset: geometry.data_offset_bytes / 512,

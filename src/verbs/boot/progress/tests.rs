@@ -2,7 +2,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::{
-    sys::device::{Device, DeviceKind},
+    sys::device::{Device, DeviceKind, Identity},
     volumes::header::{Format, Geometry, Header, HeaderImage, LuksHeader, SectorSize, Volume},
 };
 
@@ -128,6 +128,7 @@ fn volume(asks_people: bool) -> Volume {
     let device = Device {
         path: "/dev/vdb".into(),
         kind: DeviceKind::Block(1),
+        identity: Identity::BlockDevice { number: 1, sequence: None },
         size_bytes: 1 << 30,
         read_only: false,
         logical_block_bytes: 512,

@@ -10,10 +10,10 @@
 //! ```
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io::{self, Write},
     os::{fd::OwnedFd, unix::net::UnixStream},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Child,
     thread,
     time::Duration,
@@ -25,13 +25,12 @@ use self::{
     control::{Order, OrderReply},
     export::Exported,
     protocol::{Attach, Request, WorkerReply},
-    state::{Identity, State},
+    state::State,
 };
 use super::{Activate, Backend, BackendError, BackendKind, Deferred, ExportKind, Mapping, MappingStatus};
 use crate::{
     base::{key::VolumeKey, mapping_name::MappingName},
     sys::{
-        device::{DeviceError, DeviceKind},
         loop_device::LoopDevice,
         users,
     },
@@ -325,12 +324,11 @@ fn request(paths: &Paths, volume: &Volume, options: &Activate, key_size_bits: u3
     let action = || format!("cannot attach {}", device.path.display());
     // The worker has another working directory.
     let path = std::path::absolute(&device.path).map_err(BackendError::failed(action()))?;
-    let identity = identify(&path, device.kind).map_err(BackendError::failed(action()))?;
     Ok(Attach {
         name: options.name.clone(),
         paths: paths.clone(),
         device: path,
-        identity,
+        identity: device.identity,
         volume: volume.uuid(),
         export: options.export.unwrap_or_else(|| match ublk::is_available() {
             true => ExportKind::Ublk,
@@ -344,15 +342,4 @@ fn request(paths: &Paths, volume: &Volume, options: &Activate, key_size_bits: u3
         size_bytes: geometry.size_bytes,
         iv_offset_sectors: geometry.iv_offset_sectors,
     })
-}
-
-/// Which device the path leads to; a block device must still be the one whose header was read.
-fn identify(path: &Path, kind: DeviceKind) -> Result<Identity, DeviceError> {
-    let identity = Identity::of(&fs::metadata(path).map_err(DeviceError::io("stat", path))?);
-    match kind {
-        DeviceKind::Block(number) if identity != Identity::BlockDevice(number) => {
-            Err(DeviceError::Missing(path.to_owned()))
-        }
-        _ => Ok(identity),
-    }
 }

@@ -13,11 +13,11 @@ use uuid::Uuid;
 
 use super::{
     paths::Paths,
-    state::{Identity, Process},
+    state::Process,
 };
 use crate::{
     base::mapping_name::MappingName,
-    sys::device::DeviceError,
+    sys::device::{DeviceError, Identity},
     volumes::{
         backend::{BackendError, ExportKind},
         header::{Geometry, SectorSize},

@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{export::Exported, paths::Paths, protocol::Attach, ublk::UblkDevice};
 use crate::{
     base::mapping_name::MappingName,
-    sys::loop_device::LoopDevice,
+    sys::{device::Identity, loop_device::LoopDevice},
     volumes::backend::{BackendError, ExportKind},
 };
 
@@ -164,27 +164,6 @@ fn look(pid: u32) -> Option<(char, u64)> {
     Some((state, fields.nth(18)?.parse().ok()?))
 }
 
-/// Which device or file a path led to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Identity {
-    /// A block device's number.
-    BlockDevice(u64),
-    /// A file's file system and inode.
-    File(u64, u64),
-}
-
-impl Identity {
-    /// What that metadata is of.
-    pub fn of(metadata: &fs::Metadata) -> Self {
-        if metadata.file_type().is_block_device() {
-            Self::BlockDevice(metadata.rdev())
-        } else {
-            Self::File(metadata.dev(), metadata.ino())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,7 +196,7 @@ mod tests {
             name: name.clone(),
             paths: paths.clone(),
             device: "/dev/vdb".into(),
-            identity: Identity::BlockDevice(7),
+            identity: Identity::BlockDevice { number: 7, sequence: Some(1) },
             volume: Some(Uuid::nil()),
             export: ExportKind::Ublk,
             read_only: true,
