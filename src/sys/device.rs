@@ -254,8 +254,7 @@ impl Device {
     /// cryptsetup reads and writes headers, goes on beside that lock.
     pub fn claim(&self, write: bool) -> Result<File, DeviceError> {
         let exclusive = if matches!(self.kind, DeviceKind::Block(_)) { libc::O_EXCL } else { 0 };
-        let file =
-            self.reopen(OpenOptions::new().read(true).write(write).custom_flags(libc::O_CLOEXEC | exclusive))?;
+        let file = self.reopen(OpenOptions::new().read(true).write(write).custom_flags(libc::O_CLOEXEC | exclusive))?;
         if exclusive == 0 {
             let holders = crate::sys::users::of_path(&self.path);
             let loops = || write && holders.iter().any(|holder| holder.starts_with("behind the loop device"));

@@ -19,11 +19,17 @@ use nix::{errno::Errno, libc};
 use uuid::Uuid;
 use zeroize::Zeroize;
 
-use super::{Activate, Backend, BackendError, BackendKind, Deferred, Mapping, MappingStatus};
+use super::{
+    Activate, Backend, BackendError, BackendKind, Deferred, Mapping, MappingStatus,
+    once::{self, Occupied},
+    userspace::{Paths, Userspace},
+};
 use crate::{
     base::{key::VolumeKey, mapping_name::MappingName},
     sys::{
+        block::DeviceNumber,
         device::{Device, DeviceError, DeviceKind},
+        stores::Footing,
         users,
     },
     volumes::{
@@ -71,6 +77,22 @@ impl DmCrypt {
         }
     }
 
+    /// All mappings of libcryptsetup's, by name.
+    fn mappings(&self) -> Result<Vec<(MappingName, Found)>, BackendError> {
+        let devices =
+            self.dm.list_devices().map_err(BackendError::failed("cannot list the device-mapper's devices"))?;
+        let mut mappings = Vec::new();
+        for (name, ..) in devices {
+            // A name that we would not write (spaces, slashes) is another program's.
+            let Ok(name) = name.to_string().parse::<MappingName>() else { continue };
+            if let Some(found) = self.find(&name)?.filter(|found| found.uuid.starts_with(DM_UUID_PREFIX)) {
+                mappings.push((name, found));
+            }
+        }
+        mappings.sort_by(|(one, _), (other, _)| one.cmp(other));
+        Ok(mappings)
+    }
+
     /// Whether the mapping is this volume's, on this device: idempotence goes by the UUID that libcryptsetup gave it.
     fn is_mapping_of(&self, found: &Found, volume: &Volume, name: &MappingName) -> Result<bool, BackendError> {
         let expected = match (volume.format(), volume.uuid()) {
@@ -115,7 +137,9 @@ impl DmCrypt {
 impl Backend for DmCrypt {
     fn active(&self, volume: &Volume, options: &Activate) -> Result<Option<Mapping>, BackendError> {
         let name = &options.name;
-        let Some(found) = self.find(name)? else { return Ok(None) };
+        let Some(found) = self.find(name)? else {
+            return once::require_free(&[self, &Userspace::default()], &volume.device, Some(name)).map(|()| None);
+        };
         if !self.is_mapping_of(&found, volume, name)? {
             return Err(self.foreign(name, &found));
         }
@@ -141,6 +165,8 @@ impl Backend for DmCrypt {
             }
             _ => BackendError::failed(format!("cannot map {} as '{}'", device.display(), options.name))(source),
         };
+        let userspace = Userspace::default();
+        let _claim = once::claim(&Paths::default().state, &[self, &userspace], &volume.device, &options.name)?;
         let opened = Opened::again(&volume.device)?;
         let mut context = context(volume, key, &opened).map_err(failed)?;
         library::call(|| {
@@ -233,18 +259,13 @@ impl Backend for DmCrypt {
     }
 
     fn list(&self) -> Result<Vec<MappingName>, BackendError> {
-        let devices =
-            self.dm.list_devices().map_err(BackendError::failed("cannot list the device-mapper's devices"))?;
-        let mut names = Vec::new();
-        for (name, ..) in devices {
-            // A name that we would not write (spaces, slashes) is another program's.
-            let Ok(name) = name.to_string().parse::<MappingName>() else { continue };
-            if self.find(&name)?.is_some_and(|found| found.uuid.starts_with(DM_UUID_PREFIX)) {
-                names.push(name);
-            }
-        }
-        names.sort();
-        Ok(names)
+        Ok(self.mappings()?.into_iter().map(|(name, _)| name).collect())
+    }
+
+    fn occupied(&self) -> Result<Vec<Occupied>, BackendError> {
+        let below = |info: &DeviceInfo| Footing::below(DeviceNumber(u64::from(info.device())));
+        let occupied = |(name, found): (_, Found)| Occupied { name, footing: below(&found.info) };
+        Ok(self.mappings()?.into_iter().map(occupied).collect())
     }
 }
 

@@ -11,10 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use super::{
-    paths::Paths,
-    state::Process,
-};
+use super::{paths::Paths, state::Process};
 use crate::{
     base::mapping_name::MappingName,
     sys::device::{DeviceError, Identity},
