@@ -70,7 +70,7 @@ pub fn probe(header: &[u8]) {
     file.write_all_at(header, 0).expect("room");
     let device = Device {
         path: "/dev/none".into(),
-        identity: Identity::BlockDevice(0),
+        identity: Identity::BlockDevice { number: 0, sequence: None },
         kind: DeviceKind::File,
         size_bytes: DEVICE_BYTES,
         read_only: false,

@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    fs::{self, File, Metadata, OpenOptions},
+    fs::{File, OpenOptions},
     io,
     os::{
         fd::AsRawFd,
@@ -23,7 +23,7 @@ pub struct Device {
     /// As the user named it.
     pub path: PathBuf,
     pub kind: DeviceKind,
-    /// Which one the path led to.
+    /// Which one it is, whatever it is called.
     pub identity: Identity,
     /// Size in bytes.
     pub size_bytes: u64,
@@ -44,39 +44,33 @@ pub enum DeviceKind {
     File,
 }
 
-/// Which device or file a path led to.
+/// Which device or file that is. A path may lead to another one a moment later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Identity {
-    /// A block device's number.
-    BlockDevice(u64),
+    /// A block device.
+    BlockDevice {
+        /// Its number (`st_rdev`), which another device has after it.
+        number: u64,
+        /// The kernel's count of disks, which no other has (Linux 5.15: BLKGETDISKSEQ).
+        sequence: Option<u64>,
+    },
     /// A file's file system and inode.
-    File(u64, u64),
-}
-
-impl Identity {
-    /// What that metadata is of.
-    pub fn of(metadata: &Metadata) -> Self {
-        if metadata.file_type().is_block_device() {
-            Self::BlockDevice(metadata.rdev())
-        } else {
-            Self::File(metadata.dev(), metadata.ino())
-        }
-    }
+    File { on: u64, inode: u64 },
 }
 
 /// A device cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// Another device has got the name.
-    #[error("{} is another device now than the one whose header was read", .0.display())]
-    Exchanged(PathBuf),
     /// The kernel cannot be asked about it.
     #[error(transparent)]
     Kernel(#[from] MissingKernelFile),
     /// No such file, or the device has gone.
     #[error("{} does not exist", .0.display())]
     Missing(PathBuf),
+    /// The path leads to another device than a moment ago.
+    #[error("{} is not the device that was checked: another one has taken its place", .0.display())]
+    Replaced(PathBuf),
     /// A directory, a character device, ...
     #[error("{} is neither a block device nor a regular file", .0.display())]
     WrongKind(PathBuf),
@@ -108,7 +102,7 @@ impl Advice for DeviceError {
     fn exit(&self) -> Exit {
         match self {
             Self::Kernel(_) => Exit::System,
-            Self::Missing(_) | Self::Exchanged(_) => Exit::Missing,
+            Self::Missing(_) | Self::Replaced(_) => Exit::Missing,
             Self::WrongKind(_) | Self::TooSmall { .. } => Exit::Header,
             Self::ReadOnly(_) | Self::Io { .. } => Exit::Io,
             Self::Busy { .. } => Exit::Busy,
@@ -118,8 +112,8 @@ impl Advice for DeviceError {
     fn next_step(&self) -> Option<Cow<'static, str>> {
         let step = match self {
             Self::Kernel(missing) => missing.next_step(),
+            Self::Replaced(_) => "try again once the devices are settled ('udevadm settle')",
             Self::Missing(_) => "check the path ('lsblk' shows the block devices)",
-            Self::Exchanged(_) => "name the device by what does not change: a path below /dev/disk",
             Self::Busy { .. } => "unmount or detach the device first",
             Self::ReadOnly(_) => "attach it with --read-only; it cannot be formatted",
             Self::WrongKind(_) | Self::TooSmall { .. } | Self::Io { .. } => return None,
@@ -153,11 +147,17 @@ mod ioctl {
     nix::ioctl_read_bad!(blkroget, nix::request_code_none!(0x12, 94), c_int);
     nix::ioctl_read_bad!(blksszget, nix::request_code_none!(0x12, 104), c_int);
     nix::ioctl_read_bad!(blkpbszget, nix::request_code_none!(0x12, 123), c_uint);
+    nix::ioctl_read!(blkgetdiskseq, 0x12, 128, u64);
 }
 
 impl Device {
     /// Looks at the device; opens it for reading only, for a moment.
     pub fn look(path: &Path) -> Result<Self, DeviceError> {
+        Self::open(path).map(|(device, _)| device)
+    }
+
+    /// Looks at the device, and keeps it open for reading.
+    pub fn open(path: &Path) -> Result<(Self, File), DeviceError> {
         // Whatever is done with a device needs both, and fails in odd ways without them.
         KernelFile::Proc.require()?;
         KernelFile::Sys.require()?;
@@ -166,32 +166,51 @@ impl Device {
             .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
             .open(path)
             .map_err(DeviceError::io("open", path))?;
+        Ok((Self::of(path, &file)?, file))
+    }
+
+    /// Looks at a device that is open.
+    fn of(path: &Path, file: &File) -> Result<Self, DeviceError> {
         let metadata = file.metadata().map_err(DeviceError::io("stat", path))?;
-        let (path, identity) = (path.to_owned(), Identity::of(&metadata));
+        let path = path.to_owned();
         if metadata.file_type().is_block_device() {
-            Self::look_block(path, &file, metadata.rdev())
+            Self::look_block(path, file, metadata.rdev())
         } else if metadata.is_file() {
             let read_only = nix::unistd::access(&path, nix::unistd::AccessFlags::W_OK).is_err();
             let size_bytes = metadata.len();
             let kind = DeviceKind::File;
-            Ok(Self {
-                path,
-                kind,
-                identity,
-                size_bytes,
-                read_only,
-                logical_block_bytes: 512,
-                physical_block_bytes: 4096,
-            })
+            let identity = Identity::File { on: metadata.dev(), inode: metadata.ino() };
+            let (logical_block_bytes, physical_block_bytes) = (512, 4096);
+            Ok(Self { path, kind, identity, size_bytes, read_only, logical_block_bytes, physical_block_bytes })
         } else {
             Err(DeviceError::WrongKind(path))
+        }
+    }
+
+    /// Opens it again. Only the device that was looked at counts, and not whatever its path leads to by now.
+    pub fn reopen(&self, options: &mut OpenOptions) -> Result<File, DeviceError> {
+        let file = options.open(&self.path).map_err(DeviceError::io("open", &self.path))?;
+        self.require_same(&file)?;
+        Ok(file)
+    }
+
+    /// Makes sure that its path still leads to it.
+    pub fn still_there(&self) -> Result<(), DeviceError> {
+        self.reopen(OpenOptions::new().read(true).custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)).map(drop)
+    }
+
+    fn require_same(&self, file: &File) -> Result<(), DeviceError> {
+        if Self::of(&self.path, file)?.identity == self.identity {
+            Ok(())
+        } else {
+            Err(DeviceError::Replaced(self.path.clone()))
         }
     }
 
     #[allow(unsafe_code)]
     fn look_block(path: PathBuf, file: &File, number: u64) -> Result<Self, DeviceError> {
         let fd = file.as_raw_fd();
-        let (mut size_bytes, mut read_only, mut logical, mut physical) = (0, 0, 0, 0);
+        let (mut size_bytes, mut read_only, mut logical, mut physical, mut sequence) = (0, 0, 0, 0, 0);
         // SAFETY: each ioctl writes one integer of the type that its wrapper names (linux/fs.h), and fd is open.
         unsafe {
             ioctl::blkgetsize64(fd, &raw mut size_bytes)
@@ -200,21 +219,17 @@ impl Device {
                 .and_then(|_| ioctl::blkpbszget(fd, &raw mut physical))
         }
         .map_err(|errno| DeviceError::io("query", &path)(errno.into()))?;
+        // SAFETY: as above.
+        let sequence = unsafe { ioctl::blkgetdiskseq(fd, &raw mut sequence) }.ok().map(|_| sequence);
         Ok(Self {
             path,
             kind: DeviceKind::Block(number),
-            identity: Identity::BlockDevice(number),
+            identity: Identity::BlockDevice { number, sequence },
             size_bytes,
             read_only: read_only != 0,
             logical_block_bytes: logical.unsigned_abs(),
             physical_block_bytes: physical,
         })
-    }
-
-    /// Refuses a path that has come to lead to another device.
-    pub fn check_identity(&self) -> Result<(), DeviceError> {
-        let now = fs::metadata(&self.path).map_err(DeviceError::io("stat", &self.path))?;
-        if Identity::of(&now) == self.identity { Ok(()) } else { Err(DeviceError::Exchanged(self.path.clone())) }
     }
 
     /// Whether it is a file, or a loop device, which stands for one.
@@ -226,29 +241,74 @@ impl Device {
         }
     }
 
-    /// Opens it for writing and for nobody else: a block device with `O_EXCL`, so that a mounted one is busy; a file locked
-    /// (flock(2)), and only if no loop device stands for it.
+    /// Opens it for writing and for nobody else, see [`Device::claim`].
     pub fn open_exclusive(&self) -> Result<File, DeviceError> {
         if self.read_only {
             return Err(DeviceError::ReadOnly(self.path.clone()));
         }
-        let open = |flags| {
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .custom_flags(libc::O_CLOEXEC | flags)
-                .open(&self.path)
-                .map_err(DeviceError::io("open", &self.path))
-        };
-        if let DeviceKind::Block(_) = self.kind {
-            return open(libc::O_EXCL);
-        }
-        let file = open(0)?;
-        let holders = crate::sys::users::of_path(&self.path);
-        let loops = || holders.iter().any(|holder| holder.starts_with("behind the loop device"));
-        if file.try_lock().is_err() || loops() {
-            return Err(DeviceError::Busy { path: self.path.clone(), holders });
+        self.claim(true)
+    }
+
+    /// Opens it for nobody else: a block device with `O_EXCL`, so that a mounted one is busy; a file locked as a whole
+    /// (fcntl(2), F_OFD_SETLK), and for writing only if no loop device stands for it. Other programs' flock(2), by which
+    /// cryptsetup reads and writes headers, goes on beside that lock.
+    pub fn claim(&self, write: bool) -> Result<File, DeviceError> {
+        let exclusive = if matches!(self.kind, DeviceKind::Block(_)) { libc::O_EXCL } else { 0 };
+        let file = self.reopen(OpenOptions::new().read(true).write(write).custom_flags(libc::O_CLOEXEC | exclusive))?;
+        if exclusive == 0 {
+            let holders = crate::sys::users::of_path(&self.path);
+            let loops = || write && holders.iter().any(|holder| holder.starts_with("behind the loop device"));
+            if lock_whole(&file, write).is_err() || loops() {
+                return Err(DeviceError::Busy { path: self.path.clone(), holders });
+            }
         }
         Ok(file)
+    }
+}
+
+/// Locks the file for as long as this description of it is open; a lock for reading lets others read.
+fn lock_whole(file: &File, write: bool) -> nix::Result<()> {
+    let kind = if write { libc::F_WRLCK } else { libc::F_RDLCK };
+    let whole = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_the_place_of_a_device_is_not_opened() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("volume");
+        std::fs::write(&path, "judged").expect("written");
+        let device = Device::look(&path).expect("a file");
+        device.still_there().expect("the same");
+        let other = folder.path().join("other");
+        std::fs::write(&other, "not judged").expect("written");
+        std::fs::rename(&other, &path).expect("replaced");
+        assert!(matches!(device.open_exclusive(), Err(DeviceError::Replaced(_))));
+        assert!(matches!(device.still_there(), Err(DeviceError::Replaced(_))));
+    }
+
+    #[test]
+    fn a_claimed_file_is_claimed_once_and_other_programs_read_it() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let device = Device::look(file.path()).expect("a file");
+        let claim = device.open_exclusive().expect("nobody has it");
+        assert!(matches!(device.open_exclusive(), Err(DeviceError::Busy { .. })));
+        assert!(matches!(device.claim(false), Err(DeviceError::Busy { .. })));
+        // What cryptsetup does to read a header, and to write one.
+        file.as_file().try_lock_shared().expect("read");
+        file.as_file().unlock().expect("done");
+        file.as_file().try_lock().expect("written");
+        drop(claim);
+        device.open_exclusive().expect("nobody has it any more");
     }
 }

@@ -123,12 +123,40 @@ impl LoopInfo64 {
     }
 }
 
-/// Device and inode of the file that an open loop device shows.
-pub(crate) fn shown_file(node: &File) -> io::Result<(u64, u64)> {
-    let mut info = LoopInfo64::new(Path::new(""), 0);
-    // SAFETY: the kernel writes one `struct loop_info64`, which `info` has the layout of, and the descriptor is open.
-    unsafe { ioctl::loop_get_status64(node.as_raw_fd(), &raw mut info) }?;
-    Ok((info.device, info.inode))
+/// What a loop device shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shown {
+    /// The file's file system (`st_dev`).
+    pub on: u64,
+    pub inode: u64,
+    /// The number of the block device that the file is.
+    pub block: Option<u64>,
+    /// Where in the file it begins.
+    pub offset: u64,
+    /// How much of it is shown; 0 for all.
+    pub limit: u64,
+}
+
+impl Shown {
+    /// What an open loop device shows.
+    pub fn by(node: &File) -> io::Result<Self> {
+        let mut info = LoopInfo64::new(Path::new(""), 0);
+        // SAFETY: the kernel writes one `struct loop_info64`, which `info` has the layout of, and the descriptor is open.
+        unsafe { ioctl::loop_get_status64(node.as_raw_fd(), &raw mut info) }?;
+        let LoopInfo64 { device: on, inode, rdevice, offset, size_limit: limit, .. } = info;
+        Ok(Self { on, inode, block: (rdevice != 0).then_some(rdevice), offset, limit })
+    }
+}
+
+/// What the loop device of that name shows; `None` if it is none, or shows nothing.
+pub(crate) fn shown(name: &str) -> Option<Shown> {
+    name.strip_prefix("loop")?.parse::<u32>().ok()?;
+    let node = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(Path::new("/dev").join(name))
+        .ok()?;
+    Shown::by(&node).ok()
 }
 
 impl LoopDevice {

@@ -10,6 +10,7 @@ pub mod loop_device;
 pub mod memory;
 pub mod mounts;
 pub mod state;
+pub mod stores;
 pub mod sysfs;
 pub mod systemd;
 pub mod users;

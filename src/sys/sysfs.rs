@@ -19,7 +19,7 @@ use nix::{
 };
 
 use super::block::DeviceNumber;
-use crate::sys::{durable::folder_of, loop_device::shown_file};
+use crate::sys::{durable::folder_of, loop_device::shown};
 
 /// Where the kernel's file systems are, and how to look at a path.
 pub(crate) struct Sysfs {
@@ -113,13 +113,8 @@ fn look(path: &Path) -> io::Result<Seen> {
 }
 
 fn shows(loop_device: &str, path: &Path) -> Option<bool> {
-    let node = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-        .open(Path::new("/dev").join(loop_device))
-        .ok()?;
-    let (shown, file) = (shown_file(&node).ok()?, fs::metadata(path).ok()?);
-    Some((file.dev(), file.ino()) == shown)
+    let (shown, file) = (shown(loop_device)?, fs::metadata(path).ok()?);
+    Some((file.dev(), file.ino()) == (shown.on, shown.inode))
 }
 
 fn addresses() -> io::Result<Vec<IpAddr>> {

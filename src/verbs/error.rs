@@ -130,7 +130,7 @@ impl Advice for Error {
             Self::NoName(_) => "name the mapping: cryptattach attach DEVICE NAME".into(),
             Self::NotBlank { .. } => "check that this is the right device; --force overwrites its contents".into(),
             Self::HalfFormatted { device, reference, .. } => format!(
-                "nothing was on {} before; format it again, and remove the unused key: cryptattach key delete {reference} --yes",
+                "nothing was on {} before; format it again with --force, and remove the unused key: cryptattach key delete {reference} --yes",
                 device.display()
             )
             .into(),

@@ -22,7 +22,10 @@ use crate::{
         container::{Container, Use},
     },
     verbs::error::Error,
-    volumes::header::{self, HEADER_BYTES, NewHeader, SectorSize, Volume, blank},
+    volumes::{
+        backend,
+        header::{self, HEADER_BYTES, NewHeader, SectorSize, Volume, blank},
+    },
 };
 
 /// What to format, and how.
@@ -123,6 +126,7 @@ impl Ground {
             let (path, size_bytes) = (device.path, device.size_bytes);
             return Err(DeviceError::TooSmall { path, size_bytes, needed_bytes }.into());
         }
+        backend::require_free(&device)?;
         let data = device.open_exclusive()?;
         let ground = Self { device, data, header: None, force: request.force };
         ground.check_blank()?;
@@ -177,6 +181,7 @@ fn claim_header(path: &Path, force: bool) -> Result<File, Error> {
         let (path, size_bytes) = (device.path, device.size_bytes);
         return Err(DeviceError::TooSmall { path, size_bytes, needed_bytes: HEADER_BYTES }.into());
     }
+    backend::require_free(&device)?;
     let file = device.open_exclusive()?;
     if !force && device.size_bytes > 0 {
         check_blank(&device, &file)?;

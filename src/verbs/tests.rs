@@ -94,6 +94,24 @@ fn a_formatted_volume_is_attached_by_its_sealed_key() {
 }
 
 #[test]
+fn one_volume_is_attached_once_whatever_its_name() {
+    let site = Site::with("");
+    let (device, _) = formatted(&site, "a", false);
+    attached(&site, &device).unwrap();
+    let link = site.path("link");
+    std::os::unix::fs::symlink(&device, &link).unwrap();
+    let hard_link = site.path("hard link");
+    fs::hard_link(&device, &hard_link).unwrap();
+    for name in [&device, &link, &hard_link] {
+        let request = attach::Request { name: Some("again".parse().unwrap()), ..attach_request(name) };
+        let refused = attach::attach(&site.config, &site.backend, request).err().expect("it is refused");
+        assert_eq!(refused.exit(), crate::base::exit::Exit::Busy, "{refused:?}");
+        assert!(refused.to_string().ends_with("is attached already, as 'data'"), "{refused}");
+    }
+    assert_eq!(site.backend.names(), ["data"]);
+}
+
+#[test]
 fn another_volumes_mapping_is_never_taken_for_this_ones() {
     let site = Site::with("");
     let (one, _) = formatted(&site, "a", false);

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
-use crate::site::{Site, sh};
+use crate::site::{LoopDevice, Site, sh};
 
 #[test]
 fn detach_says_who_uses_the_mapping() {
@@ -49,13 +49,49 @@ fn a_deferred_detach_waits_for_the_last_user() {
 }
 
 #[test]
+fn other_programs_read_the_header_of_a_file_that_is_attached() {
+    let site = Site::new();
+    let (volume, _) = site.volume("read", &[]);
+    let name = site.name("read");
+    site.attach(&volume, &name, &[]);
+    for command in ["luksDump", "isLuks", "luksUUID"] {
+        sh(&format!("timeout 5 cryptsetup {command} {volume}"));
+    }
+    sh(&format!("timeout 5 blkid -p {volume}"));
+    site.ok(&["detach", &name]);
+}
+
+#[test]
+fn a_file_in_the_place_of_a_link_is_left_alone() {
+    let site = Site::new();
+    let (volume, _) = site.volume("link", &[]);
+    let name = site.name("link");
+    let link = Path::new("/dev/disk/by-cryptattach").join(&name);
+    fs::create_dir_all(link.parent().unwrap()).unwrap();
+    fs::write(&link, "somebody's").unwrap();
+    let refused = site.fails(73, &["attach", &volume, &name, "--backend", "userspace"]);
+    assert!(refused.contains("is not a link"), "{refused}");
+    assert_eq!(fs::read_to_string(&link).unwrap(), "somebody's");
+    fs::remove_file(&link).unwrap();
+    site.attach(&volume, &name, &[]);
+    site.ok(&["detach", &name]);
+}
+
+#[test]
 fn the_same_volume_is_attached_once() {
     let site = Site::new();
     let (volume, _) = site.volume("once", &[]);
     let (first, second) = (site.name("first"), site.name("second"));
     site.attach(&volume, &first, &[]);
-    let refused = site.fails(75, &["attach", &volume, &second, "--backend", "userspace"]);
-    assert!(refused.contains("in use"), "{refused}");
+    let link = site.path("link");
+    std::os::unix::fs::symlink(&volume, &link).unwrap();
+    let loops = [LoopDevice::new(volume.as_ref(), "--read-only"), LoopDevice::new(volume.as_ref(), "")];
+    for other in [&volume, link.to_str().unwrap(), loops[0].path(), loops[1].path()] {
+        let refused = site.fails(75, &["attach", other, &second, "--backend", "userspace"]);
+        assert!(refused.contains(&format!("attached already, as '{first}'")), "{refused}");
+        let refused = site.fails(75, &["format", other, "--force"]);
+        assert!(refused.contains(&format!("attached already, as '{first}'")), "{refused}");
+    }
     site.fails(66, &["status", &second]);
     site.ok(&["detach", &first]);
 }

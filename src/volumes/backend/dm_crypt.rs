@@ -1,7 +1,11 @@
 //! The dm-crypt backend: libcryptsetup activates, the device-mapper tells and removes.
 
 use std::{
-    os::unix::fs::MetadataExt,
+    fs::{File, OpenOptions},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -15,11 +19,17 @@ use nix::{errno::Errno, libc};
 use uuid::Uuid;
 use zeroize::Zeroize;
 
-use super::{Activate, Backend, BackendError, BackendKind, Deferred, Mapping, MappingStatus};
+use super::{
+    Activate, Backend, BackendError, BackendKind, Deferred, Mapping, MappingStatus,
+    once::{self, Occupied},
+    userspace::{Paths, Userspace},
+};
 use crate::{
     base::{key::VolumeKey, mapping_name::MappingName},
     sys::{
+        block::DeviceNumber,
         device::{Device, DeviceError, DeviceKind},
+        stores::Footing,
         users,
     },
     volumes::{
@@ -67,6 +77,22 @@ impl DmCrypt {
         }
     }
 
+    /// All mappings of libcryptsetup's, by name.
+    fn mappings(&self) -> Result<Vec<(MappingName, Found)>, BackendError> {
+        let devices =
+            self.dm.list_devices().map_err(BackendError::failed("cannot list the device-mapper's devices"))?;
+        let mut mappings = Vec::new();
+        for (name, ..) in devices {
+            // A name that we would not write (spaces, slashes) is another program's.
+            let Ok(name) = name.to_string().parse::<MappingName>() else { continue };
+            if let Some(found) = self.find(&name)?.filter(|found| found.uuid.starts_with(DM_UUID_PREFIX)) {
+                mappings.push((name, found));
+            }
+        }
+        mappings.sort_by(|(one, _), (other, _)| one.cmp(other));
+        Ok(mappings)
+    }
+
     /// Whether the mapping is this volume's, on this device: idempotence goes by the UUID that libcryptsetup gave it.
     fn is_mapping_of(&self, found: &Found, volume: &Volume, name: &MappingName) -> Result<bool, BackendError> {
         let expected = match (volume.format(), volume.uuid()) {
@@ -111,7 +137,9 @@ impl DmCrypt {
 impl Backend for DmCrypt {
     fn active(&self, volume: &Volume, options: &Activate) -> Result<Option<Mapping>, BackendError> {
         let name = &options.name;
-        let Some(found) = self.find(name)? else { return Ok(None) };
+        let Some(found) = self.find(name)? else {
+            return once::require_free(&[self, &Userspace::default()], &volume.device, Some(name)).map(|()| None);
+        };
         if !self.is_mapping_of(&found, volume, name)? {
             return Err(self.foreign(name, &found));
         }
@@ -126,7 +154,7 @@ impl Backend for DmCrypt {
     fn activate(&self, unlocked: &Unlocked, options: &Activate) -> Result<Mapping, BackendError> {
         let (volume, key) = (unlocked.volume(), unlocked.key());
         let device = &volume.device.path;
-        volume.device.check_identity()?;
+        volume.device.still_there()?;
         let failed = |source: library::LibraryError| match source.errno() {
             // libcryptsetup compares the key with the digest.
             Some(libc::EPERM) => VolumeError::WrongKey { path: device.clone() }.into(),
@@ -138,10 +166,10 @@ impl Backend for DmCrypt {
             }
             _ => BackendError::failed(format!("cannot map {} as '{}'", device.display(), options.name))(source),
         };
-        let mut context = match &volume.header {
-            Header::Luks(header) => header.load(device).map_err(failed)?,
-            Header::Plain(_) => library::call(|| plain_context(volume, key)).map_err(failed)?,
-        };
+        let userspace = Userspace::default();
+        let _claim = once::claim(&Paths::default().state, &[self, &userspace], &volume.device, &options.name)?;
+        let opened = Opened::again(&volume.device)?;
+        let mut context = context(volume, key, &opened).map_err(failed)?;
         library::call(|| {
             context.context_handle().volume_key_keyring(true)?;
             context.activate_handle().activate_by_volume_key(
@@ -156,7 +184,7 @@ impl Backend for DmCrypt {
             Ok(true) => Ok(mapping(&options.name, false)),
             looked => {
                 self.deactivate(&options.name, Deferred::No)?;
-                Err(looked.err().unwrap_or_else(|| DeviceError::Exchanged(device.clone()).into()))
+                Err(looked.err().unwrap_or_else(|| DeviceError::Replaced(device.clone()).into()))
             }
         }
     }
@@ -174,10 +202,8 @@ impl Backend for DmCrypt {
             let why = format!("its device has become smaller: it has room for {room} bytes; the mapping has {has}");
             return Err(BackendError::failed(action)(why));
         }
-        let mut context = match &volume.header {
-            Header::Luks(header) => header.load(&volume.device.path).map_err(failed)?,
-            Header::Plain(_) => library::call(|| plain_context(volume, key)).map_err(failed)?,
-        };
+        let opened = Opened::again(&volume.device)?;
+        let mut context = context(volume, key, &opened).map_err(failed)?;
         library::call(|| {
             if volume.format() == Format::Luks2 {
                 // Without a name: the key goes into the keyring, from where the new table takes it.
@@ -241,18 +267,13 @@ impl Backend for DmCrypt {
     }
 
     fn list(&self) -> Result<Vec<MappingName>, BackendError> {
-        let devices =
-            self.dm.list_devices().map_err(BackendError::failed("cannot list the device-mapper's devices"))?;
-        let mut names = Vec::new();
-        for (name, ..) in devices {
-            // A name that we would not write (spaces, slashes) is another program's.
-            let Ok(name) = name.to_string().parse::<MappingName>() else { continue };
-            if self.find(&name)?.is_some_and(|found| found.uuid.starts_with(DM_UUID_PREFIX)) {
-                names.push(name);
-            }
-        }
-        names.sort();
-        Ok(names)
+        Ok(self.mappings()?.into_iter().map(|(name, _)| name).collect())
+    }
+
+    fn occupied(&self) -> Result<Vec<Occupied>, BackendError> {
+        let below = |info: &DeviceInfo| Footing::below(DeviceNumber(u64::from(info.device())));
+        let occupied = |(name, found): (_, Found)| Occupied { name, footing: below(&found.info) };
+        Ok(self.mappings()?.into_iter().map(occupied).collect())
     }
 }
 
@@ -270,9 +291,30 @@ fn flags(options: &Activate) -> CryptActivate {
         .fold(CryptActivate::IGNORE_PERSISTENT, |flags, (_, flag)| flags | flag)
 }
 
-fn plain_context(volume: &Volume, key: &VolumeKey) -> Result<CryptDevice, LibcryptErr> {
+/// The device that was judged, held open: libcryptsetup and the kernel find it by its descriptor and so put this very one
+/// into the table, whatever its path leads to by now.
+struct Opened(File);
+
+impl Opened {
+    fn again(device: &Device) -> Result<Self, DeviceError> {
+        device.reopen(OpenOptions::new().read(true).custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)).map(Self)
+    }
+
+    fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
+    }
+}
+
+fn context(volume: &Volume, key: &VolumeKey, opened: &Opened) -> Result<CryptDevice, library::LibraryError> {
+    match &volume.header {
+        Header::Luks(header) => header.load(&opened.path()),
+        Header::Plain(_) => library::call(|| plain_context(volume, key, opened)),
+    }
+}
+
+fn plain_context(volume: &Volume, key: &VolumeKey, opened: &Opened) -> Result<CryptDevice, LibcryptErr> {
     let geometry = &volume.geometry;
-    let mut context = CryptInit::init(&volume.device.path)?;
+    let mut context = CryptInit::init(&opened.path())?;
     let parameters = CryptParamsPlain {
         hash: "plain".to_owned(),
         offset: geometry.data_offset_bytes / 512,

@@ -8,10 +8,10 @@ use std::{
 
 use uuid::Uuid;
 
-use super::{Activate, Backend, BackendError, BackendKind, Backends, Deferred, Mapping, MappingStatus};
+use super::{Activate, Backend, BackendError, BackendKind, Backends, Deferred, Mapping, MappingStatus, once::Occupied};
 use crate::{
     base::mapping_name::MappingName,
-    sys::device::Device,
+    sys::{device::Device, stores::Footing},
     volumes::{
         Authority, Unlocked,
         header::{CIPHER, Volume},
@@ -25,6 +25,7 @@ pub struct Memory(Arc<Mutex<BTreeMap<MappingName, Mapped>>>);
 #[derive(Clone, Debug)]
 struct Mapped {
     source: PathBuf,
+    footing: Footing,
     volume: Option<Uuid>,
     size_bytes: u64,
     read_only: bool,
@@ -64,7 +65,15 @@ impl Backends for Memory {
 impl Backend for Memory {
     fn active(&self, volume: &Volume, options: &Activate) -> Result<Option<Mapping>, BackendError> {
         let mapped = self.mapped();
-        let Some(found) = mapped.get(&options.name) else { return Ok(None) };
+        let Some(found) = mapped.get(&options.name) else {
+            let other = mapped.iter().find(|(_, other)| other.footing.overlaps(&Footing::of(volume.device.identity)));
+            return match other {
+                Some((name, _)) => {
+                    Err(BackendError::AttachedAlready { device: volume.device.path.clone(), name: name.clone() })
+                }
+                None => Ok(None),
+            };
+        };
         if found.volume != volume.uuid() || found.source != volume.device.path {
             let by = format!("{} is attached under it", found.source.display());
             return Err(BackendError::Foreign { name: options.name.clone(), by });
@@ -76,6 +85,7 @@ impl Backend for Memory {
         let volume = unlocked.volume();
         let mapped = Mapped {
             source: volume.device.path.clone(),
+            footing: Footing::of(volume.device.identity),
             volume: volume.uuid(),
             size_bytes: volume.geometry.size_bytes,
             read_only: options.read_only,
@@ -112,6 +122,12 @@ impl Backend for Memory {
             trouble: None,
             holders: Vec::new(),
         }))
+    }
+
+    fn occupied(&self) -> Result<Vec<Occupied>, BackendError> {
+        let occupied =
+            |(name, mapped): (&MappingName, &Mapped)| Occupied { name: name.clone(), footing: mapped.footing.clone() };
+        Ok(self.mapped().iter().map(occupied).collect())
     }
 
     fn list(&self) -> Result<Vec<MappingName>, BackendError> {

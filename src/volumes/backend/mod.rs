@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt, path::PathBuf};
 
 use uuid::Uuid;
 
-use self::{dm_crypt::DmCrypt, userspace::Userspace};
+use self::{dm_crypt::DmCrypt, once::Occupied, userspace::Userspace};
 use crate::{
     base::{advice::Advice, exit::Exit, mapping_name::MappingName},
     sys::device::{Device, DeviceError, in_use},
@@ -17,11 +17,13 @@ use crate::{
 pub mod dm_crypt;
 #[cfg(test)]
 pub mod memory;
+pub mod once;
 pub mod userspace;
 
 /// Makes and removes mappings.
 pub trait Backend {
-    /// The mapping of that name, if it is this volume's and as asked for; refused if it is something else.
+    /// The mapping of that name, if it is this volume's and as asked for; refused if it is something else, or if there is none
+    /// but the volume's store is mapped under another name.
     fn active(&self, volume: &Volume, options: &Activate) -> Result<Option<Mapping>, BackendError>;
     /// Makes the volume's plaintext available as a device, under a name that [`Backend::active`] found free; and only if the
     /// volume's path still leads to the device whose header was read.
@@ -34,6 +36,8 @@ pub trait Backend {
     fn status(&self, name: &MappingName) -> Result<Option<MappingStatus>, BackendError>;
     /// The names of all this backend's mappings.
     fn list(&self) -> Result<Vec<MappingName>, BackendError>;
+    /// What all this backend's mappings stand on.
+    fn occupied(&self) -> Result<Vec<Occupied>, BackendError>;
 }
 
 /// The backends that verbs use: this host's, or a test's.
@@ -79,6 +83,12 @@ impl Backends for ThisHost {
         let userspace = (BackendKind::Userspace, Box::new(Userspace::default()) as Box<dyn Backend>);
         dm_crypt.into_iter().chain([userspace]).collect()
     }
+}
+
+/// Refuses a device of whose store this host has a mapping, under whatever name of the device.
+pub fn require_free(device: &Device) -> Result<(), BackendError> {
+    let backends = ThisHost.available();
+    once::require_free(&backends.iter().map(|(_, backend)| &**backend).collect::<Vec<_>>(), device, None)
 }
 
 /// Which backend made a mapping.
@@ -209,6 +219,9 @@ pub enum BackendError {
         /// What has it.
         by: String,
     },
+    /// What the device stands for is attached under another name, perhaps by another device name.
+    #[error("{} is attached already, as '{name}'", .device.display())]
+    AttachedAlready { device: PathBuf, name: MappingName },
     /// There is no mapping of that name.
     #[error("nothing is attached as '{0}'")]
     NotActive(MappingName),
@@ -239,7 +252,7 @@ impl Advice for BackendError {
             Self::Volume(error) => error.exit(),
             Self::NotActive(_) => Exit::Missing,
             Self::Foreign { .. } => Exit::InTheWay,
-            Self::Busy { .. } => Exit::Busy,
+            Self::Busy { .. } | Self::AttachedAlready { .. } => Exit::Busy,
             Self::Unavailable(_) | Self::Failed { .. } => Exit::System,
         }
     }
@@ -249,6 +262,9 @@ impl Advice for BackendError {
             Self::Device(error) => return error.next_step(),
             Self::Volume(error) => return error.next_step(),
             Self::Busy { name, .. } => format!("end that use, or run: cryptattach detach {name} --deferred").into(),
+            Self::AttachedAlready { name, .. } => {
+                format!("use that mapping ('cryptattach status {name}' shows it), or detach it first").into()
+            }
             Self::Foreign { .. } => "choose another name".into(),
             Self::Unavailable(_) => "--backend userspace maps the volume without device-mapper".into(),
             Self::NotActive(_) => "'cryptattach list' shows the attached volumes".into(),

@@ -1,7 +1,7 @@
 //! LUKS headers through libcryptsetup: read, make, check a key, open a keyslot.
 
 use std::{
-    fs::File,
+    fs::OpenOptions,
     path::{Path, PathBuf},
 };
 
@@ -60,13 +60,12 @@ pub struct Luks1 {
 impl UntrustedHeader {
     /// Reads the header's metadata once, into memory.
     pub fn read(device: &Path, detached: Option<&Path>) -> Result<Self, VolumeError> {
-        let device = Device::look(device)?;
+        let (device, file) = Device::open(device)?;
         let path = detached.unwrap_or(&device.path).to_owned();
-        let header_bytes = match detached {
-            Some(header) => Device::look(header)?.size_bytes,
-            None => device.size_bytes,
+        let (header_bytes, file) = match detached {
+            Some(header) => Device::open(header).map(|(header, file)| (header.size_bytes, file))?,
+            None => (device.size_bytes, file),
         };
-        let file = File::open(&path).map_err(DeviceError::io("open", &path))?;
         let Some(wanted) = header_image::metadata_len(&file).map_err(DeviceError::io("read", &path))? else {
             let unreadable = |source| VolumeError::Signatures { path: path.clone(), source };
             let found = signatures::find(&path).map_err(unreadable)?;
@@ -189,8 +188,10 @@ impl LuksHeader {
         size: KeySize,
     ) -> Result<VolumeKey, VolumeError> {
         let path = self.detached.as_deref().unwrap_or(&volume.device.path);
-        let file = File::open(path).map_err(DeviceError::io("open", path))?;
-        let header_bytes = Device::look(path)?.size_bytes;
+        let (header_bytes, file) = match &self.detached {
+            Some(header) => Device::open(header).map(|(header, file)| (header.size_bytes, file))?,
+            None => (volume.device.size_bytes, volume.device.reopen(OpenOptions::new().read(true))?),
+        };
         let keyslots_end = match volume.geometry.data_offset_bytes {
             0 => header_bytes,
             data => data,

@@ -66,7 +66,7 @@ pub fn prove(
 ) -> Result<Separated, Box<Refused>> {
     let header = volume.luks().and_then(|header| header.detached.as_deref());
     let report = check(&volume.device.path, header, places, surroundings);
-    let judged = volume.device.check_identity().map_err(Refusal::Exchanged).and_then(|()| report.judge(policy));
+    let judged = volume.device.still_there().map_err(Refusal::Exchanged).and_then(|()| report.judge(policy));
     let separated = Separated { report, device: volume.device.clone(), key: key.clone() };
     match judged {
         Ok(()) => Ok(separated),

@@ -133,7 +133,7 @@ fn volume(asks_people: bool) -> Volume {
     let device = Device {
         path: "/dev/vdb".into(),
         kind: DeviceKind::Block(1),
-        identity: Identity::BlockDevice(1),
+        identity: Identity::BlockDevice { number: 1, sequence: None },
         size_bytes: 1 << 30,
         read_only: false,
         logical_block_bytes: 512,

@@ -27,10 +27,14 @@ use self::{
     protocol::{Attach, Request, WorkerReply},
     state::State,
 };
-use super::{Activate, Backend, BackendError, BackendKind, Deferred, ExportKind, Mapping, MappingStatus};
+use super::{
+    Activate, Backend, BackendError, BackendKind, Deferred, ExportKind, Mapping, MappingStatus,
+    dm_crypt::DmCrypt,
+    once::{self, LOCK_PATIENCE, Occupied},
+};
 use crate::{
     base::{key::VolumeKey, mapping_name::MappingName},
-    sys::{loop_device::LoopDevice, users},
+    sys::{loop_device::LoopDevice, stores::Footing, users},
     volumes::{
         Unlocked,
         header::{CIPHER, Volume},
@@ -82,6 +86,14 @@ impl Userspace {
     /// Other directories, or another program as worker.
     pub fn new(paths: Paths, program: impl Into<PathBuf>) -> Self {
         Self { paths, program: program.into() }
+    }
+
+    /// Calls `judge` with this backend and the kernel's, if there is one.
+    fn with_all<T>(&self, judge: impl FnOnce(&[&dyn Backend]) -> T) -> T {
+        match DmCrypt::open() {
+            Ok(dm_crypt) => judge(&[self, &dm_crypt]),
+            Err(_) => judge(&[self]),
+        }
     }
 
     /// The mapping that has the name, if it is one of this very volume.
@@ -207,7 +219,11 @@ fn order(mut socket: &UnixStream, request: Attach, key: &VolumeKey) -> io::Resul
 
 impl Backend for Userspace {
     fn active(&self, volume: &Volume, options: &Activate) -> Result<Option<Mapping>, BackendError> {
-        let Some(state) = State::load(&self.paths, &options.name)? else { return Ok(None) };
+        let Some(state) = State::load(&self.paths, &options.name)? else {
+            self.paths.require_link(&options.name)?;
+            let judge = |all: &[&dyn Backend]| once::require_free(all, &volume.device, Some(&options.name));
+            return self.with_all(judge).map(|()| None);
+        };
         if !state.worker.is_alive() || state.exported(&self.paths).is_none() {
             // Dead or dying; activating removes it.
             return Ok(None);
@@ -222,10 +238,12 @@ impl Backend for Userspace {
             tracing::warn!("the FUSE export does not pass discards; use --export ublk or nbd");
         }
         self.paths.create()?;
-        let lock = self.paths.lock(&options.name, removal::LOCK_PATIENCE)?;
+        let lock = self.paths.lock(&options.name, LOCK_PATIENCE)?;
         if let Some(mapping) = self.existing(&request, options.export)? {
             return Ok(mapping);
         }
+        self.paths.require_link(&options.name)?;
+        let _claim = self.with_all(|all| once::claim(&self.paths.state, all, &volume.device, &options.name))?;
         let mut export = request.export;
         match self.start(request.clone(), key, &lock) {
             // It was not asked for, and the driver may be older than what libublk needs.
@@ -241,7 +259,7 @@ impl Backend for Userspace {
 
     fn resize(&self, name: &MappingName, unlocked: &Unlocked) -> Result<u64, BackendError> {
         let volume = unlocked.volume();
-        let _lock = self.paths.lock(name, removal::LOCK_PATIENCE)?;
+        let _lock = self.paths.lock(name, LOCK_PATIENCE)?;
         let mut state = State::load(&self.paths, name)?.ok_or_else(|| BackendError::NotActive(name.clone()))?;
         let exported = state.exported(&self.paths).ok_or_else(|| BackendError::NotActive(name.clone()))?;
         if state.volume != volume.uuid() {
@@ -307,6 +325,22 @@ impl Backend for Userspace {
                 None => Vec::new(),
             },
         }))
+    }
+
+    fn occupied(&self) -> Result<Vec<Occupied>, BackendError> {
+        let mut occupied = Vec::new();
+        for name in self.list()? {
+            match State::load(&self.paths, &name) {
+                Ok(Some(state)) if state.worker.is_alive() => {
+                    occupied.push(Occupied { name, footing: Footing::of(state.identity) });
+                }
+                // One that is being made or removed has no state for a moment.
+                Ok(_) => {}
+                // Nobody else's attach is to fail by it.
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
+        Ok(occupied)
     }
 
     fn list(&self) -> Result<Vec<MappingName>, BackendError> {

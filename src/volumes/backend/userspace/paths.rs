@@ -1,20 +1,20 @@
 //! Where the backend keeps what outlives one command: a directory per mapping, a lock per name, a link per device.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-};
+use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
-use crate::{base::mapping_name::MappingName, volumes::backend::BackendError};
+use crate::{
+    base::mapping_name::MappingName,
+    volumes::backend::{BackendError, once},
+};
 
 /// Directories of this backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,27 +78,12 @@ impl Paths {
     /// removing one would let two commands lock two files of one name. Their names begin with a dot, which no mapping's does.
     pub fn lock(&self, name: &MappingName, patience: Duration) -> Result<Flock<File>, BackendError> {
         let path = self.state.join(format!(".{name}.lock"));
-        let action = || format!("cannot lock {}", path.display());
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(BackendError::failed(action()))?;
-        let deadline = Instant::now() + patience;
-        loop {
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => return Ok(lock),
-                Err((same, Errno::EWOULDBLOCK)) if Instant::now() < deadline => file = same,
-                Err((_, Errno::EWOULDBLOCK)) => {
-                    let holders = vec!["another attach or detach, still under way".to_owned()];
-                    return Err(BackendError::Busy { name: name.clone(), holders });
-                }
-                Err((_, errno)) => return Err(BackendError::failed(action())(errno)),
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        once::lock(&path, patience)
+            .map_err(BackendError::failed(format!("cannot lock {}", path.display())))?
+            .ok_or_else(|| BackendError::Busy {
+                name: name.clone(),
+                holders: vec!["another attach or detach, still under way".to_owned()],
+            })
     }
 
     /// Names of all mappings that have a directory.
@@ -119,18 +104,32 @@ impl Paths {
         Ok(names)
     }
 
-    /// Makes the mapping's link, in place of a stale one.
+    /// Makes the mapping's link, in place of a stale one. What is no link is somebody else's, and stays.
     pub fn make_link(&self, name: &MappingName, to: &Path) -> io::Result<()> {
         fs::create_dir_all(&self.links)?;
         self.remove_link(name)?;
         std::os::unix::fs::symlink(to, self.link(name))
     }
 
+    /// Refuses a name in whose place something stands that is no link.
+    pub fn require_link(&self, name: &MappingName) -> Result<(), BackendError> {
+        let link = self.link(name);
+        match fs::symlink_metadata(&link) {
+            Ok(there) if !there.is_symlink() => {
+                let by = format!("{} exists and is not a link", link.display());
+                Err(BackendError::Foreign { name: name.clone(), by })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Removes the mapping's link, if there is one.
     pub fn remove_link(&self, name: &MappingName) -> io::Result<()> {
-        match fs::remove_file(self.link(name)) {
+        let link = self.link(name);
+        match fs::symlink_metadata(&link) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result,
+            Ok(there) if !there.is_symlink() => Ok(()),
+            _ => fs::remove_file(link),
         }
     }
 

@@ -22,11 +22,9 @@ use crate::{
         loop_device::{Cleared, Flush, LoopDevice},
         users,
     },
-    volumes::backend::{BackendError, Deferred},
+    volumes::backend::{BackendError, Deferred, once::LOCK_PATIENCE},
 };
 
-/// How long one command waits for another that works on the same name.
-pub const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 /// Programs that look at every device (udev's, say) have it open for moments; a real user, for longer than this.
 const BUSY_PATIENCE: Duration = Duration::from_secs(2);
 /// A worker that is dying closes its files before it has died.

@@ -196,7 +196,7 @@ mod tests {
             name: name.clone(),
             paths: paths.clone(),
             device: "/dev/vdb".into(),
-            identity: Identity::BlockDevice(7),
+            identity: Identity::BlockDevice { number: 7, sequence: Some(1) },
             volume: Some(Uuid::nil()),
             export: ExportKind::Ublk,
             read_only: true,

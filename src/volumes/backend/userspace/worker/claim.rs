@@ -1,52 +1,25 @@
 //! The worker's claim on the encrypted device.
 
-use std::{
-    fs::{File, OpenOptions},
-    os::unix::fs::OpenOptionsExt,
-};
-
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-    libc,
-};
+use std::fs::File;
 
 use super::super::{protocol::Attach, state::State};
-use crate::sys::device::{Device, DeviceError, DeviceKind, Identity};
+use crate::sys::device::{Device, DeviceError};
 
-/// Opens the encrypted device such that no second worker, mount or mapping has it.
-pub fn open(request: &Attach) -> Result<(Device, File, Option<Flock<File>>), DeviceError> {
+/// Opens the encrypted device such that no second worker, mount or mapping has it. It is the device whose header was read.
+pub fn open(request: &Attach) -> Result<(Device, File), DeviceError> {
     let path = &request.device;
     let device = Device::look(path)?;
+    if device.identity != request.identity {
+        return Err(DeviceError::Replaced(path.clone()));
+    }
     // At least one sector, or there is nothing to attach.
     let data_bytes = request.size_bytes.max(request.sector_size_bytes.into());
     let needed_bytes = request.data_offset_bytes.saturating_add(data_bytes);
     if device.size_bytes < needed_bytes {
         return Err(DeviceError::TooSmall { path: path.clone(), size_bytes: device.size_bytes, needed_bytes });
     }
-    let exclusive = if matches!(device.kind, DeviceKind::Block(_)) { libc::O_EXCL } else { 0 };
-    let opened = if request.read_only {
-        OpenOptions::new().read(true).custom_flags(exclusive).open(path).map_err(DeviceError::io("open", path))
-    } else {
-        device.open_exclusive()
-    };
-    let backing = opened.map_err(|error| blame(error, request))?;
-    let metadata = backing.metadata().map_err(DeviceError::io("stat", path))?;
-    if Identity::of(&metadata) != request.identity {
-        return Err(DeviceError::Exchanged(path.clone()));
-    }
-    let claim = match device.kind {
-        DeviceKind::Block(_) => None,
-        DeviceKind::File => {
-            let same = backing.try_clone().map_err(DeviceError::io("open", path))?;
-            let lock = Flock::lock(same, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-                Errno::EWOULDBLOCK => blame(DeviceError::Busy { path: path.clone(), holders: Vec::new() }, request),
-                errno => DeviceError::io("lock", path)(errno.into()),
-            });
-            Some(lock?)
-        }
-    };
-    Ok((device, backing, claim))
+    let opened = if request.read_only { device.claim(false) } else { device.open_exclusive() };
+    Ok((device, opened.map_err(|error| blame(error, request))?))
 }
 
 /// Names the mapping that has the device, if it is one of ours.

@@ -1,7 +1,6 @@
 //! The mapping of a worker, from its making to its end.
 
 use std::{
-    fs::File,
     io,
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::Path,
@@ -15,7 +14,6 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::Flock,
     libc,
     sys::signal::{SigSet, Signal},
 };
@@ -57,8 +55,6 @@ pub struct Serving {
     directory: Directory,
     /// At a signal's request.
     detaching: Option<JoinHandle<()>>,
-    /// A file's exclusive lock; a block device is open exclusively.
-    _claim: Option<Flock<File>>,
 }
 
 impl Serving {
@@ -67,7 +63,7 @@ impl Serving {
         let (name, paths) = (&request.name, request.paths.clone());
         let unknown = || cannot(request, "understand its geometry")("no such key or sector size");
         let geometry = request.geometry().ok_or_else(unknown)?;
-        let (device, backing, claim) = claim::open(request)?;
+        let (device, backing) = claim::open(request)?;
 
         let state = State::begin(request).map_err(cannot(request, "read /proc/self/stat"))?;
         let directory = Directory::create(&state, &paths).map_err(cannot(request, "make the mapping's directory"))?;
@@ -92,7 +88,7 @@ impl Serving {
                 ExportKind::Nbd => "listen for NBD clients",
             },
         ))?;
-        Ok(Self { state, paths, export, image, directory, detaching: None, _claim: claim })
+        Ok(Self { state, paths, export, image, directory, detaching: None })
     }
 
     /// Writes down that the mapping is complete and makes its link. From here on its directory is there until its export
@@ -193,7 +189,7 @@ impl Serving {
 
     /// Brings all to the device and leaves nothing behind, except the reason if that fails.
     pub fn end(self) -> Result<(), BackendError> {
-        let Self { mut state, paths, export, image, directory: _, detaching: _, _claim } = self;
+        let Self { mut state, paths, export, image, directory: _, detaching: _ } = self;
         let ended = export.end().map_err(|error| format!("cannot end the export of {}: {error}", state.name));
         let flushed = image.flush().map_err(|error| format!("cannot flush {}: {error}", state.device.display()));
         let cleaned = match ended.and(flushed) {
