@@ -26,7 +26,7 @@ fn volume_key(site: &Site, reference: &str) -> Vec<u8> {
     let (store, key) = reference.split_once('/').unwrap();
     let expected = Expected { key_id: key.parse().unwrap(), container: store.parse().unwrap(), volume: For::Any };
     let identities =
-        Identities::read(&[IdentitySpec::from(site.keys("cinder.owner.key"))], &TpmConfig::default()).unwrap();
+        Identities::read(&[IdentitySpec::of("", site.keys("cinder.owner.key"))], &TpmConfig::default()).unwrap();
     let Content::VolumeKey(payload) = identities.open(&sealed, &expected).unwrap().content else { panic!() };
     payload.volume_key.expose().to_vec()
 }
