@@ -90,7 +90,7 @@ fn container_keys_suite(site: &Site<'_>, keys: &dyn ContainerKeys) {
     let first = keys.get(one).unwrap();
     let first_key = ContainerKey::open(
         &first,
-        &Identities::read(&[IdentitySpec::from(site.path("owner.key"))], &TpmConfig::default()).unwrap(),
+        &Identities::read(&[IdentitySpec::of("", site.path("owner.key"))], &TpmConfig::default()).unwrap(),
         &id,
     )
     .unwrap();

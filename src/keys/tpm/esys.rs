@@ -247,6 +247,43 @@ pub const ENDORSEMENT: sys::ESYS_TR = sys::ESYS_TR_RH_ENDORSEMENT;
 /// SHA-256, the one hash that we use.
 pub const SHA256: u16 = tss::TPM2_ALG_SHA256;
 
+/// Has the compiler check that the bindings, which were made beforehand, have libtss2's sizes: an answer is wiped over its whole
+/// size. A test asks the headers that are installed.
+macro_rules! sizes {
+    ($($name:ident = $size:literal),* $(,)?) => {
+        $(const _: () = assert!(size_of::<sys::$name>() == $size);)*
+        #[cfg(test)]
+        const SIZES: &[(&str, usize)] = &[$((stringify!($name), $size)),*];
+    };
+}
+
+sizes! {
+    TPM2B_ATTEST = 2306,
+    TPM2B_CREATION_DATA = 412,
+    TPM2B_DATA = 66,
+    TPM2B_DIGEST = 66,
+    TPM2B_ECC_POINT = 262,
+    TPM2B_ENCRYPTED_SECRET = 514,
+    TPM2B_ID_OBJECT = 134,
+    TPM2B_MAX_NV_BUFFER = 2050,
+    TPM2B_NAME = 70,
+    TPM2B_NV_PUBLIC = 84,
+    TPM2B_PRIVATE = 1552,
+    TPM2B_PUBLIC = 616,
+    TPM2B_PUBLIC_KEY_RSA = 514,
+    TPM2B_SENSITIVE_CREATE = 326,
+    TPML_DIGEST = 532,
+    TPML_DIGEST_VALUES = 1060,
+    TPML_PCR_SELECTION = 132,
+    TPMS_CAPABILITY_DATA = 1032,
+    TPMT_RSA_DECRYPT = 6,
+    TPMT_SIGNATURE = 518,
+    TPMT_SIG_SCHEME = 6,
+    TPMT_SYM_DEF = 6,
+    TPMT_TK_CREATION = 76,
+    TPMT_TK_VERIFIED = 76,
+}
+
 /// A sized buffer.
 pub fn buffer(bytes: &[u8]) -> Result<sys::TPM2B_DIGEST, TpmError> {
     let mut buffer = sys::TPM2B_DIGEST { size: bytes.len() as u16, buffer: [0; 64] };
@@ -257,4 +294,22 @@ pub fn buffer(bytes: &[u8]) -> Result<sys::TPM2B_DIGEST, TpmError> {
 /// The bytes of a sized buffer, as far as they are there.
 pub fn sized(size: u16, buffer: &[u8]) -> &[u8] {
     &buffer[..usize::from(size).min(buffer.len())]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, process::Command};
+
+    use super::SIZES;
+
+    #[test]
+    fn the_installed_headers_have_the_sizes_of_the_bindings() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("sizes.c");
+        let check = |(name, size): &(&str, usize)| format!("_Static_assert(sizeof({name}) == {size}, \"{name}\");\n");
+        let checks: String = SIZES.iter().map(check).collect();
+        fs::write(&source, format!("#include <tss2/tss2_esys.h>\n{checks}")).unwrap();
+        let compiled = Command::new("cc").arg("-fsyntax-only").arg(&source).output().unwrap();
+        assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use der::{
     Decode, Sequence, Tag, Tagged,
-    asn1::{Any, ObjectIdentifier, OctetString},
+    asn1::{Any, BitString, ObjectIdentifier, OctetString},
 };
 use openssl::{
     error::ErrorStack,
@@ -27,13 +27,20 @@ use serde::{Deserialize, Serialize};
 use super::{EnrolError, Part, Statement, document::EndorsementKey, evidence::refused};
 use crate::{
     base::{chain::chain, hex},
-    keys::tpm::{Digest, EndorsementKind, Name, public},
+    keys::{
+        seal::identities::{FLAWED, is_flawed},
+        tpm::{Digest, EndorsementKind, Name, public},
+    },
 };
 
 /// The largest file of certificates.
 const MOST_FILE_BYTES: u64 = 1 << 20;
 /// tcg-kp-EKCertificate: a certificate for an endorsement key, and not for another key of the same authority.
 const EK_CERTIFICATE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.23.133.8.1");
+/// id-ce-keyUsage (RFC 5280 section 4.2.1.3), and the bits of it that say what an endorsement key does.
+const KEY_USAGE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.15");
+const KEY_ENCIPHERMENT: usize = 2;
+const KEY_AGREEMENT: usize = 4;
 /// id-ce-extKeyUsage (RFC 5280 section 4.2.1.12).
 const EXTENDED_KEY_USAGE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37");
 
@@ -132,7 +139,11 @@ fn endorsement_key(entry: &EndorsementKey) -> Result<Result<PKey<Public>, String
     if EndorsementKind::of(&entry.public)?.is_none() {
         return Ok(Err("it fits none of the TCG's templates for P-256 and RSA 2048".to_owned()));
     }
-    Ok(public::to_pkey(&entry.public).map_err(|error| format!("it is not a key ({})", chain(&error))))
+    let key = match public::to_pkey(&entry.public) {
+        Ok(key) => key,
+        Err(error) => return Ok(Err(format!("it is not a key ({})", chain(&error)))),
+    };
+    Ok(if is_flawed(&key)? { Err(format!("it {FLAWED}")) } else { Ok(key) })
 }
 
 fn certified(
@@ -155,11 +166,9 @@ fn certified(
     if let Err(why) = verified {
         return Ok(Err(format!("{} is not signed by a trusted authority: {why}", of())));
     }
-    match key_usages(der) {
-        // Certificates from before the profile asked for it have none.
-        Ok(None) => {}
-        Ok(Some(usages)) if usages.contains(&EK_CERTIFICATE) => {}
-        Ok(Some(_)) => return Ok(Err(format!("{} is not for an endorsement key", of()))),
+    match is_for_endorsement(der) {
+        Ok(true) => {}
+        Ok(false) => return Ok(Err(format!("{} is not for an endorsement key", of()))),
         Err(error) => return Ok(Err(format!("{} cannot be read ({error})", of()))),
     }
     Ok(Ok(Vouched::Certificate { issuer: in_words(certificate.issuer_name()), tpm: tpm_of(&certificate) }))
@@ -209,17 +218,28 @@ struct Extension {
     value: OctetString,
 }
 
-/// The purposes in the extended key usage; `None` if there is no such extension. libcrypto shows only those that it knows.
-fn key_usages(certificate: &[u8]) -> der::Result<Option<Vec<ObjectIdentifier>>> {
+/// Whether a certificate is for an endorsement key: one that decrypts or agrees (TCG EK Credential Profile, section 3.1.3),
+/// and that says of itself to be one. libcrypto shows only what it knows. Certificates from before the profile asked for these
+/// extensions have none.
+fn is_for_endorsement(certificate: &[u8]) -> der::Result<bool> {
+    let extensions = extensions(certificate)?;
+    let value = |id| extensions.iter().find(|extension| extension.id == id).map(|extension| extension.value.as_bytes());
+    let usage = value(KEY_USAGE).map(BitString::from_der).transpose()?;
+    let decrypts = usage.is_none_or(|usage| {
+        let mut bits = usage.bits().enumerate().filter_map(|(at, bit)| bit.then_some(at));
+        bits.any(|at| matches!(at, KEY_ENCIPHERMENT | KEY_AGREEMENT))
+    });
+    let purposes = value(EXTENDED_KEY_USAGE).map(Vec::<ObjectIdentifier>::from_der).transpose()?;
+    Ok(decrypts && purposes.is_none_or(|purposes| purposes.contains(&EK_CERTIFICATE)))
+}
+
+fn extensions(certificate: &[u8]) -> der::Result<Vec<Extension>> {
     let parts = Vec::<Any>::from_der(certificate)?;
     let to_be_signed: Vec<Any> = parts.first().ok_or(der::ErrorKind::Failed)?.decode_as()?;
     let tagged = to_be_signed
         .iter()
         .find(|part| matches!(part.tag(), Tag::ContextSpecific { number, .. } if number.value() == 3));
-    let Some(tagged) = tagged else { return Ok(None) };
-    let extensions = Vec::<Extension>::from_der(tagged.value())?;
-    let usage = extensions.iter().find(|extension| extension.id == EXTENDED_KEY_USAGE);
-    usage.map(|usage| Vec::from_der(usage.value.as_bytes())).transpose()
+    tagged.map_or_else(|| Ok(Vec::new()), |tagged| Vec::from_der(tagged.value()))
 }
 
 fn in_words(name: &X509NameRef) -> String {
@@ -240,4 +260,41 @@ fn tpm_of(certificate: &X509Ref) -> String {
         some => some.join(", "),
     };
     words.chars().filter(|c| !c.is_control()).take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use openssl::{
+        hash::MessageDigest,
+        x509::{
+            X509Builder, X509Extension,
+            extension::{ExtendedKeyUsage, KeyUsage},
+        },
+    };
+
+    use super::*;
+
+    fn certificate(extensions: Vec<X509Extension>) -> Vec<u8> {
+        let key = PKey::ec_gen("prime256v1").unwrap();
+        let mut builder = X509Builder::new().unwrap();
+        builder.set_version(2).unwrap();
+        builder.set_pubkey(&key).unwrap();
+        extensions.into_iter().for_each(|extension| builder.append_extension(extension).unwrap());
+        builder.sign(&key, MessageDigest::sha256()).unwrap();
+        builder.build().to_der().unwrap()
+    }
+
+    #[test]
+    fn a_certificate_of_an_endorsement_key_is_for_decryption_and_says_so() {
+        let is_for = |extensions| is_for_endorsement(&certificate(extensions)).unwrap();
+        let says_so = || ExtendedKeyUsage::new().other("2.23.133.8.1").build().unwrap();
+        let other = || ExtendedKeyUsage::new().client_auth().build().unwrap();
+        let usage = |build: fn(&mut KeyUsage) -> &mut KeyUsage| build(&mut KeyUsage::new()).build().unwrap();
+        assert!(is_for(vec![]), "from before the profile");
+        assert!(is_for(vec![usage(KeyUsage::key_agreement), says_so()]));
+        assert!(is_for(vec![usage(KeyUsage::key_encipherment)]));
+        assert!(!is_for(vec![usage(KeyUsage::digital_signature), says_so()]));
+        assert!(!is_for(vec![usage(KeyUsage::key_cert_sign)]));
+        assert!(!is_for(vec![usage(KeyUsage::key_agreement), other()]));
+    }
 }

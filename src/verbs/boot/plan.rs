@@ -41,7 +41,7 @@ impl Planned {
     }
 
     /// Never for writing where somebody wants it read only.
-    fn as_asked<'a>(mut self, mut entries: impl Iterator<Item = &'a Entry>) -> Self {
+    fn restricted_by<'a>(mut self, mut entries: impl Iterator<Item = &'a Entry>) -> Self {
         let path = [self.device.path().to_owned()];
         let same = |entry: &Entry| entry.name == self.name.as_str() || entry.device.is(&path, None);
         self.options.read_only |= entries.any(|entry| same(entry) && crypttab_entries::options(entry).read_only);
@@ -73,7 +73,7 @@ fn planned(config: &Config, crypttab: Option<Crypttab>, said: &CommandLine, whic
     let listed = listed(crypttab, said, which);
     if !config.boot.volumes.is_empty() {
         let configured = config.boot.volumes.iter().map(Planned::configured);
-        return configured.map(|planned| planned.as_asked(listed.iter().flatten())).collect();
+        return configured.map(|planned| planned.restricted_by(listed.iter().flatten())).collect();
     }
     match listed {
         Some(entries) => entries.into_iter().filter_map(crypttab_entries::planned).collect(),

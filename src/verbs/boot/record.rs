@@ -421,7 +421,7 @@ fn lines(facts: &Facts) -> Vec<String> {
 /// A file for root only, in place of the one that is there: failures quote stores and other hosts.
 fn new_file(path: &Path) -> io::Result<File> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => OpenOptions::new().write(true).create_new(true).mode(0o600).open(path),
     }
 }

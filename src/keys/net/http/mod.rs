@@ -9,7 +9,7 @@ mod error;
 use std::{
     collections::BTreeSet,
     net::IpAddr,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use futures_util::future::join_all;
 use openssl::x509::X509;
 use reqwest::{
     Certificate, Client, Identity, Method, StatusCode, Url,
-    header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
+    header::{DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
     redirect::Policy,
     tls::Version,
 };
@@ -120,9 +120,15 @@ impl HttpAnswer {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// How long the server asks to wait (RFC 9110 section 10.2.3, in seconds; dates are not honoured).
+    /// How long the server asks to wait (RFC 9110 section 10.2.3): seconds, or until a date of its own clock.
     fn retry_after(&self) -> Option<Duration> {
-        self.header(RETRY_AFTER.as_str())?.trim().parse().ok().map(Duration::from_secs)
+        let date = |text: &str| httpdate::parse_http_date(text).ok();
+        let asked = self.header(RETRY_AFTER.as_str())?.trim();
+        if let Ok(seconds) = asked.parse() {
+            return Some(Duration::from_secs(seconds));
+        }
+        let its_now = self.header(DATE.as_str()).and_then(date).unwrap_or_else(SystemTime::now);
+        Some(date(asked)?.duration_since(its_now).unwrap_or_default())
     }
 }
 
@@ -447,5 +453,23 @@ mod tests {
             let answer = http.send(&Request::new(Method::GET, vec![super::url(&url).unwrap()], 100)).unwrap();
             assert_eq!((answer.status.as_u16(), answer.body.expose()), (200, b"done".as_slice()), "{status}");
         }
+    }
+
+    #[test]
+    fn a_server_asks_to_wait_for_seconds_or_until_a_date_of_its_clock() {
+        let asks = |headers: &[(&'static str, &str)]| {
+            let headers = headers.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
+            let (url, status) = (url("https://keys").unwrap(), StatusCode::SERVICE_UNAVAILABLE);
+            let body = SecretBytes::zeroed(1).unwrap();
+            HttpAnswer { url, status, headers: headers.collect(), body, repeated: false }.retry_after()
+        };
+        let date = ("date", "Thu, 01 Jan 1970 00:00:10 GMT");
+        assert_eq!(asks(&[("retry-after", " 7 ")]), Some(Duration::from_secs(7)));
+        for later in ["Thu, 01 Jan 1970 00:00:15 GMT", "Thursday, 01-Jan-70 00:00:15 GMT", "Thu Jan  1 00:00:15 1970"] {
+            assert_eq!(asks(&[date, ("retry-after", later)]), Some(Duration::from_secs(5)), "{later}");
+        }
+        assert_eq!(asks(&[("retry-after", "Thu, 01 Jan 1970 00:00:15 GMT")]), Some(Duration::ZERO), "long ago");
+        assert_eq!(asks(&[("retry-after", "soon")]), None);
+        assert_eq!(asks(&[date]), None);
     }
 }

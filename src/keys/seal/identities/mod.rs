@@ -12,7 +12,7 @@ use serde_json::Value;
 
 pub use container_key::ContainerKey;
 pub use lockbox_key::{Entry, EntryContext, LockboxKey};
-pub use pem::{OwnerKey, OwnerRecipient};
+pub use pem::{FLAWED, OwnerKey, OwnerRecipient, is_flawed};
 pub use tpm::TpmIdentity;
 
 use super::{ContentKey, SealError};

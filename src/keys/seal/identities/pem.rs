@@ -44,6 +44,14 @@ enum Algorithm {
     RsaOaep,
 }
 
+/// What is wrong with a key that [`is_flawed`].
+pub const FLAWED: &str = "is by a flawed generator: its private key can be computed (ROCA, CVE-2017-15361)";
+
+/// Whether a private key can be computed from its public key.
+pub fn is_flawed<T: HasPublic>(key: &PKeyRef<T>) -> Result<bool, ErrorStack> {
+    if key.id() == Id::RSA { rsa_oaep::is_roca(key.rsa()?.n()) } else { Ok(false) }
+}
+
 /// The algorithm for a key and the key's thumbprint, or what is wrong with it.
 fn examine<T: HasPublic>(key: &PKeyRef<T>) -> Result<Result<(Algorithm, String), String>, SealError> {
     Ok(match key.id() {
@@ -88,6 +96,10 @@ impl OwnerRecipient {
     }
 
     fn of(key: PKey<Public>) -> Result<Result<Self, String>, SealError> {
+        // What was sealed before still has to open.
+        if is_flawed(&key)? {
+            return Ok(Err(FLAWED.to_owned()));
+        }
         Ok(examine(&key)?.map(|(algorithm, kid)| Self { key, algorithm, kid }))
     }
 
