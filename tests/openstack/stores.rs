@@ -30,8 +30,8 @@ pub const STORIES: &[Story] = &[
 pub fn open(site: &Site<'_>, name: &str) -> Box<dyn KeyStore> {
     let config = Config::read(&site.path("cryptattach.toml")).unwrap();
     let name: StoreName = name.parse().unwrap();
-    let section = config.store(&name).unwrap();
-    store::open(&*store::kind(section).unwrap(), &name, section, None).unwrap()
+    let store = config.store(&name).unwrap();
+    store::open(&*store::kind(store).unwrap(), &name, store, None).unwrap()
 }
 
 /// A key sealed to the site's owner.
