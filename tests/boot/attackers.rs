@@ -51,9 +51,11 @@ fn plain_victim(site: &Site) -> Parts {
 fn evil(site: &Site, token: Option<&str>) -> std::path::PathBuf {
     site.sh(
         "[ -e evil.img ] || {
-            cp --sparse=always $TREE/root.img evil.new
-            cryptsetup reencrypt -q --force-offline-reencrypt --resilience none --pbkdf pbkdf2 --pbkdf-force-iterations 1000 \
-                --key-file $TREE/passphrase evil.new
+            truncate -s 640M evil.new
+            mke2fs -q -t ext4 -m 0 -O ^has_journal -E lazy_itable_init=0,nodiscard -d $TREE/root evil.new 608M
+            cryptsetup reencrypt -q --encrypt --force-offline-reencrypt --type luks2 --cipher aes-xts-plain64 --key-size 512 \
+                --uuid 11111111-2222-3333-4444-555555555555 --reduce-device-size 32M --resilience none \
+                --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file $TREE/passphrase evil.new
             mv evil.new evil.img
         }",
     );
