@@ -75,12 +75,16 @@ impl Boot {
             let written = image.parts.iter().try_for_each(|part| writeln!(out, "{part}"));
             return written.map(|()| ExitCode::SUCCESS).map_err(Error::io("write to standard output"));
         }
-        if self.finish {
-            return boot::finish(&config, self.root.as_deref()).map(|()| ExitCode::SUCCESS);
-        }
-        match boot::boot(config, crypttab, reports) {
-            // It has been told, volume by volume.
-            Err(error @ Error::Boot(BootError::Unfinished(_))) => Ok(failure::exit(&error).into()),
+        let booted = if self.finish {
+            boot::finish(&config, self.root.as_deref())
+        } else {
+            boot::boot(config, crypttab, reports)
+        };
+        match booted {
+            // It has been told.
+            Err(error @ Error::Boot(BootError::Unfinished(_) | BootError::NotLatched { .. })) => {
+                Ok(failure::exit(&error).into())
+            }
             booted => booted.map(|()| ExitCode::SUCCESS),
         }
     }
