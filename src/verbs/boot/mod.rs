@@ -51,7 +51,11 @@ use crate::{
     base::chain::chain,
     config::{Config, Latch},
     sys::sysfs::Sysfs,
-    unlock::{self, lockbox::Lockbox},
+    unlock::{
+        self,
+        audit::{self, Event},
+        lockbox::{Lockbox, LockboxError},
+    },
     verbs::{detach, error::Error, explain},
     volumes::{
         Unlocked,
@@ -135,7 +139,7 @@ fn finish_killed(config: &Config) -> Result<(), Error> {
     });
     let may_go_on = latched(&mut record, &news, event, config);
     if let Some(lockbox) = Lockbox::of(config) {
-        record.lockbox_shut("the boot was ended before it was done".to_owned(), lockbox.shut());
+        lockbox_shut(&mut record, config, "the boot was ended before it was done".to_owned(), lockbox.shut());
     }
     record.end(&[], None);
     may_go_on
@@ -152,11 +156,20 @@ fn leave_nothing_to_another(root: &Path, config: &Config) {
     let why =
         format!("the root file system in {} is not on a volume that is proven to be this host's own", root.display());
     if let Some(lockbox) = Lockbox::of(config) {
-        record.lockbox_shut(why.clone(), lockbox.shut());
+        lockbox_shut(&mut record, config, why.clone(), lockbox.shut());
     }
     for name in own {
         record.detached(&name, &why, detach::detach(&ThisHost, &name, Deferred::No));
     }
+}
+
+/// Tells and records that the lockbox is closed.
+fn lockbox_shut(record: &mut Record, config: &Config, why: String, shut: Result<bool, LockboxError>) {
+    if matches!(shut, Ok(true)) {
+        let host = config.lockbox.as_ref().map(|lockbox| lockbox.host.to_string());
+        audit::done(config, &Event { action: "lockbox close", name: host, ..Event::default() });
+    }
+    record.lockbox_shut(why, shut);
 }
 
 /// Records what has become of PCR 15, and tells once that it is not extended; an error if the boot must not go on like that.
@@ -320,7 +333,7 @@ impl Boot {
         let planned = self.progress.volumes().iter().count();
         let why = latch::why_shut(&news, planned, &unproven).filter(|_| self.config.lockbox.is_some());
         if let Some(why) = why {
-            self.record.lockbox_shut(why, self.sources.shut_lockbox());
+            lockbox_shut(&mut self.record, &self.config, why, self.sources.shut_lockbox());
         }
         may_go_on
     }
