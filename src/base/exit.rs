@@ -45,7 +45,7 @@ exits! {
     Tpm = 79, "the TPM does not open the key: another boot state, another TPM, a wrong PIN, or no TPM at all";
     ProofRefused = 80, "a host's proof is refused: a bundle, challenge or answer that is wrong, changed, used already or too old";
     BootUnfinished = 81, "boot: not all volumes could be attached in time";
-    BootUnlatched = 82, "boot: latch = \"required\", and the TPM does not prove that PCR 15 is extended; the machine must reboot";
+    BootUnlatched = 82, "boot: the TPM does not prove that PCR 15 is extended, and latch = \"required\"";
 }
 
 /// What the exit code 0 means.

@@ -70,12 +70,16 @@ impl Boot {
             let lines = || image.parts.iter().map(ToString::to_string).collect::<Vec<_>>();
             return output::print(false, &(), lines).map(|()| ExitCode::SUCCESS);
         }
-        if self.finish {
-            return boot::finish(&config, self.root.as_deref()).map(|()| ExitCode::SUCCESS);
-        }
-        match boot::boot(config, crypttab, reports) {
-            // It has been told, volume by volume.
-            Err(error @ Error::Boot(BootError::Unfinished(_))) => Ok(failure::exit(&error).into()),
+        let booted = if self.finish {
+            boot::finish(&config, self.root.as_deref())
+        } else {
+            boot::boot(config, crypttab, reports)
+        };
+        match booted {
+            // It has been told.
+            Err(error @ Error::Boot(BootError::Unfinished(_) | BootError::NotLatched { .. })) => {
+                Ok(failure::exit(&error).into())
+            }
             booted => booted.map(|()| ExitCode::SUCCESS),
         }
     }

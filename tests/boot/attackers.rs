@@ -7,7 +7,7 @@
 use crate::{
     Story,
     machine::{Machine, Parts, STATIC},
-    site::{Boxed, PASSPHRASE, Site, UUID},
+    site::{Boxed, DATA, PASSPHRASE, Site, UUID},
     stories::{NET, boots, enrolled_parts, is_latched, lockbox_of, silent, values, volume},
 };
 
@@ -17,6 +17,7 @@ pub const STORIES: &[Story] = &[
     ("a disk of the same UUID with our token gets nothing", with_token),
     ("of two disks of one UUID only the host's own gets the lockbox", two_disks),
     ("a disk that is put in place of one that was pulled gets nothing", pulled_disk),
+    ("a disk in place of the root's gets nothing of the host's other disks", beside_the_hosts_data),
     ("an attacker who types his passphrase at our prompt gets nothing", typed_by_the_attacker),
     ("the owner who types the passphrase has their system without the lockbox", typed_by_the_owner),
     ("a machine that requires the latch reboots where no TPM proves it", required),
@@ -47,13 +48,20 @@ fn plain_victim(site: &Site) -> Parts {
     victim(site, "victim", |boxed| volume("root", UUID, &[&boxed.root]))
 }
 
+/// One whose crypttab names the root: it is this host's if it has a token.
+fn crypttab_victim(site: &Site) -> Parts {
+    victim(site, "crypttab-victim", |_| "[boot]\ntotal_seconds = 12\n".to_owned())
+}
+
 /// A disk of the attacker's: the victim's UUID, a volume key and a passphrase of his own; with this token.
 fn evil(site: &Site, token: Option<&str>) -> std::path::PathBuf {
     site.sh(
         "[ -e evil.img ] || {
-            cp --sparse=always $TREE/root.img evil.new
-            cryptsetup reencrypt -q --force-offline-reencrypt --resilience none --pbkdf pbkdf2 --pbkdf-force-iterations 1000 \
-                --key-file $TREE/passphrase evil.new
+            truncate -s 640M evil.new
+            mke2fs -q -t ext4 -m 0 -O ^has_journal -E lazy_itable_init=0,nodiscard -d $TREE/root evil.new 608M
+            cryptsetup reencrypt -q --encrypt --force-offline-reencrypt --type luks2 --cipher aes-xts-plain64 --key-size 512 \
+                --uuid 11111111-2222-3333-4444-555555555555 --reduce-device-size 32M --resilience none \
+                --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file $TREE/passphrase evil.new
             mv evil.new evil.img
         }",
     );
@@ -108,8 +116,7 @@ fn own_disk(site: &Site, story: &str) {
 }
 
 fn without_token(site: &Site, story: &str) {
-    // What crypttab lists is ours if it has a token.
-    let parts = victim(site, "crypttab-victim", |_| String::new());
+    let parts = crypttab_victim(site);
     let mut machine = site.start(story, &with_disk(parts, evil(site, None)));
     answers_the_system(&mut machine);
     gets_nothing(site, &mut machine);
@@ -117,7 +124,7 @@ fn without_token(site: &Site, story: &str) {
 }
 
 fn with_token(site: &Site, story: &str) {
-    let parts = victim(site, "crypttab-victim", |_| String::new());
+    let parts = crypttab_victim(site);
     let disk = evil(site, Some(&site.enrolled().root));
     let mut machine = site.start(story, &with_disk(parts, disk));
     // The lockbox was opened for it, and closed again.
@@ -132,8 +139,13 @@ fn two_disks(site: &Site, story: &str) {
     parts.disks.push(("evil".to_owned(), evil(site, None)));
     let mut machine = site.start(story, &parts);
     // Which of them has the name, the kernel decides.
-    machine.see("cryptattach: ");
-    let line = machine.see_line();
+    let line = loop {
+        machine.see("cryptattach: ");
+        let line = machine.see_line();
+        if line.starts_with("root is attached, by ") || line.starts_with("could not unlock root") {
+            break line;
+        }
+    };
     if line.starts_with("root is attached, by box/") {
         assert_eq!(loot(site, &mut machine), ("0".to_owned(), "0".to_owned(), "1".to_owned()), "{}", machine.shown);
     } else {
@@ -152,6 +164,34 @@ fn pulled_disk(site: &Site, story: &str) {
     machine.plug("evil", &evil(site, None));
     answers_the_system(&mut machine);
     gets_nothing(site, &mut machine);
+    is_latched(&mut machine);
+}
+
+fn beside_the_hosts_data(site: &Site, story: &str) {
+    let mapped = "#!/bin/sh\n[ \"$1\" = prereqs ] && { echo cryptattach; exit 0; }\n\
+        echo MAPPED $(cat /sys/block/dm-*/dm/name) >/dev/console\n";
+    site.add("beside", "etc/initramfs-tools/scripts/init-bottom/mapped", mapped);
+    site.add(
+        "beside",
+        "etc/crypttab",
+        &format!("root UUID={UUID} none luks,initramfs\ndata UUID={DATA} none luks,initramfs\n"),
+    );
+    let config = |boxed: &Boxed| {
+        let volumes = volume("root", UUID, &[&boxed.root]) + &volume("data", DATA, &[&boxed.data]);
+        format!("{volumes}{}", lockbox_of("net"))
+    };
+    let mut parts = enrolled_parts(site, "beside", "mkinitramfs", &values(site), config);
+    parts.disks = vec![("root".to_owned(), evil(site, None)), ("data".to_owned(), site.file("data.img"))];
+    let mut machine = site.start(story, &parts);
+    machine.see(&format!("data is attached, by {} with the lockbox", site.enrolled().data));
+    machine.see("the lockbox was closed: nothing proves that this host's own volume was opened as root");
+    answers_the_system(&mut machine);
+    machine.see(
+        "data was detached: the root file system in /root is not on a volume that is proven to be this host's own",
+    );
+    machine.see("MAPPED ");
+    assert_eq!(machine.see_line().trim(), "root");
+    boots_by_nobody(&mut machine);
     is_latched(&mut machine);
 }
 

@@ -268,7 +268,7 @@ fn install(files: &Path) {
         let from = source.join("initramfs/initramfs-tools").join(script);
         copy(&from, &format!("{tools}/{script}"));
     }
-    for file in ["module-setup.sh", "cryptattach-boot.service", "cryptattach-root.service"] {
+    for file in ["module-setup.sh", "cryptattach-boot.service", "cryptattach-root.service", "cryptattach.network"] {
         copy(
             &source.join("initramfs/dracut/90cryptattach").join(file),
             &format!("usr/lib/dracut/modules.d/90cryptattach/{file}"),

@@ -436,6 +436,7 @@ fn dracut_both(site: &Site, story: &str) {
     parts.append = format!("rd.luks.name={UUID}=root rd.luks.name={DATA}=data rd.shell=0 {}", parts.append);
     let mut machine = site.start(story, &parts);
     let record = boots(&mut machine, &format!("{} with the lockbox", site.enrolled().root));
+    assert!(record["lockbox_closed"].is_null(), "{record}");
     // The lockbox is opened meanwhile, and then a source of its own.
     assert!(record["volumes"][1]["by"].as_str().unwrap().starts_with(&site.net_data), "{record}");
     is_latched(&mut machine);

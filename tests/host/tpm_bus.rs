@@ -160,6 +160,8 @@ fn a_storage_root_key_of_somebody_between_is_noticed() {
     assert!(tap.heard(file.storage_root.as_bytes()));
 }
 
+type Tamper = fn(&Wiretap);
+
 /// Whoever wants to use the key again later in this boot has the latch's command for themselves, or answers in the TPM's place.
 #[test]
 fn a_latch_that_somebody_between_swallows_or_makes_up_is_noticed() {
@@ -167,7 +169,7 @@ fn a_latch_that_somebody_between_swallows_or_makes_up_is_noticed() {
     host.enrol(&host.literal("7"), None);
     let pcr_15 = |host: &Host| host.tpm().pcr_values("15".parse().unwrap()).unwrap();
     let unextended = pcr_15(&host);
-    let tampers: [(&str, fn(&Wiretap)); 3] = [
+    let tampers: [(&str, Tamper); 3] = [
         ("the command is swallowed", |tap| tap.swallow_the_latch()),
         ("the answer that PCR 15 is zero is made up", |tap| tap.forge(&[0; 32], &[1; 32])),
         // As the authentic answer says it after the latch.

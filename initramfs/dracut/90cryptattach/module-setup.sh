@@ -4,8 +4,7 @@
 
 check() {
     # Without a configuration there is nothing to attach, and nothing to say.
-    [ -e /etc/cryptattach/cryptattach.toml ] || return 1
-    require_binaries cryptattach || return 1
+    [ -e /etc/cryptattach/cryptattach.toml ] && require_binaries cryptattach || return 1
     cryptattach boot --image-parts >/dev/null || return 1
     if cryptattach boot --needs-network && ! compgen -G "$dracutbasedir/modules.d/??network" >/dev/null; then
         derror "cryptattach: a key store is on the network, and dracut has no module for it (Debian's package dracut-network)"
@@ -18,31 +17,22 @@ depends() {
     ! cryptattach boot --needs-network || echo network
 }
 
-parts() {
-    cryptattach boot --image-parts 2>/dev/null | sed -n "s/^$1 //p"
-}
+parts() { cryptattach boot --image-parts | sed -nE "s/^($1) //p"; }
 
 installkernel() {
-    parts module | while read -r module; do
-        instmods "$module"
-    done
+    parts module 2>/dev/null | while read -r module; do instmods "$module"; done
 }
 
 install() {
     # The warnings of this one are shown: what is kept out of the image, and why.
-    cryptattach boot --image-parts | sed -nE 's/^(program|library|file) //p' | while read -r path; do
-        inst "$path"
-    done
+    parts "program|library|file" | while read -r path; do inst "$path"; done
     inst_multiple -o systemd-ask-password
-    for unit in cryptattach-boot.service cryptattach-root.service; do
-        inst_simple "$moddir/$unit" "$systemdsystemunitdir/$unit"
+    for unit in boot:sysinit root:initrd; do
+        inst_simple "$moddir/cryptattach-${unit%:*}.service" "$systemdsystemunitdir/cryptattach-${unit%:*}.service"
+        $SYSTEMCTL -q --root "$initdir" add-wants "${unit#*:}.target" "cryptattach-${unit%:*}.service"
     done
-    $SYSTEMCTL -q --root "$initdir" add-wants sysinit.target cryptattach-boot.service
-    $SYSTEMCTL -q --root "$initdir" add-wants initrd.target cryptattach-root.service
     if cryptattach boot --needs-network; then
         echo rd.neednet=1 >"$initdir/etc/cmdline.d/90-cryptattach.conf"
-        # systemd-networkd does not know that word: DHCP, unless ip= or the machine's own files say otherwise.
-        mkdir -p "$initdir/etc/systemd/network"
-        printf '[Match]\nType=ether\nKind=!*\n\n[Network]\nDHCP=yes\n' >"$initdir/etc/systemd/network/zzzz-cryptattach.network"
+        inst_simple "$moddir/cryptattach.network" /etc/systemd/network/zzzz-cryptattach.network
     fi
 }

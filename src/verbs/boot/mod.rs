@@ -52,7 +52,11 @@ use crate::{
     base::chain::chain,
     config::{Config, Latch},
     sys::sysfs::Sysfs,
-    unlock::{self, lockbox::Lockbox},
+    unlock::{
+        self,
+        audit::{self, Event},
+        lockbox::{Lockbox, LockboxError},
+    },
     verbs::{detach, error::Error, explain},
     volumes::{
         Unlocked,
@@ -134,12 +138,12 @@ fn finish_killed(config: &Config) -> Result<(), Error> {
         let (config, event) = (config.clone(), event.clone());
         move || latch::latch(&config, &event)
     });
-    record.latched(&news, event);
+    let may_go_on = latched(&mut record, &news, event, config);
     if let Some(lockbox) = Lockbox::of(config) {
-        record.lockbox_shut("the boot was ended before it was done".to_owned(), lockbox.shut());
+        lockbox_shut(&mut record, config, "the boot was ended before it was done".to_owned(), lockbox.shut());
     }
     record.end(&[], None);
-    told_if_not_latched(&mut record, &news, config)
+    may_go_on
 }
 
 /// Closes the lockbox and detaches what sealed keys opened, unless the root file system is on this host's own volumes.
@@ -153,21 +157,33 @@ fn leave_nothing_to_another(root: &Path, config: &Config) {
     let why =
         format!("the root file system in {} is not on a volume that is proven to be this host's own", root.display());
     if let Some(lockbox) = Lockbox::of(config) {
-        record.lockbox_shut(why.clone(), lockbox.shut());
+        lockbox_shut(&mut record, config, why.clone(), lockbox.shut());
     }
     for name in own {
         record.detached(&name, &why, detach::detach(&ThisHost, &name, Deferred::No));
     }
 }
 
-/// Tells that PCR 15 is not extended, if so; an error if the boot must not go on like that.
-fn told_if_not_latched(record: &mut Record, news: &LatchNews, config: &Config) -> Result<(), Error> {
+/// Tells and records that the lockbox is closed.
+fn lockbox_shut(record: &mut Record, config: &Config, why: String, shut: Result<bool, LockboxError>) {
+    if matches!(shut, Ok(true)) {
+        let host = config.lockbox.as_ref().map(|lockbox| lockbox.host.to_string());
+        audit::done(config, &Event { action: "lockbox close", name: host, ..Event::default() });
+    }
+    record.lockbox_shut(why, shut);
+}
+
+/// Records what has become of PCR 15, and tells once that it is not extended; an error if the boot must not go on like that.
+fn latched(record: &mut Record, news: &LatchNews, event: String, config: &Config) -> Result<(), Error> {
+    let is_known = record.latched(news, event);
     let tpm = config.tpm.device().unwrap_or_else(|| config.tpm.tcti().into());
     let Some(error) = news.error(config.tpm.latch).map(Error::from) else {
         explain::note("extend PCR 15", Some(&tpm), None, Ok(()));
         return Ok(());
     };
-    record.tell("extend PCR 15", Some(&tpm), &error);
+    if !is_known {
+        record.tell("extend PCR 15", Some(&tpm), &error);
+    }
     if config.tpm.latch == Latch::Required { Err(error) } else { Ok(()) }
 }
 
@@ -306,21 +322,21 @@ impl Boot {
     }
 
     /// Extends PCR 15 by what was opened, and closes the lockbox unless all of that is proven to be this host's own.
-    fn latch(&mut self) -> LatchNews {
+    fn latch(&mut self) -> Result<(), Error> {
         let event = self.progress.event();
         let news = latch::in_time({
             let (sources, event) = (self.sources.clone(), event.clone());
             move || sources.latch(&event)
         });
         self.take_what_was_said();
-        self.record.latched(&news, event);
+        let may_go_on = latched(&mut self.record, &news, event, &self.config);
         let unproven = self.names(&self.progress.unproven());
         let planned = self.progress.volumes().iter().count();
         let why = latch::why_shut(&news, planned, &unproven).filter(|_| self.config.lockbox.is_some());
         if let Some(why) = why {
-            self.record.lockbox_shut(why, self.sources.shut_lockbox());
+            lockbox_shut(&mut self.record, &self.config, why, self.sources.shut_lockbox());
         }
-        news
+        may_go_on
     }
 
     fn end(mut self) -> Result<(), Error> {
@@ -331,11 +347,11 @@ impl Boot {
         for action in self.progress.too_late(|number| sources.waits.of(number)) {
             self.carry_out(action);
         }
-        let news = self.latch();
+        let may_go_on = self.latch();
         self.sources.unmount();
         self.take_what_was_said();
         self.record.end(&left, time_is_over.then_some(self.config.boot.total));
-        told_if_not_latched(&mut self.record, &news, &self.config)?;
+        may_go_on?;
         let names = self.names(&left);
         if names.is_empty() { Ok(()) } else { Err(BootError::Unfinished(names).into()) }
     }

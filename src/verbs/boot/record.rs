@@ -200,8 +200,12 @@ impl Record {
         opened::event(self.facts.volumes.iter().map(|facts| (&facts.name, evidence(facts))))
     }
 
-    /// What has become of PCR 15, which was to be extended by this event.
-    pub fn latched(&mut self, news: &LatchNews, event: String) {
+    /// What has become of PCR 15, which was to be extended by this event; whether that has been told before.
+    pub fn latched(&mut self, news: &LatchNews, event: String) -> bool {
+        let is_known = match (&self.facts.latch, news) {
+            (Some(LatchFacts::NotExtended { why }), LatchNews::NotLatched(now)) => why == now,
+            _ => false,
+        };
         self.facts.latch = Some(match news {
             LatchNews::Latched(value) => {
                 self.note("PCR 15 is latched");
@@ -211,6 +215,7 @@ impl Record {
             LatchNews::Nothing => LatchFacts::NotWanted,
         });
         self.write();
+        is_known
     }
 
     /// The lockbox is closed, for this reason, or cannot be. If it was not open, a person need not know.
@@ -440,6 +445,43 @@ fn uptime() -> f64 {
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_again_and_told() {
+        let evidence = Evidence { proven: true, measured: Some("cryptsetup:root:1:2".to_owned()), header: None };
+        let volume = |name: &str, result, by: &str, evidence| VolumeFacts {
+            name: name.parse().unwrap(),
+            device: "/dev/vda".to_owned(),
+            path: PathBuf::new(),
+            several: false,
+            result,
+            by: Some(by.to_owned()),
+            evidence,
+            seconds: None,
+            failures: Vec::new(),
+        };
+        let volumes = vec![
+            volume("root", Outcome::Attached, "a/1", evidence),
+            volume("data", Outcome::Attached, "passphrase", Evidence::default()),
+            volume("home", Outcome::NotOurs, "", Evidence::default()),
+        ];
+        let latch = Some(LatchFacts::NotExtended { why: "the TPM does not answer".to_owned() });
+        let lockbox_closed = Some("PCR 15 is not extended".to_owned());
+        let facts =
+            Facts { version: 1, started: 1.0, seconds: None, prompt_after: None, volumes, latch, lockbox_closed };
+        let read: Facts = serde_json::from_slice(&serde_json::to_vec(&facts).unwrap()).unwrap();
+        let told = [
+            "this boot:",
+            "  root was attached, by a/1",
+            "  data was attached, by passphrase, which does not prove that it is this host's own",
+            "  home was not attached",
+            "  PCR 15 is not extended: the TPM does not answer",
+            "  the lockbox was closed: PCR 15 is not extended",
+        ];
+        assert_eq!(text(&read).lines().collect::<Vec<_>>(), told);
+    }
 
     /// This test again, in a process of its own, whose standard error takes nothing.
     const PRINTS: &str = "CRYPTATTACH_TEST_PRINTS";

@@ -198,6 +198,8 @@ fn a_volume_that_was_attached_before_is_proven_only_if_this_boot_attached_it() {
     let said = victim.runs(&config, "", &format!("{attach}; {boot}"));
     assert_eq!(loot(&said), Loot::nothing());
     assert!(said.contains("the lockbox was closed: nothing proves that this host's own volume was opened as root"));
+    let audit = std::fs::read_to_string(victim.host.file("audit")).unwrap();
+    assert!(audit.contains("\"action\":\"lockbox close\""), "{audit}");
 
     // Started twice, as a unit may be.
     victim.host.reboots();
