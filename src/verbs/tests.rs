@@ -521,6 +521,38 @@ fn a_store_that_cannot_tell_projects_apart_serves_hooks_only_if_a_person_says_so
     assert!(matches!(refused, unlock::Error::Tenant(TenantError::NotServed(_))), "{refused:?}");
     let site = Site::with("[hooks]\ntenants = 'one'\n");
     Tenant::prove(&site.config, &site.name, claim()).unwrap();
+
+    let sealed = "owner = 'o.pem'\nno_escrow = true\n";
+    let prove = |kind: &str, hooks: &str, claim: Claim| {
+        let text = format!("[stores.s]\n{kind}[hooks]\n{hooks}");
+        let config = Config::parse(&text, Path::new("/etc/cryptattach/c.toml")).unwrap();
+        match Tenant::prove(&config, &"s".parse().unwrap(), claim).err() {
+            None => "served",
+            Some(unlock::Error::Tenant(TenantError::NotServed(_))) => "not served",
+            Some(unlock::Error::Tenant(TenantError::NoToken)) => "no token",
+            Some(unlock::Error::Tenant(TenantError::Unverified(_))) => "asks Keystone",
+            Some(error) => panic!("{error:?}"),
+        }
+    };
+    let keystone = "keystone = { cloud = 'c', clouds = '/nonexistent' }\n";
+    let directory = format!("type = 'directory'\npath = 'k'\n{sealed}");
+    let swift = format!("type = 'swift'\n{sealed}");
+    let swift_as_caller = format!("type = 'swift'\ncaller_token = true\n{sealed}");
+    let barbican_as_service = format!("type = 'barbican'\ncaller_token = false\n{sealed}");
+    for (kind, without, with) in [
+        (&*directory, "not served", "asks Keystone"),
+        (&swift, "not served", "asks Keystone"),
+        (&barbican_as_service, "not served", "asks Keystone"),
+        (&swift_as_caller, "served", "served"),
+        ("type = 'barbican'\n", "served", "served"),
+        // Its keys do not say whose they are.
+        ("type = 'barbican'\ncaller_token = false\n", "not served", "not served"),
+    ] {
+        assert_eq!((prove(kind, "", claim()), prove(kind, keystone, claim())), (without, with), "{kind}");
+        assert_eq!(prove(kind, "tenants = 'one'\n", Claim::default()), "served");
+        let nobody = if with == "not served" { with } else { "no token" };
+        assert_eq!(prove(kind, keystone, Claim::default()), nobody, "{kind}");
+    }
 }
 
 #[test]
