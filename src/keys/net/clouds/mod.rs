@@ -308,8 +308,14 @@ impl Entry {
         beside.or_else(|| self.auth(names)).map(str::to_owned)
     }
 
-    fn is(&self, name: &str, value: &str) -> bool {
-        self.0.get(name).and_then(Node::text).is_some_and(|text| text.eq_ignore_ascii_case(value))
+    /// A setting that is true or false, in the words of YAML 1.1, which openstacksdk reads.
+    fn truth(&self, name: &str) -> Result<Option<bool>, String> {
+        let Some(node) = self.0.get(name) else { return Ok(None) };
+        match node.text().unwrap_or_default().to_ascii_lowercase().as_str() {
+            "true" | "yes" | "on" => Ok(Some(true)),
+            "false" | "no" | "off" => Ok(Some(false)),
+            _ => Err(format!("has a '{name}' that is neither true nor false; name its authority with 'cacert'")),
+        }
     }
 
     fn path(&self, name: &str, folder: Option<&Path>) -> Result<Option<PathBuf>, String> {
@@ -337,13 +343,10 @@ impl Entry {
         caller: Option<Arc<Caller>>,
         folder: Option<&Path>,
     ) -> Result<Cloud, String> {
-        for (name, value) in [("verify", "false"), ("insecure", "true")] {
-            if self.is(name, value) {
-                return Err(format!("says '{name}: {value}'; name its authority with 'cacert' instead"));
+        for (name, unsafe_value) in [("verify", false), ("insecure", true)] {
+            if self.truth(name)? == Some(unsafe_value) {
+                return Err(format!("says '{name}: {unsafe_value}'; name its authority with 'cacert' instead"));
             }
-        }
-        if self.0.get("verify").is_some() && !self.is("verify", "true") {
-            return Err("has a 'verify' that is neither true nor false; name its authority with 'cacert'".to_owned());
         }
         let auth_url = self.auth(&["auth_url"]).ok_or("has no auth_url")?.to_owned();
         let credentials = match caller {
