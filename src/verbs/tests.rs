@@ -10,7 +10,11 @@ use super::{attach, detach, error::Error, format, hook, import, passphrase, resi
 use crate::{
     base::key::{Consumer, KeyId, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
     config::Config,
-    keys::{net::Caller, seal::SealError, store::StoreError},
+    keys::{
+        net::Caller,
+        seal::{OwnerKey, SealError},
+        store::StoreError,
+    },
     unlock::{
         self,
         case::Strictness,
@@ -487,6 +491,30 @@ fn a_key_that_others_need_is_deleted_by_force_only() {
     hook::delete_key(&site.config, &of, &key, true).unwrap();
     assert!(site.keys().is_empty());
     assert!(site.container().store().consumers(&key.key).unwrap().is_empty(), "nothing is left beside it");
+}
+
+#[test]
+fn a_certificate_that_is_handed_in_is_kept_as_der_or_refused() {
+    let site = Site::with("");
+    let of = site.keys_of(&Tenant::only(&site.name));
+    let owner = OwnerKey::generate().unwrap();
+    let store = |value: &[u8]| {
+        let facts = ObjectFacts {
+            kind: ObjectKind::Public,
+            algorithm: None,
+            bit_length: None,
+            name: None,
+            created: None,
+            fresh: false,
+        };
+        let object = ManagedObject { facts, value: SecretBytes::copy_of(value).unwrap() };
+        hook::store_key(&site.config, &of, object)
+    };
+    let pem = owner.public_pem().unwrap();
+    let key = store(&[b"words\n".as_slice(), pem.as_ref()].concat()).unwrap();
+    let value = hook::get_key(&site.config, &of, &key, true).unwrap().value.unwrap();
+    assert_eq!(value.expose()[0], 0x30, "a DER sequence");
+    assert!(matches!(store(b"no key"), Err(Error::Usage(_))));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::{
         key::{Consumer, KeyReference, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
     },
     config::Config,
-    keys::seal::SealError,
+    keys::{seal::SealError, store::pem},
     unlock::{
         self,
         audit::{self, Event},
@@ -66,7 +66,9 @@ pub fn create_pair(
 /// Keeps an object that comes from outside: whoever gave it may have used it.
 pub fn store_key(config: &Config, of: &TenantKeys, object: ManagedObject) -> Result<KeyReference, Error> {
     let facts = ObjectFacts { fresh: false, ..object.facts };
-    keep(config, of, ManagedObject { facts, value: object.value })
+    // castellan's objects are DER, in each kind of store.
+    let value = pem::from_pem(facts.kind, object.value).map_err(|error| Error::Usage(chain(&error)))?;
+    keep(config, of, ManagedObject { facts, value })
 }
 
 fn keep(config: &Config, of: &TenantKeys, object: ManagedObject) -> Result<KeyReference, Error> {

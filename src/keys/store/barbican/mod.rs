@@ -6,7 +6,6 @@
 //! unsealed. Source: Barbican's API guide, "Secrets", "Secret Metadata", "Orders".
 
 mod consumers;
-mod pem;
 mod secrets;
 
 use std::{
@@ -21,7 +20,7 @@ use serde_json::{Value, json};
 
 use secrets::{PayloadType, Secret};
 
-use super::{KeyStore, Kind, ObjectStore, Released, Server, StoreError, Stored, cloud};
+use super::{KeyStore, Kind, ObjectStore, Released, Server, StoreError, Stored, cloud, pem};
 use crate::{
     base::{
         chain::chain,
