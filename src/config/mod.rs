@@ -371,6 +371,21 @@ mod tests {
     }
 
     #[test]
+    fn hooks_serve_one_tenant_or_tell_them_apart() {
+        let hooks = read("[hooks]\nkeystone = { cloud = 'c', clouds = 'clouds.yaml' }\n").unwrap();
+        let clouds = hooks.hooks.keystone.as_ref().unwrap().clouds.clone();
+        assert_eq!(clouds, Some(hooks.path.with_file_name("clouds.yaml").into()));
+        let hooks = read("").unwrap().hooks;
+        assert_eq!(
+            (hooks.tenants, hooks.admin_roles, hooks.service_roles),
+            (Tenants::Many, vec!["admin".to_owned()], vec!["service".to_owned()])
+        );
+        let both = read("[hooks]\ntenants = 'one'\nkeystone = { cloud = 'c' }\n");
+        assert!(matches!(both, Err(ConfigError::OneTenantAndKeystone(_))));
+        assert!(matches!(read("[hooks]\ntenants = 'two'\n"), Err(ConfigError::Malformed { .. })));
+    }
+
+    #[test]
     fn says_what_it_does_not_know() {
         let unknown = read("[separation]\npolicie = 'strict'\n").unwrap_err();
         assert!(matches!(&unknown, ConfigError::Malformed { source, .. } if source.to_string().contains("policie")));

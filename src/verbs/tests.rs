@@ -13,7 +13,11 @@ use crate::{
         key::{Consumer, KeyId, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
     },
     config::Config,
-    keys::{net::Caller, seal::SealError, store::StoreError},
+    keys::{
+        net::Caller,
+        seal::{OwnerKey, SealError},
+        store::StoreError,
+    },
     unlock::{
         self,
         case::Strictness,
@@ -560,6 +564,30 @@ fn a_key_that_others_need_is_deleted_by_force_only() {
 }
 
 #[test]
+fn a_certificate_that_is_handed_in_is_kept_as_der_or_refused() {
+    let site = Site::with("");
+    let of = site.keys_of(&Tenant::only(&site.name));
+    let owner = OwnerKey::generate().unwrap();
+    let store = |value: &[u8]| {
+        let facts = ObjectFacts {
+            kind: ObjectKind::Public,
+            algorithm: None,
+            bit_length: None,
+            name: None,
+            created: None,
+            fresh: false,
+        };
+        let object = ManagedObject { facts, value: SecretBytes::copy_of(value).unwrap() };
+        hook::store_key(&site.config, &of, object)
+    };
+    let pem = owner.public_pem().unwrap();
+    let key = store(&[b"words\n".as_slice(), pem.as_ref()].concat()).unwrap();
+    let value = hook::get_key(&site.config, &of, &key, true).unwrap().value.unwrap();
+    assert_eq!(value.expose()[0], 0x30, "a DER sequence");
+    assert!(matches!(store(b"no key"), Err(Error::Usage(_))));
+}
+
+#[test]
 fn a_role_that_the_configuration_names_may_use_all_keys_and_is_on_record() {
     let site = Site::with("");
     let key = of_project(&site, "AAAA");
@@ -591,6 +619,38 @@ fn a_store_that_cannot_tell_projects_apart_serves_hooks_only_if_a_person_says_so
     assert!(matches!(refused, unlock::Error::Tenant(TenantError::NotServed(_))), "{refused:?}");
     let site = Site::with("[hooks]\ntenants = 'one'\n");
     Tenant::prove(&site.config, &site.name, claim()).unwrap();
+
+    let sealed = "owner = 'o.pem'\nno_escrow = true\n";
+    let prove = |kind: &str, hooks: &str, claim: Claim| {
+        let text = format!("[stores.s]\n{kind}[hooks]\n{hooks}");
+        let config = Config::parse(&text, Path::new("/etc/cryptattach/c.toml")).unwrap();
+        match Tenant::prove(&config, &"s".parse().unwrap(), claim).err() {
+            None => "served",
+            Some(unlock::Error::Tenant(TenantError::NotServed(_))) => "not served",
+            Some(unlock::Error::Tenant(TenantError::NoToken)) => "no token",
+            Some(unlock::Error::Tenant(TenantError::Unverified(_))) => "asks Keystone",
+            Some(error) => panic!("{error:?}"),
+        }
+    };
+    let keystone = "keystone = { cloud = 'c', clouds = '/nonexistent' }\n";
+    let directory = format!("type = 'directory'\npath = 'k'\n{sealed}");
+    let swift = format!("type = 'swift'\n{sealed}");
+    let swift_as_caller = format!("type = 'swift'\ncaller_token = true\n{sealed}");
+    let barbican_as_service = format!("type = 'barbican'\ncaller_token = false\n{sealed}");
+    for (kind, without, with) in [
+        (&*directory, "not served", "asks Keystone"),
+        (&swift, "not served", "asks Keystone"),
+        (&barbican_as_service, "not served", "asks Keystone"),
+        (&swift_as_caller, "served", "served"),
+        ("type = 'barbican'\n", "served", "served"),
+        // Its keys do not say whose they are.
+        ("type = 'barbican'\ncaller_token = false\n", "not served", "not served"),
+    ] {
+        assert_eq!((prove(kind, "", claim()), prove(kind, keystone, claim())), (without, with), "{kind}");
+        assert_eq!(prove(kind, "tenants = 'one'\n", Claim::default()), "served");
+        let nobody = if with == "not served" { with } else { "no token" };
+        assert_eq!(prove(kind, keystone, Claim::default()), nobody, "{kind}");
+    }
 }
 
 #[test]

@@ -28,7 +28,7 @@ impl KeyId {
 
 /// A text that is not a key id.
 #[derive(Debug, thiserror::Error)]
-#[error("'{0}' is not a key id (a random UUID, version 4, in lower case)")]
+#[error("'{0}' is not a key id (a random UUID, version 4)")]
 pub struct ParseKeyIdError(String);
 
 impl FromStr for KeyId {

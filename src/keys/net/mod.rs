@@ -4,7 +4,7 @@ pub(crate) mod clouds;
 pub(crate) mod http;
 pub(crate) mod keystone;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use clouds::{Cloud, CloudsError, Credentials, Named, Texts};
 pub use http::{HttpError, reason_in};

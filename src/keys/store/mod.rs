@@ -12,6 +12,7 @@ mod directory;
 mod kind;
 #[cfg(test)]
 pub(crate) mod memory;
+pub mod pem;
 mod swift;
 
 pub use barbican::Barbican;

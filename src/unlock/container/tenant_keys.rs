@@ -62,9 +62,14 @@ impl TenantKeys {
         self.container.give_out(id)
     }
 
-    /// The ids of its keys. Of keys that other tenants have, there is no word.
-    pub fn list(&self) -> Result<Vec<KeyId>, Error> {
-        Ok(self.container.store.list()?)
+    /// What is known of each of its keys, or why that is not known. Of keys that other tenants have, there is no word.
+    pub fn list(&self) -> Result<Vec<(KeyReference, Result<ObjectFacts, Error>)>, Error> {
+        let look = |id: KeyId| match self.facts(&id) {
+            // Another tenant's, or deleted meanwhile.
+            Err(Error::Store(StoreError::NotFound { .. })) => None,
+            facts => Some((self.container.reference(id), facts)),
+        };
+        Ok(self.container.store.list()?.into_iter().filter_map(look).collect())
     }
 
     /// Deletes a key for ever; with consumers only if that is forced.
@@ -93,11 +98,6 @@ impl TenantKeys {
         self.container.find(id)?;
         Ok(self.container.store.remove_consumer(id, consumer)?)
     }
-
-    /// A key's reference.
-    pub fn reference(&self, id: KeyId) -> KeyReference {
-        self.container.reference(id)
-    }
 }
 
 impl Container {
@@ -120,27 +120,20 @@ impl Container {
         let stored = self.store.get(id).map_err(|error| self.as_told(id, error))?;
         let project = match &stored {
             Stored::Released(_) => None,
-            Stored::Sealed(sealed) => match sealed.claimed_context() {
-                Ok(context) => context.project,
-                // Opening it says why not.
-                Err(_) => return Ok(stored),
-            },
+            // What cannot be read is nobody's. Opening it says why.
+            Stored::Sealed(sealed) => sealed.claimed_context().ok().and_then(|context| context.project),
         };
         self.admit(id, project.as_ref())?;
         Ok(stored)
     }
 
-    /// Makes sure that there is a key of this id, and for the tenant.
+    /// Makes sure that there is a key of this id, and that it says that it is the tenant's. To delete it, or to note who needs it,
+    /// that is enough: whoever can make it say something else can write to the store.
     fn find(&self, id: &KeyId) -> Result<(), Error> {
-        match &self.tenant {
-            // Its project is authentic only once the key is open.
-            Some(tenant) if tenant.acting().is_some() => self.fetch_object(id).map(drop),
-            // The store's own judgement does not take the value.
-            _ => match self.store.released_facts(id) {
-                Ok(Some(_)) => Ok(()),
-                Ok(None) => self.stored(id).map(drop),
-                Err(error) => Err(self.as_told(id, error)),
-            },
+        match self.store.released_facts(id) {
+            Ok(Some(_)) => self.admit(id, None),
+            Ok(None) => self.stored(id).map(drop),
+            Err(error) => Err(self.as_told(id, error)),
         }
     }
 

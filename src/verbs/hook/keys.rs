@@ -9,7 +9,7 @@ use crate::{
         key::{Consumer, KeyReference, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
     },
     config::Config,
-    keys::{seal::SealError, store::StoreError},
+    keys::{seal::SealError, store::pem},
     unlock::{
         self,
         audit::{self, Event},
@@ -66,7 +66,9 @@ pub fn create_pair(
 /// Keeps an object that comes from outside: whoever gave it may have used it.
 pub fn store_key(config: &Config, of: &TenantKeys, object: ManagedObject) -> Result<KeyReference, Error> {
     let facts = ObjectFacts { fresh: false, ..object.facts };
-    keep(config, of, ManagedObject { facts, value: object.value })
+    // castellan's objects are DER, in each kind of store.
+    let value = pem::from_pem(facts.kind, object.value).map_err(|error| Error::Usage(chain(&error)))?;
+    keep(config, of, ManagedObject { facts, value })
 }
 
 fn keep(config: &Config, of: &TenantKeys, object: ManagedObject) -> Result<KeyReference, Error> {
@@ -124,21 +126,18 @@ pub fn list_keys(
     kind: Option<ObjectKind>,
     with_values: bool,
 ) -> Result<Vec<Described>, Error> {
-    let look = |key: &KeyReference| -> Result<Option<Described>, Error> {
-        let object = get_key(config, of, key, false)?;
-        if kind.is_some_and(|kind| kind != object.facts.kind) {
-            return Ok(None);
-        }
-        // Only what is asked for is given out.
-        if with_values { get_key(config, of, key, true).map(Some) } else { Ok(Some(object)) }
-    };
     let mut found = Vec::new();
-    for id in of.list()? {
-        let key = of.reference(id);
-        match look(&key) {
-            Ok(object) => found.extend(object),
-            // A volume's without passphrase, another tenant's, or deleted meanwhile.
-            Err(Error::Unlock(unlock::Error::NoPassphrase(_) | unlock::Error::Store(StoreError::NotFound { .. }))) => {}
+    for (key, facts) in of.list()? {
+        let object = match facts {
+            Ok(facts) if kind.is_some_and(|kind| kind != facts.kind) => continue,
+            // Only what is asked for is given out.
+            Ok(_) if with_values => get_key(config, of, &key, true),
+            Ok(facts) => Ok(Described { key: key.clone(), facts, value: None }),
+            Err(unlock::Error::NoPassphrase(_)) => continue,
+            Err(error) => Err(error.into()),
+        };
+        match object {
+            Ok(object) => found.push(object),
             // One that cannot be read must not hide the others.
             Err(error) => tracing::warn!("the list omits {key}: {}", chain(&error)),
         }

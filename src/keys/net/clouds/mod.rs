@@ -19,7 +19,7 @@ use openssl::{pkey::PKey, x509::X509};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::keystone::Caller;
+use super::{http::ClientIdentity, keystone::Caller};
 use crate::{
     base::{advice::Advice, exit::Exit, key::SecretBytes},
     config::CloudConfig,
@@ -239,8 +239,8 @@ impl Cloud {
         found.ok_or_else(none).map(Some)
     }
 
-    /// What this client shows of itself in TLS: the certificates, and the private key in PKCS #8, PEM.
-    pub fn read_client(&self) -> Result<Option<(Vec<u8>, Zeroizing<Vec<u8>>)>, CloudsError> {
+    /// What this client shows of itself in TLS.
+    pub fn read_client(&self) -> Result<Option<ClientIdentity>, CloudsError> {
         let Some(ClientCertificate { certificate, key }) = &self.client else { return Ok(None) };
         let read = |path: &PathBuf| {
             fs::read(path).map(Zeroizing::new).map_err(|source| CloudsError::Read { path: path.clone(), source })
@@ -254,7 +254,7 @@ impl Cloud {
         let private = PKey::private_key_from_pem_callback(&read(key)?, |_| Ok(0));
         let private = private.and_then(|key| key.private_key_to_pem_pkcs8());
         let private = private.map_err(|_| missing(key, "private key without passphrase (PEM)"))?;
-        Ok(Some((chain, Zeroizing::new(private))))
+        Ok(Some(ClientIdentity { chain, key: Zeroizing::new(private) }))
     }
 }
 
@@ -308,8 +308,14 @@ impl Entry {
         beside.or_else(|| self.auth(names)).map(str::to_owned)
     }
 
-    fn is(&self, name: &str, value: &str) -> bool {
-        self.0.get(name).and_then(Node::text).is_some_and(|text| text.eq_ignore_ascii_case(value))
+    /// A setting that is true or false, in the words of YAML 1.1, which openstacksdk reads.
+    fn truth(&self, name: &str) -> Result<Option<bool>, String> {
+        let Some(node) = self.0.get(name) else { return Ok(None) };
+        match node.text().unwrap_or_default().to_ascii_lowercase().as_str() {
+            "true" | "yes" | "on" => Ok(Some(true)),
+            "false" | "no" | "off" => Ok(Some(false)),
+            _ => Err(format!("has a '{name}' that is neither true nor false; name its authority with 'cacert'")),
+        }
     }
 
     fn path(&self, name: &str, folder: Option<&Path>) -> Result<Option<PathBuf>, String> {
@@ -337,13 +343,10 @@ impl Entry {
         caller: Option<Arc<Caller>>,
         folder: Option<&Path>,
     ) -> Result<Cloud, String> {
-        for (name, value) in [("verify", "false"), ("insecure", "true")] {
-            if self.is(name, value) {
-                return Err(format!("says '{name}: {value}'; name its authority with 'cacert' instead"));
+        for (name, unsafe_value) in [("verify", false), ("insecure", true)] {
+            if self.truth(name)? == Some(unsafe_value) {
+                return Err(format!("says '{name}: {unsafe_value}'; name its authority with 'cacert' instead"));
             }
-        }
-        if self.0.get("verify").is_some() && !self.is("verify", "true") {
-            return Err("has a 'verify' that is neither true nor false; name its authority with 'cacert'".to_owned());
         }
         let auth_url = self.auth(&["auth_url"]).ok_or("has no auth_url")?.to_owned();
         let credentials = match caller {
@@ -716,10 +719,10 @@ clouds:
         assert!(with("cacert: ''").authorities.is_none());
         let home = PathBuf::from(env::var_os("HOME").unwrap());
         assert_eq!(with("cacert: ~/x.pem").authorities, Some(home.join("x.pem")));
-        let (chain, key) = with("cert: both.pem").read_client().unwrap().unwrap();
+        let ClientIdentity { chain, key } = with("cert: both.pem").read_client().unwrap().unwrap();
         assert!(chain.starts_with(b"-----BEGIN CERT") && key.starts_with(b"-----BEGIN PRIVATE KEY"));
         let error = with("{cert: ca.pem, key: empty}".trim_matches(['{', '}']).replace(", ", "\n    ").as_str());
-        let error = error.read_client().unwrap_err().to_string();
+        let error = error.read_client().err().unwrap().to_string();
         assert!(error.contains("has no private key"), "{error}");
     }
 }

@@ -52,6 +52,14 @@ pub struct Http {
     end: Option<Instant>,
 }
 
+/// What a client shows of itself in TLS.
+pub struct ClientIdentity {
+    /// Its certificate, and those that lead to an authority (PEM).
+    pub chain: Vec<u8>,
+    /// Its private key (PKCS #8, PEM).
+    pub key: Zeroizing<Vec<u8>>,
+}
+
 #[derive(Clone, Copy)]
 struct Limits {
     one_try: Duration,
@@ -199,12 +207,11 @@ pub fn secret_body(secret: SecretBytes) -> Bytes {
 }
 
 impl Http {
-    /// With these limits, trusting these authorities instead of the system's, and showing this certificate with its key (PEM,
-    /// PKCS #8).
+    /// With these limits, trusting these authorities instead of the system's.
     pub fn new(
         network: &Network,
         authorities: Option<Vec<X509>>,
-        client: Option<(Vec<u8>, Zeroizing<Vec<u8>>)>,
+        client: Option<ClientIdentity>,
     ) -> Result<Self, HttpError> {
         // Whatever the configuration says, there is a bound, and arithmetic with it does not overflow.
         let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_LIMIT).min(LONGEST_LIMIT);
@@ -226,7 +233,7 @@ impl Http {
                 authorities.iter().map(|authority| Certificate::from_der(&der(authority)?).map_err(failed));
             builder = builder.tls_certs_only(authorities.collect::<Result<Vec<_>, _>>()?);
         }
-        if let Some((chain, key)) = client {
+        if let Some(ClientIdentity { chain, key }) = client {
             builder = builder.identity(Identity::from_pkcs8_pem(&chain, &key).map_err(failed)?);
         }
         Ok(Self {

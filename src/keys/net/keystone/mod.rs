@@ -301,7 +301,10 @@ impl Session {
             return Ok(Token { value, service, urls: self.urls.clone() });
         }
         let url = self.identity_url(&["auth", "catalog"])?;
-        let request = Request::new(Method::GET, vec![url], MOST_TOKEN_BYTES).header("x-auth-token", value.clone());
+        let mut request = Request::new(Method::GET, vec![url], MOST_TOKEN_BYTES).header("x-auth-token", value.clone());
+        if let Some(service) = &service {
+            request = request.header("x-service-token", service.clone());
+        }
         let answer = self.http.send(&request)?;
         if answer.status == StatusCode::UNAUTHORIZED {
             return Err(AuthError::CallerToken(answer.url));

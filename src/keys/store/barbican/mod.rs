@@ -7,7 +7,6 @@
 
 mod consumers;
 mod container_keys;
-mod pem;
 mod secrets;
 
 use std::sync::Arc;
@@ -20,7 +19,8 @@ use serde_json::{Value, json};
 use secrets::{PayloadType, Secret};
 
 use super::{
-    Access, ContainerKeys, Facts, KeyStore, Kind, ObjectStore, Released, StoreError, StoreType, Stored, cloud::Service,
+    Access, ContainerKeys, Facts, KeyStore, Kind, ObjectStore, Released, StoreError, StoreType, Stored,
+    cloud::Service, pem,
 };
 use crate::{
     base::{

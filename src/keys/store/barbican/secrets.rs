@@ -294,6 +294,37 @@ fn seconds(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{
+        base::{advice::Advice, exit::Exit},
+        config::{CloudConfig, Network},
+        keys::{net::testing::serve, store::barbican::BarbicanConfig},
+    };
+
+    #[test]
+    fn a_refusal_is_told_in_barbicans_words_with_a_hint_that_fits() {
+        let refused = |said: &'static str| {
+            let url = serve(move |_| (403, String::new(), format!(r#"{{"code": 403, "description": "{said}"}}"#)));
+            let folder = tempfile::tempdir().unwrap();
+            let clouds = folder.path().join("clouds.yaml");
+            let text = format!("clouds: {{c: {{auth_type: token, auth: {{auth_url: \"{url}\", token: t}}}}}}");
+            fs::write(&clouds, text).unwrap();
+            let cloud = CloudConfig { cloud: Some("c".to_owned()), clouds: Some(clouds.into()), secret: None };
+            let config = BarbicanConfig { cloud, urls: vec![url], caller_token: true };
+            let barbican = Barbican::open(&config, &Network::default(), false, None).unwrap();
+            let error = barbican.secrets(|_| true).unwrap_err();
+            assert!(error.exit() == Exit::PermissionDenied && error.is_denial());
+            (error.to_string(), error.next_step().unwrap())
+        };
+        let (text, next) = refused("Quota reached for project 7ed2. Only 10 secrets are allowed.");
+        assert!(text.contains("Only 10 secrets are allowed") && next.contains("quota"), "{text} {next}");
+        let (text, next) = refused("Secret retrieval attempt not allowed");
+        assert!(text.contains("attempt not allowed") && !next.contains("quota"), "{text} {next}");
+        assert!(!next.contains("container show"), "{next}");
+    }
+
     #[test]
     fn reads_barbicans_times() {
         assert_eq!(super::seconds("2026-11-23T14:35:24.123456"), Some(1_795_444_524));

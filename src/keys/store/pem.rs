@@ -8,7 +8,7 @@ use crate::base::key::{ObjectKind, SecretBytes, SecretMemoryError};
 
 /// A value that is not what its type says.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum PemError {
+pub enum PemError {
     #[error("the value does not fit its type ({0} in {1})")]
     Value(ObjectKind, &'static str),
     #[error(transparent)]
@@ -27,9 +27,9 @@ pub(super) fn to_pem(kind: ObjectKind, value: &SecretBytes) -> Result<Option<Sec
     secret(pem, kind, "DER").map(Some)
 }
 
-/// The value of what Barbican keeps. Words before the PEM are let pass, as `openssl x509 -text` writes them. Some programs keep
+/// The value of what Barbican keeps, or of what a program hands in. Words before the PEM are let pass, as `openssl x509 -text` writes them. Some programs keep
 /// DER; anything else is refused.
-pub(super) fn from_pem(kind: ObjectKind, kept: SecretBytes) -> Result<SecretBytes, PemError> {
+pub fn from_pem(kind: ObjectKind, kept: SecretBytes) -> Result<SecretBytes, PemError> {
     let bytes = kept.expose();
     let der = match kind {
         ObjectKind::Symmetric | ObjectKind::Passphrase | ObjectKind::Opaque => return Ok(kept),
