@@ -310,10 +310,13 @@ impl Sign {
         let measured = self.measured.as_deref().map(read_json::<Measured>).transpose()?;
         let states = measured.into_iter().flat_map(|measured| measured.sha256);
         let sign = |state| match state {
-            MeasuredState::Calculated { pcr, hash } => signer.sign(&[(pcr, hash)].into_iter().collect(), self.epoch),
-            MeasuredState::Signed(signed) => signer.sign_policy(signed.pcrs, &signed.policy, self.epoch),
+            MeasuredState::Calculated { pcr, hash } => {
+                PcrSet::try_from(vec![pcr]).map_err(|error| Error::Usage(error.to_string()))?;
+                Ok(signer.sign(&[(pcr, hash)].into_iter().collect(), self.epoch)?)
+            }
+            MeasuredState::Signed(signed) => Ok(signer.sign_policy(signed.pcrs, &signed.policy, self.epoch)?),
         };
-        Ok(states.map(sign).collect::<Result<_, _>>()?)
+        states.map(sign).collect()
     }
 }
 

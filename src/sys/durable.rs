@@ -1,7 +1,7 @@
 //! Files that appear whole or not at all, and that survive a power cut.
 //!
 //! A file is written under another name, flushed, and then takes its own name; the folder is flushed before a call returns
-//! (fsync(2)). Writers of a folder take turns (flock(2)); readers need no lock, for a file is whole at all times.
+//! (fsync(2)). Writers of a folder take turns, by a lock file in it; readers need no lock, for a file is whole at all times.
 
 use std::{
     fs::{self, File},
@@ -10,29 +10,35 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use tempfile::NamedTempFile;
+
+use super::lock;
 
 /// Begins the names of files that are being written; a kill leaves one, and the next writer removes it.
 const UNFINISHED: &str = ".unfinished-";
 
+/// Whoever may write to the folder may open it, and nobody else: who only reads cannot keep writers waiting.
+const LOCK: &str = ".lock";
+
 /// A folder that nobody else writes to while this is held.
 pub struct Folder {
     path: PathBuf,
-    lock: Flock<File>,
+    folder: File,
+    _lock: Flock<File>,
 }
 
 impl Folder {
-    /// Waits for other writers, and removes what a killed one left.
+    /// Waits for other writers, with an end, and removes what a killed one left.
     pub fn lock(path: &Path) -> io::Result<Self> {
-        let lock =
-            Flock::lock(File::open(path)?, FlockArg::LockExclusive).map_err(|(_, errno)| io::Error::from(errno))?;
+        let folder = File::open(path)?;
+        let lock = lock::lock(&path.join(LOCK), lock::PATIENCE)?;
         for entry in fs::read_dir(path)?.flatten() {
             if entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
                 let _ = fs::remove_file(entry.path());
             }
         }
-        Ok(Self { path: path.to_owned(), lock })
+        Ok(Self { path: path.to_owned(), folder, _lock: lock })
     }
 
     /// Makes the folder (mode 0700, with its parents) unless it is there, and locks it.
@@ -47,19 +53,19 @@ impl Folder {
     /// Writes a new file; `AlreadyExists` if there is one of that name.
     pub fn create(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         self.written(bytes)?.persist_noclobber(self.path.join(name)).map_err(|refused| refused.error)?;
-        self.lock.sync_all()
+        self.folder.sync_all()
     }
 
     /// Writes a file, in place of the one of that name.
     pub fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         self.written(bytes)?.persist(self.path.join(name)).map_err(|refused| refused.error)?;
-        self.lock.sync_all()
+        self.folder.sync_all()
     }
 
     /// Removes a file.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         fs::remove_file(self.path.join(name))?;
-        self.lock.sync_all()
+        self.folder.sync_all()
     }
 
     /// The bytes in a flushed file that has no final name yet.
@@ -113,7 +119,7 @@ mod tests {
         assert_eq!(stems(&path, ".jwe").unwrap(), ["a"]);
 
         let second = Folder::lock(&path).unwrap();
-        assert_eq!(fs::read_dir(&path).unwrap().count(), 1, "the remains are gone");
+        assert!(!path.join(".unfinished-abcdef.jwe").exists(), "the remains are gone");
         assert_eq!(second.create("a.jwe", b"two").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::read(path.join("a.jwe")).unwrap(), b"one");
         second.replace("a.jwe", b"two").unwrap();

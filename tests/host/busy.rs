@@ -62,6 +62,38 @@ fn other_programs_read_the_header_of_a_file_that_is_attached() {
 }
 
 #[test]
+fn a_copy_of_the_mount_in_another_namespace_keeps_no_worker() {
+    let site = Site::new();
+    let (volume, _) = site.volume("copy", &[]);
+    let name = site.name("copy");
+    let device = site.attach(&volume, &name, &[]);
+    let mut copy = Command::new("unshare").args(["-m", "--propagation", "private", "sleep", "60"]).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    fs::write(&device, "written before").unwrap();
+    let begun = std::time::Instant::now();
+    site.ok(&["detach", &name]);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let device = site.attach(&volume, &name, &["--read-only"]);
+    assert!(fs::read(&device).unwrap().starts_with(b"written before"));
+    site.ok(&["detach", &name]);
+    copy.kill().unwrap();
+    copy.wait().unwrap();
+}
+
+#[test]
+fn who_may_only_read_the_store_keeps_nobody_waiting() {
+    let site = Site::new();
+    let folder = site.keys("cinder");
+    let mut reader = Command::new("flock").args(["-x", folder, "sleep", "60"]).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    let begun = std::time::Instant::now();
+    site.volume("unhindered", &[]);
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+}
+
+#[test]
 fn a_file_in_the_place_of_a_link_is_left_alone() {
     let site = Site::new();
     let (volume, _) = site.volume("link", &[]);

@@ -93,6 +93,60 @@ fn any_byte_range_can_be_written_zeroed_and_discarded() {
 }
 
 #[test]
+fn libnbd_asks_what_is_allocated_and_what_is_unknown_is_refused() {
+    let site = Site::new();
+    let (volume, _) = site.volume("asked", &[]);
+    let name = site.name("asked");
+    let uri = site.ok(&["attach", &volume, &name, "--export", "nbd"]);
+    let map = sh(&format!("nbdinfo --map '{uri}'"));
+    assert!(map.split_ascii_whitespace().eq(["0", &(48 << 20).to_string(), "0", "data"]), "{map}");
+    let script = r"
+h = nbd.NBD()
+h.set_strict_mode(0)
+h.add_meta_context('base:allocation')
+h.connect_uri(uri)
+size = h.get_size()
+def errno(f):
+    try: f()
+    except nbd.Error as e: return e.errno
+odd = 1 << 9
+print(errno(lambda: h.trim(512, size)), errno(lambda: h.trim(512, size - 4)),
+      errno(lambda: h.pread(1, 0, odd)), errno(lambda: h.pwrite(b'xyz', 0, odd)), errno(lambda: h.trim(512, 0, odd)),
+      errno(lambda: h.zero(512, 0, odd)), errno(lambda: h.flush(odd)),
+      errno(lambda: h.block_status(512, size, lambda *all: 0)))
+assert bytes(h.pread(3, 0)) != b'xyz'
+h.pwrite(b'abc', 0)
+assert bytes(h.pread(3, 0)) == b'abc'
+";
+    assert_eq!(libnbd(&uri, script), "EINVAL EINVAL EINVAL EINVAL EINVAL EINVAL EINVAL EINVAL\n");
+    site.ok(&["detach", &name]);
+}
+
+#[test]
+fn a_client_too_many_waits_until_another_goes() {
+    let site = Site::new();
+    let (volume, _) = site.volume("many", &[]);
+    let name = site.name("many");
+    let uri = site.ok(&["attach", &volume, &name, "--export", "nbd"]);
+    let script = r"
+import threading
+all = [nbd.NBD() for n in range(64)]
+for h in all: h.connect_uri(uri)
+late, done = nbd.NBD(), threading.Event()
+def connect():
+    late.connect_uri(uri)
+    late.pread(512, 0)
+    done.set()
+threading.Thread(target=connect, daemon=True).start()
+assert not done.wait(0.5)
+all[17].shutdown()
+print(done.wait(20))
+";
+    assert_eq!(libnbd(&uri, script), "True\n");
+    site.ok(&["detach", &name]);
+}
+
+#[test]
 fn libnbd_finds_what_the_export_says_it_has() {
     let site = Site::new();
     let (volume, _) = site.volume("said", &[]);

@@ -191,7 +191,7 @@ fn a_volume_in_use_is_not_formatted_even_by_force() {
     let (volume, _) = site.volume("used", &[]);
     let name = site.name("used");
     site.attach(&volume, &name, &[]);
-    assert!(site.fails(75, &["format", &volume, "--force"]).contains("is in use"));
+    assert!(site.fails(75, &["format", &volume, "--force"]).contains("is attached already"));
     site.ok(&["detach", &name]);
     let device = LoopDevice::new(volume.as_ref(), "");
     let refused = site.fails(75, &["format", &volume, "--force"]);

@@ -53,6 +53,9 @@ pub struct JweRecipient {
 /// Only the form has been checked: whom it is for and whether it is authentic is known once [`crate::keys::seal`] opened it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SealedKey {
+    /// More that was authenticated with it, base64url. We write none; other JOSE tools may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aad: Option<String>,
     /// Protected header, base64url, to the letter as it was sealed: it is the authenticated data.
     pub protected: String,
     /// Header shared by all recipients, not protected. We write none; other JOSE tools may.
@@ -76,6 +79,9 @@ pub enum MalformedSealedKey {
     /// Not JSON, truncated JSON, or JSON of another form.
     #[error("it is not a JWE in JSON serialization")]
     Json(#[source] serde_json::Error),
+    /// The members of the general and of the flattened form.
+    #[error("it has 'recipients' beside 'header' or 'encrypted_key'")]
+    BothForms,
     /// No recipient, or too many.
     #[error("it has {0} recipients; expected 1 to {MAX_RECIPIENTS}")]
     Recipients(usize),
@@ -98,8 +104,9 @@ struct AnyForm {
     #[serde(default)]
     unprotected: JoseHeader,
     recipients: Option<Vec<JweRecipient>>,
-    #[serde(flatten)]
-    only: JweRecipient,
+    header: Option<JoseHeader>,
+    encrypted_key: Option<String>,
+    aad: Option<String>,
     iv: String,
     ciphertext: String,
     tag: String,
@@ -112,12 +119,20 @@ impl SealedKey {
             return Err(MalformedSealedKey::TooLarge(bytes.len()));
         }
         let any: AnyForm = serde_json::from_slice(bytes).map_err(MalformedSealedKey::Json)?;
-        let recipients = any.recipients.unwrap_or_else(|| vec![any.only]);
+        let recipients = match (any.recipients, any.header, any.encrypted_key) {
+            (Some(recipients), None, None) => recipients,
+            (None, header, encrypted_key) => {
+                let (header, encrypted_key) = (header.unwrap_or_default(), encrypted_key.unwrap_or_default());
+                vec![JweRecipient { header, encrypted_key }]
+            }
+            // One reader would take the one, another reader the other (RFC 7516 section 7.2.2).
+            (Some(_), ..) => return Err(MalformedSealedKey::BothForms),
+        };
         if !(1..=MAX_RECIPIENTS).contains(&recipients.len()) {
             return Err(MalformedSealedKey::Recipients(recipients.len()));
         }
-        let AnyForm { protected, unprotected, iv, ciphertext, tag, .. } = any;
-        Ok(Self { protected, unprotected, recipients, iv, ciphertext, tag })
+        let AnyForm { protected, unprotected, aad, iv, ciphertext, tag, .. } = any;
+        Ok(Self { protected, unprotected, recipients, aad, iv, ciphertext, tag })
     }
 
     /// The JSON form (general), one line, ending in a newline.
@@ -125,6 +140,14 @@ impl SealedKey {
         let mut json = serde_json::to_vec(self).expect("strings and maps always serialize");
         json.push(b'\n');
         json
+    }
+
+    /// What was authenticated besides the content (RFC 7516 section 5.1, step 14).
+    pub fn authenticated(&self) -> Vec<u8> {
+        match &self.aad {
+            None => self.protected.clone().into_bytes(),
+            Some(aad) => format!("{}.{aad}", self.protected).into_bytes(),
+        }
     }
 
     /// The protected header. It is authentic only after the key was opened.

@@ -115,6 +115,7 @@ fn encrypt(
     let sealed = content::encrypt(&key, protected.as_bytes(), content)?;
     let encode = |bytes: &[u8]| Base64UrlUnpadded::encode_string(bytes);
     Ok(SealedKey {
+        aad: None,
         unprotected: JoseHeader::new(),
         recipients,
         iv: encode(&sealed.iv),
@@ -221,7 +222,7 @@ impl Identities {
             ciphertext: decode("ciphertext", &sealed.ciphertext)?,
             tag: decode("tag", &sealed.tag)?,
         }
-        .open(&key, sealed.protected.as_bytes())
+        .open(&key, &sealed.authenticated())
     }
 
     fn content_key(&self, sealed: &SealedKey, protected: &JoseHeader) -> Result<ContentKey, SealError> {

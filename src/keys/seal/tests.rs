@@ -107,8 +107,6 @@ fn a_key_for_something_else_is_refused_and_says_for_what() {
     let wrong = [
         ("key", Expected { key_id: KeyId::random(), ..right.clone() }),
         ("container", Expected { container: "glance".parse().unwrap(), ..right.clone() }),
-        ("volume", Expected { volume: For::Luks(Uuid::new_v4()), ..right.clone() }),
-        ("volume", Expected { volume: For::Plain, ..right.clone() }),
     ];
     for (which, asked) in wrong {
         let what = match identities.open(&sealed, &asked) {
@@ -117,6 +115,10 @@ fn a_key_for_something_else_is_refused_and_says_for_what() {
             _ => panic!("{which}"),
         };
         assert_eq!(what, which);
+    }
+    for volume in [For::Luks(Uuid::new_v4()), For::Plain] {
+        let refused = identities.open(&sealed, &Expected { volume, ..right.clone() }).err();
+        assert!(matches!(refused, Some(SealError::OtherVolume { is, .. }) if is == context.volume), "{refused:?}");
     }
     identities.open(&sealed, &Expected { volume: For::Any, ..right }).unwrap();
 }
@@ -186,6 +188,25 @@ fn what_we_do_not_do_is_refused() {
         let result = identities.open(&key, &expected(&context));
         assert!(matches!(result, Err(SealError::Unsupported(_))), "{which}: {:?}", result.err());
     }
+}
+
+#[test]
+fn what_else_is_authenticated_counts_and_two_forms_at_once_are_refused() {
+    let (sealed, context, identities) = sealed();
+    let open = |json: &Value| {
+        let sealed = SealedKey::from_json(json.to_string().as_bytes()).map_err(SealError::from)?;
+        identities.open(&sealed, &expected(&context)).map(drop)
+    };
+    let mut json: Value = serde_json::from_slice(&sealed.to_json()).unwrap();
+    open(&json).expect("as it was sealed");
+    json["aad"] = json!("bm90IHNlYWxlZCB3aXRoIGl0");
+    assert!(matches!(open(&json), Err(SealError::Tampered)), "it was not authenticated");
+    let mut both: Value = serde_json::from_slice(&sealed.to_json()).unwrap();
+    both["encrypted_key"] = both["recipients"][0]["encrypted_key"].clone();
+    assert!(matches!(open(&both), Err(SealError::Malformed(MalformedSealedKey::BothForms))));
+    both.as_object_mut().unwrap().remove("encrypted_key");
+    both["header"] = json!({"alg": "ECDH-ES+A256KW"});
+    assert!(matches!(open(&both), Err(SealError::Malformed(MalformedSealedKey::BothForms))));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use tss_esapi::tss2_esys as sys;
 use super::{Digest, esys::SHA256};
 use crate::base::{
     hex,
-    pcr_set::{BITMAP_BYTES, PcrSet},
+    pcr_set::{BITMAP_BYTES, ParsePcrSetError, PcrSet},
 };
 
 /// A set as the TPM takes it.
@@ -42,12 +42,12 @@ pub(super) fn marshalled(set: PcrSet) -> Vec<u8> {
 
 /// Values of PCRs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "BTreeMap<u8, PcrValue>", into = "BTreeMap<u8, PcrValue>")]
 pub struct PcrValues(BTreeMap<u8, PcrValue>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-struct PcrValue(#[serde(with = "hex")] Digest);
+pub struct PcrValue(#[serde(with = "hex")] Digest);
 
 impl PcrValues {
     /// Of which PCRs.
@@ -83,6 +83,21 @@ impl PcrValues {
     }
 }
 
+impl TryFrom<BTreeMap<u8, PcrValue>> for PcrValues {
+    type Error = ParsePcrSetError;
+
+    /// A value of a PCR that does not exist would go into the digest, but not into the selection.
+    fn try_from(values: BTreeMap<u8, PcrValue>) -> Result<Self, ParsePcrSetError> {
+        PcrSet::try_from(values.keys().copied().collect::<Vec<_>>()).map(|_| Self(values))
+    }
+}
+
+impl From<PcrValues> for BTreeMap<u8, PcrValue> {
+    fn from(values: PcrValues) -> Self {
+        values.0
+    }
+}
+
 impl FromIterator<(u8, Digest)> for PcrValues {
     fn from_iter<T: IntoIterator<Item = (u8, Digest)>>(values: T) -> Self {
         Self(values.into_iter().map(|(pcr, value)| (pcr, PcrValue(value))).collect())
@@ -106,5 +121,7 @@ mod tests {
         let json = serde_json::to_string(&values).unwrap();
         assert!(json.starts_with("{\"7\":\"0202"), "{json}");
         assert_eq!(serde_json::from_str::<PcrValues>(&json).unwrap(), values);
+        let error = serde_json::from_str::<PcrValues>(&json.replace("\"7\"", "\"24\"")).unwrap_err().to_string();
+        assert!(error.contains("0 to 23"), "{error}");
     }
 }

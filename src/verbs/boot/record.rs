@@ -480,7 +480,7 @@ mod tests {
             "  PCR 15 is not extended: the TPM does not answer",
             "  the lockbox was closed: PCR 15 is not extended",
         ];
-        assert_eq!(text(&read).lines().collect::<Vec<_>>(), told);
+        assert_eq!(lines(&read), told);
     }
 
     /// This test again, in a process of its own, whose standard error takes nothing.

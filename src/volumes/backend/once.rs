@@ -2,27 +2,19 @@
 //! overwrites.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs::{DirBuilder, File},
+    io,
+    os::unix::fs::DirBuilderExt,
     path::Path,
-    thread,
-    time::{Duration, Instant},
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-};
+use nix::fcntl::Flock;
 
 use super::{Backend, BackendError};
 use crate::{
     base::mapping_name::MappingName,
-    sys::{device::Device, stores::Footing},
+    sys::{device::Device, lock, stores::Footing},
 };
-
-/// How long one command waits for another that maps the same store, or works on the same name.
-pub const LOCK_PATIENCE: Duration = Duration::from_secs(30);
-const POLL: Duration = Duration::from_millis(20);
 
 /// A mapping, and the stores that it uses.
 pub struct Occupied {
@@ -50,12 +42,7 @@ pub fn claim(
     // In order, so that two commands never wait for each other.
     let locks = Footing::of(device.identity).roots().into_iter().map(|store| {
         let path = folder.join(format!(".store-{store}.lock"));
-        lock(&path, LOCK_PATIENCE).map_err(BackendError::failed(format!("cannot lock {}", path.display())))?.ok_or_else(
-            || BackendError::Busy {
-                name: name.clone(),
-                holders: vec!["another attach of the same device, still under way".to_owned()],
-            },
-        )
+        lock::lock(&path, lock::PATIENCE).map_err(busy(name, &path))
     });
     let claim = Claim { _locks: locks.collect::<Result<_, _>>()? };
     require_free(backends, device, Some(name))?;
@@ -78,17 +65,13 @@ pub fn require_free(
     Ok(())
 }
 
-/// Locks a file of our own directory; `None` if somebody else keeps it for all of `patience`.
-pub fn lock(path: &Path, patience: Duration) -> Result<Option<Flock<File>>, std::io::Error> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    let deadline = Instant::now() + patience;
-    loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(Some(lock)),
-            Err((same, Errno::EWOULDBLOCK)) if Instant::now() < deadline => file = same,
-            Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
-            Err((_, errno)) => return Err(errno.into()),
+/// A lock that is held is another command's, still under way.
+pub fn busy(name: &MappingName, path: &Path) -> impl FnOnce(io::Error) -> BackendError {
+    let (name, action) = (name.clone(), format!("cannot lock {}", path.display()));
+    move |error| match error.kind() {
+        io::ErrorKind::TimedOut => {
+            BackendError::Busy { name, holders: vec![format!("another attach or detach, still under way: {error}")] }
         }
-        thread::sleep(POLL);
+        _ => BackendError::failed(action)(error),
     }
 }

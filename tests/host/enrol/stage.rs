@@ -170,8 +170,9 @@ impl Stage {
 
     /// The one open challenge, as the administrator keeps it.
     pub fn pending(&self) -> PathBuf {
-        let mut open = fs::read_dir(self.site.keys("site-state/challenges")).unwrap();
-        let path = open.next().expect("a challenge is open").unwrap().path();
+        let files = fs::read_dir(self.site.keys("site-state/challenges")).unwrap().flatten();
+        let mut open = files.filter(|file| file.file_name() != ".lock");
+        let path = open.next().expect("a challenge is open").path();
         assert!(open.next().is_none());
         path
     }

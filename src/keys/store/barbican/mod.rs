@@ -19,8 +19,8 @@ use serde_json::{Value, json};
 use secrets::{PayloadType, Secret};
 
 use super::{
-    Access, ContainerKeys, Facts, KeyStore, Kind, ObjectStore, Released, StoreError, StoreType, Stored,
-    cloud::Service, pem,
+    Access, ContainerKeys, Facts, KeyStore, Kind, ObjectStore, Released, StoreError, StoreType, Stored, cloud::Service,
+    pem,
 };
 use crate::{
     base::{

@@ -299,7 +299,7 @@ mod tests {
     use super::*;
     use crate::{
         base::{advice::Advice, exit::Exit},
-        config::{CloudConfig, Network},
+        config::CloudConfig,
         keys::{net::testing::serve, store::barbican::BarbicanConfig},
     };
 
@@ -313,8 +313,9 @@ mod tests {
             fs::write(&clouds, text).unwrap();
             let cloud = CloudConfig { cloud: Some("c".to_owned()), clouds: Some(clouds.into()), secret: None };
             let config = BarbicanConfig { cloud, urls: vec![url], caller_token: true };
-            let barbican = Barbican::open(&config, &Network::default(), false, None).unwrap();
-            let error = barbican.secrets(|_| true).unwrap_err();
+            let section = toml::from_str("type = 'barbican'").unwrap();
+            let barbican = Barbican::open(&config, &"b".parse().unwrap(), &section, None).unwrap();
+            let error = barbican.secrets(None, |_| true).unwrap_err();
             assert!(error.exit() == Exit::PermissionDenied && error.is_denial());
             (error.to_string(), error.next_step().unwrap())
         };

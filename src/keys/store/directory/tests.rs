@@ -12,6 +12,7 @@ fn sealed(id: KeyId, generation: u64) -> SealedKey {
         BoundContext { version: 1, key_id: id, container, volume: None, project: None, generation, created: 0 };
     let protected = json!({"enc": "A256GCM", "cryptattach": context}).to_string();
     SealedKey {
+        aad: None,
         protected: Base64UrlUnpadded::encode_string(protected.as_bytes()),
         unprotected: Default::default(),
         recipients: vec![JweRecipient { header: Default::default(), encrypted_key: "AAAA".to_owned() }],

@@ -1,13 +1,15 @@
 //! A control group for a worker. In the group of whoever attached the volume, writers may have filled the memory limit with
 //! dirty pages that only the worker can clean, and its end would be the worker's.
 
-use std::{
-    fs, io,
-    path::Path,
-    process::{Command, Stdio},
+use std::{fs, io, path::Path, process::Command, time::Duration};
+
+use crate::{
+    base::mapping_name::MappingName,
+    sys::{programs, systemd},
 };
 
-use crate::{base::mapping_name::MappingName, sys::systemd};
+/// Longer than busctl's own patience, which begins once it has reached the bus.
+const BUS_PATIENCE: Duration = Duration::from_secs(8);
 
 const HIERARCHY: &str = "/sys/fs/cgroup";
 
@@ -32,7 +34,8 @@ pub fn give_its_own(pid: u32, name: &MappingName) {
 /// until all units are stopped at shutdown: file systems on the mapping are unmounted before.
 fn make_scope(pid: u32, name: &MappingName) -> io::Result<()> {
     let (scope, pid, description) = (systemd::scope(name), pid.to_string(), format!("Encrypted volume {name}"));
-    let called = Command::new("busctl")
+    let mut busctl = Command::new("busctl");
+    busctl
         .args(["--system", "--quiet", "--timeout=5", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1"])
         .args(["org.freedesktop.systemd1.Manager", "StartTransientUnit", "ssa(sv)a(sa(sv))", &scope, "fail", "5"])
         .args(["PIDs", "au", "1", &pid])
@@ -40,9 +43,8 @@ fn make_scope(pid: u32, name: &MappingName) -> io::Result<()> {
         .args(["Slice", "s", "system.slice"])
         .args(["DefaultDependencies", "b", "false"])
         .args(["CollectMode", "s", "inactive-or-failed"])
-        .arg("0")
-        .stdin(Stdio::null())
-        .output()?;
+        .arg("0");
+    let called = programs::output_of(&mut busctl, BUS_PATIENCE)?;
     if called.status.success() {
         return Ok(());
     }

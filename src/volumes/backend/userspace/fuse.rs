@@ -2,13 +2,13 @@
 
 use std::{
     ffi::OsStr,
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     io,
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
     thread::{self, JoinHandle},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use fuser::{
@@ -19,6 +19,7 @@ use fuser::{
 use nix::{
     libc,
     mount::{MntFlags, MsFlags},
+    sys::stat::minor,
     unistd::{getgid, getuid},
 };
 
@@ -27,9 +28,13 @@ use super::{
     image::Image,
     pool::Pool,
 };
+use crate::sys::{mounts, sysfs::Sysfs};
 
 /// The file's name.
 pub const FILE_NAME: &str = "volume";
+
+/// How long the kernel may take to end a connection that nobody needs any more.
+const COPY_PATIENCE: Duration = Duration::from_millis(500);
 
 const FILE: INodeNo = INodeNo(2);
 
@@ -43,6 +48,8 @@ const THREADS: usize = 2;
 /// The mounted file system. Unmounts on drop.
 pub struct Export {
     mount_point: PathBuf,
+    /// What the kernel calls the connection, if it says.
+    connection: Option<u32>,
     session: Option<JoinHandle<()>>,
 }
 
@@ -66,7 +73,8 @@ impl Export {
         let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
         let flags = if read_only { flags | MsFlags::MS_RDONLY } else { flags };
         nix::mount::mount(Some(source), mount_point, Some("fuse.cryptattach"), flags, Some(options.as_str()))?;
-        let mut export = Self { mount_point: mount_point.to_owned(), session: None };
+        let connection = connection_of(mount_point);
+        let mut export = Self { mount_point: mount_point.to_owned(), connection, session: None };
 
         let mut config = Config::default();
         config.n_threads = Some(THREADS);
@@ -84,7 +92,8 @@ impl Export {
         Ok(export)
     }
 
-    /// Unmounts it and waits until its last request is done; the image is then free again.
+    /// Unmounts it and waits until its last request is done. Whoever else has a copy of the mount, in another mount namespace,
+    /// has nothing of it any more: the volume was let go of, and the connection ends.
     pub fn unmount(mut self) -> io::Result<()> {
         self.end()
     }
@@ -92,12 +101,51 @@ impl Export {
     fn end(&mut self) -> io::Result<()> {
         let Some(session) = self.session.take() else { return Ok(()) };
         match nix::mount::umount(&self.mount_point) {
-            Ok(()) => session.join().map_err(|_| io::Error::other("the thread that served it has panicked")),
+            Ok(()) => {
+                if !ends(&session, COPY_PATIENCE) {
+                    tracing::info!("{} is mounted elsewhere, too: ending it there", self.mount_point.display());
+                    self.abort();
+                }
+                // Otherwise it ends with this process.
+                if ends(&session, COPY_PATIENCE) {
+                    session.join().map_err(|_| io::Error::other("the thread that served it has panicked"))?;
+                }
+                Ok(())
+            }
             // Someone looks at it. It goes out of sight now, and ends with this process.
             Err(nix::errno::Errno::EBUSY) => unmount_lazily(&self.mount_point),
             Err(errno) => Err(errno.into()),
         }
     }
+}
+
+impl Export {
+    /// Documentation/filesystems/fuse.rst, "Control filesystem"; it need not be mounted.
+    fn abort(&self) {
+        let Some(connection) = self.connection else { return };
+        if let Err(error) = fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1") {
+            tracing::debug!("cannot abort the FUSE connection {connection}: {error}");
+        }
+    }
+}
+
+/// The minor number of the mount, by which the control file system calls its connection. Not by looking at the mount: this
+/// process would have to answer itself.
+fn connection_of(mount_point: &Path) -> Option<u32> {
+    let mounts = mounts::seen_by(&Sysfs::this(), "self");
+    let mount = mounts.into_iter().rfind(|mount| mount.point == mount_point)?;
+    u32::try_from(minor(mount.number.0)).ok()
+}
+
+fn ends(session: &JoinHandle<()>, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    while !session.is_finished() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    true
 }
 
 impl Drop for Export {

@@ -30,11 +30,11 @@ use self::{
 use super::{
     Activate, Backend, BackendError, BackendKind, Deferred, ExportKind, Mapping, MappingStatus,
     dm_crypt::DmCrypt,
-    once::{self, LOCK_PATIENCE, Occupied},
+    once::{self, Occupied},
 };
 use crate::{
     base::{key::VolumeKey, mapping_name::MappingName},
-    sys::{loop_device::LoopDevice, stores::Footing, users},
+    sys::{lock, loop_device::LoopDevice, stores::Footing, users},
     volumes::{
         Unlocked,
         header::{CIPHER, Volume},
@@ -238,7 +238,7 @@ impl Backend for Userspace {
             tracing::warn!("the FUSE export does not pass discards; use --export ublk or nbd");
         }
         self.paths.create()?;
-        let lock = self.paths.lock(&options.name, LOCK_PATIENCE)?;
+        let lock = self.paths.lock(&options.name, lock::PATIENCE)?;
         if let Some(mapping) = self.existing(&request, options.export)? {
             return Ok(mapping);
         }
@@ -259,7 +259,7 @@ impl Backend for Userspace {
 
     fn resize(&self, name: &MappingName, unlocked: &Unlocked) -> Result<u64, BackendError> {
         let volume = unlocked.volume();
-        let _lock = self.paths.lock(name, LOCK_PATIENCE)?;
+        let _lock = self.paths.lock(name, lock::PATIENCE)?;
         let mut state = State::load(&self.paths, name)?.ok_or_else(|| BackendError::NotActive(name.clone()))?;
         let exported = state.exported(&self.paths).ok_or_else(|| BackendError::NotActive(name.clone()))?;
         if state.volume != volume.uuid() {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     base::mapping_name::MappingName,
+    sys::lock,
     volumes::backend::{BackendError, once},
 };
 
@@ -78,12 +79,7 @@ impl Paths {
     /// removing one would let two commands lock two files of one name. Their names begin with a dot, which no mapping's does.
     pub fn lock(&self, name: &MappingName, patience: Duration) -> Result<Flock<File>, BackendError> {
         let path = self.state.join(format!(".{name}.lock"));
-        once::lock(&path, patience)
-            .map_err(BackendError::failed(format!("cannot lock {}", path.display())))?
-            .ok_or_else(|| BackendError::Busy {
-                name: name.clone(),
-                holders: vec!["another attach or detach, still under way".to_owned()],
-            })
+        lock::lock(&path, patience).map_err(once::busy(name, &path))
     }
 
     /// Names of all mappings that have a directory.

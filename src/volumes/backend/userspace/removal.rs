@@ -19,10 +19,11 @@ use super::{
 use crate::{
     base::mapping_name::MappingName,
     sys::{
+        lock,
         loop_device::{Cleared, Flush, LoopDevice},
         users,
     },
-    volumes::backend::{BackendError, Deferred, once::LOCK_PATIENCE},
+    volumes::backend::{BackendError, Deferred},
 };
 
 /// Programs that look at every device (udev's, say) have it open for moments; a real user, for longer than this.
@@ -51,7 +52,7 @@ fn detach_if(
 ) -> Result<(), BackendError> {
     let not_active = || BackendError::NotActive(name.clone());
     State::load(paths, name)?.ok_or_else(not_active)?;
-    let _lock = paths.lock(name, LOCK_PATIENCE)?;
+    let _lock = paths.lock(name, lock::PATIENCE)?;
     let state = State::load(paths, name)?.filter(meant).ok_or_else(not_active)?;
     remove(paths, &state, deferred)
 }

@@ -19,6 +19,8 @@ pub struct Offer {
 pub struct Agreed {
     /// Reads are answered in chunks, and their errors have a message.
     pub structured_replies: bool,
+    /// The client may ask which blocks are allocated.
+    pub allocation: bool,
 }
 
 impl Offer {
@@ -43,7 +45,7 @@ pub fn negotiate(mut input: impl Read, mut output: impl Write, offer: &Offer) ->
     if client_flags & !known != 0 || client_flags & u32::from(FLAG_FIXED_NEWSTYLE) == 0 {
         return Err(io::Error::other(format!("its flags {client_flags:#x} are not those of fixed newstyle")));
     }
-    let mut agreed = Agreed { structured_replies: false };
+    let mut agreed = Agreed { structured_replies: false, allocation: false };
     loop {
         if u64::from_be_bytes(array(&mut input)?) != IHAVEOPT {
             return Err(io::Error::other("an option has the wrong magic number"));
@@ -90,6 +92,25 @@ pub fn negotiate(mut input: impl Read, mut output: impl Write, offer: &Offer) ->
                 Some(_) => reply(REP_ERR_UNKNOWN, b"there is one export, and its name is empty")?,
                 None => reply(REP_ERR_INVALID, b"the lengths do not agree")?,
             },
+            OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => match asked_contexts(&data) {
+                Some(([], _)) if !agreed.structured_replies => {
+                    reply(REP_ERR_INVALID, b"structured replies must be negotiated first")?;
+                }
+                Some(([], queries)) => {
+                    let (lists, any) = (option == OPT_LIST_META_CONTEXT, queries.is_empty());
+                    let asked = |query: &&[u8]| *query == ALLOCATION || lists && *query == b"base:";
+                    let found = lists && any || queries.iter().any(asked);
+                    if found {
+                        let id = if lists { 0 } else { ALLOCATION_ID };
+                        reply(REP_META_CONTEXT, &[&id.to_be_bytes()[..], ALLOCATION].concat())?;
+                    }
+                    // A later choice is in the place of an earlier one.
+                    agreed.allocation = if lists { agreed.allocation } else { found };
+                    reply(REP_ACK, &[])?;
+                }
+                Some(_) => reply(REP_ERR_UNKNOWN, b"there is one export, and its name is empty")?,
+                None => reply(REP_ERR_INVALID, b"the lengths do not agree")?,
+            },
             OPT_LIST | OPT_STRUCTURED_REPLY => reply(REP_ERR_INVALID, b"this option has no data")?,
             _ => reply(REP_ERR_UNSUP, &[])?,
         }
@@ -110,10 +131,28 @@ impl Offer {
 
 /// The name in the data of `INFO` and `GO`: its length, itself, the number of information requests, those.
 fn asked_name(data: &[u8]) -> Option<&[u8]> {
-    let (length, rest) = data.split_first_chunk()?;
-    let (name, rest) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+    let (name, rest) = text(data)?;
     let (count, requests) = rest.split_first_chunk()?;
     (requests.len() == 2 * usize::from(u16::from_be_bytes(*count))).then_some(name)
+}
+
+/// The export's name and the queries in the data of `LIST_META_CONTEXT` and `SET_META_CONTEXT`.
+fn asked_contexts(data: &[u8]) -> Option<(&[u8], Vec<&[u8]>)> {
+    let (name, rest) = text(data)?;
+    let (count, mut rest) = rest.split_first_chunk()?;
+    let mut queries = Vec::new();
+    for _ in 0..u32::from_be_bytes(*count) {
+        let (query, behind) = text(rest)?;
+        queries.push(query);
+        rest = behind;
+    }
+    rest.is_empty().then_some((name, queries))
+}
+
+/// A text behind its length, and what follows.
+fn text(data: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = data.split_first_chunk()?;
+    rest.split_at_checked(u32::from_be_bytes(*length) as usize)
 }
 
 fn option_reply(option: u32, kind: u32, data: &[u8]) -> Vec<u8> {
@@ -152,7 +191,7 @@ mod tests {
     fn go_begins_after_what_was_asked() {
         let go = option(OPT_GO, &[0, 0, 0, 0, 0, 1, 0, 3]);
         let (said, agreed) = talk(3, &[option(OPT_STRUCTURED_REPLY, &[]), option(99, b"?"), go]);
-        assert_eq!(agreed.unwrap(), Some(Agreed { structured_replies: true }));
+        assert_eq!(agreed.unwrap(), Some(Agreed { structured_replies: true, allocation: false }));
         let export = [&[0, 0][..], &OFFER.export()].concat();
         let expected = [
             option_reply(OPT_STRUCTURED_REPLY, REP_ACK, &[]),
@@ -164,12 +203,42 @@ mod tests {
         assert_eq!(said, expected.concat());
     }
 
+    #[test]
+    fn allocation_is_the_one_context() {
+        let query = |texts: &[&[u8]]| {
+            let count = u32::try_from(texts.len()).unwrap().to_be_bytes();
+            let texts = texts.iter().map(|text| [&u32::try_from(text.len()).unwrap().to_be_bytes()[..], text].concat());
+            [&[0; 4][..], &count, &texts.collect::<Vec<_>>().concat()].concat()
+        };
+        let ask = |number, texts: &[&[u8]]| option(number, &query(texts));
+        let begin = || [option(OPT_STRUCTURED_REPLY, &[])];
+        let go = option(OPT_GO, &[0; 6]);
+        let chosen =
+            |options: &[Vec<u8>]| talk(3, &[&begin()[..], options, &[go.clone()]].concat()).1.unwrap().unwrap();
+        assert!(chosen(&[ask(OPT_SET_META_CONTEXT, &[b"qemu:dirty-bitmap:x", ALLOCATION])]).allocation);
+        assert!(!chosen(&[ask(OPT_SET_META_CONTEXT, &[b"base:"])]).allocation);
+        let twice = [ask(OPT_SET_META_CONTEXT, &[ALLOCATION]), ask(OPT_SET_META_CONTEXT, &[])];
+        assert!(!chosen(&twice).allocation, "the later choice counts");
+        for texts in [&[][..], &[&b"base:"[..]]] {
+            let (said, _) = talk(3, &[&begin()[..], &[ask(OPT_LIST_META_CONTEXT, texts)]].concat());
+            assert!(said.windows(ALLOCATION.len()).any(|bytes| bytes == ALLOCATION));
+        }
+        // Without structured replies there is no way to answer; lengths that do not agree are refused.
+        for options in [vec![ask(OPT_SET_META_CONTEXT, &[ALLOCATION])], vec![option(OPT_SET_META_CONTEXT, &[9; 12])]] {
+            let (said, _) = talk(3, &options);
+            assert!(said.windows(4).any(|bytes| bytes == REP_ERR_INVALID.to_be_bytes()));
+        }
+    }
+
     /// `EXPORT_NAME` is answered without a header, and padded for those who have not asked for less.
     #[test]
     fn old_clients_get_zeroes() {
         for (flags, length) in [(1, 10 + 124), (3, 10)] {
             let (said, agreed) = talk(flags, &[option(OPT_EXPORT_NAME, &[])]);
-            assert_eq!((said.len(), agreed.unwrap()), (length, Some(Agreed { structured_replies: false })));
+            assert_eq!(
+                (said.len(), agreed.unwrap()),
+                (length, Some(Agreed { structured_replies: false, allocation: false }))
+            );
         }
     }
 

@@ -14,7 +14,10 @@ use std::{
         net::{UnixListener, UnixStream},
     },
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -33,7 +36,7 @@ pub mod handshake;
 pub mod protocol;
 pub mod transmission;
 
-/// More than any client opens; each costs the worker locked memory.
+/// More than any client opens; each costs the worker locked memory. Others wait until one goes.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take for its part of the negotiation.
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
@@ -58,6 +61,9 @@ struct Server {
     read_only: bool,
     notify: Box<dyn Fn(Happening) + Send + Sync>,
     connections: Mutex<Vec<Connection>>,
+    /// A client has gone, or all are to go.
+    room: Condvar,
+    ending: AtomicBool,
 }
 
 struct Connection {
@@ -74,7 +80,14 @@ impl Export {
     {
         let listener = bind(socket)?;
         fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
-        let server = Arc::new(Server { image, read_only, notify: Box::new(notify), connections: Mutex::default() });
+        let server = Arc::new(Server {
+            image,
+            read_only,
+            notify: Box::new(notify),
+            connections: Mutex::default(),
+            room: Condvar::new(),
+            ending: AtomicBool::new(false),
+        });
         let (incoming, serving) = (listener.try_clone()?, Arc::clone(&server));
         let accept = move || {
             let failures = Failures::default();
@@ -107,6 +120,12 @@ impl Export {
 
     fn stop(&mut self) -> io::Result<()> {
         let Some(accepting) = self.accepting.take() else { return Ok(()) };
+        {
+            // Under the lock, so that whoever waits for room does not miss it.
+            let _connections = self.server.connections();
+            self.server.ending.store(true, Ordering::Relaxed);
+            self.server.room.notify_all();
+        }
         nix::sys::socket::shutdown(std::os::fd::AsRawFd::as_raw_fd(&self.listener), nix::sys::socket::Shutdown::Both)?;
         let panicked = |_| io::Error::other("a thread that served NBD has panicked");
         accepting.join().map_err(panicked)?;
@@ -136,8 +155,13 @@ impl Server {
     fn welcome(server: &Arc<Self>, stream: UnixStream) {
         let mut connections = server.connections();
         if connections.len() >= MAX_CONNECTIONS {
-            tracing::error!("{MAX_CONNECTIONS} clients are connected already; {} is turned away", peer(&stream));
-            return;
+            tracing::info!("{MAX_CONNECTIONS} clients are connected already; {} waits", peer(&stream));
+        }
+        while connections.len() >= MAX_CONNECTIONS {
+            if server.ending.load(Ordering::Relaxed) {
+                return;
+            }
+            connections = server.room.wait(connections).unwrap_or_else(PoisonError::into_inner);
         }
         let serve = || {
             let (registered, serving) = (stream.try_clone()?, Arc::clone(server));
@@ -165,6 +189,7 @@ impl Server {
         let mut connections = self.connections();
         let me = thread::current().id();
         connections.retain(|connection| connection.thread.as_ref().is_none_or(|thread| thread.thread().id() != me));
+        self.room.notify_all();
         if connections.is_empty() {
             (self.notify)(Happening::Released);
         }

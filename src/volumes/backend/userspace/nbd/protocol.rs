@@ -24,10 +24,13 @@ pub const OPT_LIST: u32 = 3;
 pub const OPT_INFO: u32 = 6;
 pub const OPT_GO: u32 = 7;
 pub const OPT_STRUCTURED_REPLY: u32 = 8;
+pub const OPT_LIST_META_CONTEXT: u32 = 9;
+pub const OPT_SET_META_CONTEXT: u32 = 10;
 
 pub const REP_ACK: u32 = 1;
 pub const REP_SERVER: u32 = 2;
 pub const REP_INFO: u32 = 3;
+pub const REP_META_CONTEXT: u32 = 4;
 pub const REP_ERR_UNSUP: u32 = 1 << 31 | 1;
 pub const REP_ERR_INVALID: u32 = 1 << 31 | 3;
 pub const REP_ERR_UNKNOWN: u32 = 1 << 31 | 6;
@@ -52,13 +55,22 @@ pub const CMD_DISC: u16 = 2;
 pub const CMD_FLUSH: u16 = 3;
 pub const CMD_TRIM: u16 = 4;
 pub const CMD_WRITE_ZEROES: u16 = 6;
+pub const CMD_BLOCK_STATUS: u16 = 7;
 
 pub const CMD_FLAG_FUA: u16 = 1;
+pub const CMD_FLAG_NO_HOLE: u16 = 1 << 1;
+pub const CMD_FLAG_DF: u16 = 1 << 2;
+pub const CMD_FLAG_REQ_ONE: u16 = 1 << 3;
 pub const CMD_FLAG_FAST_ZERO: u16 = 1 << 4;
 
 pub const REPLY_FLAG_DONE: u16 = 1;
 pub const REPLY_TYPE_OFFSET_DATA: u16 = 1;
+pub const REPLY_TYPE_BLOCK_STATUS: u16 = 5;
 pub const REPLY_TYPE_ERROR: u16 = 1 << 15 | 1;
+
+/// The only metadata context: which blocks are allocated. All are, for what a hole would read as is noise.
+pub const ALLOCATION: &[u8] = b"base:allocation";
+pub const ALLOCATION_ID: u32 = 1;
 
 /// What every server must take and may refuse to exceed, without having said a limit.
 pub const MAX_PAYLOAD_BYTES: u32 = 32 << 20;
@@ -74,6 +86,17 @@ pub struct Request {
 }
 
 impl Request {
+    /// Whether it has flags that its command does not know.
+    pub fn has_unknown_flags(&self) -> bool {
+        let known = match self.command {
+            CMD_READ => CMD_FLAG_FUA | CMD_FLAG_DF,
+            CMD_WRITE_ZEROES => CMD_FLAG_FUA | CMD_FLAG_NO_HOLE | CMD_FLAG_FAST_ZERO,
+            CMD_BLOCK_STATUS => CMD_FLAG_FUA | CMD_FLAG_REQ_ONE,
+            _ => CMD_FLAG_FUA,
+        };
+        self.flags & !known != 0
+    }
+
     /// Length on the wire.
     pub const BYTES: usize = 28;
 

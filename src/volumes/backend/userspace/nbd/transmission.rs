@@ -61,17 +61,20 @@ impl<'a> Session<'a> {
             let request =
                 Request::parse(&header).ok_or_else(|| io::Error::other("a request has the wrong magic number"))?;
             match request.command {
+                // Its data is taken first.
+                CMD_WRITE => self.write(request)?,
+                CMD_DISC => return Ok(()),
+                _ if request.has_unknown_flags() => self.client.refuse(request, &Errno::EINVAL.into()),
                 CMD_READ if request.length as usize <= PIECE_BYTES => {
                     self.run_beside(move |client| client.read(request))
                 }
                 CMD_READ => self.client.read(request),
-                CMD_WRITE => self.write(request)?,
-                CMD_DISC => return Ok(()),
                 CMD_FLUSH => self.run_beside(move |client| client.reply(request, client.image.flush())),
                 CMD_TRIM | CMD_WRITE_ZEROES => {
                     self.run_beside(move |client| client.reply(request, client.change(request)))
                 }
-                _ => self.client.reply(request, Err(Errno::EINVAL.into())),
+                CMD_BLOCK_STATUS => self.client.status(request),
+                _ => self.client.refuse(request, &Errno::EINVAL.into()),
             }
         }
     }
@@ -138,16 +141,35 @@ impl Client {
                 simple(&mut head, cookie, 0);
                 self.send(head, &data);
             }
-            Err(error) if self.agreed.structured_replies => {
-                let (number, message) = (self.failed(request, &error), error.to_string());
-                let length = u16::try_from(message.len()).unwrap_or(0);
-                chunk(&mut head, cookie, REPLY_TYPE_ERROR, 6 + u32::from(length));
-                head.extend(number.to_be_bytes());
-                head.extend(length.to_be_bytes());
-                self.send(head, &message.as_bytes()[..usize::from(length)]);
-            }
-            Err(error) => self.reply(request, Err(error)),
+            Err(error) => self.refuse(request, &error),
         }
+    }
+
+    /// Which blocks are allocated: all.
+    fn status(&self, request: Request) {
+        if !self.agreed.allocation || request.length == 0 || !self.fits(request) {
+            return self.refuse(request, &Errno::EINVAL.into());
+        }
+        let mut head = Vec::with_capacity(64);
+        chunk(&mut head, request.cookie, REPLY_TYPE_BLOCK_STATUS, 12);
+        head.extend([ALLOCATION_ID, request.length, 0].map(u32::to_be_bytes).concat());
+        self.send(head, &[]);
+    }
+
+    /// An error, in the form that was agreed on.
+    fn refuse(&self, request: Request, error: &io::Error) {
+        let mut head = Vec::with_capacity(64);
+        let number = self.failed(request, error);
+        if !self.agreed.structured_replies {
+            simple(&mut head, request.cookie, number);
+            return self.send(head, &[]);
+        }
+        let message = error.to_string();
+        let length = u16::try_from(message.len()).unwrap_or(0);
+        chunk(&mut head, request.cookie, REPLY_TYPE_ERROR, 6 + u32::from(length));
+        head.extend(number.to_be_bytes());
+        head.extend(length.to_be_bytes());
+        self.send(head, &message.as_bytes()[..usize::from(length)]);
     }
 
     fn change(&self, request: Request) -> io::Result<()> {
@@ -165,9 +187,12 @@ impl Client {
     }
 
     fn may_write(&self, request: Request) -> io::Result<()> {
-        match (self.read_only, self.fits(request)) {
-            (true, _) => Err(Errno::EPERM.into()),
-            (_, false) => Err(Errno::ENOSPC.into()),
+        match (self.read_only, self.fits(request), request.command) {
+            _ if request.has_unknown_flags() => Err(Errno::EINVAL.into()),
+            (true, ..) => Err(Errno::EPERM.into()),
+            // There is nothing to make room for.
+            (_, false, CMD_TRIM) => Err(Errno::EINVAL.into()),
+            (_, false, _) => Err(Errno::ENOSPC.into()),
             _ => Ok(()),
         }
     }
