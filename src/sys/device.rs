@@ -158,9 +158,10 @@ impl Device {
 
     /// Looks at the device, and keeps it open for reading.
     pub fn open(path: &Path) -> Result<(Self, File), DeviceError> {
-        // Whatever is done with a device needs both, and fails in odd ways without them.
-        KernelFile::Proc.require()?;
-        KernelFile::Sys.require()?;
+        // Whatever is done with a device needs them, and fails in odd ways without.
+        for file in [KernelFile::Proc, KernelFile::Sys, KernelFile::Random] {
+            file.require()?;
+        }
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)

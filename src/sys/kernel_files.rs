@@ -7,6 +7,8 @@ use std::path::Path;
 pub enum KernelFile {
     Proc,
     Sys,
+    /// libcryptsetup does nothing without it.
+    Random,
     Fuse,
     LoopControl,
     MapperControl,
@@ -37,6 +39,7 @@ impl KernelFile {
         match self {
             Self::Proc => "/proc",
             Self::Sys => "/sys",
+            Self::Random => "/dev/urandom",
             Self::Fuse => "/dev/fuse",
             Self::LoopControl => "/dev/loop-control",
             Self::MapperControl => "/dev/mapper/control",
@@ -50,6 +53,7 @@ impl MissingKernelFile {
         match self.0 {
             KernelFile::Proc => "mount it: mount -t proc proc /proc",
             KernelFile::Sys => "mount it: mount -t sysfs sysfs /sys",
+            KernelFile::Random => "mount /dev: mount -t devtmpfs devtmpfs /dev",
             KernelFile::Fuse => "load the module: modprobe fuse; in a container, pass the node in",
             KernelFile::LoopControl => "load the module: modprobe loop; in a container, pass the node in",
             KernelFile::MapperControl => "load the module: modprobe dm_mod; 'dmsetup mknodes' makes the node",

@@ -16,6 +16,8 @@ use std::{
 use nix::{errno::Errno, libc};
 use serde::{Deserialize, Serialize};
 
+use super::kernel_files::KernelFile;
+
 /// How often a loop device that was free a moment ago may turn out to be taken.
 const ATTEMPTS: u32 = 64;
 const POLL: Duration = Duration::from_millis(20);
@@ -162,6 +164,7 @@ pub(crate) fn shown(name: &str) -> Option<Shown> {
 impl LoopDevice {
     /// Makes a free loop device show the file, in blocks of `block_size` bytes.
     pub fn configure(file: &File, file_name: &Path, block_size: u32, read_only: bool) -> io::Result<Self> {
+        KernelFile::LoopControl.require().map_err(io::Error::other)?;
         let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
         let fd = u32::try_from(file.as_raw_fd()).expect("an open file has no negative descriptor");
         let flags = if read_only { LO_FLAGS_DIRECT_IO | LO_FLAGS_READ_ONLY } else { LO_FLAGS_DIRECT_IO };

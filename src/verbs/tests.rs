@@ -108,7 +108,7 @@ fn one_volume_is_attached_once_whatever_its_name() {
     fs::hard_link(&device, &hard_link).unwrap();
     for name in [&device, &link, &hard_link] {
         let request = attach::Request { name: Some("again".parse().unwrap()), ..attach_request(name) };
-        let refused = attach::attach(&site.config, &site.backend, request).err().expect("it is refused");
+        let refused = attach::attach(&site.config, &site.backend, request).expect_err("it is refused");
         assert_eq!(refused.exit(), crate::base::exit::Exit::Busy, "{refused:?}");
         assert!(refused.to_string().ends_with("is attached already, as 'data'"), "{refused}");
     }
@@ -149,7 +149,7 @@ fn a_uuid_that_a_person_has_changed_is_told_as_that() {
     let (device, _) = formatted(&site, "a", false);
     let was = header::probe(&device, None).unwrap().uuid().unwrap();
     cryptsetup(&["luksUUID", "-q", "--uuid", "0f0f0f0f-1111-4222-8333-444444444444"], &device);
-    let refused = attached(&site, &device).err().expect("it is refused");
+    let refused = attached(&site, &device).expect_err("it is refused");
     assert!(matches!(refused, Error::Unlock(unlock::Error::UuidChanged { .. })), "{refused:?}");
     assert!(refused.next_step().unwrap().contains(&format!("cryptsetup luksUUID --uuid {was}")));
     cryptsetup(&["luksUUID", "-q", "--uuid", &was.to_string()], &device);
@@ -167,7 +167,7 @@ fn a_key_from_before_a_re_encryption_no_longer_fits_and_import_keeps_the_new_one
     let pbkdf = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"];
     let reencrypt = ["reencrypt", "-q", "--force-offline-reencrypt", "--key-file", key_file.to_str().unwrap()];
     cryptsetup(&[&reencrypt[..], &pbkdf[..]].concat(), &device);
-    let refused = attached(&site, &device).err().expect("it is refused");
+    let refused = attached(&site, &device).expect_err("it is refused");
     assert!(matches!(refused, Error::Unlock(unlock::Error::NoLongerFits { .. })), "{refused:?}");
     assert!(refused.next_step().unwrap().contains("cryptattach key import"));
     let imported = import::import(

@@ -268,7 +268,7 @@ fn a_mapping_that_cannot_be_written_down_is_an_error_and_leaves_nothing() {
     let name = site.name("full");
     // As many files as there are before the worker's last word about itself.
     let script = format!(
-        "mount -t tmpfs -o nr_inodes=8 run /run/cryptattach
+        "mount -t tmpfs -o nr_inodes=9 run /run/cryptattach
          timeout 20 \"$0\" attach {volume} {name} --export nbd
          echo $?; ls /run/cryptattach"
     );

@@ -113,7 +113,7 @@ fn twice(machine: &mut Machine) {
     let refused = machine.fails(73, &format!("cryptattach attach {other_path} data"));
     assert!(refused.contains("the name 'data' is taken: the device-mapper device CRYPT-LUKS2-"), "{refused}");
     let refused = machine.fails(75, &format!("cryptattach attach {path} second"));
-    assert!(refused.contains("is in use: held by dm-"), "{refused}");
+    assert!(refused.contains("is attached already, as 'data'"), "{refused}");
 
     machine.ok("dmsetup create linear --table '0 2048 zero'");
     assert!(machine.fails(73, &format!("cryptattach attach {other_path} linear")).contains("is taken"));

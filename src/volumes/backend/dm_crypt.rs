@@ -1,7 +1,7 @@
 //! The dm-crypt backend: libcryptsetup activates, the device-mapper tells and removes.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     os::{
         fd::AsRawFd,
         unix::fs::{MetadataExt, OpenOptionsExt},
@@ -29,6 +29,7 @@ use crate::{
     sys::{
         block::DeviceNumber,
         device::{Device, DeviceError, DeviceKind},
+        kernel_files::KernelFile,
         stores::Footing,
         users,
     },
@@ -61,7 +62,12 @@ impl DmCrypt {
             Ok(dm) => Ok(Self { dm }),
             Err(error) => {
                 tracing::debug!("{error}");
-                Err(BackendError::Unavailable("this kernel has no device-mapper".to_owned()))
+                // The kernel has it, but the way to it is missing.
+                let known = fs::read_to_string("/proc/misc").is_ok_and(|misc| misc.contains("device-mapper"));
+                match KernelFile::MapperControl.require() {
+                    Err(missing) if known => Err(DeviceError::from(missing).into()),
+                    _ => Err(BackendError::Unavailable("this kernel has no device-mapper".to_owned())),
+                }
             }
         }
     }

@@ -80,7 +80,11 @@ impl UntrustedHeader {
         let path = detached.as_ref().unwrap_or(&device.path).clone();
         let damaged = |source| VolumeError::Damaged { path: path.clone(), source };
         let as_read = image.metadata().map_err(|e| damaged(e.into()))?;
-        let mut context = library::call(|| load_header(&image)).map_err(|e| damaged(e.into()))?;
+        let mut context = library::call(|| load_header(&image)).map_err(|error| match error.errno() {
+            Some(libc::EINVAL) | None => damaged(error.into()),
+            // The header is not what it fails on.
+            Some(_) => VolumeError::Library { action: "read the header of", path: path.clone(), source: error },
+        })?;
         // libcryptsetup has written over the damaged copy, in memory.
         if image.metadata().map_err(|e| damaged(e.into()))? != as_read {
             tracing::warn!(

@@ -28,7 +28,7 @@ use super::{
     image::Image,
     pool::Pool,
 };
-use crate::sys::{mounts, sysfs::Sysfs};
+use crate::sys::{kernel_files::KernelFile, mounts, sysfs::Sysfs};
 
 /// The file's name.
 pub const FILE_NAME: &str = "volume";
@@ -66,6 +66,7 @@ impl Export {
     where
         F: Fn(Happening) + Clone + Send + Sync + 'static,
     {
+        KernelFile::Fuse.require().map_err(io::Error::other)?;
         let fuse = OpenOptions::new().read(true).write(true).open("/dev/fuse")?;
         // Without `allow_other`, none but processes of this user and group can so much as look at it.
         let (fd, user, group) = (fuse.as_raw_fd(), getuid(), getgid());

@@ -213,8 +213,9 @@ mod tests {
         let ask = |number, texts: &[&[u8]]| option(number, &query(texts));
         let begin = || [option(OPT_STRUCTURED_REPLY, &[])];
         let go = option(OPT_GO, &[0; 6]);
-        let chosen =
-            |options: &[Vec<u8>]| talk(3, &[&begin()[..], options, &[go.clone()]].concat()).1.unwrap().unwrap();
+        let chosen = |options: &[Vec<u8>]| {
+            talk(3, &[&begin()[..], options, std::slice::from_ref(&go)].concat()).1.unwrap().unwrap()
+        };
         assert!(chosen(&[ask(OPT_SET_META_CONTEXT, &[b"qemu:dirty-bitmap:x", ALLOCATION])]).allocation);
         assert!(!chosen(&[ask(OPT_SET_META_CONTEXT, &[b"base:"])]).allocation);
         let twice = [ask(OPT_SET_META_CONTEXT, &[ALLOCATION]), ask(OPT_SET_META_CONTEXT, &[])];
