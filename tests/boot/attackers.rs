@@ -246,7 +246,9 @@ fn required(site: &Site, story: &str) {
 }
 
 fn dracut_attack(site: &Site, story: &str) {
-    let config = |boxed: &Boxed| format!("{}{}", volume("root", UUID, &[&boxed.root]), lockbox_of("net"));
+    let config = |boxed: &Boxed| {
+        format!("[boot]\ntotal_seconds = 20\n{}{}", volume("root", UUID, &[&boxed.root]), lockbox_of("net"))
+    };
     let mut parts = enrolled_parts(site, "dracut-victim", "dracut", &values(site), config);
     parts.append = format!("rd.luks.name={UUID}=root rd.shell=0 guest-shows=keys {}", parts.append);
     let mut machine = site.start(story, &with_disk(parts, evil(site, None)));
