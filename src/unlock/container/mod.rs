@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 pub use pins::TrustError;
 pub use rotation::Rotation;
-pub use tenant_keys::TenantKeys;
+pub use tenant_keys::{Listed, TenantKeys};
 pub use usage::Unused;
 pub use via_lockbox::ViaLockbox;
 
