@@ -16,6 +16,7 @@ pub const STORIES: &[Story] = &[
     ("no_secret_is_in_what_is_said", secrets),
     ("a_wrong_certificate_is_refused", certificates),
     ("a_clock_that_is_wrong_is_named", clock),
+    ("what_clouds_yaml_says_of_the_region_is_heeded", regions),
     ("a_withdrawn_token_is_replaced_and_a_callers_is_not", tokens),
 ];
 
@@ -152,6 +153,33 @@ fn clock(cloud: &Cloud) {
     println!("$ faketime 2020-01-01 cryptattach key list\n{text}");
     assert_eq!(output.status.code(), Some(69), "{text}");
     assert!(text.contains("certificate") && text.contains("clock"), "{text}");
+}
+
+fn regions(cloud: &Cloud) {
+    let site = Site::new(cloud);
+    let clouds = std::fs::read_to_string(site.path("clouds.yaml")).unwrap();
+    let keys = |says: &str| {
+        // An entry that is nobody's business, and what is said of the cloud that is used.
+        let text = clouds.replace("  keys:\n    region_name: RegionOne\n", &format!("  other:\n  keys:\n{says}"));
+        site.write("clouds.yaml", &text);
+    };
+    for says in ["    regions: [RegionOne, RegionTwo]\n", "    object_store_interface: [nobody, internal]\n"] {
+        keys(says);
+        site.ok(&["key", "list"]);
+    }
+    for says in
+        ["    regions: [{name: RegionTwo}]\n    region_name: RegionOne\n", "    object_store_region_name: RegionTwo\n"]
+    {
+        keys(says);
+        let text = site.fails(78, &["key", "list"]);
+        assert!(text.contains("object-store in region RegionTwo"), "{text}");
+    }
+    // The password apart.
+    let password = cloud.var("PASSWORD_CINDER");
+    site.write("clouds.yaml", &clouds.replace(&format!("password: \"{password}\", "), ""));
+    site.fails(78, &["key", "list"]);
+    site.write("secure.yaml", &format!("clouds: {{keys: {{auth: {{password: \"{password}\"}}}}}}\n"));
+    site.ok(&["key", "list"]);
 }
 
 fn tokens(cloud: &Cloud) {

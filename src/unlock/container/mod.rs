@@ -20,7 +20,7 @@ use std::{
 use uuid::Uuid;
 
 pub use rotation::Rotation;
-pub use tenant_keys::TenantKeys;
+pub use tenant_keys::{Listed, TenantKeys};
 pub(in crate::unlock) use trust::Seen;
 pub use trust::{Author, TrustError};
 pub use usage::Unused;

@@ -26,6 +26,13 @@ pub struct TenantKeys {
     container: Container,
 }
 
+/// One of a tenant's keys.
+pub struct Listed {
+    pub key: KeyReference,
+    /// What is known of it, or why that is not known.
+    pub facts: Result<ObjectFacts, Error>,
+}
+
 impl TenantKeys {
     /// Those of a tenant. The store is not asked yet.
     pub fn open(config: &Config, tenant: &Tenant) -> Result<Self, Error> {
@@ -62,12 +69,12 @@ impl TenantKeys {
         self.container.give_out(id)
     }
 
-    /// What is known of each of its keys, or why that is not known. Of keys that other tenants have, there is no word.
-    pub fn list(&self) -> Result<Vec<(KeyReference, Result<ObjectFacts, Error>)>, Error> {
+    /// Its keys. Of keys that other tenants have, there is no word.
+    pub fn list(&self) -> Result<Vec<Listed>, Error> {
         let look = |id: KeyId| match self.facts(&id) {
             // Another tenant's, or deleted meanwhile.
             Err(Error::Store(StoreError::NotFound { .. })) => None,
-            facts => Some((self.container.reference(id), facts)),
+            facts => Some(Listed { key: self.container.reference(id), facts }),
         };
         Ok(self.container.store.list()?.into_iter().filter_map(look).collect())
     }

@@ -13,7 +13,7 @@ use crate::{
     unlock::{
         self,
         audit::{self, Event},
-        container::TenantKeys,
+        container::{Listed, TenantKeys},
     },
     verbs::{error::Error, keys},
 };
@@ -127,7 +127,7 @@ pub fn list_keys(
     with_values: bool,
 ) -> Result<Vec<Described>, Error> {
     let mut found = Vec::new();
-    for (key, facts) in of.list()? {
+    for Listed { key, facts } in of.list()? {
         let object = match facts {
             Ok(facts) if kind.is_some_and(|kind| kind != facts.kind) => continue,
             // Only what is asked for is given out.
