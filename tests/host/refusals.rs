@@ -93,8 +93,6 @@ fn hostile_headers_are_refused() {
 
     let (volume, _) = site.volume("digest", &[]);
     luks2::change(volume.as_ref(), |h| h["digests"]["0"]["iterations"] = json!(1001));
-    assert!(attach(&volume).contains("has another volume key than the one that this host has opened before"));
-    fs::remove_dir_all(site.keys("site-state/volumes")).unwrap();
     assert!(attach(&volume).contains("key import"));
 
     let (volume, _) = site.volume("truncated", &[]);
