@@ -80,6 +80,7 @@ fn count(cloud: &Cloud) -> [u64; 2] {
 fn nothing_begun(cloud: &Cloud) {
     let site = Site::bare(cloud);
     site.barbican("barbican", true);
+    site.ok(&["container", "create", "barbican"]);
     let before = count(cloud);
     let volume = site.file("volume");
     // Where Barbican keeps it cannot be proven.

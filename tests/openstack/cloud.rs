@@ -220,8 +220,9 @@ impl<'a> Site<'a> {
     /// Configures Barbican: keys sealed by us, or kept by it as they are.
     pub fn barbican(&self, name: &str, sealed: bool) {
         let sealing = if sealed { SEALING } else { "" };
+        let container = self.container(name);
         self.configure(&format!(
-            "[stores.{name}]\ntype = \"barbican\"\ncloud = \"keys\"\nclouds = \"clouds.yaml\"\n{sealing}\n"
+            "[stores.{name}]\ntype = \"barbican\"\ncontainer = \"{container}\"\ncloud = \"keys\"\nclouds = \"clouds.yaml\"\n{sealing}\n"
         ));
     }
 

@@ -207,7 +207,7 @@ mod tests {
             ("type = 'directory'\npath = 'k'\ncloud = 'c'\n", "unknown field `cloud`"),
             ("type = 'directory'\n", "missing field `path`"),
             ("type = 'swift'\nclod = 'c'\n", "unknown field `clod`"),
-            ("type = 'barbican'\ncontainer = 'c'\n", "unknown field `container`"),
+            ("type = 'barbican'\npath = 'c'\n", "unknown field `path`"),
             ("type = 'cloud'\n", "expected one of `directory`, `swift`, `barbican`"),
         ];
         for (text, told) in cases {

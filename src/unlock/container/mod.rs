@@ -230,8 +230,10 @@ impl Container {
         }
         match self.container_keys()?.current()? {
             Some(current) => self.trusted_key(current.epoch),
-            None if self.has_trusted()? => Err(Error::NoContainerKey(self.name.clone())),
-            None => self.make_key(None, None),
+            None => match self.trusted_epoch()? {
+                Some(trusted) => Err(TrustError::NoneLeft { container: self.name.clone(), trusted }.into()),
+                None => self.make_key(None, None),
+            },
         }
     }
 

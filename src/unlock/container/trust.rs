@@ -20,7 +20,7 @@ use crate::{
         advice::Advice,
         chain::chain,
         exit::Exit,
-        key::{ContainerKeyId, Epoch, KeyId, KeyReference},
+        key::{ContainerKeyId, Epoch, KeyId, KeyReference, StoreName},
     },
     keys::{seal::ContainerKey, store::StoreError},
     sys::state::{self, StateError},
@@ -85,6 +85,13 @@ pub enum TrustError {
         /// What this host knows.
         trusted: Epoch,
     },
+    /// The store says that the container never had one.
+    #[error("the store has no container key for '{container}', but this host has trusted epoch {trusted}")]
+    NoneLeft {
+        container: StoreName,
+        /// What this host knows.
+        trusted: Epoch,
+    },
     /// The store gives an older form of a key than it did before.
     #[error("the store gives generation {is} of the key {key}; this host has seen generation {seen}")]
     OldGeneration {
@@ -118,6 +125,7 @@ impl Advice for TrustError {
             | Self::Another { .. }
             | Self::Unproven(_)
             | Self::Gone { .. }
+            | Self::NoneLeft { .. }
             | Self::OldGeneration { .. }
             | Self::Jump { .. } => Exit::KeyRefused,
         }
@@ -129,6 +137,11 @@ impl Advice for TrustError {
             Self::OldGeneration { key, .. } => format!(
                 "try again when all of the store's replicas run; if the store was restored from a backup, remove \
                  generations/{key} from the state directory"
+            )
+            .into(),
+            Self::NoneLeft { container, .. } => format!(
+                "check that this is the right store, and that it is mounted; if it is meant to begin anew: cryptattach \
+                 container create {container}"
             )
             .into(),
             Self::Jump { .. } => "restore this key from a replica or backup of the key store".into(),
@@ -215,9 +228,9 @@ impl Container {
         Err(TrustError::Another { id: self.key_id(known.epoch), is, trusted: known.fingerprint.clone() }.into())
     }
 
-    /// Whether this host has trusted a container key.
-    pub(super) fn has_trusted(&self) -> Result<bool, Error> {
-        Ok(self.known()?.is_some())
+    /// The latest container key that this host has trusted.
+    pub(super) fn trusted_epoch(&self) -> Result<Option<Epoch>, Error> {
+        Ok(self.known()?.map(|known| known.epoch))
     }
 
     fn known(&self) -> Result<Option<Trusted>, Error> {

@@ -33,7 +33,7 @@ impl Found {
 
 impl Barbican {
     fn name_of_container_keys(&self) -> String {
-        format!("cryptattach container key of {}", self.name)
+        format!("cryptattach container key of {}", self.container)
     }
 
     /// All container keys, in order.

@@ -61,6 +61,8 @@ pub struct BarbicanConfig {
     /// The cloud.
     #[serde(skip)]
     cloud: CloudConfig,
+    /// What its container keys are filed under; the store's name unless given.
+    container: Option<String>,
     /// URLs of the service, in place of the catalogue's.
     #[serde(default)]
     urls: Vec<String>,
@@ -125,7 +127,8 @@ impl Kind for BarbicanConfig {
 
 /// The key manager.
 pub struct Barbican {
-    name: StoreName,
+    /// What its container keys are filed under.
+    container: String,
     session: Session,
     /// New keys are sealed by us.
     sealed: bool,
@@ -146,7 +149,8 @@ impl Barbican {
         let as_ourselves = (sealed && caller.is_some()).then(|| Self::open(config, name, store, None));
         let as_ourselves = as_ourselves.transpose()?.map(Box::new);
         let session = Session::new(&config.cloud, &config.urls, &store.network, "key-manager", caller)?;
-        Ok(Self { name: name.clone(), session, sealed, as_ourselves })
+        let container = config.container.clone().unwrap_or_else(|| name.to_string());
+        Ok(Self { container, session, sealed, as_ourselves })
     }
 
     /// The id of a key's current form, if it is not the first one.

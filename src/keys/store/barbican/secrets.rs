@@ -312,7 +312,7 @@ mod tests {
             let text = format!("clouds: {{c: {{auth_type: token, auth: {{auth_url: \"{url}\", token: t}}}}}}");
             fs::write(&clouds, text).unwrap();
             let cloud = CloudConfig { cloud: Some("c".to_owned()), clouds: Some(clouds.into()), secret: None };
-            let config = BarbicanConfig { cloud, urls: vec![url], caller_token: true };
+            let config = BarbicanConfig { cloud, urls: vec![url], container: None, caller_token: true };
             let section = toml::from_str("type = 'barbican'").unwrap();
             let barbican = Barbican::open(&config, &"b".parse().unwrap(), &section, None).unwrap();
             let error = barbican.secrets(None, |_| true).unwrap_err();
