@@ -140,7 +140,7 @@ fn container_key_trust(cloud: &Cloud) {
     site.ok(&["container", "rotate", "cinder"]);
     curl(&format!("-X POST -H 'X-Container-Meta-Cryptattach-Epoch: 1' {to}"));
     let text = site.fails(68, &["format", &site.file("four")]);
-    assert!(text.contains("has sealed under epoch 2"), "{text}");
+    assert!(text.contains("has trusted epoch 2"), "{text}");
 }
 
 fn missed_rotations(cloud: &Cloud) {

@@ -174,9 +174,17 @@ impl Container {
     /// Opens a sealed key, if it is sealed under a container key and that is one to trust. Everybody can seal to the public
     /// keys of owner, escrow and hosts; so a key that is sealed to those has no author.
     fn open_key(&self, id: &KeyId, sealed: &SealedKey, volume: For, author: Author) -> Result<(Opened, Seen), Error> {
+        let refused = |source| Error::KeyRefused { reference: self.reference(*id), source };
         let ids = sealed.recipient_kids().filter_map(|kid| kid.parse().ok());
-        let under = ids.into_iter().find(|id: &ContainerKeyId| id.container == self.name);
-        let under = under.ok_or_else(|| Error::NoAuthor(self.reference(*id)))?;
+        let Some(under) = ids.into_iter().find(|id: &ContainerKeyId| id.container == self.name) else {
+            return Err(match sealed.claimed_context() {
+                Ok(BoundContext { container, .. }) if container != self.name => {
+                    let (is, asked) = (container.to_string(), self.name.to_string());
+                    refused(SealError::Other { what: "container", is, asked })
+                }
+                _ => Error::NoAuthor(self.reference(*id)),
+            });
+        };
         let key = self.container_key(under.epoch)?;
         let trusted = match author {
             Author::Container => self.vouch(&key)?,
@@ -184,7 +192,7 @@ impl Container {
         };
         let expected = Expected { key_id: *id, container: self.name.clone(), volume };
         let opened = Identities::of(vec![Box::new(key)]).open(sealed, &expected);
-        let opened = opened.map_err(|source| Error::KeyRefused { reference: self.reference(*id), source })?;
+        let opened = opened.map_err(refused)?;
         let seen = self.see(id, opened.context.generation, trusted)?;
         Ok((opened, seen))
     }
