@@ -1,0 +1,36 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::*;
+use crate::keys::net::testing::serve;
+
+#[test]
+fn a_server_that_asks_to_slow_down_is_waited_for() {
+    for status in [429, 498] {
+        let asked = AtomicU32::new(0);
+        let url = serve(move |_| match asked.fetch_add(1, Ordering::Relaxed) {
+            0 => (status, "Retry-After: 0\r\n".to_owned(), "Slow down".to_owned()),
+            _ => (200, String::new(), "done".to_owned()),
+        });
+        let http = Http::new(&Network::default(), None, None).unwrap();
+        let answer = http.send(&Request::new(Method::GET, vec![super::url(&url).unwrap()], 100)).unwrap();
+        assert_eq!((answer.status.as_u16(), answer.body.expose()), (200, b"done".as_slice()), "{status}");
+    }
+}
+
+#[test]
+fn a_server_asks_to_wait_for_seconds_or_until_a_date_of_its_clock() {
+    let asks = |headers: &[(&'static str, &str)]| {
+        let headers = headers.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
+        let (url, status) = (url("https://keys").unwrap(), StatusCode::SERVICE_UNAVAILABLE);
+        let body = SecretBytes::zeroed(1).unwrap();
+        HttpAnswer { url, status, headers: headers.collect(), body, repeated: false }.retry_after()
+    };
+    let date = ("date", "Thu, 01 Jan 1970 00:00:10 GMT");
+    assert_eq!(asks(&[("retry-after", " 7 ")]), Some(Duration::from_secs(7)));
+    for later in ["Thu, 01 Jan 1970 00:00:15 GMT", "Thursday, 01-Jan-70 00:00:15 GMT", "Thu Jan  1 00:00:15 1970"] {
+        assert_eq!(asks(&[date, ("retry-after", later)]), Some(Duration::from_secs(5)), "{later}");
+    }
+    assert_eq!(asks(&[("retry-after", "Thu, 01 Jan 1970 00:00:15 GMT")]), Some(Duration::ZERO), "long ago");
+    assert_eq!(asks(&[("retry-after", "soon")]), None);
+    assert_eq!(asks(&[date]), None);
+}
