@@ -38,6 +38,10 @@ pub trait Kind {
     fn needs_network(&self) -> bool {
         self.service().is_some()
     }
+    /// Whether it is in this machine's TPM.
+    fn needs_tpm(&self) -> bool {
+        false
+    }
     /// The files that logging in and trusting its servers take, for an initramfs.
     fn files(&self) -> Result<Vec<PathBuf>, StoreError> {
         self.service().map_or_else(|| Ok(Vec::new()), |service| service.files())
@@ -68,6 +72,10 @@ pub trait Kind {
     }
     /// Makes the place for container keys, or changes who may use it; `None` if it can have no container keys.
     fn make(&self, _: &StoreName, _: &StoreConfig, _: &Access<'_>) -> Option<Result<(), StoreError>> {
+        None
+    }
+    /// Shuts it for the rest of this boot, at the boot's end; `None` if that is not wanted.
+    fn shut(&self, _: &StoreName, _: &StoreConfig) -> Option<Result<(), StoreError>> {
         None
     }
     /// What it says of itself; `None` if it can have no container keys.
@@ -208,7 +216,7 @@ mod tests {
             ("type = 'directory'\n", "missing field `path`"),
             ("type = 'swift'\nclod = 'c'\n", "unknown field `clod`"),
             ("type = 'barbican'\ncontainer = 'c'\n", "unknown field `container`"),
-            ("type = 'cloud'\n", "expected one of `directory`, `swift`, `barbican`"),
+            ("type = 'cloud'\n", "expected one of `directory`, `swift`, `barbican`, `tpm-nv`"),
         ];
         for (text, told) in cases {
             let error = checked(&format!("[stores.cinder]\n{text}")).map(drop).unwrap_err();

@@ -1,0 +1,382 @@
+//! The values in a TPM's NV memory: found, made, replaced and removed, so that a kill at any moment leaves either form whole.
+//!
+//! | step | killed after it |
+//! |---|---|
+//! | define a free index | *unwritten* |
+//! | write its parts, from the last to the first | *not whole*, until the first part is there |
+//! | read it back | there are two of one name: the later generation counts |
+//! | undefine the index before it | done |
+//!
+//! What a kill leaves, the next writer removes. Writers of this host take turns; readers wait for nobody.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, OpenOptions},
+    io,
+    ops::RangeInclusive,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+
+use super::value::{HEAD_BYTES, Head, Label, Value};
+use crate::{
+    base::key::{MalformedSealedKey, SecretBytes},
+    keys::{
+        store::StoreError,
+        tpm::{Code, Name, NvIndex, NvMemory, NvOwner, TpmError},
+    },
+};
+
+/// In the owner's range (TCG Registry of Reserved TPM 2.0 Handles and Localities, section 2.2).
+const NUMBERS: RangeInclusive<u32> = 0x0180_CA80..=0x0180_CAFF;
+/// Where the store is, in words.
+pub(super) const AT: &str = "the TPM's NV memory";
+/// Writers of this host lock it.
+const LOCK: &str = "/run/cryptattach/tpm-nv.lock";
+/// A whole rotation is many writes, each of which locks for itself.
+const MOST_PATIENCE: Duration = Duration::from_secs(30);
+/// How often a reader looks again for what was replaced meanwhile.
+const TRIES: usize = 5;
+
+/// The values in a TPM.
+pub struct Values<'t> {
+    memory: NvMemory<'t>,
+}
+
+/// What is at an index of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// A value.
+    Whole(Label),
+    /// What a killed writer has left.
+    Leftover,
+    /// Something else.
+    Foreign,
+}
+
+/// What stands at an index under a name.
+pub struct Found<'t> {
+    index: NvIndex<'t>,
+    value: Result<Value, MalformedSealedKey>,
+    /// What says nothing of it is earlier than anything that does.
+    generation: Option<u64>,
+}
+
+/// What NV memory has, for people.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Indices in our range.
+    pub indices: usize,
+    /// Their bytes.
+    pub bytes: usize,
+    /// Leftovers of writers that were killed.
+    pub leftovers: usize,
+}
+
+impl<'t> Values<'t> {
+    /// The values in NV memory.
+    pub fn of(memory: NvMemory<'t>) -> Self {
+        Self { memory }
+    }
+
+    /// The most bytes of a value.
+    pub fn largest(&self) -> usize {
+        self.memory.largest().into()
+    }
+
+    /// The indices of our range, whosever they are.
+    fn indices(&self) -> Result<Vec<NvIndex<'t>>, StoreError> {
+        let numbers = self.memory.numbers(&NUMBERS)?;
+        let indices = numbers.into_iter().map(|number| self.memory.at(number));
+        Ok(indices.filter_map(Result::transpose).collect::<Result<_, _>>()?)
+    }
+
+    /// `None` if it is not there any more.
+    fn state(&self, index: &NvIndex<'_>) -> Result<Option<State>, StoreError> {
+        if !index.is_ours() {
+            return Ok(Some(State::Foreign));
+        }
+        if !index.is_written() {
+            return Ok(Some(State::Leftover));
+        }
+        let head = self.bytes(index, HEAD_BYTES)?;
+        Ok(head.map(|head| match Head::of(&head) {
+            Head::Whole(label) => State::Whole(label),
+            Head::NotWhole => State::Leftover,
+            Head::Foreign => State::Foreign,
+        }))
+    }
+
+    /// The first bytes of an index; `None` if it is not there any more.
+    fn bytes(&self, index: &NvIndex<'_>, most: u16) -> Result<Option<Vec<u8>>, StoreError> {
+        match self.memory.read(index, most) {
+            Err(error) if error.code().is_some_and(Code::is_no_handle) => Ok(None),
+            Err(error) if error.code().is_some_and(Code::is_locked) => {
+                Err(StoreError::ReadLocked { at: AT.to_owned() })
+            }
+            read => Ok(Some(read?)),
+        }
+    }
+
+    /// The names of all values, each once, in order.
+    pub fn labels(&self) -> Result<BTreeSet<Label>, StoreError> {
+        let mut labels = BTreeSet::new();
+        for index in self.indices()? {
+            if let Some(State::Whole(label)) = self.state(&index)? {
+                labels.insert(label);
+            }
+        }
+        Ok(labels)
+    }
+
+    /// Whether there is no value at all.
+    pub fn is_empty(&self) -> Result<bool, StoreError> {
+        Ok(self.labels()?.is_empty())
+    }
+
+    /// What is used.
+    pub fn usage(&self) -> Result<Usage, StoreError> {
+        let mut usage = Usage::default();
+        for index in self.indices()? {
+            usage.indices += 1;
+            usage.bytes += usize::from(index.bytes());
+            usage.leftovers += usize::from(self.state(&index)? == Some(State::Leftover));
+        }
+        Ok(usage)
+    }
+
+    /// The latest value of a name. A reader that comes while it is replaced looks again.
+    pub fn get(&self, label: Label) -> Result<Option<Found<'t>>, StoreError> {
+        for _ in 0..TRIES {
+            if let Some(mut found) = self.all(label)? {
+                return Ok(found.pop());
+            }
+        }
+        let what = "the key is being replaced all the time".to_owned();
+        Err(StoreError::Answer { action: "read from", at: AT.to_owned(), what })
+    }
+
+    /// The values of a name, the latest last; `None` if one went away meanwhile.
+    fn all(&self, label: Label) -> Result<Option<Vec<Found<'t>>>, StoreError> {
+        let mut found = Vec::new();
+        for index in self.indices()? {
+            let Some(state) = self.state(&index)? else { return Ok(None) };
+            if state == State::Whole(label) {
+                let Some(bytes) = self.bytes(&index, index.bytes())? else { return Ok(None) };
+                found.push(Found::read(index, &bytes));
+            }
+        }
+        found.sort_by_key(|found| found.generation);
+        Ok(Some(found))
+    }
+
+    /// Whoever may write, once no other program of this host writes. What killed writers have left is removed first.
+    pub fn writer(&self, password: Option<&SecretBytes>, root: Option<Name>) -> Result<Writer<'_, 't>, StoreError> {
+        let lock = lock(Path::new(LOCK), MOST_PATIENCE)?;
+        let owner = self.memory.owner(password, root)?;
+        let writer = Writer { values: self, owner, has_password: password.is_some(), _lock: lock };
+        writer.tidy()?;
+        Ok(writer)
+    }
+
+    /// Lets nobody read them until the TPM's next reset.
+    pub fn lock_reads(&self, root: Option<Name>) -> Result<(), StoreError> {
+        for index in self.indices()?.iter().filter(|index| index.is_ours() && index.is_written()) {
+            self.memory.lock_reads(index, root)?;
+        }
+        Ok(())
+    }
+}
+
+impl<'t> Found<'t> {
+    fn read(index: NvIndex<'t>, bytes: &[u8]) -> Self {
+        let value = Value::unpack(bytes);
+        let generation = value.as_ref().ok().and_then(|value| value.generation().ok());
+        Self { index, value, generation }
+    }
+
+    /// What was stored, as JSON.
+    pub fn json(&self) -> Result<&[u8], StoreError> {
+        match &self.value {
+            Ok(value) => Ok(&value.json),
+            Err(_) => Err(self.malformed(MalformedSealedKey::Packed)),
+        }
+    }
+
+    /// Its generation.
+    pub fn generation(&self) -> Option<u64> {
+        self.generation
+    }
+
+    /// What stands here is not what should.
+    pub fn malformed(&self, source: MalformedSealedKey) -> StoreError {
+        StoreError::Malformed { what: named(self.index.number()), source }
+    }
+}
+
+fn named(number: u32) -> String {
+    format!("the NV index 0x{number:08x}")
+}
+
+/// Whoever may write.
+pub struct Writer<'v, 't> {
+    values: &'v Values<'t>,
+    owner: NvOwner<'t>,
+    has_password: bool,
+    _lock: Flock<fs::File>,
+}
+
+impl Writer<'_, '_> {
+    /// Makes a value; `false` if there is one of its name. A number and as many bytes as the largest value has stay free, so that
+    /// every value can be replaced at any time.
+    pub fn create(&self, value: &Value) -> Result<bool, StoreError> {
+        if self.values.get(value.label)?.is_some() {
+            return Ok(false);
+        }
+        let packed = self.packed(value)?;
+        let largest = self.values.indices()?.iter().map(NvIndex::bytes).chain([packed.len() as u16]).max();
+        let spare = self.define(largest.unwrap_or_default(), 2)?;
+        let made = self.define(packed.len() as u16, 1);
+        self.undefine(&spare)?;
+        self.fill(&made?, &packed)?;
+        Ok(true)
+    }
+
+    /// Replaces a value by a later one.
+    pub fn replace(&self, value: &Value) -> Result<(), StoreError> {
+        let packed = self.packed(value)?;
+        let made = self.define(packed.len() as u16, 1)?;
+        self.fill(&made, &packed)?;
+        self.remove_but(value.label, Some(made.number()))
+    }
+
+    /// Removes all values of a name.
+    pub fn remove(&self, label: Label) -> Result<(), StoreError> {
+        self.remove_but(label, None)
+    }
+
+    fn remove_but(&self, label: Label, kept: Option<u32>) -> Result<(), StoreError> {
+        for index in self.values.indices()?.iter().filter(|index| Some(index.number()) != kept) {
+            if self.values.state(index)? == Some(State::Whole(label)) {
+                self.undefine(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what killed writers have left: what was not finished, and of two values of one name the earlier one.
+    fn tidy(&self) -> Result<(), StoreError> {
+        let mut seen = BTreeSet::new();
+        for index in self.values.indices()? {
+            match self.values.state(&index)? {
+                Some(State::Leftover) => {
+                    tracing::info!("{} was not finished by whoever made it; it is removed", named(index.number()));
+                    self.undefine(&index)?;
+                }
+                Some(State::Whole(label)) if !seen.insert(label) => {
+                    let latest = self.values.get(label)?;
+                    self.remove_but(label, latest.map(|latest| latest.index.number()))?;
+                }
+                Some(State::Whole(_) | State::Foreign) | None => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn packed(&self, value: &Value) -> Result<Vec<u8>, StoreError> {
+        let (packed, most) = (value.pack(), self.values.largest());
+        if packed.len() <= most {
+            return Ok(packed);
+        }
+        let at = "an index of this TPM".to_owned();
+        Err(StoreError::TooLong { what: "the key".to_owned(), bytes: packed.len(), at, most })
+    }
+
+    /// A new index, if so many numbers of our range are free.
+    fn define(&self, bytes: u16, free: usize) -> Result<NvIndex<'_>, StoreError> {
+        let taken: BTreeSet<u32> = self.values.memory.numbers(&NUMBERS)?.into_iter().collect();
+        let numbers: Vec<u32> = NUMBERS.filter(|number| !taken.contains(number)).collect();
+        if numbers.len() >= free {
+            for number in numbers {
+                match self.values.memory.define(&self.owner, number, bytes) {
+                    // Another system on this machine was faster.
+                    Err(error) if error.code().is_some_and(Code::is_defined) => {}
+                    Err(error) if error.code().is_some_and(Code::is_no_space) => break,
+                    defined => return defined.map_err(|error| self.refused(error)),
+                }
+            }
+        }
+        let (used, most) = (self.values.usage()?, NUMBERS.count());
+        let why = format!(
+            "keys take {} bytes in {} of {most} indices; room for replacing the largest key stays free",
+            used.bytes, used.indices
+        );
+        Err(StoreError::Full { at: AT.to_owned(), what: format!("{bytes} bytes more"), why })
+    }
+
+    /// Writes all of a new index and reads it back; one that fails is removed.
+    fn fill(&self, index: &NvIndex<'_>, packed: &[u8]) -> Result<(), StoreError> {
+        let memory = &self.values.memory;
+        let filled = memory.write(&self.owner, index, packed).and_then(|()| {
+            let is_there = memory.read(index, index.bytes())? == packed;
+            if is_there { Ok(()) } else { Err(TpmError::Answer { command: "NV_Read" }) }
+        });
+        filled.map_err(|error| {
+            let removed = self.undefine(index);
+            tracing::debug!("{} was not written, and is removed: {}", named(index.number()), removed.is_ok());
+            self.refused(error)
+        })
+    }
+
+    fn undefine(&self, index: &NvIndex<'_>) -> Result<(), StoreError> {
+        self.values.memory.undefine(&self.owner, index).map_err(|error| self.refused(error))
+    }
+
+    fn refused(&self, error: TpmError) -> StoreError {
+        match error.code() {
+            Some(code) if code.is_auth() => StoreError::OwnerPassword { given: self.has_password },
+            _ => error.into(),
+        }
+    }
+}
+
+/// Waits until no other program of this host writes, but not for ever.
+fn lock(path: &Path, patience: Duration) -> Result<Flock<fs::File>, StoreError> {
+    let failed = |source| StoreError::Io { action: "lock", path: path.to_owned(), source };
+    let folder = path.parent().unwrap_or(Path::new("/run"));
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed)?;
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
+    let deadline = Instant::now() + patience;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((same, Errno::EWOULDBLOCK)) if Instant::now() < deadline => file = same,
+            Err((_, Errno::EWOULDBLOCK)) => return Err(failed(io::ErrorKind::TimedOut.into())),
+            Err((_, errno)) => return Err(failed(errno.into())),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writers_take_turns_and_none_waits_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/lock");
+        let first = lock(&path, Duration::ZERO).unwrap();
+        let late = lock(&path, Duration::from_millis(50)).unwrap_err();
+        assert!(matches!(late, StoreError::Io { action: "lock", .. }), "{late:?}");
+        drop(first);
+        lock(&path, Duration::ZERO).unwrap();
+    }
+}
