@@ -30,7 +30,8 @@ pub const STORIES: &[Story] = &[
 pub fn open(site: &Site<'_>, name: &str) -> Box<dyn KeyStore> {
     let config = Config::read(&site.path("cryptattach.toml")).unwrap();
     let name: StoreName = name.parse().unwrap();
-    store::open(&name, config.store(&name).unwrap(), None).unwrap()
+    let store = config.store(&name).unwrap();
+    store::open(&*store::kind(store).unwrap(), &name, store, None).unwrap()
 }
 
 /// A key sealed to the site's owner.
@@ -90,7 +91,7 @@ fn container_keys_suite(site: &Site<'_>, keys: &dyn ContainerKeys) {
     let first = keys.get(one).unwrap();
     let first_key = ContainerKey::open(
         &first,
-        &Identities::read(&[IdentitySpec::from(site.path("owner.key"))], &TpmConfig::default()).unwrap(),
+        &Identities::read(&[IdentitySpec::of("", site.path("owner.key"))], &TpmConfig::default()).unwrap(),
         &id,
     )
     .unwrap();

@@ -145,7 +145,9 @@ pub fn kind(config: &StoreConfig) -> Result<Box<dyn Kind>, ConfigError> {
 /// The kinds of stores that keep hosts' lockbox keys, in words.
 pub fn with_host_keys() -> String {
     let kinds = KINDS.iter().filter(|kind| kind.keeps_host_keys);
-    kinds.map(|kind| format!("'{}'", kind.name)).collect::<Vec<_>>().join(" or ")
+    let mut names: Vec<_> = kinds.map(|kind| format!("'{}'", kind.name)).collect();
+    let last = names.pop().unwrap_or_default();
+    if names.is_empty() { last } else { format!("{} or {last}", names.join(", ")) }
 }
 
 /// Refuses a configuration that a kind of store does not understand, or that does not say whom keys are sealed to.

@@ -20,7 +20,7 @@ pub use consumers::Consumers;
 pub use directory::Directory;
 pub use kind::{Access, Facts, Kind, Server, StoreType, check, kind, with_host_keys};
 pub use swift::{MalformedEndpoints, Swift, parse_endpoints};
-pub use tpm_nv::Value as NvValue;
+pub use tpm_nv::{NvError, Value as NvValue};
 
 use crate::{
     base::{
@@ -32,10 +32,7 @@ use crate::{
         },
     },
     config::{ConfigError, StoreConfig},
-    keys::{
-        net::{AuthError, Caller, SendError},
-        tpm::TpmError,
-    },
+    keys::net::{AuthError, Caller, SendError},
 };
 
 /// A dictionary from key id to sealed key.
@@ -247,24 +244,9 @@ pub enum StoreError {
         /// What it answers.
         what: String,
     },
-    /// A key is longer than the store can keep.
-    #[error("{what} takes {bytes} bytes; {at} takes at most {most}")]
-    TooLong { what: String, bytes: usize, at: String, most: usize },
-    /// The store is full.
-    #[error("{at} has no room for {what}: {why}")]
-    Full { at: String, what: String, why: String },
-    /// Nobody reads the store any more in this boot.
-    #[error("{at} cannot be read until the next reset: its keys were locked at the end of the boot")]
-    ReadLocked { at: String },
-    /// The TPM does not let whoever asks write.
-    #[error("the owner's password of this TPM is {}", if *.given { "wrong" } else { "needed to write to it" })]
-    OwnerPassword {
-        /// Whether one is configured.
-        given: bool,
-    },
-    /// The TPM.
+    /// The TPM's NV memory.
     #[error(transparent)]
-    Tpm(#[from] TpmError),
+    Nv(#[from] NvError),
     /// No memory for a secret.
     #[error(transparent)]
     Memory(#[from] SecretMemoryError),
@@ -281,13 +263,8 @@ impl Advice for StoreError {
             Self::Config(error) => error.exit(),
             Self::Auth(error) => error.exit(),
             Self::Unreachable { source, .. } => source.exit(),
-            Self::Io { .. }
-            | Self::Answer { .. }
-            | Self::TooLong { .. }
-            | Self::Full { .. }
-            | Self::ReadLocked { .. } => Exit::StoreUnavailable,
-            Self::OwnerPassword { .. } => Exit::PermissionDenied,
-            Self::Tpm(error) => error.exit(),
+            Self::Io { .. } | Self::Answer { .. } => Exit::StoreUnavailable,
+            Self::Nv(error) => error.exit(),
             Self::Memory(error) => error.exit(),
         }
     }
@@ -311,19 +288,7 @@ impl Advice for StoreError {
             Self::Answer { .. } => "the store's own log says more; -v shows every request",
             Self::Outdated { .. } => "run the command again: it starts from what is stored now",
             Self::Exists { .. } | Self::NoConsumer { .. } => return None,
-            Self::TooLong { .. } => {
-                "seal the container key to fewer recipients, or keep the keys in another kind of store"
-            }
-            Self::Full { .. } => {
-                "delete keys that no volume needs ('cryptattach key list', 'cryptattach key delete'), or keep some in another store"
-            }
-            Self::ReadLocked { .. } => {
-                "set read_lock = false in the store's section, make the initramfs anew, and reboot; change the keys, and set it again"
-            }
-            Self::OwnerPassword { .. } => {
-                "name a file with the password as 'owner_password' in the store's section; reading takes none"
-            }
-            Self::Tpm(error) => return error.next_step(),
+            Self::Nv(error) => return error.next_step(),
             Self::Memory(error) => return error.next_step(),
         };
         Some(step.into())

@@ -19,6 +19,7 @@ mod plan;
 mod progress;
 mod prompt;
 mod record;
+mod shut_stores;
 mod signals;
 mod volumes;
 
@@ -117,6 +118,7 @@ pub fn finish(config: &Config) -> Result<(), Error> {
         move || latch::latch(&config, &event)
     });
     record.latched(&news, event);
+    shut_stores::shut(config, &mut record);
     if let Some(lockbox) = Lockbox::of(config) {
         record.lockbox_shut("the boot was ended before it was done".to_owned(), lockbox.shut());
     }
@@ -296,6 +298,7 @@ impl Boot {
             self.carry_out(action);
         }
         let news = self.latch();
+        shut_stores::shut(&self.config, &mut self.record);
         self.sources.unmount();
         self.take_what_was_said();
         self.record.end(&left, time_is_over.then_some(self.config.boot.total));

@@ -4,6 +4,7 @@
 //! anybody may read it. Whoever clears the TPM (`TPM2_Clear`) removes all of it.
 
 mod consumers;
+mod error;
 mod value;
 mod values;
 
@@ -12,7 +13,7 @@ use std::{path::PathBuf, sync::Arc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-pub use self::value::Value;
+pub use self::{error::NvError, value::Value};
 use self::{
     value::Label,
     values::{AT, Found, Values, Writer},

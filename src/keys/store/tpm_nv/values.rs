@@ -24,7 +24,10 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 
-use super::value::{HEAD_BYTES, Head, Label, Value};
+use super::{
+    NvError,
+    value::{HEAD_BYTES, Head, Label, Value},
+};
 use crate::{
     base::key::{MalformedSealedKey, SecretBytes},
     keys::{
@@ -117,9 +120,7 @@ impl<'t> Values<'t> {
     fn bytes(&self, index: &NvIndex<'_>, most: u16) -> Result<Option<Vec<u8>>, StoreError> {
         match self.memory.read(index, most) {
             Err(error) if error.code().is_some_and(Code::is_no_handle) => Ok(None),
-            Err(error) if error.code().is_some_and(Code::is_locked) => {
-                Err(StoreError::ReadLocked { at: AT.to_owned() })
-            }
+            Err(error) if error.code().is_some_and(Code::is_locked) => Err(NvError::ReadLocked.into()),
             read => Ok(Some(read?)),
         }
     }
@@ -294,8 +295,7 @@ impl Writer<'_, '_> {
         if packed.len() <= most {
             return Ok(packed);
         }
-        let at = "an index of this TPM".to_owned();
-        Err(StoreError::TooLong { what: "the key".to_owned(), bytes: packed.len(), at, most })
+        Err(NvError::TooLong { bytes: packed.len(), most }.into())
     }
 
     /// A new index, if so many numbers of our range are free.
@@ -312,12 +312,8 @@ impl Writer<'_, '_> {
                 }
             }
         }
-        let (used, most) = (self.values.usage()?, NUMBERS.count());
-        let why = format!(
-            "keys take {} bytes in {} of {most} indices; room for replacing the largest key stays free",
-            used.bytes, used.indices
-        );
-        Err(StoreError::Full { at: AT.to_owned(), what: format!("{bytes} bytes more"), why })
+        let Usage { indices, bytes: taken, .. } = self.values.usage()?;
+        Err(NvError::Full { bytes: bytes.into(), taken, indices, most: NUMBERS.count() }.into())
     }
 
     /// Writes all of a new index and reads it back; one that fails is removed.
@@ -340,7 +336,7 @@ impl Writer<'_, '_> {
 
     fn refused(&self, error: TpmError) -> StoreError {
         match error.code() {
-            Some(code) if code.is_auth() => StoreError::OwnerPassword { given: self.has_password },
+            Some(code) if code.is_auth() => NvError::OwnerPassword { given: self.has_password }.into(),
             _ => error.into(),
         }
     }

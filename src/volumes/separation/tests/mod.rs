@@ -51,7 +51,7 @@ fn a_machine_with_one_disk_has_its_key_apart_in_a_chip() {
     let key = |at| [Place { what: "sealed keys".into(), at, opens: true }];
     let chip = key(Location::Chip { name: "the TPM (IFX)".into() });
     assert_eq!(
-        host.check_places("/dev/sda2", &chip, &Surroundings::default()).to_string(),
+        host.check_among("/dev/sda2", &chip, &Surroundings::default()).to_string(),
         "volume  /dev/sda2\n  \
            partition sda2 -> disk sda (WWN 5000aa)\n\
          sealed keys  the TPM (IFX)\n  \
@@ -60,7 +60,7 @@ fn a_machine_with_one_disk_has_its_key_apart_in_a_chip() {
     );
     let program = key(Location::Elsewhere { name: "the TPM (IBM)".into(), why: "it is a virtual one".into() });
     assert_eq!(
-        host.check_places("/dev/sda2", &program, &Surroundings::default()).verdict.to_string(),
+        host.check_among("/dev/sda2", &program, &Surroundings::default()).verdict.to_string(),
         "unproven: sealed keys in the TPM (IBM): it is a virtual one"
     );
 }
