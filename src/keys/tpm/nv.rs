@@ -41,11 +41,11 @@ pub struct NvMemory<'t> {
     largest: u16,
 }
 
-/// An NV index.
-pub struct NvIndex<'t> {
+/// An NV index, as it was when it was looked at.
+pub struct NvIndex {
     number: u32,
-    handle: Handle<'t>,
     public: NvPublic,
+    head: Vec<u8>,
 }
 
 /// Who may write: the owner, by an authenticated session.
@@ -53,7 +53,7 @@ pub struct NvOwner<'t> {
     session: Handle<'t>,
 }
 
-impl NvIndex<'_> {
+impl NvIndex {
     /// Its number.
     pub fn number(&self) -> u32 {
         self.number
@@ -62,6 +62,11 @@ impl NvIndex<'_> {
     /// Its size.
     pub fn bytes(&self) -> u16 {
         self.public.bytes
+    }
+
+    /// Its first bytes; none if nobody reads it now, or it is not ours.
+    pub fn head(&self) -> &[u8] {
+        &self.head
     }
 
     /// Whether it was made as we make them. What others have made is left alone.
@@ -110,27 +115,36 @@ impl<'t> NvMemory<'t> {
         }
     }
 
-    /// An index; `None` if it is not there, or not any more.
-    pub fn at(&self, number: u32) -> Result<Option<NvIndex<'t>>, TpmError> {
-        let found = || {
-            let handle = self.tpm.esys().resident_at(number)?;
+    /// An index, and its first bytes, up to so many; `None` if it is not there, or not any more.
+    pub fn look(&self, number: u32, head: u16) -> Result<Option<NvIndex>, TpmError> {
+        if_there(|| {
+            let handle = self.handle(number)?;
             let (public, _) = self.tpm.esys().nv_public(&handle, None)?;
-            Ok(NvIndex { number, handle, public })
-        };
-        match found() {
-            Err::<_, TpmError>(error) if error.code().is_some_and(Code::is_no_handle) => Ok(None),
-            index => index.map(Some),
-        }
+            let mut index = NvIndex { number, public, head: Vec::new() };
+            if index.is_ours() && index.is_written() && !index.is_locked() {
+                index.head = self.tpm.esys().nv_read(&handle, head.min(index.bytes()), 0)?;
+            }
+            Ok(index)
+        })
     }
 
-    /// The first bytes of an index, up to so many.
-    pub fn read(&self, index: &NvIndex<'_>, most: u16) -> Result<Vec<u8>, TpmError> {
-        let (len, mut bytes) = (index.bytes().min(most), Vec::new());
+    /// All bytes of an index; `None` if it is not there any more.
+    pub fn read(&self, index: &NvIndex) -> Result<Option<Vec<u8>>, TpmError> {
+        if_there(|| self.read_all(&self.handle(index.number)?, index.bytes()))
+    }
+
+    fn read_all(&self, handle: &Handle<'_>, len: u16) -> Result<Vec<u8>, TpmError> {
+        let mut bytes = Vec::new();
         while bytes.len() < usize::from(len) {
             let read = bytes.len() as u16;
-            bytes.extend(self.tpm.esys().nv_read(&index.handle, self.part.min(len - read), read)?);
+            bytes.extend(self.tpm.esys().nv_read(handle, self.part.min(len - read), read)?);
         }
         Ok(bytes)
+    }
+
+    /// Held for one step only: libtss2 has one record of an index, which the first handle to go takes with it.
+    fn handle(&self, number: u32) -> Result<Handle<'_>, TpmError> {
+        self.tpm.esys().resident_at(number)
     }
 
     /// The owner, with this password if one is set.
@@ -143,32 +157,42 @@ impl<'t> NvMemory<'t> {
     }
 
     /// Makes an index.
-    pub fn define(&self, owner: &NvOwner<'_>, number: u32, bytes: u16) -> Result<NvIndex<'t>, TpmError> {
-        let handle = self.tpm.esys().nv_define(number, ATTRIBUTES, bytes, Some(&owner.session))?;
-        Ok(NvIndex { number, handle, public: NvPublic { attributes: ATTRIBUTES, bytes } })
+    pub fn define(&self, owner: &NvOwner<'_>, number: u32, bytes: u16) -> Result<(), TpmError> {
+        self.tpm.esys().nv_define(number, ATTRIBUTES, bytes, Some(&owner.session)).map(drop)
     }
 
-    /// Writes all of an index, its parts from the last to the first: whoever sees the first bytes sees all.
-    pub fn write(&self, owner: &NvOwner<'_>, index: &NvIndex<'_>, bytes: &[u8]) -> Result<(), TpmError> {
+    /// Writes all of an index, its parts from the last to the first: whoever sees the first bytes sees all. Then reads it back.
+    pub fn fill(&self, owner: &NvOwner<'_>, number: u32, bytes: &[u8]) -> Result<(), TpmError> {
+        let handle = self.handle(number)?;
         for (number, part) in bytes.chunks(self.part.into()).enumerate().rev() {
             let offset = (number * usize::from(self.part)) as u16;
-            self.tpm.esys().nv_write(&index.handle, part, offset, Some(&owner.session))?;
+            self.tpm.esys().nv_write(&handle, part, offset, Some(&owner.session))?;
         }
-        Ok(())
+        let is_there = self.read_all(&handle, bytes.len() as u16)? == bytes;
+        if is_there { Ok(()) } else { Err(TpmError::Answer { command: "NV_Read" }) }
     }
 
     /// Removes an index.
-    pub fn undefine(&self, owner: &NvOwner<'_>, index: &NvIndex<'_>) -> Result<(), TpmError> {
-        self.tpm.esys().nv_undefine(&index.handle, Some(&owner.session))
+    pub fn undefine(&self, owner: &NvOwner<'_>, number: u32) -> Result<(), TpmError> {
+        self.tpm.esys().nv_undefine(self.handle(number)?, Some(&owner.session))
     }
 
     /// Lets nobody read an index until the next reset, by the TPM's own word where the storage root key is pinned.
-    pub fn lock_reads(&self, index: &NvIndex<'_>, root: Option<Name>) -> Result<(), TpmError> {
+    pub fn lock_reads(&self, index: &NvIndex, root: Option<Name>) -> Result<(), TpmError> {
         let (esys, session) = (self.tpm.esys(), self.tpm.audit_session(root)?);
+        let handle = self.handle(index.number)?;
         if !index.is_locked() {
-            esys.nv_read_lock(&index.handle, Some(&session))?;
+            esys.nv_read_lock(&handle, Some(&session))?;
         }
-        let (public, _) = esys.nv_public(&index.handle, Some(&session))?;
+        let (public, _) = esys.nv_public(&handle, Some(&session))?;
         if public.attributes & READ_LOCKED != 0 { Ok(()) } else { Err(TpmError::Answer { command: "NV_ReadLock" }) }
+    }
+}
+
+/// `None` if there is nothing at the handle.
+fn if_there<T>(look: impl FnOnce() -> Result<T, TpmError>) -> Result<Option<T>, TpmError> {
+    match look() {
+        Err(error) if error.code().is_some_and(Code::is_no_handle) => Ok(None),
+        found => found.map(Some),
     }
 }

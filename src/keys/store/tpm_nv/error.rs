@@ -15,8 +15,8 @@ pub enum NvError {
     TooLong { bytes: usize, most: usize },
     /// It is full, but for what is kept for replacing keys.
     #[error(
-        "the TPM's NV memory has no room for {bytes} bytes more: keys take {taken} bytes in {indices} of {most} indices, and \
-         room for replacing the largest key stays free"
+        "the TPM's NV memory has no room for {bytes} bytes more: keys take {taken} bytes in {indices} of {most} indices{}",
+        if *.kept { ", and room for replacing the largest key stays free" } else { "" }
     )]
     Full {
         bytes: usize,
@@ -25,6 +25,8 @@ pub enum NvError {
         indices: usize,
         /// Indices of our range.
         most: usize,
+        /// Room is kept for replacing a key.
+        kept: bool,
     },
     /// Nobody reads it any more in this boot.
     #[error("the keys in the TPM's NV memory are locked until the next reset: a boot has locked them at its end")]

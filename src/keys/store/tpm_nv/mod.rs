@@ -16,7 +16,7 @@ use serde_json::json;
 pub use self::{error::NvError, value::Value};
 use self::{
     value::Label,
-    values::{AT, Found, Values, Writer},
+    values::{AT, Values, Writer},
 };
 use super::{Access, ContainerKeys, Current, Facts, HostKeys, KeyStore, Kind, StoreError, StoreType, Stored};
 use crate::{
@@ -123,7 +123,7 @@ impl TpmNv {
     /// Asks the TPM.
     fn read<T>(&self, ask: impl FnOnce(&Values<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let tpm = Tpm::open(&self.tpm)?;
-        ask(&Values::of(NvMemory::of(&tpm)?))
+        ask(&Values::of(NvMemory::of(&tpm)?, &self.tpm.tcti()))
     }
 
     /// Changes what is in the TPM.
@@ -145,8 +145,8 @@ impl TpmNv {
     /// What it says of itself.
     fn facts(&self) -> Result<Facts, StoreError> {
         let tpm = Tpm::open(&self.tpm)?;
-        let (vendor, values) = (tpm.vendor()?, Values::of(NvMemory::of(&tpm)?));
-        let (state, usage, keys) = (self.state(&values)?.map(|(state, _)| state), values.usage()?, self.keys(&values)?);
+        let (vendor, values) = (tpm.vendor()?, Values::of(NvMemory::of(&tpm)?, &self.tpm.tcti()));
+        let (state, usage, keys) = (self.state(&values)?, values.usage()?, self.keys(&values)?);
         let own = [
             ("tpm", json!(vendor.to_string())),
             ("keys", json!(keys.len())),
@@ -245,12 +245,12 @@ impl TpmNv {
         })
     }
 
-    /// What the container says of its container keys, and where.
-    fn state<'t>(&self, values: &Values<'t>) -> Result<Option<(NvState, Found<'t>)>, StoreError> {
+    /// What the container says of its container keys.
+    fn state(&self, values: &Values<'_>) -> Result<Option<NvState>, StoreError> {
         let Some(found) = values.get(Label::current(&self.container))? else { return Ok(None) };
         let state = serde_json::from_slice(found.json()?);
         let state = state.map_err(|source| found.malformed(MalformedSealedKey::Json(source)))?;
-        Ok(Some((state, found)))
+        Ok(Some(state))
     }
 }
 
@@ -314,14 +314,14 @@ impl KeyStore for TpmNv {
 
 impl ContainerKeys for TpmNv {
     fn current(&self) -> Result<Option<Current>, StoreError> {
-        let state = self.read(|values| self.state(values).map(|state| state.map(|(state, _)| state)))?;
+        let state = self.read(|values| self.state(values))?;
         Ok(state.map(|NvState { epoch, rotating, .. }| Current { epoch, rotating }))
     }
 
     fn set_current(&self, current: &Current, fingerprint: &str) -> Result<(), StoreError> {
         let Current { epoch, rotating } = *current;
         self.write(|values, writer| {
-            let before = self.state(values)?.map(|(state, _)| state.generation);
+            let before = self.state(values)?.map(|state| state.generation);
             let generation = before.map_or(1, |before| before.saturating_add(1));
             let state = NvState { generation, epoch, fingerprint: fingerprint.to_owned(), rotating };
             let json = serde_json::to_vec(&state).expect("texts and numbers always serialize");

@@ -15,7 +15,7 @@ use std::{
     io,
     ops::RangeInclusive,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -40,8 +40,8 @@ use crate::{
 const NUMBERS: RangeInclusive<u32> = 0x0180_CA80..=0x0180_CAFF;
 /// Where the store is, in words.
 pub(super) const AT: &str = "the TPM's NV memory";
-/// Writers of this host lock it.
-const LOCK: &str = "/run/cryptattach/tpm-nv.lock";
+/// Where writers of this host lock a TPM, each a file.
+const LOCKS: &str = "/run/cryptattach";
 /// A whole rotation is many writes, each of which locks for itself.
 const MOST_PATIENCE: Duration = Duration::from_secs(30);
 /// How often a reader looks again for what was replaced meanwhile.
@@ -50,6 +50,8 @@ const TRIES: usize = 5;
 /// The values in a TPM.
 pub struct Values<'t> {
     memory: NvMemory<'t>,
+    /// What writers lock.
+    lock: PathBuf,
 }
 
 /// What is at an index of ours.
@@ -63,9 +65,28 @@ enum State {
     Foreign,
 }
 
+impl State {
+    fn of(index: &NvIndex) -> Result<Self, StoreError> {
+        if !index.is_ours() {
+            return Ok(Self::Foreign);
+        }
+        if !index.is_written() {
+            return Ok(Self::Leftover);
+        }
+        if index.is_locked() {
+            return Err(NvError::ReadLocked.into());
+        }
+        Ok(match Head::of(index.head()) {
+            Head::Whole(label) => Self::Whole(label),
+            Head::NotWhole => Self::Leftover,
+            Head::Foreign => Self::Foreign,
+        })
+    }
+}
+
 /// What stands at an index under a name.
-pub struct Found<'t> {
-    index: NvIndex<'t>,
+pub struct Found {
+    index: NvIndex,
     value: Result<Value, MalformedSealedKey>,
     /// What says nothing of it is earlier than anything that does.
     generation: Option<u64>,
@@ -83,9 +104,10 @@ pub struct Usage {
 }
 
 impl<'t> Values<'t> {
-    /// The values in NV memory.
-    pub fn of(memory: NvMemory<'t>) -> Self {
-        Self { memory }
+    /// The values in the NV memory of the TPM that is reached so.
+    pub fn of(memory: NvMemory<'t>, tcti: &str) -> Self {
+        let letters = tcti.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
+        Self { memory, lock: Path::new(LOCKS).join(format!("tpm-nv-{letters}.lock")) }
     }
 
     /// The most bytes of a value.
@@ -94,42 +116,17 @@ impl<'t> Values<'t> {
     }
 
     /// The indices of our range, whosever they are.
-    fn indices(&self) -> Result<Vec<NvIndex<'t>>, StoreError> {
+    fn indices(&self) -> Result<Vec<NvIndex>, StoreError> {
         let numbers = self.memory.numbers(&NUMBERS)?;
-        let indices = numbers.into_iter().map(|number| self.memory.at(number));
+        let indices = numbers.into_iter().map(|number| self.memory.look(number, HEAD_BYTES));
         Ok(indices.filter_map(Result::transpose).collect::<Result<_, _>>()?)
-    }
-
-    /// `None` if it is not there any more.
-    fn state(&self, index: &NvIndex<'_>) -> Result<Option<State>, StoreError> {
-        if !index.is_ours() {
-            return Ok(Some(State::Foreign));
-        }
-        if !index.is_written() {
-            return Ok(Some(State::Leftover));
-        }
-        let head = self.bytes(index, HEAD_BYTES)?;
-        Ok(head.map(|head| match Head::of(&head) {
-            Head::Whole(label) => State::Whole(label),
-            Head::NotWhole => State::Leftover,
-            Head::Foreign => State::Foreign,
-        }))
-    }
-
-    /// The first bytes of an index; `None` if it is not there any more.
-    fn bytes(&self, index: &NvIndex<'_>, most: u16) -> Result<Option<Vec<u8>>, StoreError> {
-        match self.memory.read(index, most) {
-            Err(error) if error.code().is_some_and(Code::is_no_handle) => Ok(None),
-            Err(error) if error.code().is_some_and(Code::is_locked) => Err(NvError::ReadLocked.into()),
-            read => Ok(Some(read?)),
-        }
     }
 
     /// The names of all values, each once, in order.
     pub fn labels(&self) -> Result<BTreeSet<Label>, StoreError> {
         let mut labels = BTreeSet::new();
         for index in self.indices()? {
-            if let Some(State::Whole(label)) = self.state(&index)? {
+            if let State::Whole(label) = State::of(&index)? {
                 labels.insert(label);
             }
         }
@@ -147,13 +144,13 @@ impl<'t> Values<'t> {
         for index in self.indices()? {
             usage.indices += 1;
             usage.bytes += usize::from(index.bytes());
-            usage.leftovers += usize::from(self.state(&index)? == Some(State::Leftover));
+            usage.leftovers += usize::from(State::of(&index)? == State::Leftover);
         }
         Ok(usage)
     }
 
     /// The latest value of a name. A reader that comes while it is replaced looks again.
-    pub fn get(&self, label: Label) -> Result<Option<Found<'t>>, StoreError> {
+    pub fn get(&self, label: Label) -> Result<Option<Found>, StoreError> {
         for _ in 0..TRIES {
             if let Some(mut found) = self.all(label)? {
                 return Ok(found.pop());
@@ -164,12 +161,11 @@ impl<'t> Values<'t> {
     }
 
     /// The values of a name, the latest last; `None` if one went away meanwhile.
-    fn all(&self, label: Label) -> Result<Option<Vec<Found<'t>>>, StoreError> {
+    fn all(&self, label: Label) -> Result<Option<Vec<Found>>, StoreError> {
         let mut found = Vec::new();
         for index in self.indices()? {
-            let Some(state) = self.state(&index)? else { return Ok(None) };
-            if state == State::Whole(label) {
-                let Some(bytes) = self.bytes(&index, index.bytes())? else { return Ok(None) };
+            if State::of(&index)? == State::Whole(label) {
+                let Some(bytes) = self.memory.read(&index)? else { return Ok(None) };
                 found.push(Found::read(index, &bytes));
             }
         }
@@ -179,7 +175,7 @@ impl<'t> Values<'t> {
 
     /// Whoever may write, once no other program of this host writes. What killed writers have left is removed first.
     pub fn writer(&self, password: Option<&SecretBytes>, root: Option<Name>) -> Result<Writer<'_, 't>, StoreError> {
-        let lock = lock(Path::new(LOCK), MOST_PATIENCE)?;
+        let lock = lock(&self.lock, MOST_PATIENCE)?;
         let owner = self.memory.owner(password, root)?;
         let writer = Writer { values: self, owner, has_password: password.is_some(), _lock: lock };
         writer.tidy()?;
@@ -195,8 +191,8 @@ impl<'t> Values<'t> {
     }
 }
 
-impl<'t> Found<'t> {
-    fn read(index: NvIndex<'t>, bytes: &[u8]) -> Self {
+impl Found {
+    fn read(index: NvIndex, bytes: &[u8]) -> Self {
         let value = Value::unpack(bytes);
         let generation = value.as_ref().ok().and_then(|value| value.generation().ok());
         Self { index, value, generation }
@@ -242,19 +238,24 @@ impl Writer<'_, '_> {
         }
         let packed = self.packed(value)?;
         let largest = self.values.indices()?.iter().map(NvIndex::bytes).chain([packed.len() as u16]).max();
-        let spare = self.define(largest.unwrap_or_default(), 2)?;
-        let made = self.define(packed.len() as u16, 1);
-        self.undefine(&spare)?;
-        self.fill(&made?, &packed)?;
+        let Some(made) = self.define(packed.len() as u16)? else { return Err(self.full(&packed, true)?) };
+        match self.define(largest.unwrap_or_default())? {
+            Some(spare) => self.undefine(spare)?,
+            None => {
+                self.undefine(made)?;
+                return Err(self.full(&packed, true)?);
+            }
+        }
+        self.fill(made, &packed)?;
         Ok(true)
     }
 
     /// Replaces a value by a later one.
     pub fn replace(&self, value: &Value) -> Result<(), StoreError> {
         let packed = self.packed(value)?;
-        let made = self.define(packed.len() as u16, 1)?;
-        self.fill(&made, &packed)?;
-        self.remove_but(value.label, Some(made.number()))
+        let Some(made) = self.define(packed.len() as u16)? else { return Err(self.full(&packed, false)?) };
+        self.fill(made, &packed)?;
+        self.remove_but(value.label, Some(made))
     }
 
     /// Removes all values of a name.
@@ -263,9 +264,9 @@ impl Writer<'_, '_> {
     }
 
     fn remove_but(&self, label: Label, kept: Option<u32>) -> Result<(), StoreError> {
-        for index in self.values.indices()?.iter().filter(|index| Some(index.number()) != kept) {
-            if self.values.state(index)? == Some(State::Whole(label)) {
-                self.undefine(index)?;
+        for index in self.values.indices()? {
+            if Some(index.number()) != kept && State::of(&index)? == State::Whole(label) {
+                self.undefine(index.number())?;
             }
         }
         Ok(())
@@ -275,16 +276,16 @@ impl Writer<'_, '_> {
     fn tidy(&self) -> Result<(), StoreError> {
         let mut seen = BTreeSet::new();
         for index in self.values.indices()? {
-            match self.values.state(&index)? {
-                Some(State::Leftover) => {
+            match State::of(&index)? {
+                State::Leftover => {
                     tracing::info!("{} was not finished by whoever made it; it is removed", named(index.number()));
-                    self.undefine(&index)?;
+                    self.undefine(index.number())?;
                 }
-                Some(State::Whole(label)) if !seen.insert(label) => {
+                State::Whole(label) if !seen.insert(label) => {
                     let latest = self.values.get(label)?;
                     self.remove_but(label, latest.map(|latest| latest.index.number()))?;
                 }
-                Some(State::Whole(_) | State::Foreign) | None => {}
+                State::Whole(_) | State::Foreign => {}
             }
         }
         Ok(())
@@ -298,40 +299,38 @@ impl Writer<'_, '_> {
         Err(NvError::TooLong { bytes: packed.len(), most }.into())
     }
 
-    /// A new index, if so many numbers of our range are free.
-    fn define(&self, bytes: u16, free: usize) -> Result<NvIndex<'_>, StoreError> {
+    /// The number of a new index; `None` if there is no room for it.
+    fn define(&self, bytes: u16) -> Result<Option<u32>, StoreError> {
         let taken: BTreeSet<u32> = self.values.memory.numbers(&NUMBERS)?.into_iter().collect();
-        let numbers: Vec<u32> = NUMBERS.filter(|number| !taken.contains(number)).collect();
-        if numbers.len() >= free {
-            for number in numbers {
-                match self.values.memory.define(&self.owner, number, bytes) {
-                    // Another system on this machine was faster.
-                    Err(error) if error.code().is_some_and(Code::is_defined) => {}
-                    Err(error) if error.code().is_some_and(Code::is_no_space) => break,
-                    defined => return defined.map_err(|error| self.refused(error)),
-                }
+        for number in NUMBERS.filter(|number| !taken.contains(number)) {
+            match self.values.memory.define(&self.owner, number, bytes) {
+                Ok(()) => return Ok(Some(number)),
+                // Another system on this machine was faster.
+                Err(error) if error.code().is_some_and(Code::is_defined) => {}
+                Err(error) if error.code().is_some_and(Code::is_no_space) => return Ok(None),
+                Err(error) => return Err(self.refused(error)),
             }
         }
-        let Usage { indices, bytes: taken, .. } = self.values.usage()?;
-        Err(NvError::Full { bytes: bytes.into(), taken, indices, most: NUMBERS.count() }.into())
+        Ok(None)
     }
 
-    /// Writes all of a new index and reads it back; one that fails is removed.
-    fn fill(&self, index: &NvIndex<'_>, packed: &[u8]) -> Result<(), StoreError> {
-        let memory = &self.values.memory;
-        let filled = memory.write(&self.owner, index, packed).and_then(|()| {
-            let is_there = memory.read(index, index.bytes())? == packed;
-            if is_there { Ok(()) } else { Err(TpmError::Answer { command: "NV_Read" }) }
-        });
-        filled.map_err(|error| {
-            let removed = self.undefine(index);
-            tracing::debug!("{} was not written, and is removed: {}", named(index.number()), removed.is_ok());
+    /// There is no room for a value; `kept` if there would be, but for what stays free.
+    fn full(&self, packed: &[u8], kept: bool) -> Result<StoreError, StoreError> {
+        let Usage { indices, bytes: taken, .. } = self.values.usage()?;
+        Ok(NvError::Full { bytes: packed.len(), taken, indices, most: NUMBERS.count(), kept }.into())
+    }
+
+    /// Writes all of a new index. One that fails is removed.
+    fn fill(&self, number: u32, packed: &[u8]) -> Result<(), StoreError> {
+        self.values.memory.fill(&self.owner, number, packed).map_err(|error| {
+            let removed = self.undefine(number);
+            tracing::debug!("{} was not written; it is removed: {}", named(number), removed.is_ok());
             self.refused(error)
         })
     }
 
-    fn undefine(&self, index: &NvIndex<'_>) -> Result<(), StoreError> {
-        self.values.memory.undefine(&self.owner, index).map_err(|error| self.refused(error))
+    fn undefine(&self, number: u32) -> Result<(), StoreError> {
+        self.values.memory.undefine(&self.owner, number).map_err(|error| self.refused(error))
     }
 
     fn refused(&self, error: TpmError) -> StoreError {

@@ -96,13 +96,16 @@ impl Esys {
     }
 
     /// Removes an NV index, and what is in it.
-    pub fn nv_undefine(&self, index: &Handle<'_>, session: Option<&Handle<'_>>) -> Result<(), TpmError> {
+    pub fn nv_undefine(&self, index: Handle<'_>, session: Option<&Handle<'_>>) -> Result<(), TpmError> {
         let owner = session.map_or(PASSWORD, Handle::tr);
         command!(
             self,
             Esys_NV_UndefineSpace_Async(OWNER, index.tr(), owner, NONE, NONE),
             Esys_NV_UndefineSpace_Finish()
-        )
+        )?;
+        // libtss2 has closed its record, which other handles of the same index may share.
+        std::mem::forget(index);
+        Ok(())
     }
 
     /// What the TPM says of an NV index, and its name, computed from that. With a session the answer is the TPM's own.
