@@ -19,8 +19,10 @@ use crate::{
     site::{LoopDevice, Site, sh},
     store_suite,
     tpm::Host,
+    wiretap::Wiretap,
 };
 
+const TCTI: &str = "CRYPTATTACH_TCTI";
 const ATTRIBUTES: &str = "ownerread|ownerwrite|authread|no_da|read_stclear";
 
 /// A host whose keys are in its TPM, and whose owner's key is, too.
@@ -153,6 +155,12 @@ fn a_machine_with_one_disk_keeps_its_key_in_the_tpm() {
     assert_eq!(site.json(&["container", "rotate", "disk"])["resealed"], 1);
     site.attaches(&volume);
     assert_eq!(site.ok(&["key", "list", "--store", "disk"]).lines().count(), 1);
+
+    // By hand: what is in an index is a header of 20 bytes and a JWE.
+    let value = machine.saved(&machine.indices()[0]);
+    let by_hand = "import sys, zlib; print(zlib.decompress(open(sys.argv[1], 'rb').read()[20:], -15).decode())";
+    let json = sh(&format!("python3 -c \"{by_hand}\" {} | jq -c 'keys'", value.display()));
+    assert_eq!(json, r#"["ciphertext","iv","protected","recipients","tag"]"#);
 
     // The NV memory outlives a power-off; another container in the same TPM has nothing to do with it.
     machine.host.reboot();
@@ -364,4 +372,35 @@ fn after_a_boot_with_the_lock_nobody_reads_the_keys() {
     machine.host.reboot();
     machine.site.ok(&["boot"]);
     machine.site.ok(&["detach", &name]);
+}
+
+#[test]
+fn whoever_listens_learns_no_owners_password() {
+    const PASSWORD: &str = "the owner's own password";
+    let machine = Machine::new();
+    let site = &machine.site;
+    machine.host.swtpm.tool(&["tpm2_changeauth", "-c", "owner", PASSWORD]);
+    fs::write(site.keys("password"), PASSWORD).unwrap();
+    machine.set(&format!("owner_password = '{}'", site.keys("password")));
+    let tap = Wiretap::on(&machine.host.swtpm.socket());
+    let volume = site.file("volume", 64 << 20);
+    let format = site.command().arg("format").arg(volume).args(["--store", "disk"]).env(TCTI, tap.tcti()).output();
+    let format = format.unwrap();
+    assert!(format.status.success(), "{}", String::from_utf8_lossy(&format.stderr));
+    assert!(tap.heard(b"ca\x01v"), "what is public is heard");
+    assert!(!tap.heard(PASSWORD.as_bytes()) && !tap.heard(&PASSWORD.as_bytes()[..12]));
+}
+
+#[test]
+fn a_boot_tells_that_its_lock_was_swallowed() {
+    /// TPM2_NV_ReadLock, and a success with an empty session.
+    const NV_READ_LOCK: [u8; 4] = [0, 0, 1, 0x4F];
+    const SUCCESS: [u8; 19] = [0x80, 2, 0, 0, 0, 19, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0];
+    let machine = Machine::new();
+    machine.set("read_lock = true");
+    let tap = Wiretap::on(&machine.host.swtpm.socket());
+    tap.swallow(&NV_READ_LOCK, &SUCCESS);
+    let boot = machine.site.command().arg("boot").env(TCTI, tap.tcti()).output().unwrap();
+    let told = String::from_utf8_lossy(&boot.stderr);
+    assert!(told.contains("can still read the store 'disk'"), "{told}");
 }
