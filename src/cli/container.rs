@@ -39,7 +39,7 @@ pub enum Container {
   cryptattach container create cinder --cloud keys --owner cinder.pem --escrow escrow.pem --identity cinder.key \\
       --reader 3fb8…:91c2…          Swift's ACL element: PROJECT-ID:USER-ID
   cryptattach container create logs --path /mnt/keys/logs --owner logs.pem --escrow escrow.pem
-  cryptattach container create disk --tpm-nv --owner host.pem --identity tpm:host.tpm.pem --escrow escrow.pem"
+  cryptattach container create disk --tpm-nv --owner disk.pem --escrow escrow.pem --identity tpm:host.tpm.pem"
 )]
 pub struct Create {
     /// Name of the store and of its container

@@ -27,7 +27,7 @@ use crate::{
   openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out /media/usb/escrow.key
   openssl pkey -in /media/usb/escrow.key -pubout -out /media/usb/escrow.pem
   cryptattach init --store cinder --path /mnt/keys/cinder --escrow /media/usb/escrow.pem
-  cryptattach init --store disk --tpm-nv --escrow /media/usb/escrow.pem --owner host.pem --identity tpm:host.tpm.pem"
+  cryptattach init --store disk --tpm-nv --escrow /media/usb/escrow.pem"
 )]
 pub struct Init {
     /// Name of the store, and of the container that its keys are bound to
@@ -36,7 +36,7 @@ pub struct Init {
     /// The directory for the sealed keys, on another device than the volumes
     #[arg(long, value_name = "DIR")]
     path: Option<PathBuf>,
-    /// Keep the sealed keys in this machine's TPM: with the owner's key in the TPM, one disk is enough
+    /// Keep the sealed keys in this machine's TPM, which has one disk's keys apart from its data
     #[arg(long)]
     tpm_nv: bool,
     /// Public key or X.509 certificate (PEM) for recovery; it is copied beside the configuration
@@ -45,7 +45,8 @@ pub struct Init {
     /// Use no escrow: if the owner's key is lost, all data is lost
     #[arg(long)]
     no_escrow: bool,
-    /// The owner's public key or certificate (PEM) [default: a new P-256 key pair beside the configuration]
+    /// The owner's public key or certificate (PEM) [default: a new P-256 key pair beside the configuration; with --tpm-nv
+    /// this host's key in the TPM]
     #[arg(long, value_name = "FILE")]
     owner: Option<PathBuf>,
     /// The owner's private key on this host: FILE in PEM, or tpm:FILE

@@ -14,10 +14,11 @@ use serde::Serialize;
 
 use crate::{
     base::key::StoreName,
-    config::IdentitySpec,
+    config::{ConfigError, IdentitySpec, TpmConfig},
     keys::{
         seal::{self, OwnerKey, SealError},
         store,
+        tpm::IdentityFile,
     },
     sys::durable::folder_of,
     unlock::container::{Container, Use},
@@ -33,7 +34,7 @@ pub struct Request<'a> {
     pub place: NewPlace<'a>,
     /// Public key or certificate; `None`: no escrow.
     pub escrow: Option<&'a Path>,
-    /// Public key or certificate; `None`: a new key pair.
+    /// Public key or certificate; `None`: a new key pair, or for a store in the TPM this host's key in that.
     pub owner: Option<&'a Path>,
     /// The owner's private key on this host; with `owner` only.
     pub identity: Option<&'a IdentitySpec>,
@@ -65,6 +66,10 @@ pub fn init(config: &Path, request: &Request<'_>) -> Result<Made, Error> {
     let given =
         request.owner.map(|owner| Ok::<_, Error>((absolute(owner)?, request.identity.map(setup::found).transpose()?)));
     let given = given.transpose()?;
+    let in_tpm = match (&given, place) {
+        (None, NewPlace::Tpm) => Some(tpm_key(config)?),
+        _ => None,
+    };
     if request.escrow.is_none() {
         tracing::warn!(
             "store '{store}' has no escrow: if the owner's private key is lost, every volume of this store is lost"
@@ -74,9 +79,14 @@ pub fn init(config: &Path, request: &Request<'_>) -> Result<Made, Error> {
     fs::create_dir_all(folder).map_err(Error::io(format!("make {}", folder.display())))?;
     let folder = absolute(folder)?;
     let own = place.section()?;
-    let (owner, identity) = match given {
-        Some(given) => given,
-        None => owner_pair(&folder, store)?,
+    let (owner, identity) = match (given, in_tpm) {
+        (Some(given), _) => given,
+        (None, Some((key, file))) => {
+            let public = folder.join(format!("{store}.owner.pem"));
+            keep(&public, 0o644, &key.public_pem()?)?;
+            (public, Some(IdentitySpec::of("tpm", file)))
+        }
+        (None, None) => owner_pair(&folder, store)?,
     };
     let escrow = request.escrow.map(|escrow| copy_escrow(escrow, &folder, store)).transpose()?;
     let new = NewStore { name: store, own, owner: &owner, escrow: escrow.as_deref(), identity: identity.as_ref() };
@@ -85,6 +95,15 @@ pub fn init(config: &Path, request: &Request<'_>) -> Result<Made, Error> {
     Container::open(&extended.config, store, None, Use::Keys)?.make_first_key()?;
     extended.write()?;
     Ok(Made { store: store.clone(), place, owner, identity, escrow })
+}
+
+/// This host's key in its TPM: the disk that a store in the TPM is for must not have what opens its keys.
+fn tpm_key(config: &Path) -> Result<(IdentityFile, PathBuf), Error> {
+    let tpm = match setup::configuration(config) {
+        Err(ConfigError::Missing(_)) => TpmConfig::default(),
+        config => config?.tpm,
+    };
+    Ok((IdentityFile::read(&tpm.identity)?, absolute(&tpm.identity)?))
 }
 
 /// The owner's key pair beside the configuration: a new one, or the one that an interrupted run has made.

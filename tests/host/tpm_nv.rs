@@ -35,20 +35,7 @@ impl Machine {
     fn new() -> Self {
         let machine = Self::without_store();
         let site = &machine.site;
-        let identity = format!("tpm:{}", site.keys("host.tpm.pem"));
-        let (owner, escrow) = (site.keys("host.pem"), site.keys("escrow.pem"));
-        site.ok(&[
-            "init",
-            "--store",
-            "disk",
-            "--tpm-nv",
-            "--escrow",
-            escrow,
-            "--owner",
-            owner,
-            "--identity",
-            &identity,
-        ]);
+        site.ok(&["init", "--store", "disk", "--tpm-nv", "--escrow", site.keys("escrow.pem")]);
         machine
     }
 
@@ -59,7 +46,8 @@ impl Machine {
             fs::copy(host.path(file), site.keys(file)).unwrap();
         }
         let machine = Self { host, site };
-        machine.configure(&format!("[tpm]\ntcti = '{}'\n", machine.host.swtpm.tcti()));
+        let tcti = machine.host.swtpm.tcti();
+        machine.configure(&format!("[tpm]\ntcti = '{tcti}'\nidentity = 'host.tpm.pem'\n"));
         machine
     }
 
@@ -135,6 +123,23 @@ fn the_tpm_conforms() {
     store_suite::conforms(site.keys("").as_ref(), &*store, true);
     assert_eq!(machine.indices().len(), 2, "the container key, and which it is");
     assert_eq!(machine.host.swtpm.leftovers(), "");
+}
+
+#[test]
+fn a_store_in_the_tpm_is_for_the_key_in_the_tpm_unless_another_owner_is_named() {
+    let machine = Machine::without_store();
+    let site = &machine.site;
+    let made = site.json(&["init", "--store", "disk", "--tpm-nv", "--no-escrow"]);
+    assert_eq!(made["identity"], format!("tpm:{}", site.keys("host.tpm.pem")));
+    assert_eq!(made["place"], "the TPM's NV memory");
+    fs::remove_file(site.keys("host.tpm.pem")).unwrap();
+    let told = site.fails(78, &["init", "--store", "other", "--tpm-nv", "--no-escrow"]);
+    assert!(told.contains("this host has no key in its TPM") && told.contains("host enrol"), "{told}");
+    assert!(!site.ok(&["container", "show", "disk"]).contains("other"));
+    let owner = site.keys("escrow.pem");
+    site.ok(&["init", "--store", "other", "--tpm-nv", "--no-escrow", "--owner", owner]);
+    site.fails(64, &["init", "--store", "third", "--no-escrow"]);
+    site.fails(64, &["container", "create", "third", "--tpm-nv", "--owner", owner, "--no-escrow", "--reader", "a:b"]);
 }
 
 #[test]
