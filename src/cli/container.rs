@@ -14,6 +14,7 @@ use crate::{
     verbs::{
         container::{self, New, Request},
         error::Error,
+        setup::NewPlace,
     },
 };
 
@@ -27,7 +28,7 @@ pub enum Container {
 
 /// Create a container and its first container key, and configure it as a store
 ///
-/// The container is in Swift, with access lists, or in a directory. If the store is already configured, the container
+/// The container is in Swift, with access lists, in a directory, or in the TPM. If the store is already configured, the container
 /// is created as configured. An existing container gets the given access lists and keeps its keys. Keys that are sealed
 /// to the owner stay so until 'container rotate'.
 #[derive(Args)]
@@ -37,7 +38,8 @@ pub enum Container {
   cryptattach container create cinder --cloud keys --owner cinder.pem --escrow escrow.pem
   cryptattach container create cinder --cloud keys --owner cinder.pem --escrow escrow.pem --identity cinder.key \\
       --reader 3fb8…:91c2…          Swift's ACL element: PROJECT-ID:USER-ID
-  cryptattach container create logs --path /mnt/keys/logs --owner logs.pem --escrow escrow.pem"
+  cryptattach container create logs --path /mnt/keys/logs --owner logs.pem --escrow escrow.pem
+  cryptattach container create disk --tpm-nv --owner disk.pem --escrow escrow.pem --identity tpm:host.tpm.pem"
 )]
 pub struct Create {
     /// Name of the store and of its container
@@ -48,6 +50,9 @@ pub struct Create {
     /// Create the container in this directory instead of Swift
     #[arg(long, value_name = "DIR", conflicts_with_all = ["cloud", "readers", "writers"])]
     path: Option<PathBuf>,
+    /// Create the container in this machine's TPM instead of Swift
+    #[arg(long, conflicts_with_all = ["cloud", "path", "readers", "writers"])]
+    tpm_nv: bool,
     /// Public key or certificate (PEM) of the service that owns the keys
     #[arg(long, value_name = "FILE")]
     owner: Option<PathBuf>,
@@ -113,8 +118,11 @@ impl Create {
             name: &self.name,
             access: Access { readers: &self.readers, writers: &self.writers },
             new: New {
-                path: self.path.as_deref(),
-                cloud: self.cloud.as_deref(),
+                place: match &self.path {
+                    Some(path) => NewPlace::Directory(path),
+                    None if self.tpm_nv => NewPlace::Tpm,
+                    None => NewPlace::Swift(self.cloud.as_deref()),
+                },
                 owner: self.owner.as_deref(),
                 escrow: self.escrow.as_deref(),
                 no_escrow: self.no_escrow,

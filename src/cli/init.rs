@@ -11,20 +11,23 @@ use crate::{
     verbs::{
         error::Error,
         init::{self, Request},
+        setup::NewPlace,
     },
 };
 
-/// Set up a key store on this host: its directory, its owner's key pair, its configuration
+/// Set up a key store on this host: its place, its owner's key pair, its configuration
 ///
 /// Every key is sealed to the owner and to an escrow recipient. The escrow's private key stays offline; it opens the
 /// volumes if the owner's key is lost. An existing configuration gets the new store.
 #[derive(Args)]
 #[command(
     group = ArgGroup::new("recovery").required(true).args(["escrow", "no_escrow"]),
+    group = ArgGroup::new("place").required(true).args(["path", "tpm_nv"]),
     after_help = "Examples:
   openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out /media/usb/escrow.key
   openssl pkey -in /media/usb/escrow.key -pubout -out /media/usb/escrow.pem
-  cryptattach init --store cinder --path /mnt/keys/cinder --escrow /media/usb/escrow.pem"
+  cryptattach init --store cinder --path /mnt/keys/cinder --escrow /media/usb/escrow.pem
+  cryptattach init --store disk --tpm-nv --escrow /media/usb/escrow.pem"
 )]
 pub struct Init {
     /// Name of the store, and of the container that its keys are bound to
@@ -32,14 +35,18 @@ pub struct Init {
     store: StoreName,
     /// The directory for the sealed keys, on another device than the volumes
     #[arg(long, value_name = "DIR")]
-    path: PathBuf,
+    path: Option<PathBuf>,
+    /// Keep the sealed keys in this machine's TPM, which has one disk's keys apart from its data
+    #[arg(long)]
+    tpm_nv: bool,
     /// Public key or X.509 certificate (PEM) for recovery; it is copied beside the configuration
     #[arg(long, value_name = "FILE")]
     escrow: Option<PathBuf>,
     /// Use no escrow: if the owner's key is lost, all data is lost
     #[arg(long)]
     no_escrow: bool,
-    /// The owner's public key or certificate (PEM) [default: a new P-256 key pair beside the configuration]
+    /// The owner's public key or certificate (PEM) [default: a new P-256 key pair beside the configuration; with --tpm-nv
+    /// this host's key in the TPM]
     #[arg(long, value_name = "FILE")]
     owner: Option<PathBuf>,
     /// The owner's private key on this host: FILE in PEM, or tpm:FILE
@@ -51,7 +58,7 @@ impl Init {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         let request = Request {
             store: &self.store,
-            path: &self.path,
+            place: self.path.as_deref().map_or(NewPlace::Tpm, NewPlace::Directory),
             escrow: self.escrow.as_deref(),
             owner: self.owner.as_deref(),
             identity: self.identity.as_ref(),
@@ -59,7 +66,7 @@ impl Init {
         let made = init::init(&global.config, &request)?;
         output::print(global.json, &made, || {
             let mut lines = vec![
-                format!("store '{}' in {}", made.store, made.path.display()),
+                format!("store '{}' in {}", made.store, made.place),
                 format!("  sealed to the owner   {}", made.owner.display()),
                 match &made.escrow {
                     Some(escrow) => format!("  and to the escrow     {}", escrow.display()),

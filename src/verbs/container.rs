@@ -1,16 +1,13 @@
 //! What is done to containers: making one, telling of one, and rotating its container key.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use crate::{
     base::key::StoreName,
     config::{Config, IdentitySpec},
     keys::{
         seal,
-        store::{self, Access, Directory, Facts},
+        store::{self, Access, Facts},
     },
     unlock::{
         self,
@@ -19,7 +16,7 @@ use crate::{
     },
     verbs::{
         error::Error,
-        setup::{self, NewStore, absolute},
+        setup::{self, NewPlace, NewStore, absolute},
     },
 };
 
@@ -34,10 +31,7 @@ pub struct Request<'a> {
 
 /// What the configuration says of a new store.
 pub struct New<'a> {
-    /// Its directory; `None`: it is in Swift.
-    pub path: Option<&'a Path>,
-    /// Entry of clouds.yaml.
-    pub cloud: Option<&'a str>,
+    pub place: NewPlace<'a>,
     pub owner: Option<&'a Path>,
     pub escrow: Option<&'a Path>,
     pub no_escrow: bool,
@@ -46,7 +40,8 @@ pub struct New<'a> {
 
 impl New<'_> {
     fn says_something(&self) -> bool {
-        self.path.or(self.owner).or(self.escrow).is_some() || self.identity.is_some()
+        let names_a_place = !matches!(self.place, NewPlace::Swift(_));
+        names_a_place || self.owner.or(self.escrow).is_some() || self.identity.is_some()
     }
 }
 
@@ -90,15 +85,7 @@ fn describe(config: &Path, name: &StoreName, new: &New<'_>) -> Result<setup::Ext
     seal::recipients([owner].into_iter().chain(new.escrow))?;
     let (owner, escrow) = (absolute(owner)?, new.escrow.map(absolute).transpose()?);
     let identity = new.identity.map(setup::found).transpose()?;
-    let text = |path: PathBuf| path.to_string_lossy().into_owned();
-    let mut own = match new.path {
-        Some(directory) => {
-            Directory::make(directory)?;
-            vec![("type", "directory".to_owned()), ("path", text(absolute(directory)?))]
-        }
-        None => vec![("type", "swift".to_owned())],
-    };
-    own.extend(new.cloud.map(|cloud| ("cloud", cloud.to_owned())));
+    let own = new.place.section()?;
     NewStore { name, own, owner: &owner, escrow: escrow.as_deref(), identity: identity.as_ref() }
         .in_configuration(config)
 }

@@ -1,4 +1,4 @@
-//! Init: a store in a directory, its owner's key pair, and its configuration.
+//! Init: a store in a directory or in the TPM, its owner's key pair, and its configuration.
 //!
 //! Whatever may be wrong with a request shows before anything is made. What an interrupted run has made is whole, and the
 //! next one takes it up.
@@ -14,27 +14,27 @@ use serde::Serialize;
 
 use crate::{
     base::key::StoreName,
-    config::IdentitySpec,
+    config::{ConfigError, IdentitySpec, TpmConfig},
     keys::{
         seal::{self, OwnerKey, SealError},
-        store::Directory,
+        store,
+        tpm::IdentityFile,
     },
     sys::durable::folder_of,
     unlock::container::{Container, Use},
     verbs::{
         error::Error,
-        setup::{self, NewStore, absolute},
+        setup::{self, NewPlace, NewStore, absolute},
     },
 };
 
 /// The new store.
 pub struct Request<'a> {
     pub store: &'a StoreName,
-    /// Its directory.
-    pub path: &'a Path,
+    pub place: NewPlace<'a>,
     /// Public key or certificate; `None`: no escrow.
     pub escrow: Option<&'a Path>,
-    /// Public key or certificate; `None`: a new key pair.
+    /// Public key or certificate; `None`: a new key pair, or for a store in the TPM this host's key in that.
     pub owner: Option<&'a Path>,
     /// The owner's private key on this host; with `owner` only.
     pub identity: Option<&'a IdentitySpec>,
@@ -44,7 +44,8 @@ pub struct Request<'a> {
 #[derive(Serialize)]
 pub struct Made {
     pub store: StoreName,
-    pub path: PathBuf,
+    /// Where its keys are, in words.
+    pub place: String,
     pub owner: PathBuf,
     #[serde(serialize_with = "as_text")]
     pub identity: Option<IdentitySpec>,
@@ -57,7 +58,7 @@ fn as_text<S: serde::Serializer>(identity: &Option<IdentitySpec>, serializer: S)
 
 /// Makes a store and adds it to the configuration.
 pub fn init(config: &Path, request: &Request<'_>) -> Result<Made, Error> {
-    let Request { store, path, .. } = *request;
+    let Request { store, place, .. } = *request;
     if setup::is_configured(config, store)? {
         return Err(Error::StoreExists(store.clone()));
     }
@@ -65,6 +66,10 @@ pub fn init(config: &Path, request: &Request<'_>) -> Result<Made, Error> {
     let given =
         request.owner.map(|owner| Ok::<_, Error>((absolute(owner)?, request.identity.map(setup::found).transpose()?)));
     let given = given.transpose()?;
+    let in_tpm = match (&given, place) {
+        (None, NewPlace::Tpm) => Some(tpm_key(config)?),
+        _ => None,
+    };
     if request.escrow.is_none() {
         tracing::warn!(
             "store '{store}' has no escrow: if the owner's private key is lost, every volume of this store is lost"
@@ -73,19 +78,32 @@ pub fn init(config: &Path, request: &Request<'_>) -> Result<Made, Error> {
     let folder = folder_of(config);
     fs::create_dir_all(folder).map_err(Error::io(format!("make {}", folder.display())))?;
     let folder = absolute(folder)?;
-    Directory::make(path)?;
-    let path = absolute(path)?;
-    let (owner, identity) = match given {
-        Some(given) => given,
-        None => owner_pair(&folder, store)?,
+    let own = place.section()?;
+    let (owner, identity) = match (given, in_tpm) {
+        (Some(given), _) => given,
+        (None, Some((key, file))) => {
+            let public = folder.join(format!("{store}.owner.pem"));
+            keep(&public, 0o644, &key.public_pem()?)?;
+            (public, Some(IdentitySpec::of("tpm", file)))
+        }
+        (None, None) => owner_pair(&folder, store)?,
     };
     let escrow = request.escrow.map(|escrow| copy_escrow(escrow, &folder, store)).transpose()?;
-    let own = vec![("type", "directory".to_owned()), ("path", path.to_string_lossy().into_owned())];
     let new = NewStore { name: store, own, owner: &owner, escrow: escrow.as_deref(), identity: identity.as_ref() };
     let extended = new.in_configuration(config)?;
+    let place = store::kind(extended.config.store(store)?)?.describe();
     Container::open(&extended.config, store, None, Use::Keys)?.make_first_key()?;
     extended.write()?;
-    Ok(Made { store: store.clone(), path, owner, identity, escrow })
+    Ok(Made { store: store.clone(), place, owner, identity, escrow })
+}
+
+/// This host's key in its TPM: the disk that a store in the TPM is for must not have what opens its keys.
+fn tpm_key(config: &Path) -> Result<(IdentityFile, PathBuf), Error> {
+    let tpm = match setup::configuration(config) {
+        Err(ConfigError::Missing(_)) => TpmConfig::default(),
+        config => config?.tpm,
+    };
+    Ok((IdentityFile::read(&tpm.identity)?, absolute(&tpm.identity)?))
 }
 
 /// The owner's key pair beside the configuration: a new one, or the one that an interrupted run has made.
@@ -156,7 +174,8 @@ mod tests {
 
         fn init(&self, store: &str, escrow: &str) -> Result<Made, Error> {
             let (name, path, escrow) = ("s".parse().unwrap(), self.path(store), self.path(escrow));
-            let request = Request { store: &name, path: &path, escrow: Some(&escrow), owner: None, identity: None };
+            let place = NewPlace::Directory(&path);
+            let request = Request { store: &name, place, escrow: Some(&escrow), owner: None, identity: None };
             init(&self.path("etc/c.toml"), &request)
         }
     }

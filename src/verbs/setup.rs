@@ -10,7 +10,10 @@ use std::{
 use crate::{
     base::key::StoreName,
     config::{Config, ConfigError, IdentitySpec},
-    keys::{seal::identities, store},
+    keys::{
+        seal::identities,
+        store::{self, Directory},
+    },
     sys::durable::folder_of,
     verbs::error::Error,
 };
@@ -28,6 +31,34 @@ pub fn is_configured(path: &Path, name: &StoreName) -> Result<bool, ConfigError>
         Ok(config) => Ok(config.stores.contains_key(name)),
         Err(ConfigError::Missing(_)) => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+/// Where the keys of a new store are to be.
+#[derive(Clone, Copy)]
+pub enum NewPlace<'a> {
+    /// In this directory.
+    Directory(&'a Path),
+    /// In this machine's TPM.
+    Tpm,
+    /// In Swift: the entry of clouds.yaml.
+    Swift(Option<&'a str>),
+}
+
+impl NewPlace<'_> {
+    /// `type` and the members of that type. A directory is made, for only then its whole path is known.
+    pub fn section(self) -> Result<Vec<(&'static str, String)>, Error> {
+        Ok(match self {
+            Self::Directory(path) => {
+                Directory::make(path)?;
+                vec![("type", "directory".to_owned()), ("path", absolute(path)?.to_string_lossy().into_owned())]
+            }
+            Self::Tpm => vec![("type", "tpm-nv".to_owned())],
+            Self::Swift(cloud) => {
+                let cloud = cloud.map(|cloud| ("cloud", cloud.to_owned()));
+                [("type", "swift".to_owned())].into_iter().chain(cloud).collect()
+            }
+        })
     }
 }
 

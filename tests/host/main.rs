@@ -32,9 +32,12 @@ mod safety;
 mod secrets;
 mod separation;
 mod speed;
+#[path = "../common/store_suite.rs"]
+mod store_suite;
 mod tpm;
 mod tpm_attach;
 mod tpm_bus;
 mod tpm_interop;
 mod tpm_measured;
+mod tpm_nv;
 mod trial;

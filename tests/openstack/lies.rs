@@ -12,7 +12,7 @@ use crate::{
     Story,
     cloud::{Cloud, Site},
     shell::sh,
-    stores,
+    store_suite,
 };
 
 pub const STORIES: &[Story] = &[
@@ -147,7 +147,7 @@ fn object(cloud: &Cloud, site: &Site<'_>, name: &str) -> Vec<u8> {
 }
 
 fn another_key(site: &Site<'_>, _: &[u8]) -> Lie {
-    answer(&stores::sealed(site, "cinder", cryptattach::base::key::KeyId::random(), 1).to_json(), "")
+    answer(&store_suite::sealed(&site.path(""), "cinder", cryptattach::base::key::KeyId::random(), 1).to_json(), "")
 }
 
 fn truncated(_: &Site<'_>, object: &[u8]) -> Lie {

@@ -18,6 +18,8 @@ mod sealing;
 #[path = "../common/shell.rs"]
 mod shell;
 mod speed;
+#[path = "../common/store_suite.rs"]
+mod store_suite;
 mod stores;
 mod tenants;
 

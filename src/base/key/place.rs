@@ -23,6 +23,11 @@ pub enum Location {
     Path(PathBuf),
     /// On a device of an object store.
     Replica(Replica),
+    /// In a chip of this machine that is no disk and is behind none.
+    Chip {
+        /// The chip, in words: "the TPM (IFX)".
+        name: String,
+    },
     /// Where nothing can be followed: a service's database.
     Elsewhere {
         /// The service, in words: "Barbican's database".
@@ -68,7 +73,7 @@ impl fmt::Display for Place {
         match &self.at {
             Location::Path(path) => write!(f, "{} {}", self.what, path.display()),
             Location::Replica(replica) => replica.fmt(f),
-            Location::Elsewhere { name, .. } => write!(f, "{} in {name}", self.what),
+            Location::Chip { name } | Location::Elsewhere { name, .. } => write!(f, "{} in {name}", self.what),
         }
     }
 }
@@ -82,7 +87,7 @@ impl fmt::Display for Location {
                 write!(f, "swift://[{host}]:{port}/{device}")
             }
             Self::Replica(Replica { host, port, device, .. }) => write!(f, "swift://{host}:{port}/{device}"),
-            Self::Elsewhere { name, .. } => f.write_str(name),
+            Self::Chip { name } | Self::Elsewhere { name, .. } => f.write_str(name),
         }
     }
 }

@@ -76,6 +76,9 @@ pub enum MalformedSealedKey {
     /// More bytes than any sealed key has.
     #[error("it is {0} bytes long; a sealed key has at most {MAX_SEALED_BYTES}")]
     TooLarge(usize),
+    /// The bytes that it is kept as cannot be unpacked.
+    #[error("it cannot be unpacked")]
+    Packed,
     /// Not JSON, truncated JSON, or JSON of another form.
     #[error("it is not a JWE in JSON serialization")]
     Json(#[source] serde_json::Error),

@@ -38,6 +38,10 @@ pub trait Kind {
     fn needs_network(&self) -> bool {
         self.service().is_some()
     }
+    /// Whether it is in this machine's TPM.
+    fn needs_tpm(&self) -> bool {
+        false
+    }
     /// The files that logging in and trusting its servers take, for an initramfs.
     fn files(&self) -> Result<Vec<PathBuf>, StoreError> {
         self.service().map_or_else(|| Ok(Vec::new()), |service| service.files())
@@ -68,6 +72,10 @@ pub trait Kind {
     }
     /// Makes the place for container keys, or changes who may use it; `None` if it can have no container keys.
     fn make(&self, _: &StoreName, _: &StoreConfig, _: &Access<'_>) -> Option<Result<(), StoreError>> {
+        None
+    }
+    /// Shuts it for the rest of this boot, at the boot's end; `None` if that is not wanted.
+    fn shut(&self, _: &StoreName, _: &StoreConfig) -> Option<Result<(), StoreError>> {
         None
     }
     /// What it says of itself; `None` if it can have no container keys.
@@ -137,7 +145,9 @@ pub fn kind(config: &StoreConfig) -> Result<Box<dyn Kind>, ConfigError> {
 /// The kinds of stores that keep hosts' lockbox keys, in words.
 pub fn with_host_keys() -> String {
     let kinds = KINDS.iter().filter(|kind| kind.keeps_host_keys);
-    kinds.map(|kind| format!("'{}'", kind.name)).collect::<Vec<_>>().join(" or ")
+    let mut names: Vec<_> = kinds.map(|kind| format!("'{}'", kind.name)).collect();
+    let last = names.pop().unwrap_or_default();
+    if names.is_empty() { last } else { format!("{} or {last}", names.join(", ")) }
 }
 
 /// Refuses a configuration that a kind of store does not understand, or that does not say whom keys are sealed to.
@@ -208,7 +218,7 @@ mod tests {
             ("type = 'directory'\n", "missing field `path`"),
             ("type = 'swift'\nclod = 'c'\n", "unknown field `clod`"),
             ("type = 'barbican'\npath = 'c'\n", "unknown field `path`"),
-            ("type = 'cloud'\n", "expected one of `directory`, `swift`, `barbican`"),
+            ("type = 'cloud'\n", "expected one of `directory`, `swift`, `barbican`, `tpm-nv`"),
         ];
         for (text, told) in cases {
             let error = checked(&format!("[stores.cinder]\n{text}")).map(drop).unwrap_err();

@@ -23,6 +23,7 @@ struct State {
     current: Option<(Current, String)>,
     places: Option<Vec<Place>>,
     failures: VecDeque<StoreError>,
+    fails_at: Option<(String, StoreError)>,
     unreachable: bool,
     lies: BTreeMap<String, SealedKey>,
     lie: Option<SealedKey>,
@@ -47,6 +48,11 @@ impl Memory {
     /// The next request fails like this; several are used up in order.
     pub fn fail_next(&self, error: StoreError) {
         self.state().failures.push_back(error);
+    }
+
+    /// The next request of this kind ("set current", ...) fails like this.
+    pub fn fail_at(&self, action: &str, error: StoreError) {
+        self.state().fails_at = Some((action.to_owned(), error));
     }
 
     /// From now on every request fails, or none.
@@ -102,6 +108,9 @@ impl Memory {
     fn ask(&self, action: &'static str, name: &str) -> Result<MutexGuard<'_, State>, StoreError> {
         let mut state = self.state();
         state.asked.push(format!("{action} {name}").trim_end().to_owned());
+        if let Some((_, error)) = state.fails_at.take_if(|(at, _)| at == action) {
+            return Err(error);
+        }
         match state.failures.pop_front() {
             Some(error) => Err(error),
             None if state.unreachable => {

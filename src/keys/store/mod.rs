@@ -14,12 +14,14 @@ mod kind;
 pub(crate) mod memory;
 pub mod pem;
 mod swift;
+mod tpm_nv;
 
 pub use barbican::Barbican;
 pub use consumers::Consumers;
 pub use directory::Directory;
 pub use kind::{Access, Facts, Kind, Server, StoreType, check, kind, with_host_keys};
 pub use swift::{MalformedEndpoints, Swift, parse_endpoints};
+pub use tpm_nv::{NvError, Value as NvValue};
 
 use crate::{
     base::{
@@ -158,7 +160,7 @@ pub trait ObjectStore {
 }
 
 /// The kinds of stores.
-const KINDS: &[StoreType] = &[directory::TYPE, swift::TYPE, barbican::TYPE];
+const KINDS: &[StoreType] = &[directory::TYPE, swift::TYPE, barbican::TYPE, tpm_nv::TYPE];
 
 /// The store of a kind that a part of the configuration describes; `caller` is what a hook's caller brings.
 pub fn open(
@@ -254,6 +256,9 @@ pub enum StoreError {
         /// What it answers.
         what: String,
     },
+    /// The TPM's NV memory.
+    #[error(transparent)]
+    Nv(#[from] NvError),
     /// No memory for a secret.
     #[error(transparent)]
     Memory(#[from] SecretMemoryError),
@@ -278,6 +283,7 @@ impl Advice for StoreError {
             Self::Auth(error) => error.exit(),
             Self::Unreachable { source, .. } => source.exit(),
             Self::Io { .. } | Self::Answer { .. } => Exit::StoreUnavailable,
+            Self::Nv(error) => error.exit(),
             Self::Memory(error) => error.exit(),
         }
     }
@@ -302,6 +308,7 @@ impl Advice for StoreError {
             Self::Answer { .. } => "the store's own log says more; -v shows every request",
             Self::Outdated { .. } => "run the command again: it starts from what is stored now",
             Self::Exists { .. } | Self::NoConsumer { .. } => return None,
+            Self::Nv(error) => return error.next_step(),
             Self::Memory(error) => return error.next_step(),
         };
         Some(step.into())

@@ -8,7 +8,7 @@ use tss_esapi::{
 };
 
 use super::{
-    EventLog, Handle, Name, PcrValues, TpmError,
+    EventLog, Handle, Name, PcrValues, SessionKind, TpmError,
     esys::{Esys, OWNER},
     public::{self, name_of},
 };
@@ -84,6 +84,19 @@ impl Tpm {
             None => check_storage_root(&public)?,
         }
         Ok(StorageRoot { handle, name })
+    }
+
+    /// A session that authenticates commands and answers. It is salted to the storage root key, which has to be the `pinned`
+    /// one; without a pin to the one that is there, if any.
+    pub fn audit_session(&self, pinned: Option<Name>) -> Result<Handle<'_>, TpmError> {
+        let root = match pinned {
+            Some(_) => Some(self.storage_root(pinned)?.handle),
+            None => match self.esys.resident_at(STORAGE_ROOT) {
+                Err(error) if error.code().is_some_and(|code| code.is_no_handle()) => None,
+                found => Some(found?),
+            },
+        };
+        self.esys.start_session(SessionKind::Audit, root.as_ref())
     }
 
     /// Present values of PCRs. It is an error if the SHA-256 bank does not have them all.

@@ -8,18 +8,13 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tss_esapi::constants::tss;
 
-use super::{Code, Name, Tpm, TpmError, esys::SHA256};
+use super::{Code, Name, Tpm, TpmError, esys::SHA256, nv};
 
 /// AUTHREAD and AUTHWRITE stay apart: anyone reads, by the empty password; the owner raises. No dictionary attack
 /// protection, for there is nothing to guess. Bits of TPMA_NV (TPM 2.0 Part 2, section 13.4).
-const ATTRIBUTES: u32 = OWNER_WRITE | COUNTER | OWNER_READ | AUTH_READ | NO_DA;
-const OWNER_WRITE: u32 = 1 << 1;
+const ATTRIBUTES: u32 = nv::OWNERS_TO_READ | COUNTER;
 const COUNTER: u32 = (tss::TPM2_NT_COUNTER as u32) << 4;
-const OWNER_READ: u32 = 1 << 17;
-const AUTH_READ: u32 = 1 << 18;
-const NO_DA: u32 = 1 << 25;
-/// The TPM sets it at the first increment; it is part of the name.
-const WRITTEN: u32 = 1 << 29;
+const COUNTER_BYTES: u16 = 8;
 
 /// The counter at an NV index.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +38,7 @@ impl Counter {
 
     /// Its name, once it has been written.
     pub fn name(self) -> Name {
-        self.name_with(ATTRIBUTES | WRITTEN)
+        self.name_with(ATTRIBUTES | nv::WRITTEN)
     }
 
     fn name_with(self, attributes: u32) -> Name {
@@ -51,7 +46,7 @@ impl Counter {
         public_area.extend(SHA256.to_be_bytes());
         public_area.extend(attributes.to_be_bytes());
         public_area.extend(0_u16.to_be_bytes()); // no policy
-        public_area.extend(8_u16.to_be_bytes()); // bytes of data
+        public_area.extend(COUNTER_BYTES.to_be_bytes());
         Name::of(&public_area)
     }
 }
@@ -73,12 +68,12 @@ impl Tpm {
     pub fn counter_or_new(&self, counter: Counter) -> Result<CounterValue, TpmError> {
         let index = match self.esys().resident_at(counter.index()) {
             Err(error) if error.code().is_some_and(Code::is_no_handle) => {
-                self.esys().nv_define_counter(counter.index(), ATTRIBUTES)?
+                self.esys().nv_define(counter.index(), ATTRIBUTES, COUNTER_BYTES, None)?
             }
             index => index?,
         };
         // A counter has no value, and not yet its name, until it was raised once. Who made it may have been killed before.
-        if self.esys().nv_name(&index)? == counter.name_with(ATTRIBUTES) {
+        if self.esys().nv_public(&index, None)?.1 == counter.name_with(ATTRIBUTES) {
             self.esys().nv_increment(&index)?;
         }
         self.counter(counter)
@@ -95,7 +90,7 @@ impl Tpm {
     /// The counter's value.
     pub fn counter(&self, counter: Counter) -> Result<CounterValue, TpmError> {
         let index = self.esys().resident_at(counter.index())?;
-        if self.esys().nv_name(&index)? != counter.name() {
+        if self.esys().nv_public(&index, None)?.1 != counter.name() {
             return Err(TpmError::Policy(format!("the NV index {counter} is not a counter of cryptattach")));
         }
         Ok(CounterValue(self.esys().nv_read_counter(&index)?))

@@ -66,6 +66,21 @@ impl Code {
         self.is(&[0x14A])
     }
 
+    /// An NV index of this number is there already: NvDefined.
+    pub fn is_defined(self) -> bool {
+        self.is(&[0x14C])
+    }
+
+    /// There is no room for another NV index, or for one of this size: NvSpace, Size.
+    pub fn is_no_space(self) -> bool {
+        self.is(&[0x14B, 0x095])
+    }
+
+    /// An NV index that is locked: NvLocked.
+    pub fn is_locked(self) -> bool {
+        self.is(&[0x148])
+    }
+
     /// A signature is not valid: Signature.
     pub fn is_signature(self) -> bool {
         self.is(&[0x09B])
@@ -95,7 +110,10 @@ impl fmt::Display for Code {
             (_, Some(0x902..=0x905)) => "it has no room for another object or session",
             (_, Some(0x100)) => "it has not been started",
             (_, Some(0x101)) => "it is in failure mode",
+            (_, Some(0x148)) => "the NV index is locked",
             (_, Some(0x14A)) => "the NV index has not been written",
+            (_, Some(0x14B)) => "it has no room for another NV index",
+            (_, Some(0x14C)) => "there is such an NV index already",
             (_, Some(_)) => "it says no",
             (6..=9, None) => "libtss2 refuses, or its answer is not authentic",
             (10, None) => "no connection",

@@ -10,7 +10,7 @@ use std::path::Path;
 use openssl::sha::{Sha256, sha256};
 
 use super::{
-    Digest, Handle, IdentityFile, Name, SessionKind, Tpm, TpmError,
+    Digest, Handle, IdentityFile, Name, Tpm, TpmError,
     policy::{LATCH, unextended},
 };
 use crate::{
@@ -51,8 +51,7 @@ pub fn pcr_after(event: &str) -> Digest {
 impl Tpm {
     /// Extends PCR 15 by this event, unless it has been extended in this boot; its value, by the TPM's own word.
     fn latch(&self, root: Name, event: &str) -> Result<Digest, TpmError> {
-        let root = self.storage_root(Some(root))?;
-        let session = self.esys().start_session(SessionKind::Audit, Some(root.handle()))?;
+        let session = self.audit_session(Some(root))?;
         let before = self.latch_pcr(&session)?;
         if before != Digest::default() {
             return Ok(before);

@@ -9,6 +9,8 @@
 //! | [`Tpm::create_identity`], [`Tpm::identity`] | a key made, and used |
 //! | [`latch()`] | the end of a key's use in this boot: PCR 15, extended and read back |
 //! | [`Counter`] | the NV counter that retires old signatures |
+//! | [`NvMemory`] | NV indices that hold bytes: the key store `tpm-nv` |
+//! | [`Vendor`] | who made the TPM, and whether it is a chip |
 //! | [`EndorsementKind`], [`Certified`] | how a TPM proves what it is and what it holds |
 //! | [`EventLog`] | what the firmware and the boot loader say they have measured |
 //!
@@ -29,12 +31,14 @@ mod key_file;
 mod latch;
 mod mismatch;
 mod name;
+mod nv;
 mod pcr;
 mod pin;
 mod policy;
 mod policy_session;
 pub mod public;
 mod signature;
+mod vendor;
 
 pub use attestation::Certified;
 pub use boot::{BootChain, Exposure, exposures};
@@ -50,11 +54,13 @@ pub use key_file::IdentityFile;
 pub use latch::{KEYS_WERE_OPENED, latch, pcr_after};
 pub use mismatch::{Explanation, Finding};
 pub use name::Name;
+pub use nv::{NvIndex, NvMemory, NvOwner};
 pub use pcr::PcrValues;
-pub use pin::{ask, pin};
+pub use pin::{ask, first_line, pin};
 pub use policy::{EPOCHS, Policy, Revocation, SignedPcrs};
 pub use policy_session::Satisfiable;
 pub use signature::{PcrSignature, PcrSignatures, SiteKey, SiteSigner};
+pub use vendor::Vendor;
 
 /// A SHA-256 digest.
 pub type Digest = [u8; 32];

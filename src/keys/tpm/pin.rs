@@ -11,18 +11,21 @@ use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use super::TpmError;
 use crate::{base::key::SecretBytes, config::TpmConfig};
 
-/// The longest PIN: the size of the TPM's authorization values under SHA-256.
+/// The longest PIN or password: the size of the TPM's authorization values under SHA-256.
 const MOST_BYTES: usize = 32;
 
 /// The PIN of this host's key.
 pub fn pin(config: &TpmConfig) -> Result<SecretBytes, TpmError> {
     match &config.pin {
-        Some(path) => {
-            let failed = |source| TpmError::File { action: "read", path: path.to_path_buf(), source };
-            line_of(&mut File::open(path).map_err(failed)?, path)
-        }
+        Some(path) => first_line(path),
         None => ask("PIN of this host's key: "),
     }
+}
+
+/// A PIN or password in a file.
+pub fn first_line(path: &Path) -> Result<SecretBytes, TpmError> {
+    let failed = |source| TpmError::File { action: "read", path: path.to_path_buf(), source };
+    line_of(&mut File::open(path).map_err(failed)?, path)
 }
 
 /// Asks at the terminal, unseen.
@@ -50,7 +53,7 @@ fn line_of(from: &mut File, path: &Path) -> Result<SecretBytes, TpmError> {
         }
         len += 1;
         if len > MOST_BYTES {
-            let why = format!("has a PIN of more than {MOST_BYTES} bytes");
+            let why = format!("has a first line of more than {MOST_BYTES} bytes");
             return Err(TpmError::Malformed { path: path.to_owned(), why });
         }
     }

@@ -143,9 +143,10 @@ impl Container {
         let stored = keys.get(key.epoch())?;
         let key = if stored == sealed { Arc::new(key) } else { self.container_key(key.epoch())? };
         self.opened.lock().unwrap_or_else(PoisonError::into_inner).insert(key.epoch(), key.clone());
-        self.trust(&key)?;
         let current = Current { epoch: key.epoch(), rotating: previous.is_some() };
         keys.set_current(&current, &key.fingerprint()?)?;
+        // Only then: a host that was killed between would refuse what the store still says, as if that had gone back.
+        self.trust(&key)?;
         Ok(key)
     }
 

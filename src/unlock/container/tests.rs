@@ -96,6 +96,20 @@ fn a_store_that_fails_before_the_read_back_leaves_no_key_current() {
     site.container().make_first_key().expect("it is there");
 }
 
+#[test]
+fn a_rotation_that_ends_before_its_key_is_announced_can_be_done_again() {
+    let site = Site::with("");
+    site.container().make_first_key().unwrap();
+    let id = kept(&site.container());
+    site.store.fail_at("set current", StoreError::Denied { action: "write to", at: "memory".to_owned() });
+    let ended = site.container().rotate(Duration::ZERO, &|_, _| ()).unwrap_err();
+    assert!(matches!(ended, Error::Store(StoreError::Denied { .. })), "{ended:?}");
+    site.container().object(&id).expect("it opens meanwhile");
+    kept(&site.container());
+    assert_eq!(rotate(&site).resealed, 2);
+    site.container().object(&id).unwrap();
+}
+
 /// A volume in a blank file.
 fn volume(site: &Site, name: &str) -> Volume {
     let device = Device::look(&site.blank(name)).unwrap();

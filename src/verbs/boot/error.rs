@@ -4,7 +4,11 @@ use std::{borrow::Cow, path::PathBuf, sync::Arc, time::Duration};
 
 use super::image::KeptOut;
 use crate::{
-    base::{advice::Advice, exit::Exit, key::KeyReference},
+    base::{
+        advice::Advice,
+        exit::Exit,
+        key::{KeyReference, StoreName},
+    },
     config::DeviceSpec,
     verbs::error::Error,
 };
@@ -30,6 +34,9 @@ pub enum BootError {
         /// `latch = "required"`: the boot must not go on.
         required: bool,
     },
+    /// A store that is to be shut at the end of a boot is not proven to be.
+    #[error("whoever runs next in this boot can still read the store '{store}': {why}")]
+    StoreOpen { store: StoreName, why: String },
     /// The lockbox was open and is closed, so that the system that comes next does not have it.
     #[error("the lockbox was closed: {0}")]
     LockboxShut(String),
@@ -70,7 +77,7 @@ impl Advice for BootError {
             Self::Unfinished(_) => Exit::BootUnfinished,
             Self::TooLate { .. } => Exit::StoreUnavailable,
             Self::NotLatched { required: true, .. } => Exit::BootUnlatched,
-            Self::NotLatched { required: false, .. } => Exit::Tpm,
+            Self::NotLatched { required: false, .. } | Self::StoreOpen { .. } => Exit::Tpm,
             Self::LockboxShut(_) => Exit::KeyRefused,
             Self::LockboxClosed(error) => error.exit(),
             Self::Mount { .. } | Self::Image { .. } => Exit::Io,
@@ -84,7 +91,7 @@ impl Advice for BootError {
             Self::TooLate { .. } => {
                 "check that it is plugged in, that its server runs, and that the initramfs has its driver ('cryptattach doctor --image')"
             }
-            Self::NotLatched { .. } => {
+            Self::NotLatched { .. } | Self::StoreOpen { .. } => {
                 "power the machine off and on; if this persists, find out what sits between this machine and its TPM"
             }
             Self::LockboxShut(_) => {

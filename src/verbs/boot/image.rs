@@ -60,7 +60,7 @@ pub struct Image {
     pub parts: BTreeSet<Part>,
     /// What does not, and why.
     pub kept_out: Vec<KeptOut>,
-    /// It has an identity that needs the TPM.
+    /// It has an identity or a store that needs the TPM.
     uses_tpm: bool,
 }
 
@@ -164,6 +164,7 @@ impl Image {
     ) -> Result<(), Error> {
         // What logs in to Barbican is given keys that open volumes.
         let kind = store::kind(store)?;
+        self.uses_tpm |= kind.needs_tpm();
         let releases = kind.may_keep_unsealed_keys() && store.sealing.owner.is_none();
         for file in kind.files()? {
             let is_secret = releases && !is_public(&file);
@@ -381,6 +382,26 @@ mod tests {
         let with = image(&config(folder.path(), "secrets_in_image = true"), None).unwrap();
         assert!(has(&with, "owner.key") && with.kept_out.is_empty());
         assert!(with.parts.contains(&Part::Module("nls_cp437".to_owned())));
+    }
+
+    #[test]
+    fn keys_in_the_tpm_need_its_driver_and_no_network() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        let config = |kind: &str| {
+            let store = format!("[stores.a]\ntype = {kind}\nowner = 'o.pem'\nno_escrow = true\n");
+            let volume = "[[boot.volumes]]\nname = 'root'\ndevice = '/dev/null'\n\
+                          keys = ['a/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de']\n";
+            fs::write(&path, store + volume).unwrap();
+            Config::read(&path).unwrap()
+        };
+        let with_tpm = |config: &Config| {
+            let image = image(config, None).unwrap();
+            tpm_modules().into_iter().all(|module| image.parts.contains(&Part::Module(module)))
+        };
+        let (chip, directory) = (config("'tpm-nv'"), config("'directory'\npath = 'a'"));
+        assert!(with_tpm(&chip) && !with_tpm(&directory));
+        assert!(!needs_network(&chip, None).unwrap());
     }
 
     #[test]

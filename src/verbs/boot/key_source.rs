@@ -212,13 +212,16 @@ impl Sources {
         Ok(impatient)
     }
 
-    /// Waits for all that a store takes.
+    /// Waits for all that a store takes: its identities, file systems, the TPM, servers.
     fn await_store(&self, number: VolumeNo, name: &StoreName) -> Result<(), Error> {
         let store = self.config.store(name)?;
         self.await_identities(number, &store.sealing.identities)?;
         let kind = store::kind(store)?;
         for path in kind.paths() {
             self.await_path(number, path)?;
+        }
+        if kind.needs_tpm() {
+            self.await_tpm(number)?;
         }
         self.await_route(number, &kind.servers()?)
     }
@@ -233,11 +236,14 @@ impl Sources {
         }
         if identities::need_tpm(specs) {
             self.use_tpm()?;
-            if let Some(device) = self.config.tpm.device() {
-                self.wait(number, Announced::Devices, &format!("the TPM {}", device.display()), || device.exists())?;
-            }
+            self.await_tpm(number)?;
         }
         Ok(())
+    }
+
+    fn await_tpm(&self, number: VolumeNo) -> Result<(), Error> {
+        let Some(device) = self.config.tpm.device() else { return Ok(()) };
+        self.wait(number, Announced::Devices, &format!("the TPM {}", device.display()), || device.exists())
     }
 
     /// The TPM may be asked for a key, unless the boot has settled that it is not.

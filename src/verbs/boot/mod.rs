@@ -21,6 +21,7 @@ mod progress;
 mod prompt;
 mod record;
 mod root;
+mod shut_stores;
 mod signals;
 mod volumes;
 
@@ -139,6 +140,7 @@ fn finish_killed(config: &Config) -> Result<(), Error> {
         move || latch::latch(&config, &event)
     });
     let may_go_on = latched(&mut record, &news, event, config);
+    shut_stores::shut(config, &mut record);
     if let Some(lockbox) = Lockbox::of(config) {
         lockbox_shut(&mut record, config, "the boot was ended before it was done".to_owned(), lockbox.shut());
     }
@@ -348,6 +350,7 @@ impl Boot {
             self.carry_out(action);
         }
         let may_go_on = self.latch();
+        shut_stores::shut(&self.config, &mut self.record);
         self.sources.unmount();
         self.take_what_was_said();
         self.record.end(&left, time_is_over.then_some(self.config.boot.total));

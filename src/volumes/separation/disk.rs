@@ -1,4 +1,4 @@
-//! Leaves of a lineage: the disks, the memory or the hosts that bytes rest on in the end.
+//! Leaves of a lineage: the disks, the memory, the chips or the hosts that bytes rest on in the end.
 
 use std::{fmt, fs};
 
@@ -25,6 +25,11 @@ pub enum Leaf {
     Remote(Remote),
     /// A device of an object store.
     Replica(Replica),
+    /// A chip of this machine that is no disk.
+    Chip {
+        /// In words: "the TPM (IFX)".
+        name: String,
+    },
 }
 
 /// A disk, as this host sees it.
@@ -173,6 +178,7 @@ impl fmt::Display for Leaf {
             Self::Memory(memory) => memory.fmt(f),
             Self::Remote(remote) => remote.fmt(f),
             Self::Replica(replica) => write!(f, "device {} of {}", replica.device, replica.host),
+            Self::Chip { name } => f.write_str(name),
         }
     }
 }

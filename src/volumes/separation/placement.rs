@@ -58,6 +58,7 @@ impl<'a> Placement<'a> {
                 let below = self.directory(sysfs, replica).into_iter().collect();
                 Lineage { tree: Node::leaf(Leaf::Replica(replica.clone()), below) }
             }
+            Location::Chip { name } => Lineage { tree: Node::leaf(Leaf::Chip { name: name.clone() }, Vec::new()) },
             Location::Elsewhere { why, .. } => Lineage { tree: Node::gap(why.clone()) },
         }
     }
@@ -203,7 +204,7 @@ fn devices(one: &Holder<'_>, volume: &Holder<'_>) -> Nearness {
 
 fn missing(holder: &Holder<'_>) -> String {
     match holder.leaf {
-        Leaf::Disk(_) | Leaf::Memory(_) => format!("{} shows no serial number", holder.leaf),
+        Leaf::Disk(_) | Leaf::Memory(_) | Leaf::Chip { .. } => format!("{} shows no serial number", holder.leaf),
         Leaf::Replica(_) | Leaf::Remote(_) => format!("the inventory has no serial number of {}", holder.leaf),
     }
 }

@@ -1,4 +1,3 @@
-
 use super::*;
 
 fn find(text: &str, name: &str) -> Result<Cloud, CloudsError> {

@@ -216,9 +216,18 @@ impl Esys {
 
     /// The authorization value that sessions prove for a key from now on.
     pub fn set_authorization(&self, key: &Handle<'_>, value: &SecretBytes) -> Result<(), TpmError> {
+        self.set_authorization_of(key.tr(), value)
+    }
+
+    /// The owner's password, which sessions prove from now on.
+    pub fn set_owner_password(&self, value: &SecretBytes) -> Result<(), TpmError> {
+        self.set_authorization_of(OWNER, value)
+    }
+
+    fn set_authorization_of(&self, tr: sys::ESYS_TR, value: &SecretBytes) -> Result<(), TpmError> {
         let mut authorization = buffer(value.expose())?;
         // SAFETY: the context and the handle are live; libtss2 copies the value.
-        let code = unsafe { sys::Esys_TR_SetAuth(self.context(), key.tr(), &authorization) };
+        let code = unsafe { sys::Esys_TR_SetAuth(self.context(), tr, &authorization) };
         zeroize::Zeroize::zeroize(&mut authorization.buffer[..]);
         if code == 0 { Ok(()) } else { Err(TpmError::Answer { command: "TR_SetAuth" }) }
     }

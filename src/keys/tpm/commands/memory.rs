@@ -15,6 +15,16 @@ use super::{
 };
 use crate::base::pcr_set::PcrSet;
 
+/// The most handles of one answer: what libtss2's structure holds (TPM2_MAX_CAP_HANDLES).
+const MOST_HANDLES: u32 = 254;
+
+/// What the TPM says of an NV index.
+pub struct NvPublic {
+    /// TPMA_NV (TPM 2.0 Part 2, section 13.4).
+    pub attributes: u32,
+    pub bytes: u16,
+}
+
 impl Esys {
     /// Extends a PCR by a SHA-256 digest. With a session nobody can answer in the TPM's place.
     pub fn pcr_extend(&self, pcr: u8, digest: &Digest, session: Option<&Handle<'_>>) -> Result<(), TpmError> {
@@ -59,30 +69,109 @@ impl Esys {
         Ok(values)
     }
 
-    /// Makes a counter that anyone may read and the owner may raise.
-    pub fn nv_define_counter(&self, index: u32, attributes: u32) -> Result<Handle<'_>, TpmError> {
+    /// Makes an NV index of the owner's, of so many bytes. With a session whoever listens does not learn the owner's password.
+    pub fn nv_define(
+        &self,
+        index: u32,
+        attributes: u32,
+        bytes: u16,
+        session: Option<&Handle<'_>>,
+    ) -> Result<Handle<'_>, TpmError> {
         let (authorization, mut tr) = (buffer(&[])?, NONE);
-        let nv_public =
-            sys::TPMS_NV_PUBLIC { nvIndex: index, nameAlg: SHA256, attributes, authPolicy: buffer(&[])?, dataSize: 8 };
+        let (owner, auth_policy) = (session.map_or(PASSWORD, Handle::tr), buffer(&[])?);
+        let nv_public = sys::TPMS_NV_PUBLIC {
+            nvIndex: index,
+            nameAlg: SHA256,
+            attributes,
+            authPolicy: auth_policy,
+            dataSize: bytes,
+        };
         let public = sys::TPM2B_NV_PUBLIC { size: 0, nvPublic: nv_public };
         command!(
             self,
-            Esys_NV_DefineSpace_Async(OWNER, PASSWORD, NONE, NONE, &authorization, &public),
+            Esys_NV_DefineSpace_Async(OWNER, owner, NONE, NONE, &authorization, &public),
             Esys_NV_DefineSpace_Finish(&mut tr)
         )?;
         Ok(self.resident(tr))
     }
 
-    /// The name of an NV index, computed from what the TPM says of it.
-    pub fn nv_name(&self, index: &Handle<'_>) -> Result<Name, TpmError> {
-        let (mut nv_public, mut name) = (null_mut(), null_mut());
+    /// Removes an NV index, and what is in it.
+    pub fn nv_undefine(&self, index: Handle<'_>, session: Option<&Handle<'_>>) -> Result<(), TpmError> {
+        let owner = session.map_or(PASSWORD, Handle::tr);
         command!(
             self,
-            Esys_NV_ReadPublic_Async(index.tr(), NONE, NONE, NONE),
+            Esys_NV_UndefineSpace_Async(OWNER, index.tr(), owner, NONE, NONE),
+            Esys_NV_UndefineSpace_Finish()
+        )?;
+        // libtss2 has closed its record, which other handles of the same index may share.
+        std::mem::forget(index);
+        Ok(())
+    }
+
+    /// What the TPM says of an NV index, and its name, computed from that. With a session the answer is the TPM's own.
+    pub fn nv_public(&self, index: &Handle<'_>, session: Option<&Handle<'_>>) -> Result<(NvPublic, Name), TpmError> {
+        let (mut nv_public, mut name) = (null_mut(), null_mut());
+        let authentic = session.map_or(NONE, Handle::tr);
+        command!(
+            self,
+            Esys_NV_ReadPublic_Async(index.tr(), authentic, NONE, NONE),
             Esys_NV_ReadPublic_Finish(&mut nv_public, &mut name)
         )?;
-        let (_, name) = (take!(self, "NV_ReadPublic", nv_public)?, take!(self, "NV_ReadPublic", name)?);
-        Name::from_bytes(sized(name.size, &name.name)).ok_or(TpmError::Answer { command: "NV_ReadPublic" })
+        let (public, name) = (take!(self, "NV_ReadPublic", nv_public)?, take!(self, "NV_ReadPublic", name)?);
+        let name =
+            Name::from_bytes(sized(name.size, &name.name)).ok_or(TpmError::Answer { command: "NV_ReadPublic" })?;
+        Ok((NvPublic { attributes: public.nvPublic.attributes, bytes: public.nvPublic.dataSize }, name))
+    }
+
+    /// The NV indices from `first` on, in order, as many as the TPM tells at once; and whether there are more.
+    pub fn nv_indices(&self, first: u32) -> Result<(Vec<u32>, bool), TpmError> {
+        let (mut more, mut data) = (0, null_mut());
+        command!(
+            self,
+            Esys_GetCapability_Async(NONE, NONE, NONE, tss::TPM2_CAP_HANDLES, first, MOST_HANDLES),
+            Esys_GetCapability_Finish(&mut more, &mut data)
+        )?;
+        let data = take!(self, "GetCapability", data)?;
+        // SAFETY: the member of the capability that was asked for; all are plain numbers.
+        let handles = unsafe { data.data.handles };
+        Ok((handles.handle.iter().take(handles.count as usize).copied().collect(), more != 0))
+    }
+
+    /// Writes a part of an NV index of the owner's.
+    pub fn nv_write(
+        &self,
+        index: &Handle<'_>,
+        part: &[u8],
+        offset: u16,
+        session: Option<&Handle<'_>>,
+    ) -> Result<(), TpmError> {
+        let mut data = sys::TPM2B_MAX_NV_BUFFER { size: part.len() as u16, ..Default::default() };
+        data.buffer.get_mut(..part.len()).ok_or(TpmError::TooLong)?.copy_from_slice(part);
+        let owner = session.map_or(PASSWORD, Handle::tr);
+        command!(self, Esys_NV_Write_Async(OWNER, index.tr(), owner, NONE, NONE, &data, offset), Esys_NV_Write_Finish())
+    }
+
+    /// Reads a part of an NV index, by the empty password of the index itself.
+    pub fn nv_read(&self, index: &Handle<'_>, bytes: u16, offset: u16) -> Result<Vec<u8>, TpmError> {
+        let mut data = null_mut();
+        command!(
+            self,
+            Esys_NV_Read_Async(index.tr(), index.tr(), PASSWORD, NONE, NONE, bytes, offset),
+            Esys_NV_Read_Finish(&mut data)
+        )?;
+        let data = take!(self, "NV_Read", data)?;
+        let part = sized(data.size, &data.buffer);
+        if part.len() == usize::from(bytes) { Ok(part.to_vec()) } else { Err(TpmError::Answer { command: "NV_Read" }) }
+    }
+
+    /// From now on nobody reads an NV index until the TPM is reset, if it has READ_STCLEAR.
+    pub fn nv_read_lock(&self, index: &Handle<'_>, session: Option<&Handle<'_>>) -> Result<(), TpmError> {
+        let authorization = session.map_or(PASSWORD, Handle::tr);
+        command!(
+            self,
+            Esys_NV_ReadLock_Async(index.tr(), index.tr(), authorization, NONE, NONE),
+            Esys_NV_ReadLock_Finish()
+        )
     }
 
     /// Raises a counter by one.
@@ -92,14 +181,7 @@ impl Esys {
 
     /// A counter's value.
     pub fn nv_read_counter(&self, counter: &Handle<'_>) -> Result<u64, TpmError> {
-        let mut data = null_mut();
-        command!(
-            self,
-            Esys_NV_Read_Async(counter.tr(), counter.tr(), PASSWORD, NONE, NONE, 8, 0),
-            Esys_NV_Read_Finish(&mut data)
-        )?;
-        let data = take!(self, "NV_Read", data)?;
-        let bytes = sized(data.size, &data.buffer).try_into();
+        let bytes = self.nv_read(counter, 8, 0)?.try_into();
         Ok(u64::from_be_bytes(bytes.map_err(|_| TpmError::Answer { command: "NV_Read" })?))
     }
 

@@ -5,6 +5,7 @@ mod memory;
 mod policy;
 
 pub use keys::Created;
+pub use memory::NvPublic;
 pub use policy::SessionKind;
 
 /// Takes what libtss2 has allocated.

@@ -45,6 +45,27 @@ fn a_key_without_known_place_is_unproven() {
 }
 
 #[test]
+fn a_machine_with_one_disk_has_its_key_apart_in_a_chip() {
+    use crate::base::key::{Location, Place};
+    let host = MadeUp::host();
+    let key = |at| [Place { what: "sealed keys".into(), at, opens: true }];
+    let chip = key(Location::Chip { name: "the TPM (IFX)".into() });
+    assert_eq!(
+        host.check_among("/dev/sda2", &chip, &Surroundings::default()).to_string(),
+        "volume  /dev/sda2\n  \
+           partition sda2 -> disk sda (WWN 5000aa)\n\
+         sealed keys  the TPM (IFX)\n  \
+           the TPM (IFX)\n\
+         apart: no place of the key is on the volume's disk sda (WWN 5000aa); all are on the TPM (IFX)"
+    );
+    let program = key(Location::Elsewhere { name: "the TPM (IBM)".into(), why: "it is a virtual one".into() });
+    assert_eq!(
+        host.check_among("/dev/sda2", &program, &Surroundings::default()).verdict.to_string(),
+        "unproven: sealed keys in the TPM (IBM): it is a virtual one"
+    );
+}
+
+#[test]
 fn a_volume_in_a_file_is_on_the_disk_of_its_file_system() {
     let host = MadeUp::host().with_stack("loop0", "7:0", &[("loop/backing_file", "/srv/volume.img")], &[]);
     for volume in ["/dev/loop0", "/srv/volume.img"] {
