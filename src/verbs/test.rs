@@ -170,7 +170,7 @@ fn mounted_first(config: &Config, reference: &KeyReference) -> Result<String, Er
         }
     }
     Ok(if needed.is_empty() {
-        "everything that it needs is on the root file system or in the network".to_owned()
+        "everything that it needs is on the root file system, in the TPM or in the network".to_owned()
     } else {
         needed.join("; ")
     })

@@ -5,6 +5,7 @@ use std::fmt;
 use tss_esapi::constants::tss;
 
 use super::{Tpm, TpmError};
+use crate::base::key::Location;
 
 /// Those whose TPMs are programs: libtpms, Hyper-V and Azure, Google, Amazon, VMware (TCG Vendor ID Registry). Their state is a
 /// file, and nothing here tells where that rests. Microsoft's Pluton has the name of the second, too: it cannot be told apart.
@@ -23,8 +24,18 @@ impl Vendor {
     }
 
     /// Whether its TPMs are programs.
-    pub fn is_virtual(&self) -> bool {
+    fn is_virtual(&self) -> bool {
         VIRTUAL.contains(&&*self.0)
+    }
+
+    /// Where what is in such a TPM rests: in a chip, if it is one.
+    pub fn location(&self) -> Location {
+        let name = format!("the TPM ({self})");
+        if !self.is_virtual() {
+            return Location::Chip { name };
+        }
+        let why = format!("a TPM of {self} is a virtual one; its memory is a file of whoever runs this machine");
+        Location::Elsewhere { name, why }
     }
 }
 
@@ -49,10 +60,10 @@ mod tests {
     fn a_program_is_no_chip() {
         let of = |name: &[u8; 4]| Vendor::of(u32::from_be_bytes(*name));
         for name in [b"IBM ", b"IBM\0", b"MSFT", b"GOOG", b"AMZN", b"VMW "] {
-            assert!(of(name).is_virtual(), "{}", of(name));
+            assert!(matches!(of(name).location(), Location::Elsewhere { .. }), "{}", of(name));
         }
         for name in [b"IFX\0", b"INTC", b"AMD\0", b"NTC\0", b"STM ", b"QCOM"] {
-            assert!(!of(name).is_virtual(), "{}", of(name));
+            assert!(matches!(of(name).location(), Location::Chip { .. }), "{}", of(name));
         }
         assert_eq!(of(b"I\x1b[m").to_string(), "I [m");
     }

@@ -1,6 +1,6 @@
 //! What can go wrong with keys in a TPM.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, path::PathBuf};
 
 use crate::{
     base::{advice::Advice, exit::Exit},
@@ -31,6 +31,9 @@ pub enum NvError {
     /// Nobody reads it any more in this boot.
     #[error("the keys in the TPM's NV memory are locked until the next reset: a boot has locked them at its end")]
     ReadLocked,
+    /// Another program of this host changes it, and does not come to an end.
+    #[error("another program of this host changes the keys in the TPM; it holds {}", .lock.display())]
+    Busy { lock: PathBuf },
     /// The TPM lets only its owner write.
     #[error("the owner's password of this TPM is {}", if *.given { "wrong" } else { "needed to write to it" })]
     OwnerPassword {
@@ -51,7 +54,7 @@ impl From<TpmError> for StoreError {
 impl Advice for NvError {
     fn exit(&self) -> Exit {
         match self {
-            Self::TooLong { .. } | Self::Full { .. } | Self::ReadLocked => Exit::StoreUnavailable,
+            Self::TooLong { .. } | Self::Full { .. } | Self::ReadLocked | Self::Busy { .. } => Exit::StoreUnavailable,
             Self::OwnerPassword { .. } => Exit::PermissionDenied,
             Self::Tpm(error) => error.exit(),
         }
@@ -68,6 +71,7 @@ impl Advice for NvError {
             Self::ReadLocked => {
                 "to change keys, set read_lock = false in the store's section, rebuild the initramfs, and reboot"
             }
+            Self::Busy { .. } => "run the command again when that program has ended ('fuser' shows it)",
             Self::OwnerPassword { .. } => {
                 "name a file with the password as 'owner_password' in the store's section; reading needs none"
             }

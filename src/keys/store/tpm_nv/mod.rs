@@ -20,12 +20,12 @@ use self::{
 };
 use super::{Access, ContainerKeys, Current, Facts, HostKeys, KeyStore, Kind, StoreError, StoreType, Stored};
 use crate::{
-    base::key::{Epoch, HostName, KeyId, Location, MalformedSealedKey, Place, SealedKey, StoreName},
+    base::key::{Epoch, HostName, KeyId, MalformedSealedKey, Place, SealedKey, StoreName},
     config::{ConfigError, ConfigPath, Section, StoreConfig, TpmConfig},
     keys::{
         net::Caller,
         seal::identities,
-        tpm::{self, IdentityFile, Name, NvMemory, Tpm, Vendor},
+        tpm::{self, IdentityFile, Name, NvMemory, Tpm},
     },
 };
 
@@ -259,16 +259,6 @@ fn claimed_host(key: &SealedKey) -> Option<HostName> {
     key.protected_header().ok()?.get("cryptattach")?.get("host")?.as_str()?.parse().ok()
 }
 
-/// Where the values are: in a chip, if it is one.
-fn location(vendor: &Vendor) -> Location {
-    let name = format!("the TPM ({vendor})");
-    if !vendor.is_virtual() {
-        return Location::Chip { name };
-    }
-    let why = format!("a TPM of {vendor} is a virtual one; its memory is a file of whoever runs this machine");
-    Location::Elsewhere { name, why }
-}
-
 impl KeyStore for TpmNv {
     fn get(&self, id: &KeyId) -> Result<Stored, StoreError> {
         self.read(|values| self.key(values, id)).map(Stored::Sealed)
@@ -300,7 +290,7 @@ impl KeyStore for TpmNv {
 
     fn places(&self, _: &KeyId) -> Result<Vec<Place>, StoreError> {
         let vendor = Tpm::open(&self.tpm)?.vendor()?;
-        Ok(vec![Place { what: "sealed keys".to_owned(), at: location(&vendor), opens: true }])
+        Ok(vec![Place { what: "sealed keys".to_owned(), at: vendor.location(), opens: true }])
     }
 
     fn container_keys(&self) -> Option<&dyn ContainerKeys> {

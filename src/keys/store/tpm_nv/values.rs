@@ -10,9 +10,9 @@
 //! What a kill leaves, the next writer removes. Writers of this host take turns; readers wait for nobody.
 
 use std::{
+    cell::Cell,
     collections::BTreeSet,
     fs::{self, OpenOptions},
-    io,
     ops::RangeInclusive,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -42,9 +42,9 @@ const NUMBERS: RangeInclusive<u32> = 0x0180_CA80..=0x0180_CAFF;
 pub(super) const AT: &str = "the TPM's NV memory";
 /// Where writers of this host lock a TPM, each a file.
 const LOCKS: &str = "/run/cryptattach";
-/// A whole rotation is many writes, each of which locks for itself.
-const MOST_PATIENCE: Duration = Duration::from_secs(30);
-/// How often a reader looks again for what was replaced meanwhile.
+/// How long the workers of a rotation wait for each other: each change locks for itself, and takes a chip a second.
+const MOST_PATIENCE: Duration = Duration::from_secs(60);
+/// How often a reader looks again for what was changed meanwhile.
 const TRIES: usize = 5;
 
 /// The values in a TPM.
@@ -52,6 +52,8 @@ pub struct Values<'t> {
     memory: NvMemory<'t>,
     /// What writers lock.
     lock: PathBuf,
+    /// It is locked by its own writer.
+    is_writing: Cell<bool>,
 }
 
 /// What is at an index of ours.
@@ -86,7 +88,7 @@ impl State {
 
 /// What stands at an index under a name.
 pub struct Found {
-    index: NvIndex,
+    number: u32,
     value: Result<Value, MalformedSealedKey>,
     /// What says nothing of it is earlier than anything that does.
     generation: Option<u64>,
@@ -107,7 +109,7 @@ impl<'t> Values<'t> {
     /// The values in the NV memory of the TPM that is reached so.
     pub fn of(memory: NvMemory<'t>, tcti: &str) -> Self {
         let letters = tcti.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
-        Self { memory, lock: Path::new(LOCKS).join(format!("tpm-nv-{letters}.lock")) }
+        Self { memory, lock: Path::new(LOCKS).join(format!("tpm-nv-{letters}.lock")), is_writing: Cell::default() }
     }
 
     /// The most bytes of a value.
@@ -115,11 +117,30 @@ impl<'t> Values<'t> {
         self.memory.largest().into()
     }
 
-    /// The indices of our range, whosever they are.
+    /// Reads the indices of our range, whosever they are, while nothing changes there. What a writer of this host does is waited
+    /// for: a key that is being replaced must not look as if it were gone.
+    fn settled<T>(&self, read: impl Fn(Vec<NvIndex>) -> Result<Option<T>, StoreError>) -> Result<T, StoreError> {
+        let mut turn = None;
+        for _ in 0..TRIES {
+            let numbers = self.memory.numbers(&NUMBERS)?;
+            let looked = numbers.iter().map(|number| self.memory.look(*number, HEAD_BYTES));
+            if let Some(indices) = looked.collect::<Result<Option<Vec<_>>, _>>()?
+                && let Some(found) = read(indices)?
+                && self.memory.numbers(&NUMBERS)? == numbers
+            {
+                return Ok(found);
+            }
+            if turn.is_none() && !self.is_writing.get() {
+                turn = lock(&self.lock, FlockArg::LockSharedNonblock, MOST_PATIENCE).ok();
+            }
+        }
+        let what = "its keys are being changed all the time".to_owned();
+        Err(StoreError::Answer { action: "read from", at: AT.to_owned(), what })
+    }
+
+    /// The indices of our range.
     fn indices(&self) -> Result<Vec<NvIndex>, StoreError> {
-        let numbers = self.memory.numbers(&NUMBERS)?;
-        let indices = numbers.into_iter().map(|number| self.memory.look(number, HEAD_BYTES));
-        Ok(indices.filter_map(Result::transpose).collect::<Result<_, _>>()?)
+        self.settled(|indices| Ok(Some(indices)))
     }
 
     /// The names of all values, each once, in order.
@@ -149,33 +170,25 @@ impl<'t> Values<'t> {
         Ok(usage)
     }
 
-    /// The latest value of a name. A reader that comes while it is replaced looks again.
+    /// The latest value of a name.
     pub fn get(&self, label: Label) -> Result<Option<Found>, StoreError> {
-        for _ in 0..TRIES {
-            if let Some(mut found) = self.all(label)? {
-                return Ok(found.pop());
+        let all = self.settled(|indices| {
+            let mut all = Vec::new();
+            for index in indices {
+                if State::of(&index)? == State::Whole(label) {
+                    let Some(bytes) = self.memory.read(&index)? else { return Ok(None) };
+                    all.push(Found::read(index.number(), &bytes));
+                }
             }
-        }
-        let what = "the key is being replaced all the time".to_owned();
-        Err(StoreError::Answer { action: "read from", at: AT.to_owned(), what })
-    }
-
-    /// The values of a name, the latest last; `None` if one went away meanwhile.
-    fn all(&self, label: Label) -> Result<Option<Vec<Found>>, StoreError> {
-        let mut found = Vec::new();
-        for index in self.indices()? {
-            if State::of(&index)? == State::Whole(label) {
-                let Some(bytes) = self.memory.read(&index)? else { return Ok(None) };
-                found.push(Found::read(index, &bytes));
-            }
-        }
-        found.sort_by_key(|found| found.generation);
-        Ok(Some(found))
+            Ok(Some(all))
+        })?;
+        Ok(all.into_iter().max_by_key(|found| found.generation))
     }
 
     /// Whoever may write, once no other program of this host writes. What killed writers have left is removed first.
     pub fn writer(&self, password: Option<&SecretBytes>, root: Option<Name>) -> Result<Writer<'_, 't>, StoreError> {
-        let lock = lock(&self.lock, MOST_PATIENCE)?;
+        let lock = lock(&self.lock, FlockArg::LockExclusiveNonblock, MOST_PATIENCE)?;
+        self.is_writing.set(true);
         let owner = self.memory.owner(password, root)?;
         let writer = Writer { values: self, owner, has_password: password.is_some(), _lock: lock };
         writer.tidy()?;
@@ -192,10 +205,10 @@ impl<'t> Values<'t> {
 }
 
 impl Found {
-    fn read(index: NvIndex, bytes: &[u8]) -> Self {
+    fn read(number: u32, bytes: &[u8]) -> Self {
         let value = Value::unpack(bytes);
         let generation = value.as_ref().ok().and_then(|value| value.generation().ok());
-        Self { index, value, generation }
+        Self { number, value, generation }
     }
 
     /// What was stored, as JSON.
@@ -213,7 +226,7 @@ impl Found {
 
     /// What stands here is not what should.
     pub fn malformed(&self, source: MalformedSealedKey) -> StoreError {
-        StoreError::Malformed { what: named(self.index.number()), source }
+        StoreError::Malformed { what: named(self.number), source }
     }
 }
 
@@ -237,7 +250,9 @@ impl Writer<'_, '_> {
             return Ok(false);
         }
         let packed = self.packed(value)?;
-        let largest = self.values.indices()?.iter().map(NvIndex::bytes).chain([packed.len() as u16]).max();
+        let indices = self.values.indices()?;
+        let ours = indices.iter().filter(|index| index.is_ours()).map(NvIndex::bytes);
+        let largest = ours.chain([packed.len() as u16]).max();
         let Some(made) = self.define(packed.len() as u16)? else { return Err(self.full(&packed, true)?) };
         match self.define(largest.unwrap_or_default())? {
             Some(spare) => self.undefine(spare)?,
@@ -283,7 +298,7 @@ impl Writer<'_, '_> {
                 }
                 State::Whole(label) if !seen.insert(label) => {
                     let latest = self.values.get(label)?;
-                    self.remove_but(label, latest.map(|latest| latest.index.number()))?;
+                    self.remove_but(label, latest.map(|latest| latest.number))?;
                 }
                 State::Whole(_) | State::Foreign => {}
             }
@@ -341,8 +356,8 @@ impl Writer<'_, '_> {
     }
 }
 
-/// Waits until no other program of this host writes, but not for ever.
-fn lock(path: &Path, patience: Duration) -> Result<Flock<fs::File>, StoreError> {
+/// Waits for a turn, but not for ever.
+fn lock(path: &Path, how: FlockArg, patience: Duration) -> Result<Flock<fs::File>, StoreError> {
     let failed = |source| StoreError::Io { action: "lock", path: path.to_owned(), source };
     let folder = path.parent().unwrap_or(Path::new("/run"));
     fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed)?;
@@ -350,10 +365,10 @@ fn lock(path: &Path, patience: Duration) -> Result<Flock<fs::File>, StoreError> 
         OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
     let deadline = Instant::now() + patience;
     loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        match Flock::lock(file, how) {
             Ok(lock) => return Ok(lock),
             Err((same, Errno::EWOULDBLOCK)) if Instant::now() < deadline => file = same,
-            Err((_, Errno::EWOULDBLOCK)) => return Err(failed(io::ErrorKind::TimedOut.into())),
+            Err((_, Errno::EWOULDBLOCK)) => return Err(NvError::Busy { lock: path.to_owned() }.into()),
             Err((_, errno)) => return Err(failed(errno.into())),
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -368,10 +383,14 @@ mod tests {
     fn writers_take_turns_and_none_waits_for_ever() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run/lock");
-        let first = lock(&path, Duration::ZERO).unwrap();
-        let late = lock(&path, Duration::from_millis(50)).unwrap_err();
-        assert!(matches!(late, StoreError::Io { action: "lock", .. }), "{late:?}");
+        let (writer, reader) = (FlockArg::LockExclusiveNonblock, FlockArg::LockSharedNonblock);
+        let first = lock(&path, writer, Duration::ZERO).unwrap();
+        for how in [writer, reader] {
+            let late = lock(&path, how, Duration::from_millis(50)).unwrap_err();
+            assert!(matches!(late, StoreError::Nv(NvError::Busy { .. })), "{late:?}");
+        }
         drop(first);
-        lock(&path, Duration::ZERO).unwrap();
+        let _readers = [(); 2].map(|()| lock(&path, reader, Duration::ZERO).unwrap());
+        lock(&path, writer, Duration::ZERO).unwrap_err();
     }
 }
