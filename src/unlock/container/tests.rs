@@ -79,7 +79,8 @@ fn a_host_seals_under_no_earlier_and_no_other_container_key_than_it_has_seen() {
     let before = ContainerKey::random(&site.name, None).unwrap();
     let planted = ContainerKey::random(&site.name, Some(&before)).unwrap();
     assert_eq!(planted.epoch(), second.epoch);
-    site.store.lie(format!("kek/{}", second.epoch), planted.seal_to(container.key_recipients().unwrap(), 0).unwrap());
+    site.store
+        .lie(format!("kek/{}", second.epoch), planted.seal_to(container.key_recipients(&planted).unwrap(), 0).unwrap());
     let refused = container.keep_object(object()).err();
     assert!(matches!(refused, Some(Error::Trust(TrustError::Another { .. }))), "{refused:?}");
     site.store.be_honest(format!("kek/{}", second.epoch));

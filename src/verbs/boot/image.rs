@@ -164,7 +164,7 @@ impl Image {
     ) -> Result<(), Error> {
         // What logs in to Barbican is given keys that open volumes.
         let kind = store::kind(store)?;
-        let releases = kind.may_keep_unsealed_keys() && store.sealing.owner.is_none();
+        let releases = kind.may_keep_unsealed_keys() && !store.sealing.seals();
         for file in kind.files()? {
             let is_secret = releases && !is_public(&file);
             self.secret_or_file(config, &file, is_secret, "a log-in there releases unsealed keys", planned)?;
