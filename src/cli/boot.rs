@@ -3,7 +3,6 @@
 use std::{
     io::{self, Write},
     path::PathBuf,
-    process::ExitCode,
 };
 
 use clap::Args;
@@ -50,7 +49,7 @@ impl Boot {
         !(self.needs_network || self.image_parts || self.finish)
     }
 
-    pub(super) fn run(&self, global: &Global, reports: Reports) -> Result<ExitCode, Error> {
+    pub(super) fn run(&self, global: &Global, reports: Reports) -> Result<u8, Error> {
         let config = global.config()?;
         let read = |path: &PathBuf| crypttab::text(path).map_err(Error::io(format!("read {}", path.display())));
         let crypttab = self.crypttab.as_ref().map(read).transpose();
@@ -60,7 +59,7 @@ impl Boot {
         let crypttab = crypttab?;
         let crypttab = crypttab.as_deref();
         if self.needs_network {
-            return Ok(ExitCode::from(u8::from(!image::needs_network(&config, crypttab)?)));
+            return Ok(u8::from(!image::needs_network(&config, crypttab)?));
         }
         if self.image_parts {
             let image = image::image(&config, crypttab)?;
@@ -69,15 +68,15 @@ impl Boot {
             }
             let mut out = io::stdout().lock();
             let written = image.parts.iter().try_for_each(|part| writeln!(out, "{part}"));
-            return written.map(|()| ExitCode::SUCCESS).map_err(Error::io("write to standard output"));
+            return written.map(|()| 0).map_err(Error::io("write to standard output"));
         }
         if self.finish {
-            return boot::finish(&config).map(|()| ExitCode::SUCCESS);
+            return boot::finish(&config).map(|()| 0);
         }
         match boot::boot(config, crypttab, reports) {
             // It has been told, volume by volume.
             Err(error @ Error::Boot(BootError::Unfinished(_))) => Ok(failure::exit(&error).into()),
-            booted => booted.map(|()| ExitCode::SUCCESS),
+            booted => booted.map(|()| 0),
         }
     }
 }

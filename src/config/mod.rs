@@ -228,6 +228,9 @@ pub enum ConfigError {
         /// "names the leaf 't4', but there is no [leaves.t4]", ...
         why: String,
     },
+    /// A leaf is not configured.
+    #[error("the configuration {} has no [leaves.{name}]", .path.display())]
+    UnknownLeaf { name: LeafName, path: PathBuf },
     /// A volume is not configured.
     #[error("the configuration {} has no volume '{name}'", .path.display())]
     UnknownVolume { name: MappingName, path: PathBuf },
@@ -272,6 +275,7 @@ impl Advice for ConfigError {
             | Self::UnknownStore { .. }
             | Self::Store { .. }
             | Self::Leaf { .. }
+            | Self::UnknownLeaf { .. }
             | Self::NoDefaultStore(_)
             | Self::Owner { .. }
             | Self::Escrow { .. }
@@ -334,6 +338,11 @@ impl Config {
             config.state = own_state().map_or(config.state, ConfigPath::from);
         }
         Ok(config)
+    }
+
+    /// The leaf of that name.
+    pub fn leaf(&self, name: &LeafName) -> Result<&LeafConfig, ConfigError> {
+        self.leaves.get(name).ok_or_else(|| ConfigError::UnknownLeaf { name: name.clone(), path: self.path.clone() })
     }
 
     /// The volume of that name.

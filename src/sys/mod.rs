@@ -9,6 +9,7 @@ pub mod kernel_keyring;
 pub mod loop_device;
 pub mod memory;
 pub mod mounts;
+pub mod process;
 pub mod state;
 pub mod sysfs;
 pub mod systemd;

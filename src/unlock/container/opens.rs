@@ -1,14 +1,11 @@
 //! What may open a container: its policy, as recipients of the container key, as what is asked to open it, and as places.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Container;
 use crate::{
-    base::key::{ContainerKeyId, Location, Place},
-    config::{ConfigError, LeafName, Network, Policy, Sealing},
+    base::key::{Location, Place},
+    config::{Config, ConfigError, LeafName, Network, Policy, Sealing, StoreConfig},
     keys::{
         seal::{
             self, ContainerKey, Identities, Identity, Node, Recipient, Shape, Threshold, Told,
@@ -28,22 +25,26 @@ fn leaves_of(sealing: &Sealing, network: Network) -> Result<Leaves, ConfigError>
 }
 
 /// The servers that may have to be asked before a container opens: none if what this host has opens it without them.
-pub fn servers_to_open(sealing: &Sealing, network: Network, state: &Path) -> Result<Vec<Server>, Error> {
-    let leaves = leaves_of(sealing, network)?;
+/// `is_host`: the host is admitted, and its lockbox is open.
+pub fn servers_to_open(config: &Config, store: &StoreConfig, is_host: bool) -> Result<Vec<Server>, Error> {
+    let StoreConfig { sealing, network, .. } = store;
+    let leaves = leaves_of(sealing, *network)?;
     let servers: Vec<_> = leaves.iter().flat_map(|(_, leaf)| leaf.servers()).collect();
     if servers.is_empty() {
         return Ok(servers);
     }
-    let identities = Identities::read(&sealing.identities, &sealing.tpm)?;
+    // What cannot be read opens nothing.
+    let identities = Identities::read(&sealing.identities, &sealing.tpm).unwrap_or_default();
     let opens = |shapes: Vec<Shape>| shapes.iter().any(|shape| identities.has(shape));
     let passes = |name: &LeafName| {
         let of = match name.as_str() {
+            LeafName::HOSTS if is_host => return true,
             LeafName::OWNER => seal::recipients(&sealing.owner),
             LeafName::ESCROW => seal::recipients(&sealing.escrow),
             LeafName::HOSTS => seal::recipients(&sealing.hosts),
             _ => match leaves.iter().find(|(leaf, _)| leaf == name) {
                 // What it would take to ask is what is judged.
-                Some((_, leaf)) if leaf.servers().is_empty() => leaf.recipients(state),
+                Some((_, leaf)) if leaf.servers().is_empty() => leaf.recipients(&config.state),
                 _ => return false,
             },
         };
@@ -94,11 +95,15 @@ impl Container {
         &self.sealing.policy
     }
 
-    /// The last container key that was opened here, and what each part of its policy said.
-    pub fn told(&self) -> Option<(ContainerKeyId, Told)> {
+    /// What each part of the policy said of the last container key that was opened here.
+    pub fn told(&self) -> Option<Told> {
         let opened = self.opened.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let told = opened.iter().rev().find_map(|(epoch, key)| Some((*epoch, key.told()?.clone())));
-        told.map(|(epoch, told)| (self.key_id(epoch), told))
+        opened.values().rev().find_map(|key| key.told().cloned())
+    }
+
+    /// Whether a container key could be sealed by the policy now: all public keys are at hand.
+    pub fn can_be_sealed(&self) -> Result<(), Error> {
+        self.key_recipients(&ContainerKey::random(&self.name, None)?).map(drop)
     }
 
     /// Whom a container key is sealed to.

@@ -121,7 +121,10 @@ fn needs_network_for(config: &Config, stores: &BTreeSet<StoreName>) -> Result<bo
         return Ok(false);
     }
     for name in stores.iter().chain(config.lockbox.as_ref().map(|lockbox| &lockbox.store)) {
-        if !store::kind(config.store(name)?)?.servers()?.is_empty() {
+        let store = config.store(name)?;
+        if !store::kind(store)?.servers()?.is_empty()
+            || !unlock::container::servers_to_open(config, store, false)?.is_empty()
+        {
             return Ok(true);
         }
     }

@@ -43,7 +43,7 @@ fn no_key_and_no_pin_of_a_whole_boot_is_heard_on_the_bus() {
     // What the administrator has of the same secrets.
     let config = Config::read(stage.keys("cryptattach.toml").as_ref()).unwrap();
     let sealed = fs::read(stage.keys(&format!("cinder/host/{}.jwe", host.name()))).unwrap();
-    let escrow = Identities::read(&[IdentitySpec::from(stage.keys("escrow.key"))], &config.tpm).unwrap();
+    let escrow = Identities::read(&[IdentitySpec::of("", stage.keys("escrow.key"))], &config.tpm).unwrap();
     let sealed = SealedKey::from_json(&sealed).unwrap();
     let lockbox_key = LockboxKey::open(&sealed, &escrow, &host.name().parse().unwrap()).unwrap();
     let key: KeyReference = entry["key"].as_str().unwrap().parse().unwrap();
