@@ -22,9 +22,9 @@ pub fn pin(
         return Err(Error::Usage(format!("the leaf '{name}' asks no server, so it has nothing to pin")));
     };
     let expected = pinned.thumbprint().map_err(SealError::from)?;
-    let fetched = pinned.fetch().map_err(SealError::from)?;
-    let chosen = choose(&fetched.advertisement, expected.as_deref())?;
-    pinned.keep(fetched, &chosen).map_err(SealError::from)?;
+    let advertisement = pinned.fetch().map_err(SealError::from)?;
+    let chosen = choose(&advertisement, expected.as_deref())?;
+    pinned.keep(&advertisement, &chosen).map_err(SealError::from)?;
     audit::done(config, &Event { action: "leaf pin", key: Some(name.to_string()), ..Event::default() });
     Ok(chosen)
 }

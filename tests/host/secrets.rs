@@ -26,7 +26,8 @@ fn volume_key(site: &Site, reference: &str) -> Vec<u8> {
     let sealed = SealedKey::from_json(&fs::read(site.sealed(reference)).unwrap()).unwrap();
     let (store, key) = reference.split_once('/').unwrap();
     let expected = Expected { key_id: key.parse().unwrap(), container: store.parse().unwrap(), volume: For::Any };
-    let owner = Identities::read(&[IdentitySpec::of("", site.keys("cinder.owner.key"))], &TpmConfig::default()).unwrap();
+    let owner =
+        Identities::read(&[IdentitySpec::of("", site.keys("cinder.owner.key"))], &TpmConfig::default()).unwrap();
     let kek = SealedKey::from_json(&fs::read(site.keys("cinder/kek/1.jwe")).unwrap()).unwrap();
     let id = ContainerKeyId { container: store.parse().unwrap(), epoch: Epoch::FIRST };
     let kek = ContainerKey::open(&kek, &owner, &id).unwrap();

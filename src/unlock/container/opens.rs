@@ -175,11 +175,12 @@ impl Container {
         let Sealing { owner, escrow, hosts, .. } = &self.sealing;
         let built_in =
             [(LeafName::OWNER, owner.as_slice()), (LeafName::ESCROW, escrow.as_slice()), (LeafName::HOSTS, hosts)];
-        let built_in = built_in.into_iter().map(|(name, files)| (name.to_owned(), seal::recipients(files)));
+        let built_in = built_in.into_iter().filter(|(name, _)| self.sealing.policy.names(name));
+        let built_in = built_in.map(|(name, files)| (name.to_owned(), seal::recipients(files)));
         let of_leaves = leaves.iter().filter(|(_, leaf)| leaf.servers().is_empty());
         let of_leaves = of_leaves.map(|(name, leaf)| (name.to_string(), leaf.recipients(&self.state)));
         let mut names = BTreeMap::new();
-        for (name, recipients) in built_in.chain(of_leaves) {
+        for (name, recipients) in of_leaves.chain(built_in) {
             for recipient in recipients.into_iter().flatten() {
                 if let Shape::Key(kid) = recipient.shape() {
                     names.entry(kid).or_insert_with(|| name.clone());

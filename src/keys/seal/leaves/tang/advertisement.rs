@@ -19,53 +19,78 @@ const MOST_KEYS: usize = 64;
 pub struct Advertisement {
     /// The thumbprints of its signing keys, SHA-256.
     pub signers: Vec<String>,
-    /// The same by SHA-1, as older servers print it.
-    older: Vec<String>,
+    /// Its signing keys, their required members.
+    keys: Vec<Value>,
     /// The key to seal to.
     exchange: Value,
+    jws: Value,
 }
 
 impl Advertisement {
     /// Checks the signatures. The error says what is wrong, after "the advertisement".
-    pub fn of(jws: &Value) -> Result<Self, String> {
-        let payload = jws.get("payload").and_then(Value::as_str).ok_or("has no payload")?;
-        let keys: Value = decode(payload).and_then(|json| serde_json::from_slice(&json).ok()).ok_or("is not JSON")?;
-        let keys = keys.get("keys").and_then(Value::as_array).ok_or("has no keys")?;
-        if keys.len() > MOST_KEYS {
+    pub fn of(jws: Value) -> Result<Self, String> {
+        let (payload, signatures) = parts(&jws).ok_or("has no payload")?;
+        let set: Value = decode(payload).and_then(|json| serde_json::from_slice(&json).ok()).ok_or("is not JSON")?;
+        let set = set.get("keys").and_then(Value::as_array).ok_or("has no keys")?;
+        if set.len() > MOST_KEYS || signatures.len() > MOST_KEYS {
             return Err(format!("has more than {MOST_KEYS} keys"));
         }
-        let keys: Vec<_> = keys.iter().filter_map(Value::as_object).collect();
-        let alone = [jws.clone()];
-        let signatures = jws.get("signatures").and_then(Value::as_array).map_or(&alone[..], Vec::as_slice);
-        let (mut signers, mut older) = (Vec::new(), Vec::new());
-        for key in keys.iter().filter(|key| is_for(key, "verify")) {
+        let set: Vec<_> = set.iter().filter_map(Value::as_object).collect();
+        let (mut signers, mut keys) = (Vec::new(), Vec::new());
+        for key in set.iter().filter(|key| is_for(key, "verify")) {
             let point = Point::of_jwk(key).map_err(|why| format!("has a signing key that {why}"))?;
             let jwk = point.jwk().map_err(|error| error.to_string())?;
             let thumbprint = jwk::thumbprint(&jwk);
-            if !signatures.iter().take(MOST_KEYS).any(|signature| has_signed(&point, signature, payload)) {
+            if !signatures.iter().any(|signature| has_signed(&point, signature, payload)) {
                 return Err(format!("is not signed by its key {thumbprint}"));
             }
             signers.push(thumbprint);
-            let sha1 = hash(MessageDigest::sha1(), jwk.to_string().as_bytes()).map_err(|error| error.to_string())?;
-            older.push(Base64UrlUnpadded::encode_string(&sha1));
+            keys.push(jwk);
         }
         if signers.is_empty() {
             return Err("has no signing key".to_owned());
         }
-        let exchange = keys.iter().find(|key| is_for(key, "deriveKey")).ok_or("has no exchange key")?;
+        let exchange = set.iter().find(|key| is_for(key, "deriveKey")).ok_or("has no exchange key")?;
         let exchange = Point::of_jwk(exchange).map_err(|why| format!("has an exchange key that {why}"))?;
-        Ok(Self { signers, older, exchange: exchange.jwk().map_err(|error| error.to_string())? })
+        let exchange = exchange.jwk().map_err(|error| error.to_string())?;
+        Ok(Self { signers, keys, exchange, jws })
     }
 
-    /// Whether a signing key of this thumbprint, SHA-256 or SHA-1, has signed it.
-    pub fn is_signed_by(&self, thumbprint: &str) -> bool {
-        self.signers.iter().chain(&self.older).any(|signer| signer == thumbprint)
+    /// The signing key of this thumbprint, SHA-256 or SHA-1.
+    pub fn signer(&self, thumbprint: &str) -> Option<&Value> {
+        self.keys.iter().find(|key| is_called(key, thumbprint))
+    }
+
+    /// Whether this key has signed it: a server signs with a key that was rotated away, too, if it is asked for that.
+    pub fn is_signed_with(&self, key: &Value) -> bool {
+        let point = key.as_object().and_then(|key| Point::of_jwk(key).ok());
+        point.zip(parts(&self.jws)).is_some_and(|(point, (payload, signatures))| {
+            signatures.iter().any(|signature| has_signed(&point, signature, payload))
+        })
     }
 
     /// The key to seal to, its required members.
     pub fn exchange(&self) -> &Value {
         &self.exchange
     }
+
+    /// As the server gave it.
+    pub fn jws(&self) -> &Value {
+        &self.jws
+    }
+}
+
+/// Whether a key has this thumbprint, SHA-256 or SHA-1, as older servers print it.
+pub fn is_called(key: &Value, thumbprint: &str) -> bool {
+    let sha1 = || hash(MessageDigest::sha1(), key.to_string().as_bytes()).ok();
+    jwk::thumbprint(key) == thumbprint
+        || sha1().is_some_and(|sha1| Base64UrlUnpadded::encode_string(&sha1) == thumbprint)
+}
+
+/// The payload and the signatures, of which the flattened form has one.
+fn parts(jws: &Value) -> Option<(&str, &[Value])> {
+    let signatures = jws.get("signatures").and_then(Value::as_array);
+    Some((jws.get("payload")?.as_str()?, signatures.map_or(std::slice::from_ref(jws), Vec::as_slice)))
 }
 
 fn decode(text: &str) -> Option<Vec<u8>> {

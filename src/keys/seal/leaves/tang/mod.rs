@@ -23,6 +23,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Value, json};
 
 pub use advertisement::Advertisement;
+use advertisement::is_called;
 
 use super::{Kind, LeafError, text, unwrap};
 use crate::{
@@ -297,13 +298,9 @@ pub struct Pinned {
 #[derive(Serialize, Deserialize)]
 struct Remembered {
     thumbprint: String,
+    /// The signing key of that thumbprint. Once the server's keys were rotated, the advertisement does not have it any more.
+    signer: Value,
     advertisement: Value,
-}
-
-/// What a server advertises now.
-pub struct Fetched {
-    pub advertisement: Advertisement,
-    jws: Value,
 }
 
 impl Pinned {
@@ -313,7 +310,7 @@ impl Pinned {
     }
 
     /// Asks the server for its advertisement; who has signed it is for the caller to judge.
-    pub fn fetch(&self) -> Result<Fetched, LeafError> {
+    pub fn fetch(&self) -> Result<Advertisement, LeafError> {
         // With a thumbprint the server signs with that key, too, if it was rotated away.
         let thumbprint = self.thumbprint()?;
         let segments: Vec<_> = ["adv"].into_iter().chain(thumbprint.as_deref()).collect();
@@ -330,27 +327,28 @@ impl Pinned {
             return Err(LeafError::Answer { url, what: format!("answers {}", answer.status) });
         }
         let jws = json_of(&answer).ok_or(LeafError::Answer { url, what: "answers with no JSON".to_owned() })?;
-        Ok(Fetched { advertisement: Advertisement::of(&jws).map_err(|why| self.refusal(why))?, jws })
+        Advertisement::of(jws).map_err(|why| self.refusal(why))
     }
 
     /// Remembers an advertisement that this key has signed.
-    pub fn keep(&self, fetched: Fetched, thumbprint: &str) -> Result<Advertisement, LeafError> {
-        let Fetched { advertisement, jws } = fetched;
-        self.check(&advertisement, thumbprint)?;
-        let remembered = Remembered { thumbprint: thumbprint.to_owned(), advertisement: jws };
-        state::write(&self.file, &remembered)?;
-        Ok(advertisement)
+    pub fn keep(&self, advertisement: &Advertisement, thumbprint: &str) -> Result<(), LeafError> {
+        let before = self.remembered()?.map(|before| before.signer);
+        let signer = self.signer(advertisement, thumbprint, before.as_ref())?.clone();
+        let advertisement = advertisement.jws().clone();
+        Ok(state::write(&self.file, &Remembered { thumbprint: thumbprint.to_owned(), signer, advertisement })?)
     }
 
     /// The advertisement to seal to: the one that is remembered, or else the server's if it is signed as configured.
     pub fn advertisement(&self) -> Result<Advertisement, LeafError> {
-        let Some(Remembered { thumbprint, advertisement }) = self.remembered()? else {
+        let Some(Remembered { thumbprint, signer, advertisement }) = self.remembered()? else {
             let thumbprint = self.thumbprint.as_ref();
             let thumbprint = thumbprint.ok_or_else(|| LeafError::NoThumbprint(self.name.to_string()))?;
-            return self.keep(self.fetch()?, thumbprint);
+            let advertisement = self.fetch()?;
+            self.keep(&advertisement, thumbprint)?;
+            return Ok(advertisement);
         };
-        let advertisement = Advertisement::of(&advertisement).map_err(|why| self.refusal(why))?;
-        self.check(&advertisement, self.thumbprint.as_deref().unwrap_or(&thumbprint))?;
+        let advertisement = Advertisement::of(advertisement).map_err(|why| self.refusal(why))?;
+        self.signer(&advertisement, self.thumbprint.as_ref().unwrap_or(&thumbprint), Some(&signer))?;
         Ok(advertisement)
     }
 
@@ -358,14 +356,18 @@ impl Pinned {
         Ok(state::read(&self.file)?)
     }
 
-    fn check(&self, advertisement: &Advertisement, thumbprint: &str) -> Result<(), LeafError> {
-        match advertisement.is_signed_by(thumbprint) {
-            true => Ok(()),
-            false => {
-                let signers = advertisement.signers.join(", ");
-                Err(self.refusal(format!("is signed by {signers}; expected {thumbprint}")))
-            }
-        }
+    /// The key of this thumbprint that has signed it: one of its own, or the one that is remembered.
+    fn signer<'a>(
+        &self,
+        advertisement: &'a Advertisement,
+        thumbprint: &str,
+        before: Option<&'a Value>,
+    ) -> Result<&'a Value, LeafError> {
+        let vouches = |key: &&Value| is_called(key, thumbprint) && advertisement.is_signed_with(key);
+        advertisement.signer(thumbprint).or(before.filter(vouches)).ok_or_else(|| {
+            let signers = advertisement.signers.join(", ");
+            self.refusal(format!("is signed by {signers}; expected {thumbprint}"))
+        })
     }
 
     fn refusal(&self, why: String) -> LeafError {

@@ -346,19 +346,19 @@ fn only_what_the_pinned_key_and_all_others_have_signed_is_sealed_to() {
     assert!(matches!(none.recipients(state), Err(SealError::Leaf(LeafError::NoThumbprint(_)))));
 
     let keys = &server.keys;
-    let advertisement = |signers: &[&EcKey<Private>]| Advertisement::of(&keys.advertisement(signers));
+    let advertisement = |signers: &[&EcKey<Private>]| Advertisement::of(keys.advertisement(signers));
     let good = advertisement(&[&keys.signing]).unwrap();
-    assert!(good.is_signed_by(&keys.thumbprint()) && !good.is_signed_by(&stranger.thumbprint()));
+    assert!(good.signer(&keys.thumbprint()).is_some() && good.signer(&stranger.thumbprint()).is_none());
     let signing = keys.curve.jwk(&keys.curve.group().unwrap(), keys.signing.public_key()).unwrap().to_string();
     let sha1 = hash(MessageDigest::sha1(), signing.as_bytes()).unwrap();
-    assert!(good.is_signed_by(&Base64UrlUnpadded::encode_string(&sha1)), "tang prints SHA-1 as well");
+    assert!(good.signer(&Base64UrlUnpadded::encode_string(&sha1)).is_some(), "tang prints SHA-1 as well");
     assert!(advertisement(&[&stranger.signing]).unwrap_err().contains("is not signed by its key"));
     assert!(advertisement(&[]).is_err());
     let mut changed = keys.advertisement(&[&keys.signing]);
     changed["payload"] = stranger.advertisement(&[])["payload"].clone();
-    assert!(Advertisement::of(&changed).is_err());
+    assert!(Advertisement::of(changed).is_err());
     for strange in [json!({}), json!(null), json!({"payload": "e30"}), json!({"payload": "!", "signatures": 1})] {
-        assert!(Advertisement::of(&strange).is_err());
+        assert!(Advertisement::of(strange).is_err());
     }
 }
 
@@ -369,11 +369,18 @@ fn what_is_remembered_is_checked_again() {
     let leaf = site.leaf(&format!("tang = '{}'", server.url)).unwrap();
     let pinned = leaf.pinned(state).unwrap();
     let fetched = pinned.fetch().unwrap();
-    pinned.keep(fetched, &server.keys.thumbprint()).unwrap();
+    pinned.keep(&fetched, &server.keys.thumbprint()).unwrap();
     leaf.recipients(state).unwrap();
     let stranger = Keys::new(curve::Curve::P521);
     let leaf = site.leaf_at(&[&server.url], &stranger.thumbprint());
     assert!(leaf.recipients(state).is_err(), "the configuration's thumbprint goes before");
+
+    // After a rotation the key that is remembered vouches for the new ones; no other one does.
+    let (old, new) = (&server.keys, Keys::new(curve::Curve::P521));
+    let later = |signed_by: &[&EcKey<Private>]| Advertisement::of(new.advertisement(signed_by)).unwrap();
+    pinned.keep(&later(&[&new.signing, &stranger.signing]), &old.thumbprint()).unwrap_err();
+    pinned.keep(&later(&[&new.signing, &old.signing]), &old.thumbprint()).unwrap();
+    assert_eq!(pinned.advertisement().unwrap().exchange(), later(&[&new.signing]).exchange());
 }
 
 #[test]
