@@ -5,6 +5,8 @@
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
+use crate::base::chain::printable;
+
 /// The deepest nesting.
 pub const DEEPEST: usize = 4;
 /// The most leaves, counted as often as they are named.
@@ -154,7 +156,7 @@ impl FromStr for Policy {
         let policy = parser.policy(0)?;
         match parser.next() {
             "" => Ok(policy),
-            more => Err(parser.error(format!("expected the end, found '{more}'"))),
+            more => Err(parser.error(format!("expected the end, found '{}'", short(more)))),
         }
     }
 }
@@ -193,7 +195,7 @@ impl<'a> Parser<'a> {
                 Ok(())
             }
             "" => Err(self.error(format!("expected '{sign}', found the end"))),
-            found => Err(self.error(format!("expected '{sign}', found '{}'", printable(found)))),
+            found => Err(self.error(format!("expected '{sign}', found '{}'", short(found)))),
         }
     }
 
@@ -218,7 +220,7 @@ impl<'a> Parser<'a> {
             }
             "" => Err(self.error("expected a leaf's name, 'any', 'all' or 'N of', found the end")),
             word => {
-                let name = word.parse().map_err(|why| self.error(format!("'{}': {why}", printable(word))))?;
+                let name = word.parse().map_err(|why| self.error(format!("'{}': {why}", short(word))))?;
                 self.leaves += 1;
                 if self.leaves > MOST_LEAVES {
                     return Err(self.error(format!("it has more than {MOST_LEAVES} leaves")));
@@ -287,8 +289,9 @@ fn any(of: Vec<Policy>) -> Policy {
     if flat.len() == 1 { flat.remove(0) } else { Policy::Any(flat) }
 }
 
-fn printable(text: &str) -> String {
-    text.chars().take(LONGEST_NAME).map(|letter| if letter.is_control() { '?' } else { letter }).collect()
+/// A word of somebody else's, as far as a message needs it.
+fn short(word: &str) -> String {
+    printable(&word.chars().take(LONGEST_NAME).collect::<String>())
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use super::{ContentKey, Identity, Recipient, SealError, check_enc, content, join
 use crate::{
     base::{
         advice::Advice,
-        chain::chain,
+        chain::{chain, printable},
         exit::Exit,
         key::{JoseHeader, JweRecipient, SealedKey, SecretBytes},
     },
@@ -392,7 +392,7 @@ impl Openers<'_> {
             None => {
                 let of_leaf = self.leaves.iter().find(|(_, leaf)| leaf.is_for(&entry.header));
                 let named = entry.kid().and_then(|kid| self.names.get(kid).cloned());
-                let key = || format!("the key {}", entry.kid().unwrap_or("without id"));
+                let key = || format!("the key {}", printable(entry.kid().unwrap_or("without id")));
                 of_leaf.map(|(name, _)| name.to_string()).or(named).unwrap_or_else(key)
             }
         };
