@@ -159,11 +159,15 @@ impl Show {
 }
 
 fn show(config: &Config, name: &StoreName, json: bool) -> Result<(), Error> {
-    let mut facts = container::facts(config, name)?;
+    let (mut facts, told) = container::facts(config, name)?;
     let sealing = &config.store(name)?.sealing;
     if sealing.has_policy() {
         facts.own.insert("opens".to_owned(), sealing.policy.to_string().into());
         facts.lines.push(("opens", sealing.policy.to_string()));
+    }
+    if let Some(told) = told {
+        facts.lines.extend(told.lines().into_iter().map(|line| ("", line)));
+        facts.own.insert("policy".to_owned(), serde_json::json!(told));
     }
     output::print(json, &facts, || {
         let lines = facts.lines.iter().map(|(what, value)| format!("\n  {what:17}{value}"));

@@ -127,7 +127,7 @@ fn a_uuid_that_a_person_has_changed_is_told_as_that() {
     let (device, _) = formatted(&site, "a", false);
     let was = header::probe(&device, None).unwrap().uuid().unwrap();
     cryptsetup(&["luksUUID", "-q", "--uuid", "0f0f0f0f-1111-4222-8333-444444444444"], &device);
-    let refused = attached(&site, &device).err().expect("it is refused");
+    let refused = attached(&site, &device).expect_err("it is refused");
     assert!(matches!(refused, Error::Unlock(unlock::Error::UuidChanged { .. })), "{refused:?}");
     assert!(refused.next_step().unwrap().contains(&format!("cryptsetup luksUUID --uuid {was}")));
     cryptsetup(&["luksUUID", "-q", "--uuid", &was.to_string()], &device);
@@ -145,7 +145,7 @@ fn a_key_from_before_a_re_encryption_no_longer_fits_and_import_keeps_the_new_one
     let pbkdf = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"];
     let reencrypt = ["reencrypt", "-q", "--force-offline-reencrypt", "--key-file", key_file.to_str().unwrap()];
     cryptsetup(&[&reencrypt[..], &pbkdf[..]].concat(), &device);
-    let refused = attached(&site, &device).err().expect("it is refused");
+    let refused = attached(&site, &device).expect_err("it is refused");
     assert!(matches!(refused, Error::Unlock(unlock::Error::NoLongerFits { .. })), "{refused:?}");
     assert!(refused.next_step().unwrap().contains("cryptattach key import"));
     let imported = import::import(

@@ -68,7 +68,7 @@ use crate::{
         advice::Advice,
         exit::Exit,
         key::{
-            BoundContext, JoseHeader, JweRecipient, KeyId, MalformedSealedKey, SealedKey, SecretBytes,
+            BoundContext, JoseHeader, JweRecipient, KeyId, MAX_RECIPIENTS, MalformedSealedKey, SealedKey, SecretBytes,
             SecretMemoryError, StoreName,
         },
     },
@@ -120,6 +120,9 @@ fn seal_node(
     recipients: &[Box<dyn Recipient>],
 ) -> Result<SealedKey, SealError> {
     let protected = Base64UrlUnpadded::encode_string(protected.as_bytes());
+    if recipients.len() > MAX_RECIPIENTS {
+        return Err(SealError::Unsupported(format!("a key has at most {MAX_RECIPIENTS} recipients")));
+    }
     let key = ContentKey::random()?;
     let recipients = recipients.iter().map(|recipient| recipient.seal(&key)).collect::<Result<_, _>>()?;
     let sealed = content::encrypt(&key, protected.as_bytes(), content)?;
@@ -405,7 +408,7 @@ pub enum SealError {
     TooFewShares { had: usize, least: usize },
     /// A leaf of a policy.
     #[error(transparent)]
-    Leaf(#[from] LeafError),
+    Leaf(Box<LeafError>),
     /// It was changed after it was sealed.
     #[error("it has been changed since it was sealed")]
     Tampered,
@@ -421,6 +424,12 @@ pub enum SealError {
     /// This host's TPM does not open it.
     #[error(transparent)]
     Tpm(#[from] TpmError),
+}
+
+impl From<LeafError> for SealError {
+    fn from(error: LeafError) -> Self {
+        Self::Leaf(Box::new(error))
+    }
 }
 
 impl Advice for SealError {

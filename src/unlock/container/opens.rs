@@ -8,7 +8,7 @@ use crate::{
     config::{Config, ConfigError, LeafName, Network, Policy, Sealing, StoreConfig},
     keys::{
         seal::{
-            self, ContainerKey, Identities, Identity, Node, Recipient, Shape, Threshold, Told,
+            self, ContainerKey, Identities, Identity, Node, Recipient, SealError, Shape, Threshold, Told,
             leaves::{self, Kind},
         },
         store::Server,
@@ -93,6 +93,17 @@ impl Container {
     /// What may open it, as the configuration says.
     pub fn policy(&self) -> &Policy {
         &self.sealing.policy
+    }
+
+    /// Asks what the current container key takes, and tells what each part of its policy says; `None` if it has the default, or
+    /// there is no key yet.
+    pub fn ask_policy(&self) -> Result<Option<Told>, Error> {
+        let Some(current) = self.container_keys()?.current()? else { return Ok(None) };
+        match self.container_key(current.epoch) {
+            Ok(key) => Ok(key.told().cloned()),
+            Err(Error::ContainerKeyRefused { source: SealError::PolicyNotMet(told), .. }) => Ok(Some(*told)),
+            Err(error) => Err(error),
+        }
     }
 
     /// What each part of the policy said of the last container key that was opened here.

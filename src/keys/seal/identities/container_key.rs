@@ -16,12 +16,12 @@ use crate::{
     base::{
         hex,
         key::{
-            ContainerKeyId, Epoch, HostName, JoseHeader, JweRecipient, MAX_RECIPIENTS, MalformedSealedKey, SealedKey,
-            SecretBytes, StoreName,
+            ContainerKeyId, Epoch, HostName, JoseHeader, JweRecipient, MalformedSealedKey, SealedKey, SecretBytes,
+            StoreName,
         },
     },
     keys::seal::{
-        ContentKey, Identities, Recipient, SealError, Shape, Told, VERSION, encrypt, key_wrap,
+        ContentKey, Identities, Node, Recipient, SealError, Shape, Told, VERSION, encrypt, key_wrap,
         payload::{Base64, decode_bytes, read_json, write_json},
     },
 };
@@ -154,14 +154,14 @@ impl ContainerKey {
 
     /// Seals it to these. Whether the hosts that are admitted are among them, the container's policy says.
     pub fn seal_to(&self, recipients: Vec<Box<dyn Recipient>>, created: u64) -> Result<SealedKey, SealError> {
-        if recipients.len() > MAX_RECIPIENTS {
-            return Err(SealError::Unsupported(format!("a key has at most {MAX_RECIPIENTS} recipients")));
-        }
         let ContainerKeyId { container, epoch } = self.id.clone();
         let (generation, hosts) = (self.generation, self.hosts.clone());
         let written = Written { container_key: Base64(&self.key), proof: self.proof.as_deref() };
         let context = Context { version: VERSION, container, epoch, generation, created, hosts };
-        encrypt(&context, &write_json(&written, 1024)?, &recipients)
+        let sealed = encrypt(&context, &write_json(&written, 1024)?, &recipients)?;
+        // A policy may be too large: nobody could read what is stored.
+        Node::of(&SealedKey::from_json(&sealed.to_json())?)?;
+        Ok(sealed)
     }
 
     /// Opens one and checks that it is the one that was asked for.

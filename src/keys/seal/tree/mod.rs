@@ -109,7 +109,8 @@ struct Budget {
 impl Node {
     /// Reads a sealed key, within bounds.
     pub fn of(sealed: &SealedKey) -> Result<Self, SealError> {
-        let mut budget = Budget { shares: policy::MOST_LEAVES, asked: policy::MOST_LEAVES };
+        // A tree of so many leaves has less than twice as many parts.
+        let mut budget = Budget { shares: 2 * policy::MOST_LEAVES, asked: policy::MOST_LEAVES };
         Self::within(sealed.clone(), &mut budget, 0)
     }
 

@@ -130,7 +130,7 @@ fn a_hostile_node_is_refused_before_anything_is_opened() {
     refused(
         forged(&sealed, |sss| {
             let share = sss["shares"][0].clone();
-            sss["shares"] = vec![share; 65].into();
+            sss["shares"] = vec![share; 129].into();
         }),
         "more than 64 leaves",
     );

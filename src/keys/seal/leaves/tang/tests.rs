@@ -343,7 +343,7 @@ fn only_what_the_pinned_key_and_all_others_have_signed_is_sealed_to() {
     let leaf = site.leaf_at(&[&server.url], &stranger.thumbprint());
     assert!(leaf.recipients(state).err().unwrap().to_string().contains("expected"));
     let none = site.leaf(&format!("tang = '{}'", server.url)).unwrap();
-    assert!(matches!(none.recipients(state), Err(SealError::Leaf(LeafError::NoThumbprint(_)))));
+    assert!(none.recipients(state).err().unwrap().to_string().contains("has no thumbprint"));
 
     let keys = &server.keys;
     let advertisement = |signers: &[&EcKey<Private>]| Advertisement::of(keys.advertisement(signers));
