@@ -60,6 +60,8 @@ pub struct Container {
     own_places: Vec<Place>,
     /// This host's lockbox, if it has one: its key opens what is sealed to this host.
     lockbox: Option<Lockbox>,
+    /// An entry of the lockbox opens with this host's identity alone, and the container's policy takes more.
+    is_lockbox_weaker: bool,
     /// What it is used for.
     used: Use,
     /// On whose behalf a hook uses it; `None` if this host does so for itself.
@@ -145,6 +147,7 @@ impl Container {
             state: config.state.to_path_buf(),
             own_places,
             lockbox,
+            is_lockbox_weaker: opens::is_lockbox_weaker(config, store_config),
             used,
         })
     }

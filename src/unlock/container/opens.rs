@@ -54,6 +54,14 @@ pub fn servers_to_open(config: &Config, store: &StoreConfig, is_host: bool) -> R
     Ok(if sealing.policy.is_met_by(&passes) { Vec::new() } else { servers })
 }
 
+/// Whether an entry of the lockbox opens a volume where the container's policy takes more than an admitted host, and nobody
+/// has allowed that.
+pub(super) fn is_lockbox_weaker(config: &Config, store: &StoreConfig) -> bool {
+    let is_host = |name: &LeafName| name.as_str() == LeafName::HOSTS;
+    let allowed = config.lockbox.as_ref().is_some_and(|lockbox| lockbox.weaker);
+    !allowed && !store.sealing.policy.is_met_by(&is_host)
+}
+
 /// The servers of a policy, as a place that has the key if enough of them have their shares. What needs no server is judged
 /// by itself: this host's identities are places, too.
 pub(super) fn place(sealing: &Sealing, network: Network) -> Result<Option<Place>, ConfigError> {

@@ -334,6 +334,29 @@ fn a_host_is_admitted_into_its_place_in_the_policy() {
 }
 
 #[test]
+fn a_lockbox_is_no_way_round_a_policy() {
+    let weaker = |policy: &str, more: &str| {
+        let lockbox = format!("[lockbox]\nhost = 'h'\nstore = 'SITE'\n{more}\n");
+        let site = Site::with(&format!("opens = '{policy}'\n{lockbox}"));
+        let container = site.container();
+        let id = kept(&container);
+        match container.add_to_lockbox(&id) {
+            Err(Error::LockboxIsWeaker { .. }) => {
+                let container = Container::open(&site.config, &site.name, None, Use::Unlock).unwrap();
+                assert!(container.is_lockbox_weaker);
+                true
+            }
+            // It is not open.
+            Err(Error::Lockbox(_)) => false,
+            other => panic!("{:?}", other.map(drop)),
+        }
+    };
+    assert!(weaker("owner", ""), "an owner is not this host");
+    assert!(!weaker("any(owner, hosts)", ""));
+    assert!(!weaker("owner", "weaker = true"));
+}
+
+#[test]
 fn servers_are_waited_for_only_where_nothing_on_this_host_is_enough() {
     let text = "[leaves.t]\ntang = ['http://10.0.0.5', 'http://[fd00::5]:81']\n";
     let servers = |policy: &str, is_host: bool| {

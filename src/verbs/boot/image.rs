@@ -387,6 +387,20 @@ mod tests {
     }
 
     #[test]
+    fn a_leaf_that_asks_a_server_needs_the_network() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |opens: &str| {
+            let config = config(folder.path(), "");
+            let text = fs::read_to_string(&config.path).unwrap() + "[leaves.t]\ntang = 'http://10.0.0.5'\n";
+            let section = text.find("[stores.").unwrap();
+            let line = section + text[section..].find('\n').unwrap() + 1;
+            let text = format!("{}opens = '{opens}'\n{}", &text[..line], &text[line..]);
+            needs_network(&Config::parse(&text, &config.path).unwrap(), None).unwrap()
+        };
+        assert!(of("any(hosts, t)") && !of("any(owner, hosts)"));
+    }
+
+    #[test]
     fn a_directory_needs_no_network() {
         let folder = tempfile::tempdir().unwrap();
         assert!(!needs_network(&config(folder.path(), ""), None).unwrap());
