@@ -67,6 +67,11 @@ pub(super) fn is_member(name: &str) -> bool {
     KINDS.iter().any(|(_, member, _)| *member == Some(name))
 }
 
+/// Why nobody is asked for an entry, if it wants somebody asked: the configuration does not have them.
+pub(super) fn not_configured(header: &JoseHeader) -> Option<LeafError> {
+    tang::url_of(header).map(|url| LeafError::UnknownServer(url.to_owned()))
+}
+
 /// The content key of an entry that a key agreement opens.
 fn unwrap(wrapping_key: &SecretBytes, entry: &JweRecipient) -> Result<ContentKey, SealError> {
     let wrapped = Base64UrlUnpadded::decode_vec(&entry.encrypted_key).unwrap_or_default();

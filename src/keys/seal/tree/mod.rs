@@ -211,6 +211,11 @@ pub enum Said {
 }
 
 impl Said {
+    /// What is said of an entry that nothing on this host is for.
+    fn of_stranger(entry: &Entry) -> Self {
+        leaves::not_configured(&entry.header).map_or(Self::NotHere, |error| Self::failed(&error.into()))
+    }
+
     fn failed(error: &SealError) -> Self {
         Self::Failed { why: chain(error), exit: error.exit() }
     }
@@ -318,8 +323,9 @@ impl Openers<'_> {
                 }
                 Some(Err(error)) => told[at].said = Said::failed(&error),
                 // A TPM or server is asked once for each key, however often the store names it.
-                None if entry.threshold.is_some() || seen.insert(entry.kid()) => slow.push(at),
-                None => told[at].said = Said::NotHere,
+                None if entry.threshold.is_some() => slow.push(at),
+                None if self.may_open(entry) && seen.insert(entry.kid()) => slow.push(at),
+                None => told[at].said = Said::of_stranger(entry),
             }
         }
         let jobs = slow.iter().map(|at| {
@@ -333,6 +339,13 @@ impl Openers<'_> {
         let told = Told::of_node(told);
         let key = keys.pop().ok_or_else(|| SealError::PolicyNotMet(Box::new(told.clone())));
         (key, told)
+    }
+
+    /// Whether this host has something that may open it, if it takes its time.
+    fn may_open(&self, entry: &Entry) -> bool {
+        let mut slow = self.identities.iter().filter(|identity| identity.takes_time());
+        slow.any(|identity| entry.kid() == Some(identity.kid()))
+            || self.leaves.iter().any(|(_, leaf)| leaf.is_for(&entry.header))
     }
 
     fn quickly(&self, entry: &Entry) -> Option<Result<ContentKey, SealError>> {

@@ -197,3 +197,47 @@ fn a_race_ends_with_the_last_share_or_when_there_cannot_be_enough() {
         assert_eq!(running.load(SeqCst), 0, "nobody is left behind");
     }
 }
+
+/// A key of a TPM, or so it says; it counts how often it is asked.
+struct Slow(OwnerKey, std::sync::Arc<AtomicUsize>);
+
+impl Identity for Slow {
+    fn kid(&self) -> &str {
+        self.0.kid()
+    }
+
+    fn alg(&self) -> &str {
+        self.0.alg()
+    }
+
+    fn takes_time(&self) -> bool {
+        true
+    }
+
+    fn unwrap(&self, encrypted_key: &[u8], header: &JoseHeader) -> Result<Option<ContentKey>, SealError> {
+        self.1.fetch_add(1, SeqCst);
+        self.0.unwrap(encrypted_key, header)
+    }
+}
+
+#[test]
+fn a_store_cannot_have_a_tpm_asked_again_and_again_nor_a_server_that_is_not_configured() {
+    let keys: [OwnerKey; 3] = owners();
+    let asked = std::sync::Arc::new(AtomicUsize::new(0));
+    let whole = sealed(&[of(&keys[0]), threshold(2, vec![vec![of(&keys[1])], vec![of(&keys[2])]])]);
+    let mut hostile = whole.clone();
+    let mut entry = hostile.recipients[0].clone();
+    entry.encrypted_key = "A".repeat(54);
+    let mut stranger = entry.clone();
+    stranger.header.insert("tang".to_owned(), json!({"url": "http://10.0.0.5/\u{1b}"}));
+    stranger.header.insert("kid".to_owned(), json!("other"));
+    hostile.recipients.extend([entry.clone(), stranger]);
+    hostile.recipients.splice(0..0, vec![entry; 200]);
+    let [tpm, ..] = keys;
+    let identities = Identities::of(vec![Box::new(Slow(tpm, asked.clone()))]);
+    assert!(identities.decrypt(&whole).is_ok());
+    assert_eq!(asked.swap(0, SeqCst), 1);
+    let error = chain(&identities.decrypt(&hostile).err().unwrap());
+    assert_eq!(asked.load(SeqCst), 1);
+    assert!(error.contains("no [leaves.NAME] of the configuration has tang = \"http://10.0.0.5/\u{fffd}\""), "{error}");
+}

@@ -118,10 +118,6 @@ impl Tang {
         }
     }
 
-    fn url_of(header: &JoseHeader) -> Option<&str> {
-        header.get(MEMBER)?.get("url")?.as_str()
-    }
-
     /// Asks one of its URLs.
     fn ask(
         &self,
@@ -184,6 +180,11 @@ impl Tang {
     }
 }
 
+/// The URL that an entry names.
+pub(super) fn url_of(header: &JoseHeader) -> Option<&str> {
+    header.get(MEMBER)?.get("url")?.as_str()
+}
+
 /// What an entry says of its server.
 struct Party<'a> {
     kid: &'a str,
@@ -229,7 +230,7 @@ impl Kind for Tang {
     }
 
     fn is_for(&self, header: &JoseHeader) -> bool {
-        let url = Self::url_of(header).and_then(|url| Url::parse(url).ok());
+        let url = url_of(header).and_then(|url| Url::parse(url).ok());
         url.is_some_and(|url| self.urls.contains(&url))
     }
 
