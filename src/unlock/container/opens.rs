@@ -1,6 +1,9 @@
 //! What may open a container: its policy, as recipients of the container key, as what is asked to open it, and as places.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
 use super::Container;
 use crate::{
@@ -52,6 +55,18 @@ pub fn servers_to_open(config: &Config, store: &StoreConfig, is_host: bool) -> R
         of.is_ok_and(|of| opens(of.iter().map(|recipient| recipient.shape()).collect()))
     };
     Ok(if sealing.policy.is_met_by(&passes) { Vec::new() } else { servers })
+}
+
+/// The files of public keys that tell what of a policy this host opens by itself, for an initramfs. Without them a boot would
+/// wait for servers that it does not need.
+pub fn public_keys(store: &StoreConfig) -> Result<Vec<PathBuf>, Error> {
+    let Sealing { owner, hosts, .. } = &store.sealing;
+    if !store.sealing.has_policy() {
+        return Ok(Vec::new());
+    }
+    let leaves = leaves_of(&store.sealing, store.network)?;
+    let of_leaves = leaves.iter().flat_map(|(_, leaf)| leaf.files()).map(Path::to_owned);
+    Ok(owner.iter().chain(hosts).map(|file| file.to_path_buf()).chain(of_leaves).collect())
 }
 
 /// Whether an entry of the lockbox opens a volume where the container's policy takes more than an admitted host, and nobody

@@ -175,6 +175,9 @@ impl Image {
         for identity in &store.sealing.identities {
             self.identity(config, identity, planned)?;
         }
+        for file in unlock::container::public_keys(store)? {
+            self.file(config, &file);
+        }
         // What this host has seen of the store, so that the store cannot show the boot something older.
         for folder in ["generations", "containers"] {
             for file in files_below(&config.state.join(folder).join(name.as_str())) {
@@ -395,7 +398,10 @@ mod tests {
             let section = text.find("[stores.").unwrap();
             let line = section + text[section..].find('\n').unwrap() + 1;
             let text = format!("{}opens = '{opens}'\n{}", &text[..line], &text[line..]);
-            needs_network(&Config::parse(&text, &config.path).unwrap(), None).unwrap()
+            let config = Config::parse(&text, &config.path).unwrap();
+            let has_owner = || image(&config, None).unwrap().parts.contains(&Part::File(folder.path().join("o.pem")));
+            assert!(has_owner(), "it tells whether this host opens the policy by itself");
+            needs_network(&config, None).unwrap()
         };
         assert!(of("any(hosts, t)") && !of("any(owner, hosts)"));
     }

@@ -37,6 +37,10 @@ pub trait Kind: Send + Sync {
     fn servers(&self) -> Vec<Server> {
         Vec::new()
     }
+    /// The files of public keys that tell whether this host opens it.
+    fn files(&self) -> Vec<&Path> {
+        Vec::new()
+    }
     /// What has to be confirmed and remembered before anything is sealed to it; `None` if nothing has.
     fn pinned(&self, _state: &Path) -> Option<Pinned> {
         None

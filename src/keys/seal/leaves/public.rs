@@ -24,4 +24,8 @@ impl Kind for PublicKey {
     fn recipients(&self, _: &Path) -> Result<Vec<Box<dyn Recipient>>, SealError> {
         Ok(vec![Box::new(OwnerRecipient::read(&self.public)?)])
     }
+
+    fn files(&self) -> Vec<&Path> {
+        vec![&self.public]
+    }
 }
