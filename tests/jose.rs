@@ -157,7 +157,8 @@ fn others_open_a_lockbox_entry_and_a_hosts_container_key() {
     let entry = EntryContext { version: 1, added: 1, expires: 2, key: context(), places: Vec::new() };
     let entry = lockbox.close_entry(&entry, &content(&volume_key)).unwrap();
     let kek = ContainerKey::random(&"cinder".parse().unwrap(), None).unwrap();
-    let kek = kek.with_host(&host, &lockbox.recipient().unwrap()).unwrap().seal_to(Vec::new(), 0).unwrap();
+    let kek = kek.with_host(&host, &lockbox.recipient().unwrap()).unwrap();
+    let kek = kek.seal_to(kek.host_recipients().unwrap(), 0).unwrap();
     let script = r#"
 from base64 import urlsafe_b64encode as encode, urlsafe_b64decode as decode
 from cryptography.hazmat.primitives import hashes

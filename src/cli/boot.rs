@@ -1,6 +1,6 @@
 //! `cryptattach boot`
 
-use std::{path::PathBuf, process::ExitCode};
+use std::path::PathBuf;
 
 use clap::Args;
 
@@ -50,7 +50,7 @@ impl Boot {
         !(self.needs_network || self.image_parts || self.finish)
     }
 
-    pub(super) fn run(&self, global: &Global, reports: Reports) -> Result<ExitCode, Error> {
+    pub(super) fn run(&self, global: &Global, reports: Reports) -> Result<u8, Error> {
         let config = global.config()?;
         let read = |path: &PathBuf| crypttab::text(path).map_err(Error::io(format!("read {}", path.display())));
         let crypttab = self.crypttab.as_ref().map(read).transpose();
@@ -60,7 +60,7 @@ impl Boot {
         let crypttab = crypttab?;
         let crypttab = crypttab.as_deref();
         if self.needs_network {
-            return Ok(ExitCode::from(u8::from(!image::needs_network(&config, crypttab)?)));
+            return Ok(u8::from(!image::needs_network(&config, crypttab)?));
         }
         if self.image_parts {
             let image = image::image(&config, crypttab)?;
@@ -68,7 +68,7 @@ impl Boot {
                 tracing::warn!("{kept_out}");
             }
             let lines = || image.parts.iter().map(ToString::to_string).collect::<Vec<_>>();
-            return output::print(false, &(), lines).map(|()| ExitCode::SUCCESS);
+            return output::print(false, &(), lines).map(|()| 0);
         }
         let booted = if self.finish {
             boot::finish(&config, self.root.as_deref())
@@ -80,7 +80,7 @@ impl Boot {
             Err(error @ Error::Boot(BootError::Unfinished(_) | BootError::NotLatched { .. })) => {
                 Ok(failure::exit(&error).into())
             }
-            booted => booted.map(|()| ExitCode::SUCCESS),
+            booted => booted.map(|()| 0),
         }
     }
 }

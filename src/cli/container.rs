@@ -8,12 +8,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{Global, output};
 use crate::{
     base::key::StoreName,
-    config::{Config, IdentitySpec},
+    config::{Config, IdentitySpec, LeafName, Policy},
     keys::store::Access,
-    unlock,
+    unlock::{self, container::Rotation},
     verbs::{
         container::{self, New, Request},
         error::Error,
+        policy,
         setup::NewPlace,
     },
 };
@@ -24,6 +25,7 @@ pub enum Container {
     Create(Create),
     Show(Show),
     Rotate(Rotate),
+    Policy(PolicyVerb),
 }
 
 /// Create a container and its first container key, and configure it as a store
@@ -92,6 +94,27 @@ pub struct Rotate {
     keep_days: u32,
 }
 
+/// Change what may open a container: write the policy to the configuration, and seal all keys under the next container key
+///
+/// A policy is a leaf's name, any(...), all(...) or N of (...). Leaves are owner, escrow, hosts and the names of
+/// [leaves.NAME]. It does not touch the volumes. Resumes if interrupted.
+#[derive(Args)]
+#[command(
+    name = "policy",
+    after_help = "Examples:
+  cryptattach container policy cinder 'any(escrow, all(tpm, 2 of (t1, t2, t3)))'
+  cryptattach container policy cinder 'any(owner, escrow, hosts)'      the default"
+)]
+pub struct PolicyVerb {
+    /// The store
+    name: StoreName,
+    /// The policy
+    policy: Policy,
+    /// Delete container keys that were replaced more than this many days ago; Swift may list a key up to a week late
+    #[arg(long, value_name = "DAYS", default_value_t = 7)]
+    keep_days: u32,
+}
+
 /// One element of Swift's ACLs; `.r:*` would open the container to everyone.
 fn access_element(text: &str) -> Result<String, String> {
     let fits = text.contains(':') && !text.starts_with('.') && !text.contains([',', ' ']) && !text.contains('*');
@@ -108,6 +131,7 @@ impl Container {
             Self::Create(create) => create.run(global),
             Self::Show(show) => show.run(global),
             Self::Rotate(rotate) => rotate.run(global),
+            Self::Policy(policy) => policy.run(global),
         }
     }
 }
@@ -143,7 +167,16 @@ impl Show {
 }
 
 fn show(config: &Config, name: &StoreName, json: bool) -> Result<(), Error> {
-    let facts = container::facts(config, name)?;
+    let (mut facts, told) = container::facts(config, name)?;
+    let sealing = &config.store(name)?.sealing;
+    if sealing.has_policy() {
+        facts.own.insert("opens".to_owned(), sealing.policy.to_string().into());
+        facts.lines.push(("opens", sealing.policy.to_string()));
+    }
+    if let Some(told) = told {
+        facts.lines.extend(told.lines().into_iter().map(|line| ("", line)));
+        facts.own.insert("policy".to_owned(), serde_json::json!(told));
+    }
     output::print(json, &facts, || {
         let mut lines = vec![format!("store '{name}'")];
         lines.extend(facts.lines.iter().map(|(what, value)| format!("  {what:17}{value}")));
@@ -161,33 +194,73 @@ fn show(config: &Config, name: &StoreName, json: bool) -> Result<(), Error> {
 impl Rotate {
     fn run(&self, global: &Global) -> Result<(), Error> {
         let config = global.config()?;
-        let bar = ProgressBar::new(0);
-        let style = ProgressStyle::with_template("{bar:40} {pos} of {len} keys, {eta} left");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        let keep = Duration::from_secs(u64::from(self.keep_days) * 24 * 3600);
-        let rotation = container::rotate(&config, &self.name, keep, &|done, all| {
-            bar.set_length(all as u64);
-            bar.set_position(done as u64);
-        })?;
-        bar.finish_and_clear();
-        output::print(global.json, &rotation, || {
-            let mut lines = vec![
-                format!("container key {}/kek/{}, fingerprint {}", self.name, rotation.epoch, rotation.fingerprint),
-                format!("  sealed anew      {}", rotation.resealed),
-            ];
-            if rotation.unchanged > 0 {
-                lines.push(format!("  sealed already   {}", rotation.unchanged));
+        let rotation = with_bar(|progress| container::rotate(&config, &self.name, days(self.keep_days), progress))?;
+        output::print(global.json, &rotation, || lines_of(&self.name, &rotation))?;
+        finished(&self.name, &rotation)
+    }
+}
+
+impl PolicyVerb {
+    fn run(&self, global: &Global) -> Result<(), Error> {
+        let Self { name, policy, keep_days } = self;
+        let changed = with_bar(|progress| policy::change(&global.config, name, policy, days(*keep_days), progress))?;
+        output::print(global.json, &changed, || {
+            let mut lines = lines_of(name, &changed.rotation);
+            lines.push(format!("  opens            {}", changed.policy));
+            if changed.before != changed.policy {
+                lines.push(format!("  before           {}", changed.before));
+                lines.push(format!(
+                    "  still opened     by what was enough before: the container keys before {name}/kek/{} until they are \
+                     deleted (after {keep_days} days), and copies of keys that were made until now",
+                    changed.rotation.epoch
+                ));
             }
-            lines.extend(rotation.failed.iter().map(|(id, why)| format!("  FAILED           {id}: {why}")));
-            let strange = rotation.left_alone.iter();
-            lines.extend(strange.map(|id| format!("  LEFT ALONE       {id}: nobody vouches for it")));
-            let deleted = rotation.deleted.iter();
-            lines.extend(deleted.map(|epoch| format!("  deleted          {}/kek/{epoch}", self.name)));
+            let former: Vec<_> = changed.former.iter().map(LeafName::as_str).collect();
+            if !former.is_empty() {
+                lines.push(format!("  former leaves    {}", former.join(", ")));
+            }
             lines
         })?;
-        match rotation.failed.len() {
-            0 => Ok(()),
-            left => Err(unlock::Error::Unfinished { container: self.name.clone(), left }.into()),
-        }
+        finished(name, &changed.rotation)
+    }
+}
+
+fn days(number: u32) -> Duration {
+    Duration::from_secs(u64::from(number) * 24 * 3600)
+}
+
+/// Shows how far it is.
+fn with_bar<T>(rotate: impl FnOnce(&(dyn Fn(usize, usize) + Sync)) -> Result<T, Error>) -> Result<T, Error> {
+    let bar = ProgressBar::new(0);
+    let style = ProgressStyle::with_template("{bar:40} {pos} of {len} keys, {eta} left");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let rotated = rotate(&|done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    Ok(rotated)
+}
+
+fn lines_of(name: &StoreName, rotation: &Rotation) -> Vec<String> {
+    let mut lines = vec![
+        format!("container key {name}/kek/{}, fingerprint {}", rotation.epoch, rotation.fingerprint),
+        format!("  sealed anew      {}", rotation.resealed),
+    ];
+    if rotation.unchanged > 0 {
+        lines.push(format!("  sealed already   {}", rotation.unchanged));
+    }
+    lines.extend(rotation.failed.iter().map(|(id, why)| format!("  FAILED           {id}: {why}")));
+    let strange = rotation.left_alone.iter();
+    lines.extend(strange.map(|id| format!("  LEFT ALONE       {id}: nobody vouches for it")));
+    let deleted = rotation.deleted.iter();
+    lines.extend(deleted.map(|epoch| format!("  deleted          {name}/kek/{epoch}")));
+    lines
+}
+
+fn finished(name: &StoreName, rotation: &Rotation) -> Result<(), Error> {
+    match rotation.failed.len() {
+        0 => Ok(()),
+        left => Err(unlock::Error::Unfinished { container: name.clone(), left }.into()),
     }
 }

@@ -13,6 +13,7 @@ mod host;
 mod init;
 mod integrate;
 mod key;
+mod leaf;
 mod list;
 mod lockbox;
 mod man;
@@ -27,7 +28,7 @@ use std::{
     io::{self, IsTerminal},
     panic,
     path::PathBuf,
-    process::{self, ExitCode},
+    process::ExitCode,
 };
 
 pub use hook::{attach_request, stored_object};
@@ -46,6 +47,7 @@ use crate::{
     base::{exit::Exit, log::message_only},
     config::{self, Config, ConfigError, SeparationPolicy},
     keys::tpm,
+    sys::process,
     verbs::{
         boot::{self as boots, Reports},
         error::Error,
@@ -97,6 +99,8 @@ enum Verb {
     Key(key::Key),
     #[command(subcommand)]
     Container(container::Container),
+    #[command(subcommand)]
+    Leaf(leaf::Leaf),
     #[command(subcommand)]
     Policy(policy::Policy),
     #[command(subcommand)]
@@ -162,10 +166,12 @@ pub fn main() -> ExitCode {
     let reports = Reports::default();
     let boot = matches!(&cli.verb, Verb::Boot(boot) if boot.is_boot()).then(|| reports.log());
     log(cli.global.verbose, colours, boot);
-    run(&cli, reports).unwrap_or_else(|error| {
+    let code = run(&cli, reports).unwrap_or_else(|error| {
         failure::print(&error, cli.global.json);
         crate::verbs::failure::exit(&error).into()
-    })
+    });
+    // A boot leaves threads behind that wait for a disk or a server.
+    if let Verb::Boot(_) = cli.verb { process::leave(code) } else { code.into() }
 }
 
 /// A defect ends the program, in whatever thread it shows: what holds keys does not go on in a state that nobody foresaw. It
@@ -174,11 +180,12 @@ fn end_on_panic() {
     let tell = panic::take_hook();
     panic::set_hook(Box::new(move |defect| {
         tell(defect);
-        process::exit(u8::from(Exit::Internal).into());
+        process::leave(Exit::Internal.into());
     }));
 }
 
-fn run(cli: &Cli, reports: Reports) -> Result<ExitCode, Error> {
+/// The exit code.
+fn run(cli: &Cli, reports: Reports) -> Result<u8, Error> {
     let global = &cli.global;
     match &cli.verb {
         Verb::Boot(boot) => return boot.run(global, reports),
@@ -193,6 +200,7 @@ fn run(cli: &Cli, reports: Reports) -> Result<ExitCode, Error> {
         Verb::Doctor(doctor) => doctor.run(global),
         Verb::Key(key) => key.run(global),
         Verb::Container(container) => container.run(global),
+        Verb::Leaf(leaf) => leaf.run(global),
         Verb::Policy(policy) => policy.run(global),
         Verb::Host(host) => host.run(global),
         Verb::Lockbox(lockbox) => lockbox.run(global),
@@ -205,7 +213,7 @@ fn run(cli: &Cli, reports: Reports) -> Result<ExitCode, Error> {
         Verb::Probe(probe) => probe.run(global),
         Verb::UserspaceWorker => Ok(()),
     }?;
-    Ok(ExitCode::SUCCESS)
+    Ok(0)
 }
 
 /// No core dump and no ptrace(2) by other processes of the same user: what passes through registers and libraries is

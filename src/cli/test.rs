@@ -88,12 +88,16 @@ impl Test {
     }
 
     fn text(&self, passed: &Passed) -> Vec<String> {
-        let Passed { key, source, steps, seconds } = passed;
+        let Passed { key, source, steps, policy, seconds } = passed;
         let mut lines = vec![format!("{} would unlock in {seconds:.2} s: {key} from {source}", self.device.display())];
         lines.extend(steps.iter().map(|step| {
             let milliseconds = step.seconds * 1000.0;
             format!("  {:<12} {milliseconds:>7.1} ms  {}", step.step, step.found)
         }));
+        if let Some(policy) = policy {
+            lines.push("  policy".to_owned());
+            lines.extend(policy.lines().into_iter().map(|line| format!("    {line}")));
+        }
         lines
     }
 }

@@ -30,6 +30,9 @@ pub struct LockboxConfig {
     /// Keep a copy of the sealed lockbox key on this host, for boots without the store.
     #[serde(default)]
     pub offline: bool,
+    /// Keep keys of containers, too, whose policy takes more than this host.
+    #[serde(default)]
+    pub weaker: bool,
 }
 
 fn path() -> ConfigPath {

@@ -20,8 +20,10 @@ pub mod crypttab;
 mod device;
 mod hooks;
 mod identity;
+mod leaves;
 mod lockbox;
 mod paths;
+pub mod policy;
 mod stores;
 mod tpm;
 mod volumes;
@@ -31,8 +33,10 @@ pub use cloud::CloudConfig;
 pub use device::{DeviceSpec, ParseDeviceSpecError};
 pub use hooks::{Hooks, Tenants};
 pub use identity::IdentitySpec;
+pub use leaves::LeafConfig;
 pub use lockbox::LockboxConfig;
 pub use paths::ConfigPath;
+pub use policy::{LeafName, ParsePolicyError, Policy};
 pub use stores::{Sealing, Section, StoreConfig};
 pub use tpm::{Latch, TpmConfig};
 pub use volumes::{Hotplug, VolumeConfig};
@@ -67,6 +71,9 @@ pub struct Config {
     /// The stores by name.
     #[serde(default)]
     pub stores: BTreeMap<StoreName, StoreConfig>,
+    /// What policies name.
+    #[serde(default)]
+    pub leaves: BTreeMap<LeafName, LeafConfig>,
     /// The volumes that this host attaches by itself, by the names of their mappings.
     #[serde(default)]
     pub volumes: BTreeMap<MappingName, VolumeConfig>,
@@ -197,6 +204,33 @@ pub enum ConfigError {
         #[source]
         source: Box<toml::de::Error>,
     },
+    /// A leaf's kind does not know what is configured for it.
+    #[error("leaf '{}' in {} cannot be used", .name.as_ref().map_or("", LeafName::as_str), .path.display())]
+    Leaf {
+        name: Option<LeafName>,
+        path: PathBuf,
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// What a store's `opens` says is no policy.
+    #[error("'opens' of store '{name}' in {} is not a policy", .path.display())]
+    Policy {
+        name: StoreName,
+        path: PathBuf,
+        #[source]
+        source: ParsePolicyError,
+    },
+    /// A policy and the rest of the configuration do not fit together.
+    #[error("'opens' of store '{name}' in {} {why}", .path.display())]
+    PolicyMisfit {
+        name: StoreName,
+        path: PathBuf,
+        /// "names the leaf 't4', but there is no [leaves.t4]", ...
+        why: String,
+    },
+    /// A leaf is not configured.
+    #[error("the configuration {} has no [leaves.{name}]", .path.display())]
+    UnknownLeaf { name: LeafName, path: PathBuf },
     /// A volume is not configured.
     #[error("the configuration {} has no volume '{name}'", .path.display())]
     UnknownVolume { name: MappingName, path: PathBuf },
@@ -233,10 +267,15 @@ impl Advice for ConfigError {
             Self::UnknownVolume { name, .. } => {
                 Some(format!("add it: [volumes.{name}] with device = \"UUID=...\" ('blkid' shows it)").into())
             }
+            Self::Policy { .. } | Self::PolicyMisfit { .. } => {
+                Some("write it like: opens = \"any(escrow, all(tpm, 2 of (t1, t2, t3)))\"".into())
+            }
             Self::Io { .. }
             | Self::Malformed { .. }
             | Self::UnknownStore { .. }
             | Self::Store { .. }
+            | Self::Leaf { .. }
+            | Self::UnknownLeaf { .. }
             | Self::NoDefaultStore(_)
             | Self::Owner { .. }
             | Self::Escrow { .. }
@@ -288,13 +327,22 @@ impl Config {
         if let Some(lockbox) = &config.lockbox {
             config.store(&lockbox.store)?;
         }
+        for (name, leaf) in &mut config.leaves {
+            leaf.complete(name);
+        }
         for (name, store) in &mut config.stores {
             store.complete(name, config.network, &config.tpm);
+            store.sealing.complete(name, &config.path, &config.leaves)?;
         }
         if !geteuid().is_root() {
             config.state = own_state().map_or(config.state, ConfigPath::from);
         }
         Ok(config)
+    }
+
+    /// The leaf of that name.
+    pub fn leaf(&self, name: &LeafName) -> Result<&LeafConfig, ConfigError> {
+        self.leaves.get(name).ok_or_else(|| ConfigError::UnknownLeaf { name: name.clone(), path: self.path.clone() })
     }
 
     /// The volume of that name.

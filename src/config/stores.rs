@@ -1,8 +1,10 @@
 //! `[stores.NAME]`: which kind of store it is, and whom its keys are sealed to.
 
+use std::{collections::BTreeMap, path::Path};
+
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{ConfigError, ConfigPath, IdentitySpec, Network, TpmConfig, paths::Base};
+use super::{ConfigError, ConfigPath, IdentitySpec, LeafConfig, LeafName, Network, Policy, TpmConfig, paths::Base};
 use crate::base::key::StoreName;
 
 /// `[stores.NAME]`: where the sealed keys are, whom they are sealed to, and what opens them.
@@ -34,9 +36,51 @@ pub struct Sealing {
     /// Public keys or certificates (PEM) of hosts that new container keys are sealed to, besides owner and escrow.
     #[serde(default)]
     pub hosts: Vec<ConfigPath>,
+    /// What may open the container, if it is not the default.
+    opens: Option<String>,
+    /// `opens`, parsed.
+    #[serde(skip)]
+    pub policy: Policy,
+    /// The leaves that it names, but for those that are built in.
+    #[serde(skip)]
+    pub leaves: BTreeMap<LeafName, LeafConfig>,
     /// `[tpm]`
     #[serde(skip)]
     pub tpm: TpmConfig,
+}
+
+impl Sealing {
+    /// Whether keys are sealed at all: somebody is named who opens them.
+    pub fn seals(&self) -> bool {
+        self.owner.is_some() || self.has_policy()
+    }
+
+    /// Whether the section says what may open the container.
+    pub fn has_policy(&self) -> bool {
+        self.opens.is_some()
+    }
+
+    pub(super) fn complete(
+        &mut self,
+        name: &StoreName,
+        path: &Path,
+        leaves: &BTreeMap<LeafName, LeafConfig>,
+    ) -> Result<(), ConfigError> {
+        if let Some(opens) = &self.opens {
+            let refused = |source| ConfigError::Policy { name: name.clone(), path: path.to_owned(), source };
+            self.policy = opens.parse().map_err(refused)?;
+        }
+        let of_tables = self.policy.leaves().into_iter().filter(|leaf| !leaf.is_built_in());
+        let found = of_tables.map(|leaf| match leaves.get(leaf) {
+            Some(config) => Ok((leaf.clone(), config.clone())),
+            None => {
+                let why = format!("names the leaf '{leaf}', but there is no [leaves.{leaf}]");
+                Err(ConfigError::PolicyMisfit { name: name.clone(), path: path.to_owned(), why })
+            }
+        });
+        self.leaves = found.collect::<Result<_, _>>()?;
+        Ok(())
+    }
 }
 
 /// The part of `[stores.NAME]` that its `type` decides. The kind of store reads it ([`crate::keys::store`]).
@@ -87,7 +131,7 @@ impl TryFrom<toml::Table> for StoreConfig {
         let missing = || serde::de::Error::custom("missing field `type`");
         let kind = table.remove("type").ok_or_else(missing)?.try_into()?;
         let section = Section { kind, name: None, members: table, base: Base::current() };
-        let (sealing, section) = section.part(&["owner", "escrow", "no_escrow", "identities", "hosts"]);
+        let (sealing, section) = section.part(&["owner", "escrow", "no_escrow", "identities", "hosts", "opens"]);
         Ok(Self { sealing: sealing.members.try_into()?, section, network: Network::default() })
     }
 }

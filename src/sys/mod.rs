@@ -10,6 +10,7 @@ pub mod lock;
 pub mod loop_device;
 pub mod memory;
 pub mod mounts;
+pub mod process;
 pub mod programs;
 pub mod state;
 pub mod stores;

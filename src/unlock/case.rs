@@ -11,7 +11,7 @@ use crate::{
     },
     config::{Config, SeparationPolicy},
     keys::{
-        seal::{Content, EntryContext, For, Opened, Payload, SealError},
+        seal::{Content, EntryContext, For, Opened, Payload, SealError, Told},
         store::Released,
     },
     unlock::{
@@ -308,6 +308,11 @@ impl Proven<'_> {
                 object.passphrase()?.ok_or_else(none)
             }
         }
+    }
+
+    /// What each part of the container's policy said when its key was opened; `None` if none was, or it has the default.
+    pub fn told(&self) -> Option<Told> {
+        self.case.key.container().told()
     }
 
     /// As [`Proven::key`], and how the key was had. Nothing is changed: a key that counts as unused still does.

@@ -17,7 +17,7 @@ use crate::{
         exit::Exit,
         key::{Consumer, ContainerKeyId, HostName, KeyReference, SecretMemoryError, StoreName},
     },
-    config::ConfigError,
+    config::{ConfigError, Policy},
     keys::{seal::SealError, store::StoreError, tpm::TpmError},
     sys::{device::DeviceError, state::StateError},
     volumes::{
@@ -107,6 +107,12 @@ pub enum Error {
     /// There is nobody to seal to.
     #[error("the store '{0}' has no owner to seal a key to")]
     NoOwner(StoreName),
+    /// A host cannot be admitted where the policy has no place for it.
+    #[error("the policy of '{container}' does not name hosts, so no host can be admitted: {policy}")]
+    NoHostsInPolicy { container: StoreName, policy: Policy },
+    /// An entry of the lockbox would open where the policy would not.
+    #[error("the policy of '{container}' takes more than this host, which alone opens its lockbox: {policy}")]
+    LockboxIsWeaker { container: StoreName, policy: Policy },
     /// A rotation could not seal all keys anew.
     #[error("could not re-seal {left} keys of '{container}'")]
     Unfinished {
@@ -200,7 +206,11 @@ impl Advice for Error {
             Self::WhileClosed { .. } | Self::NoPassphrase(_) | Self::NoAuthor(_) | Self::AnotherKey(_) => {
                 Exit::KeyRefused
             }
-            Self::NoContainerKeys(_) | Self::NoContainerKey(_) | Self::NoOwner(_) => Exit::Config,
+            Self::NoContainerKeys(_)
+            | Self::NoContainerKey(_)
+            | Self::NoOwner(_)
+            | Self::NoHostsInPolicy { .. }
+            | Self::LockboxIsWeaker { .. } => Exit::Config,
             Self::Lockbox(error) => error.exit(),
             Self::NeitherStoreNorLockbox { source, .. } => source.exit(),
             Self::Unfinished { .. } => Exit::StoreUnavailable,
@@ -255,6 +265,12 @@ impl Advice for Error {
             }
             Self::KeyTooWeak(_) => "format the volume with cryptsetup".into(),
             Self::NoOwner(_) => "name the store's owner and escrow in the configuration, or use another store".into(),
+            Self::NoHostsInPolicy { container, .. } => {
+                format!("'cryptattach container policy {container} \"any(hosts, ...)\"' lets hosts in").into()
+            }
+            Self::LockboxIsWeaker { .. } => "write weaker = true in [lockbox] if that is meant: whoever has this host while an entry \
+                 is valid opens its volume without the other leaves"
+                .into(),
             Self::NoContainerKey(name) => format!("'cryptattach container create {name}' makes its first one").into(),
             Self::Lockbox(error) => return error.next_step(),
             Self::NeitherStoreNorLockbox { source, .. } => return source.next_step(),

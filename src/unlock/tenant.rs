@@ -133,7 +133,7 @@ impl Tenant {
         let kind = store::kind(section)?;
         let caller = claim.caller.map(Arc::new);
         // Unsealed keys say nothing of their project.
-        let seals = section.sealing.owner.is_some() || !kind.may_keep_unsealed_keys();
+        let seals = section.sealing.seals() || !kind.may_keep_unsealed_keys();
         let scope = match (config.hooks.tenants, &config.hooks.keystone) {
             (Tenants::One, _) => Scope::One,
             (Tenants::Many, _) if kind.takes_caller_token() => {

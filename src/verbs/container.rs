@@ -6,7 +6,7 @@ use crate::{
     base::key::StoreName,
     config::{Config, IdentitySpec},
     keys::{
-        seal,
+        seal::{self, Told},
         store::{self, Access, Facts},
     },
     unlock::{
@@ -90,11 +90,14 @@ fn describe(config: &Path, name: &StoreName, new: &New<'_>) -> Result<setup::Ext
         .in_configuration(config)
 }
 
-/// What a container says of itself.
-pub fn facts(config: &Config, name: &StoreName) -> Result<Facts, Error> {
+/// What a container says of itself; and if it has a policy of its own, what each part of that says now.
+pub fn facts(config: &Config, name: &StoreName) -> Result<(Facts, Option<Told>), Error> {
     let store_config = config.store(name)?;
     let facts = store::kind(store_config)?.facts(name, store_config);
-    Ok(facts.ok_or_else(|| unlock::Error::NoContainerKeys(name.clone()))??)
+    let facts = facts.ok_or_else(|| unlock::Error::NoContainerKeys(name.clone()))??;
+    let ask = || Container::open(config, name, None, Use::Keys)?.ask_policy();
+    let told = if store_config.sealing.has_policy() { ask()? } else { None };
+    Ok((facts, told))
 }
 
 /// Makes the next container key and seals all keys under it.

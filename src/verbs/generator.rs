@@ -12,6 +12,7 @@ use crate::{
     config::{Config, VolumeConfig},
     keys::{seal::identities, store},
     sys::systemd::{escape_path, unit},
+    unlock,
     verbs::boot::command_line::{CommandLine, Stage},
 };
 
@@ -77,7 +78,12 @@ fn files(config: &Config, volume: &VolumeConfig) -> Vec<PathBuf> {
 
 /// Whether attaching it needs a network: if its store may be one of several, that any of them does.
 fn needs_network(config: &Config, volume: &VolumeConfig) -> bool {
-    let remote = |name: &StoreName| store::kind(&config.stores[name]).is_ok_and(|kind| kind.needs_network());
+    let remote = |name: &StoreName| {
+        let store = &config.stores[name];
+        let leaves =
+            || unlock::container::servers_to_open(config, store, false).is_ok_and(|servers| !servers.is_empty());
+        store::kind(store).is_ok_and(|kind| kind.needs_network()) || leaves()
+    };
     volume.network.unwrap_or_else(|| match volume.store(config) {
         Some(store) => remote(&store),
         None => config.stores.keys().any(remote),

@@ -12,7 +12,10 @@ use serde::Serialize;
 use crate::{
     base::key::{KeyReference, Place},
     config::Config,
-    keys::{seal::identities, store},
+    keys::{
+        seal::{Told, identities},
+        store,
+    },
     unlock::{
         case::{Asked, Case, Circumstances, Strictness},
         container::Source,
@@ -50,6 +53,9 @@ pub struct Passed {
     pub source: String,
     /// What was done, in order.
     pub steps: Vec<Step>,
+    /// What each part of the container's policy said, if it has one of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Told>,
     /// How long it took, in seconds.
     pub seconds: f64,
 }
@@ -105,7 +111,8 @@ pub fn try_out(config: &Config, request: Request<'_>) -> Result<Passed, Error> {
     }
     proven.record("test");
     let source = named(tried.source, config, &reference)?;
-    Ok(Passed { key: reference.clone(), source, steps: clock.steps, seconds: rounded(clock.start.elapsed()) })
+    let policy = proven.told();
+    Ok(Passed { key: reference.clone(), source, policy, steps: clock.steps, seconds: rounded(clock.start.elapsed()) })
 }
 
 fn header(volume: &Volume) -> String {

@@ -13,6 +13,8 @@ mod shell;
 mod site;
 #[path = "../common/swtpm.rs"]
 mod swtpm;
+#[path = "../common/tangd.rs"]
+mod tangd;
 #[path = "../common/tpm_process.rs"]
 mod tpm_process;
 #[path = "../common/wiretap.rs"]
@@ -27,6 +29,7 @@ mod exports;
 mod foreign;
 mod format;
 mod lockbox;
+mod policy;
 mod refusals;
 mod safety;
 mod secrets;

@@ -28,6 +28,14 @@ pub enum Location {
         /// The chip, in words: "the TPM (IFX)".
         name: String,
     },
+    /// On a server, which is asked for it.
+    Server {
+        /// IP address or name, without port and brackets.
+        host: String,
+        port: u16,
+    },
+    /// In parts: whoever has this many of them has the whole.
+    Threshold { least: usize, of: Vec<Place> },
     /// Where nothing can be followed: a service's database.
     Elsewhere {
         /// The service, in words: "Barbican's database".
@@ -73,6 +81,8 @@ impl fmt::Display for Place {
         match &self.at {
             Location::Path(path) => write!(f, "{} {}", self.what, path.display()),
             Location::Replica(replica) => replica.fmt(f),
+            Location::Server { .. } => write!(f, "{} on {}", self.what, self.at),
+            Location::Threshold { .. } => f.write_str(&self.what),
             Location::Chip { name } | Location::Elsewhere { name, .. } => write!(f, "{} in {name}", self.what),
         }
     }
@@ -87,6 +97,9 @@ impl fmt::Display for Location {
                 write!(f, "swift://[{host}]:{port}/{device}")
             }
             Self::Replica(Replica { host, port, device, .. }) => write!(f, "swift://{host}:{port}/{device}"),
+            Self::Server { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Server { host, port } => write!(f, "{host}:{port}"),
+            Self::Threshold { least, of } => write!(f, "{least} of {} places", of.len()),
             Self::Chip { name } | Self::Elsewhere { name, .. } => f.write_str(name),
         }
     }

@@ -121,7 +121,15 @@ impl SealedKey {
         if bytes.len() > MAX_SEALED_BYTES {
             return Err(MalformedSealedKey::TooLarge(bytes.len()));
         }
-        let any: AnyForm = serde_json::from_slice(bytes).map_err(MalformedSealedKey::Json)?;
+        Self::of(serde_json::from_slice(bytes).map_err(MalformedSealedKey::Json)?)
+    }
+
+    /// Reads it out of a value that a sealed key has in its header: its size is bounded by that of the whole.
+    pub fn from_value(value: Value) -> Result<Self, MalformedSealedKey> {
+        Self::of(serde_json::from_value(value).map_err(MalformedSealedKey::Json)?)
+    }
+
+    fn of(any: AnyForm) -> Result<Self, MalformedSealedKey> {
         let recipients = match (any.recipients, any.header, any.encrypted_key) {
             (Some(recipients), None, None) => recipients,
             (None, header, encrypted_key) => {

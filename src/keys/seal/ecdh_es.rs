@@ -19,8 +19,6 @@ use crate::base::key::{JoseHeader, SecretBytes};
 /// Value of `alg`.
 pub const ALG: &str = "ECDH-ES+A256KW";
 const KEY_BITS: u32 = 256;
-/// Length of a coordinate on P-256.
-const COORDINATE_BYTES: usize = 32;
 
 /// A key pair for one sealing.
 pub fn ephemeral() -> Result<PKey<Private>, SealError> {
@@ -32,7 +30,7 @@ pub fn ephemeral() -> Result<PKey<Private>, SealError> {
 pub fn shared<T: HasPrivate>(ours: &PKeyRef<T>, theirs: &PKeyRef<Public>) -> Result<SecretBytes, SealError> {
     let mut deriver = Deriver::new(ours)?;
     deriver.set_peer(theirs)?;
-    let mut z = SecretBytes::zeroed(COORDINATE_BYTES)?;
+    let mut z = SecretBytes::zeroed(deriver.len()?)?;
     let len = deriver.derive(z.expose_mut())?;
     z.truncate(len);
     Ok(z)

@@ -39,12 +39,15 @@ mod ecdh_es;
 pub mod identities;
 mod jwk;
 mod key_wrap;
+pub mod leaves;
 mod payload;
 mod rsa_oaep;
+mod sss;
+mod tree;
 
 use std::{
     borrow::Cow,
-    collections::BTreeSet,
+    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
@@ -56,19 +59,21 @@ use uuid::Uuid;
 
 pub use content::ContentKey;
 pub use identities::{ContainerKey, Entry, EntryContext, Identity, LockboxKey, OwnerKey, OwnerRecipient, TpmIdentity};
+pub use leaves::LeafError;
 pub use payload::{Content, Payload};
+pub use tree::{Node, Said, Shape, Threshold, Told};
 
 use crate::{
     base::{
         advice::Advice,
         exit::Exit,
         key::{
-            BoundContext, JoseHeader, JweRecipient, KeyId, MalformedSealedKey, SealedKey, SecretBytes,
+            BoundContext, JoseHeader, JweRecipient, KeyId, MAX_RECIPIENTS, MalformedSealedKey, SealedKey, SecretBytes,
             SecretMemoryError, StoreName,
         },
     },
-    config::{IdentitySpec, TpmConfig},
-    keys::tpm::TpmError,
+    config::{IdentitySpec, LeafName, TpmConfig},
+    keys::{net::http::Cancel, tpm::TpmError},
 };
 
 /// Value of `typ` in the protected header.
@@ -80,17 +85,14 @@ const VERSION: u32 = 1;
 pub trait Recipient {
     /// Encrypts the content key to this recipient.
     fn seal(&self, key: &ContentKey) -> Result<JweRecipient, SealError>;
+    /// Who it is, for comparing with whom something is sealed to.
+    fn shape(&self) -> Shape;
 }
 
 /// The holders of public keys in PEM files.
 pub fn recipients(files: impl IntoIterator<Item: AsRef<Path>>) -> Result<Vec<Box<dyn Recipient>>, SealError> {
     let boxed = |recipient| Box::new(recipient) as Box<dyn Recipient>;
     files.into_iter().map(|path| OwnerRecipient::read(path.as_ref()).map(boxed)).collect()
-}
-
-/// The key ids of the holders of public keys in PEM files.
-pub fn kids(files: impl IntoIterator<Item: AsRef<Path>>) -> Result<BTreeSet<String>, SealError> {
-    files.into_iter().map(|path| Ok(OwnerRecipient::read(path.as_ref())?.kid().to_owned())).collect()
 }
 
 /// Seals a content to its recipients, bound to its context.
@@ -108,8 +110,19 @@ fn encrypt(
     content: &SecretBytes,
     recipients: &[Box<dyn Recipient>],
 ) -> Result<SealedKey, SealError> {
-    let protected = json!({"typ": TYPE, "enc": content::ENC, "cryptattach": context}).to_string();
+    seal_node(&json!({"typ": TYPE, "enc": content::ENC, "cryptattach": context}).to_string(), content, recipients)
+}
+
+/// Encrypts under this protected header.
+fn seal_node(
+    protected: &str,
+    content: &SecretBytes,
+    recipients: &[Box<dyn Recipient>],
+) -> Result<SealedKey, SealError> {
     let protected = Base64UrlUnpadded::encode_string(protected.as_bytes());
+    if recipients.len() > MAX_RECIPIENTS {
+        return Err(SealError::Unsupported(format!("a key has at most {MAX_RECIPIENTS} recipients")));
+    }
     let key = ContentKey::random()?;
     let recipients = recipients.iter().map(|recipient| recipient.seal(&key)).collect::<Result<_, _>>()?;
     let sealed = content::encrypt(&key, protected.as_bytes(), content)?;
@@ -183,14 +196,19 @@ impl Opened {
 }
 
 /// The identities of this host, tried in order.
+#[derive(Default)]
 pub struct Identities {
     identities: Vec<Box<dyn Identity>>,
+    /// The leaves of policies that ask somebody else.
+    leaves: Vec<(LeafName, Box<dyn leaves::Kind>)>,
+    /// What people call the holders of keys, by key id.
+    names: BTreeMap<String, String>,
 }
 
 impl Identities {
     /// These identities.
     pub fn of(identities: Vec<Box<dyn Identity>>) -> Self {
-        Self { identities }
+        Self { identities, ..Self::default() }
     }
 
     /// Those that the configuration names.
@@ -204,6 +222,16 @@ impl Identities {
         self
     }
 
+    /// Whether one of them is the holder of a key.
+    pub fn has(&self, shape: &Shape) -> bool {
+        matches!(shape, Shape::Key(kid) if self.identities.iter().any(|identity| identity.kid() == kid))
+    }
+
+    /// These leaves are asked as well, and these are the names of key ids for people.
+    pub fn with_leaves(self, leaves: Vec<(LeafName, Box<dyn leaves::Kind>)>, names: BTreeMap<String, String>) -> Self {
+        Self { leaves, names, ..self }
+    }
+
     /// Opens a sealed key and checks that it is what was asked for.
     pub fn open(&self, sealed: &SealedKey, expected: &Expected) -> Result<Opened, SealError> {
         let context = sealed.claimed_context()?;
@@ -214,6 +242,28 @@ impl Identities {
     }
 
     fn decrypt(&self, sealed: &SealedKey) -> Result<SecretBytes, SealError> {
+        self.decrypt_and_tell(sealed).0
+    }
+
+    /// The content; and if a policy decides who has it, what each part of that said.
+    fn decrypt_and_tell(&self, sealed: &SealedKey) -> (Result<SecretBytes, SealError>, Option<Told>) {
+        if tree::is_plain(sealed) {
+            return (self.decrypt_plain(sealed), None);
+        }
+        let node = sealed.protected_header().map_err(SealError::from).and_then(|protected| {
+            check_protected(&protected)?;
+            Node::of(sealed)
+        });
+        let node = match node {
+            Ok(node) => node,
+            Err(error) => return (Err(error), None),
+        };
+        let openers = tree::Openers { identities: &self.identities, leaves: &self.leaves, names: &self.names };
+        let (content, told) = openers.content(&node, &Cancel::never());
+        (content, Some(told))
+    }
+
+    fn decrypt_plain(&self, sealed: &SealedKey) -> Result<SecretBytes, SealError> {
         let protected = sealed.protected_header()?;
         check_protected(&protected)?;
         let key = self.content_key(sealed, &protected)?;
@@ -260,14 +310,22 @@ fn joint_header(parts: [&JoseHeader; 3]) -> Result<JoseHeader, SealError> {
 }
 
 fn check_protected(protected: &JoseHeader) -> Result<(), SealError> {
-    let text = |name: &str| protected.get(name).and_then(Value::as_str).unwrap_or("none").to_owned();
-    if text("enc") != content::ENC {
-        return Err(SealError::Unsupported(format!("its content is encrypted with the unsupported '{}'", text("enc"))));
+    check_enc(protected)?;
+    match text(protected, "typ") {
+        TYPE => Ok(()),
+        other => Err(SealError::Unsupported(format!("it has the unsupported type '{other}'"))),
     }
-    if text("typ") != TYPE {
-        return Err(SealError::Unsupported(format!("it has the unsupported type '{}'", text("typ"))));
+}
+
+fn check_enc(protected: &JoseHeader) -> Result<(), SealError> {
+    match text(protected, "enc") {
+        content::ENC => Ok(()),
+        other => Err(SealError::Unsupported(format!("its content is encrypted with the unsupported '{other}'"))),
     }
-    Ok(())
+}
+
+fn text<'a>(header: &'a JoseHeader, name: &str) -> &'a str {
+    header.get(name).and_then(Value::as_str).unwrap_or("none")
 }
 
 fn check_context(context: &BoundContext, expected: &Expected) -> Result<(), SealError> {
@@ -343,6 +401,15 @@ pub enum SealError {
         /// Our key ids.
         ours: String,
     },
+    /// Not enough of its policy's leaves opened it.
+    #[error("its policy is not met: {0}")]
+    PolicyNotMet(Box<Told>),
+    /// Not enough shares of a threshold could be had.
+    #[error("{had} of the {least} shares that it takes could be had")]
+    TooFewShares { had: usize, least: usize },
+    /// A leaf of a policy.
+    #[error(transparent)]
+    Leaf(Box<LeafError>),
     /// It was changed after it was sealed.
     #[error("it has been changed since it was sealed")]
     Tampered,
@@ -360,6 +427,12 @@ pub enum SealError {
     Tpm(#[from] TpmError),
 }
 
+impl From<LeafError> for SealError {
+    fn from(error: LeafError) -> Self {
+        Self::Leaf(Box::new(error))
+    }
+}
+
 impl Advice for SealError {
     fn exit(&self) -> Exit {
         match self {
@@ -371,7 +444,10 @@ impl Advice for SealError {
             | Self::NotForUs { .. }
             | Self::Tampered
             | Self::Payload(_)
+            | Self::TooFewShares { .. }
             | Self::Crypto(_) => Exit::KeyRefused,
+            Self::PolicyNotMet(told) => told.exit(),
+            Self::Leaf(error) => error.exit(),
             Self::Memory(error) => error.exit(),
             Self::Tpm(error) => error.exit(),
         }
@@ -389,6 +465,10 @@ impl Advice for SealError {
                 "check that this is the right device, and the right key for it ('cryptattach key list' shows them)"
             }
             Self::Tpm(error) => return error.next_step(),
+            Self::PolicyNotMet(_) | Self::TooFewShares { .. } => {
+                "bring back enough of the leaves that failed; the escrow key opens it, too, if the policy names it"
+            }
+            Self::Leaf(error) => return error.next_step(),
             Self::Unsupported(_) | Self::Crypto(_) => return None,
             Self::Memory(error) => return error.next_step(),
         };

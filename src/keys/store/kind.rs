@@ -11,8 +11,8 @@ use serde::Serialize;
 use super::{KINDS, KeyStore, StoreError, cloud::Service};
 use crate::{
     base::key::{Place, StoreName},
-    config::{Config, ConfigError, Section, StoreConfig},
-    keys::net::Caller,
+    config::{Config, ConfigError, LeafName, Section, StoreConfig},
+    keys::{net::Caller, seal::leaves},
 };
 
 /// A kind of store, as one part of the configuration describes it.
@@ -155,12 +155,29 @@ pub fn check(config: &Config) -> Result<(), ConfigError> {
     for (name, store) in &config.stores {
         let (kind, sealing) = (kind(store)?, &store.sealing);
         // Where sealed or not is a choice: sealed, the choice of escrow has to be made.
-        let sealed = sealing.owner.is_some() || !kind.may_keep_unsealed_keys();
-        if sealed && sealing.owner.is_none() {
+        let sealed = sealing.seals() || !kind.may_keep_unsealed_keys();
+        if sealed && sealing.owner.is_none() && sealing.policy.names(LeafName::OWNER) {
             return Err(ConfigError::Owner { name: name.clone(), path: config.path.clone() });
         }
         if sealed && sealing.escrow.is_some() == sealing.no_escrow {
             return Err(ConfigError::Escrow { name: name.clone(), path: config.path.clone() });
+        }
+        if sealing.has_policy() {
+            let names_escrow = sealing.policy.names(LeafName::ESCROW);
+            let misfit = |why: &str| ConfigError::PolicyMisfit {
+                name: name.clone(),
+                path: config.path.clone(),
+                why: why.to_owned(),
+            };
+            if names_escrow && sealing.no_escrow {
+                return Err(misfit("names escrow, but the store has no_escrow = true"));
+            }
+            if !names_escrow && !sealing.no_escrow {
+                return Err(misfit("does not name escrow, so the escrow key would open nothing"));
+            }
+        }
+        for (name, leaf) in &sealing.leaves {
+            leaves::kind(name, leaf, store.network)?;
         }
     }
     Ok(())

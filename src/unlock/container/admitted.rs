@@ -12,6 +12,7 @@ use crate::{
         clock::now,
         key::{Epoch, HostName},
     },
+    config::LeafName,
     keys::{
         seal::{self, ContainerKey, OwnerRecipient, Recipient},
         store::{HostKeys, StoreError},
@@ -44,6 +45,9 @@ impl Container {
 
     /// Admits a host: seals the container keys to it as well. `recipient` is that of its lockbox key.
     pub fn admit_host(&self, host: &HostName, recipient: &OwnerRecipient) -> Result<(), Error> {
+        if !self.sealing.policy.names(LeafName::HOSTS) {
+            return Err(Error::NoHostsInPolicy { container: self.name.clone(), policy: self.sealing.policy.clone() });
+        }
         let current = self.current_key()?;
         // Keys may still be sealed under the key before the current one.
         if let Some(before) = current.epoch().before() {
@@ -73,7 +77,7 @@ impl Container {
     /// Replaces a container key by its form for other hosts.
     pub(super) fn reseal_key(&self, key: &ContainerKey) -> Result<(), Error> {
         let epoch: Epoch = key.epoch();
-        let sealed = key.seal_to(self.key_recipients()?, now())?;
+        let sealed = key.seal_to(self.key_recipients(key)?, now())?;
         let keys = self.container_keys()?;
         keys.reseal(epoch, &sealed)?;
         // What is open here is what the store has.

@@ -3,6 +3,7 @@
 //! Verbs ask a container for keys and give it keys; what is between, a public-key operation or a container key, is here.
 
 mod admitted;
+mod opens;
 mod rotation;
 mod tenant_keys;
 #[cfg(test)]
@@ -19,6 +20,7 @@ use std::{
 
 use uuid::Uuid;
 
+pub use opens::{public_keys, servers_to_open};
 pub use rotation::Rotation;
 pub use tenant_keys::{Listed, TenantKeys};
 pub(in crate::unlock) use trust::Seen;
@@ -35,9 +37,9 @@ use crate::{
             SecretBytes, SecretMemoryError, StoreName,
         },
     },
-    config::{Config, Sealing},
+    config::{Config, Network, Sealing},
     keys::{
-        seal::{self, ContainerKey, Content, Expected, For, Identities, Identity, Opened, SealError, identities},
+        seal::{self, ContainerKey, Content, Expected, For, Identities, Opened, SealError, identities},
         store::{self, KeyStore, Released, RingAnswer, Stored, parse_endpoints},
     },
     unlock::{Error, lockbox::Lockbox, tenant::Tenant},
@@ -48,6 +50,8 @@ pub struct Container {
     name: StoreName,
     store: Box<dyn KeyStore>,
     sealing: Sealing,
+    /// Limits on waiting for the servers of leaves.
+    network: Network,
     /// Container keys that were opened: one public-key operation each, in locked memory of this process only.
     opened: Mutex<BTreeMap<Epoch, Arc<ContainerKey>>>,
     /// The directory where this host remembers what the store has shown it.
@@ -56,6 +60,8 @@ pub struct Container {
     own_places: Vec<Place>,
     /// This host's lockbox, if it has one: its key opens what is sealed to this host.
     lockbox: Option<Lockbox>,
+    /// An entry of the lockbox opens with this host's identity alone, and the container's policy takes more.
+    is_lockbox_weaker: bool,
     /// What it is used for.
     used: Use,
     /// On whose behalf a hook uses it; `None` if this host does so for itself.
@@ -121,6 +127,7 @@ impl Container {
         let kind = store::kind(store_config)?;
         let mut own_places = identities::places(&store_config.sealing.identities)?;
         own_places.extend(kind.places());
+        own_places.extend(opens::place(&store_config.sealing, store_config.network)?);
         own_places.push(Place::path("configuration", &config.path, false));
         if let Some(lockbox) = &lockbox {
             own_places.extend(lockbox.places(config, name)?);
@@ -135,10 +142,12 @@ impl Container {
             tenant: tenant.cloned(),
             store,
             sealing: store_config.sealing.clone(),
+            network: store_config.network,
             opened: Mutex::default(),
             state: config.state.to_path_buf(),
             own_places,
             lockbox,
+            is_lockbox_weaker: opens::is_lockbox_weaker(config, store_config),
             used,
         })
     }
@@ -233,7 +242,7 @@ impl Container {
 
     /// The container key that new keys are sealed under. A container that has none yet gets its first one.
     fn current_key(&self) -> Result<Arc<ContainerKey>, Error> {
-        if self.sealing.owner.is_none() {
+        if !self.sealing.seals() {
             return Err(Error::NoOwner(self.name.clone()));
         }
         match self.container_keys()?.current()? {
@@ -243,13 +252,6 @@ impl Container {
                 None => self.make_key(None, None),
             },
         }
-    }
-
-    /// This host's identities: the lockbox key if it is open, and those that the configuration names.
-    fn identities(&self) -> Result<Identities, Error> {
-        let lockbox_key = self.lockbox.as_ref().and_then(Lockbox::key);
-        let lockbox_key = lockbox_key.map(|key| Box::new(key.clone()) as Box<dyn Identity>);
-        Ok(Identities::read(&self.sealing.identities, &self.sealing.tpm)?.with(lockbox_key))
     }
 
     /// Whose lockbox is closed, if it might have opened what did not open.

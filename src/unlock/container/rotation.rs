@@ -5,7 +5,6 @@
 //! like Swift may list a key only days after it was written.
 
 use std::{
-    collections::BTreeSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -21,9 +20,8 @@ use crate::{
         clock::now,
         key::{ContainerKeyId, Epoch, HostName, KeyId},
     },
-    config::{ConfigPath, Sealing},
     keys::{
-        seal::{self, ContainerKey, For, Recipient},
+        seal::{ContainerKey, For},
         store::{ContainerKeys, Current, StoreError, Stored},
     },
     unlock::Error,
@@ -120,7 +118,7 @@ impl Container {
     ) -> Result<Arc<ContainerKey>, Error> {
         let key = ContainerKey::random(&self.name, previous)?;
         let key = without.into_iter().fold(key, ContainerKey::without_host);
-        let sealed = key.seal_to(self.key_recipients()?, now())?;
+        let sealed = key.seal_to(self.key_recipients(&key)?, now())?;
         let keys = self.container_keys()?;
         match keys.create(key.epoch(), &sealed) {
             // Its maker was killed before announcing it.
@@ -150,23 +148,9 @@ impl Container {
         Ok(key)
     }
 
-    /// Whether a container key is sealed to those that the configuration names and to hosts that are admitted, and not to this one.
+    /// Whether a container key is sealed to those that it is to be for now, and not to this host.
     fn is_for_the_right_ones(&self, key: &ContainerKey, without: Option<&HostName>) -> Result<bool, Error> {
-        let mut right = seal::kids(self.key_files())?;
-        right.extend(key.host_kids()?);
-        let sealed = self.container_keys()?.get(key.epoch())?;
-        let is: BTreeSet<_> = sealed.recipient_kids().map(str::to_owned).collect();
-        Ok(is == right && key.hosts().all(|host| Some(host) != without))
-    }
-
-    /// Whom container keys are sealed to besides the hosts that are admitted.
-    pub(super) fn key_recipients(&self) -> Result<Vec<Box<dyn Recipient>>, Error> {
-        Ok(seal::recipients(self.key_files())?)
-    }
-
-    fn key_files(&self) -> impl Iterator<Item = &ConfigPath> {
-        let Sealing { owner, escrow, hosts, .. } = &self.sealing;
-        owner.iter().chain(escrow).chain(hosts)
+        Ok(self.is_by_the_policy(key)? && key.hosts().all(|host| Some(host) != without))
     }
 
     pub(super) fn key_id(&self, epoch: Epoch) -> ContainerKeyId {

@@ -7,8 +7,9 @@ use uuid::Uuid;
 use super::{Author, Container, Source, TrustError, Use, ViaLockbox};
 use crate::{
     base::key::{KeyId, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
+    config::IdentitySpec,
     keys::{
-        seal::{ContainerKey, Content, For, LockboxKey, Payload},
+        seal::{ContainerKey, Content, For, LockboxKey, OwnerKey, Payload},
         store::{ContainerKeys, Current, StoreError},
     },
     sys::device::Device,
@@ -79,7 +80,8 @@ fn a_host_seals_under_no_earlier_and_no_other_container_key_than_it_has_seen() {
     let before = ContainerKey::random(&site.name, None).unwrap();
     let planted = ContainerKey::random(&site.name, Some(&before)).unwrap();
     assert_eq!(planted.epoch(), second.epoch);
-    site.store.lie(format!("kek/{}", second.epoch), planted.seal_to(container.key_recipients().unwrap(), 0).unwrap());
+    site.store
+        .lie(format!("kek/{}", second.epoch), planted.seal_to(container.key_recipients(&planted).unwrap(), 0).unwrap());
     let refused = container.keep_object(object()).err();
     assert!(matches!(refused, Some(Error::Trust(TrustError::Another { .. }))), "{refused:?}");
     site.store.be_honest(format!("kek/{}", second.epoch));
@@ -261,4 +263,124 @@ fn an_entry_that_does_not_fit_the_header_gives_way_to_the_store() {
     assert!(!way.has_entry());
     assert_eq!(way.fetch(Author::Container).unwrap().1, Source::Store);
     assert_eq!(host.source(Use::Unlock).unwrap(), Source::Lockbox, "the entry stays: the header may be wrong");
+}
+
+/// A site with this policy over the leaves `b` and `c`, whose public keys are beside the configuration.
+fn with_policy(policy: &str) -> (Site, OwnerKey, OwnerKey) {
+    let more = "[leaves.b]\npublic = 'b.pem'\n[leaves.c]\npublic = 'c.pem'\n";
+    let mut site = Site::with(&format!("opens = '{policy}'\n{more}"));
+    let [b, c] = ["b", "c"].map(|name| {
+        let key = OwnerKey::generate().unwrap();
+        std::fs::write(site.beside_the_keys(&format!("{name}.pem")), key.public_pem().unwrap()).unwrap();
+        std::fs::write(site.beside_the_keys(&format!("{name}.key")), key.private_pem().unwrap().expose()).unwrap();
+        key
+    });
+    has_identities(&mut site, &["owner", "b"]);
+    (site, b, c)
+}
+
+fn has_identities(site: &mut Site, names: &[&str]) {
+    let identity = |name: &&str| IdentitySpec::of("", site.beside_the_keys(&format!("{name}.key")));
+    let identities = names.iter().map(identity).collect();
+    site.config.stores.get_mut(&site.name).unwrap().sealing.identities = identities;
+}
+
+fn opens(site: &Site, epoch: &str) -> Result<(), Error> {
+    site.container().container_key(epoch.parse().unwrap()).map(drop)
+}
+
+#[test]
+fn a_container_opens_exactly_by_its_policy() {
+    let (mut site, ..) = with_policy("any(owner, all(b, c))");
+    site.container().make_first_key().unwrap();
+    for (identities, met) in [(&["owner"][..], true), (&["b", "c"], true), (&["b"], false), (&["c"], false)] {
+        has_identities(&mut site, identities);
+        let opened = opens(&site, "1");
+        assert_eq!(opened.is_ok(), met, "{identities:?}");
+        if let Err(error) = opened {
+            let told = crate::base::chain::chain(&error);
+            assert!(told.contains("2 of 2 (1 of the 2 shares that it takes could be had"), "{told}");
+        }
+    }
+}
+
+#[test]
+fn a_rotation_seals_by_the_policy_that_is_configured_now() {
+    let (mut site, ..) = with_policy("any(owner, b)");
+    site.container().make_first_key().unwrap();
+    let key = kept(&site.container());
+    let sealing = &mut site.config.stores.get_mut(&site.name).unwrap().sealing;
+    sealing.policy = "all(b, c)".parse().unwrap();
+    sealing.leaves = site.config.leaves.clone();
+    // Begun for another policy, a rotation is begun anew.
+    let current = site.store.current().unwrap().unwrap();
+    site.store.set_current(&Current { rotating: true, ..current }, "").unwrap();
+    assert_eq!(rotate(&site).epoch, "2".parse().unwrap());
+    has_identities(&mut site, &["b"]);
+    assert!(opens(&site, "1").is_ok() && opens(&site, "2").is_err());
+    has_identities(&mut site, &["b", "c"]);
+    drop(site.container().object(&key).unwrap());
+    // And with the same policy it goes on.
+    site.store.set_current(&Current { epoch: "2".parse().unwrap(), rotating: true }, "").unwrap();
+    assert_eq!(rotate(&site).epoch, "2".parse().unwrap());
+}
+
+#[test]
+fn a_host_is_admitted_into_its_place_in_the_policy() {
+    let (mut site, ..) = with_policy("any(owner, all(hosts, b))");
+    let (name, host) = ("compute-7".parse().unwrap(), OwnerKey::generate().unwrap());
+    std::fs::write(site.beside_the_keys("host.key"), host.private_pem().unwrap().expose()).unwrap();
+    site.container().make_first_key().unwrap();
+    site.container().admit_host(&name, &host.recipient().unwrap()).unwrap();
+    for (identities, met) in [(&["host"][..], false), (&["host", "b"], true), (&["b"], false)] {
+        has_identities(&mut site, identities);
+        assert_eq!(opens(&site, "1").is_ok(), met, "{identities:?}");
+    }
+    has_identities(&mut site, &["owner"]);
+    rotate(&site);
+    has_identities(&mut site, &["host", "b"]);
+    assert!(opens(&site, "2").is_ok(), "it stays admitted");
+
+    has_identities(&mut site, &["owner"]);
+    site.config.stores.get_mut(&site.name).unwrap().sealing.policy = "any(owner, b)".parse().unwrap();
+    let refused = site.container().admit_host(&name, &host.recipient().unwrap());
+    assert!(matches!(refused, Err(Error::NoHostsInPolicy { .. })), "{refused:?}");
+}
+
+#[test]
+fn a_lockbox_is_no_way_round_a_policy() {
+    let weaker = |policy: &str, more: &str| {
+        let lockbox = format!("[lockbox]\nhost = 'h'\nstore = 'SITE'\n{more}\n");
+        let site = Site::with(&format!("opens = '{policy}'\n{lockbox}"));
+        let container = site.container();
+        let id = kept(&container);
+        match container.add_to_lockbox(&id) {
+            Err(Error::LockboxIsWeaker { .. }) => {
+                let container = Container::open(&site.config, &site.name, None, Use::Unlock).unwrap();
+                assert!(container.is_lockbox_weaker);
+                true
+            }
+            // It is not open.
+            Err(Error::Lockbox(_)) => false,
+            other => panic!("{:?}", other.map(drop)),
+        }
+    };
+    assert!(weaker("owner", ""), "an owner is not this host");
+    assert!(!weaker("any(owner, hosts)", ""));
+    assert!(!weaker("owner", "weaker = true"));
+}
+
+#[test]
+fn servers_are_waited_for_only_where_nothing_on_this_host_is_enough() {
+    let text = "[leaves.t]\ntang = ['http://10.0.0.5', 'http://[fd00::5]:81']\n";
+    let servers = |policy: &str, is_host: bool| {
+        let site = Site::with(&format!("opens = '{policy}'\n{text}"));
+        let store = site.config.store(&site.name).unwrap();
+        let servers = super::servers_to_open(&site.config, store, is_host).unwrap();
+        servers.into_iter().map(|server| format!("{} {}", server.host, server.port)).collect::<Vec<_>>()
+    };
+    assert_eq!(servers("all(owner, t)", false), ["10.0.0.5 80", "fd00::5 81"]);
+    assert!(servers("any(owner, t)", false).is_empty());
+    assert_eq!(servers("any(hosts, t)", false).len(), 2);
+    assert!(servers("any(hosts, t)", true).is_empty());
 }

@@ -136,13 +136,19 @@ impl Container {
     /// The lockbox that is asked before the store and given what that gives.
     ///
     /// Not where the store is used as the caller of a hook: it has to decide each time whether this caller may have the key.
+    /// Nor where the policy takes more than this host.
     fn cache(&self) -> Option<&Lockbox> {
-        self.lockbox.as_ref().filter(|_| self.used.lockbox_first() && !self.is_used_as_caller())
+        let may = self.used.lockbox_first() && !self.is_used_as_caller() && !self.is_lockbox_weaker;
+        self.lockbox.as_ref().filter(|_| may)
     }
 
     /// Fetches a key from the store and adds it to the lockbox; `None` if the store releases it unsealed, and so decides each
     /// time who may have it.
     pub fn add_to_lockbox(&self, id: &KeyId) -> Result<Option<EntryContext>, Error> {
+        if self.is_lockbox_weaker {
+            let (container, policy) = (self.name.clone(), self.policy().clone());
+            return Err(Error::LockboxIsWeaker { container, policy });
+        }
         let (Fetched::Sealed(opened), seen) = self.fetch(id, For::Any, Author::Container)? else { return Ok(None) };
         let Some(lockbox) = &self.lockbox else { return Ok(None) };
         let reference = self.reference(*id);

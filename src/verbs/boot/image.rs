@@ -121,7 +121,10 @@ fn needs_network_for(config: &Config, stores: &BTreeSet<StoreName>) -> Result<bo
         return Ok(false);
     }
     for name in stores.iter().chain(config.lockbox.as_ref().map(|lockbox| &lockbox.store)) {
-        if !store::kind(config.store(name)?)?.servers()?.is_empty() {
+        let store = config.store(name)?;
+        if !store::kind(store)?.servers()?.is_empty()
+            || !unlock::container::servers_to_open(config, store, false)?.is_empty()
+        {
             return Ok(true);
         }
     }
@@ -165,13 +168,16 @@ impl Image {
         // What logs in to Barbican is given keys that open volumes.
         let kind = store::kind(store)?;
         self.uses_tpm |= kind.needs_tpm();
-        let releases = kind.may_keep_unsealed_keys() && store.sealing.owner.is_none();
+        let releases = kind.may_keep_unsealed_keys() && !store.sealing.seals();
         for file in kind.files()? {
             let is_secret = releases && !is_public(&file);
             self.secret_or_file(config, &file, is_secret, "a log-in there releases unsealed keys", planned)?;
         }
         for identity in &store.sealing.identities {
             self.identity(config, identity, planned)?;
+        }
+        for file in unlock::container::public_keys(store)? {
+            self.file(config, &file);
         }
         // What this host has seen of the store, so that the store cannot show the boot something older.
         for folder in ["generations", "containers"] {
@@ -402,6 +408,23 @@ mod tests {
         let (chip, directory) = (config("'tpm-nv'"), config("'directory'\npath = 'a'"));
         assert!(with_tpm(&chip) && !with_tpm(&directory));
         assert!(!needs_network(&chip, None).unwrap());
+    }
+
+    #[test]
+    fn a_leaf_that_asks_a_server_needs_the_network() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |opens: &str| {
+            let config = config(folder.path(), "");
+            let text = fs::read_to_string(&config.path).unwrap() + "[leaves.t]\ntang = 'http://10.0.0.5'\n";
+            let section = text.find("[stores.").unwrap();
+            let line = section + text[section..].find('\n').unwrap() + 1;
+            let text = format!("{}opens = '{opens}'\n{}", &text[..line], &text[line..]);
+            let config = Config::parse(&text, &config.path).unwrap();
+            let has_owner = || image(&config, None).unwrap().parts.contains(&Part::File(folder.path().join("o.pem")));
+            assert!(has_owner(), "it tells whether this host opens the policy by itself");
+            needs_network(&config, None).unwrap()
+        };
+        assert!(of("any(hosts, t)") && !of("any(owner, hosts)"));
     }
 
     #[test]

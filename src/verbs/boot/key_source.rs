@@ -30,7 +30,7 @@ use crate::{
     unlock::{
         self,
         case::{Case, Circumstances},
-        container::{Container, Use},
+        container::{self, Container, Use},
         lockbox::{Lockbox, LockboxError},
         pins::Pins,
     },
@@ -145,6 +145,7 @@ impl Sources {
         let case = match by {
             OpenedBy::Store(reference) => {
                 self.await_store(number, &reference.store)?;
+                self.await_leaves(number, &reference.store, false)?;
                 self.case(volume, reference, self.container(&reference.store)?)
             }
             OpenedBy::Lockbox(reference) => {
@@ -154,6 +155,7 @@ impl Sources {
                 let case = self.case(volume, reference, Arc::new(container));
                 if case.needs_store() {
                     self.await_store(number, &reference.store)?;
+                    self.await_leaves(number, &reference.store, true)?;
                 }
                 case
             }
@@ -224,6 +226,12 @@ impl Sources {
             self.await_tpm(number)?;
         }
         self.await_route(number, &kind.servers()?)
+    }
+
+    /// Waits for a way to the servers that the store's policy takes, if it takes any.
+    fn await_leaves(&self, number: VolumeNo, name: &StoreName, is_host: bool) -> Result<(), Error> {
+        let servers = container::servers_to_open(&self.config, self.config.store(name)?, is_host)?;
+        self.await_route(number, &servers)
     }
 
     /// Waits for all that identities take: file systems, the TPM, servers.

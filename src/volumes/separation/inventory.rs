@@ -242,6 +242,8 @@ impl ListedTarget {
             Protocol::Nfs | Protocol::GlusterFs => self.export.as_deref() == Some(name),
             Protocol::FibreChannel => self.wwn.as_deref().is_some_and(|wwn| port_name(wwn) == name),
             Protocol::Rbd => self.cluster.as_deref() == name.split('/').next(),
+            // A target holds a volume; a key server is known by its host.
+            Protocol::KeyServer => false,
         }
     }
 }

@@ -8,12 +8,16 @@ use super::{
     identity_of_hosts::{HostId, KnownHosts, Same, unknown_hosts},
     inventory::ListedDevice,
     lineage::Lineage,
+    remote::{Protocol, Remote},
     served_by::Holder,
     tree::{Node, Step},
     verdict::{Evidence, Gap, SharedDevice},
 };
 use crate::{
-    base::key::{Location, Place, Replica, is_device_name},
+    base::{
+        address::Endpoint,
+        key::{Location, Place, Replica, is_device_name},
+    },
     config::SeparationLevel,
     sys::sysfs::Sysfs,
 };
@@ -59,6 +63,13 @@ impl<'a> Placement<'a> {
                 Lineage { tree: Node::leaf(Leaf::Replica(replica.clone()), below) }
             }
             Location::Chip { name } => Lineage { tree: Node::leaf(Leaf::Chip { name: name.clone() }, Vec::new()) },
+            Location::Server { host, port } => {
+                Lineage { tree: Node::leaf(Leaf::Remote(key_server(host, *port)), Vec::new()) }
+            }
+            Location::Threshold { least, of } => {
+                let below = of.iter().map(|place| self.lineage(sysfs, place).tree).collect();
+                Lineage { tree: Node::threshold(*least, below) }
+            }
             Location::Elsewhere { why, .. } => Lineage { tree: Node::gap(why.clone()) },
         }
     }
@@ -81,8 +92,11 @@ impl<'a> Placement<'a> {
 
     /// Compares a place with the volume: disk by disk, and then by who holds what is on neither's own disks.
     pub fn compare(&self, place: &Place, lineage: &Lineage) -> Found {
+        if let Location::Threshold { least, of } = &place.at {
+            return self.compare_parts(*least, of, &lineage.tree.below);
+        }
         // A path on this host is compared by its disk, whatever the level.
-        let is_replica = matches!(place.at, Location::Replica(_));
+        let is_replica = matches!(place.at, Location::Replica(_) | Location::Server { .. });
         let level = if is_replica { self.level } else { SeparationLevel::Device };
         let mut found = Found::default();
         for (device, volume_device, same_by) in common(self.volume, lineage) {
@@ -105,6 +119,36 @@ impl<'a> Placement<'a> {
         for leaf in lineage.tree.ends(&|_| true) {
             let gap = |why| Gap { about: place.to_string(), why };
             found.gaps.extend(self.hosts.unknown_holders(leaf).into_iter().map(gap));
+        }
+        found
+    }
+
+    /// Parts of a key are too near if enough of them are; and if that depends on what is not known, nothing is proven.
+    fn compare_parts(&self, least: usize, of: &[Place], below: &[Node]) -> Found {
+        let parts = of.iter().zip(below);
+        let parts = parts.map(|(place, tree)| self.compare(place, &Lineage { tree: tree.clone() }));
+        let (mut near, mut unproven) = (Vec::new(), Vec::new());
+        for part in parts {
+            match (part.shared.is_empty(), part.gaps.is_empty()) {
+                (false, _) => near.push(part),
+                (true, false) => unproven.push(part),
+                (true, true) => {}
+            }
+        }
+        let (is_near, may_be_near) = (near.len() >= least, near.len() + unproven.len() >= least);
+        let mut found = Found::default();
+        for part in near {
+            match is_near {
+                true => found.shared.extend(part.shared),
+                false if may_be_near => found.gaps.extend(part.shared.iter().map(|shared| Gap {
+                    about: format!("{} on {}", shared.what, shared.at),
+                    why: format!("it is {}, and others that the policy takes with it may be, too", shared.position()),
+                })),
+                false => {}
+            }
+        }
+        if may_be_near && !is_near {
+            found.gaps.extend(unproven.into_iter().flat_map(|part| part.gaps));
         }
         found
     }
@@ -169,6 +213,13 @@ impl<'a> Placement<'a> {
             }
         }
     }
+}
+
+/// A name that is no address is called as it is: then nobody knows who serves it.
+fn key_server(host: &str, port: u16) -> Remote {
+    let address = host.parse().ok().map(|host| Endpoint { host, port: Some(port) });
+    let names = if address.is_some() { Vec::new() } else { vec![host.to_owned()] };
+    Remote { protocol: Protocol::KeyServer, names, addresses: address.into_iter().collect() }
 }
 
 fn once<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {

@@ -33,6 +33,8 @@ pub enum Protocol {
     Nfs,
     /// A file on GlusterFS.
     GlusterFs,
+    /// A server that gives a share of a key: Tang.
+    KeyServer,
     /// Fibre Channel; the names are world-wide names in lower case, and there are no addresses.
     FibreChannel,
 }
@@ -69,8 +71,10 @@ impl fmt::Display for Remote {
             Protocol::Nfs => "NFS export",
             Protocol::GlusterFs => "GlusterFS volume",
             Protocol::FibreChannel => "Fibre Channel target",
+            Protocol::KeyServer => "key server",
         })?;
         match &self.names[..] {
+            [] if self.protocol == Protocol::KeyServer => {}
             [] => f.write_str(" of unknown name")?,
             names => write!(f, " {}", names.join(", "))?,
         }

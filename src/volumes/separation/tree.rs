@@ -49,6 +49,8 @@ pub enum Step {
     Device(Device),
     /// The end: a disk, memory, or a host on the network.
     Leaf(Leaf),
+    /// Parts of a key; this many of them are enough.
+    Threshold { least: usize },
     /// What could not be followed.
     Gap {
         /// Why, in words.
@@ -149,6 +151,10 @@ impl Node {
         Self { step: Step::Leaf(leaf), below }
     }
 
+    pub(crate) fn threshold(least: usize, below: Vec<Self>) -> Self {
+        Self { step: Step::Threshold { least }, below }
+    }
+
     pub(crate) fn gap(why: String) -> Self {
         Self { step: Step::Gap { why }, below: Vec::new() }
     }
@@ -242,6 +248,7 @@ impl fmt::Display for Step {
             Self::FileSystem { name, .. } => f.write_str(name),
             Self::Device(device) => device.fmt(f),
             Self::Leaf(leaf) => leaf.fmt(f),
+            Self::Threshold { least } => write!(f, "{least} of these"),
             Self::Gap { why } => write!(f, "? {why}"),
         }
     }

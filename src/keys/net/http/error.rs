@@ -35,6 +35,9 @@ pub enum HttpError {
     /// It was not even asked.
     #[error("did not ask {url}: no time was left")]
     NoTime { url: Url },
+    /// Others were faster.
+    #[error("the answer is not needed any more")]
+    NotNeeded,
     /// The connection broke.
     #[error("the connection to {url} broke during the answer")]
     Broken {
@@ -60,9 +63,11 @@ impl Advice for HttpError {
             Self::TooLong { .. } => Exit::NoSealedKey,
             Self::Client(_) => Exit::System,
             Self::Memory(error) => error.exit(),
-            Self::Connect { .. } | Self::TimedOut { .. } | Self::NoTime { .. } | Self::Broken { .. } => {
-                Exit::StoreUnavailable
-            }
+            Self::Connect { .. }
+            | Self::TimedOut { .. }
+            | Self::NoTime { .. }
+            | Self::NotNeeded
+            | Self::Broken { .. } => Exit::StoreUnavailable,
         }
     }
 
@@ -79,7 +84,7 @@ impl Advice for HttpError {
                 "check the URL: another server than the key store may answer there, or the key store may lie"
             }
             Self::Url(_) => "check the URLs in clouds.yaml and in the configuration",
-            Self::Client(_) => return None,
+            Self::Client(_) | Self::NotNeeded => return None,
             Self::Memory(error) => return error.next_step(),
         };
         Some(step.into())

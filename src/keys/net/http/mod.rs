@@ -4,6 +4,7 @@
 //! the server asks for. Of several servers the second is asked when the first has not answered after a head start, and
 //! the first good answer wins (the idea of RFC 8305, section 5).
 
+mod cancel;
 mod error;
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::future::{Either, join_all, select};
 use openssl::x509::X509;
 use reqwest::{
     Certificate, Client, Identity, Method, StatusCode, Url,
@@ -28,6 +29,7 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
+pub use cancel::Cancel;
 pub use error::{Bottom, HttpError};
 
 use crate::{
@@ -102,6 +104,8 @@ pub struct Request {
     pub spent: Duration,
     /// One try may take all the time that there is: a server that is busy with it is not helped by being asked again.
     pub patient: bool,
+    /// It may be sent without TLS: neither it nor its answer is worth reading or changing to others.
+    pub in_clear: bool,
 }
 
 /// An answer, whatever its status.
@@ -152,7 +156,13 @@ impl Request {
             most_bytes,
             spent: Duration::ZERO,
             patient: false,
+            in_clear: false,
         }
+    }
+
+    /// Which others may read and change, for it is of no use to them.
+    pub fn in_clear(self) -> Self {
+        Self { in_clear: true, ..self }
     }
 
     /// With one more header.
@@ -256,6 +266,17 @@ impl Http {
         self.runtime().block_on(self.tries(request))
     }
 
+    /// As [`Http::send`], until the answer is not needed any more.
+    pub fn send_unless(&self, request: &Request, cancel: &Cancel) -> Result<HttpAnswer, HttpError> {
+        self.runtime().block_on(async {
+            let (answered, cancelled) = (Box::pin(self.tries(request)), Box::pin(cancel.cancelled()));
+            match select(answered, cancelled).await {
+                Either::Left((answer, _)) => answer,
+                Either::Right(_) => Err(HttpError::NotNeeded),
+            }
+        })
+    }
+
     /// Sends several requests at once.
     pub fn send_all(&self, requests: &[Request]) -> Vec<Result<HttpAnswer, HttpError>> {
         self.runtime().block_on(join_all(requests.iter().map(|request| self.tries(request))))
@@ -266,7 +287,7 @@ impl Http {
     }
 
     async fn tries(&self, request: &Request) -> Result<HttpAnswer, HttpError> {
-        if let Some(insecure) = request.urls.iter().find(|url| !is_secure(url)) {
+        if let Some(insecure) = request.urls.iter().find(|url| !request.in_clear && !is_secure(url)) {
             return Err(HttpError::Insecure(insecure.clone()));
         }
         let own_end = Instant::now() + self.limits.total.saturating_sub(request.spent);

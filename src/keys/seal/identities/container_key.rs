@@ -16,12 +16,12 @@ use crate::{
     base::{
         hex,
         key::{
-            ContainerKeyId, Epoch, HostName, JoseHeader, JweRecipient, MAX_RECIPIENTS, MalformedSealedKey, SealedKey,
-            SecretBytes, StoreName,
+            ContainerKeyId, Epoch, HostName, JoseHeader, JweRecipient, MalformedSealedKey, SealedKey, SecretBytes,
+            StoreName,
         },
     },
     keys::seal::{
-        ContentKey, Identities, Recipient, SealError, VERSION, encrypt, key_wrap,
+        ContentKey, Identities, Node, Recipient, SealError, Shape, Told, VERSION, encrypt, key_wrap,
         payload::{Base64, decode_bytes, read_json, write_json},
     },
 };
@@ -41,6 +41,7 @@ pub struct ContainerKey {
     generation: u64,
     /// The hosts that are admitted: the public keys (JWK) that it is sealed to.
     hosts: BTreeMap<HostName, JoseHeader>,
+    told: Option<Told>,
 }
 
 /// The `cryptattach` member of a container key's protected header.
@@ -81,7 +82,8 @@ impl ContainerKey {
 
     fn of(container: &StoreName, epoch: Epoch, key: SecretBytes) -> Self {
         let id = ContainerKeyId { container: container.clone(), epoch };
-        Self { kid: id.to_string(), id, key, proof: None, created: 0, generation: 1, hosts: BTreeMap::new() }
+        let kid = id.to_string();
+        Self { kid, id, key, proof: None, created: 0, generation: 1, hosts: BTreeMap::new(), told: None }
     }
 
     /// When it was sealed, if it was opened: seconds since 1970-01-01 UTC.
@@ -97,11 +99,6 @@ impl ContainerKey {
     /// The hosts that are admitted.
     pub fn hosts(&self) -> impl Iterator<Item = &HostName> {
         self.hosts.keys()
-    }
-
-    /// The key ids of the hosts that are admitted.
-    pub fn host_kids(&self) -> Result<Vec<String>, SealError> {
-        self.hosts.iter().map(|(host, jwk)| Ok(host_recipient(host, jwk)?.kid().to_owned())).collect()
     }
 
     /// The same key for one host more, or for another public key of that host.
@@ -144,19 +141,27 @@ impl ContainerKey {
         Ok(hex::encode(&mac[..16]))
     }
 
-    /// Seals it to these, and to the hosts that are admitted.
-    pub fn seal_to(&self, mut recipients: Vec<Box<dyn Recipient>>, created: u64) -> Result<SealedKey, SealError> {
-        for (host, jwk) in &self.hosts {
-            recipients.push(Box::new(host_recipient(host, jwk)?));
-        }
-        if recipients.len() > MAX_RECIPIENTS {
-            return Err(SealError::Unsupported(format!("a key has at most {MAX_RECIPIENTS} recipients")));
-        }
+    /// The hosts that are admitted, as recipients.
+    pub fn host_recipients(&self) -> Result<Vec<Box<dyn Recipient>>, SealError> {
+        let recipient = |(host, jwk)| Ok(Box::new(host_recipient(host, jwk)?) as Box<dyn Recipient>);
+        self.hosts.iter().map(recipient).collect()
+    }
+
+    /// What each part of the container's policy said when it was opened; `None` if it has the default policy.
+    pub fn told(&self) -> Option<&Told> {
+        self.told.as_ref()
+    }
+
+    /// Seals it to these. Whether the hosts that are admitted are among them, the container's policy says.
+    pub fn seal_to(&self, recipients: Vec<Box<dyn Recipient>>, created: u64) -> Result<SealedKey, SealError> {
         let ContainerKeyId { container, epoch } = self.id.clone();
         let (generation, hosts) = (self.generation, self.hosts.clone());
         let written = Written { container_key: Base64(&self.key), proof: self.proof.as_deref() };
         let context = Context { version: VERSION, container, epoch, generation, created, hosts };
-        encrypt(&context, &write_json(&written, 1024)?, &recipients)
+        let sealed = encrypt(&context, &write_json(&written, 1024)?, &recipients)?;
+        // A policy may be too large: nobody could read what is stored.
+        Node::of(&SealedKey::from_json(&sealed.to_json())?)?;
+        Ok(sealed)
     }
 
     /// Opens one and checks that it is the one that was asked for.
@@ -172,12 +177,13 @@ impl ContainerKey {
         if is != *id {
             return Err(SealError::Other { what: "container key", is: is.to_string(), asked: id.to_string() });
         }
-        let content = identities.decrypt(sealed)?;
+        let (content, told) = identities.decrypt_and_tell(sealed);
+        let content = content?;
         let read: Read<'_> = read_json(&content)?;
         let key = decode_bytes(read.container_key)?.filter(|key| key.len() == KEY_BYTES);
         let key = key.ok_or_else(|| SealError::Payload(format!("expected a container key of {KEY_BYTES} bytes")))?;
         let Context { generation, hosts, created, .. } = context;
-        Ok(Self { proof: read.proof, generation, hosts, created, ..Self::of(&id.container, id.epoch, key) })
+        Ok(Self { proof: read.proof, generation, hosts, created, told, ..Self::of(&id.container, id.epoch, key) })
     }
 
     /// Whether this is the key that `previous` was followed by.
@@ -209,6 +215,10 @@ fn host_recipient(host: &HostName, jwk: &JoseHeader) -> Result<OwnerRecipient, S
 impl Recipient for Arc<ContainerKey> {
     fn seal(&self, key: &ContentKey) -> Result<JweRecipient, SealError> {
         key_wrap::seal(&self.kid, &self.key, key)
+    }
+
+    fn shape(&self) -> Shape {
+        Shape::Key(self.kid.clone())
     }
 }
 
@@ -264,7 +274,10 @@ mod tests {
         assert_eq!(admitted.fingerprint().unwrap(), first.fingerprint().unwrap());
         let next = ContainerKey::random(&container, Some(&admitted)).unwrap();
         let after = ContainerKey::random(&container, Some(&next)).unwrap().without_host(&name);
-        let sealed = [&first, &admitted, &next, &after].map(|key| key.seal_to(owners(), 0).unwrap());
+        let sealed = [&first, &admitted, &next, &after].map(|key| {
+            let recipients = owners().into_iter().chain(key.host_recipients().unwrap());
+            key.seal_to(recipients.collect(), 0).unwrap()
+        });
         assert_eq!(sealed[1].claimed_generation().unwrap(), 2);
         let ring = Identities::of(vec![Box::new(host)]);
         let [old, id] =

@@ -24,8 +24,8 @@ use crate::{
         SecretBytes,
     },
     keys::seal::{
-        Content, ContentKey, Expected, Identities, Opened, Recipient, SealError, VERSION, check_context, encrypt,
-        key_wrap,
+        Content, ContentKey, Expected, Identities, Opened, Recipient, SealError, Shape, VERSION, check_context,
+        encrypt, key_wrap,
         payload::{Base64, decode_bytes, read_json, write_json},
     },
 };
@@ -192,6 +192,10 @@ impl Recipient for Arc<LockboxKey> {
     fn seal(&self, key: &ContentKey) -> Result<JweRecipient, SealError> {
         key_wrap::seal(&self.kid, &self.wrapping_key, key)
     }
+
+    fn shape(&self) -> Shape {
+        Shape::Key(self.kid.clone())
+    }
 }
 
 /// What the key pair opens, and what is closed under the wrapping key.
@@ -324,7 +328,7 @@ mod tests {
         let (lockbox, container) = (key("compute-7"), "cinder".parse::<StoreName>().unwrap());
         let kek = ContainerKey::random(&container, None).unwrap();
         let kek = kek.with_host(&host("compute-7"), &lockbox.recipient().unwrap()).unwrap();
-        let sealed = kek.seal_to(Vec::new(), 0).unwrap();
+        let sealed = kek.seal_to(kek.host_recipients().unwrap(), 0).unwrap();
         assert_eq!(sealed.recipient_kids().collect::<Vec<_>>(), [lockbox.fingerprint()]);
         let id = crate::base::key::ContainerKeyId { container, epoch: kek.epoch() };
         let ring = Identities::of(vec![Box::new(lockbox)]);

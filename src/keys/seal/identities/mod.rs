@@ -23,11 +23,15 @@ use crate::{
 };
 
 /// Someone who can open what was sealed to them.
-pub trait Identity {
+pub trait Identity: Send + Sync {
     /// The key's id: an RFC 7638 thumbprint, or a container key's name.
     fn kid(&self) -> &str;
     /// The `alg` of entries that are for it.
     fn alg(&self) -> &str;
+    /// Whether it asks a device or a server, which may take a while.
+    fn takes_time(&self) -> bool {
+        false
+    }
     /// Decrypts the content key; `None` if it was encrypted to another key, or damaged.
     fn unwrap(&self, encrypted_key: &[u8], header: &JoseHeader) -> Result<Option<ContentKey>, SealError>;
     /// Decrypts the content key; `None` if this entry is not for this identity.

@@ -16,7 +16,7 @@ use crate::{
     base::key::{JoseHeader, JweRecipient, Place, SecretBytes},
     config::{ConfigPath, TpmConfig},
     keys::{
-        seal::{ContentKey, Recipient, SealError, ecdh_es, jwk, key_wrap, rsa_oaep},
+        seal::{ContentKey, Recipient, SealError, Shape, ecdh_es, jwk, key_wrap, rsa_oaep},
         tpm::IdentityFile,
     },
 };
@@ -150,6 +150,10 @@ impl Recipient for OwnerRecipient {
             }
         };
         Ok(JweRecipient { header, encrypted_key: Base64UrlUnpadded::encode_string(&encrypted_key) })
+    }
+
+    fn shape(&self) -> Shape {
+        Shape::Key(self.kid.clone())
     }
 }
 

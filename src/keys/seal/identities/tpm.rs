@@ -58,6 +58,10 @@ impl Identity for TpmIdentity {
         self.algorithm
     }
 
+    fn takes_time(&self) -> bool {
+        true
+    }
+
     fn unwrap(&self, encrypted_key: &[u8], header: &JoseHeader) -> Result<Option<ContentKey>, SealError> {
         // What the entry says is checked before the TPM is troubled with it.
         let ephemeral = (self.algorithm == ecdh_es::ALG).then(|| ecdh_es::ephemeral_key(header)).transpose()?;

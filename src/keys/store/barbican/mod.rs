@@ -116,12 +116,12 @@ impl Kind for BarbicanConfig {
     }
 
     fn make(&self, _: &StoreName, config: &StoreConfig, _: &Access<'_>) -> Option<Result<(), StoreError>> {
-        config.sealing.owner.is_some().then_some(Ok(()))
+        config.sealing.seals().then_some(Ok(()))
     }
 
     fn facts(&self, name: &StoreName, config: &StoreConfig) -> Option<Result<Facts, StoreError>> {
-        config.sealing.owner.as_ref()?;
-        Some(Barbican::open(self, name, config, None).and_then(|barbican| barbican.facts_of_container()))
+        let facts = || Barbican::open(self, name, config, None).and_then(|barbican| barbican.facts_of_container());
+        config.sealing.seals().then(facts)
     }
 }
 
@@ -145,7 +145,7 @@ impl Barbican {
         caller: Option<Arc<Caller>>,
     ) -> Result<Self, StoreError> {
         let caller = caller.filter(|_| config.caller_token);
-        let sealed = store.sealing.owner.is_some();
+        let sealed = store.sealing.seals();
         let as_ourselves = (sealed && caller.is_some()).then(|| Self::open(config, name, store, None));
         let as_ourselves = as_ourselves.transpose()?.map(Box::new);
         let session = Session::new(&config.cloud, &config.urls, &store.network, "key-manager", caller)?;

@@ -8,6 +8,7 @@ use self::made_up::MadeUp;
 use super::*;
 
 mod made_up;
+mod policies;
 mod replicas;
 mod targets;
 

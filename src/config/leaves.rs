@@ -1,0 +1,50 @@
+//! `[leaves.NAME]`: what a policy's leaf is. Its kind reads it ([`crate::keys::seal::leaves`]).
+
+use serde::{Deserialize, de::DeserializeOwned};
+
+use super::{ConfigError, paths::Base, policy::LeafName};
+
+/// `[leaves.NAME]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "toml::Table")]
+pub struct LeafConfig {
+    name: Option<LeafName>,
+    members: toml::Table,
+    base: Base,
+}
+
+impl TryFrom<toml::Table> for LeafConfig {
+    type Error = toml::de::Error;
+
+    fn try_from(members: toml::Table) -> Result<Self, Self::Error> {
+        Ok(Self { name: None, members, base: Base::current() })
+    }
+}
+
+impl LeafConfig {
+    pub(super) fn complete(&mut self, name: &LeafName) {
+        self.name = Some(name.clone());
+    }
+
+    /// Whether it has this member: a kind of leaf is told by one.
+    pub fn has(&self, member: &str) -> bool {
+        self.members.contains_key(member)
+    }
+
+    /// Reads it as a kind of leaf has it; a path in it is a [`super::ConfigPath`].
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
+        self.base.read(|| self.members.clone().try_into()).map_err(|error| match error {
+            ConfigError::Malformed { source, .. } => self.refusal(*source),
+            other => other,
+        })
+    }
+
+    /// It cannot be used, in words.
+    pub fn unusable(&self, why: impl std::fmt::Display) -> ConfigError {
+        self.refusal(serde::de::Error::custom(why))
+    }
+
+    fn refusal(&self, source: toml::de::Error) -> ConfigError {
+        ConfigError::Leaf { name: self.name.clone(), path: self.base.file.clone(), source: Box::new(source) }
+    }
+}

@@ -1,0 +1,226 @@
+//! What may open a container: its policy, as recipients of the container key, as what is asked to open it, and as places.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use super::Container;
+use crate::{
+    base::key::{Location, Place},
+    config::{Config, ConfigError, LeafName, Network, Policy, Sealing, StoreConfig},
+    keys::{
+        seal::{
+            self, ContainerKey, Identities, Identity, Node, Recipient, SealError, Shape, Threshold, Told,
+            leaves::{self, Kind},
+        },
+        store::Server,
+    },
+    unlock::{Error, lockbox::Lockbox},
+};
+
+/// The leaves of a store's policy that are not built in.
+type Leaves = Vec<(LeafName, Box<dyn Kind>)>;
+
+fn leaves_of(sealing: &Sealing, network: Network) -> Result<Leaves, ConfigError> {
+    let leaf = |(name, config)| Ok((LeafName::clone(name), leaves::kind(name, config, network)?));
+    sealing.leaves.iter().map(leaf).collect()
+}
+
+/// The servers that may have to be asked before a container opens: none if what this host has opens it without them.
+/// `is_host`: the host is admitted, and its lockbox is open.
+pub fn servers_to_open(config: &Config, store: &StoreConfig, is_host: bool) -> Result<Vec<Server>, Error> {
+    let StoreConfig { sealing, network, .. } = store;
+    let leaves = leaves_of(sealing, *network)?;
+    let servers: Vec<_> = leaves.iter().flat_map(|(_, leaf)| leaf.servers()).collect();
+    if servers.is_empty() {
+        return Ok(servers);
+    }
+    // What cannot be read opens nothing.
+    let identities = Identities::read(&sealing.identities, &sealing.tpm).unwrap_or_default();
+    let opens = |shapes: Vec<Shape>| shapes.iter().any(|shape| identities.has(shape));
+    let passes = |name: &LeafName| {
+        let of = match name.as_str() {
+            LeafName::HOSTS if is_host => return true,
+            LeafName::OWNER => seal::recipients(&sealing.owner),
+            LeafName::ESCROW => seal::recipients(&sealing.escrow),
+            LeafName::HOSTS => seal::recipients(&sealing.hosts),
+            _ => match leaves.iter().find(|(leaf, _)| leaf == name) {
+                // What it would take to ask is what is judged.
+                Some((_, leaf)) if leaf.servers().is_empty() => leaf.recipients(&config.state),
+                _ => return false,
+            },
+        };
+        // A public key that is not here says nothing, so the servers are waited for.
+        of.is_ok_and(|of| opens(of.iter().map(|recipient| recipient.shape()).collect()))
+    };
+    Ok(if sealing.policy.is_met_by(&passes) { Vec::new() } else { servers })
+}
+
+/// The files of public keys that tell what of a policy this host opens by itself, for an initramfs. Without them a boot would
+/// wait for servers that it does not need.
+pub fn public_keys(store: &StoreConfig) -> Result<Vec<PathBuf>, Error> {
+    let Sealing { owner, hosts, .. } = &store.sealing;
+    if !store.sealing.has_policy() {
+        return Ok(Vec::new());
+    }
+    let leaves = leaves_of(&store.sealing, store.network)?;
+    let of_leaves = leaves.iter().flat_map(|(_, leaf)| leaf.files()).map(Path::to_owned);
+    Ok(owner.iter().chain(hosts).map(|file| file.to_path_buf()).chain(of_leaves).collect())
+}
+
+/// Whether an entry of the lockbox opens a volume where the container's policy takes more than an admitted host, and nobody
+/// has allowed that.
+pub(super) fn is_lockbox_weaker(config: &Config, store: &StoreConfig) -> bool {
+    let is_host = |name: &LeafName| name.as_str() == LeafName::HOSTS;
+    let allowed = config.lockbox.as_ref().is_some_and(|lockbox| lockbox.weaker);
+    !allowed && !store.sealing.policy.is_met_by(&is_host)
+}
+
+/// The servers of a policy, as a place that has the key if enough of them have their shares. What needs no server is judged
+/// by itself: this host's identities are places, too.
+pub(super) fn place(sealing: &Sealing, network: Network) -> Result<Option<Place>, ConfigError> {
+    let leaves = leaves_of(sealing, network)?;
+    Ok(place_of(&sealing.policy, &leaves))
+}
+
+fn place_of(policy: &Policy, leaves: &Leaves) -> Option<Place> {
+    let (least, of) = match policy {
+        Policy::Leaf(name) => {
+            let (_, leaf) = leaves.iter().find(|(leaf, _)| leaf == name)?;
+            let servers = leaf.servers().into_iter().map(|server| Place {
+                what: format!("leaf {name}"),
+                at: Location::Server { host: server.host, port: server.port },
+                opens: true,
+            });
+            // One server at several addresses: each of them gives the share.
+            let mut servers: Vec<_> = servers.collect();
+            return match servers.len() {
+                0 => None,
+                1 => servers.pop(),
+                _ => Some(group(1, servers, format!("leaf {name}"))),
+            };
+        }
+        Policy::Any(of) => (1, of),
+        Policy::Threshold { least, of } => (*least, of),
+    };
+    let places: Vec<_> = of.iter().filter_map(|policy| place_of(policy, leaves)).collect();
+    (!places.is_empty()).then(|| group(least, places, policy.to_string()))
+}
+
+fn group(least: usize, of: Vec<Place>, what: String) -> Place {
+    Place { what, at: Location::Threshold { least, of }, opens: true }
+}
+
+impl Container {
+    /// What may open it, as the configuration says.
+    pub fn policy(&self) -> &Policy {
+        &self.sealing.policy
+    }
+
+    /// Asks what the current container key takes, and tells what each part of its policy says; `None` if it has the default, or
+    /// there is no key yet.
+    pub fn ask_policy(&self) -> Result<Option<Told>, Error> {
+        let Some(current) = self.container_keys()?.current()? else { return Ok(None) };
+        match self.container_key(current.epoch) {
+            Ok(key) => Ok(key.told().cloned()),
+            Err(Error::ContainerKeyRefused { source: SealError::PolicyNotMet(told), .. }) => Ok(Some(*told)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What each part of the policy said of the last container key that was opened here.
+    pub fn told(&self) -> Option<Told> {
+        let opened = self.opened.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        opened.values().rev().find_map(|key| key.told().cloned())
+    }
+
+    /// Whether a container key could be sealed by the policy now: all public keys are at hand.
+    pub fn can_be_sealed(&self) -> Result<(), Error> {
+        self.key_recipients(&ContainerKey::random(&self.name, None)?).map(drop)
+    }
+
+    /// Whom a container key is sealed to.
+    pub(in crate::unlock) fn key_recipients(&self, key: &ContainerKey) -> Result<Vec<Box<dyn Recipient>>, Error> {
+        let leaves = leaves_of(&self.sealing, self.network)?;
+        let recipients = self.recipients_of(&self.sealing.policy, &leaves, key)?;
+        if recipients.is_empty() {
+            return Err(Error::NoOwner(self.name.clone()));
+        }
+        Ok(recipients)
+    }
+
+    fn recipients_of(
+        &self,
+        policy: &Policy,
+        leaves: &Leaves,
+        key: &ContainerKey,
+    ) -> Result<Vec<Box<dyn Recipient>>, Error> {
+        let Sealing { owner, escrow, hosts, .. } = &self.sealing;
+        Ok(match policy {
+            Policy::Leaf(name) => match name.as_str() {
+                LeafName::OWNER => seal::recipients(owner)?,
+                LeafName::ESCROW => seal::recipients(escrow)?,
+                LeafName::HOSTS => {
+                    let mut all = seal::recipients(hosts)?;
+                    all.extend(key.host_recipients()?);
+                    all
+                }
+                _ => match leaves.iter().find(|(leaf, _)| leaf == name) {
+                    Some((_, leaf)) => leaf.recipients(&self.state)?,
+                    None => Vec::new(),
+                },
+            },
+            Policy::Any(of) => {
+                let of = of.iter().map(|policy| self.recipients_of(policy, leaves, key));
+                of.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect()
+            }
+            Policy::Threshold { least, of } => {
+                let of = of.iter().map(|policy| self.recipients_of(policy, leaves, key));
+                let threshold = Threshold::of(*least, of.collect::<Result<_, _>>()?);
+                threshold.into_iter().map(|threshold| Box::new(threshold) as Box<dyn Recipient>).collect()
+            }
+        })
+    }
+
+    /// Whether a container key is sealed by the policy, to hosts that are admitted as well.
+    pub(super) fn is_by_the_policy(&self, key: &ContainerKey) -> Result<bool, Error> {
+        let right: BTreeSet<_> = self.key_recipients(key)?.iter().map(|recipient| recipient.shape()).collect();
+        let sealed = self.container_keys()?.get(key.epoch())?;
+        Ok(Node::of(&sealed).is_ok_and(|node| node.shape() == right))
+    }
+
+    /// What opens the container on this host: the lockbox key if it is open, the identities that the configuration names, and
+    /// the leaves of its policy.
+    pub(super) fn identities(&self) -> Result<Identities, Error> {
+        let lockbox_key = self.lockbox.as_ref().and_then(Lockbox::key);
+        let lockbox_key = lockbox_key.map(|key| Box::new(key.clone()) as Box<dyn Identity>);
+        let identities = Identities::read(&self.sealing.identities, &self.sealing.tpm)?.with(lockbox_key);
+        let leaves = leaves_of(&self.sealing, self.network)?;
+        let names = self.names_of_keys(&leaves);
+        Ok(identities.with_leaves(leaves, names))
+    }
+
+    /// What people call the holders of keys, as far as their public keys are on this host.
+    fn names_of_keys(&self, leaves: &Leaves) -> BTreeMap<String, String> {
+        if !self.sealing.has_policy() {
+            return BTreeMap::new();
+        }
+        let Sealing { owner, escrow, hosts, .. } = &self.sealing;
+        let built_in =
+            [(LeafName::OWNER, owner.as_slice()), (LeafName::ESCROW, escrow.as_slice()), (LeafName::HOSTS, hosts)];
+        let built_in = built_in.into_iter().filter(|(name, _)| self.sealing.policy.names(name));
+        let built_in = built_in.map(|(name, files)| (name.to_owned(), seal::recipients(files)));
+        let of_leaves = leaves.iter().filter(|(_, leaf)| leaf.servers().is_empty());
+        let of_leaves = of_leaves.map(|(name, leaf)| (name.to_string(), leaf.recipients(&self.state)));
+        let mut names = BTreeMap::new();
+        for (name, recipients) in of_leaves.chain(built_in) {
+            for recipient in recipients.into_iter().flatten() {
+                if let Shape::Key(kid) = recipient.shape() {
+                    names.entry(kid).or_insert_with(|| name.clone());
+                }
+            }
+        }
+        names
+    }
+}
