@@ -13,16 +13,14 @@ use cryptattach::{
 
 use crate::sealing::{context, payload};
 
-/// The whole suite. `container create` has made the first container key, if the kind of store keeps any.
-pub fn conforms(folder: &Path, store: &dyn KeyStore, keeps_container_keys: bool) {
+/// The whole suite. `container create` has made the first container key.
+pub fn conforms(folder: &Path, store: &dyn KeyStore, keeps_host_keys: bool) {
     suite(folder, store);
-    match (store.container_keys(), store.host_keys()) {
-        (Some(container_keys), Some(host_keys)) if keeps_container_keys => {
-            container_keys_suite(folder, container_keys);
-            host_keys_suite(folder, host_keys);
-        }
-        (None, None) if !keeps_container_keys => {}
-        _ => panic!("it has container keys or has not"),
+    container_keys_suite(folder, store.container_keys().expect("what is sealed is sealed under a container key"));
+    match store.host_keys() {
+        Some(host_keys) if keeps_host_keys => host_keys_suite(folder, host_keys),
+        None if !keeps_host_keys => {}
+        _ => panic!("it keeps hosts' lockbox keys or does not"),
     }
     suite(folder, store);
 }
