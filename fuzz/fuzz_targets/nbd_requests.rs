@@ -37,7 +37,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         let mut replies = Vec::new();
         ours.read_to_end(&mut replies).map(|_| replies)
     });
-    let agreed = Agreed { structured_replies: true };
+    let agreed = Agreed { structured_replies: true, allocation: true };
     let session = Session::new(BufReader::new(&theirs), IMAGE.clone(), flags & 1 != 0, agreed).expect("a session");
     // Ends as all clients do that hang up.
     session.run().ok();

@@ -84,7 +84,7 @@ impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, finding) in self.findings.iter().enumerate() {
             if index > 0 {
-                f.write_str("\n  and ")?;
+                f.write_str("; and ")?;
             }
             fmt::Display::fmt(finding, f)?;
         }
@@ -131,8 +131,6 @@ impl fmt::Display for Finding {
 }
 
 fn write_events(f: &mut fmt::Formatter<'_>, events: &[Event]) -> fmt::Result {
-    for event in events {
-        write!(f, "\n      measured last: {event}")?;
-    }
-    Ok(())
+    let events: Vec<_> = events.iter().map(ToString::to_string).collect();
+    if events.is_empty() { Ok(()) } else { write!(f, " (measured last: {})", events.join("; ")) }
 }

@@ -131,7 +131,7 @@ fn nearest(shared: &[SharedDevice]) -> &'static str {
     }
 }
 
-/// What is where; of several things in one position, the position once and the things below it.
+/// What is where; of several things in one position, the position once.
 fn tree(shared: &[SharedDevice]) -> String {
     let mut positions: Vec<(String, Vec<String>)> = Vec::new();
     for device in shared {
@@ -144,10 +144,9 @@ fn tree(shared: &[SharedDevice]) -> String {
     }
     let told = |(position, places): &(String, Vec<String>)| match &places[..] {
         [only] => format!("{only} is {position}"),
-        places => format!("{position}:\n    {}", places.join("\n    ")),
+        places => format!("{position}: {}", places.join(", ")),
     };
-    let several = positions.iter().any(|(_, places)| places.len() > 1);
-    positions.iter().map(told).collect::<Vec<_>>().join(if several { "\n  " } else { "; " })
+    positions.iter().map(told).collect::<Vec<_>>().join("; ")
 }
 
 fn join<T: ToString>(items: &[T]) -> String {
