@@ -82,7 +82,10 @@ impl<'s> Victim<'s> {
         let (booting, name, tcti) = (host.file("booting.toml"), host.name(), host.swtpm.tcti());
         let ca = env!("CARGO_BIN_EXE_cryptattach");
         let script = format!(
-            "mkdir -p /run/cryptattach; mount -t tmpfs -o mode=0755 none /run/cryptattach; cd {folder}
+            "for own in /run/cryptattach /dev/disk/by-cryptattach; do
+                mkdir -p $own; mount -t tmpfs -o mode=0755 none $own
+            done
+            cd {folder}
             export TPM2TOOLS_TCTI={tcti}
             ca() {{ {ca} --config {booting} \"$@\"; }}
             pcr15() {{ tpm2_pcrread sha256:15 | tail -n1; }}
