@@ -141,9 +141,6 @@ impl Remove {
         let mut container_keys = Vec::new();
         for store in stores {
             let container = Container::open(config, store, None, Use::Keys)?;
-            if container.has_shut_out(&self.host)? {
-                continue;
-            }
             let rotation = container.remove_host(&self.host, &|_, _| {})?;
             match rotation.failed.len() {
                 0 => container_keys.push(format!("{store}/kek/{}", rotation.epoch)),
