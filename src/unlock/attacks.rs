@@ -12,13 +12,19 @@ use super::{
     testing::Site,
 };
 use crate::{
-    base::key::{BoundContext, HostName, KeyId, KeyReference, KeySize, SealedKey, VolumeKey},
+    base::key::{
+        BoundContext, HostName, KeyId, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SealedKey,
+        SecretBytes, VolumeKey,
+    },
     keys::{
         seal::{ContainerKey, Content, LockboxKey, OwnerKey, OwnerRecipient, Payload, Recipient, seal},
         store::{ContainerKeys, Current},
     },
     sys::device::Device,
-    volumes::header::{self, CIPHER, HEADER_BYTES, NewHeader, SectorSize, Volume},
+    volumes::{
+        Authority,
+        header::{self, CIPHER, HEADER_BYTES, NewHeader, SectorSize, Volume},
+    },
 };
 
 /// A site with one volume, and what the attacker makes of it: a header of the same UUID and token over another volume key.
@@ -33,7 +39,7 @@ struct Attack {
 }
 
 fn copy(key: &VolumeKey) -> VolumeKey {
-    VolumeKey::from_secret(crate::base::key::SecretBytes::copy_of(key.expose()).unwrap()).unwrap()
+    VolumeKey::from_secret(SecretBytes::copy_of(key.expose()).unwrap()).unwrap()
 }
 
 impl Attack {
@@ -53,15 +59,13 @@ impl Attack {
 
     /// Writes a header of the volume's UUID and token, over this key.
     fn header(&self, key: &VolumeKey) -> Volume {
+        self.header_with(key, &self.reference, None)
+    }
+
+    fn header_with(&self, key: &VolumeKey, reference: &KeyReference, keyslot: Option<&SecretBytes>) -> Volume {
         let device = Device::look(&self.device).unwrap();
-        let header = NewHeader {
-            uuid: self.uuid,
-            key,
-            sector_size: SectorSize::B512,
-            reference: &self.reference,
-            keyslot: None,
-            detached: false,
-        };
+        let header =
+            NewHeader { uuid: self.uuid, key, sector_size: SectorSize::B512, reference, keyslot, detached: false };
         let image = header.make(&device).unwrap();
         let volume = header::probe_image(&device, None, &image).unwrap();
         let file = OpenOptions::new().write(true).open(&self.device).unwrap();
@@ -335,4 +339,26 @@ fn a_rotation_seals_under_no_container_key_but_its_own() {
     }
     assert_eq!(site.container().rotate(Duration::ZERO, &|_, _| ()).unwrap().resealed, 1);
     attack.opened().unwrap();
+}
+
+#[test]
+fn a_tenants_object_does_not_prove_a_volume_to_be_the_hosts_own() {
+    let attack = Attack::new().other_host();
+    let facts = ObjectFacts {
+        kind: ObjectKind::Symmetric,
+        algorithm: None,
+        bit_length: Some(256),
+        name: None,
+        created: None,
+        fresh: false,
+    };
+    let container = attack.site.container();
+    let object = container.keep_object(ManagedObject { facts, value: SecretBytes::random(32).unwrap() }).unwrap();
+    // The tenant gets it, and makes a volume of the host's UUID that it opens.
+    let passphrase = container.give_out(&object.key).unwrap().passphrase().unwrap();
+    attack.header_with(&attack.evil, &object, Some(&passphrase));
+    let volume = header::probe(&attack.device, None).unwrap();
+    let case = Case::find(&attack.site.config, volume, Asked::default()).unwrap();
+    let unlocked = case.prove(Circumstances::default()).unwrap().key().unwrap();
+    assert_eq!(unlocked.by(), &Authority::ReleasedKey(object));
 }
