@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::{
     base::{
         chain::chain,
-        key::{KeyReference, KeySize, Place, SecretBytes, VolumeKey, hex},
+        key::{BoundContext, KeyReference, KeySize, Place, SecretBytes, VolumeKey, hex},
         mapping_name::MappingName,
     },
     config::{Config, SeparationPolicy},
@@ -402,7 +402,11 @@ impl Proven<'_> {
                 let none = || Error::NoPassphrase(self.case.reference.clone());
                 let key = self.volume().unlock(&object.passphrase()?.ok_or_else(none)?)?;
                 self.mark_used(&object);
-                (key, if matches!(object, Fetched::Sealed(_)) { SEALED } else { RELEASED })
+                // Whom an object was given out to can make a volume that it opens.
+                let is_for_it =
+                    |context: &BoundContext| context.volume.is_some() && context.volume == self.volume().uuid();
+                let is_sealed_for_it = matches!(&object, Fetched::Sealed(Opened { context, .. }) if is_for_it(context));
+                (key, if is_sealed_for_it { SEALED } else { RELEASED })
             }
         };
         self.unlocked(key, by)

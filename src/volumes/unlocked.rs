@@ -36,7 +36,7 @@ pub struct Unlocked {
 pub enum Authority {
     /// A sealed key, opened on this host.
     SealedKey(KeyReference),
-    /// A key that the store keeps unsealed, and has released.
+    /// A key that says nothing of a volume: the store keeps it unsealed, or it is sealed for whatever it is used for.
     ReleasedKey(KeyReference),
     /// A passphrase that a person typed.
     Passphrase,

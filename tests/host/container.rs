@@ -113,25 +113,25 @@ fn hosts_come_and_go_even_if_a_rotation_was_killed_between() {
     let containers = Containers::new();
     let (stays, goes) = (OwnerKey::generate().unwrap(), OwnerKey::generate().unwrap());
     let [one, two]: [HostName; 2] = ["one", "two"].map(|name| name.parse().unwrap());
-    // Admitted after a next key was made and before it was announced: that key is sealed to the host as well.
+    // Admitted after a next key was made and before it was announced: the key after that is sealed to the host as well.
     containers.rotation_is_killed();
     containers.container().admit_host(&one, &stays.recipient().unwrap()).unwrap();
     assert!(containers.is_for(1, &stays) && !containers.is_for(2, &stays));
     containers.site.ok(&["container", "rotate", "logs"]);
-    assert!(containers.is_for(2, &stays));
+    assert!(!containers.is_for(2, &stays) && containers.is_for(3, &stays));
 
     containers.container().admit_host(&two, &goes.recipient().unwrap()).unwrap();
-    assert!(containers.is_for(1, &goes) && containers.is_for(2, &goes), "the key before may still be in use");
+    assert!(containers.is_for(2, &goes) && containers.is_for(3, &goes), "the key before may still be in use");
     assert_eq!(containers.container().hosts().unwrap(), [one.clone(), two.clone()]);
     let shown: Value = containers.site.json(&["container", "show", "logs"]);
-    assert_eq!(shown["epoch"], "2", "admission needs no new key");
+    assert_eq!(shown["epoch"], "3", "admission needs no new key");
 
     // Removed after a next key was made that it can open: only the one after that is without it.
     containers.rotation_is_killed();
-    assert!(containers.is_for(3, &goes));
+    assert!(containers.is_for(4, &goes));
     let rotation = containers.container().remove_host(&two, &|_, _| {}).unwrap();
-    assert_eq!(rotation.epoch, "4".parse::<Epoch>().unwrap());
-    assert!(containers.is_for(4, &stays) && !containers.is_for(4, &goes));
+    assert_eq!(rotation.epoch, "5".parse::<Epoch>().unwrap());
+    assert!(containers.is_for(5, &stays) && !containers.is_for(5, &goes));
     assert_eq!(containers.container().hosts().unwrap(), [one]);
 }
 

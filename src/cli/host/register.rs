@@ -105,6 +105,8 @@ struct Removed {
     host: HostName,
     lockbox_keys_deleted: Vec<StoreName>,
     container_keys: Vec<String>,
+    /// Whom those are for. A host that could write to the store may have admitted others.
+    still_admitted: BTreeSet<HostName>,
 }
 
 impl Remove {
@@ -118,12 +120,13 @@ impl Remove {
         let keepers = self.stores.iter().chain(known.iter().map(|known| &known.lockbox_store));
         let deleted = self.delete_lockbox_keys(&config, keepers.collect())?;
         let stores = self.stores.iter().chain(known.iter().flat_map(|known| &known.stores));
-        let container_keys = self.shut_out(&config, stores.collect())?;
+        let (container_keys, still_admitted) = self.shut_out(&config, stores.collect())?;
         if let Some(known) = known {
             administrator.register().put(&Admitted { removed: Some(now()), ..known })?;
         }
         record(&config, "host remove", &self.host, Some(names(&deleted)));
-        self.show(Removed { host: self.host.clone(), lockbox_keys_deleted: deleted, container_keys }, global.json)
+        let (host, lockbox_keys_deleted) = (self.host.clone(), deleted);
+        self.show(Removed { host, lockbox_keys_deleted, container_keys, still_admitted }, global.json)
     }
 
     /// First of all: from now on the host's next boot opens nothing.
@@ -137,20 +140,22 @@ impl Remove {
         Ok(deleted)
     }
 
-    fn shut_out(&self, config: &Config, stores: BTreeSet<&StoreName>) -> Result<Vec<String>, Error> {
-        let mut container_keys = Vec::new();
+    fn shut_out(
+        &self,
+        config: &Config,
+        stores: BTreeSet<&StoreName>,
+    ) -> Result<(Vec<String>, BTreeSet<HostName>), Error> {
+        let (mut container_keys, mut still_admitted) = (Vec::new(), BTreeSet::new());
         for store in stores {
             let container = Container::open(config, store, None, Use::Keys)?;
-            if container.has_shut_out(&self.host)? {
-                continue;
-            }
             let rotation = container.remove_host(&self.host, &|_, _| {})?;
             match rotation.failed.len() {
                 0 => container_keys.push(format!("{store}/kek/{}", rotation.epoch)),
                 left => return Err(unlock::Error::Unfinished { container: store.clone(), left }.into()),
             }
+            still_admitted.extend(container.hosts()?);
         }
-        Ok(container_keys)
+        Ok((container_keys, still_admitted))
     }
 
     fn show(&self, removed: Removed, as_json: bool) -> Result<(), Error> {
@@ -160,7 +165,8 @@ impl Remove {
                 .iter()
                 .map(|store| format!("  deleted           {store}/host/{}", self.host));
             let next = removed.container_keys.iter().map(|id| format!("  next key          {id}"));
-            [format!("removed '{}'", self.host)].into_iter().chain(deleted).chain(next).collect::<Vec<_>>()
+            let still = removed.still_admitted.iter().map(|host| format!("  still admitted    {host}"));
+            [format!("removed '{}'", self.host)].into_iter().chain(deleted).chain(next).chain(still).collect::<Vec<_>>()
         })
     }
 }

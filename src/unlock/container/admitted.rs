@@ -37,12 +37,6 @@ impl Container {
         Ok(self.current_key()?.hosts().cloned().collect())
     }
 
-    /// Whether a host is left out: the current container key is not for it, and no key waits for being sealed under that.
-    pub fn has_shut_out(&self, host: &HostName) -> Result<bool, Error> {
-        let rotating = self.container_keys()?.current()?.is_some_and(|current| current.rotating);
-        Ok(!rotating && !self.hosts()?.contains(host))
-    }
-
     /// Admits a host: seals the container keys to it as well. `recipient` is that of its lockbox key.
     pub fn admit_host(&self, host: &HostName, recipient: &OwnerRecipient) -> Result<(), Error> {
         if !self.sealing.policy.names(LeafName::HOSTS) {
@@ -69,7 +63,8 @@ impl Container {
     }
 
     /// Removes a host: the next container key is not sealed to it, and all keys are sealed anew under that. If some could
-    /// not be ([`Rotation::failed`]), it is to be called again.
+    /// not be ([`Rotation::failed`]), it is to be called again. Each call makes a new key: whom the current one is for, the host
+    /// itself may have written.
     pub fn remove_host(&self, host: &HostName, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Rotation, Error> {
         self.rotate_without(Some(host), KEEP, progress)
     }
@@ -79,6 +74,7 @@ impl Container {
         let epoch: Epoch = key.epoch();
         let sealed = key.seal_to(self.key_recipients(key)?, now())?;
         let keys = self.container_keys()?;
+        self.has_not_made(epoch)?;
         keys.reseal(epoch, &sealed)?;
         // What is open here is what the store has.
         self.opened.lock().unwrap_or_else(PoisonError::into_inner).remove(&epoch);

@@ -195,14 +195,11 @@ impl Container {
             });
         };
         let key = self.container_key(under.epoch)?;
-        let trusted = match author {
-            Author::Container => self.vouch(&key)?,
-            Author::Pinned => None,
-        };
+        let learned = self.learn(&key, author)?;
         let expected = Expected { key_id: *id, container: self.name.clone(), volume };
         let opened = Identities::of(vec![Box::new(key)]).open(sealed, &expected);
         let opened = opened.map_err(refused)?;
-        let seen = self.see(id, opened.context.generation, trusted)?;
+        let seen = self.see(id, opened.context.generation, learned)?;
         Ok((opened, seen))
     }
 
@@ -217,9 +214,10 @@ impl Container {
             generation: 1,
             created: now(),
         };
-        let sealed = self.current_key().and_then(|key| Ok(seal::seal(&context, content, &[Box::new(key)])?));
-        let sealed = sealed.inspect_err(|_| self.store.abandon(id))?;
-        Ok(self.store.create(id, &sealed)?)
+        let seal = |key: Arc<ContainerKey>| Ok((seal::seal(&context, content, &[Box::new(key.clone())])?, key));
+        let (sealed, key) = self.current_key().and_then(seal).inspect_err(|_| self.store.abandon(id))?;
+        self.store.create(id, &sealed)?;
+        self.has_sealed_under(&key)
     }
 
     /// Seals a key anew under the current container key, and replaces its sealed form.
@@ -231,13 +229,20 @@ impl Container {
         let Opened { context, content } = opened;
         let id = context.key_id;
         let context = BoundContext { generation: context.generation + 1, ..context };
-        Ok(self.store.reseal(&id, &seal::seal(&context, &content, &[Box::new(key)])?)?)
+        self.store.reseal(&id, &seal::seal(&context, &content, &[Box::new(key.clone())])?)?;
+        self.has_sealed_under(&key)
     }
 
     /// Whoever holds the container key seals so.
     #[cfg(test)]
     pub(in crate::unlock) fn key_for_tests(&self) -> Box<dyn seal::Recipient> {
-        Box::new(self.current_key().expect("a container key"))
+        Box::new(self.current_for_tests())
+    }
+
+    /// Whom the container key is for has it.
+    #[cfg(test)]
+    pub(in crate::unlock) fn current_for_tests(&self) -> Arc<ContainerKey> {
+        self.current_key().expect("a container key")
     }
 
     /// The container key that new keys are sealed under. A container that has none yet gets its first one.

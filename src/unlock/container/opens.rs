@@ -7,7 +7,10 @@ use std::{
 
 use super::Container;
 use crate::{
-    base::key::{Location, Place},
+    base::{
+        hex,
+        key::{Location, Place},
+    },
     config::{Config, ConfigError, LeafName, Network, Policy, Sealing, StoreConfig},
     keys::{
         seal::{
@@ -181,6 +184,12 @@ impl Container {
                 threshold.into_iter().map(|threshold| Box::new(threshold) as Box<dyn Recipient>).collect()
             }
         })
+    }
+
+    /// Whom a container key is for by the policy, as a digest for comparing.
+    pub(super) fn whom_for(&self, key: &ContainerKey) -> Result<String, Error> {
+        let shapes: BTreeSet<_> = self.key_recipients(key)?.iter().map(|recipient| recipient.shape()).collect();
+        Ok(hex::encode(&openssl::sha::sha256(format!("{shapes:?}").as_bytes())))
     }
 
     /// Whether a container key is sealed by the policy, to hosts that are admitted as well.

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Author, Container};
+use super::{Author, Container, TrustError};
 use crate::{
     base::{
         chain::chain,
@@ -84,8 +84,9 @@ impl Container {
             None => self.make_key(None, host)?,
             Some(Current { epoch, rotating }) => {
                 let current = self.trusted_key(epoch)?;
-                // Begun for others than it would be begun for now, it is no end of a withdrawal.
-                let goes_on = rotating && self.is_for_the_right_ones(&current, host)?;
+                // Begun for others than it would be begun for now, it is no end of a withdrawal. A host that has the key
+                // can hide that: what says whom the key is for, it can write anew.
+                let goes_on = rotating && host.is_none() && self.has_made(&current)?;
                 if goes_on { current } else { self.make_key(Some(&current), host)? }
             }
         };
@@ -117,7 +118,10 @@ impl Container {
         without: Option<&HostName>,
     ) -> Result<Arc<ContainerKey>, Error> {
         let key = ContainerKey::random(&self.name, previous)?;
-        let key = without.into_iter().fold(key, ContainerKey::without_host);
+        self.announce(without.into_iter().fold(key, ContainerKey::without_host), previous)
+    }
+
+    fn announce(&self, key: ContainerKey, previous: Option<&ContainerKey>) -> Result<Arc<ContainerKey>, Error> {
         let sealed = key.seal_to(self.key_recipients(&key)?, now())?;
         let keys = self.container_keys()?;
         match keys.create(key.epoch(), &sealed) {
@@ -125,32 +129,39 @@ impl Container {
             Err(StoreError::Exists { .. }) => {
                 let left = self.container_key(key.epoch())?;
                 if !previous.map_or(Ok(true), |previous| left.follows(previous))? {
-                    return Err(super::TrustError::Unproven(self.key_id(key.epoch())).into());
+                    return Err(TrustError::Unproven(self.key_id(key.epoch())).into());
                 }
-                if !self.is_for_the_right_ones(&left, without)? {
-                    return self.make_key(Some(&left), without);
+                // Or a host that is to be left out has put it there: no key is sealed under it.
+                if previous.is_some() || !self.is_by_the_policy(&left)? {
+                    return self.announce(key.after(&left)?, Some(&left));
                 }
-                // Hosts that were admitted since.
-                if let Some(left) = left.with_hosts_of(&key)? {
-                    self.reseal_key(&left)?;
-                }
+                return self.make_current(left, previous, None);
             }
             created => created?,
         }
-        // From the store: what keys are sealed under is what the store has. The administrator may be no recipient.
-        let stored = keys.get(key.epoch())?;
-        let key = if stored == sealed { Arc::new(key) } else { self.container_key(key.epoch())? };
-        self.opened.lock().unwrap_or_else(PoisonError::into_inner).insert(key.epoch(), key.clone());
-        let current = Current { epoch: key.epoch(), rotating: previous.is_some() };
-        keys.set_current(&current, &key.fingerprint()?)?;
-        // Only then: a host that was killed between would refuse what the store still says, as if that had gone back.
-        self.trust(&key)?;
-        Ok(key)
+        // What keys are sealed under is what the store has. The administrator may be no recipient.
+        if keys.get(key.epoch())? != sealed {
+            let (is, trusted) = (self.container_key(key.epoch())?.fingerprint()?, key.fingerprint()?);
+            if is != trusted {
+                return Err(TrustError::Another { id: self.key_id(key.epoch()), is, trusted }.into());
+            }
+        }
+        let made_for = self.whom_for(&key)?;
+        self.make_current(Arc::new(key), previous, Some(made_for))
     }
 
-    /// Whether a container key is sealed to those that it is to be for now, and not to this host.
-    fn is_for_the_right_ones(&self, key: &ContainerKey, without: Option<&HostName>) -> Result<bool, Error> {
-        Ok(self.is_by_the_policy(key)? && key.hosts().all(|host| Some(host) != without))
+    fn make_current(
+        &self,
+        key: Arc<ContainerKey>,
+        previous: Option<&ContainerKey>,
+        made_for: Option<String>,
+    ) -> Result<Arc<ContainerKey>, Error> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).insert(key.epoch(), key.clone());
+        let current = Current { epoch: key.epoch(), rotating: previous.is_some() };
+        self.container_keys()?.set_current(&current, &key.fingerprint()?)?;
+        // Only then: a host that was killed between would refuse what the store still says, as if that had gone back.
+        self.trust(&key, made_for)?;
+        Ok(key)
     }
 
     pub(super) fn key_id(&self, epoch: Epoch) -> ContainerKeyId {

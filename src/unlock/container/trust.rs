@@ -51,6 +51,15 @@ pub(in crate::unlock) struct Seen {
 pub(super) struct Trusted {
     epoch: Epoch,
     fingerprint: String,
+    /// Whom this machine has made it for, if it has; nobody else was given it here since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    made_for: Option<String>,
+}
+
+impl Trusted {
+    fn of(key: &ContainerKey, made_for: Option<String>) -> Result<Self, Error> {
+        Ok(Self { epoch: key.epoch(), fingerprint: key.fingerprint()?, made_for })
+    }
 }
 
 /// The store shows what this host knows better.
@@ -160,24 +169,30 @@ impl Container {
             Some(known) if known.epoch > epoch => {
                 Err(TrustError::Older { id: self.key_id(epoch), trusted: known.epoch }.into())
             }
-            known => {
-                if let Some(trusted) = self.connect(&key, known)? {
-                    state::write(&self.trusted(), &trusted).map_err(TrustError::from)?;
-                }
-                Ok(key)
-            }
+            known => self.connect(&key, known).map(|_| key),
         }
     }
 
-    /// Connects a key with the one that this host trusts; what to trust from now on, if that is another.
-    pub(super) fn vouch(&self, key: &ContainerKey) -> Result<Option<Trusted>, Error> {
-        self.connect(key, self.known()?)
+    /// Connects a key with the one that this host trusts; what to trust from now on, if that is another. One that opens a volume
+    /// that this host has opened before need not be connected. `None` if nothing is to be learned: who seals the right volume
+    /// key under another container key, or under an old one, may be a host that was removed.
+    pub(super) fn learn(&self, key: &ContainerKey, author: Author) -> Result<Option<Option<Trusted>>, Error> {
+        let known = match author {
+            Author::Container => self.known()?,
+            Author::Pinned => self.known().ok().flatten(),
+        };
+        let is_old = known.as_ref().is_some_and(|known| key.epoch() < known.epoch);
+        match (author, known) {
+            (Author::Container, known) => Ok(Some(self.connect(key, known)?).filter(|_| !is_old)),
+            (Author::Pinned, known @ Some(_)) if !is_old => Ok(self.connect(key, known).ok()),
+            (Author::Pinned, _) => Ok(None),
+        }
     }
 
     fn connect(&self, key: &ContainerKey, known: Option<Trusted>) -> Result<Option<Trusted>, Error> {
-        let now = Trusted { epoch: key.epoch(), fingerprint: key.fingerprint()? };
+        let now = Trusted::of(key, None)?;
         match known {
-            Some(known) if known == now => Ok(None),
+            Some(known) if known.epoch == now.epoch && known.fingerprint == now.fingerprint => Ok(None),
             Some(known) if known.epoch < now.epoch => self.follow(&known, now.epoch).map(|()| Some(now)),
             Some(known) => self.lead(key.epoch(), &known).map(|()| None),
             None => {
@@ -238,7 +253,7 @@ impl Container {
     }
 
     /// What to remember of a key of this generation. It must not be older than one that this host has seen.
-    pub(super) fn see(&self, key: &KeyId, is: u64, container_key: Option<Trusted>) -> Result<Seen, Error> {
+    pub(super) fn see(&self, key: &KeyId, is: u64, learned: Option<Option<Trusted>>) -> Result<Seen, Error> {
         let seen = self.seen_generation(key)?;
         let reference = || self.reference(*key);
         if is < seen {
@@ -247,6 +262,7 @@ impl Container {
         if is - seen > LONGEST_JUMP {
             return Err(TrustError::Jump { key: reference(), is, seen }.into());
         }
+        let Some(container_key) = learned else { return Ok(Seen::default()) };
         // The first generation needs no memory.
         Ok(Seen { generation: (is > seen).then_some((*key, is)), container_key })
     }
@@ -274,9 +290,33 @@ impl Container {
         self.state.join("containers").join(self.name.as_str())
     }
 
-    /// Trusts a key that this host has made.
-    pub(super) fn trust(&self, key: &ContainerKey) -> Result<(), Error> {
-        let trusted = Trusted { epoch: key.epoch(), fingerprint: key.fingerprint()? };
-        Ok(state::write(&self.trusted(), &trusted).map_err(TrustError::from)?)
+    /// Trusts a key from now on.
+    pub(super) fn trust(&self, key: &ContainerKey, made_for: Option<String>) -> Result<(), Error> {
+        Ok(state::write(&self.trusted(), &Trusted::of(key, made_for)?).map_err(TrustError::from)?)
+    }
+
+    /// Trusts a key that something was sealed under: from now on nothing is sealed under an earlier one.
+    pub(super) fn has_sealed_under(&self, key: &ContainerKey) -> Result<(), Error> {
+        match self.known()? {
+            Some(known) if known.epoch >= key.epoch() => Ok(()),
+            _ => self.trust(key, None),
+        }
+    }
+
+    /// Whether this machine has made a key for those whom it would be made for now.
+    pub(super) fn has_made(&self, key: &ContainerKey) -> Result<bool, Error> {
+        let made_for = self.known()?.filter(|known| known.epoch == key.epoch()).and_then(|known| known.made_for);
+        Ok(made_for == Some(self.whom_for(key)?))
+    }
+
+    /// A key is now for others than this machine has made it for.
+    pub(super) fn has_not_made(&self, epoch: Epoch) -> Result<(), Error> {
+        match self.known()? {
+            Some(known) if known.epoch == epoch && known.made_for.is_some() => {
+                let known = Trusted { made_for: None, ..known };
+                Ok(state::write(&self.trusted(), &known).map_err(TrustError::from)?)
+            }
+            _ => Ok(()),
+        }
     }
 }

@@ -13,6 +13,9 @@ use crate::{
     },
 };
 
+/// How far the clocks of two administrators may be apart: a day, in milliseconds.
+const LONGEST_AHEAD: u64 = 24 * 3600 * 1000;
+
 /// A host's new lockbox key, which the administrator does not keep.
 #[derive(Serialize)]
 pub struct Admission {
@@ -40,7 +43,12 @@ pub fn admit(
         Err(error) => return Err(error.into()),
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map(|age| age.as_millis()).unwrap_or(0);
-    let key = LockboxKey::random(host, previous, u64::try_from(now).unwrap_or(u64::MAX))?;
+    let now = u64::try_from(now).unwrap_or(u64::MAX);
+    // Nothing could follow the last generation, and what the store says is only claimed.
+    if previous.is_some_and(|previous| previous > now.saturating_add(LONGEST_AHEAD)) {
+        return Err(LockboxError::OfTheFuture(host.clone()));
+    }
+    let key = LockboxKey::random(host, previous, now)?;
     let sealed = key.seal_to(recipients)?;
     match previous {
         None => store.create(host, &sealed)?,

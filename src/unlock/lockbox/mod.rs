@@ -230,6 +230,9 @@ pub enum LockboxError {
         /// The one of the key that this host opened before, or that was given.
         trusted: String,
     },
+    /// Its generation is the time at which it was made.
+    #[error("the store gives a lockbox key of '{0}' that says it was made in the future")]
+    OfTheFuture(HostName),
     /// What the store gave back is not what was stored.
     #[error("the store returned another lockbox key of '{0}' than the one stored")]
     ReadBack(HostName),
@@ -270,7 +273,7 @@ impl Advice for LockboxError {
             Self::Latched { .. } => Exit::Tpm,
             Self::NotLatched { source, .. } => source.exit(),
             Self::Refused { source, .. } | Self::Seal(source) => source.exit(),
-            Self::Closed(_) | Self::Older { .. } | Self::Another { .. } => Exit::KeyRefused,
+            Self::Closed(_) | Self::Older { .. } | Self::Another { .. } | Self::OfTheFuture(_) => Exit::KeyRefused,
             Self::ReadBack(_) => Exit::NoSealedKey,
             Self::Unreachable { source, .. } => source.exit(),
             Self::Store(error) => error.exit(),
@@ -309,6 +312,11 @@ impl Advice for LockboxError {
             )
             .into(),
             Self::Older { .. } => "try again when all of the store's replicas run; the store may lie".into(),
+            Self::OfTheFuture(host) => format!(
+                "check this machine's clock; if it is right, the store lies or was written to: cryptattach host remove {host}, \
+                 then admit it again"
+            )
+            .into(),
             Self::State(error) => return error.next_step(),
             Self::Io { .. } => "check 'path' in [lockbox], and that its device is present and has free space".into(),
             Self::Unsupported(_) => "name another 'store' in [lockbox]".into(),

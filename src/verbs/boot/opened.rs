@@ -49,7 +49,7 @@ impl Evidence {
 /// Whether it is this host's own volume that was unlocked.
 ///
 /// The key that was sealed for the volume opens no volume of somebody else's. A passphrase that a person types, or a key that
-/// a store releases, may be that of another volume with the same UUID, unless this host has pinned the volume's digest.
+/// is sealed for no volume or not at all, may be that of another volume with the same UUID, unless this host has pinned the volume's digest.
 fn is_proven(by: &Authority, is_pinned: bool) -> bool {
     match by {
         Authority::SealedKey(_) => true,

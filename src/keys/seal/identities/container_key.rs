@@ -108,16 +108,9 @@ impl ContainerKey {
         Ok(new)
     }
 
-    /// The same key for the hosts of another one as well; `None` if it has them all.
-    pub fn with_hosts_of(&self, other: &Self) -> Result<Option<Self>, SealError> {
-        let missing = other.hosts.iter().filter(|(host, jwk)| self.hosts.get(*host) != Some(jwk));
-        let missing: Vec<_> = missing.map(|(host, jwk)| (host.clone(), jwk.clone())).collect();
-        if missing.is_empty() {
-            return Ok(None);
-        }
-        let mut new = self.resealed()?;
-        new.hosts.extend(missing);
-        Ok(Some(new))
+    /// A new random key for the hosts of this one, after `previous`.
+    pub fn after(self, previous: &Self) -> Result<Self, SealError> {
+        Ok(Self { hosts: self.hosts, ..Self::random(&self.id.container, Some(previous))? })
     }
 
     /// Leaves a host out of a key that has not been sealed yet.
