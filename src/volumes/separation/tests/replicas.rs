@@ -275,7 +275,7 @@ fn on_one_host_for_all_the_replicas_are_told_once_and_how_to_have_it_so() {
     let text = refusal.to_string();
     assert_eq!(text.matches("the host that serves the volume").count(), 1, "{text}");
     assert_eq!(text.matches("the object's replica on 10.0.0.5").count(), 1, "{text}");
-    assert!(text.contains("\n    the account's replica on 10.0.0.5"), "{text}");
+    assert!(text.contains(", the account's replica on 10.0.0.5"), "{text}");
     let next = refusal.next_step().expect("there is one");
     assert!(next.contains("level = \"device\" in [separation]") && next.contains("whoever takes the host"), "{next}");
 }
