@@ -1,9 +1,12 @@
 //! Our volumes on dm-crypt: attach, use, detach, and who is in the way.
 
+use std::sync::Arc;
+
 use base64ct::{Base64, Encoding};
 use cryptattach::{
-    base::key::{BoundContext, KeySize, VolumeKey},
-    keys::seal::{Content, OwnerRecipient, Payload, seal},
+    base::key::{BoundContext, ContainerKeyId, Epoch, KeySize, SealedKey, VolumeKey},
+    config::{IdentitySpec, TpmConfig},
+    keys::seal::{ContainerKey, Content, Identities, Payload, seal},
 };
 use serde_json::Value;
 
@@ -176,13 +179,17 @@ fn wrong_key(machine: &mut Machine) {
     let disk = machine.plug(64 * MIB, DiskOptions::default());
     let path = disk.path();
     let reference = machine.ok(&format!("cryptattach format {path}"));
-    // Whoever can write to the store and knows the owner's public key seals a key of his own for this very volume.
+    // Whoever holds the container key, and can write to the store, seals a key of his own for this very volume.
     let header: Value =
         serde_json::from_str(&machine.ok(&format!("cryptsetup luksDump --dump-json-metadata {path}"))).unwrap();
     let digest = &header["digests"]["0"];
     let text = |name: &str| digest[name].as_str().unwrap().to_owned();
     let owner = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(owner.path(), machine.ok("cat /keys/cinder.owner.pem")).unwrap();
+    std::fs::write(owner.path(), machine.ok("cat /keys/cinder.owner.key")).unwrap();
+    let owner = Identities::read(&[IdentitySpec::of("", owner.path())], &TpmConfig::default()).unwrap();
+    let kek = SealedKey::from_json(machine.ok("cat /keys/cinder/kek/1.jwe").as_bytes()).unwrap();
+    let id = ContainerKeyId { container: "cinder".parse().unwrap(), epoch: Epoch::FIRST };
+    let kek = Arc::new(ContainerKey::open(&kek, &owner, &id).unwrap());
     let context = BoundContext {
         key_id: reference["cinder/".len()..].parse().unwrap(),
         volume: Some(machine.ok(&format!("cryptsetup luksUUID {path}")).parse().unwrap()),
@@ -195,7 +202,7 @@ fn wrong_key(machine: &mut Machine) {
         ..payload(&VolumeKey::random(KeySize::Bits512).unwrap())
     };
     let content = Content::VolumeKey(payload);
-    let sealed = seal(&context, &content, &[Box::new(OwnerRecipient::read(owner.path()).unwrap())]).unwrap();
+    let sealed = seal(&context, &content, &[Box::new(kek)]).unwrap();
     let sealed = Base64::encode_string(&sealed.to_json());
     machine.ok(&format!("echo {sealed} | base64 -d >/keys/{reference}.jwe"));
     for backend in ["dm-crypt", "userspace"] {
