@@ -111,8 +111,9 @@ fn respond<'a>(
             ("401 Unauthorized", String::new(), Vec::new())
         }
         ["v1", "AUTH_keys", "net"] => ("204 No Content", String::new(), Vec::new()),
-        ["v1", "AUTH_keys", "net", id] if !id.contains("..") => {
-            match fs::read(folder.join("net").join(format!("{id}.jwe"))) {
+        ["v1", "AUTH_keys", "net", name @ ..] if !path.contains("..") => {
+            let name = name.join("/").replace("%2F", "/");
+            match fs::read(folder.join("net").join(format!("{name}.jwe"))) {
                 Ok(bytes) => ("200 OK", "Content-Type: application/json\r\n".to_owned(), bytes),
                 Err(_) => ("404 Not Found", String::new(), Vec::new()),
             }
