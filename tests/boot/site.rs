@@ -75,7 +75,7 @@ impl Site {
                 cryptsetup luksFormat -q --uuid ${volume#*:}-2222-3333-4444-555555555555 --pbkdf pbkdf2 \
                     --pbkdf-force-iterations 1000 --key-file $TREE/passphrase ${volume%:*}.img
             done
-            printf '[audit]\nfile = \"audit\"\n' >host.toml
+            printf 'state = \"state\"\n[audit]\nfile = \"audit\"\n' >host.toml
             store() { printf '[stores.%s]\ntype = \"directory\"\npath = \"%s\"\nowner = \"%s.owner.pem\"\nno_escrow = true\nidentities = [\"%s.owner.key\"]\n' $1 $2 $1 $1 >>host.toml; }
             store net served/net
             store stick keys/stick");

@@ -149,8 +149,8 @@ impl Advice for TrustError {
             )
             .into(),
             Self::NoneLeft { container, .. } => format!(
-                "check that this is the right store, and that it is mounted; if it is meant to begin anew: cryptattach \
-                 container create {container}"
+                "check that this is the right store, and that it is mounted; if it is meant to begin anew, or another \
+                 configuration's store had that name: cryptattach container create {container}"
             )
             .into(),
             Self::Jump { .. } => "restore this key from a replica or backup of the key store".into(),
