@@ -146,7 +146,7 @@ fn a_volume_that_was_opened_here_stays_the_same_volume_whoever_made_the_key() {
     let volume = attack.header(&attack.evil);
     // A host that was removed knows the container key: what it seals has an author.
     let container = std::sync::Arc::new(attack.site.container());
-    attack.site.store.put(attack.reference.key, attack.forged(&volume, 2, container.key_for_tests()));
+    attack.site.store.put(attack.reference.key, attack.forged(&volume, 2, Box::new(container.current_key().unwrap())));
     let refused = attack.opened().err();
     assert!(matches!(&refused, Some(Error::NotPinned { volume, .. }) if *volume == attack.uuid), "{refused:?}");
 }
@@ -192,7 +192,10 @@ fn nothing_is_remembered_of_a_key_that_has_opened_nothing() {
     let good = attack.site.store.stored(attack.reference.key).unwrap();
     let volume = header::probe(&attack.device, None).unwrap();
     // Everything about it is right, but the key.
-    attack.site.store.put(attack.reference.key, attack.forged(&volume, 7, attack.site.container().key_for_tests()));
+    attack
+        .site
+        .store
+        .put(attack.reference.key, attack.forged(&volume, 7, Box::new(attack.site.container().current_key().unwrap())));
     assert!(matches!(attack.opened(), Err(Error::Volume(_))));
     assert!(attack.remembered().is_empty(), "{:?}", attack.remembered());
     attack.site.store.put(attack.reference.key, good);
@@ -208,7 +211,10 @@ fn a_generation_beyond_all_rotations_is_refused_and_the_lie_ends_with_the_lie() 
     let good = attack.site.store.stored(attack.reference.key).unwrap();
     let volume = header::probe(&attack.device, None).unwrap();
     let container = attack.site.container();
-    attack.site.store.put(attack.reference.key, attack.forged(&volume, u64::MAX, container.key_for_tests()));
+    attack
+        .site
+        .store
+        .put(attack.reference.key, attack.forged(&volume, u64::MAX, Box::new(container.current_key().unwrap())));
     assert!(matches!(attack.opened(), Err(Error::Trust(TrustError::Jump { .. }))));
     attack.site.store.put(attack.reference.key, good);
     attack.opened().unwrap();
@@ -243,7 +249,7 @@ fn a_host_is_not_removed_with_the_container_key_that_it_has_planted_before() {
         let (site, host): (_, HostName) = (&attack.site, "compute-7".parse().unwrap());
         let recipient = OwnerKey::generate().unwrap().recipient().unwrap();
         site.container().admit_host(&host, &recipient).unwrap();
-        let planted = planted_after(site, &site.container().current_for_tests(), &host);
+        let planted = planted_after(site, &site.container().current_key().unwrap(), &host);
         if announced {
             site.store.set_current(&Current { epoch: planted.epoch(), rotating: true }, "").unwrap();
         }
@@ -286,7 +292,7 @@ fn a_generation_that_nobody_vouches_for_is_not_remembered() {
         let attack = Attack::new();
         let volume = header::probe(&attack.device, None).unwrap();
         // A host that was removed knows the volume key, and the container key before the last one.
-        let before = attack.site.container().key_for_tests();
+        let before = Box::new(attack.site.container().current_key().unwrap());
         attack.site.container().rotate(Duration::from_secs(3600), &|_, _| ()).unwrap();
         let good = attack.site.store.stored(attack.reference.key).unwrap();
         let planted = std::sync::Arc::new(ContainerKey::random(&attack.site.name, None).unwrap());
@@ -322,7 +328,7 @@ fn a_lockbox_key_of_the_last_generation_does_not_stay_the_last() {
 fn a_rotation_seals_under_no_container_key_but_its_own() {
     let attack = Attack::new();
     let site = &attack.site;
-    let planted = ContainerKey::random(&site.name, Some(&site.container().current_for_tests())).unwrap();
+    let planted = ContainerKey::random(&site.name, Some(&site.container().current_key().unwrap())).unwrap();
     let good = site.store.stored(attack.reference.key);
     // Whoever can write to the store answers with this when the new key is read back; no secret is needed for that.
     let stranger = ContainerKey::random(&site.name, None).unwrap();

@@ -233,20 +233,8 @@ impl Container {
         self.has_sealed_under(&key)
     }
 
-    /// Whoever holds the container key seals so.
-    #[cfg(test)]
-    pub(in crate::unlock) fn key_for_tests(&self) -> Box<dyn seal::Recipient> {
-        Box::new(self.current_for_tests())
-    }
-
-    /// Whom the container key is for has it.
-    #[cfg(test)]
-    pub(in crate::unlock) fn current_for_tests(&self) -> Arc<ContainerKey> {
-        self.current_key().expect("a container key")
-    }
-
     /// The container key that new keys are sealed under. A container that has none yet gets its first one.
-    fn current_key(&self) -> Result<Arc<ContainerKey>, Error> {
+    pub(super) fn current_key(&self) -> Result<Arc<ContainerKey>, Error> {
         if !self.sealing.seals() {
             return Err(Error::NoOwner(self.name.clone()));
         }

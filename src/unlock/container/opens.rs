@@ -30,6 +30,21 @@ fn leaves_of(sealing: &Sealing, network: Network) -> Result<Leaves, ConfigError>
     sealing.leaves.iter().map(leaf).collect()
 }
 
+/// Whom a leaf of a policy stands for, as far as the configuration and the state directory say: not the hosts that are admitted.
+fn recipients_of_leaf(
+    sealing: &Sealing,
+    leaves: &Leaves,
+    name: &LeafName,
+    state: &Path,
+) -> Result<Vec<Box<dyn Recipient>>, SealError> {
+    match name.as_str() {
+        LeafName::OWNER => seal::recipients(&sealing.owner),
+        LeafName::ESCROW => seal::recipients(&sealing.escrow),
+        LeafName::HOSTS => seal::recipients(&sealing.hosts),
+        _ => leaves.iter().find(|(leaf, _)| leaf == name).map_or(Ok(Vec::new()), |(_, leaf)| leaf.recipients(state)),
+    }
+}
+
 /// The servers that may have to be asked before a container opens: none if what this host has opens it without them.
 /// `is_host`: the host is admitted, and its lockbox is open.
 pub fn servers_to_open(config: &Config, store: &StoreConfig, is_host: bool) -> Result<Vec<Server>, Error> {
@@ -43,19 +58,16 @@ pub fn servers_to_open(config: &Config, store: &StoreConfig, is_host: bool) -> R
     let identities = Identities::read(&sealing.identities, &sealing.tpm).unwrap_or_default();
     let opens = |shapes: Vec<Shape>| shapes.iter().any(|shape| identities.has(shape));
     let passes = |name: &LeafName| {
-        let of = match name.as_str() {
-            LeafName::HOSTS if is_host => return true,
-            LeafName::OWNER => seal::recipients(&sealing.owner),
-            LeafName::ESCROW => seal::recipients(&sealing.escrow),
-            LeafName::HOSTS => seal::recipients(&sealing.hosts),
-            _ => match leaves.iter().find(|(leaf, _)| leaf == name) {
-                // What it would take to ask is what is judged.
-                Some((_, leaf)) if leaf.servers().is_empty() => leaf.recipients(&config.state),
-                _ => return false,
-            },
-        };
+        if name.as_str() == LeafName::HOSTS && is_host {
+            return true;
+        }
+        // What it would take to ask is what is judged.
+        if leaves.iter().any(|(leaf, kind)| leaf == name && !kind.servers().is_empty()) {
+            return false;
+        }
         // A public key that is not here says nothing, so the servers are waited for.
-        of.is_ok_and(|of| opens(of.iter().map(|recipient| recipient.shape()).collect()))
+        recipients_of_leaf(sealing, &leaves, name, &config.state)
+            .is_ok_and(|of| opens(of.iter().map(|recipient| recipient.shape()).collect()))
     };
     Ok(if sealing.policy.is_met_by(&passes) { Vec::new() } else { servers })
 }
@@ -159,21 +171,14 @@ impl Container {
         leaves: &Leaves,
         key: &ContainerKey,
     ) -> Result<Vec<Box<dyn Recipient>>, Error> {
-        let Sealing { owner, escrow, hosts, .. } = &self.sealing;
         Ok(match policy {
-            Policy::Leaf(name) => match name.as_str() {
-                LeafName::OWNER => seal::recipients(owner)?,
-                LeafName::ESCROW => seal::recipients(escrow)?,
-                LeafName::HOSTS => {
-                    let mut all = seal::recipients(hosts)?;
+            Policy::Leaf(name) => {
+                let mut all = recipients_of_leaf(&self.sealing, leaves, name, &self.state)?;
+                if name.as_str() == LeafName::HOSTS {
                     all.extend(key.host_recipients()?);
-                    all
                 }
-                _ => match leaves.iter().find(|(leaf, _)| leaf == name) {
-                    Some((_, leaf)) => leaf.recipients(&self.state)?,
-                    None => Vec::new(),
-                },
-            },
+                all
+            }
             Policy::Any(of) => {
                 let of = of.iter().map(|policy| self.recipients_of(policy, leaves, key));
                 of.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect()
@@ -186,15 +191,18 @@ impl Container {
         })
     }
 
+    fn shape_of(&self, key: &ContainerKey) -> Result<BTreeSet<Shape>, Error> {
+        Ok(self.key_recipients(key)?.iter().map(|recipient| recipient.shape()).collect())
+    }
+
     /// Whom a container key is for by the policy, as a digest for comparing.
     pub(super) fn whom_for(&self, key: &ContainerKey) -> Result<String, Error> {
-        let shapes: BTreeSet<_> = self.key_recipients(key)?.iter().map(|recipient| recipient.shape()).collect();
-        Ok(hex::encode(&openssl::sha::sha256(format!("{shapes:?}").as_bytes())))
+        Ok(hex::encode(&openssl::sha::sha256(format!("{:?}", self.shape_of(key)?).as_bytes())))
     }
 
     /// Whether a container key is sealed by the policy, to hosts that are admitted as well.
     pub(super) fn is_by_the_policy(&self, key: &ContainerKey) -> Result<bool, Error> {
-        let right: BTreeSet<_> = self.key_recipients(key)?.iter().map(|recipient| recipient.shape()).collect();
+        let right = self.shape_of(key)?;
         let sealed = self.container_keys()?.get(key.epoch())?;
         Ok(Node::of(&sealed).is_ok_and(|node| node.shape() == right))
     }
