@@ -30,13 +30,25 @@ use crate::{
 /// A generation this far beyond the last one is no re-sealing: rotated daily, a key takes 27 years for it.
 const LONGEST_JUMP: u64 = 10_000;
 
-/// Who has to vouch for a key's maker.
+/// What vouches for the maker of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Author {
     /// A container key that this host trusts.
     Container,
     /// Nobody: this host knows the digest of the volume key ([`Pin`](crate::unlock::pins::Pin)), and no other key fits it.
     Pinned,
+}
+
+/// What a host learns of container keys from a key that has done its work.
+#[derive(Debug)]
+pub(super) enum Learned {
+    /// Nothing, and nothing of the key's generation either: who seals the right volume key under another container key, or under
+    /// an old one, may be a host that was removed.
+    Nothing,
+    /// That the one it trusts is the current one still.
+    AsKnown,
+    /// A later one, or its first.
+    Later(Trusted),
 }
 
 /// What a host remembers of a key once that has done its work.
@@ -173,22 +185,30 @@ impl Container {
         }
     }
 
-    /// Connects a key with the one that this host trusts; what to trust from now on, if that is another. One that opens a volume
-    /// that this host has opened before need not be connected. `None` if nothing is to be learned: who seals the right volume
-    /// key under another container key, or under an old one, may be a host that was removed.
-    pub(super) fn learn(&self, key: &ContainerKey, author: Author) -> Result<Option<Option<Trusted>>, Error> {
+    /// Connects a key with the one that this host trusts. One that opens a volume that this host has opened before need not be
+    /// connected.
+    pub(super) fn learn(&self, key: &ContainerKey, author: Author) -> Result<Learned, Error> {
         let known = match author {
             Author::Container => self.known()?,
             Author::Pinned => self.known().ok().flatten(),
         };
         let is_old = known.as_ref().is_some_and(|known| key.epoch() < known.epoch);
-        match (author, known) {
-            (Author::Container, known) => Ok(Some(self.connect(key, known)?).filter(|_| !is_old)),
-            (Author::Pinned, known @ Some(_)) if !is_old => Ok(self.connect(key, known).ok()),
-            (Author::Pinned, _) => Ok(None),
-        }
+        let connected = match (author, known) {
+            (Author::Container, known) => self.connect(key, known)?,
+            (Author::Pinned, known @ Some(_)) if !is_old => match self.connect(key, known) {
+                Ok(connected) => connected,
+                Err(_) => return Ok(Learned::Nothing),
+            },
+            (Author::Pinned, _) => return Ok(Learned::Nothing),
+        };
+        Ok(match connected {
+            _ if is_old => Learned::Nothing,
+            None => Learned::AsKnown,
+            Some(later) => Learned::Later(later),
+        })
     }
 
+    /// What to trust from now on, if that is another key than the one that is known.
     fn connect(&self, key: &ContainerKey, known: Option<Trusted>) -> Result<Option<Trusted>, Error> {
         let now = Trusted::of(key, None)?;
         match known {
@@ -253,7 +273,7 @@ impl Container {
     }
 
     /// What to remember of a key of this generation. It must not be older than one that this host has seen.
-    pub(super) fn see(&self, key: &KeyId, is: u64, learned: Option<Option<Trusted>>) -> Result<Seen, Error> {
+    pub(super) fn see(&self, key: &KeyId, is: u64, learned: Learned) -> Result<Seen, Error> {
         let seen = self.seen_generation(key)?;
         let reference = || self.reference(*key);
         if is < seen {
@@ -262,7 +282,11 @@ impl Container {
         if is - seen > LONGEST_JUMP {
             return Err(TrustError::Jump { key: reference(), is, seen }.into());
         }
-        let Some(container_key) = learned else { return Ok(Seen::default()) };
+        let container_key = match learned {
+            Learned::Nothing => return Ok(Seen::default()),
+            Learned::AsKnown => None,
+            Learned::Later(later) => Some(later),
+        };
         // The first generation needs no memory.
         Ok(Seen { generation: (is > seen).then_some((*key, is)), container_key })
     }
