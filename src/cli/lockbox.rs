@@ -206,7 +206,7 @@ fn add(config: &Config, text: &str) -> Result<(KeyReference, EntryContext), Erro
     let (reference, entry) = match text.parse::<KeyReference>() {
         Ok(reference) => {
             let container = Container::open(config, &reference.store, None, Use::Keys)?;
-            let entry = container.add_to_lockbox(&reference.key)?;
+            let entry = container.add_reference_to_lockbox(&reference.key)?;
             (reference, entry)
         }
         Err(_) => {

@@ -108,6 +108,8 @@ enum Pinning {
 pub struct Proven<'a> {
     case: Case<'a>,
     separated: Separated,
+    /// Whether the header has the pinned digest; `None` if none is pinned, or what is pinned counts no longer.
+    is_pinned: Option<bool>,
 }
 
 const SEALED: fn(KeyReference) -> Authority = Authority::SealedKey;
@@ -191,16 +193,22 @@ impl<'a> Case<'a> {
                 return Err(refused.refusal.into());
             }
         };
-        Ok(Proven { case: self, separated })
+        Ok(Proven { is_pinned: self.is_pinned()?, case: self, separated })
+    }
+
+    fn is_pinned(&self) -> Result<Option<bool>, Error> {
+        let luks = self.volume.luks().filter(|_| self.pinning != Pinning::Renew);
+        let Some((luks, uuid)) = luks.zip(self.volume.uuid()) else { return Ok(None) };
+        Ok(Pins::of(self.config).get(uuid)?.map(|pin| pin.digest == luks.digest))
     }
 
     fn record(&self, action: &str, report: &Report) {
         audit::done(self.config, &self.event(action, report));
     }
 
-    /// The key, if it is for this volume. A header that is another only in its UUID was edited by a person.
-    fn fetch(&self, author: Author) -> Result<(Fetched, Source), Error> {
-        let told = |error| match (error, self.volume.luks()) {
+    /// Why the key was not fetched. A header that is another only in its UUID was edited by a person.
+    fn told(&self, error: Error) -> Error {
+        match (error, self.volume.luks()) {
             (
                 Error::KeyRefused {
                     reference,
@@ -211,8 +219,7 @@ impl<'a> Case<'a> {
                 Error::UuidChanged { reference, device: self.volume.device.path.clone(), was, now }
             }
             (error, _) => error,
-        };
-        self.key.fetch(author).map_err(told)
+        }
     }
 
     fn event<'e>(&'e self, action: &'e str, report: &Report) -> Event<'e> {
@@ -251,27 +258,19 @@ impl Proven<'_> {
     }
 
     fn fetch(&self) -> Result<(Fetched, Source), Error> {
-        self.case.fetch(self.author()?)
+        self.case.key.fetch(self.author()).map_err(|error| self.case.told(error))
     }
 
-    /// Who has to vouch for the key's maker.
-    fn author(&self) -> Result<Author, Error> {
-        Ok(if self.is_pinned()? == Some(true) { Author::Pinned } else { Author::Container })
-    }
-
-    /// Whether the header has the pinned digest; `None` if none is pinned.
-    fn is_pinned(&self) -> Result<Option<bool>, Error> {
-        let Case { config, volume, pinning, .. } = &self.case;
-        let luks = volume.luks().filter(|_| *pinning != Pinning::Renew);
-        let Some((luks, uuid)) = luks.zip(volume.uuid()) else { return Ok(None) };
-        Ok(Pins::of(config).get(uuid)?.map(|pin| pin.digest == luks.digest))
+    /// Vouches for the key's maker.
+    fn author(&self) -> Author {
+        if self.is_pinned == Some(true) { Author::Pinned } else { Author::Container }
     }
 
     /// Refuses a volume that has the UUID of one that this host has opened before, and another volume key.
     fn check_pin(&self) -> Result<(), Error> {
         let Case { volume, .. } = &self.case;
         match volume.uuid() {
-            Some(uuid) if self.is_pinned()? == Some(false) => {
+            Some(uuid) if self.is_pinned == Some(false) => {
                 Err(Error::NotPinned { volume: uuid, device: volume.device.path.clone() })
             }
             _ => Ok(()),
@@ -383,8 +382,14 @@ impl Proven<'_> {
 
     /// Adds the key to this host's lockbox; `None` if the store keeps it unsealed, and so decides each time who may have it.
     pub fn add_to_lockbox(&self) -> Result<Option<EntryContext>, Error> {
-        self.key()?;
-        self.case.key.container().add_to_lockbox(&self.case.reference.key)
+        let Case { volume, reference, key, .. } = &self.case;
+        let volume = For::volume(volume.uuid());
+        let added = key
+            .container()
+            .add_to_lockbox(&reference.key, volume, self.author(), |fetched| self.open(fetched).map(drop))
+            .map_err(|error| self.case.told(error))?;
+        self.remember();
+        Ok(added)
     }
 
     /// Writes the audit record of what was done.

@@ -246,9 +246,9 @@ fn a_store_that_lies_does_not_destroy_a_good_entry() {
     // Somebody who holds the container key has put in a key of the same id.
     host.site.container().store().delete(&host.id).unwrap();
     host.site.container().create(&host.id, Some(host.volume), &volume_key()).unwrap();
-    assert!(matches!(container().add_to_lockbox(&host.id), Err(Error::AnotherKey(_))));
+    assert!(matches!(container().add_reference_to_lockbox(&host.id), Err(Error::AnotherKey(_))));
     host.site.store.put(host.id, good);
-    container().add_to_lockbox(&host.id).unwrap();
+    container().add_reference_to_lockbox(&host.id).unwrap();
     assert_eq!(host.source(Use::Unlock).unwrap(), Source::Lockbox);
 }
 
@@ -354,7 +354,7 @@ fn a_lockbox_is_no_way_round_a_policy() {
         let site = Site::with(&format!("opens = '{policy}'\n{lockbox}"));
         let container = site.container();
         let id = kept(&container);
-        match container.add_to_lockbox(&id) {
+        match container.add_reference_to_lockbox(&id) {
             Err(Error::LockboxIsWeaker { .. }) => {
                 let container = Container::open(&site.config, &site.name, None, Use::Unlock).unwrap();
                 assert!(container.is_lockbox_weaker);

@@ -142,15 +142,36 @@ impl Container {
         self.lockbox.as_ref().filter(|_| may)
     }
 
-    /// Fetches a key from the store and adds it to the lockbox; `None` if the store releases it unsealed, and so decides each
-    /// time who may have it.
-    pub fn add_to_lockbox(&self, id: &KeyId) -> Result<Option<EntryContext>, Error> {
+    /// Fetches a key from the store and adds it to the lockbox, once `is_right` has found no fault with it; `None` if the store
+    /// releases it unsealed, and so decides each time who may have it.
+    pub(in crate::unlock) fn add_to_lockbox(
+        &self,
+        id: &KeyId,
+        volume: For,
+        author: Author,
+        is_right: impl FnOnce(Fetched) -> Result<(), Error>,
+    ) -> Result<Option<EntryContext>, Error> {
         if self.is_lockbox_weaker {
             let (container, policy) = (self.name.clone(), self.policy().clone());
             return Err(Error::LockboxIsWeaker { container, policy });
         }
-        let (Fetched::Sealed(opened), seen) = self.fetch(id, For::Any, Author::Container)? else { return Ok(None) };
-        let Some(lockbox) = &self.lockbox else { return Ok(None) };
+        let (fetched, seen) = self.fetch(id, volume, author)?;
+        let entry = match (&fetched, &self.lockbox) {
+            (Fetched::Sealed(opened), Some(lockbox)) => Some((lockbox, self.new_entry(id, lockbox, opened))),
+            _ => None,
+        };
+        is_right(fetched)?;
+        let added = entry.map(|(lockbox, entry)| Ok::<_, Error>(lockbox.keep_entry(entry?)?)).transpose()?;
+        self.remember(seen);
+        Ok(added)
+    }
+
+    /// Adds a key to the lockbox whose volume is not at hand: its author's word is enough.
+    pub fn add_reference_to_lockbox(&self, id: &KeyId) -> Result<Option<EntryContext>, Error> {
+        self.add_to_lockbox(id, For::Any, Author::Container, |_| Ok(()))
+    }
+
+    fn new_entry(&self, id: &KeyId, lockbox: &Lockbox, opened: &Opened) -> Result<NewEntry, Error> {
         let reference = self.reference(*id);
         // A key id names one key for ever, so a good entry with another key proves the store wrong.
         if let Ok(Some(entry)) = lockbox.entry(&reference, For::Any)
@@ -158,9 +179,7 @@ impl Container {
         {
             return Err(Error::AnotherKey(reference));
         }
-        let added = lockbox.keep_entry(lockbox.prepare(&reference, &opened, self.places_in_store(id)?)?)?;
-        self.remember(seen);
-        Ok(Some(added))
+        Ok(lockbox.prepare(&reference, opened, self.places_in_store(id)?)?)
     }
 }
 
