@@ -29,10 +29,10 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError, Sender},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 pub use error::BootError;
@@ -378,6 +378,13 @@ fn look_for(number: VolumeNo, planned: &Planned, sources: &Sources, earlier: &Ea
     }
     let has_token = found.volume.luks().is_some_and(|luks| luks.reference.is_some());
     if planned.configured || has_token { Change::Found(number, Arc::new(found)) } else { Change::NotOurs(number, None) }
+}
+
+/// What this says in that time. If it hangs, it is left to end with the process.
+fn within<T: Send + 'static>(time: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (sender, done) = mpsc::channel();
+    thread::spawn(move || sender.send(work()));
+    done.recv_timeout(time).ok()
 }
 
 /// In one line for a log.
