@@ -19,7 +19,7 @@ use crate::{
     site::{LoopDevice, Site, sh},
     store_suite,
     tpm::Host,
-    wiretap::Wiretap,
+    wiretap::{SUCCESS, Wiretap},
 };
 
 const TCTI: &str = "CRYPTATTACH_TCTI";
@@ -398,9 +398,8 @@ fn whoever_listens_learns_no_owners_password() {
 
 #[test]
 fn a_boot_tells_that_its_lock_was_swallowed() {
-    /// TPM2_NV_ReadLock, and a success with an empty session.
+    /// TPM2_NV_ReadLock
     const NV_READ_LOCK: [u8; 4] = [0, 0, 1, 0x4F];
-    const SUCCESS: [u8; 19] = [0x80, 2, 0, 0, 0, 19, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0];
     let machine = Machine::new();
     machine.set("read_lock = true");
     let tap = Wiretap::on(&machine.host.swtpm.socket());
