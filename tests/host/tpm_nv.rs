@@ -40,12 +40,8 @@ impl Machine {
     }
 
     fn without_store() -> Self {
-        let (host, site) = (Host::new(), Site::bare());
-        host.enrol(&host.literal("7"), None);
-        for file in ["host.pem", "host.tpm.pem"] {
-            fs::copy(host.path(file), site.keys(file)).unwrap();
-        }
-        let machine = Self { host, site };
+        let host = Host::new();
+        let machine = Self { site: host.site(), host };
         let tcti = machine.host.swtpm.tcti();
         machine.configure(&format!("[tpm]\ntcti = '{tcti}'\nidentity = 'host.tpm.pem'\n"));
         machine
