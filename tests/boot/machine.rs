@@ -130,12 +130,8 @@ impl Machine {
                 self.seen += at + text.len();
                 return self.started.elapsed().as_secs_f64();
             }
-            match self.console.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(bytes) => {
-                    let text = String::from_utf8_lossy(&bytes).replace('\r', "");
-                    write!(self.log, "{text}").unwrap();
-                    self.shown.push_str(&text);
-                }
+            match self.hear(deadline) {
+                Ok(()) => {}
                 Err(RecvTimeoutError::Timeout) => panic!("'{text}' is not shown; the console:\n{}", self.shown),
                 Err(RecvTimeoutError::Disconnected) => {
                     panic!("it ended without '{text}'; the console:\n{}", self.shown)
@@ -149,16 +145,21 @@ impl Machine {
     pub fn ends(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match self.console.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(bytes) => {
-                    let text = String::from_utf8_lossy(&bytes).replace('\r', "");
-                    write!(self.log, "{text}").unwrap();
-                    self.shown.push_str(&text);
-                }
+            match self.hear(deadline) {
+                Ok(()) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => panic!("it goes on; the console:\n{}", self.shown),
             }
         }
+    }
+
+    /// Takes what the console shows next.
+    fn hear(&mut self, deadline: Instant) -> Result<(), RecvTimeoutError> {
+        let bytes = self.console.recv_timeout(deadline.saturating_duration_since(Instant::now()))?;
+        let text = String::from_utf8_lossy(&bytes).replace('\r', "");
+        write!(self.log, "{text}").unwrap();
+        self.shown.push_str(&text);
+        Ok(())
     }
 
     /// Waits for the end of a line; returns what is left of it.

@@ -3,15 +3,17 @@
 use std::path::Path;
 
 use cryptattach::{
-    base::key::{BoundContext, Consumer, ContainerKeyId, Epoch, HostName, KeyId, KeySize, SealedKey, VolumeKey},
-    config::{IdentitySpec, TpmConfig},
+    base::key::{BoundContext, Consumer, Epoch, HostName, KeyId, KeySize, SealedKey, VolumeKey},
     keys::{
-        seal::{self, ContainerKey, Content, Identities, LockboxKey},
+        seal::{self, ContainerKey, Content, LockboxKey},
         store::{ContainerKeys, Current, HostKeys, KeyStore, StoreError, Stored},
     },
 };
 
-use crate::sealing::{context, payload};
+use crate::{
+    container_key,
+    sealing::{context, payload},
+};
 
 /// The whole suite. `container create` has made the first container key.
 pub fn conforms(folder: &Path, store: &dyn KeyStore, keeps_host_keys: bool) {
@@ -47,15 +49,9 @@ fn container_keys_suite(folder: &Path, keys: &dyn ContainerKeys) {
     assert_eq!(keys.current().unwrap(), Some(current("1", false)));
     assert_eq!(keys.epochs().unwrap(), [one]);
     let recipients = || seal::recipients(&[folder.join("owner.pem")]).unwrap();
-    let id = ContainerKeyId { container: "s".parse().unwrap(), epoch: one };
     let first = keys.get(one).unwrap();
-    let first_key = ContainerKey::open(
-        &first,
-        &Identities::read(&[IdentitySpec::of("", folder.join("owner.key"))], &TpmConfig::default()).unwrap(),
-        &id,
-    )
-    .unwrap();
-    let second_key = ContainerKey::random(&id.container, Some(&first_key)).unwrap();
+    let first_key = container_key::first("s", &first, &folder.join("owner.key"));
+    let second_key = ContainerKey::random(&"s".parse().unwrap(), Some(&first_key)).unwrap();
     let second = second_key.seal_to(recipients(), 0).unwrap();
 
     assert!(matches!(keys.get(two), Err(StoreError::NotFound { .. })));

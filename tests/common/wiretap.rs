@@ -36,6 +36,11 @@ type Forgery = Arc<Mutex<Option<(Vec<u8>, Vec<u8>)>>>;
 /// The beginning of a command that does not reach the TPM, and what is answered in its place.
 type Swallowed = Arc<Mutex<Option<(Vec<u8>, Vec<u8>)>>>;
 
+/// A response of success with an empty session, as many a command's is.
+pub const SUCCESS: [u8; 19] = [0x80, 2, 0, 0, 0, 19, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0];
+/// TPM2_PCR_Extend of PCR 15, from the command code on.
+pub const LATCH: [u8; 8] = [0, 0, 1, 0x82, 0, 0, 0, 15];
+
 impl Wiretap {
     /// In front of this socket and its control channel.
     pub fn on(socket: &Path) -> Self {
@@ -87,10 +92,9 @@ impl Wiretap {
         *self.swallowed.lock().unwrap() = Some((command.to_vec(), answer.to_vec()));
     }
 
-    /// Swallows TPM2_PCR_Extend of PCR 15, and answers success: a response with an empty session.
+    /// Swallows the latch, and answers success.
     pub fn swallow_the_latch(&self) {
-        let success = [0x80, 2, 0, 0, 0, 0x13, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0];
-        self.swallow(&[0, 0, 1, 0x82, 0, 0, 0, 15], &success);
+        self.swallow(&LATCH, &SUCCESS);
     }
 
     /// Commands since this was asked last.

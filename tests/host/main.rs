@@ -1,5 +1,7 @@
 //! The host layer: the built binary on real loop devices and FUSE. Needs root; run by `scripts/test host`.
 
+#[path = "../common/container_key.rs"]
+mod container_key;
 #[path = "../common/luks2.rs"]
 mod luks2;
 #[path = "../common/manufacture.rs"]

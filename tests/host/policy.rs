@@ -13,6 +13,7 @@ use crate::{
     site::{Site, sh},
     tangd::Tangd,
     tpm::Host,
+    tpm_attach,
 };
 
 const NO_TPM: &str = "device:/dev/none";
@@ -88,16 +89,7 @@ impl Policies {
 #[test]
 fn each_subset_of_tpm_and_servers_opens_exactly_when_the_policy_says_so() {
     let host = Host::new();
-    let site = Site::bare();
-    host.enrol(&host.literal("7"), None);
-    for file in ["host.pem", "host.tpm.pem"] {
-        fs::copy(host.path(file), site.keys(file)).unwrap();
-    }
-    let (keys, escrow, owner) = (site.keys("sealed"), site.keys("escrow.pem"), site.keys("host.pem"));
-    let identity = format!("tpm:{}", site.keys("host.tpm.pem"));
-    let init =
-        ["init", "--store", "tpm", "--path", keys, "--escrow", escrow, "--owner", owner, "--identity", &identity];
-    site.ok(&init);
+    let site = tpm_attach::site(&host);
     let volume = site.file("volume", 64 << 20).into_os_string().into_string().unwrap();
     let policies = Policies::with(site, volume, host.swtpm.tcti());
     let config = fs::read_to_string(policies.config()).unwrap();
@@ -143,6 +135,7 @@ fn each_subset_of_tpm_and_servers_opens_exactly_when_the_policy_says_so() {
     assert_ne!(evidence["verdict"], "shared", "{evidence}");
     // With the escrow key nobody is asked.
     policies.set_up([false; 3]);
+    let identity = format!("tpm:{}", policies.site.keys("host.tpm.pem"));
     policies.change(&identity, policies.site.keys("escrow.key"));
     policies.test(NO_TPM).unwrap();
 }

@@ -11,13 +11,13 @@ use std::{
 
 use base64ct::{Base64, Base64UrlUnpadded, Encoding};
 use cryptattach::{
-    base::key::{ContainerKeyId, Epoch, SealedKey},
-    config::{IdentitySpec, TpmConfig},
-    keys::seal::{ContainerKey, Content, Expected, For, Identities},
+    base::key::SealedKey,
+    keys::seal::{Content, Expected, For, Identities},
 };
 
 use crate::{
     busy::{wait_until, worker},
+    container_key,
     site::{Site, sh},
 };
 
@@ -26,11 +26,8 @@ fn volume_key(site: &Site, reference: &str) -> Vec<u8> {
     let sealed = SealedKey::from_json(&fs::read(site.sealed(reference)).unwrap()).unwrap();
     let (store, key) = reference.split_once('/').unwrap();
     let expected = Expected { key_id: key.parse().unwrap(), container: store.parse().unwrap(), volume: For::Any };
-    let owner =
-        Identities::read(&[IdentitySpec::of("", site.keys("cinder.owner.key"))], &TpmConfig::default()).unwrap();
     let kek = SealedKey::from_json(&fs::read(site.keys("cinder/kek/1.jwe")).unwrap()).unwrap();
-    let id = ContainerKeyId { container: store.parse().unwrap(), epoch: Epoch::FIRST };
-    let kek = ContainerKey::open(&kek, &owner, &id).unwrap();
+    let kek = container_key::first(store, &kek, site.keys("cinder.owner.key").as_ref());
     let identities = Identities::of(vec![Box::new(Arc::new(kek))]);
     let Content::VolumeKey(payload) = identities.open(&sealed, &expected).unwrap().content else { panic!() };
     payload.volume_key.expose().to_vec()

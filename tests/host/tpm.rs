@@ -34,6 +34,7 @@ use tempfile::TempDir;
 use crate::{
     sealing::{context, payload},
     shell::sh,
+    site::Site,
     swtpm::Swtpm,
 };
 
@@ -117,6 +118,16 @@ impl Host {
         let pin = pin.map(|pin| SecretBytes::copy_of(pin.as_bytes()).unwrap());
         let file = self.tpm().create_identity(policy, pin.as_ref()).unwrap().file;
         self.enrolled(&file)
+    }
+
+    /// A site without any store, which has this host's key for boots like this one.
+    pub fn site(&self) -> Site {
+        let site = Site::bare();
+        self.enrol(&self.literal("7"), None);
+        for file in ["host.pem", "host.tpm.pem"] {
+            fs::copy(self.path(file), site.keys(file)).unwrap();
+        }
+        site
     }
 
     pub fn enrolled(&self, file: &IdentityFile) -> Sealed {

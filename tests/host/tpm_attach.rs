@@ -1,16 +1,12 @@
 //! Volumes of a host whose identity is in its TPM, by the command.
 
-use std::{fs, process::Output};
+use std::process::Output;
 
 use crate::{site::Site, tpm::Host};
 
-/// A site whose store's owner is the host's key.
-fn site(host: &Host) -> Site {
-    let site = Site::bare();
-    host.enrol(&host.literal("7"), None);
-    for file in ["host.pem", "host.tpm.pem"] {
-        fs::copy(host.path(file), site.keys(file)).unwrap();
-    }
+/// A site with a store `tpm` in the folder `sealed`, whose owner is the host's key.
+pub fn site(host: &Host) -> Site {
+    let site = host.site();
     let (keys, owner, identity) =
         (site.keys("sealed"), site.keys("host.pem"), format!("tpm:{}", site.keys("host.tpm.pem")));
     site.ok(&[

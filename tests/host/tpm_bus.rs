@@ -24,7 +24,7 @@ use crate::{
     shell::sh,
     swtpm::Swtpm,
     tpm::{Host, coordinates},
-    wiretap::Wiretap,
+    wiretap::{LATCH, Wiretap},
 };
 
 #[test]
@@ -174,7 +174,7 @@ fn a_latch_that_somebody_between_swallows_or_makes_up_is_noticed() {
         ("the answer that PCR 15 is zero is made up", |tap| tap.forge(&[0; 32], &[1; 32])),
         // As the authentic answer says it after the latch.
         ("another command than the latch is refused", |tap| {
-            tap.swallow(&[0, 0, 1, 0x82, 0, 0, 0, 15], &[0x80, 1, 0, 0, 0, 10, 0, 0, 0x01, 0x01]);
+            tap.swallow(&LATCH, &[0x80, 1, 0, 0, 0, 10, 0, 0, 0x01, 0x01]);
         }),
     ];
     for (what, tamper) in tampers {

@@ -19,7 +19,7 @@ use crate::{
     site::{LoopDevice, Site, sh},
     store_suite,
     tpm::Host,
-    wiretap::Wiretap,
+    wiretap::{SUCCESS, Wiretap},
 };
 
 const TCTI: &str = "CRYPTATTACH_TCTI";
@@ -40,12 +40,8 @@ impl Machine {
     }
 
     fn without_store() -> Self {
-        let (host, site) = (Host::new(), Site::bare());
-        host.enrol(&host.literal("7"), None);
-        for file in ["host.pem", "host.tpm.pem"] {
-            fs::copy(host.path(file), site.keys(file)).unwrap();
-        }
-        let machine = Self { host, site };
+        let host = Host::new();
+        let machine = Self { site: host.site(), host };
         let tcti = machine.host.swtpm.tcti();
         machine.configure(&format!("[tpm]\ntcti = '{tcti}'\nidentity = 'host.tpm.pem'\n"));
         machine
@@ -398,9 +394,8 @@ fn whoever_listens_learns_no_owners_password() {
 
 #[test]
 fn a_boot_tells_that_its_lock_was_swallowed() {
-    /// TPM2_NV_ReadLock, and a success with an empty session.
+    /// TPM2_NV_ReadLock
     const NV_READ_LOCK: [u8; 4] = [0, 0, 1, 0x4F];
-    const SUCCESS: [u8; 19] = [0x80, 2, 0, 0, 0, 19, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0];
     let machine = Machine::new();
     machine.set("read_lock = true");
     let tap = Wiretap::on(&machine.host.swtpm.socket());

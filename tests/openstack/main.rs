@@ -4,6 +4,8 @@
 mod access;
 mod barbican;
 mod cloud;
+#[path = "../common/container_key.rs"]
+mod container_key;
 mod failures;
 mod fresh;
 mod hooks;

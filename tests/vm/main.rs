@@ -3,6 +3,8 @@
 //! time, for a machine that boots keeps one processor busy. Run by `scripts/test vm`; its arguments are those of `cargo test`.
 //! The benchmarks are ignored stories.
 
+#[path = "../common/container_key.rs"]
+mod container_key;
 #[path = "../common/image.rs"]
 mod image;
 #[path = "../common/manufacture.rs"]

@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use base64ct::{Base64, Encoding};
 use cryptattach::{
-    base::key::{BoundContext, ContainerKeyId, Epoch, KeySize, SealedKey, VolumeKey},
-    config::{IdentitySpec, TpmConfig},
-    keys::seal::{ContainerKey, Content, Identities, Payload, seal},
+    base::key::{BoundContext, KeySize, SealedKey, VolumeKey},
+    keys::seal::{Content, Payload, seal},
 };
 use serde_json::Value;
 
 use crate::{
-    Story,
+    Story, container_key,
     machine::{DiskOptions, Machine},
     sealing::{context, payload},
 };
@@ -186,10 +185,8 @@ fn wrong_key(machine: &mut Machine) {
     let text = |name: &str| digest[name].as_str().unwrap().to_owned();
     let owner = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(owner.path(), machine.ok("cat /keys/cinder.owner.key")).unwrap();
-    let owner = Identities::read(&[IdentitySpec::of("", owner.path())], &TpmConfig::default()).unwrap();
     let kek = SealedKey::from_json(machine.ok("cat /keys/cinder/kek/1.jwe").as_bytes()).unwrap();
-    let id = ContainerKeyId { container: "cinder".parse().unwrap(), epoch: Epoch::FIRST };
-    let kek = Arc::new(ContainerKey::open(&kek, &owner, &id).unwrap());
+    let kek = Arc::new(container_key::first("cinder", &kek, owner.path()));
     let context = BoundContext {
         key_id: reference["cinder/".len()..].parse().unwrap(),
         volume: Some(machine.ok(&format!("cryptsetup luksUUID {path}")).parse().unwrap()),

@@ -4,6 +4,7 @@
 //! says so, and then only if it does not rest on the disk of a volume that it opens.
 
 use std::{
+    cell::OnceCell,
     collections::BTreeSet,
     env, fmt, fs,
     path::{Path, PathBuf},
@@ -20,7 +21,7 @@ use crate::{
     unlock::{self, pins::Pins},
     verbs::error::Error,
     volumes::{
-        header,
+        header::{self, Volume},
         separation::{self, Inventory, Surroundings},
     },
 };
@@ -82,11 +83,12 @@ impl fmt::Display for KeptOut {
 /// What an image for this configuration needs, if it has this crypttab: nothing, if the boot has nothing to attach.
 pub fn image(config: &Config, crypttab: Option<&str>) -> Result<Image, Error> {
     let planned = plan(config, crypttab, Which::Later);
-    let stores = stores(config, &planned);
     let mut image = Image::default();
     if planned.is_empty() {
         return Ok(image);
     }
+    let volumes = Seen::all(&planned);
+    let stores = stores(config, &volumes);
     let program = env::current_exe().map_err(Error::io("find this program's file"))?;
     image.parts.insert(Part::Program(program));
     image.parts.extend(CRYPT_MODULES.iter().map(|name| Part::Module((*name).to_owned())));
@@ -100,11 +102,11 @@ pub fn image(config: &Config, crypttab: Option<&str>) -> Result<Image, Error> {
         image.parts.extend(file_system_modules(&mount.kind).into_iter().map(Part::Module));
     }
     for name in &stores {
-        image.store(config, name, config.store(name)?, &planned)?;
+        image.store(config, name, config.store(name)?, &volumes)?;
     }
-    image.pins(config, &planned)?;
-    image.lockbox(config, &planned)?;
-    image.tpm(config, &planned)?;
+    image.pins(config, &volumes)?;
+    image.lockbox(config, &volumes)?;
+    image.tpm(config, &volumes)?;
     if needs_network_for(config, &stores)? {
         image.parts.extend(network_modules().into_iter().map(Part::Module));
     }
@@ -113,7 +115,7 @@ pub fn image(config: &Config, crypttab: Option<&str>) -> Result<Image, Error> {
 
 /// Whether a store that the boot may ask is reached over the network.
 pub fn needs_network(config: &Config, crypttab: Option<&str>) -> Result<bool, Error> {
-    needs_network_for(config, &stores(config, &plan(config, crypttab, Which::This)))
+    needs_network_for(config, &stores(config, &Seen::all(&plan(config, crypttab, Which::This))))
 }
 
 fn needs_network_for(config: &Config, stores: &BTreeSet<StoreName>) -> Result<bool, Error> {
@@ -132,17 +134,40 @@ fn needs_network_for(config: &Config, stores: &BTreeSet<StoreName>) -> Result<bo
 }
 
 /// The stores that the boot may ask: those of the volumes' keys, or all while a volume's header cannot be read.
-fn stores(config: &Config, planned: &[Planned]) -> BTreeSet<StoreName> {
-    let of = |planned: &Planned| -> Vec<StoreName> {
-        if !planned.keys.is_empty() {
-            return planned.keys.iter().map(|key| key.store.clone()).collect();
-        }
-        match header::probe(planned.device.path(), planned.header.as_deref()) {
-            Ok(volume) => volume.luks().and_then(|luks| Some(luks.reference.clone()?.store)).into_iter().collect(),
-            Err(_) => config.stores.keys().cloned().collect(),
+fn stores(config: &Config, volumes: &[Seen<'_>]) -> BTreeSet<StoreName> {
+    let of = |volume: &Seen<'_>| -> Vec<StoreName> {
+        match volume.keys() {
+            Some(keys) => keys.into_iter().map(|key| key.store).collect(),
+            None => config.stores.keys().cloned().collect(),
         }
     };
-    planned.iter().flat_map(of).filter(|name| config.stores.contains_key(name)).collect()
+    volumes.iter().flat_map(of).filter(|name| config.stores.contains_key(name)).collect()
+}
+
+/// A planned volume as it is seen now. Its header is read once, and only where the plan does not say enough.
+struct Seen<'p> {
+    planned: &'p Planned,
+    header: OnceCell<Option<Volume>>,
+}
+
+impl<'p> Seen<'p> {
+    fn all(planned: &'p [Planned]) -> Vec<Self> {
+        planned.iter().map(|planned| Self { planned, header: OnceCell::new() }).collect()
+    }
+
+    fn header(&self) -> Option<&Volume> {
+        let probe = || header::probe(self.planned.device.path(), self.planned.header.as_deref()).ok();
+        self.header.get_or_init(probe).as_ref()
+    }
+
+    /// Its keys; `None` while its header cannot be read.
+    fn keys(&self) -> Option<Vec<KeyReference>> {
+        if !self.planned.keys.is_empty() {
+            return Some(self.planned.keys.clone());
+        }
+        let luks = self.header()?.luks();
+        Some(luks.and_then(|luks| luks.reference.clone()).into_iter().collect())
+    }
 }
 
 impl Image {
@@ -163,7 +188,7 @@ impl Image {
         config: &Config,
         name: &StoreName,
         store: &StoreConfig,
-        planned: &[Planned],
+        volumes: &[Seen<'_>],
     ) -> Result<(), Error> {
         // What logs in to Barbican is given keys that open volumes.
         let kind = store::kind(store)?;
@@ -171,10 +196,10 @@ impl Image {
         let releases = kind.may_keep_unsealed_keys() && !store.sealing.seals();
         for file in kind.files()? {
             let is_secret = releases && !is_public(&file);
-            self.secret_or_file(config, &file, is_secret, "a log-in there releases unsealed keys", planned)?;
+            self.secret_or_file(config, &file, is_secret, "a log-in there releases unsealed keys", volumes)?;
         }
         for identity in &store.sealing.identities {
-            self.identity(config, identity, planned)?;
+            self.identity(config, identity, volumes)?;
         }
         for file in unlock::container::public_keys(store)? {
             self.file(config, &file);
@@ -189,40 +214,37 @@ impl Image {
     }
 
     /// The volumes that this host has opened before: the boot opens no others in their place.
-    fn pins(&mut self, config: &Config, planned: &[Planned]) -> Result<(), Error> {
-        let volumes = planned
-            .iter()
-            .filter_map(|planned| header::probe(planned.device.path(), planned.header.as_deref()).ok()?.uuid());
-        for volume in volumes {
+    fn pins(&mut self, config: &Config, volumes: &[Seen<'_>]) -> Result<(), Error> {
+        for volume in volumes.iter().filter_map(|volume| volume.header()?.uuid()) {
             let pin = Pins::of(config).take_over(volume).map_err(unlock::Error::from)?;
             pin.into_iter().for_each(|file| self.file(config, &file));
         }
         Ok(())
     }
 
-    fn identity(&mut self, config: &Config, spec: &IdentitySpec, planned: &[Planned]) -> Result<(), Error> {
+    fn identity(&mut self, config: &Config, spec: &IdentitySpec, volumes: &[Seen<'_>]) -> Result<(), Error> {
         let kind = identities::kind(spec);
         kind.check()?;
         self.uses_tpm |= kind.needs_tpm();
         for path in kind.files() {
             let what = "it is a private key that any machine can use";
-            self.secret_or_file(config, path, kind.is_secret(), what, planned)?;
+            self.secret_or_file(config, path, kind.is_secret(), what, volumes)?;
         }
         Ok(())
     }
 
     /// What opens the lockbox, what this host remembers of it, and its entries for the volumes of the boot.
-    fn lockbox(&mut self, config: &Config, planned: &[Planned]) -> Result<(), Error> {
+    fn lockbox(&mut self, config: &Config, volumes: &[Seen<'_>]) -> Result<(), Error> {
         let Some(lockbox) = &config.lockbox else { return Ok(()) };
         for identity in &lockbox.identities {
-            self.identity(config, identity, planned)?;
+            self.identity(config, identity, volumes)?;
         }
         self.parts.extend(
             files_below(&config.state.join("host").join(format!("{}.json", lockbox.host))).into_iter().map(Part::File),
         );
         // Sealed, but of use to whoever has this host: they are not to rest on the disk of what they open.
         let copy = lockbox.offline.then(|| lockbox.offline_copy(&config.state));
-        let entries = planned.iter().flat_map(keys).flat_map(|key| {
+        let entries = volumes.iter().filter_map(Seen::keys).flatten().flat_map(|key| {
             files_below(&lockbox.path.join(key.store.as_str())).into_iter().filter(move |path| {
                 path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&key.key.to_string()))
             })
@@ -231,7 +253,7 @@ impl Image {
             if config.boot.mount_of(&path).is_some() {
                 continue;
             }
-            match shares_disk(config, planned)? {
+            match shares_disk(config, volumes)? {
                 None => self.file(config, &path),
                 Some(why) => self.kept_out.push(KeptOut { path, why: format!("it helps to open a volume, and {why}") }),
             }
@@ -240,7 +262,7 @@ impl Image {
     }
 
     /// What the TPM takes: its driver, the library that talks to it, and the files of the policy.
-    fn tpm(&mut self, config: &Config, planned: &[Planned]) -> Result<(), Error> {
+    fn tpm(&mut self, config: &Config, volumes: &[Seen<'_>]) -> Result<(), Error> {
         if !self.uses_tpm {
             return Ok(());
         }
@@ -254,7 +276,7 @@ impl Image {
             }
         }
         if let Some(pin) = &config.tpm.pin {
-            self.secret_or_file(config, pin, true, "it is the PIN of this host's key", planned)?;
+            self.secret_or_file(config, pin, true, "it is the PIN of this host's key", volumes)?;
         }
         Ok(())
     }
@@ -265,7 +287,7 @@ impl Image {
         path: &Path,
         is_secret: bool,
         what: &str,
-        planned: &[Planned],
+        volumes: &[Seen<'_>],
     ) -> Result<(), Error> {
         if !is_secret || config.boot.mount_of(path).is_some() {
             self.file(config, path);
@@ -275,7 +297,7 @@ impl Image {
         if !config.boot.secrets_in_image {
             let why = format!("{what} ('secrets_in_image' in [boot] would put it there)");
             self.kept_out.push(keep_out(why));
-        } else if let Some(why) = shares_disk(config, planned)? {
+        } else if let Some(why) = shares_disk(config, volumes)? {
             self.kept_out.push(keep_out(format!("{what}, and {why}")));
         } else {
             self.file(config, path);
@@ -285,11 +307,11 @@ impl Image {
 }
 
 /// Whether images rest on the disk of a volume, in words.
-fn shares_disk(config: &Config, planned: &[Planned]) -> Result<Option<String>, Error> {
+fn shares_disk(config: &Config, volumes: &[Seen<'_>]) -> Result<Option<String>, Error> {
     let places = [Place::path("the initramfs", IMAGES, true)];
     let inventory = Inventory::of(&config.separation)?;
     let surroundings = Surroundings { target: None, inventory: &inventory, level: SeparationLevel::Device };
-    for planned in planned {
+    for Seen { planned, .. } in volumes {
         let report = separation::check(planned.device.path(), planned.header.as_deref(), &places, &surroundings);
         if let Err(refusal) = report.judge(SeparationPolicy::Warn) {
             return Ok(Some(chain(&refusal)));
@@ -316,12 +338,6 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
 fn file_system_modules(kind: &str) -> Vec<String> {
     let others: &[&str] = if kind == "vfat" { &["nls_cp437", "nls_ascii", "nls_utf8"] } else { &[] };
     [kind].iter().chain(others).map(|name| (*name).to_owned()).collect()
-}
-
-/// The keys of a volume, as far as they can be told now.
-fn keys(planned: &Planned) -> Vec<KeyReference> {
-    let in_token = || header::probe(planned.device.path(), planned.header.as_deref()).ok()?.luks()?.reference.clone();
-    if planned.keys.is_empty() { in_token().into_iter().collect() } else { planned.keys.clone() }
 }
 
 /// A library beside those of libtss2 that this process has loaded.

@@ -269,8 +269,8 @@ impl Sources {
     }
 
     /// Closes the lockbox for this boot; whether it was open.
-    pub fn shut_lockbox(&self) -> Result<bool, LockboxError> {
-        self.lockbox.shut(|| Lockbox::of(&self.config).map_or(Ok(false), |lockbox| lockbox.shut()))
+    pub fn shut_lockbox(&self, lockbox: &Lockbox) -> Result<bool, LockboxError> {
+        self.lockbox.shut(|| lockbox.shut())
     }
 
     /// One per store: its connections, its log-in and the container keys that it has opened are for all volumes.

@@ -1,9 +1,9 @@
 //! What a boot leaves behind: PCR 15 is extended, so that nothing that runs later in this boot can use a key of the TPM again;
 //! and the lockbox stays open only for a boot that has proven what it opened.
 
-use std::{path::PathBuf, sync::mpsc, thread, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
-use super::{BootError, line};
+use super::{BootError, line, within};
 use crate::{
     config::{Config, Latch},
     keys::{
@@ -59,9 +59,7 @@ pub fn identity(config: &Config) -> Option<PathBuf> {
 
 /// What has become of it; no TPM that hangs is waited for.
 pub fn in_time(latch: impl FnOnce() -> Result<PcrLatch, Error> + Send + 'static) -> LatchNews {
-    let (sender, done) = mpsc::channel();
-    thread::spawn(move || sender.send(latch()));
-    news(done.recv_timeout(LONGEST).ok())
+    news(within(LONGEST, latch))
 }
 
 /// What to say of the latch; `None` if the TPM did not answer in time.

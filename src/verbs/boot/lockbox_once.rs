@@ -35,7 +35,7 @@ enum Is {
 }
 
 impl Opening {
-    /// Opens it, unless that was done; who comes second waits for the first.
+    /// Opens it, unless that was done; whoever comes second waits for the first.
     pub fn once(&self, open: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
         let mut is = self.lock();
         if matches!(*is, Is::NotWanted) {

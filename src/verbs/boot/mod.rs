@@ -29,10 +29,10 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError, Sender},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 pub use error::BootError;
@@ -141,9 +141,7 @@ fn finish_killed(config: &Config) -> Result<(), Error> {
     });
     let may_go_on = latched(&mut record, &news, event, config);
     shut_stores::shut(config, &mut record);
-    if let Some(lockbox) = Lockbox::of(config) {
-        lockbox_shut(&mut record, config, "the boot was ended before it was done".to_owned(), lockbox.shut());
-    }
+    shut_lockbox(&mut record, config, "the boot was ended before it was done".to_owned(), Lockbox::shut);
     record.end(&[], None);
     may_go_on
 }
@@ -158,18 +156,23 @@ fn leave_nothing_to_another(root: &Path, config: &Config) {
     }
     let why =
         format!("the root file system in {} is not on a volume that is proven to be this host's own", root.display());
-    if let Some(lockbox) = Lockbox::of(config) {
-        lockbox_shut(&mut record, config, why.clone(), lockbox.shut());
-    }
+    shut_lockbox(&mut record, config, why.clone(), Lockbox::shut);
     for name in own {
         record.detached(&name, &why, detach::detach(&ThisHost, &name, Deferred::No));
     }
 }
 
-/// Tells and records that the lockbox is closed.
-fn lockbox_shut(record: &mut Record, config: &Config, why: String, shut: Result<bool, LockboxError>) {
+/// Has the lockbox closed, if there is one, and tells and records that. `shut` says whether it was open.
+fn shut_lockbox(
+    record: &mut Record,
+    config: &Config,
+    why: String,
+    shut: impl FnOnce(&Lockbox) -> Result<bool, LockboxError>,
+) {
+    let Some(lockbox) = Lockbox::of(config) else { return };
+    let shut = shut(&lockbox);
     if matches!(shut, Ok(true)) {
-        let host = config.lockbox.as_ref().map(|lockbox| lockbox.host.to_string());
+        let host = Some(lockbox.host().to_string());
         audit::done(config, &Event { action: "lockbox close", name: host, ..Event::default() });
     }
     record.lockbox_shut(why, shut);
@@ -334,9 +337,9 @@ impl Boot {
         let may_go_on = latched(&mut self.record, &news, event, &self.config);
         let unproven = self.names(&self.progress.unproven());
         let planned = self.progress.volumes().iter().count();
-        let why = latch::why_shut(&news, planned, &unproven).filter(|_| self.config.lockbox.is_some());
-        if let Some(why) = why {
-            lockbox_shut(&mut self.record, &self.config, why, self.sources.shut_lockbox());
+        if let Some(why) = latch::why_shut(&news, planned, &unproven) {
+            let shut = |lockbox: &Lockbox| self.sources.shut_lockbox(lockbox);
+            shut_lockbox(&mut self.record, &self.config, why, shut);
         }
         may_go_on
     }
@@ -375,6 +378,13 @@ fn look_for(number: VolumeNo, planned: &Planned, sources: &Sources, earlier: &Ea
     }
     let has_token = found.volume.luks().is_some_and(|luks| luks.reference.is_some());
     if planned.configured || has_token { Change::Found(number, Arc::new(found)) } else { Change::NotOurs(number, None) }
+}
+
+/// What this says in that time. If it hangs, it is left to end with the process.
+fn within<T: Send + 'static>(time: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (sender, done) = mpsc::channel();
+    thread::spawn(move || sender.send(work()));
+    done.recv_timeout(time).ok()
 }
 
 /// In one line for a log.

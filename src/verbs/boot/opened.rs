@@ -85,7 +85,6 @@ mod tests {
     use super::*;
     use crate::base::key::SecretBytes;
 
-    /// `printf cryptsetup:a\\x3ab:... | openssl dgst -sha256 -mac hmac -macopt hexkey:0001...3f`
     #[test]
     fn a_passphrase_proves_a_pinned_volume_only_and_a_sealed_key_any() {
         let key = "a/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de".parse().unwrap();
@@ -94,6 +93,7 @@ mod tests {
         assert!(!is_proven(&Authority::Passphrase, false));
     }
 
+    /// `printf cryptsetup:a\\x3ab:... | openssl dgst -sha256 -mac hmac -macopt hexkey:0001...3f`
     #[test]
     fn a_volume_is_measured_as_systemd_measures_it() {
         let bytes: Vec<u8> = (0..64).collect();

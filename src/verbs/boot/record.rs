@@ -141,17 +141,18 @@ impl Record {
             Some(LatchFacts::NotExtended { .. }) | None => true,
             Some(LatchFacts::Extended { .. } | LatchFacts::NotWanted) => facts.seconds.is_none(),
         };
-        match Facts::read() {
-            Some(facts) => is_left(&facts).then(Self::go_on),
-            None => Some(Self::go_on()),
-        }
+        let facts = Facts::read();
+        facts.as_ref().is_none_or(is_left).then(|| Self::going_on(facts))
     }
 
     /// Goes on with the record of a boot that has ended.
     pub fn go_on() -> Self {
+        Self::going_on(Facts::read())
+    }
+
+    fn going_on(facts: Option<Facts>) -> Self {
         let record = Self::of(Vec::new(), true);
-        let facts = Facts::read().unwrap_or(record.facts);
-        Self { facts, ..record }
+        Self { facts: facts.unwrap_or(record.facts), ..record }
     }
 
     /// The volumes that are attached and proven to be this host's own.
@@ -233,9 +234,12 @@ impl Record {
     /// Says a failure of the boot as a whole, and keeps it for `explain`.
     pub fn tell(&mut self, action: &str, device: Option<&Path>, error: &Error) {
         explain::note::<()>(action, device, None, Err(error));
-        let next = Told::of(error).next;
-        let text = line(error);
-        self.say(&next.map_or(text.clone(), |next| format!("{text}\n  next: {next}")));
+        self.say_failure(line(error), Told::of(error).next);
+    }
+
+    fn say_failure(&mut self, text: String, next: Option<String>) {
+        let next = next.map(|next| format!("\n  next: {next}")).unwrap_or_default();
+        self.say(&(text + &next));
     }
 
     /// Says a line, or a few at once.
@@ -308,7 +312,7 @@ impl Record {
             next: told.next.clone(),
             seconds,
         });
-        self.say(&told.next.map_or(text.clone(), |next| format!("{text}\n  next: {next}")));
+        self.say_failure(text, told.next);
         self.write();
     }
 

@@ -15,7 +15,7 @@ use crate::sys::{
 pub fn is_own(sysfs: &Sysfs, root: &Path, own: &[DeviceNumber]) -> bool {
     let Ok(seen) = sysfs.look(root) else { return false };
     let device = if seen.on.is_anonymous() {
-        // btrfs says what is mounted; of others it cannot be told.
+        // btrfs says which device is mounted; what others rest on cannot be told.
         let mounts = mounts::seen_by(sysfs, "self");
         mounts::mount_of(&mounts, &seen).and_then(|mount| sysfs.look(Path::new(&mount.source)).ok()?.block)
     } else {

@@ -1,12 +1,8 @@
 //! Stores that nobody reads any more once a boot has ended ([`Kind::shut`](store::Kind::shut)).
 
-use std::{
-    sync::mpsc,
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use super::{BootError, record::Record};
+use super::{BootError, record::Record, within};
 use crate::{
     base::{chain::chain, key::StoreName},
     config::{Config, StoreConfig},
@@ -32,15 +28,13 @@ pub fn shut(config: &Config, record: &mut Record) {
 
 /// What has become of a store; `None` if it stays as it is.
 fn in_time(name: &StoreName, store: &StoreConfig, until: Instant) -> Option<Result<(), String>> {
-    let (sender, done) = mpsc::channel();
     let (name, store) = (name.clone(), store.clone());
-    thread::spawn(move || {
+    let shut = within(until.saturating_duration_since(Instant::now()), move || {
         let kind = store::kind(&store).map_err(StoreError::from);
         let shut = kind.map_or_else(|error| Some(Err(error)), |kind| kind.shut(&name, &store));
-        sender.send(shut.map(|shut| shut.map_err(|error| chain(&error))))
+        shut.map(|shut| shut.map_err(|error| chain(&error)))
     });
-    let shut = done.recv_timeout(until.saturating_duration_since(Instant::now()));
-    shut.unwrap_or_else(|_| Some(Err("it does not answer".to_owned())))
+    shut.unwrap_or_else(|| Some(Err("it does not answer".to_owned())))
 }
 
 #[cfg(test)]

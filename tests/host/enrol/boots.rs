@@ -238,15 +238,8 @@ fn a_boot_that_is_ended_by_a_signal_leaves_nothing_open() {
     assert!(said.contains("the lockbox was closed: the boot was ended before it was done"), "{said}");
     // So it does where the boot never came to be.
     victim.host.reboots();
-    victim.host.ok(&["--config", &unlatched(&victim.host), "lockbox", "open"]);
+    victim.host.ok(&["--config", &victim.host.unlatched(), "lockbox", "open"]);
     assert_eq!(loot(&victim.runs(&config, "", "ca boot --finish; loot")), Loot::nothing());
-}
-
-/// A configuration in which the TPM is not latched.
-fn unlatched(host: &Host<'_>) -> String {
-    let text = std::fs::read_to_string(host.file("cryptattach.toml")).unwrap();
-    std::fs::write(host.file("unlatched.toml"), format!("{text}\nlatch = false\n")).unwrap();
-    host.file("unlatched.toml")
 }
 
 #[test]

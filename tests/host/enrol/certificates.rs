@@ -97,7 +97,7 @@ fn certificates_that_are_no_proof_are_refused() {
     certify(&host, &maker, GOOD, 0);
     refused("certificate has expired");
 
-    // Who has a certificate is no authority by that.
+    // To have a certificate makes nobody an authority.
     certify(&host, &maker, GOOD, 99);
     sh(&format!(
         "cd {maker} && openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out leaf.csr \

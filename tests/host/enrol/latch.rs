@@ -1,7 +1,5 @@
 //! A boot: the lockbox opens by the TPM once, then PCR 15 is extended.
 
-use std::fs;
-
 use super::stage::{Host, Stage};
 
 /// Commands and policy sessions that the TPM took, as `-v` says them.
@@ -87,10 +85,7 @@ fn what_stopped_between_keyring_and_latch_is_made_up_for() {
     let host = stage.host("compute-7");
     stage.enrols(&host);
     // As if it had been killed between the two: it was told to leave the latch out.
-    let text = fs::read_to_string(host.file("cryptattach.toml")).unwrap();
-    fs::write(host.file("unlatched.toml"), format!("{text}\nlatch = false\n")).unwrap();
-    let unlatched = ["--config", &host.file("unlatched.toml"), "lockbox", "open"];
-    host.ok(&unlatched);
+    host.ok(&["--config", &host.unlatched(), "lockbox", "open"]);
     assert!(!is_extended(&host));
     let made_up = host.ok(&["lockbox", "open"]);
     assert!(made_up.contains("is open already") && is_extended(&host), "{made_up}");
@@ -101,9 +96,7 @@ fn a_lockbox_is_closed_again_where_no_tpm_proves_the_latch() {
     let stage = Stage::new();
     let host = stage.host("compute-7");
     stage.enrols(&host);
-    let text = fs::read_to_string(host.file("cryptattach.toml")).unwrap();
-    fs::write(host.file("unlatched.toml"), format!("{text}\nlatch = false\n")).unwrap();
-    host.ok(&["--config", &host.file("unlatched.toml"), "lockbox", "open"]);
+    host.ok(&["--config", &host.unlatched(), "lockbox", "open"]);
     // The TPM goes away.
     let away = host.by_tcti("away.toml", "device:/dev/none");
     let failed = host.fails(79, &["--config", &away, "lockbox", "open"]);

@@ -254,6 +254,13 @@ impl Host<'_> {
         self.file(name)
     }
 
+    /// A configuration by which the TPM is not latched.
+    pub fn unlatched(&self) -> String {
+        let text = fs::read_to_string(self.file("cryptattach.toml")).unwrap();
+        fs::write(self.file("unlatched.toml"), format!("{text}\nlatch = false\n")).unwrap();
+        self.file("unlatched.toml")
+    }
+
     /// Off and on again: PCRs, keyring, entries in memory.
     pub fn reboots(&mut self) {
         kernel_keyring::remove(&self.description()).unwrap();
