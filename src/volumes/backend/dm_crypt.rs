@@ -1,11 +1,8 @@
 //! The dm-crypt backend: libcryptsetup activates, the device-mapper tells and removes.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    os::{
-        fd::AsRawFd,
-        unix::fs::{MetadataExt, OpenOptionsExt},
-    },
+    fs::{self, File},
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -160,7 +157,6 @@ impl Backend for DmCrypt {
     fn activate(&self, unlocked: &Unlocked, options: &Activate) -> Result<Mapping, BackendError> {
         let (volume, key) = (unlocked.volume(), unlocked.key());
         let device = &volume.device.path;
-        volume.device.still_there()?;
         let failed = |source: library::LibraryError| match source.errno() {
             // libcryptsetup compares the key with the digest.
             Some(libc::EPERM) => VolumeError::WrongKey { path: device.clone() }.into(),
@@ -185,7 +181,7 @@ impl Backend for DmCrypt {
             )
         })
         .map_err(failed)?;
-        // libcryptsetup takes a path, and that may lead elsewhere meanwhile.
+        // The kernel's own word: libcryptsetup was given a path and not the open device.
         match self.lies_on(&options.name, &volume.device) {
             Ok(true) => Ok(mapping(&options.name, false)),
             looked => {
@@ -303,7 +299,7 @@ struct Opened(File);
 
 impl Opened {
     fn again(device: &Device) -> Result<Self, DeviceError> {
-        device.reopen(OpenOptions::new().read(true).custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)).map(Self)
+        device.reopen().map(Self)
     }
 
     fn path(&self) -> PathBuf {
