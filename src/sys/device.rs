@@ -14,7 +14,10 @@ use std::{
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-use super::kernel_files::{KernelFile, MissingKernelFile};
+use super::{
+    kernel_files::{KernelFile, MissingKernelFile},
+    users,
+};
 use crate::base::{advice::Advice, exit::Exit};
 
 /// A block device, or a regular file with a volume in it.
@@ -134,7 +137,7 @@ impl DeviceError {
         move |source| match source.raw_os_error() {
             Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => Self::Missing(path),
             Some(libc::EROFS) => Self::ReadOnly(path),
-            Some(libc::EBUSY) => Self::Busy { holders: crate::sys::users::of_path(&path), path },
+            Some(libc::EBUSY) => Self::Busy { holders: users::of_path(&path), path },
             _ => Self::Io { action, path, source },
         }
     }
@@ -252,12 +255,9 @@ impl Device {
         let exclusive = if matches!(self.kind, DeviceKind::Block(_)) { libc::O_EXCL } else { 0 };
         let file =
             self.reopen_with(OpenOptions::new().read(true).write(write).custom_flags(libc::O_CLOEXEC | exclusive))?;
-        if exclusive == 0 {
-            let holders = crate::sys::users::of_path(&self.path);
-            let loops = || write && holders.iter().any(|holder| holder.starts_with("behind the loop device"));
-            if lock_whole(&file, write).is_err() || loops() {
-                return Err(DeviceError::Busy { path: self.path.clone(), holders });
-            }
+        let is_taken = || lock_whole(&file, write).is_err() || write && users::is_behind_loop(&self.path);
+        if exclusive == 0 && is_taken() {
+            return Err(DeviceError::Busy { path: self.path.clone(), holders: users::of_path(&self.path) });
         }
         Ok(file)
     }

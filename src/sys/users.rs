@@ -22,6 +22,12 @@ pub fn of_path(path: &Path) -> Vec<String> {
     of_path_on(&Sysfs::this(), path)
 }
 
+/// Whether a loop device stands for the file at `path`. Processes are not looked at, which takes much longer.
+pub fn is_behind_loop(path: &Path) -> bool {
+    let sysfs = Sysfs::this();
+    sysfs.look(path).is_ok_and(|seen| !Used::File(seen.path).loops(&sysfs).is_empty())
+}
+
 fn of_path_on(sysfs: &Sysfs, path: &Path) -> Vec<String> {
     match sysfs.look(path) {
         Ok(Seen { block: Some(number), .. }) => of_device_on(sysfs, number),
