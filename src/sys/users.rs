@@ -203,6 +203,11 @@ fn processes(sysfs: &Sysfs) -> Vec<PathBuf> {
     all
 }
 
+/// "fio (pid 412)"
+pub fn process(pid: u32) -> String {
+    named(&Sysfs::this().at("proc").join(pid.to_string()))
+}
+
 fn named(process: &Path) -> String {
     let name = attribute(&process.join("comm")).unwrap_or_else(|| "a process".to_owned());
     format!("{name} (pid {})", base_name(process))
