@@ -169,7 +169,7 @@ impl Backend for DmCrypt {
             _ => BackendError::failed(format!("cannot map {} as '{}'", device.display(), options.name))(source),
         };
         let userspace = Userspace::default();
-        let _claim = once::claim(&Paths::default().state, &[self, &userspace], &volume.device, &options.name)?;
+        let _claim = once::claim(&Paths::default(), &[self, &userspace], &volume.device, &options.name)?;
         let opened = Opened::again(&volume.device)?;
         let mut context = context(volume, key, &opened).map_err(failed)?;
         library::call(|| {
