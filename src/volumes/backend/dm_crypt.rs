@@ -80,6 +80,11 @@ impl DmCrypt {
         }
     }
 
+    /// A mapping of libcryptsetup's.
+    fn find_ours(&self, name: &MappingName) -> Result<Option<Found>, BackendError> {
+        Ok(self.find(name)?.filter(|found| found.uuid.starts_with(DM_UUID_PREFIX)))
+    }
+
     /// All mappings of libcryptsetup's, by name.
     fn mappings(&self) -> Result<Vec<(MappingName, Found)>, BackendError> {
         let devices =
@@ -88,7 +93,7 @@ impl DmCrypt {
         for (name, ..) in devices {
             // A name that we would not write (spaces, slashes) is another program's.
             let Ok(name) = name.to_string().parse::<MappingName>() else { continue };
-            if let Some(found) = self.find(&name)?.filter(|found| found.uuid.starts_with(DM_UUID_PREFIX)) {
+            if let Some(found) = self.find_ours(&name)? {
                 mappings.push((name, found));
             }
         }
@@ -239,9 +244,7 @@ impl Backend for DmCrypt {
     }
 
     fn status(&self, name: &MappingName) -> Result<Option<MappingStatus>, BackendError> {
-        let Some(found) = self.find(name)?.filter(|found| found.uuid.starts_with(DM_UUID_PREFIX)) else {
-            return Ok(None);
-        };
+        let Some(found) = self.find_ours(name)? else { return Ok(None) };
         // Not the table itself: it shows the key of a LUKS1 or plain mapping, which libcryptsetup knows to keep off.
         let mut table =
             library::call(|| table(name)).map_err(BackendError::failed(format!("cannot read the mapping '{name}'")))?;
@@ -266,6 +269,10 @@ impl Backend for DmCrypt {
             read_only: found.info.flags().contains(DmFlags::DM_READONLY),
             trouble,
         }))
+    }
+
+    fn device(&self, name: &MappingName) -> Result<Option<PathBuf>, BackendError> {
+        Ok(self.find_ours(name)?.map(|_| device_path(name)))
     }
 
     fn list(&self) -> Result<Vec<MappingName>, BackendError> {

@@ -120,6 +120,10 @@ impl Backend for Memory {
         }))
     }
 
+    fn device(&self, name: &MappingName) -> Result<Option<PathBuf>, BackendError> {
+        Ok(self.mapped().get(name).map(|_| mapping(name, true).device))
+    }
+
     fn occupied(&self) -> Result<Vec<Occupied>, BackendError> {
         let occupied =
             |(name, mapped): (&MappingName, &Mapped)| Occupied { name: name.clone(), footing: mapped.footing.clone() };

@@ -34,6 +34,8 @@ pub trait Backend {
     fn deactivate(&self, name: &MappingName, deferred: Deferred) -> Result<(), BackendError>;
     /// What is known of the mapping of that name; `None` if this backend has none.
     fn status(&self, name: &MappingName) -> Result<Option<MappingStatus>, BackendError>;
+    /// The plaintext device's path, as [`Backend::status`] has it: who uses it is not looked for, which takes much longer.
+    fn device(&self, name: &MappingName) -> Result<Option<PathBuf>, BackendError>;
     /// The names of all this backend's mappings.
     fn list(&self) -> Result<Vec<MappingName>, BackendError>;
     /// What all this backend's mappings stand on.

@@ -327,6 +327,10 @@ impl Backend for Userspace {
         }))
     }
 
+    fn device(&self, name: &MappingName) -> Result<Option<PathBuf>, BackendError> {
+        Ok(State::load(&self.paths, name)?.map(|state| self.users_path(name, state.export)))
+    }
+
     fn occupied(&self) -> Result<Vec<Occupied>, BackendError> {
         let mut occupied = Vec::new();
         for name in self.list()? {
