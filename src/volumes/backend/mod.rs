@@ -87,7 +87,7 @@ impl Backends for ThisHost {
     }
 }
 
-/// Refuses a device of whose store this host has a mapping, under whatever name of the device.
+/// Refuses a device if this host has a mapping of its store, whatever name that device has.
 pub fn require_free(device: &Device) -> Result<(), BackendError> {
     let backends = ThisHost.available();
     once::require_free(&backends.iter().map(|(_, backend)| &**backend).collect::<Vec<_>>(), device, None)
