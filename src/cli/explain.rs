@@ -34,7 +34,7 @@ impl Explain {
         let mut failures: Vec<LastFailure> =
             explain::all(Path::new(FOLDER)).map_err(Error::io(format!("read {FOLDER}")))?;
         if let Some(about) = &self.about {
-            failures.retain(|failure| explain::is_about(failure, about));
+            failures.retain(explain::about(&[about]));
         }
         output::print(global.json, &failures, || match (&failures[..], &self.about) {
             ([], Some(about)) => vec![format!("no failure of '{about}' is recorded since the last boot")],

@@ -320,7 +320,7 @@ impl Attach {
         let plain = self
             .provider
             .as_deref()
-            .is_some_and(|provider| matches!(provider, "plain") || provider.ends_with(".CryptsetupEncryptor"));
+            .is_some_and(|provider| provider == "plain" || provider.ends_with(".CryptsetupEncryptor"));
         Ok(Request {
             device: self.device,
             link: self.link,

@@ -18,7 +18,7 @@ pub struct Hooks {
     pub tenants: Tenants,
     /// The Keystone that says whose a caller's token is, and the login of a user who may ask it.
     pub keystone: Option<CloudConfig>,
-    /// Who has one of these roles may use the keys of all projects.
+    /// Users with one of these roles may use the keys of all projects.
     pub admin_roles: Vec<String>,
     /// Likewise, for services that act for their users.
     pub service_roles: Vec<String>,

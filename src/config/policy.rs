@@ -174,7 +174,7 @@ impl<'a> Parser<'a> {
         ParsePolicyError { at: before.chars().count() + 1, what: what.into() }
     }
 
-    /// The next word or sign, which is not passed by; empty at the end.
+    /// The next word or sign, empty at the end. The parser stays before it.
     fn next(&mut self) -> &'a str {
         let rest = &self.text[self.at..];
         self.at += rest.len() - rest.trim_start_matches([' ', '\t', '\n', '\r']).len();

@@ -14,7 +14,10 @@ use std::{
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-use super::kernel_files::{KernelFile, MissingKernelFile};
+use super::{
+    kernel_files::{KernelFile, MissingKernelFile},
+    users,
+};
 use crate::base::{advice::Advice, exit::Exit};
 
 /// A block device, or a regular file with a volume in it.
@@ -134,7 +137,7 @@ impl DeviceError {
         move |source| match source.raw_os_error() {
             Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => Self::Missing(path),
             Some(libc::EROFS) => Self::ReadOnly(path),
-            Some(libc::EBUSY) => Self::Busy { holders: crate::sys::users::of_path(&path), path },
+            Some(libc::EBUSY) => Self::Busy { holders: users::of_path(&path), path },
             _ => Self::Io { action, path, source },
         }
     }
@@ -162,11 +165,7 @@ impl Device {
         for file in [KernelFile::Proc, KernelFile::Sys, KernelFile::Random] {
             file.require()?;
         }
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
-            .open(path)
-            .map_err(DeviceError::io("open", path))?;
+        let file = for_reading().open(path).map_err(DeviceError::io("open", path))?;
         Ok((Self::of(path, &file)?, file))
     }
 
@@ -188,21 +187,20 @@ impl Device {
         }
     }
 
-    /// Opens it again. Only the device that was looked at counts, and not whatever its path leads to by now.
-    pub fn reopen(&self, options: &mut OpenOptions) -> Result<File, DeviceError> {
-        let file = options.open(&self.path).map_err(DeviceError::io("open", &self.path))?;
-        self.require_same(&file)?;
-        Ok(file)
+    /// Opens it again for reading. Only the device that was looked at counts, and not whatever its path leads to by now.
+    pub fn reopen(&self) -> Result<File, DeviceError> {
+        self.reopen_with(&for_reading())
     }
 
     /// Makes sure that its path still leads to it.
     pub fn still_there(&self) -> Result<(), DeviceError> {
-        self.reopen(OpenOptions::new().read(true).custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)).map(drop)
+        self.reopen().map(drop)
     }
 
-    fn require_same(&self, file: &File) -> Result<(), DeviceError> {
-        if Self::of(&self.path, file)?.identity == self.identity {
-            Ok(())
+    fn reopen_with(&self, options: &OpenOptions) -> Result<File, DeviceError> {
+        let file = options.open(&self.path).map_err(DeviceError::io("open", &self.path))?;
+        if Self::of(&self.path, &file)?.identity == self.identity {
+            Ok(file)
         } else {
             Err(DeviceError::Replaced(self.path.clone()))
         }
@@ -255,16 +253,20 @@ impl Device {
     /// cryptsetup reads and writes headers, goes on beside that lock.
     pub fn claim(&self, write: bool) -> Result<File, DeviceError> {
         let exclusive = if matches!(self.kind, DeviceKind::Block(_)) { libc::O_EXCL } else { 0 };
-        let file = self.reopen(OpenOptions::new().read(true).write(write).custom_flags(libc::O_CLOEXEC | exclusive))?;
-        if exclusive == 0 {
-            let holders = crate::sys::users::of_path(&self.path);
-            let loops = || write && holders.iter().any(|holder| holder.starts_with("behind the loop device"));
-            if lock_whole(&file, write).is_err() || loops() {
-                return Err(DeviceError::Busy { path: self.path.clone(), holders });
-            }
+        let file =
+            self.reopen_with(OpenOptions::new().read(true).write(write).custom_flags(libc::O_CLOEXEC | exclusive))?;
+        let is_taken = || lock_whole(&file, write).is_err() || write && users::is_behind_loop(&self.path);
+        if exclusive == 0 && is_taken() {
+            return Err(DeviceError::Busy { path: self.path.clone(), holders: users::of_path(&self.path) });
         }
         Ok(file)
     }
+}
+
+fn for_reading() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK);
+    options
 }
 
 /// Locks the file for as long as this description of it is open; a lock for reading lets others read.

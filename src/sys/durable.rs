@@ -18,7 +18,7 @@ use super::lock;
 /// Begins the names of files that are being written; a kill leaves one, and the next writer removes it.
 const UNFINISHED: &str = ".unfinished-";
 
-/// Whoever may write to the folder may open it, and nobody else: who only reads cannot keep writers waiting.
+/// Only those who may write to the folder may open it, so that a mere reader cannot keep writers waiting.
 const LOCK: &str = ".lock";
 
 /// A folder that nobody else writes to while this is held.

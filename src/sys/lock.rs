@@ -18,6 +18,8 @@ use nix::{
     sys::stat::{major, minor},
 };
 
+use super::users;
+
 /// How long one command waits for another.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
@@ -71,13 +73,7 @@ fn holder(file: &File) -> String {
         let (on, inode) = (metadata.dev(), metadata.ino());
         holder_in(&table, &format!("{:02x}:{:02x}:{inode}", major(on), minor(on)))
     });
-    match held {
-        Some(pid) => {
-            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            format!("{} (pid {pid})", if name.is_empty() { "a process" } else { name.trim_end() })
-        }
-        None => "another process".to_owned(),
-    }
+    held.map_or_else(|| "another process".to_owned(), users::process)
 }
 
 /// `1: FLOCK  ADVISORY  WRITE 412 08:01:12345 0 EOF`; lines of those who wait have `->` behind the number.

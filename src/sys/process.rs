@@ -3,8 +3,8 @@
 
 use std::io::{self, Write};
 
-/// Ends the process while its threads may still run. What exit(3) calls at the end frees what libcrypto's users in other
-/// threads still read, so nothing of that is called.
+/// Ends the process while its threads may still run. The functions that exit(3) calls are not called: they free what other
+/// threads may still read through libcrypto.
 pub fn leave(code: u8) -> ! {
     let _ = io::stdout().flush();
     let _ = io::stderr().flush();

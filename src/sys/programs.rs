@@ -9,7 +9,7 @@ use std::{
 
 const POLL: Duration = Duration::from_millis(10);
 
-/// Runs a program without input and has what it says. One that takes longer than `patience` is killed, and the error is
+/// Runs a program without input and returns what it says. One that takes longer than `patience` is killed, and the error is
 /// `TimedOut`.
 pub fn output_of(command: &mut Command, patience: Duration) -> io::Result<Output> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;

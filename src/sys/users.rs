@@ -22,6 +22,12 @@ pub fn of_path(path: &Path) -> Vec<String> {
     of_path_on(&Sysfs::this(), path)
 }
 
+/// Whether a loop device stands for the file at `path`. Processes are not looked at, which takes much longer.
+pub fn is_behind_loop(path: &Path) -> bool {
+    let sysfs = Sysfs::this();
+    sysfs.look(path).is_ok_and(|seen| !Used::File(seen.path).loops(&sysfs).is_empty())
+}
+
 fn of_path_on(sysfs: &Sysfs, path: &Path) -> Vec<String> {
     match sysfs.look(path) {
         Ok(Seen { block: Some(number), .. }) => of_device_on(sysfs, number),
@@ -195,6 +201,11 @@ fn processes(sysfs: &Sysfs) -> Vec<PathBuf> {
     let mut all = entries(&sysfs.at("proc"));
     all.retain(|process| base_name(process).bytes().all(|byte| byte.is_ascii_digit()));
     all
+}
+
+/// "fio (pid 412)"
+pub fn process(pid: u32) -> String {
+    named(&Sysfs::this().at("proc").join(pid.to_string()))
 }
 
 fn named(process: &Path) -> String {

@@ -112,6 +112,7 @@ pub fn rotate(
     Ok(rotation)
 }
 
-fn record(config: &Config, action: &str, name: &StoreName) {
+/// Puts on record what was done to a container.
+pub(super) fn record(config: &Config, action: &str, name: &StoreName) {
     audit::done(config, &Event { action, key: Some(name.to_string()), ..Event::default() });
 }

@@ -1,5 +1,7 @@
 //! Detach: remove a mapping, whichever backend made it.
 
+use std::path::Path;
+
 use crate::{
     base::{chain::chain, mapping_name::MappingName},
     verbs::error::Error,
@@ -25,6 +27,21 @@ pub fn status(backends: &dyn Backends, name: &MappingName) -> Result<MappingStat
         }
     }
     Err(Error::NotAttached(name.clone()))
+}
+
+/// The mapping whose plaintext device is meant.
+pub fn find(backends: &dyn Backends, is_meant: impl Fn(&Path) -> bool) -> Result<Option<MappingName>, Error> {
+    for (_, backend) in backends.available() {
+        for name in backend.list()? {
+            // As in a list of them.
+            match backend.device(&name) {
+                Ok(Some(device)) if is_meant(&device) => return Ok(Some(name)),
+                Ok(_) => {}
+                Err(error) => tracing::warn!("'{name}': {}", chain(&error)),
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// All mappings of all backends, by name.

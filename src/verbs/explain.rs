@@ -63,9 +63,10 @@ pub fn keep(folder: &Path, failure: &LastFailure) -> io::Result<()> {
 pub fn forget(folder: &Path, device: Option<&Path>, name: Option<&MappingName>) -> io::Result<()> {
     let words = device.and_then(Path::to_str).into_iter().chain(name.map(MappingName::as_str));
     let words: Vec<&str> = words.collect();
-    // By its file, whatever that is called: the device may have been another, or none, when it was kept.
+    let is_meant = about(&words);
+    // All files are read, whatever they are called: the device may have been another, or none, when one was kept.
     for (path, failure) in files(folder)? {
-        if words.iter().any(|words| is_about(&failure, words)) {
+        if is_meant(&failure) {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -100,10 +101,13 @@ fn files(folder: &Path) -> io::Result<Vec<(PathBuf, LastFailure)>> {
     Ok(failures)
 }
 
-/// Whether the words name this failure's device or mapping.
-pub fn is_about(failure: &LastFailure, words: &str) -> bool {
-    failure.name.as_ref().is_some_and(|name| name.as_str() == words)
-        || failure.device.as_deref().is_some_and(|device| resolved(device) == resolved(Path::new(words)))
+/// Whether one of the words names a failure's device or mapping. There may be many failures, so the words are resolved once.
+pub fn about(words: &[&str]) -> impl Fn(&LastFailure) -> bool {
+    let paths: Vec<_> = words.iter().map(|word| resolved(Path::new(word))).collect();
+    move |failure| {
+        failure.name.as_ref().is_some_and(|name| words.contains(&name.as_str()))
+            || failure.device.as_deref().is_some_and(|device| paths.contains(&resolved(device)))
+    }
 }
 
 fn resolved(path: &Path) -> PathBuf {
@@ -144,6 +148,7 @@ mod tests {
         }
         let kept = all(folder).unwrap();
         assert_eq!(kept, [failure(3, "/dev/zero", Some("data")), failure(2, "/dev/null", None)]);
+        let is_about = |failure: &LastFailure, word: &str| about(&[word])(failure);
         assert!(
             is_about(&kept[0], "data") && is_about(&kept[0], "/dev/../dev/zero") && !is_about(&kept[0], "/dev/null")
         );

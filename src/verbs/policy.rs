@@ -7,11 +7,8 @@ use crate::{
     config::{Config, LeafName, Policy},
     keys::store,
     sys::durable::{Folder, folder_of},
-    unlock::{
-        audit::{self, Event},
-        container::{Container, Rotation, Use},
-    },
-    verbs::{error::Error, setup},
+    unlock::container::{Container, Rotation, Use},
+    verbs::{container::record, error::Error, setup},
 };
 
 /// What was changed.
@@ -58,7 +55,7 @@ pub fn change(
     }
     let new = setup::configuration(config)?;
     let rotation = Container::open(&new, name, None, Use::Keys)?.rotate(keep, progress)?;
-    audit::done(&new, &Event { action: "container policy", key: Some(name.to_string()), ..Event::default() });
+    record(&new, "container policy", name);
     let leaves = policy.leaves();
     let former = before.leaves().into_iter().filter(|leaf| !leaves.contains(leaf)).cloned().collect();
     Ok(Changed { policy: policy.clone(), before, former, rotation })

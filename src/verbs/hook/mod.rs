@@ -171,9 +171,8 @@ fn attached_already(backends: &dyn Backends, request: &Request) -> Result<Option
 
 /// Refuses a device that is the plaintext of another volume.
 fn is_no_mapping(backends: &dyn Backends, request: &Request) -> Result<(), Error> {
-    let mappings = detach::list(backends)?;
-    match mappings.into_iter().find(|mapping| leads_to(&request.device, &mapping.device)) {
-        Some(mapping) => Err(Error::LeadsToMapping { device: request.device.clone(), name: mapping.name }),
+    match detach::find(backends, |device| leads_to(&request.device, device))? {
+        Some(name) => Err(Error::LeadsToMapping { device: request.device.clone(), name }),
         None => Ok(()),
     }
 }

@@ -1,11 +1,8 @@
 //! The dm-crypt backend: libcryptsetup activates, the device-mapper tells and removes.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    os::{
-        fd::AsRawFd,
-        unix::fs::{MetadataExt, OpenOptionsExt},
-    },
+    fs::{self, File},
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -83,6 +80,11 @@ impl DmCrypt {
         }
     }
 
+    /// A mapping of libcryptsetup's.
+    fn find_ours(&self, name: &MappingName) -> Result<Option<Found>, BackendError> {
+        Ok(self.find(name)?.filter(|found| found.uuid.starts_with(DM_UUID_PREFIX)))
+    }
+
     /// All mappings of libcryptsetup's, by name.
     fn mappings(&self) -> Result<Vec<(MappingName, Found)>, BackendError> {
         let devices =
@@ -91,7 +93,7 @@ impl DmCrypt {
         for (name, ..) in devices {
             // A name that we would not write (spaces, slashes) is another program's.
             let Ok(name) = name.to_string().parse::<MappingName>() else { continue };
-            if let Some(found) = self.find(&name)?.filter(|found| found.uuid.starts_with(DM_UUID_PREFIX)) {
+            if let Some(found) = self.find_ours(&name)? {
                 mappings.push((name, found));
             }
         }
@@ -160,7 +162,6 @@ impl Backend for DmCrypt {
     fn activate(&self, unlocked: &Unlocked, options: &Activate) -> Result<Mapping, BackendError> {
         let (volume, key) = (unlocked.volume(), unlocked.key());
         let device = &volume.device.path;
-        volume.device.still_there()?;
         let failed = |source: library::LibraryError| match source.errno() {
             // libcryptsetup compares the key with the digest.
             Some(libc::EPERM) => VolumeError::WrongKey { path: device.clone() }.into(),
@@ -173,7 +174,7 @@ impl Backend for DmCrypt {
             _ => BackendError::failed(format!("cannot map {} as '{}'", device.display(), options.name))(source),
         };
         let userspace = Userspace::default();
-        let _claim = once::claim(&Paths::default().state, &[self, &userspace], &volume.device, &options.name)?;
+        let _claim = once::claim(&Paths::default(), &[self, &userspace], &volume.device, &options.name)?;
         let opened = Opened::again(&volume.device)?;
         let mut context = context(volume, key, &opened).map_err(failed)?;
         library::call(|| {
@@ -185,7 +186,7 @@ impl Backend for DmCrypt {
             )
         })
         .map_err(failed)?;
-        // libcryptsetup takes a path, and that may lead elsewhere meanwhile.
+        // The kernel's own word: libcryptsetup was given a path and not the open device.
         match self.lies_on(&options.name, &volume.device) {
             Ok(true) => Ok(mapping(&options.name, false)),
             looked => {
@@ -243,9 +244,7 @@ impl Backend for DmCrypt {
     }
 
     fn status(&self, name: &MappingName) -> Result<Option<MappingStatus>, BackendError> {
-        let Some(found) = self.find(name)?.filter(|found| found.uuid.starts_with(DM_UUID_PREFIX)) else {
-            return Ok(None);
-        };
+        let Some(found) = self.find_ours(name)? else { return Ok(None) };
         // Not the table itself: it shows the key of a LUKS1 or plain mapping, which libcryptsetup knows to keep off.
         let mut table =
             library::call(|| table(name)).map_err(BackendError::failed(format!("cannot read the mapping '{name}'")))?;
@@ -270,6 +269,10 @@ impl Backend for DmCrypt {
             read_only: found.info.flags().contains(DmFlags::DM_READONLY),
             trouble,
         }))
+    }
+
+    fn device(&self, name: &MappingName) -> Result<Option<PathBuf>, BackendError> {
+        Ok(self.find_ours(name)?.map(|_| device_path(name)))
     }
 
     fn list(&self) -> Result<Vec<MappingName>, BackendError> {
@@ -303,7 +306,7 @@ struct Opened(File);
 
 impl Opened {
     fn again(device: &Device) -> Result<Self, DeviceError> {
-        device.reopen(OpenOptions::new().read(true).custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)).map(Self)
+        device.reopen().map(Self)
     }
 
     fn path(&self) -> PathBuf {

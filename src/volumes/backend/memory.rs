@@ -8,7 +8,10 @@ use std::{
 
 use uuid::Uuid;
 
-use super::{Activate, Backend, BackendError, BackendKind, Backends, Deferred, Mapping, MappingStatus, once::Occupied};
+use super::{
+    Activate, Backend, BackendError, BackendKind, Backends, Deferred, Mapping, MappingStatus,
+    once::{self, Occupied},
+};
 use crate::{
     base::mapping_name::MappingName,
     sys::{device::Device, stores::Footing},
@@ -64,15 +67,8 @@ impl Backends for Memory {
 
 impl Backend for Memory {
     fn active(&self, volume: &Volume, options: &Activate) -> Result<Option<Mapping>, BackendError> {
-        let mapped = self.mapped();
-        let Some(found) = mapped.get(&options.name) else {
-            let other = mapped.iter().find(|(_, other)| other.footing.overlaps(&Footing::of(volume.device.identity)));
-            return match other {
-                Some((name, _)) => {
-                    Err(BackendError::AttachedAlready { device: volume.device.path.clone(), name: name.clone() })
-                }
-                None => Ok(None),
-            };
+        let Some(found) = self.mapped().get(&options.name).cloned() else {
+            return once::require_free(&[self], &volume.device, Some(&options.name)).map(|()| None);
         };
         if found.volume != volume.uuid() || found.source != volume.device.path {
             let by = format!("{} is attached under it", found.source.display());
@@ -122,6 +118,10 @@ impl Backend for Memory {
             trouble: None,
             holders: Vec::new(),
         }))
+    }
+
+    fn device(&self, name: &MappingName) -> Result<Option<PathBuf>, BackendError> {
+        Ok(self.mapped().get(name).map(|_| mapping(name, true).device))
     }
 
     fn occupied(&self) -> Result<Vec<Occupied>, BackendError> {

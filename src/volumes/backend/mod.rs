@@ -34,6 +34,8 @@ pub trait Backend {
     fn deactivate(&self, name: &MappingName, deferred: Deferred) -> Result<(), BackendError>;
     /// What is known of the mapping of that name; `None` if this backend has none.
     fn status(&self, name: &MappingName) -> Result<Option<MappingStatus>, BackendError>;
+    /// The plaintext device's path, as [`Backend::status`] has it: who uses it is not looked for, which takes much longer.
+    fn device(&self, name: &MappingName) -> Result<Option<PathBuf>, BackendError>;
     /// The names of all this backend's mappings.
     fn list(&self) -> Result<Vec<MappingName>, BackendError>;
     /// What all this backend's mappings stand on.
@@ -85,7 +87,7 @@ impl Backends for ThisHost {
     }
 }
 
-/// Refuses a device of whose store this host has a mapping, under whatever name of the device.
+/// Refuses a device if this host has a mapping of its store, whatever name that device has.
 pub fn require_free(device: &Device) -> Result<(), BackendError> {
     let backends = ThisHost.available();
     once::require_free(&backends.iter().map(|(_, backend)| &**backend).collect::<Vec<_>>(), device, None)

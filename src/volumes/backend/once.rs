@@ -1,16 +1,11 @@
 //! A store is attached once, whatever device names lead to it: two mappings of one store would each cache what the other
 //! overwrites.
 
-use std::{
-    fs::{DirBuilder, File},
-    io,
-    os::unix::fs::DirBuilderExt,
-    path::Path,
-};
+use std::{fs::File, io, path::Path};
 
 use nix::fcntl::Flock;
 
-use super::{Backend, BackendError};
+use super::{Backend, BackendError, userspace::Paths};
 use crate::{
     base::mapping_name::MappingName,
     sys::{device::Device, lock, stores::Footing},
@@ -27,21 +22,18 @@ pub struct Claim {
     _locks: Vec<Flock<File>>,
 }
 
-/// Holds the device's stores, if no other mapping of these backends uses them. `folder` is where the locks are.
+/// Holds the device's stores, if no other mapping of these backends uses them. The locks are where the
+/// userspace backend has its own.
 pub fn claim(
-    folder: &Path,
+    paths: &Paths,
     backends: &[&dyn Backend],
     device: &Device,
     name: &MappingName,
 ) -> Result<Claim, BackendError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(BackendError::failed(format!("cannot make the directory {}", folder.display())))?;
+    paths.create()?;
     // In order, so that two commands never wait for each other.
     let locks = Footing::of(device.identity).roots().into_iter().map(|store| {
-        let path = folder.join(format!(".store-{store}.lock"));
+        let path = paths.state.join(format!(".store-{store}.lock"));
         lock::lock(&path, lock::PATIENCE).map_err(busy(name, &path))
     });
     let claim = Claim { _locks: locks.collect::<Result<_, _>>()? };

@@ -296,7 +296,7 @@ fn asks_people(metadata: &Metadata, digest: &Digest) -> bool {
     of_data(metadata, digest).any(|(number, _)| !claimed.iter().any(|claimed| claimed == number.as_str()))
 }
 
-fn refused(why: String) -> Refusal {
+pub(super) fn refused(why: String) -> Refusal {
     Refusal::new(Kind::Odd, &why)
 }
 

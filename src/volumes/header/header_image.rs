@@ -20,8 +20,7 @@ pub const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
 /// The largest keyslot area that libcryptsetup makes (LUKS2_MAX_KEYSLOTS_SIZE), and the metadata before it.
 pub const LARGEST_BYTES: u64 = (128 + 8) << 20;
 
-/// The bytes of a header, in an anonymous sparse file at least as long as the device that they stand at the start
-/// of.
+/// The bytes of a header, in an anonymous sparse file at least as long as the device at whose start they stand.
 #[derive(Clone, Debug)]
 pub struct HeaderImage(Arc<File>);
 
@@ -33,8 +32,8 @@ impl HeaderImage {
         Ok(Self(Arc::new(file)))
     }
 
-    /// The first `wanted` bytes of `device`, which is `len` bytes long. The image of one that was cut short is not: what is
-    /// missing is told of the device, and not of its header.
+    /// The first `wanted` bytes of `device`, which is `len` bytes long. The image is as long as any header, also if the device
+    /// was cut short: then the checks blame the device, and libcryptsetup does not blame the header.
     pub fn read(device: &File, len: u64, wanted: u64) -> io::Result<Self> {
         let image = Self::empty(len.max(LARGEST_BYTES))?;
         image.copy(device, &image.0, 0, wanted.min(len))?;

@@ -5,7 +5,7 @@
 
 use super::{
     Refusal,
-    allow_list::Kind,
+    allow_list::{Kind, refused},
     metadata::{Kdf, Keyslot as Described},
 };
 use crate::sys::memory;
@@ -69,11 +69,11 @@ impl Keyslot {
     /// Refuses what no keyslot of cryptsetup's takes, and what is more than the whole header may take.
     pub fn check(&self) -> Result<(), Refusal> {
         let Cost { work, memory_kib, threads, words } = &self.cost;
-        let refused = |limit: String| Err(too_much(format!("keyslot {} takes {words} ({limit})", self.number)));
+        let over = |limit: String| Err(too_much(format!("keyslot {} takes {words} ({limit})", self.number)));
         match () {
-            () if *memory_kib > MOST_MEMORY_KIB => refused(format!("at most {MOST_MEMORY_KIB} KiB")),
-            () if *threads > MOST_THREADS => refused(format!("in {threads} threads; at most {MOST_THREADS}")),
-            () if *work > MOST_WORK => refused(format!("the work of {work} units; at most {MOST_WORK}")),
+            () if *memory_kib > MOST_MEMORY_KIB => over(format!("at most {MOST_MEMORY_KIB} KiB")),
+            () if *threads > MOST_THREADS => over(format!("in {threads} threads; at most {MOST_THREADS}")),
+            () if *work > MOST_WORK => over(format!("the work of {work} units; at most {MOST_WORK}")),
             () => Ok(()),
         }
     }
@@ -146,10 +146,6 @@ fn choose(keyslots: &[Keyslot], available_kib: u64) -> Result<Vec<u32>, Refusal>
 
 fn too_much(why: String) -> Refusal {
     Refusal::new(Kind::TooMuchWork, &why)
-}
-
-fn refused(why: String) -> Refusal {
-    Refusal::new(Kind::Odd, &why)
 }
 
 #[cfg(test)]

@@ -1,9 +1,6 @@
 //! LUKS headers through libcryptsetup: read, make, check a key, open a keyslot.
 
-use std::{
-    fs::OpenOptions,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use either::Either;
 use libcryptsetup_rs::{
@@ -194,7 +191,7 @@ impl LuksHeader {
         let path = self.detached.as_deref().unwrap_or(&volume.device.path);
         let (header_bytes, file) = match &self.detached {
             Some(header) => Device::open(header).map(|(header, file)| (header.size_bytes, file))?,
-            None => (volume.device.size_bytes, volume.device.reopen(OpenOptions::new().read(true))?),
+            None => (volume.device.size_bytes, volume.device.reopen()?),
         };
         let keyslots_end = match volume.geometry.data_offset_bytes {
             0 => header_bytes,

@@ -112,7 +112,7 @@ impl Report {
     pub fn judge(&self, policy: SeparationPolicy) -> Result<(), Refusal> {
         match (&self.verdict, policy) {
             (Verdict::Apart(_), _) => Ok(()),
-            (Verdict::Shared(devices), _) => Err(Refusal::Shared { within: nearest(devices), how: tree(devices) }),
+            (Verdict::Shared(devices), _) => Err(Refusal::Shared { within: nearest(devices), how: positions(devices) }),
             (Verdict::Unproven(gaps), SeparationPolicy::Strict) => Err(Refusal::Unproven(join(gaps))),
             (Verdict::Unproven(gaps), SeparationPolicy::Warn) => {
                 gaps.iter().for_each(|gap| tracing::warn!("separation of key and data is not proven: {gap}"));
@@ -132,7 +132,7 @@ fn nearest(shared: &[SharedDevice]) -> &'static str {
 }
 
 /// What is where; of several things in one position, the position once.
-fn tree(shared: &[SharedDevice]) -> String {
+fn positions(shared: &[SharedDevice]) -> String {
     let mut positions: Vec<(String, Vec<String>)> = Vec::new();
     for device in shared {
         let (position, place) = (device.position(), device.place().to_string());

@@ -243,7 +243,7 @@ impl Backend for Userspace {
             return Ok(mapping);
         }
         self.paths.require_link(&options.name)?;
-        let _claim = self.with_all(|all| once::claim(&self.paths.state, all, &volume.device, &options.name))?;
+        let _claim = self.with_all(|all| once::claim(&self.paths, all, &volume.device, &options.name))?;
         let mut export = request.export;
         match self.start(request.clone(), key, &lock) {
             // It was not asked for, and the driver may be older than what libublk needs.
@@ -325,6 +325,10 @@ impl Backend for Userspace {
                 None => Vec::new(),
             },
         }))
+    }
+
+    fn device(&self, name: &MappingName) -> Result<Option<PathBuf>, BackendError> {
+        Ok(State::load(&self.paths, name)?.map(|state| self.users_path(name, state.export)))
     }
 
     fn occupied(&self) -> Result<Vec<Occupied>, BackendError> {
