@@ -110,6 +110,16 @@ impl Esys {
 
     /// What the TPM says of an NV index, and its name, computed from that. With a session the answer is the TPM's own.
     pub fn nv_public(&self, index: &Handle<'_>, session: Option<&Handle<'_>>) -> Result<(NvPublic, Name), TpmError> {
+        let (public, name) = self.nv_public_of_any(index, session)?;
+        Ok((public, name.ok_or(TpmError::Answer { command: "NV_ReadPublic" })?))
+    }
+
+    /// The same of an index that others may have made: `None` for a name that is not under SHA-256.
+    pub fn nv_public_of_any(
+        &self,
+        index: &Handle<'_>,
+        session: Option<&Handle<'_>>,
+    ) -> Result<(NvPublic, Option<Name>), TpmError> {
         let (mut nv_public, mut name) = (null_mut(), null_mut());
         let authentic = session.map_or(NONE, Handle::tr);
         command!(
@@ -118,9 +128,8 @@ impl Esys {
             Esys_NV_ReadPublic_Finish(&mut nv_public, &mut name)
         )?;
         let (public, name) = (take!(self, "NV_ReadPublic", nv_public)?, take!(self, "NV_ReadPublic", name)?);
-        let name =
-            Name::from_bytes(sized(name.size, &name.name)).ok_or(TpmError::Answer { command: "NV_ReadPublic" })?;
-        Ok((NvPublic { attributes: public.nvPublic.attributes, bytes: public.nvPublic.dataSize }, name))
+        let public = NvPublic { attributes: public.nvPublic.attributes, bytes: public.nvPublic.dataSize };
+        Ok((public, Name::from_bytes(sized(name.size, &name.name))))
     }
 
     /// The NV indices from `first` on, in order, as many as the TPM tells at once; and whether there are more.
@@ -162,6 +171,16 @@ impl Esys {
         let data = take!(self, "NV_Read", data)?;
         let part = sized(data.size, &data.buffer);
         if part.len() == usize::from(bytes) { Ok(part.to_vec()) } else { Err(TpmError::Answer { command: "NV_Read" }) }
+    }
+
+    /// Reads an NV index of this size from its beginning, `part` bytes at once.
+    pub fn nv_read_all(&self, index: &Handle<'_>, bytes: u16, part: u16) -> Result<Vec<u8>, TpmError> {
+        let mut all = Vec::new();
+        while all.len() < usize::from(bytes) {
+            let read = all.len() as u16;
+            all.extend(self.nv_read(index, part.min(bytes - read), read)?);
+        }
+        Ok(all)
     }
 
     /// From now on nobody reads an NV index until the TPM is reset, if it has READ_STCLEAR.
