@@ -157,7 +157,7 @@ impl<'t> NvMemory<'t> {
         let handle = self.handle(number)?;
         for (number, part) in bytes.chunks(self.part.into()).enumerate().rev() {
             let offset = (number * usize::from(self.part)) as u16;
-            self.tpm.esys().nv_write(&handle, part, offset, Some(&owner.session))?;
+            self.tpm.esys().nv_write(&handle, part, offset, &owner.session)?;
         }
         let is_there = self.tpm.esys().nv_read_all(&handle, bytes.len() as u16, self.part)? == bytes;
         if is_there { Ok(()) } else { Err(TpmError::Answer { command: "NV_Read" }) }
@@ -165,7 +165,7 @@ impl<'t> NvMemory<'t> {
 
     /// Removes an index.
     pub fn undefine(&self, owner: &NvOwner<'_>, number: u32) -> Result<(), TpmError> {
-        self.tpm.esys().nv_undefine(self.handle(number)?, Some(&owner.session))
+        self.tpm.esys().nv_undefine(self.handle(number)?, &owner.session)
     }
 
     /// Lets nobody read an index until the next reset, by the TPM's own word where the storage root key is pinned.
@@ -173,7 +173,7 @@ impl<'t> NvMemory<'t> {
         let (esys, session) = (self.tpm.esys(), self.tpm.audit_session(root)?);
         let handle = self.handle(index.number)?;
         if !index.is_locked() {
-            esys.nv_read_lock(&handle, Some(&session))?;
+            esys.nv_read_lock(&handle, &session)?;
         }
         let (public, _) = esys.nv_public(&handle, Some(&session))?;
         if public.attributes & READ_LOCKED != 0 { Ok(()) } else { Err(TpmError::Answer { command: "NV_ReadLock" }) }

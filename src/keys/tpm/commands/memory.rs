@@ -95,12 +95,11 @@ impl Esys {
         Ok(self.resident(tr))
     }
 
-    /// Removes an NV index, and what is in it.
-    pub fn nv_undefine(&self, index: Handle<'_>, session: Option<&Handle<'_>>) -> Result<(), TpmError> {
-        let owner = session.map_or(PASSWORD, Handle::tr);
+    /// Removes an NV index, and what is in it; `owner` is a session.
+    pub fn nv_undefine(&self, index: Handle<'_>, owner: &Handle<'_>) -> Result<(), TpmError> {
         command!(
             self,
-            Esys_NV_UndefineSpace_Async(OWNER, index.tr(), owner, NONE, NONE),
+            Esys_NV_UndefineSpace_Async(OWNER, index.tr(), owner.tr(), NONE, NONE),
             Esys_NV_UndefineSpace_Finish()
         )?;
         // libtss2 has closed its record, which other handles of the same index may share.
@@ -146,18 +145,15 @@ impl Esys {
         Ok((handles.handle.iter().take(handles.count as usize).copied().collect(), more != 0))
     }
 
-    /// Writes a part of an NV index of the owner's.
-    pub fn nv_write(
-        &self,
-        index: &Handle<'_>,
-        part: &[u8],
-        offset: u16,
-        session: Option<&Handle<'_>>,
-    ) -> Result<(), TpmError> {
+    /// Writes a part of an NV index of the owner's; `owner` is a session.
+    pub fn nv_write(&self, index: &Handle<'_>, part: &[u8], offset: u16, owner: &Handle<'_>) -> Result<(), TpmError> {
         let mut data = sys::TPM2B_MAX_NV_BUFFER { size: part.len() as u16, ..Default::default() };
         data.buffer.get_mut(..part.len()).ok_or(TpmError::TooLong)?.copy_from_slice(part);
-        let owner = session.map_or(PASSWORD, Handle::tr);
-        command!(self, Esys_NV_Write_Async(OWNER, index.tr(), owner, NONE, NONE, &data, offset), Esys_NV_Write_Finish())
+        command!(
+            self,
+            Esys_NV_Write_Async(OWNER, index.tr(), owner.tr(), NONE, NONE, &data, offset),
+            Esys_NV_Write_Finish()
+        )
     }
 
     /// Reads a part of an NV index, by the empty password of the index itself.
@@ -184,11 +180,10 @@ impl Esys {
     }
 
     /// From now on nobody reads an NV index until the TPM is reset, if it has READ_STCLEAR.
-    pub fn nv_read_lock(&self, index: &Handle<'_>, session: Option<&Handle<'_>>) -> Result<(), TpmError> {
-        let authorization = session.map_or(PASSWORD, Handle::tr);
+    pub fn nv_read_lock(&self, index: &Handle<'_>, session: &Handle<'_>) -> Result<(), TpmError> {
         command!(
             self,
-            Esys_NV_ReadLock_Async(index.tr(), index.tr(), authorization, NONE, NONE),
+            Esys_NV_ReadLock_Async(index.tr(), index.tr(), session.tr(), NONE, NONE),
             Esys_NV_ReadLock_Finish()
         )
     }
