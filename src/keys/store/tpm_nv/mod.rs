@@ -192,10 +192,7 @@ impl TpmNv {
         let label = Label::key(id);
         let found = values.get(label)?.ok_or_else(|| self.not_found(values, id))?;
         let key = SealedKey::from_json(found.json()?).map_err(|source| found.malformed(source))?;
-        let claimed = key.claimed_context().map_err(|source| found.malformed(source))?;
-        if claimed.key_id != *id {
-            return Err(found.malformed(MalformedSealedKey::OtherKey(claimed.key_id)));
-        }
+        let claimed = key.claimed_context_of(id).map_err(|source| found.malformed(source))?;
         if claimed.container != self.container {
             return Err(self.not_found(values, id));
         }
