@@ -11,7 +11,7 @@
 
 use std::{
     cell::Cell,
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     ops::RangeInclusive,
     os::unix::fs::DirBuilderExt,
@@ -173,17 +173,27 @@ impl<'t> Values<'t> {
 
     /// The latest value of a name.
     pub fn get(&self, label: Label) -> Result<Option<Found>, StoreError> {
-        let all = self.settled(|indices| {
+        Ok(self.latest(|other| (*other == label).then_some(()))?.remove(&()))
+    }
+
+    /// The latest value of each name that `wanted` makes something of, by that. A chip takes its time to tell all of its indices,
+    /// so whoever wants several values does not ask for each.
+    pub fn latest<T: Ord>(&self, wanted: impl Fn(&Label) -> Option<T>) -> Result<BTreeMap<T, Found>, StoreError> {
+        let mut all = self.settled(|indices| {
             let mut all = Vec::new();
             for index in indices {
-                if State::of(&index)? == State::Whole(label) {
+                if let State::Whole(label) = State::of(&index)?
+                    && let Some(name) = wanted(&label)
+                {
                     let Some(bytes) = self.memory.read(&index)? else { return Ok(None) };
-                    all.push(Found::read(index.number(), &bytes));
+                    all.push((name, Found::read(index.number(), &bytes)));
                 }
             }
             Ok(Some(all))
         })?;
-        Ok(all.into_iter().max_by_key(|found| found.generation))
+        // Of several of one name the last one stays.
+        all.sort_by_key(|(_, found)| found.generation);
+        Ok(all.into_iter().collect())
     }
 
     /// Whoever may write, once no other program of this host writes. What killed writers have left is removed first.
