@@ -244,11 +244,7 @@ impl Kind for Tang {
     }
 
     fn servers(&self) -> Vec<Server> {
-        let server = |url: &Url| {
-            let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
-            Some(Server { host, port: url.port_or_known_default()? })
-        };
-        self.urls.iter().filter_map(server).collect()
+        self.urls.iter().map(Server::of).collect()
     }
 
     fn pinned(&self, state: &Path) -> Option<Pinned> {
