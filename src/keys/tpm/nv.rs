@@ -48,7 +48,7 @@ pub struct NvIndex {
     head: Vec<u8>,
 }
 
-/// Who may write: the owner, by an authenticated session.
+/// The owner, who may write, in an authenticated session.
 pub struct NvOwner<'t> {
     session: Handle<'t>,
 }

@@ -160,7 +160,7 @@ impl Request {
         }
     }
 
-    /// Which others may read and change, for it is of no use to them.
+    /// One that others may read and change: that is of no use to them.
     pub fn in_clear(self) -> Self {
         Self { in_clear: true, ..self }
     }

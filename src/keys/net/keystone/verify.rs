@@ -19,7 +19,7 @@ use crate::{
 /// A Keystone, and the login of a user who may ask it about the tokens of others.
 pub struct Verifier {
     session: Session,
-    /// Who has one of these roles acts for users whose tokens may have expired meanwhile.
+    /// Whoever has one of these roles acts for users whose tokens may have expired meanwhile.
     service_roles: Vec<String>,
 }
 

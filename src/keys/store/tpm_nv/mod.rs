@@ -201,7 +201,7 @@ impl TpmNv {
         Ok((claimed.container == self.container).then_some(key))
     }
 
-    /// The keys of this container, and those of which nothing can be told, in order.
+    /// The keys of this container, and those that are damaged, so that nobody knows whose they are; in order.
     fn keys(&self, values: &Values<'_>) -> Result<Vec<KeyId>, StoreError> {
         let all = values.latest(Label::as_key)?;
         let ours = all.into_iter().filter(|(id, found)| !matches!(self.own_key(found, id), Ok(None)));
