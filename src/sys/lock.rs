@@ -27,10 +27,19 @@ const POLL: Duration = Duration::from_millis(20);
 /// Locks the file, which is made for those who may write to its folder. After `patience` the error is `TimedOut`, and says
 /// who holds the lock.
 pub fn lock(path: &Path, patience: Duration) -> io::Result<Flock<File>> {
+    wait(path, FlockArg::LockExclusiveNonblock, patience)
+}
+
+/// The same for one of several that only read: they do not wait for each other.
+pub fn share(path: &Path, patience: Duration) -> io::Result<Flock<File>> {
+    wait(path, FlockArg::LockSharedNonblock, patience)
+}
+
+fn wait(path: &Path, how: FlockArg, patience: Duration) -> io::Result<Flock<File>> {
     let mut file = open(path)?;
     let deadline = Instant::now() + patience;
     loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        match Flock::lock(file, how) {
             Ok(lock) => return Ok(lock),
             Err((same, Errno::EWOULDBLOCK)) if Instant::now() < deadline => file = same,
             Err((file, Errno::EWOULDBLOCK)) => {

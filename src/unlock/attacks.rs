@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     base::key::{
-        BoundContext, HostName, KeyId, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SealedKey,
-        SecretBytes, VolumeKey,
+        BoundContext, HostName, KeyId, KeyReference, KeySize, ManagedObject, ObjectFacts, SealedKey, SecretBytes,
+        VolumeKey,
     },
     keys::{
         seal::{ContainerKey, Content, LockboxKey, OwnerKey, OwnerRecipient, Payload, Recipient, seal},
@@ -91,11 +91,9 @@ impl Attack {
         let content = Content::VolumeKey(Payload {
             volume_key: copy(key),
             cipher: CIPHER.to_owned(),
-            sector_size_bytes: 512,
             data_offset_bytes: volume.geometry.data_offset_bytes,
-            iv_offset_sectors: 0,
             digest: volume.luks().map(|luks| luks.digest.clone()),
-            passphrase: None,
+            ..Payload::random()
         });
         seal(&context, &content, &[recipient]).unwrap()
     }
@@ -350,14 +348,7 @@ fn a_rotation_seals_under_no_container_key_but_its_own() {
 #[test]
 fn a_tenants_object_does_not_prove_a_volume_to_be_the_hosts_own() {
     let attack = Attack::new().other_host();
-    let facts = ObjectFacts {
-        kind: ObjectKind::Symmetric,
-        algorithm: None,
-        bit_length: Some(256),
-        name: None,
-        created: None,
-        fresh: false,
-    };
+    let facts = ObjectFacts { algorithm: None, ..ObjectFacts::symmetric(256) };
     let container = attack.site.container();
     let object = container.keep_object(ManagedObject { facts, value: SecretBytes::random(32).unwrap() }).unwrap();
     // The tenant gets it, and makes a volume of the host's UUID that it opens.

@@ -370,14 +370,7 @@ fn test_opens_the_key_and_maps_nothing() {
 }
 
 fn symmetric(site: &Site) -> KeyReference {
-    let facts = ObjectFacts {
-        kind: ObjectKind::Symmetric,
-        algorithm: Some("AES".to_owned()),
-        bit_length: Some(256),
-        name: None,
-        created: None,
-        fresh: false,
-    };
+    let facts = ObjectFacts::symmetric(256);
     hook::create_key(&site.config, &site.keys_of(&Tenant::only(&site.name)), facts).unwrap()
 }
 
@@ -432,14 +425,7 @@ fn a_hook_formats_a_blank_device_once_and_with_an_unused_key_only() {
 fn a_hook_takes_no_weak_key_and_no_other_cipher() {
     let site = Site::with("");
     site.blank("a");
-    let facts = ObjectFacts {
-        kind: ObjectKind::Symmetric,
-        algorithm: None,
-        bit_length: Some(128),
-        name: None,
-        created: None,
-        fresh: true,
-    };
+    let facts = ObjectFacts { algorithm: None, fresh: true, ..ObjectFacts::symmetric(128) };
     let object = ManagedObject { facts, value: SecretBytes::random(16).unwrap() };
     let weak = site.container().keep_object(object).unwrap();
     let attempt =
@@ -470,14 +456,7 @@ fn a_deleted_key_is_told_as_deleted_although_that_cannot_be_recorded() {
 
 /// A key that was made for a project, and a volume that was formatted with it and is attached.
 fn of_project(site: &Site, project: &str) -> KeyReference {
-    let facts = ObjectFacts {
-        kind: ObjectKind::Symmetric,
-        algorithm: Some("AES".to_owned()),
-        bit_length: Some(256),
-        name: None,
-        created: None,
-        fresh: false,
-    };
+    let facts = ObjectFacts::symmetric(256);
     let tenant = Tenant::vouched_for(&site.name, project, None);
     hook::create_key(&site.config, &site.keys_of(&tenant), facts).unwrap()
 }

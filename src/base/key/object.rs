@@ -90,6 +90,21 @@ impl fmt::Display for ObjectKind {
 }
 
 #[cfg(test)]
+impl ObjectFacts {
+    /// A symmetric key of so many bits, for tests.
+    pub fn symmetric(bit_length: u32) -> Self {
+        Self {
+            kind: ObjectKind::Symmetric,
+            algorithm: Some("AES".to_owned()),
+            bit_length: Some(bit_length),
+            name: None,
+            created: None,
+            fresh: false,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -176,6 +176,12 @@ impl SealedKey {
         serde_json::from_value(member).map_err(|error| MalformedSealedKey::Context(error.to_string()))
     }
 
+    /// What the key claims to be for, which has to be the key of this id.
+    pub fn claimed_context_of(&self, id: &KeyId) -> Result<BoundContext, MalformedSealedKey> {
+        let claimed = self.claimed_context()?;
+        if claimed.key_id == *id { Ok(claimed) } else { Err(MalformedSealedKey::OtherKey(claimed.key_id)) }
+    }
+
     /// The generation that it claims, whatever kind of key it is.
     pub fn claimed_generation(&self) -> Result<u64, MalformedSealedKey> {
         let header = self.protected_header()?;

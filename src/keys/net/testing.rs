@@ -1,10 +1,21 @@
 //! A server for unit tests: it answers each request as a test says.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Write},
     net::TcpListener,
     thread,
 };
+
+use crate::config::CloudConfig;
+
+/// The cloud whose entry in clouds.yaml this is, as long as the folder is there.
+pub fn cloud(entry: &str) -> (CloudConfig, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let clouds = folder.path().join("clouds.yaml");
+    fs::write(&clouds, format!("clouds: {{c: {entry}}}")).unwrap();
+    (CloudConfig { cloud: Some("c".to_owned()), clouds: Some(clouds.into()), secret: None }, folder)
+}
 
 /// Serves until the tests end; its URL. `answer` is given the head of a request without body, in lower case, and says status and
 /// headers (each line ends in CRLF) and body.

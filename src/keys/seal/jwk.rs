@@ -3,7 +3,7 @@
 use base64ct::{Base64UrlUnpadded, Encoding};
 use openssl::{
     bn::{BigNum, BigNumContext, BigNumRef},
-    ec::{EcGroup, EcKey, EcKeyRef},
+    ec::{EcGroup, EcGroupRef, EcKey, EcKeyRef, EcPointRef},
     error::ErrorStack,
     nid::Nid,
     pkey::{HasPublic, PKey, Public},
@@ -12,17 +12,21 @@ use openssl::{
 };
 use serde_json::{Map, Value, json};
 
-const COORDINATE_BYTES: i32 = 32;
+const P256: &str = "P-256";
+const COORDINATE_BYTES: usize = 32;
 
 /// The public key as JWK members (RFC 7518 section 6.2.1).
 pub fn of_p256<T: HasPublic>(key: &EcKeyRef<T>) -> Result<Value, ErrorStack> {
-    let (mut x, mut y) = (BigNum::new()?, BigNum::new()?);
-    let mut context = BigNumContext::new()?;
-    key.public_key().affine_coordinates(key.group(), &mut x, &mut y, &mut context)?;
-    let coordinate = |number: &BigNumRef| {
-        number.to_vec_padded(COORDINATE_BYTES).map(|bytes| Base64UrlUnpadded::encode_string(&bytes))
-    };
-    Ok(json!({"crv": "P-256", "kty": "EC", "x": coordinate(&x)?, "y": coordinate(&y)?}))
+    of_point(P256, COORDINATE_BYTES, key.group(), key.public_key())
+}
+
+/// The same of a point on the curve of this name, whose coordinates have so many bytes.
+pub fn of_point(crv: &str, bytes: usize, group: &EcGroupRef, point: &EcPointRef) -> Result<Value, ErrorStack> {
+    let (mut x, mut y, mut context) = (BigNum::new()?, BigNum::new()?, BigNumContext::new()?);
+    point.affine_coordinates(group, &mut x, &mut y, &mut context)?;
+    let len = i32::try_from(bytes).unwrap_or(i32::MAX);
+    let coordinate = |number: BigNum| number.to_vec_padded(len).map(|bytes| Base64UrlUnpadded::encode_string(&bytes));
+    Ok(json!({"crv": crv, "kty": "EC", "x": coordinate(x)?, "y": coordinate(y)?}))
 }
 
 /// The public key as JWK members (RFC 7518 section 6.3.1).
@@ -40,25 +44,37 @@ pub fn thumbprint(jwk: &Value) -> String {
 /// A public key on P-256; the point is checked to be on the curve. The error says what is wrong with it.
 pub fn p256(jwk: &Map<String, Value>) -> Result<PKey<Public>, String> {
     let text = |name: &str| jwk.get(name).and_then(Value::as_str).unwrap_or("none");
-    if (text("kty"), text("crv")) != ("EC", "P-256") {
+    if (text("kty"), text("crv")) != ("EC", P256) {
         return Err(format!("is a key of type {} on the curve {}, not on P-256", text("kty"), text("crv")));
     }
+    let group = || EcGroup::from_curve_name(Nid::X9_62_PRIME256V1);
+    let (_, key) = point(jwk, P256, COORDINATE_BYTES, group)?;
+    PKey::from_ec_key(key).map_err(|_| format!("is not a point on {P256}"))
+}
+
+/// The public key of a JWK that names this curve, whose coordinates have so many bytes. The point is checked to be on the curve.
+/// The error says what is wrong with it.
+pub fn point(
+    jwk: &Map<String, Value>,
+    crv: &str,
+    bytes: usize,
+    group: impl FnOnce() -> Result<EcGroup, ErrorStack>,
+) -> Result<(EcGroup, EcKey<Public>), String> {
     let coordinate = |name: &str| {
-        Base64UrlUnpadded::decode_vec(text(name))
-            .ok()
-            .filter(|bytes| bytes.len() == COORDINATE_BYTES as usize)
-            .ok_or_else(|| format!("has no '{name}' of 32 bytes"))
+        let text = jwk.get(name).and_then(Value::as_str).unwrap_or_default();
+        let coordinate = Base64UrlUnpadded::decode_vec(text).ok().filter(|coordinate| coordinate.len() == bytes);
+        coordinate.ok_or_else(|| format!("has no '{name}' of {bytes} bytes"))
     };
     let (x, y) = (coordinate("x")?, coordinate("y")?);
     let key = || {
-        let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1)?;
+        let group = group()?;
         let (x, y) = (BigNum::from_slice(&x)?, BigNum::from_slice(&y)?);
         // EC_KEY_set_public_key_affine_coordinates checks that the point is on the curve.
         let key = EcKey::from_public_key_affine_coordinates(&group, &x, &y)?;
         key.check_key()?;
-        PKey::from_ec_key(key)
+        Ok((group, key))
     };
-    key().map_err(|_: ErrorStack| "is not a point on P-256".to_owned())
+    key().map_err(|_: ErrorStack| format!("is not a point on {crv}"))
 }
 
 #[cfg(test)]

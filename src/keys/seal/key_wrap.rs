@@ -7,7 +7,7 @@ use openssl::{
 };
 use serde_json::{Value, json};
 
-use super::{ContentKey, SealError};
+use super::{ContentKey, SealError, members};
 use crate::base::key::{JoseHeader, JweRecipient, SecretBytes};
 
 /// Value of `alg`.
@@ -41,10 +41,7 @@ pub fn unwrap(wrapping_key: &SecretBytes, wrapped: &[u8]) -> Result<Option<Conte
 
 /// A recipient's entry: the content key under a wrapping key that is known by its id.
 pub fn seal(kid: &str, wrapping_key: &SecretBytes, key: &ContentKey) -> Result<JweRecipient, SealError> {
-    let header = match json!({"alg": ALG, "kid": kid}) {
-        Value::Object(members) => members,
-        _ => JoseHeader::new(),
-    };
+    let header = members(json!({"alg": ALG, "kid": kid}));
     Ok(JweRecipient { header, encrypted_key: Base64UrlUnpadded::encode_string(&wrap(wrapping_key, key)?) })
 }
 
@@ -65,8 +62,13 @@ pub fn open(
             "it is sealed under {kid} with the unsupported algorithm '{algorithm}'"
         ))));
     }
+    Some(unwrap_entry(wrapping_key, entry))
+}
+
+/// The content key out of an entry that has to be under this wrapping key.
+pub fn unwrap_entry(wrapping_key: &SecretBytes, entry: &JweRecipient) -> Result<ContentKey, SealError> {
     let wrapped = Base64UrlUnpadded::decode_vec(&entry.encrypted_key).unwrap_or_default();
-    Some(unwrap(wrapping_key, &wrapped).and_then(|key| key.ok_or(SealError::Tampered)))
+    unwrap(wrapping_key, &wrapped)?.ok_or(SealError::Tampered)
 }
 
 fn context() -> Result<CipherCtx, SealError> {

@@ -328,6 +328,14 @@ fn text<'a>(header: &'a JoseHeader, name: &str) -> &'a str {
     header.get(name).and_then(Value::as_str).unwrap_or("none")
 }
 
+/// A header of these members.
+fn members(json: Value) -> JoseHeader {
+    match json {
+        Value::Object(members) => members,
+        _ => JoseHeader::new(),
+    }
+}
+
 fn check_context(context: &BoundContext, expected: &Expected) -> Result<(), SealError> {
     let other = |what, is: String, asked: String| Err(SealError::Other { what, is, asked });
     if context.version != VERSION {

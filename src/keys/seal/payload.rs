@@ -46,6 +46,22 @@ impl Content {
     }
 }
 
+#[cfg(test)]
+impl Payload {
+    /// With a random key and nothing special, for tests.
+    pub fn random() -> Self {
+        Self {
+            volume_key: VolumeKey::random(KeySize::Bits512).unwrap(),
+            cipher: "aes-xts-plain64".to_owned(),
+            sector_size_bytes: 512,
+            data_offset_bytes: 0,
+            iv_offset_sectors: 0,
+            digest: None,
+            passphrase: None,
+        }
+    }
+}
+
 /// Larger payloads are not ours: a key, a passphrase and a few numbers fit easily.
 const MOST_JSON_BYTES: usize = 4096;
 

@@ -11,17 +11,15 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::base::key::{KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes, VolumeKey};
+use crate::base::key::{ManagedObject, ObjectFacts, SecretBytes};
 
 fn content() -> Content {
     Content::VolumeKey(Payload {
-        volume_key: VolumeKey::random(KeySize::Bits512).unwrap(),
-        cipher: "aes-xts-plain64".to_owned(),
         sector_size_bytes: 4096,
         data_offset_bytes: 16 << 20,
-        iv_offset_sectors: 0,
         digest: Some("sha256:1000:c2FsdA==:ZGlnZXN0".to_owned()),
         passphrase: Some(SecretBytes::copy_of(b"00ff").unwrap()),
+        ..Payload::random()
     })
 }
 
@@ -319,14 +317,7 @@ proptest! {
 fn an_object_is_for_any_volume_until_it_is_bound_to_one() {
     let owner = OwnerKey::generate().unwrap();
     let object = || {
-        let facts = ObjectFacts {
-            kind: ObjectKind::Symmetric,
-            algorithm: Some("AES".to_owned()),
-            bit_length: Some(256),
-            name: None,
-            created: None,
-            fresh: false,
-        };
+        let facts = ObjectFacts::symmetric(256);
         Content::Object(ManagedObject { facts, value: SecretBytes::random(8192).unwrap() })
     };
     let volume = Uuid::new_v4();

@@ -29,12 +29,8 @@ impl<'a> Service<'a> {
     /// Where it logs in, and the service.
     pub fn servers(&self) -> Result<Vec<Server>, StoreError> {
         let auth_url = Cloud::find(self.cloud, None).map_err(AuthError::from)?.auth_url;
-        let servers = [&auth_url].into_iter().chain(self.urls).map(|url| {
-            let url = http::url(url).map_err(AuthError::from)?;
-            let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-            Ok(Server { host, port: url.port_or_known_default().unwrap_or(443) })
-        });
-        servers.collect()
+        let server = |url: &String| Ok(Server::of(&http::url(url).map_err(AuthError::from)?));
+        [&auth_url].into_iter().chain(self.urls).map(server).collect()
     }
 
     /// The files that logging in and trusting the servers take.

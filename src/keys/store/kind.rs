@@ -6,13 +6,17 @@ use std::{
     sync::Arc,
 };
 
+use reqwest::Url;
 use serde::Serialize;
 
 use super::{KINDS, KeyStore, StoreError, cloud::Service};
 use crate::{
     base::key::{Place, StoreName},
     config::{Config, ConfigError, LeafName, Section, StoreConfig},
-    keys::{net::Caller, seal::leaves},
+    keys::{
+        net::{Caller, http},
+        seal::leaves,
+    },
 };
 
 /// A kind of store, as one part of the configuration describes it.
@@ -117,6 +121,11 @@ pub struct Server {
 }
 
 impl Server {
+    /// The server of a URL.
+    pub fn of(url: &Url) -> Self {
+        Self { host: http::host(url).to_owned(), port: url.port_or_known_default().unwrap_or(443) }
+    }
+
     /// Its address, if that is known without asking anybody.
     pub fn address(&self) -> Option<IpAddr> {
         self.host.parse().ok()

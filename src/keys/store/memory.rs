@@ -282,24 +282,15 @@ mod tests {
     use super::*;
     use crate::{
         base::key::BoundContext,
-        keys::seal::{Content, OwnerKey, seal},
+        keys::seal::{Content, OwnerKey, Payload, seal},
     };
 
     fn sealed(id: KeyId, generation: u64) -> SealedKey {
         let container = "cinder".parse().unwrap();
         let context =
             BoundContext { version: 1, key_id: id, container, volume: None, project: None, generation, created: 0 };
-        let payload = crate::keys::seal::Payload {
-            volume_key: crate::base::key::VolumeKey::random(crate::base::key::KeySize::Bits512).unwrap(),
-            cipher: "aes-xts-plain64".to_owned(),
-            sector_size_bytes: 512,
-            data_offset_bytes: 0,
-            iv_offset_sectors: 0,
-            digest: None,
-            passphrase: None,
-        };
         let owner = OwnerKey::generate().unwrap().recipient().unwrap();
-        seal(&context, &Content::VolumeKey(payload), &[Box::new(owner)]).unwrap()
+        seal(&context, &Content::VolumeKey(Payload::random()), &[Box::new(owner)]).unwrap()
     }
 
     #[test]

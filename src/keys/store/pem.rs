@@ -27,8 +27,8 @@ pub(super) fn to_pem(kind: ObjectKind, value: &SecretBytes) -> Result<Option<Sec
     secret(pem, kind, "DER").map(Some)
 }
 
-/// The value of what Barbican keeps, or of what a program hands in. Words before the PEM are let pass, as `openssl x509 -text` writes them. Some programs keep
-/// DER; anything else is refused.
+/// The value of what Barbican keeps, or of what a program hands in. Words before the PEM are let pass, as `openssl x509 -text`
+/// writes them. Some programs keep DER; anything else is refused.
 pub fn from_pem(kind: ObjectKind, kept: SecretBytes) -> Result<SecretBytes, PemError> {
     let bytes = kept.expose();
     let der = match kind {

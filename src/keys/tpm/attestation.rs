@@ -6,7 +6,8 @@ use std::ptr::null_mut;
 use tss_esapi::{constants::tss, structures::Signature, tss2_esys as sys};
 
 use super::{
-    Created, TpmError,
+    Code, Created, TpmError,
+    error::if_there,
     esys::{ENDORSEMENT, Esys, Handle, NONE, PASSWORD, TpmAnswer, buffer, command, sized},
 };
 use crate::base::key::SecretBytes;
@@ -159,43 +160,14 @@ impl Esys {
     pub fn nv_content(&self, index: u32) -> Result<Option<Vec<u8>>, TpmError> {
         /// What every TPM gives at once (TPM 2.0 PC Client Platform TPM Profile, TPM_PT_NV_BUFFER_MAX).
         const AT_ONCE: u16 = 512;
-        let handle = match self.resident_at(index) {
-            Err(error) if error.code().is_some_and(|code| code.is_no_handle()) => return Ok(None),
-            handle => handle?,
-        };
-        let (size, mut content) = (self.nv_size(&handle)?, Vec::new());
-        while content.len() < usize::from(size) {
-            let (offset, mut read) = (content.len() as u16, null_mut());
-            let len = AT_ONCE.min(size - offset);
-            let answered = command!(
-                self,
-                Esys_NV_Read_Async(handle.tr(), handle.tr(), PASSWORD, NONE, NONE, len, offset),
-                Esys_NV_Read_Finish(&mut read)
-            );
-            match answered {
-                Err(error) if error.code().is_some_and(|code| code.is_unwritten()) => return Ok(None),
-                answered => answered?,
-            }
-            // SAFETY: an output of the call just above, which has succeeded; it is in no other hands.
-            let read = unsafe { TpmAnswer::take(self, "NV_Read", read)? };
-            match sized(read.size, &read.buffer) {
-                [] => return Err(TpmError::Answer { command: "NV_Read" }),
-                bytes => content.extend(bytes),
-            }
+        let content = if_there(|| {
+            let handle = self.resident_at(index)?;
+            let (public, _) = self.nv_public_of_any(&handle, None)?;
+            self.nv_read_all(&handle, public.bytes, AT_ONCE)
+        });
+        match content {
+            Err(error) if error.code().is_some_and(Code::is_unwritten) => Ok(None),
+            content => content,
         }
-        Ok(Some(content))
-    }
-
-    fn nv_size(&self, index: &Handle<'_>) -> Result<u16, TpmError> {
-        let (mut public, mut name) = (null_mut(), null_mut());
-        command!(
-            self,
-            Esys_NV_ReadPublic_Async(index.tr(), NONE, NONE, NONE),
-            Esys_NV_ReadPublic_Finish(&mut public, &mut name)
-        )?;
-        // SAFETY: outputs of the call just above, which has succeeded; they are in no other hands.
-        let (public, _name) =
-            unsafe { (TpmAnswer::take(self, "NV_ReadPublic", public)?, TpmAnswer::take(self, "NV_ReadPublic", name)?) };
-        Ok(public.nvPublic.dataSize)
     }
 }

@@ -133,9 +133,9 @@ impl Tpm {
 
     /// The policy for a key of this host, by the configuration and by what booted it.
     ///
-    /// With a site's key: the PCRs that are signed, with a counter that retires signatures, and PCRs 7, 12 and 13 as they are now
-    /// where a unified kernel image boots (those are the machine's own, a signature of PCR 11 goes with the image). Without: the PCRs
-    /// worth binding, as they are now. The configuration's `pcrs` takes precedence. The counter is made if it is not there.
+    /// With a site's key: the PCRs that are signed, with a counter that retires signatures, and PCRs 7, 12 and 13 as they are
+    /// now where a unified kernel image boots (those are the machine's own, a signature of PCR 11 goes with the image).
+    /// Without: the PCRs worth binding, as they are now. The configuration's `pcrs` takes precedence. The counter is made if it is not there.
     pub fn policy_here(&self, config: &TpmConfig, pin: bool) -> Result<Policy, TpmError> {
         if config.site_key.is_some() {
             self.counter_or_new(Counter::at(config.counter))?;

@@ -9,6 +9,7 @@ use tss_esapi::{
 
 use super::{
     EventLog, Handle, Name, PcrValues, SessionKind, TpmError,
+    error::if_there,
     esys::{Esys, OWNER},
     public::{self, name_of},
 };
@@ -66,15 +67,13 @@ impl Tpm {
     /// The name is computed from the public part that sessions will be salted to. An interposer on the bus could answer
     /// with the right name and a key of its own.
     pub fn storage_root(&self, pinned: Option<Name>) -> Result<StorageRoot<'_>, TpmError> {
-        let handle = match self.esys.resident_at(STORAGE_ROOT) {
-            Err(error) if pinned.is_none() && error.code().is_some_and(|code| code.is_no_handle()) => {
+        let handle = match if_there(|| self.esys.resident_at(STORAGE_ROOT))? {
+            Some(handle) => handle,
+            None if pinned.is_some() => return Err(TpmError::NoStorageRoot),
+            None => {
                 let key = self.esys.create_primary(OWNER, &public::storage_root()?)?;
                 self.esys.make_persistent(&key, STORAGE_ROOT)?
             }
-            Err(error) if error.code().is_some_and(|code| code.is_no_handle()) => {
-                return Err(TpmError::NoStorageRoot);
-            }
-            found => found?,
         };
         let public = self.esys.public_of(&handle)?;
         let name = name_of(&public)?;
@@ -91,10 +90,7 @@ impl Tpm {
     pub fn audit_session(&self, pinned: Option<Name>) -> Result<Handle<'_>, TpmError> {
         let root = match pinned {
             Some(_) => Some(self.storage_root(pinned)?.handle),
-            None => match self.esys.resident_at(STORAGE_ROOT) {
-                Err(error) if error.code().is_some_and(|code| code.is_no_handle()) => None,
-                found => Some(found?),
-            },
+            None => if_there(|| self.esys.resident_at(STORAGE_ROOT))?,
         };
         self.esys.start_session(SessionKind::Audit, root.as_ref())
     }

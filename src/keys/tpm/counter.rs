@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tss_esapi::constants::tss;
 
-use super::{Code, Name, Tpm, TpmError, esys::SHA256, nv};
+use super::{Name, Tpm, TpmError, error::if_there, esys::SHA256, nv};
 
 /// AUTHREAD and AUTHWRITE stay apart: anyone reads, by the empty password; the owner raises. No dictionary attack
 /// protection, for there is nothing to guess. Bits of TPMA_NV (TPM 2.0 Part 2, section 13.4).
@@ -66,11 +66,9 @@ impl fmt::Debug for Counter {
 impl Tpm {
     /// The counter's value; makes it if it is not there.
     pub fn counter_or_new(&self, counter: Counter) -> Result<CounterValue, TpmError> {
-        let index = match self.esys().resident_at(counter.index()) {
-            Err(error) if error.code().is_some_and(Code::is_no_handle) => {
-                self.esys().nv_define(counter.index(), ATTRIBUTES, COUNTER_BYTES, None)?
-            }
-            index => index?,
+        let index = match if_there(|| self.esys().resident_at(counter.index()))? {
+            None => self.esys().nv_define(counter.index(), ATTRIBUTES, COUNTER_BYTES, None)?,
+            Some(index) => index,
         };
         // A counter has no value, and not yet its name, until it was raised once. Who made it may have been killed before.
         if self.esys().nv_public(&index, None)?.1 == counter.name_with(ATTRIBUTES) {
@@ -81,10 +79,7 @@ impl Tpm {
 
     /// The counter's value, if there is one.
     pub fn counter_if_there(&self, counter: Counter) -> Result<Option<CounterValue>, TpmError> {
-        match self.counter(counter) {
-            Err(error) if error.code().is_some_and(Code::is_no_handle) => Ok(None),
-            value => value.map(Some),
-        }
+        if_there(|| self.counter(counter))
     }
 
     /// The counter's value.

@@ -229,6 +229,14 @@ impl From<tss_esapi::Error> for TpmError {
     }
 }
 
+/// `None` if there is nothing at the handle that is asked for.
+pub(super) fn if_there<T>(look: impl FnOnce() -> Result<T, TpmError>) -> Result<Option<T>, TpmError> {
+    match look() {
+        Err(error) if error.code().is_some_and(Code::is_no_handle) => Ok(None),
+        found => found.map(Some),
+    }
+}
+
 impl Advice for TpmError {
     fn exit(&self) -> Exit {
         match self {

@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 
 use tss_esapi::constants::tss;
 
-use super::{Code, Handle, Name, Tpm, TpmError, commands::NvPublic};
+use super::{Handle, Name, Tpm, TpmError, commands::NvPublic, error::if_there};
 use crate::base::key::SecretBytes;
 
 /// Anyone reads, by the empty password; the owner writes. No dictionary attack protection, for there is nothing to guess. Bits
@@ -48,7 +48,7 @@ pub struct NvIndex {
     head: Vec<u8>,
 }
 
-/// Who may write: the owner, by an authenticated session.
+/// The owner, who may write, in an authenticated session.
 pub struct NvOwner<'t> {
     session: Handle<'t>,
 }
@@ -130,16 +130,7 @@ impl<'t> NvMemory<'t> {
 
     /// All bytes of an index; `None` if it is not there any more.
     pub fn read(&self, index: &NvIndex) -> Result<Option<Vec<u8>>, TpmError> {
-        if_there(|| self.read_all(&self.handle(index.number)?, index.bytes()))
-    }
-
-    fn read_all(&self, handle: &Handle<'_>, len: u16) -> Result<Vec<u8>, TpmError> {
-        let mut bytes = Vec::new();
-        while bytes.len() < usize::from(len) {
-            let read = bytes.len() as u16;
-            bytes.extend(self.tpm.esys().nv_read(handle, self.part.min(len - read), read)?);
-        }
-        Ok(bytes)
+        if_there(|| self.tpm.esys().nv_read_all(&self.handle(index.number)?, index.bytes(), self.part))
     }
 
     /// Held for one step only: libtss2 has one record of an index, which the first handle to go takes with it.
@@ -166,15 +157,15 @@ impl<'t> NvMemory<'t> {
         let handle = self.handle(number)?;
         for (number, part) in bytes.chunks(self.part.into()).enumerate().rev() {
             let offset = (number * usize::from(self.part)) as u16;
-            self.tpm.esys().nv_write(&handle, part, offset, Some(&owner.session))?;
+            self.tpm.esys().nv_write(&handle, part, offset, &owner.session)?;
         }
-        let is_there = self.read_all(&handle, bytes.len() as u16)? == bytes;
+        let is_there = self.tpm.esys().nv_read_all(&handle, bytes.len() as u16, self.part)? == bytes;
         if is_there { Ok(()) } else { Err(TpmError::Answer { command: "NV_Read" }) }
     }
 
     /// Removes an index.
     pub fn undefine(&self, owner: &NvOwner<'_>, number: u32) -> Result<(), TpmError> {
-        self.tpm.esys().nv_undefine(self.handle(number)?, Some(&owner.session))
+        self.tpm.esys().nv_undefine(self.handle(number)?, &owner.session)
     }
 
     /// Lets nobody read an index until the next reset, by the TPM's own word where the storage root key is pinned.
@@ -182,17 +173,9 @@ impl<'t> NvMemory<'t> {
         let (esys, session) = (self.tpm.esys(), self.tpm.audit_session(root)?);
         let handle = self.handle(index.number)?;
         if !index.is_locked() {
-            esys.nv_read_lock(&handle, Some(&session))?;
+            esys.nv_read_lock(&handle, &session)?;
         }
         let (public, _) = esys.nv_public(&handle, Some(&session))?;
         if public.attributes & READ_LOCKED != 0 { Ok(()) } else { Err(TpmError::Answer { command: "NV_ReadLock" }) }
-    }
-}
-
-/// `None` if there is nothing at the handle.
-fn if_there<T>(look: impl FnOnce() -> Result<T, TpmError>) -> Result<Option<T>, TpmError> {
-    match look() {
-        Err(error) if error.code().is_some_and(Code::is_no_handle) => Ok(None),
-        found => found.map(Some),
     }
 }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{Author, Container, Source, TrustError, Use, ViaLockbox};
 use crate::{
-    base::key::{KeyId, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
+    base::key::{KeyId, ManagedObject, ObjectFacts, SecretBytes},
     config::IdentitySpec,
     keys::{
         seal::{ContainerKey, Content, For, LockboxKey, OwnerKey, Payload},
@@ -22,14 +22,7 @@ use crate::{
 };
 
 fn object() -> ManagedObject {
-    let facts = ObjectFacts {
-        kind: ObjectKind::Symmetric,
-        algorithm: None,
-        bit_length: Some(256),
-        name: None,
-        created: None,
-        fresh: true,
-    };
+    let facts = ObjectFacts { algorithm: None, fresh: true, ..ObjectFacts::symmetric(256) };
     ManagedObject { facts, value: SecretBytes::random(32).unwrap() }
 }
 
@@ -162,15 +155,7 @@ struct Host {
 }
 
 fn volume_key() -> Content {
-    Content::VolumeKey(Payload {
-        volume_key: crate::base::key::VolumeKey::random(crate::base::key::KeySize::Bits512).unwrap(),
-        cipher: "aes-xts-plain64".to_owned(),
-        sector_size_bytes: 512,
-        data_offset_bytes: 0,
-        iv_offset_sectors: 0,
-        digest: None,
-        passphrase: None,
-    })
+    Content::VolumeKey(Payload::random())
 }
 
 impl Host {

@@ -160,7 +160,7 @@ impl Request {
         }
     }
 
-    /// Which others may read and change, for it is of no use to them.
+    /// One that others may read and change: that is of no use to them.
     pub fn in_clear(self) -> Self {
         Self { in_clear: true, ..self }
     }
@@ -190,8 +190,13 @@ pub fn url(text: &str) -> Result<Url, HttpError> {
     if is_secure(&url) { Ok(url) } else { Err(HttpError::Insecure(url)) }
 }
 
+/// The name or address of a URL's server, without brackets.
+pub fn host(url: &Url) -> &str {
+    url.host_str().unwrap_or_default().trim_matches(['[', ']'])
+}
+
 fn is_secure(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let host = host(url);
     let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
     url.scheme() == "https" || (url.scheme() == "http" && loopback)
 }

@@ -196,14 +196,8 @@ impl Session {
 
     /// Sends what `build` makes for the service's URLs, with a token; once more with a new one if that is refused.
     pub fn send(&self, build: impl Fn(&[Url]) -> Request) -> Result<HttpAnswer, SendError> {
-        let send = |token: &Token| {
-            let mut request = build(&token.urls);
-            request.headers.insert("x-auth-token", token.value.clone());
-            if let Some(service) = &token.service {
-                request.headers.insert("x-service-token", service.clone());
-            }
-            self.http.send(&request)
-        };
+        let send =
+            |token: &Token| self.http.send(&with_tokens(build(&token.urls), &token.value, token.service.as_ref()));
         let token = self.token()?;
         let answer = send(&token)?;
         if answer.status != StatusCode::UNAUTHORIZED {
@@ -301,11 +295,8 @@ impl Session {
             return Ok(Token { value, service, urls: self.urls.clone() });
         }
         let url = self.identity_url(&["auth", "catalog"])?;
-        let mut request = Request::new(Method::GET, vec![url], MOST_TOKEN_BYTES).header("x-auth-token", value.clone());
-        if let Some(service) = &service {
-            request = request.header("x-service-token", service.clone());
-        }
-        let answer = self.http.send(&request)?;
+        let request = Request::new(Method::GET, vec![url], MOST_TOKEN_BYTES);
+        let answer = self.http.send(&with_tokens(request, &value, service.as_ref()))?;
         if answer.status == StatusCode::UNAUTHORIZED {
             return Err(AuthError::CallerToken(answer.url));
         }
@@ -418,6 +409,15 @@ impl Named {
             Self::Id(id) => json!({"id": id}),
             Self::Name { name, domain: (by, domain) } => json!({"name": name, "domain": {*by: domain}}),
         }
+    }
+}
+
+/// A request of the owner of a token, and of the service that calls beside its user.
+fn with_tokens(request: Request, value: &HeaderValue, service: Option<&HeaderValue>) -> Request {
+    let request = request.header("x-auth-token", value.clone());
+    match service {
+        Some(service) => request.header("x-service-token", service.clone()),
+        None => request,
     }
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::keys::net::testing::{cloud, serve};
 
 #[test]
 fn puts_the_secret_into_its_place() {
@@ -13,14 +14,11 @@ fn puts_the_secret_into_its_place() {
 #[test]
 fn a_callers_service_token_goes_along_to_the_store() {
     let (heard, hears) = std::sync::mpsc::channel();
-    let url = crate::keys::net::testing::serve(move |head| {
+    let url = serve(move |head| {
         heard.send(head.to_owned()).unwrap();
         (200, String::new(), String::new())
     });
-    let folder = tempfile::tempdir().unwrap();
-    let clouds = folder.path().join("clouds.yaml");
-    std::fs::write(&clouds, format!("clouds: {{k: {{auth: {{auth_url: \"{url}\"}}}}}}")).unwrap();
-    let config = CloudConfig { cloud: Some("k".to_owned()), clouds: Some(clouds.into()), secret: None };
+    let (config, _folder) = cloud(&format!("{{auth: {{auth_url: \"{url}\"}}}}"));
     let secret = |text: &str| SecretBytes::copy_of(text.as_bytes()).unwrap();
     let caller = Caller { token: secret("of the user"), service_token: Some(secret("of the service")) };
     let network = Network::default();

@@ -19,7 +19,7 @@ use crate::{
 /// A Keystone, and the login of a user who may ask it about the tokens of others.
 pub struct Verifier {
     session: Session,
-    /// Who has one of these roles acts for users whose tokens may have expired meanwhile.
+    /// Whoever has one of these roles acts for users whose tokens may have expired meanwhile.
     service_roles: Vec<String>,
 }
 
@@ -130,10 +130,10 @@ fn unavailable(answer: HttpAnswer) -> AuthError {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, sync::mpsc};
+    use std::sync::mpsc;
 
     use super::*;
-    use crate::keys::net::testing::serve;
+    use crate::keys::net::testing::{cloud, serve};
 
     fn owner(json: &str) -> TokenOwner {
         serde_json::from_str::<Verified>(json).unwrap().token
@@ -175,11 +175,7 @@ mod tests {
             );
             (200, String::new(), body)
         });
-        let folder = tempfile::tempdir().unwrap();
-        let clouds = folder.path().join("clouds.yaml");
-        let text = format!("clouds: {{k: {{auth_type: v3token, auth: {{auth_url: \"{url}\", token: own}}}}}}");
-        fs::write(&clouds, text).unwrap();
-        let config = CloudConfig { cloud: Some("k".to_owned()), clouds: Some(clouds.into()), secret: None };
+        let (config, folder) = cloud(&format!("{{auth_type: v3token, auth: {{auth_url: \"{url}\", token: own}}}}"));
         (Verifier::new(&config, &Network::default(), &["service".to_owned()]).unwrap(), hears, folder)
     }
 

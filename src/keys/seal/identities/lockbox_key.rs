@@ -255,7 +255,7 @@ mod tests {
     use super::*;
     use crate::keys::seal::For;
     use crate::{
-        base::key::{KeyId, KeySize, StoreName, VolumeKey},
+        base::key::{KeyId, StoreName},
         keys::seal::{ContainerKey, Payload},
     };
 
@@ -268,15 +268,7 @@ mod tests {
     }
 
     fn content() -> Content {
-        Content::VolumeKey(Payload {
-            volume_key: VolumeKey::random(KeySize::Bits512).unwrap(),
-            cipher: "aes-xts-plain64".to_owned(),
-            sector_size_bytes: 4096,
-            data_offset_bytes: 16 << 20,
-            iv_offset_sectors: 0,
-            digest: None,
-            passphrase: None,
-        })
+        Content::VolumeKey(Payload { sector_size_bytes: 4096, data_offset_bytes: 16 << 20, ..Payload::random() })
     }
 
     fn context() -> EntryContext {

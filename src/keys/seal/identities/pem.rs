@@ -9,14 +9,14 @@ use openssl::{
     pkey::{HasPublic, Id, PKey, PKeyRef, Private, Public},
     x509::X509,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Identity, Kind};
 use crate::{
     base::key::{JoseHeader, JweRecipient, Place, SecretBytes},
     config::{ConfigPath, TpmConfig},
     keys::{
-        seal::{ContentKey, Recipient, SealError, Shape, ecdh_es, jwk, key_wrap, rsa_oaep},
+        seal::{ContentKey, Recipient, SealError, Shape, ecdh_es, jwk, key_wrap, members, rsa_oaep},
         tpm::IdentityFile,
     },
 };
@@ -154,13 +154,6 @@ impl Recipient for OwnerRecipient {
 
     fn shape(&self) -> Shape {
         Shape::Key(self.kid.clone())
-    }
-}
-
-fn members(value: Value) -> JoseHeader {
-    match value {
-        Value::Object(members) => members,
-        _ => JoseHeader::new(),
     }
 }
 

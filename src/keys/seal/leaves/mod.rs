@@ -8,15 +8,14 @@ mod tang;
 
 use std::path::Path;
 
-use base64ct::{Base64UrlUnpadded, Encoding};
 use serde_json::Value;
 
 pub use error::LeafError;
 pub use tang::{Advertisement, Pinned};
 
-use super::{ContentKey, Recipient, SealError, key_wrap};
+use super::{ContentKey, Recipient, SealError};
 use crate::{
-    base::key::{JoseHeader, JweRecipient, SecretBytes},
+    base::key::{JoseHeader, JweRecipient},
     config::{ConfigError, LeafConfig, LeafName, Network},
     keys::{net::http::Cancel, store::Server},
 };
@@ -74,12 +73,6 @@ pub(super) fn is_member(name: &str) -> bool {
 /// Why nobody is asked for an entry, if it wants somebody asked: the configuration does not have them.
 pub(super) fn not_configured(header: &JoseHeader) -> Option<LeafError> {
     tang::url_of(header).map(|url| LeafError::UnknownServer(url.to_owned()))
-}
-
-/// The content key of an entry that a key agreement opens.
-fn unwrap(wrapping_key: &SecretBytes, entry: &JweRecipient) -> Result<ContentKey, SealError> {
-    let wrapped = Base64UrlUnpadded::decode_vec(&entry.encrypted_key).unwrap_or_default();
-    key_wrap::unwrap(wrapping_key, &wrapped)?.ok_or(SealError::Tampered)
 }
 
 fn text<'a>(header: &'a JoseHeader, name: &str) -> Option<&'a str> {

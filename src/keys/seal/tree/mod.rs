@@ -19,7 +19,9 @@ use base64ct::{Base64UrlUnpadded, Encoding};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{ContentKey, Identity, Recipient, SealError, check_enc, content, joint_header, key_wrap, leaves, sss};
+use super::{
+    ContentKey, Identity, Recipient, SealError, check_enc, content, joint_header, key_wrap, leaves, members, sss,
+};
 use crate::{
     base::{
         advice::Advice,
@@ -66,8 +68,7 @@ impl Recipient for Threshold {
         let node = |(share, any): (&SecretBytes, &Vec<Box<dyn Recipient>>)| super::seal_node(&protected, share, any);
         let nodes = shares.iter().zip(&self.of).map(node).collect::<Result<Vec<_>, _>>()?;
         let member = json!({"t": self.least, "p": Base64UrlUnpadded::encode_string(&sss::PRIME), "shares": nodes});
-        let header =
-            JoseHeader::from_iter([("alg".to_owned(), Value::from(key_wrap::ALG)), (MEMBER.to_owned(), member)]);
+        let header = members(json!({"alg": key_wrap::ALG, MEMBER: member}));
         Ok(JweRecipient { header, encrypted_key: Base64UrlUnpadded::encode_string(&key_wrap::wrap(&secret, key)?) })
     }
 
@@ -293,11 +294,10 @@ impl Openers<'_> {
     pub fn content(&self, node: &Node, cancel: &Cancel) -> (Result<SecretBytes, SealError>, Told) {
         let (key, mut told) = self.key(node, cancel);
         let content = key.and_then(|key| {
-            let decode = |what, text| super::decode(what, text);
             content::Sealed {
-                iv: decode("iv", &node.sealed.iv)?,
-                ciphertext: decode("ciphertext", &node.sealed.ciphertext)?,
-                tag: decode("tag", &node.sealed.tag)?,
+                iv: super::decode("iv", &node.sealed.iv)?,
+                ciphertext: super::decode("ciphertext", &node.sealed.ciphertext)?,
+                tag: super::decode("tag", &node.sealed.tag)?,
             }
             .open(&key, node.sealed.protected.as_bytes())
         });
@@ -393,9 +393,7 @@ impl Openers<'_> {
         let key = if shares.len() < least {
             Err(SealError::TooFewShares { had: shares.len(), least })
         } else {
-            let wrapped = Base64UrlUnpadded::decode_vec(&entry.recipient.encrypted_key).unwrap_or_default();
-            let key = sss::combine(&shares).and_then(|secret| key_wrap::unwrap(&secret, &wrapped));
-            key.and_then(|key| key.ok_or(SealError::Tampered))
+            sss::combine(&shares).and_then(|secret| key_wrap::unwrap_entry(&secret, &entry.recipient))
         };
         (key, told)
     }

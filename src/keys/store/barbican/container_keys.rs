@@ -29,6 +29,11 @@ impl Found {
     fn text(&self, name: &str) -> Option<&str> {
         self.metadata.get(name)?.as_str()
     }
+
+    /// The secret of its re-sealed form, if it has one.
+    fn resealed(&self) -> Option<KeyId> {
+        self.text(super::CURRENT)?.parse().ok()
+    }
 }
 
 impl Barbican {
@@ -51,6 +56,13 @@ impl Barbican {
     fn find_epoch(&self, epoch: Epoch) -> Result<Found, StoreError> {
         let mut found = self.found()?.into_iter().filter(|found| found.epoch == epoch);
         found.next().ok_or_else(|| StoreError::NotFound { id: format!("kek/{epoch}"), at: self.to_string() })
+    }
+
+    /// The form that counts.
+    fn form(&self, found: &Found) -> Result<SealedKey, StoreError> {
+        let bytes = self.payload(&found.resealed().unwrap_or(found.id), PayloadType::Bytes)?;
+        let malformed = |source| StoreError::Malformed { what: format!("{self}/kek/{}", found.epoch), source };
+        SealedKey::from_json(bytes.expose()).map_err(malformed)
     }
 
     fn current_found(&self) -> Result<Option<Found>, StoreError> {
@@ -95,11 +107,7 @@ impl ContainerKeys for Barbican {
     }
 
     fn get(&self, epoch: Epoch) -> Result<SealedKey, StoreError> {
-        let found = self.find_epoch(epoch)?;
-        let form = found.text(super::CURRENT).and_then(|text| text.parse().ok()).unwrap_or(found.id);
-        let bytes = self.payload(&form, PayloadType::Bytes)?;
-        let malformed = |source| StoreError::Malformed { what: format!("{self}/kek/{epoch}"), source };
-        SealedKey::from_json(bytes.expose()).map_err(malformed)
+        self.form(&self.find_epoch(epoch)?)
     }
 
     fn create(&self, epoch: Epoch, key: &SealedKey) -> Result<(), StoreError> {
@@ -114,28 +122,18 @@ impl ContainerKeys for Barbican {
         let stored = self.fill(&id, key).and_then(|()| self.set_metadata(&id, EPOCH, &epoch.to_string()));
         // Barbican does not refuse a second secret of one name. Each looks for the other after its own is there; so of two
         // that store at the same time at most one stays.
-        match stored.and_then(|()| taken(Some(id))) {
-            Ok(false) => Ok(()),
-            Ok(true) => {
-                self.abandon_secret(&id);
-                Err(exists())
-            }
-            Err(error) => {
-                self.abandon_secret(&id);
-                Err(error)
-            }
-        }
+        let stored = stored.and_then(|()| if taken(Some(id))? { Err(exists()) } else { Ok(()) });
+        stored.inspect_err(|_| self.abandon_secret(&id))
     }
 
     fn reseal(&self, epoch: Epoch, key: &SealedKey) -> Result<(), StoreError> {
         let found = self.find_epoch(epoch)?;
-        let before = found.text(super::CURRENT).and_then(|text| text.parse().ok());
-        self.replace(&found.id, &ContainerKeys::get(self, epoch)?, before, key)
+        self.replace(&found.id, &self.form(&found)?, found.resealed(), key)
     }
 
     fn delete(&self, epoch: Epoch) -> Result<(), StoreError> {
         let found = self.find_epoch(epoch)?;
-        if let Some(form) = found.text(super::CURRENT).and_then(|text| text.parse().ok()) {
+        if let Some(form) = found.resealed() {
             self.delete_secret(&form)?;
         }
         self.delete_secret(&found.id).map(drop)

@@ -25,9 +25,7 @@ use super::{
 use crate::{
     base::{
         chain::chain,
-        key::{
-            KeyId, Location, MalformedSealedKey, ManagedObject, ObjectFacts, Place, SealedKey, SecretBytes, StoreName,
-        },
+        key::{KeyId, Location, ManagedObject, ObjectFacts, Place, SealedKey, SecretBytes, StoreName},
     },
     config::{CloudConfig, ConfigError, Section, StoreConfig},
     keys::net::{
@@ -218,10 +216,7 @@ impl Barbican {
     fn parse_sealed(&self, id: &KeyId, bytes: &SecretBytes) -> Result<SealedKey, StoreError> {
         let malformed = |source| StoreError::Malformed { what: format!("{self}/{id}"), source };
         let key = SealedKey::from_json(bytes.expose()).map_err(malformed)?;
-        let claimed = key.claimed_context().map_err(malformed)?;
-        if claimed.key_id != *id {
-            return Err(malformed(MalformedSealedKey::OtherKey(claimed.key_id)));
-        }
+        key.claimed_context_of(id).map_err(malformed)?;
         Ok(key)
     }
 }

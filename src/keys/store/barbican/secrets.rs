@@ -294,24 +294,20 @@ fn seconds(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
     use crate::{
         base::{advice::Advice, exit::Exit},
-        config::CloudConfig,
-        keys::{net::testing::serve, store::barbican::BarbicanConfig},
+        keys::{
+            net::testing::{cloud, serve},
+            store::barbican::BarbicanConfig,
+        },
     };
 
     #[test]
     fn a_refusal_is_told_in_barbicans_words_with_a_hint_that_fits() {
         let refused = |said: &'static str| {
             let url = serve(move |_| (403, String::new(), format!(r#"{{"code": 403, "description": "{said}"}}"#)));
-            let folder = tempfile::tempdir().unwrap();
-            let clouds = folder.path().join("clouds.yaml");
-            let text = format!("clouds: {{c: {{auth_type: token, auth: {{auth_url: \"{url}\", token: t}}}}}}");
-            fs::write(&clouds, text).unwrap();
-            let cloud = CloudConfig { cloud: Some("c".to_owned()), clouds: Some(clouds.into()), secret: None };
+            let (cloud, _folder) = cloud(&format!("{{auth_type: token, auth: {{auth_url: \"{url}\", token: t}}}}"));
             let config = BarbicanConfig { cloud, urls: vec![url], container: None, caller_token: true };
             let section = toml::from_str("type = 'barbican'").unwrap();
             let barbican = Barbican::open(&config, &"b".parse().unwrap(), &section, None).unwrap();

@@ -155,10 +155,7 @@ impl Directory {
     fn read_key(&self, id: &KeyId) -> Result<SealedKey, StoreError> {
         let key = self.read(&id.to_string())?;
         let malformed = |source| malformed(&self.path.join(format!("{id}{END}")), source);
-        let claimed = key.claimed_context().map_err(malformed)?;
-        if claimed.key_id != *id {
-            return Err(malformed(MalformedSealedKey::OtherKey(claimed.key_id)));
-        }
+        key.claimed_context_of(id).map_err(malformed)?;
         Ok(key)
     }
 

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     base::{
         chain::chain,
-        key::{Epoch, HostName, KeyId, MalformedSealedKey, Place, Ring, SealedKey, StoreName},
+        key::{Epoch, HostName, KeyId, Place, Ring, SealedKey, StoreName},
     },
     config::{CloudConfig, ConfigError, Network, Section, StoreConfig},
     keys::net::{
@@ -240,10 +240,7 @@ fn told(answer: Result<HttpAnswer, HttpError>) -> Result<Vec<u8>, String> {
 impl KeyStore for Swift {
     fn get(&self, id: &KeyId) -> Result<Stored, StoreError> {
         let key = self.fetch(&id.to_string())?;
-        let claimed = key.claimed_context().map_err(|source| self.malformed(&id.to_string(), source))?;
-        if claimed.key_id != *id {
-            return Err(self.malformed(&id.to_string(), MalformedSealedKey::OtherKey(claimed.key_id)));
-        }
+        key.claimed_context_of(id).map_err(|source| self.malformed(&id.to_string(), source))?;
         Ok(Stored::Sealed(key))
     }
 

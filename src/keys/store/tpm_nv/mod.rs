@@ -16,7 +16,7 @@ use serde_json::json;
 pub use self::{error::NvError, value::Value};
 use self::{
     value::Label,
-    values::{AT, Values, Writer},
+    values::{AT, Found, Values, Writer},
 };
 use super::{Access, ContainerKeys, Current, Facts, HostKeys, KeyStore, Kind, StoreError, StoreType, Stored};
 use crate::{
@@ -189,31 +189,23 @@ impl TpmNv {
 
     /// A key of this container. One of another container in this TPM is none.
     fn key(&self, values: &Values<'_>, id: &KeyId) -> Result<SealedKey, StoreError> {
-        let label = Label::key(id);
-        let found = values.get(label)?.ok_or_else(|| self.not_found(values, id))?;
-        let key = SealedKey::from_json(found.json()?).map_err(|source| found.malformed(source))?;
-        let claimed = key.claimed_context().map_err(|source| found.malformed(source))?;
-        if claimed.key_id != *id {
-            return Err(found.malformed(MalformedSealedKey::OtherKey(claimed.key_id)));
-        }
-        if claimed.container != self.container {
-            return Err(self.not_found(values, id));
-        }
-        Ok(key)
+        let found = values.get(Label::key(id))?;
+        let key = found.map(|found| self.own_key(&found, id)).transpose()?.flatten();
+        key.ok_or_else(|| self.not_found(values, id))
     }
 
-    /// The keys of this container, and those of which nothing can be told.
+    /// `None` if it is another container's.
+    fn own_key(&self, found: &Found, id: &KeyId) -> Result<Option<SealedKey>, StoreError> {
+        let key = SealedKey::from_json(found.json()?).map_err(|source| found.malformed(source))?;
+        let claimed = key.claimed_context_of(id).map_err(|source| found.malformed(source))?;
+        Ok((claimed.container == self.container).then_some(key))
+    }
+
+    /// The keys of this container, and those that are damaged, so that nobody knows whose they are; in order.
     fn keys(&self, values: &Values<'_>) -> Result<Vec<KeyId>, StoreError> {
-        let mut keys = Vec::new();
-        for id in values.labels()?.iter().filter_map(Label::as_key) {
-            match self.key(values, &id) {
-                Ok(_) | Err(StoreError::Malformed { .. }) => keys.push(id),
-                Err(StoreError::NotFound { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        keys.sort_unstable();
-        Ok(keys)
+        let all = values.latest(Label::as_key)?;
+        let ours = all.into_iter().filter(|(id, found)| !matches!(self.own_key(found, id), Ok(None)));
+        Ok(ours.map(|(id, _)| id).collect())
     }
 
     fn create_sealed(&self, label: Label, id: impl ToString, key: &SealedKey) -> Result<(), StoreError> {
@@ -364,18 +356,14 @@ impl HostKeys for TpmNv {
     }
 
     fn hosts(&self) -> Result<Vec<HostName>, StoreError> {
-        self.read(|values| {
-            let mut hosts = Vec::new();
-            for label in values.labels()?.into_iter().filter(Label::is_host_key) {
-                // Its name is a hash; the key says whose it is.
-                let key = values.get(label)?.and_then(|found| SealedKey::from_json(found.json().ok()?).ok());
-                hosts.extend(
-                    key.and_then(|key| claimed_host(&key))
-                        .filter(|host| Label::host_key(&self.container, host) == label),
-                );
-            }
-            hosts.sort_unstable();
-            Ok(hosts)
-        })
+        let all = self.read(|values| values.latest(|label| label.is_host_key().then_some(*label)))?;
+        let host = |(label, found): (Label, Found)| {
+            // Its name is a hash; the key says whose it is.
+            let host = claimed_host(&SealedKey::from_json(found.json().ok()?).ok()?)?;
+            (Label::host_key(&self.container, &host) == label).then_some(host)
+        };
+        let mut hosts: Vec<_> = all.into_iter().filter_map(host).collect();
+        hosts.sort_unstable();
+        Ok(hosts)
     }
 }

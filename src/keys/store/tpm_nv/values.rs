@@ -11,18 +11,15 @@
 
 use std::{
     cell::Cell,
-    collections::BTreeSet,
-    fs::{self, OpenOptions},
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
     ops::RangeInclusive,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-};
+use nix::fcntl::Flock;
 
 use super::{
     NvError,
@@ -34,6 +31,7 @@ use crate::{
         store::StoreError,
         tpm::{Code, Name, NvIndex, NvMemory, NvOwner, TpmError},
     },
+    sys::lock,
 };
 
 /// In the owner's range (TCG Registry of Reserved TPM 2.0 Handles and Localities, section 2.2).
@@ -46,6 +44,9 @@ const LOCKS: &str = "/run/cryptattach";
 const MOST_PATIENCE: Duration = Duration::from_secs(60);
 /// How often a reader looks again for what was changed meanwhile.
 const TRIES: usize = 5;
+
+/// Locks the file as a writer, or as a reader.
+type Take = fn(&Path, Duration) -> io::Result<Flock<fs::File>>;
 
 /// The values in a TPM.
 pub struct Values<'t> {
@@ -120,7 +121,7 @@ impl<'t> Values<'t> {
     /// Reads the indices of our range, whosever they are, while nothing changes there. What a writer of this host does is waited
     /// for: a key that is being replaced must not look as if it were gone.
     fn settled<T>(&self, read: impl Fn(Vec<NvIndex>) -> Result<Option<T>, StoreError>) -> Result<T, StoreError> {
-        let mut turn = None;
+        let mut held = None;
         for _ in 0..TRIES {
             let numbers = self.memory.numbers(&NUMBERS)?;
             let looked = numbers.iter().map(|number| self.memory.look(*number, HEAD_BYTES));
@@ -130,8 +131,8 @@ impl<'t> Values<'t> {
             {
                 return Ok(found);
             }
-            if turn.is_none() && !self.is_writing.get() {
-                turn = lock(&self.lock, FlockArg::LockSharedNonblock, MOST_PATIENCE).ok();
+            if held.is_none() && !self.is_writing.get() {
+                held = turn(&self.lock, lock::share, MOST_PATIENCE).ok();
             }
         }
         let what = "its keys are being changed all the time".to_owned();
@@ -172,22 +173,32 @@ impl<'t> Values<'t> {
 
     /// The latest value of a name.
     pub fn get(&self, label: Label) -> Result<Option<Found>, StoreError> {
-        let all = self.settled(|indices| {
+        Ok(self.latest(|other| (*other == label).then_some(()))?.remove(&()))
+    }
+
+    /// The latest value of each name that `wanted` makes something of, by that. A chip takes its time to tell all of its indices,
+    /// so whoever wants several values does not ask for each.
+    pub fn latest<T: Ord>(&self, wanted: impl Fn(&Label) -> Option<T>) -> Result<BTreeMap<T, Found>, StoreError> {
+        let mut all = self.settled(|indices| {
             let mut all = Vec::new();
             for index in indices {
-                if State::of(&index)? == State::Whole(label) {
+                if let State::Whole(label) = State::of(&index)?
+                    && let Some(name) = wanted(&label)
+                {
                     let Some(bytes) = self.memory.read(&index)? else { return Ok(None) };
-                    all.push(Found::read(index.number(), &bytes));
+                    all.push((name, Found::read(index.number(), &bytes)));
                 }
             }
             Ok(Some(all))
         })?;
-        Ok(all.into_iter().max_by_key(|found| found.generation))
+        // Of several of one name the last one stays.
+        all.sort_by_key(|(_, found)| found.generation);
+        Ok(all.into_iter().collect())
     }
 
     /// Whoever may write, once no other program of this host writes. What killed writers have left is removed first.
     pub fn writer(&self, password: Option<&SecretBytes>, root: Option<Name>) -> Result<Writer<'_, 't>, StoreError> {
-        let lock = lock(&self.lock, FlockArg::LockExclusiveNonblock, MOST_PATIENCE)?;
+        let lock = turn(&self.lock, lock::lock, MOST_PATIENCE)?;
         self.is_writing.set(true);
         let owner = self.memory.owner(password, root)?;
         let writer = Writer { values: self, owner, has_password: password.is_some(), _lock: lock };
@@ -357,22 +368,14 @@ impl Writer<'_, '_> {
 }
 
 /// Waits for a turn, but not for ever.
-fn lock(path: &Path, how: FlockArg, patience: Duration) -> Result<Flock<fs::File>, StoreError> {
-    let failed = |source| StoreError::Io { action: "lock", path: path.to_owned(), source };
+fn turn(path: &Path, take: Take, patience: Duration) -> Result<Flock<fs::File>, StoreError> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::TimedOut => NvError::Busy { lock: path.to_owned() }.into(),
+        _ => StoreError::Io { action: "lock", path: path.to_owned(), source },
+    };
     let folder = path.parent().unwrap_or(Path::new("/run"));
     fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed)?;
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
-    let deadline = Instant::now() + patience;
-    loop {
-        match Flock::lock(file, how) {
-            Ok(lock) => return Ok(lock),
-            Err((same, Errno::EWOULDBLOCK)) if Instant::now() < deadline => file = same,
-            Err((_, Errno::EWOULDBLOCK)) => return Err(NvError::Busy { lock: path.to_owned() }.into()),
-            Err((_, errno)) => return Err(failed(errno.into())),
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    take(path, patience).map_err(failed)
 }
 
 #[cfg(test)]
@@ -383,14 +386,14 @@ mod tests {
     fn writers_take_turns_and_none_waits_for_ever() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run/lock");
-        let (writer, reader) = (FlockArg::LockExclusiveNonblock, FlockArg::LockSharedNonblock);
-        let first = lock(&path, writer, Duration::ZERO).unwrap();
+        let (writer, reader): (Take, Take) = (lock::lock, lock::share);
+        let first = turn(&path, writer, Duration::ZERO).unwrap();
         for how in [writer, reader] {
-            let late = lock(&path, how, Duration::from_millis(50)).unwrap_err();
+            let late = turn(&path, how, Duration::from_millis(50)).unwrap_err();
             assert!(matches!(late, StoreError::Nv(NvError::Busy { .. })), "{late:?}");
         }
         drop(first);
-        let _readers = [(); 2].map(|()| lock(&path, reader, Duration::ZERO).unwrap());
-        lock(&path, writer, Duration::ZERO).unwrap_err();
+        let _readers = [(); 2].map(|()| turn(&path, reader, Duration::ZERO).unwrap());
+        turn(&path, writer, Duration::ZERO).unwrap_err();
     }
 }

@@ -95,12 +95,11 @@ impl Esys {
         Ok(self.resident(tr))
     }
 
-    /// Removes an NV index, and what is in it.
-    pub fn nv_undefine(&self, index: Handle<'_>, session: Option<&Handle<'_>>) -> Result<(), TpmError> {
-        let owner = session.map_or(PASSWORD, Handle::tr);
+    /// Removes an NV index, and what is in it; `owner` is a session.
+    pub fn nv_undefine(&self, index: Handle<'_>, owner: &Handle<'_>) -> Result<(), TpmError> {
         command!(
             self,
-            Esys_NV_UndefineSpace_Async(OWNER, index.tr(), owner, NONE, NONE),
+            Esys_NV_UndefineSpace_Async(OWNER, index.tr(), owner.tr(), NONE, NONE),
             Esys_NV_UndefineSpace_Finish()
         )?;
         // libtss2 has closed its record, which other handles of the same index may share.
@@ -110,6 +109,16 @@ impl Esys {
 
     /// What the TPM says of an NV index, and its name, computed from that. With a session the answer is the TPM's own.
     pub fn nv_public(&self, index: &Handle<'_>, session: Option<&Handle<'_>>) -> Result<(NvPublic, Name), TpmError> {
+        let (public, name) = self.nv_public_of_any(index, session)?;
+        Ok((public, name.ok_or(TpmError::Answer { command: "NV_ReadPublic" })?))
+    }
+
+    /// The same of an index that others may have made: `None` for a name that is not under SHA-256.
+    pub fn nv_public_of_any(
+        &self,
+        index: &Handle<'_>,
+        session: Option<&Handle<'_>>,
+    ) -> Result<(NvPublic, Option<Name>), TpmError> {
         let (mut nv_public, mut name) = (null_mut(), null_mut());
         let authentic = session.map_or(NONE, Handle::tr);
         command!(
@@ -118,9 +127,8 @@ impl Esys {
             Esys_NV_ReadPublic_Finish(&mut nv_public, &mut name)
         )?;
         let (public, name) = (take!(self, "NV_ReadPublic", nv_public)?, take!(self, "NV_ReadPublic", name)?);
-        let name =
-            Name::from_bytes(sized(name.size, &name.name)).ok_or(TpmError::Answer { command: "NV_ReadPublic" })?;
-        Ok((NvPublic { attributes: public.nvPublic.attributes, bytes: public.nvPublic.dataSize }, name))
+        let public = NvPublic { attributes: public.nvPublic.attributes, bytes: public.nvPublic.dataSize };
+        Ok((public, Name::from_bytes(sized(name.size, &name.name))))
     }
 
     /// The NV indices from `first` on, in order, as many as the TPM tells at once; and whether there are more.
@@ -137,18 +145,15 @@ impl Esys {
         Ok((handles.handle.iter().take(handles.count as usize).copied().collect(), more != 0))
     }
 
-    /// Writes a part of an NV index of the owner's.
-    pub fn nv_write(
-        &self,
-        index: &Handle<'_>,
-        part: &[u8],
-        offset: u16,
-        session: Option<&Handle<'_>>,
-    ) -> Result<(), TpmError> {
+    /// Writes a part of an NV index of the owner's; `owner` is a session.
+    pub fn nv_write(&self, index: &Handle<'_>, part: &[u8], offset: u16, owner: &Handle<'_>) -> Result<(), TpmError> {
         let mut data = sys::TPM2B_MAX_NV_BUFFER { size: part.len() as u16, ..Default::default() };
         data.buffer.get_mut(..part.len()).ok_or(TpmError::TooLong)?.copy_from_slice(part);
-        let owner = session.map_or(PASSWORD, Handle::tr);
-        command!(self, Esys_NV_Write_Async(OWNER, index.tr(), owner, NONE, NONE, &data, offset), Esys_NV_Write_Finish())
+        command!(
+            self,
+            Esys_NV_Write_Async(OWNER, index.tr(), owner.tr(), NONE, NONE, &data, offset),
+            Esys_NV_Write_Finish()
+        )
     }
 
     /// Reads a part of an NV index, by the empty password of the index itself.
@@ -164,12 +169,21 @@ impl Esys {
         if part.len() == usize::from(bytes) { Ok(part.to_vec()) } else { Err(TpmError::Answer { command: "NV_Read" }) }
     }
 
+    /// Reads an NV index of this size from its beginning, `part` bytes at once.
+    pub fn nv_read_all(&self, index: &Handle<'_>, bytes: u16, part: u16) -> Result<Vec<u8>, TpmError> {
+        let mut all = Vec::new();
+        while all.len() < usize::from(bytes) {
+            let read = all.len() as u16;
+            all.extend(self.nv_read(index, part.min(bytes - read), read)?);
+        }
+        Ok(all)
+    }
+
     /// From now on nobody reads an NV index until the TPM is reset, if it has READ_STCLEAR.
-    pub fn nv_read_lock(&self, index: &Handle<'_>, session: Option<&Handle<'_>>) -> Result<(), TpmError> {
-        let authorization = session.map_or(PASSWORD, Handle::tr);
+    pub fn nv_read_lock(&self, index: &Handle<'_>, session: &Handle<'_>) -> Result<(), TpmError> {
         command!(
             self,
-            Esys_NV_ReadLock_Async(index.tr(), index.tr(), authorization, NONE, NONE),
+            Esys_NV_ReadLock_Async(index.tr(), index.tr(), session.tr(), NONE, NONE),
             Esys_NV_ReadLock_Finish()
         )
     }

@@ -1,6 +1,5 @@
 //! Points on the curves that Tang servers have keys on: P-521, and P-256 and P-384. Keys of ours stay on P-256.
 
-use base64ct::{Base64UrlUnpadded, Encoding};
 use openssl::{
     bn::{BigNum, BigNumContext},
     ec::{EcGroup, EcKey, EcPoint, EcPointRef},
@@ -9,10 +8,10 @@ use openssl::{
     nid::Nid,
     pkey::Public,
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use zeroize::Zeroize;
 
-use crate::base::key::SecretBytes;
+use crate::{base::key::SecretBytes, keys::seal::jwk};
 
 /// A curve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,12 +62,7 @@ impl Curve {
 
     /// The JWK of a point.
     pub fn jwk(self, group: &EcGroup, point: &EcPointRef) -> Result<Value, ErrorStack> {
-        let (mut x, mut y, mut context) = (BigNum::new()?, BigNum::new()?, BigNumContext::new()?);
-        point.affine_coordinates(group, &mut x, &mut y, &mut context)?;
-        let len = i32::try_from(self.bytes()).unwrap_or(i32::MAX);
-        let coordinate =
-            |number: BigNum| number.to_vec_padded(len).map(|bytes| Base64UrlUnpadded::encode_string(&bytes));
-        Ok(json!({"crv": self.name(), "kty": "EC", "x": coordinate(x)?, "y": coordinate(y)?}))
+        jwk::of_point(self.name(), self.bytes(), group, point)
     }
 
     /// The x coordinate of a secret point, and nothing else of it.
@@ -97,20 +91,8 @@ impl Point {
         let text = |name: &str| jwk.get(name).and_then(Value::as_str).unwrap_or_default();
         let curve = Curve::ALL.into_iter().find(|curve| text("kty") == "EC" && curve.name() == text("crv"));
         let curve = curve.ok_or("is on no curve that is supported")?;
-        let coordinate = |name: &str| {
-            let bytes = Base64UrlUnpadded::decode_vec(text(name)).ok();
-            let bytes = bytes.filter(|bytes| bytes.len() == curve.bytes());
-            bytes.ok_or_else(|| format!("has no '{name}' of {} bytes", curve.bytes()))
-        };
-        let (x, y) = (coordinate("x")?, coordinate("y")?);
-        let point = || {
-            let group = curve.group()?;
-            let (x, y) = (BigNum::from_slice(&x)?, BigNum::from_slice(&y)?);
-            let key = EcKey::from_public_key_affine_coordinates(&group, &x, &y)?;
-            key.check_key()?;
-            Ok(Self { curve, group, key })
-        };
-        point().map_err(|_: ErrorStack| format!("is not a point on {}", curve.name()))
+        let (group, key) = jwk::point(jwk, curve.name(), curve.bytes(), || curve.group())?;
+        Ok(Self { curve, group, key })
     }
 
     /// Its JWK, of the required members.

@@ -25,13 +25,13 @@ use serde_json::{Value, json};
 pub use advertisement::Advertisement;
 use advertisement::is_called;
 
-use super::{Kind, LeafError, text, unwrap};
+use super::{Kind, LeafError, text};
 use crate::{
     base::key::{JoseHeader, JweRecipient},
     config::{ConfigError, LeafConfig, LeafName, Network},
     keys::{
         net::http::{self, Cancel, Http, HttpAnswer, Request},
-        seal::{ContentKey, Recipient, SealError, Shape, ecdh_es, jwk, key_wrap},
+        seal::{ContentKey, Recipient, SealError, Shape, ecdh_es, jwk, key_wrap, members},
         store::Server,
     },
     sys::state,
@@ -145,7 +145,7 @@ impl Tang {
             return Err(wrong("answers with a point on another curve".to_owned()).into());
         }
         let z = question.answered(&server.point, &answer)?;
-        let key = unwrap(&ecdh_es::wrapping_key(&z, header)?, entry);
+        let key = key_wrap::unwrap_entry(&ecdh_es::wrapping_key(&z, header)?, entry);
         key.map_err(|error| match error {
             SealError::Tampered => wrong("answers with a point that does not open the leaf".to_owned()).into(),
             other => other,
@@ -244,11 +244,7 @@ impl Kind for Tang {
     }
 
     fn servers(&self) -> Vec<Server> {
-        let server = |url: &Url| {
-            let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
-            Some(Server { host, port: url.port_or_known_default()? })
-        };
-        self.urls.iter().filter_map(server).collect()
+        self.urls.iter().map(Server::of).collect()
     }
 
     fn pinned(&self, state: &Path) -> Option<Pinned> {
@@ -271,11 +267,9 @@ impl Recipient for TangRecipient {
         let epk = server.curve.jwk(&server.group, ephemeral.public_key())?;
         let (ours, theirs) = (PKey::from_ec_key(ephemeral)?, PKey::from_ec_key(server.key)?);
         let z = ecdh_es::shared(&ours, &theirs)?;
-        let header = json!({
+        let header = members(json!({
             "alg": ecdh_es::ALG, "kid": self.kid, "epk": epk, MEMBER: {"url": self.url, "key": self.key},
-        });
-        let header =
-            JoseHeader::from_iter(header.as_object().into_iter().flatten().map(|(k, v)| (k.clone(), v.clone())));
+        }));
         let wrapped = key_wrap::wrap(&ecdh_es::wrapping_key(&z, &header)?, content_key)?;
         Ok(JweRecipient { header, encrypted_key: Base64UrlUnpadded::encode_string(&wrapped) })
     }
