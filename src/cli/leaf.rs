@@ -8,6 +8,7 @@ use serde_json::json;
 use super::{Global, output};
 use crate::{
     config::LeafName,
+    keys::seal::leaves::Pin as LeafPin,
     verbs::{error::Error, leaf},
 };
 
@@ -44,28 +45,25 @@ impl Leaf {
 impl Pin {
     fn run(&self, global: &Global) -> Result<(), Error> {
         let config = global.config()?;
-        let pinned =
-            leaf::pin(&config, &self.name, |advertisement, expected| match self.thumbprint.as_deref().or(expected) {
-                Some(thumbprint) => Ok(thumbprint.to_owned()),
-                None => self.ask(&advertisement.signers),
-            })?;
+        let pinned = leaf::pin(&config, &self.name, self.thumbprint.as_deref(), |pin, offer| {
+            self.ask(pin, offer.thumbprints())
+        })?;
         let shown = json!({"leaf": self.name.to_string(), "thumbprint": pinned});
         output::print(global.json, &shown, || format!("leaf '{}' is pinned to {pinned}", self.name))
     }
 
-    fn ask(&self, signers: &[String]) -> Result<String, Error> {
-        let [first, ..] = signers else { return Err(Error::Usage("the server has no signing key".to_owned())) };
-        let shown = signers.iter().map(|signer| format!("  {signer}"));
-        output::say(
-            [format!("the server of leaf '{}' signs with:", self.name)].into_iter().chain(shown).collect::<Vec<_>>(),
-        );
+    fn ask(&self, pin: &dyn LeafPin, thumbprints: &[String]) -> Result<String, Error> {
+        let [first, ..] = thumbprints else { return Err(Error::Usage("no key was offered".to_owned())) };
+        let shown = thumbprints.iter().map(|thumbprint| format!("  {thumbprint}"));
+        let head = format!("the key of leaf '{}' is vouched for by:", self.name);
+        output::say([head].into_iter().chain(shown).collect::<Vec<_>>());
+        let compare_with = pin.compare_with();
         if !io::stdin().is_terminal() {
             return Err(Error::Usage(format!(
-                "nobody can be asked whether that is right; compare it with 'tang-show-keys' on the server and use \
-                 --thumbprint {first}"
+                "nobody can be asked whether that is right; compare it with {compare_with} and use --thumbprint {first}"
             )));
         }
-        output::say("Compare it with what 'tang-show-keys' prints on the server. Is it the same? (yes/no)".to_owned());
+        output::say(format!("Compare it with {compare_with}. Is it the same? (yes/no)"));
         let mut answer = String::new();
         io::stdin().lock().read_line(&mut answer).map_err(Error::io("read the answer"))?;
         match answer.trim() {

@@ -1,30 +1,34 @@
-//! What is done to leaves of policies: confirming which key is a server's.
+//! What is done to leaves of policies: confirming which key is a leaf's.
 
 use crate::{
     config::{Config, LeafName},
     keys::seal::{
         SealError,
-        leaves::{self, Advertisement},
+        leaves::{self, Offer, Pin},
     },
     unlock::audit::{self, Event},
     verbs::error::Error,
 };
 
-/// Fetches what a leaf's server advertises, and remembers it if one of its signing keys is the one that is expected:
-/// `choose` gets what is expected so far, and says which it is to be.
+/// Fetches the public key that a leaf's server or token offers, and remembers it if it is vouched for by the key that is
+/// expected: `choose` says which that is to be, if nothing does so far.
 pub fn pin(
     config: &Config,
     name: &LeafName,
-    choose: impl FnOnce(&Advertisement, Option<&str>) -> Result<String, Error>,
+    thumbprint: Option<&str>,
+    choose: impl FnOnce(&dyn Pin, &dyn Offer) -> Result<String, Error>,
 ) -> Result<String, Error> {
     let leaf = leaves::kind(name, config.leaf(name)?, config.network)?;
-    let Some(pinned) = leaf.pinned(&config.state) else {
-        return Err(Error::Usage(format!("the leaf '{name}' asks no server, so it has nothing to pin")));
+    let Some(pin) = leaf.pin(&config.state) else {
+        return Err(Error::Usage(format!("the leaf '{name}' asks nobody, so it has nothing to pin")));
     };
-    let expected = pinned.thumbprint().map_err(SealError::from)?;
-    let advertisement = pinned.fetch().map_err(SealError::from)?;
-    let chosen = choose(&advertisement, expected.as_deref())?;
-    pinned.keep(&advertisement, &chosen).map_err(SealError::from)?;
+    let expected = match thumbprint {
+        Some(thumbprint) => Some(thumbprint.to_owned()),
+        None => pin.expected().map_err(SealError::from)?,
+    };
+    let offer = pin.fetch().map_err(SealError::from)?;
+    let chosen = expected.map_or_else(|| choose(&*pin, &*offer), Ok)?;
+    offer.keep(&chosen).map_err(SealError::from)?;
     audit::done(config, &Event { action: "leaf pin", key: Some(name.to_string()), ..Event::default() });
     Ok(chosen)
 }

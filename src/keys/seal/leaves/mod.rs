@@ -11,7 +11,6 @@ use std::path::Path;
 use serde_json::Value;
 
 pub use error::LeafError;
-pub use tang::{Advertisement, Pinned};
 
 use super::{ContentKey, Recipient, SealError};
 use crate::{
@@ -40,27 +39,47 @@ pub trait Kind: Send + Sync {
     fn files(&self) -> Vec<&Path> {
         Vec::new()
     }
-    /// What has to be confirmed and remembered before anything is sealed to it; `None` if nothing has.
-    fn pinned(&self, _state: &Path) -> Option<Pinned> {
+    /// How its public key is confirmed and remembered before anything is sealed to it; `None` if it needs no confirming.
+    fn pin(&self, _state: &Path) -> Option<Box<dyn Pin>> {
         None
     }
+}
+
+/// How this host learns a leaf's public key.
+pub trait Pin {
+    /// The thumbprint that is expected, if one is.
+    fn expected(&self) -> Result<Option<String>, LeafError>;
+    /// Asks for the key; whose it is, the caller judges.
+    fn fetch(&self) -> Result<Box<dyn Offer + '_>, LeafError>;
+    /// What a person compares a thumbprint with: "what 'tang-show-keys' prints on the server".
+    fn compare_with(&self) -> String;
+}
+
+/// A public key that a leaf's server or token offers.
+pub trait Offer {
+    /// The thumbprints of the keys that vouch for it, of which the first is the one to compare.
+    fn thumbprints(&self) -> &[String];
+    /// Remembers it, if the key of this thumbprint vouches for it.
+    fn keep(&self, thumbprint: &str) -> Result<(), LeafError>;
 }
 
 /// How a kind reads its table.
 type Make = fn(&LeafName, &LeafConfig, Network) -> Result<Box<dyn Kind>, ConfigError>;
 
 /// The kinds of leaves: the member of `[leaves.NAME]` that tells it, the member of a recipient's header if it has one.
-const KINDS: &[(&str, Option<&str>, Make)] =
-    &[(tang::MEMBER, Some(tang::MEMBER), tang::kind), ("public", None, public::kind)];
+const KINDS: &[(&str, Option<&str>, Make)] = &[(tang::MEMBER, Some(tang::MEMBER), tang::kind)];
 
-/// The kind of a leaf.
+/// The kind of a leaf. Of one that has nothing but a `public` key, this host's identities open what is sealed to it; other
+/// kinds may have that member, too.
 pub fn kind(name: &LeafName, config: &LeafConfig, network: Network) -> Result<Box<dyn Kind>, ConfigError> {
     let mut told = KINDS.iter().filter(|(member, ..)| config.has(member));
     match (told.next(), told.next()) {
         (Some((.., make)), None) => make(name, config, network),
+        (None, None) if config.has(public::MEMBER) => public::kind(name, config, network),
         _ => {
             let members: Vec<_> = KINDS.iter().map(|(member, ..)| format!("`{member}`")).collect();
-            Err(config.unusable(format!("expected exactly one of {}", members.join(", "))))
+            let members = members.join(", ");
+            Err(config.unusable(format!("expected exactly one of {members}, or `{}` alone", public::MEMBER)))
         }
     }
 }

@@ -10,6 +10,9 @@ use crate::{
     keys::seal::{OwnerRecipient, Recipient, SealError},
 };
 
+/// What tells this kind, in the configuration.
+pub(super) const MEMBER: &str = "public";
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PublicKey {

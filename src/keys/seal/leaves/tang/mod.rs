@@ -22,10 +22,9 @@ use reqwest::{Method, Url};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Value, json};
 
-pub use advertisement::Advertisement;
-use advertisement::is_called;
+use advertisement::{Advertisement, is_called};
 
-use super::{Kind, LeafError, text};
+use super::{Kind, LeafError, Offer, Pin, text};
 use crate::{
     base::key::{JoseHeader, JweRecipient},
     config::{ConfigError, LeafConfig, LeafName, Network},
@@ -93,13 +92,17 @@ struct Tang {
 }
 
 pub(super) fn kind(name: &LeafName, config: &LeafConfig, network: Network) -> Result<Box<dyn Kind>, ConfigError> {
+    Ok(Box::new(tang(name, config, network)?))
+}
+
+fn tang(name: &LeafName, config: &LeafConfig, network: Network) -> Result<Tang, ConfigError> {
     let Table { tang: urls, thumbprint } = config.read()?;
     if let Some(thumbprint) = &thumbprint
         && !is_thumbprint(thumbprint)
     {
         return Err(config.unusable("thumbprint: expected 43 or 27 characters, as 'tang-show-keys' prints them"));
     }
-    Ok(Box::new(Tang { name: name.clone(), urls, thumbprint, network }))
+    Ok(Tang { name: name.clone(), urls, thumbprint, network })
 }
 
 /// SHA-256 or SHA-1, base64url.
@@ -247,8 +250,8 @@ impl Kind for Tang {
         self.urls.iter().map(Server::of).collect()
     }
 
-    fn pinned(&self, state: &Path) -> Option<Pinned> {
-        Some(self.pinned_at(state))
+    fn pin(&self, state: &Path) -> Option<Box<dyn Pin>> {
+        Some(Box::new(self.pinned_at(state)))
     }
 }
 
@@ -282,7 +285,7 @@ impl Recipient for TangRecipient {
 /// What this host remembers of a server: the file `leaves/NAME.json` of the state directory. The advertisement is checked
 /// each time that it is read, so the file is trusted with the thumbprint only, and with that only if the configuration has
 /// none.
-pub struct Pinned {
+struct Pinned {
     name: LeafName,
     urls: Vec<Url>,
     thumbprint: Option<String>,
@@ -298,16 +301,41 @@ struct Remembered {
     advertisement: Value,
 }
 
-impl Pinned {
-    /// The thumbprint that has to have signed.
-    pub fn thumbprint(&self) -> Result<Option<String>, LeafError> {
+impl Pin for Pinned {
+    fn expected(&self) -> Result<Option<String>, LeafError> {
         Ok(self.thumbprint.clone().or(self.remembered()?.map(|remembered| remembered.thumbprint)))
     }
 
+    fn fetch(&self) -> Result<Box<dyn Offer + '_>, LeafError> {
+        Ok(Box::new(Advertised { pinned: self, advertisement: self.advertised()? }))
+    }
+
+    fn compare_with(&self) -> String {
+        "what 'tang-show-keys' prints on the server".to_owned()
+    }
+}
+
+/// What a server advertises now.
+struct Advertised<'a> {
+    pinned: &'a Pinned,
+    advertisement: Advertisement,
+}
+
+impl Offer for Advertised<'_> {
+    fn thumbprints(&self) -> &[String] {
+        &self.advertisement.signers
+    }
+
+    fn keep(&self, thumbprint: &str) -> Result<(), LeafError> {
+        self.pinned.keep(&self.advertisement, thumbprint)
+    }
+}
+
+impl Pinned {
     /// Asks the server for its advertisement; who has signed it is for the caller to judge.
-    pub fn fetch(&self) -> Result<Advertisement, LeafError> {
+    fn advertised(&self) -> Result<Advertisement, LeafError> {
         // With a thumbprint the server signs with that key, too, if it was rotated away.
-        let thumbprint = self.thumbprint()?;
+        let thumbprint = self.expected()?;
         let segments: Vec<_> = ["adv"].into_iter().chain(thumbprint.as_deref()).collect();
         let urls: Vec<_> = self.urls.iter().map(|url| http::below(url, &segments)).collect();
         let answer = Http::new(&self.network, None, None)?
@@ -326,7 +354,7 @@ impl Pinned {
     }
 
     /// Remembers an advertisement that this key has signed.
-    pub fn keep(&self, advertisement: &Advertisement, thumbprint: &str) -> Result<(), LeafError> {
+    fn keep(&self, advertisement: &Advertisement, thumbprint: &str) -> Result<(), LeafError> {
         let before = self.remembered()?.map(|before| before.signer);
         let signer = self.signer(advertisement, thumbprint, before.as_ref())?.clone();
         let advertisement = advertisement.jws().clone();
@@ -334,11 +362,11 @@ impl Pinned {
     }
 
     /// The advertisement to seal to: the one that is remembered, or else the server's if it is signed as configured.
-    pub fn advertisement(&self) -> Result<Advertisement, LeafError> {
+    fn advertisement(&self) -> Result<Advertisement, LeafError> {
         let Some(Remembered { thumbprint, signer, advertisement }) = self.remembered()? else {
             let thumbprint = self.thumbprint.as_ref();
             let thumbprint = thumbprint.ok_or_else(|| LeafError::NoThumbprint(self.name.to_string()))?;
-            let advertisement = self.fetch()?;
+            let advertisement = self.advertised()?;
             self.keep(&advertisement, thumbprint)?;
             return Ok(advertisement);
         };

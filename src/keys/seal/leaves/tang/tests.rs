@@ -223,11 +223,20 @@ impl Site {
     }
 
     fn leaf(&self, table: &str) -> Result<Box<dyn Kind>, ConfigError> {
+        let (name, config) = self.config(table)?;
+        super::super::kind(&name, &config.leaves[&name], config.network)
+    }
+
+    fn config(&self, table: &str) -> Result<(LeafName, Config), ConfigError> {
         let text =
             format!("[network]\nconnect_seconds = 1.0\ntry_seconds = 1.0\ntotal_seconds = 1.0\n[leaves.t1]\n{table}\n");
         let config = Config::parse(&text, &self.folder.path().join("c.toml"))?;
-        let name = "t1".parse().unwrap();
-        super::super::kind(&name, &config.leaves[&name], config.network)
+        Ok(("t1".parse().unwrap(), config))
+    }
+
+    fn pinned(&self, url: &str) -> Pinned {
+        let (name, config) = self.config(&format!("tang = '{url}'")).unwrap();
+        tang(&name, &config.leaves[&name], config.network).unwrap().pinned_at(self.folder.path())
     }
 
     fn leaf_at(&self, urls: &[&str], thumbprint: &str) -> Box<dyn Kind> {
@@ -367,10 +376,10 @@ fn what_is_remembered_is_checked_again() {
     let (site, server) = (Site::new(), Server::start(Manner::Honest));
     let state = site.folder.path();
     let leaf = site.leaf(&format!("tang = '{}'", server.url)).unwrap();
-    let pinned = leaf.pinned(state).unwrap();
-    let fetched = pinned.fetch().unwrap();
-    pinned.keep(&fetched, &server.keys.thumbprint()).unwrap();
+    let pin = leaf.pin(state).unwrap();
+    pin.fetch().unwrap().keep(&server.keys.thumbprint()).unwrap();
     leaf.recipients(state).unwrap();
+    let pinned = site.pinned(&server.url);
     let stranger = Keys::new(curve::Curve::P521);
     let leaf = site.leaf_at(&[&server.url], &stranger.thumbprint());
     assert!(leaf.recipients(state).is_err(), "the configuration's thumbprint goes before");
@@ -388,8 +397,8 @@ fn a_table_that_is_no_leaf_says_why() {
     let site = Site::new();
     let long = json!(vec!["http://a"; 17]);
     let cases = [
-        ("thumbprint = 'x'".to_owned(), "expected exactly one of `tang`, `public`"),
-        ("tang = 'http://a'\npublic = 'b.pem'".to_owned(), "expected exactly one of"),
+        ("thumbprint = 'x'".to_owned(), "expected exactly one of `tang`, or `public` alone"),
+        ("tang = 'http://a'\npublic = 'b.pem'".to_owned(), "unknown field `public`"),
         ("tang = 'ftp://a'".to_owned(), "not an http or https URL"),
         ("tang = 'http://u:p@a'".to_owned(), "not an http or https URL"),
         ("tang = 'http://a'\nthumbprint = 'x'".to_owned(), "43 or 27 characters"),
