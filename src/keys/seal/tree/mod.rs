@@ -299,7 +299,7 @@ impl Openers<'_> {
                 ciphertext: super::decode("ciphertext", &node.sealed.ciphertext)?,
                 tag: super::decode("tag", &node.sealed.tag)?,
             }
-            .open(&key, node.sealed.protected.as_bytes())
+            .open(&key, &node.sealed.authenticated())
         });
         match content {
             Err(error) if told.said == Said::Opened => {
