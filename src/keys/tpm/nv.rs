@@ -119,7 +119,8 @@ impl<'t> NvMemory<'t> {
     pub fn look(&self, number: u32, head: u16) -> Result<Option<NvIndex>, TpmError> {
         if_there(|| {
             let handle = self.handle(number)?;
-            let (public, _) = self.tpm.esys().nv_public(&handle, None)?;
+            // Others may have made one in our range whose name is not under SHA-256.
+            let (public, _) = self.tpm.esys().nv_public_of_any(&handle, None)?;
             let mut index = NvIndex { number, public, head: Vec::new() };
             if index.is_ours() && index.is_written() && !index.is_locked() {
                 index.head = self.tpm.esys().nv_read(&handle, head.min(index.bytes()), 0)?;
