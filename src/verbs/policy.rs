@@ -93,14 +93,12 @@ fn with_policy(text: &str, name: &StoreName, policy: &Policy) -> Result<String, 
     if read(&changed) == Some(expected) { Ok(changed) } else { Err(by_hand()) }
 }
 
-/// Writes the configuration, whole or not at all, with the mode that it has.
+/// Writes the configuration, whole or not at all, with the mode and the owner that it has.
 fn write(path: &Path, text: &str) -> Result<(), Error> {
     let write = || {
         let path = path.canonicalize()?;
-        let permissions = fs::metadata(&path)?.permissions();
         let name = path.file_name().and_then(|name| name.to_str()).ok_or(std::io::ErrorKind::InvalidInput)?;
-        Folder::lock(folder_of(&path))?.replace(name, text.as_bytes())?;
-        fs::set_permissions(&path, permissions)
+        Folder::lock(folder_of(&path))?.replace_content(name, text.as_bytes())
     };
     write().map_err(Error::io(format!("write {}", path.display())))
 }
