@@ -126,6 +126,25 @@ fn another_volumes_mapping_is_never_taken_for_this_ones() {
 }
 
 #[test]
+fn a_mapping_that_is_there_answers_no_request_for_another_key() {
+    let site = Site::with("");
+    let (one, own) = formatted(&site, "a", false);
+    let (_, foreign) = formatted(&site, "b", false);
+    attached(&site, &one).unwrap();
+    let by = |key| {
+        let request = attach::Request { key: Some(key), ..attach_request(&one) };
+        attach::attach(&site.config, &site.backend, request)
+    };
+    assert!(by(own).unwrap().already_active);
+    let refused = by(foreign).err();
+    assert!(
+        matches!(refused, Some(Error::Unlock(unlock::Error::KeyRefused { source: SealError::OtherVolume { .. }, .. }))),
+        "{refused:?}"
+    );
+    assert_eq!(site.backend.names(), ["data"]);
+}
+
+#[test]
 fn the_key_of_another_volume_is_refused() {
     let site = Site::with("");
     let (one, _) = formatted(&site, "a", false);
