@@ -30,7 +30,7 @@ pub struct Pin {
     /// The leaf ([leaves.NAME] in the configuration)
     name: LeafName,
     /// The thumbprint of the server's signing key, so that nobody is asked
-    #[arg(long, value_name = "THUMBPRINT")]
+    #[arg(long, value_name = "THUMBPRINT", allow_hyphen_values = true)]
     thumbprint: Option<String>,
 }
 
