@@ -87,9 +87,6 @@ pub fn examine(config: &Config, path: &Path, crypttab: Option<&str>) -> Result<V
     findings.extend(libraries().iter().map(|library| examine_file(&initrd, "library", library)));
     findings.push(one_of(&initrd, "a script that starts cryptattach", &STARTS, "nothing calls cryptattach"));
     findings.push(one_of(&initrd, "a program that asks for a passphrase", &ASKS, "a person could not help"));
-    if image::needs_network(config, crypttab)? {
-        findings.push(one_of(&initrd, "a program that configures the network", &NETWORKS, "no store could be reached"));
-    }
     findings.extend(wanted.kept_out.iter().map(|kept_out| {
         let is = if initrd.find(&kept_out.path).is_some() { Health::Misplaced } else { Health::Missing };
         Finding::new(format!("file {}", kept_out.path.display()), is, Some(&kept_out.why))
@@ -151,6 +148,9 @@ fn examine_part(initrd: &Initrd, part: &Part) -> Finding {
         Part::Program(path) => examine_file(initrd, "program", path),
         Part::File(path) => examine_file(initrd, "file", path),
         Part::Library(path) => examine_file(initrd, "library", path),
+        Part::Network => {
+            one_of(initrd, "a program that configures the network", &NETWORKS, "no store could be reached")
+        }
         Part::Module(name) => {
             let is = if has_module(initrd, name) { Health::Well } else { Health::Missing };
             Finding::new(part.to_string(), is, (is != Health::Well).then_some("the kernel cannot load it"))

@@ -44,6 +44,7 @@ use self::{
     key_source::{OpenedBy, Sources},
     latch::LatchNews,
     log::Logged,
+    mounts::Mounts,
     progress::{Action, Change, Progress, PromptNo},
     prompt::{Answer, Prompt},
     record::{Earlier, Record},
@@ -141,6 +142,7 @@ fn finish_killed(config: &Config) -> Result<(), Error> {
     });
     let may_go_on = latched(&mut record, &news, event, config);
     shut_stores::shut(config, &mut record);
+    Mounts::left().unmount();
     shut_lockbox(&mut record, config, "the boot was ended before it was done".to_owned(), Lockbox::shut);
     record.end(&[], None);
     may_go_on
