@@ -11,10 +11,10 @@ use crate::{
         hex,
         key::{Location, Place},
     },
-    config::{Config, ConfigError, LeafName, Network, Policy, Sealing, StoreConfig},
+    config::{Config, ConfigError, IdentitySpec, LeafName, Network, Policy, Sealing, StoreConfig},
     keys::{
         seal::{
-            self, ContainerKey, Identities, Identity, Node, Recipient, SealError, Shape, Threshold, Told,
+            self, ContainerKey, Identities, Identity, Node, Recipient, SealError, Shape, Threshold, Told, identities,
             leaves::{self, Kind},
         },
         store::Server,
@@ -54,22 +54,42 @@ pub fn servers_to_open(config: &Config, store: &StoreConfig, is_host: bool) -> R
     if servers.is_empty() {
         return Ok(servers);
     }
+    // A public key that is not here says nothing, so the servers are waited for.
+    let is_met = is_met(config, sealing, &leaves, &sealing.identities, is_host, false);
+    Ok(if is_met { Vec::new() } else { servers })
+}
+
+/// Whether servers and identities that need no TPM may open the container, so that a TPM that does not come is no reason not to try.
+pub fn may_open_without_tpm(config: &Config, store: &StoreConfig, is_host: bool) -> Result<bool, Error> {
+    let StoreConfig { sealing, network, .. } = store;
+    let leaves = leaves_of(sealing, *network)?;
+    let without_tpm = |spec: &&IdentitySpec| !identities::need_tpm([*spec]);
+    let specs: Vec<_> = sealing.identities.iter().filter(without_tpm).cloned().collect();
+    Ok(sealing.has_policy() && is_met(config, sealing, &leaves, &specs, is_host, true))
+}
+
+/// Whether the policy is met by what these identities open, if servers give their shares, or if none does.
+fn is_met(
+    config: &Config,
+    sealing: &Sealing,
+    leaves: &Leaves,
+    identities: &[IdentitySpec],
+    is_host: bool,
+    servers_give: bool,
+) -> bool {
     // What cannot be read opens nothing.
-    let identities = Identities::read(&sealing.identities, &sealing.tpm).unwrap_or_default();
-    let opens = |shapes: Vec<Shape>| shapes.iter().any(|shape| identities.has(shape));
-    let passes = |name: &LeafName| {
+    let identities = Identities::read(identities, &sealing.tpm).unwrap_or_default();
+    sealing.policy.is_met_by(&|name| {
         if name.as_str() == LeafName::HOSTS && is_host {
             return true;
         }
         // What it would take to ask is what is judged.
         if leaves.iter().any(|(leaf, kind)| leaf == name && !kind.servers().is_empty()) {
-            return false;
+            return servers_give;
         }
-        // A public key that is not here says nothing, so the servers are waited for.
-        recipients_of_leaf(sealing, &leaves, name, &config.state)
-            .is_ok_and(|of| opens(of.iter().map(|recipient| recipient.shape()).collect()))
-    };
-    Ok(if sealing.policy.is_met_by(&passes) { Vec::new() } else { servers })
+        recipients_of_leaf(sealing, leaves, name, &config.state)
+            .is_ok_and(|of| of.iter().any(|recipient| identities.has(&recipient.shape())))
+    })
 }
 
 /// The files of public keys that tell what of a policy this host opens by itself, for an initramfs. Without them a boot would
