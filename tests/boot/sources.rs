@@ -75,7 +75,8 @@ const OWN: &str = "state = 'state'\n[audit]\nfile = 'audit'\n";
 /// The leaves, whose servers the machine finds at 10.0.2.100 and the next addresses.
 const LEAVES: &str = "[leaves.tpm]\npublic = 'host.pem'\n[leaves.t1]\ntang = 'http://10.0.2.100:443'\n\
     [leaves.t2]\ntang = 'http://10.0.2.101:443'\n[leaves.t3]\ntang = 'http://10.0.2.102:443'\n";
-const STICK: &str = "[[boot.mounts]]\ndevice = 'LABEL=keys'\nat = '/mnt/keys'\ntype = 'ext4'\n";
+const STICK: &str =
+    "[boot]\nprompt_after_seconds = 10\n[[boot.mounts]]\ndevice = 'LABEL=keys'\nat = '/mnt/keys'\ntype = 'ext4'\n";
 /// PCR 14 is the same in all of these machines: what they boot is the lockbox's stories' matter.
 const TPM: &str = "[tpm]\nidentity = 'host.tpm.pem'\npcrs = [14]\n";
 
@@ -216,7 +217,7 @@ fn one_disk(site: &Site, story: &str) {
     let mut machine = site.start(story, &parts);
     let record = boots(&mut machine, key);
     println!("  by {key} after {} s", record["volumes"][0]["seconds"]);
-    assert!(record["prompt_after"].is_null() && record["volumes"][0]["proven"].as_bool().unwrap(), "{record}");
+    assert!(record["volumes"][0]["proven"].as_bool().unwrap(), "{record}");
     is_latched(&mut machine);
 }
 
@@ -226,7 +227,7 @@ fn dracut_one_disk(site: &Site, story: &str) {
     parts.append = format!("rd.luks.name={UUID}=root rd.shell=0 {}", parts.append);
     let mut machine = site.start(story, &parts);
     let record = boots(&mut machine, key);
-    assert!(record["prompt_after"].is_null() && record["volumes"][0]["proven"].as_bool().unwrap(), "{record}");
+    assert!(record["volumes"][0]["proven"].as_bool().unwrap(), "{record}");
     is_latched(&mut machine);
 }
 
@@ -274,7 +275,6 @@ fn with_server(site: &Site, story: &str) {
     let mut machine = site.start(story, &parts);
     let record = boots(&mut machine, key);
     println!("  by {key} after {} s", record["volumes"][0]["seconds"]);
-    assert!(record["prompt_after"].is_null(), "{record}");
     is_latched(&mut machine);
 }
 
@@ -283,7 +283,7 @@ fn revived_server(site: &Site, story: &str) {
     let mut parts = networked(site, machine(site, "revived", "mkinitramfs", "both"));
     // It takes connections and says nothing.
     let server = std::mem::replace(&mut parts.servers[0], silent(site));
-    let mut machine = site.start(story, &parts);
+    let mut machine = site.start(&format!("{story} (silent)"), &parts);
     machine.see(PROMPT);
     machine.type_line(PASSPHRASE);
     let record = boots(&mut machine, "passphrase");
@@ -307,7 +307,9 @@ fn revived_server(site: &Site, story: &str) {
 fn boots_with(site: &Site, story: &str, parts: &Parts, key: &str, (chip, up): (bool, [bool; 3]), opens: bool) {
     set_up(site, up);
     let parts = if chip { parts.clone() } else { Parts { tpm: None, append: STATIC.to_owned(), ..parts.clone() } };
-    let mut machine: Machine = site.start(story, &parts);
+    // Each has a log of its own.
+    let there = [chip, up[0], up[1], up[2]].map(|up| if up { '+' } else { '-' });
+    let mut machine: Machine = site.start(&format!("{story} {}", String::from_iter(there)), &parts);
     if !opens {
         machine.see(PROMPT);
         machine.type_line(PASSPHRASE);
@@ -315,7 +317,8 @@ fn boots_with(site: &Site, story: &str, parts: &Parts, key: &str, (chip, up): (b
     let record = boots(&mut machine, if opens { key } else { "passphrase" });
     let (after, asked) = (&record["volumes"][0]["seconds"], &record["prompt_after"]);
     println!("  TPM {chip:5} t1, t2, t3 {up:?}: opens {opens:5} after {after} s, a person was asked after {asked} s");
-    assert_eq!(asked.is_null(), opens, "{record}");
+    // On a busy machine a person is asked before the policy is met, too.
+    assert!(opens || !asked.is_null(), "{record}");
 }
 
 fn subsets(site: &Site, story: &str) {
