@@ -82,10 +82,10 @@ pub fn attach(config: &Config, backends: &dyn Backends, request: Request<'_>) ->
     Ok(mapping)
 }
 
-/// Whether the key that is asked for is the one that the volume itself names.
+/// Whether nothing speaks against the key that is asked for: the volume names no other one. If it does, the key has to open it.
 fn is_of_token(request: &Request<'_>, volume: &Volume) -> bool {
     let named = volume.luks().and_then(|luks| luks.reference.as_ref());
-    request.key.as_ref().is_none_or(|key| named == Some(key))
+    request.key.as_ref().is_none_or(|key| named.is_none_or(|named| named == key))
 }
 
 /// The backend that is asked for; an export is the userspace backend's.
