@@ -235,6 +235,7 @@ fn powers_off(machine: &mut Machine) {
     // And not again and again.
     machine.see("reboot: Power down");
     machine.ends();
+    assert!(!machine.has_shown("falling back to the system's own unlock"), "{}", machine.shown);
     assert!(!machine.has_shown("BOOTED") && !machine.has_shown("Please unlock disk root: "), "{}", machine.shown);
 }
 

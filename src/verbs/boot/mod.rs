@@ -358,7 +358,9 @@ impl Boot {
         shut_stores::shut(&self.config, &mut self.record);
         self.sources.unmount();
         self.take_what_was_said();
-        self.record.end(&left, time_is_over.then_some(self.config.boot.total));
+        // Nobody is asked for those on a machine that does not go on.
+        let asked_for = if may_go_on.is_ok() { &left[..] } else { &[] };
+        self.record.end(asked_for, time_is_over.then_some(self.config.boot.total));
         may_go_on?;
         let names = self.names(&left);
         if names.is_empty() { Ok(()) } else { Err(BootError::Unfinished(names).into()) }
