@@ -56,7 +56,7 @@ pub struct Format {
 
 impl Format {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
-        let config = global.config()?;
+        let config = global.at_terminal()?;
         let request = Request {
             device: &self.device,
             store: self.store.clone(),

@@ -215,7 +215,7 @@ impl Container {
         let identities = Identities::read(&self.sealing.identities, &self.sealing.tpm)?.with(lockbox_key);
         let leaves = leaves_of(&self.sealing, self.network)?;
         let names = self.names_of_keys(&leaves);
-        Ok(identities.with_leaves(leaves, names))
+        Ok(identities.with_leaves(leaves, names).with_person(self.asking.clone()))
     }
 
     /// What people call the holders of keys, as far as their public keys are on this host.
