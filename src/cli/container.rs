@@ -7,10 +7,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{AnswerOption, Global, output, paper};
 use crate::{
-    base::{key::StoreName, person::Attendant},
+    base::key::StoreName,
     config::{Config, IdentitySpec, LeafName, Policy},
     keys::store::Access,
-    sys::terminal::AtTerminal,
     unlock::{
         self,
         container::{By, Rotation},
@@ -102,6 +101,8 @@ pub struct Rotate {
     /// Delete container keys that were replaced more than this many days ago; Swift may list a key up to a week late
     #[arg(long, value_name = "DAYS", default_value_t = 7)]
     keep_days: u32,
+    #[command(flatten)]
+    answer: AnswerOption,
 }
 
 /// Change what may open a container: write the policy to the configuration, and seal all keys under the next container key
@@ -123,6 +124,8 @@ pub struct PolicyVerb {
     /// Delete container keys that were replaced more than this many days ago; Swift may list a key up to a week late
     #[arg(long, value_name = "DAYS", default_value_t = 7)]
     keep_days: u32,
+    #[command(flatten)]
+    answer: AnswerOption,
 }
 
 /// Rehearse the recovery of a container: would the escrow's key, or the words on paper, alone open each of its keys?
@@ -231,7 +234,7 @@ fn show(config: &Config, name: &StoreName, json: bool) -> Result<(), Error> {
 
 impl Rotate {
     fn run(&self, global: &Global) -> Result<(), Error> {
-        let config = global.at_terminal()?;
+        let config = global.attended(&self.answer)?;
         let rotation = with_bar(|progress| container::rotate(&config, &self.name, days(self.keep_days), progress))?;
         output::print(global.json, &rotation, || lines_of(&self.name, &rotation))?;
         finished(&self.name, &rotation)
@@ -283,8 +286,8 @@ impl Rehearse {
 
 impl PolicyVerb {
     fn run(&self, global: &Global) -> Result<(), Error> {
-        let Self { name, policy, keep_days } = self;
-        let attendant = Attendant::of(AtTerminal);
+        let Self { name, policy, keep_days, answer } = self;
+        let attendant = answer.attendant()?;
         let changed =
             with_bar(|progress| policy::change(&global.config, name, policy, days(*keep_days), &attendant, progress))?;
         output::print(global.json, &changed, || {

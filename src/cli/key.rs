@@ -103,6 +103,8 @@ pub struct Import {
     plain: Plain,
     #[command(flatten)]
     separation: SeparationOptions,
+    #[command(flatten)]
+    answer: AnswerOption,
 }
 
 /// Write the passphrase of a volume formatted with --keyslot to a pipe or file
@@ -136,7 +138,7 @@ impl Key {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         let config = match self {
             Self::Passphrase(passphrase) => global.attended(&passphrase.answer)?,
-            Self::Import(_) => global.at_terminal()?,
+            Self::Import(import) => global.attended(&import.answer)?,
             Self::List(_) | Self::Show(_) | Self::Delete(_) | Self::Serve(_) => global.config()?,
         };
         match self {

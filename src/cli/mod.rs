@@ -147,17 +147,8 @@ impl Global {
     }
 
     /// The configuration for a verb that a person watches.
-    fn at_terminal(&self) -> Result<Config, ConfigError> {
-        Ok(Config { attendant: Attendant::of(AtTerminal), ..self.config()? })
-    }
-
-    /// Likewise; the person may have answered beforehand.
     fn attended(&self, answer: &AnswerOption) -> Result<Config, Error> {
-        let config = self.at_terminal()?;
-        Ok(match answer.read()? {
-            Some(answer) => Config { attendant: Attendant::answering(answer), ..config },
-            None => config,
-        })
+        Ok(Config { attendant: answer.attendant()?, ..self.config()? })
     }
 }
 
@@ -172,6 +163,11 @@ struct AnswerOption {
 }
 
 impl AnswerOption {
+    /// Who answers.
+    fn attendant(&self) -> Result<Attendant, Error> {
+        Ok(self.read()?.map_or_else(|| Attendant::of(AtTerminal), Attendant::answering))
+    }
+
     /// The file without its last newline.
     fn read(&self) -> Result<Option<SecretBytes>, Error> {
         let Some(path) = &self.answer else { return Ok(None) };

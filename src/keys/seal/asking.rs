@@ -156,7 +156,12 @@ impl<'a> Questions<'a> {
                 Err(error) => unfit = Some(error),
             }
         }
-        let other = || LeafError::OtherAnswer(self.names()).into();
-        Err(unfit.filter(|_| !was_tried).unwrap_or_else(other))
+        match unfit {
+            Some(error) if !was_tried => Err(error),
+            unfit => {
+                let but = unfit.map(|error| format!(" ({error})")).unwrap_or_default();
+                Err(LeafError::OtherAnswer(self.names() + &but).into())
+            }
+        }
     }
 }

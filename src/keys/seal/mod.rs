@@ -489,7 +489,7 @@ impl Advice for SealError {
             }
             Self::Tpm(error) => return error.next_step(),
             Self::PolicyNotMet(told) if told.lacks_a_person() => {
-                "a person can open it: run 'cryptattach test' or 'attach' at a terminal, or with --answer FILE"
+                "a person can open it: run this at a terminal, or with --answer FILE"
             }
             Self::PolicyNotMet(_) | Self::TooFewShares { .. } => {
                 "bring back enough of the leaves that failed; the escrow key opens it, too, if the policy names it"

@@ -21,7 +21,7 @@ use std::{
 
 use uuid::Uuid;
 
-pub use opens::{public_keys, servers_to_open};
+pub use opens::{asks_people, public_keys, servers_to_open};
 pub use rehearsal::{By, Rehearsal, rehearse};
 pub use rotation::Rotation;
 pub use tenant_keys::{Listed, TenantKeys};

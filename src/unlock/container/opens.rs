@@ -72,6 +72,12 @@ pub fn servers_to_open(config: &Config, store: &StoreConfig, is_host: bool) -> R
     Ok(if sealing.policy.is_met_by(&passes) { Vec::new() } else { servers })
 }
 
+/// Whether a person may have to be asked before a container opens.
+pub fn asks_people(store: &StoreConfig) -> Result<bool, Error> {
+    let leaves = leaves_of(&store.sealing, store.network)?;
+    Ok(leaves.iter().any(|(_, leaf)| leaf.person().is_some()))
+}
+
 /// The files of public keys that tell what of a policy this host opens by itself, for an initramfs. Without them a boot would
 /// wait for servers that it does not need.
 pub fn public_keys(store: &StoreConfig) -> Result<Vec<PathBuf>, Error> {
@@ -216,6 +222,11 @@ impl Container {
         let leaves = leaves_of(&self.sealing, self.network)?;
         let names = self.names_of_keys(&leaves);
         Ok(identities.with_leaves(leaves, names).with_person(self.asking.clone()))
+    }
+
+    /// What people call the holders of keys.
+    pub(super) fn names(&self) -> Result<BTreeMap<String, String>, Error> {
+        Ok(self.names_of_keys(&leaves_of(&self.sealing, self.network)?))
     }
 
     /// What people call the holders of keys, as far as their public keys are on this host.

@@ -1,7 +1,10 @@
 //! Rehearsal of a recovery: would the escrow's key, or a recovery key on paper, alone open each key of a container? Nothing is
 //! changed, and nothing else that this host has is used.
 
-use std::{collections::BTreeMap, sync::Mutex};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Mutex,
+};
 
 use super::{
     Author, Container, Use,
@@ -36,6 +39,8 @@ pub struct Rehearsal {
     pub container_keys: Vec<Epoch>,
     /// Those that did not, and why.
     pub lost_container_keys: BTreeMap<Epoch, String>,
+    /// Those that did not, but no key is sealed under them any more.
+    pub replaced: Vec<Epoch>,
     /// How many keys opened.
     pub saved: usize,
     /// The keys that did not, and why.
@@ -63,7 +68,7 @@ pub fn rehearse(
         By::Identity(spec) => identities::kind(spec).open(&config.tpm)?,
         By::Leaf(leaf) => Box::new(container.key_of_person(leaf)?),
     };
-    container.alone = Some(Identities::of(vec![alone]));
+    container.alone = Some(Identities::of(vec![alone]).with_leaves(Vec::new(), container.names()?));
     container.rehearse(progress)
 }
 
@@ -78,29 +83,48 @@ impl Container {
     }
 
     fn rehearse(&self, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Rehearsal, Error> {
-        let (mut container_keys, mut lost_container_keys) = (Vec::new(), BTreeMap::new());
-        for epoch in self.container_keys()?.epochs()? {
+        let keys = self.container_keys()?;
+        let (mut container_keys, mut closed) = (Vec::new(), BTreeMap::new());
+        for epoch in keys.epochs()? {
             match self.container_key(epoch) {
                 Ok(_) => container_keys.push(epoch),
-                Err(error) => drop(lost_container_keys.insert(epoch, chain(&error))),
+                Err(error) => drop(closed.insert(epoch, chain(&error))),
             }
         }
         let ids = self.store.list()?;
         // A machine that knows nothing of the container yet has nothing to compare with.
         let author = if self.trusted_epoch()?.is_some() { Author::Container } else { Author::Pinned };
         let (lost, unsealed) = (Mutex::new(BTreeMap::new()), Mutex::new(0));
-        for_each(&ids, progress, &|id| match self.rehearse_one(id, author, &lost_container_keys) {
-            Ok(true) => {}
-            Ok(false) => *lock(&unsealed) += 1,
-            Err(why) => drop(lock(&lost).insert(*id, why)),
+        let needed: Mutex<BTreeSet<Epoch>> =
+            Mutex::new(keys.current()?.map(|current| current.epoch).into_iter().collect());
+        for_each(&ids, progress, &|id| {
+            let closed = |epoch: Epoch| {
+                lock(&needed).insert(epoch);
+                closed.contains_key(&epoch)
+            };
+            match self.rehearse_one(id, author, &closed) {
+                Ok(true) => {}
+                Ok(false) => *lock(&unsealed) += 1,
+                Err(why) => drop(lock(&lost).insert(*id, why)),
+            }
         });
         let (lost, unsealed) = (std::mem::take(&mut *lock(&lost)), *lock(&unsealed));
-        let saved = ids.len() - lost.len() - unsealed;
-        Ok(Rehearsal { container: self.name.clone(), container_keys, lost_container_keys, saved, lost, unsealed })
+        let needed = std::mem::take(&mut *lock(&needed));
+        let replaced = closed.keys().copied().filter(|epoch| !needed.contains(epoch)).collect();
+        closed.retain(|epoch, _| needed.contains(epoch));
+        Ok(Rehearsal {
+            container: self.name.clone(),
+            container_keys,
+            lost_container_keys: closed,
+            replaced,
+            saved: ids.len() - lost.len() - unsealed,
+            lost,
+            unsealed,
+        })
     }
 
     /// Whether it is sealed, and opens; or why not.
-    fn rehearse_one(&self, id: &KeyId, author: Author, lost: &BTreeMap<Epoch, String>) -> Result<bool, String> {
+    fn rehearse_one(&self, id: &KeyId, author: Author, is_closed: &dyn Fn(Epoch) -> bool) -> Result<bool, String> {
         let sealed = match self.store.get(id) {
             Ok(Stored::Sealed(sealed)) => sealed,
             Ok(Stored::Released(_)) => return Ok(false),
@@ -109,7 +133,7 @@ impl Container {
         // A container key that does not open is not asked for again with each of its keys.
         let mut under = sealed.recipient_kids().filter_map(|kid| kid.parse::<ContainerKeyId>().ok());
         let under = under.find(|under| under.container == self.name);
-        if let Some(id) = under.filter(|under| lost.contains_key(&under.epoch)) {
+        if let Some(id) = under.filter(|under| is_closed(under.epoch)) {
             return Err(format!("its container key {id} would be lost"));
         }
         self.open_key(id, &sealed, For::Any, author).map(|_| true).map_err(|error| chain(&error))

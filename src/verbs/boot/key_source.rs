@@ -230,8 +230,17 @@ impl Sources {
 
     /// Waits for a way to the servers that the store's policy takes, if it takes any.
     fn await_leaves(&self, number: VolumeNo, name: &StoreName, is_host: bool) -> Result<(), Error> {
-        let servers = container::servers_to_open(&self.config, self.config.store(name)?, is_host)?;
-        self.await_route(number, &servers)
+        let store = self.config.store(name)?;
+        let servers = container::servers_to_open(&self.config, store, is_host)?;
+        if !container::asks_people(store)? {
+            return self.await_route(number, &servers);
+        }
+        // Without a network a person has to be asked: the servers are tried as long as the boot lasts, but not waited for.
+        let what = "a route to the servers of the policy";
+        let patience = Instant::now() + self.config.boot.prompt_after;
+        let is_there = || servers.is_empty() || servers.iter().any(is_reachable);
+        let _ = self.wait_until(patience.min(self.deadline), number, Announced::Routes, what, is_there);
+        Ok(())
     }
 
     /// Waits for all that identities take: file systems, the TPM, servers.
@@ -308,6 +317,17 @@ impl Sources {
         number: VolumeNo,
         announced: Announced,
         what: &str,
+        is_there: impl FnMut() -> bool,
+    ) -> Result<(), Error> {
+        self.wait_until(self.deadline, number, announced, what, is_there)
+    }
+
+    fn wait_until(
+        &self,
+        deadline: Instant,
+        number: VolumeNo,
+        announced: Announced,
+        what: &str,
         mut is_there: impl FnMut() -> bool,
     ) -> Result<(), Error> {
         let started = Instant::now();
@@ -317,7 +337,7 @@ impl Sources {
         let look = || is_there().then_some(());
         let found = self.waits.during(number, what, || {
             let _ = self.reports.send(Report::Waiting);
-            announce::until(announced, self.deadline, look)
+            announce::until(announced, deadline, look)
         });
         match found.map_err(Error::io(format!("listen to the kernel for {what}")))? {
             Some(()) => Ok(()),
