@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use paths::Base;
 
-use crate::base::{advice::Advice, exit::Exit, key::StoreName, mapping_name::MappingName};
+use crate::base::{advice::Advice, exit::Exit, key::StoreName, mapping_name::MappingName, person::Attendant};
 
 mod boot;
 mod cloud;
@@ -88,6 +88,9 @@ pub struct Config {
     /// The file itself: it is a place, too.
     #[serde(skip)]
     pub path: PathBuf,
+    /// Who may be asked for a recovery key or passphrase; the verb says so, not the file.
+    #[serde(skip)]
+    pub attendant: Attendant,
 }
 
 /// What happens when the separation of key and data is not proven.

@@ -92,6 +92,12 @@ fn is_met(
     })
 }
 
+/// Whether a person may have to be asked before a container opens.
+pub fn asks_people(store: &StoreConfig) -> Result<bool, Error> {
+    let leaves = leaves_of(&store.sealing, store.network)?;
+    Ok(leaves.iter().any(|(_, leaf)| leaf.person().is_some()))
+}
+
 /// The files of public keys that tell what of a policy this host opens by itself, for an initramfs. Without them a boot would
 /// wait for servers that it does not need.
 pub fn public_keys(store: &StoreConfig) -> Result<Vec<PathBuf>, Error> {
@@ -235,7 +241,12 @@ impl Container {
         let identities = Identities::read(&self.sealing.identities, &self.sealing.tpm)?.with(lockbox_key);
         let leaves = leaves_of(&self.sealing, self.network)?;
         let names = self.names_of_keys(&leaves);
-        Ok(identities.with_leaves(leaves, names))
+        Ok(identities.with_leaves(leaves, names).with_person(self.asking.clone()))
+    }
+
+    /// What people call the holders of keys.
+    pub(super) fn names(&self) -> Result<BTreeMap<String, String>, Error> {
+        Ok(self.names_of_keys(&leaves_of(&self.sealing, self.network)?))
     }
 
     /// What people call the holders of keys, as far as their public keys are on this host.

@@ -200,6 +200,15 @@ impl OwnerKey {
         Ok(secret?)
     }
 
+    /// The private number of a key on P-256.
+    pub(in crate::keys::seal) fn private_number(&self) -> Result<SecretBytes, SealError> {
+        let len = i32::try_from(jwk::COORDINATE_BYTES).unwrap_or_default();
+        let mut bytes = self.key.ec_key()?.private_key().to_vec_padded(len)?;
+        let secret = SecretBytes::copy_of(&bytes);
+        zeroize::Zeroize::zeroize(&mut bytes);
+        Ok(secret?)
+    }
+
     /// The public key as PEM.
     pub fn public_pem(&self) -> Result<Vec<u8>, SealError> {
         Ok(self.key.public_key_to_pem()?)

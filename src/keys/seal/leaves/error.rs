@@ -1,7 +1,8 @@
 //! A leaf does not do what it is asked for.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, path::PathBuf};
 
+use super::person::WordsError;
 use crate::{
     base::{advice::Advice, exit::Exit},
     keys::net::http::HttpError,
@@ -36,6 +37,24 @@ pub enum LeafError {
     /// What this host remembers of it.
     #[error(transparent)]
     State(#[from] StateError),
+    /// What was typed is no recovery key.
+    #[error("that is not a recovery key: {0}")]
+    Words(WordsError),
+    /// What was typed is none of these leaves'.
+    #[error("what was typed opens none of: {0}")]
+    OtherAnswer(String),
+    /// Nobody was there to answer, or somebody gave up.
+    #[error("nobody has answered")]
+    NoAnswer,
+    /// A leaf that a key does not have.
+    #[error("the key is not sealed to the leaf '{0}', or not to one that a person opens")]
+    NotSealedTo(String),
+    /// A passphrase that is guessed too soon.
+    #[error("the passphrase has {is} bytes; at least {least} are needed")]
+    TooShort { is: usize, least: usize },
+    /// A person's leaf that was not made yet, or is not on this host.
+    #[error("the leaf's file {} does not exist", .0.display())]
+    NoFile(PathBuf),
 }
 
 impl Advice for LeafError {
@@ -43,8 +62,9 @@ impl Advice for LeafError {
         match self {
             Self::Http(error) => error.exit(),
             Self::Answer { .. } | Self::KeyGone { .. } => Exit::StoreUnavailable,
-            Self::UnknownServer(_) | Self::NoThumbprint(_) => Exit::Config,
-            Self::Advertisement { .. } => Exit::KeyRefused,
+            Self::UnknownServer(_) | Self::NoThumbprint(_) | Self::NoFile(_) | Self::NotSealedTo(_) => Exit::Config,
+            Self::Advertisement { .. } | Self::Words(_) | Self::OtherAnswer(_) | Self::NoAnswer => Exit::KeyRefused,
+            Self::TooShort { .. } => Exit::Usage,
             Self::State(error) => error.exit(),
         }
     }
@@ -58,6 +78,17 @@ impl Advice for LeafError {
                 "restore the server's key from its backup; where other leaves still open the container: 'cryptattach leaf pin \
                  NAME', then 'cryptattach container rotate STORE'"
             }
+            Self::Words(_) => {
+                "compare the words with the paper; four letters of each are enough, and their order counts"
+            }
+            Self::OtherAnswer(_) => {
+                "check that it is the recovery key or passphrase of this container ('cryptattach container show' names the \
+                 leaves), and the keyboard's layout"
+            }
+            Self::NoAnswer => "run it at a terminal, or name a file that has the answer with --answer",
+            Self::NotSealedTo(_) => "'cryptattach container show' names the leaves; 'container policy' changes them",
+            Self::TooShort { .. } => "take several words that nobody would say together",
+            Self::NoFile(_) => "'cryptattach leaf new NAME' makes it; or copy it from the host that has it",
             Self::UnknownServer(_) => "add this URL to the list 'tang' of its leaf in the configuration",
             Self::NoThumbprint(name) => {
                 let step = format!(

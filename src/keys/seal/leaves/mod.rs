@@ -3,6 +3,7 @@
 //! Holders of keys need no kind of their own here to open: this host's [identities](super::identities) do that.
 
 mod error;
+pub mod person;
 mod public;
 mod tang;
 
@@ -29,6 +30,10 @@ pub trait Kind: Send + Sync {
     }
     /// Has an entry opened, until that is not needed any more; `None` if it is not this leaf's.
     fn open(&self, _: &JweRecipient, _: &JoseHeader, _: &Cancel) -> Option<Result<ContentKey, SealError>> {
+        None
+    }
+    /// By what a person opens it, and the file that has it; `None` if no person has to be asked.
+    fn person(&self) -> Option<(person::By, &Path)> {
         None
     }
     /// The servers that it asks.
@@ -67,7 +72,11 @@ pub trait Offer {
 type Make = fn(&LeafName, &LeafConfig, Network) -> Result<Box<dyn Kind>, ConfigError>;
 
 /// The kinds of leaves: the member of `[leaves.NAME]` that tells it, the member of a recipient's header if it has one.
-const KINDS: &[(&str, Option<&str>, Make)] = &[(tang::MEMBER, Some(tang::MEMBER), tang::kind)];
+const KINDS: &[(&str, Option<&str>, Make)] = &[
+    (tang::MEMBER, Some(tang::MEMBER), tang::kind),
+    (person::By::Recovery.member(), Some(person::MEMBER), person::recovery),
+    (person::By::Passphrase.member(), Some(person::MEMBER), person::passphrase),
+];
 
 /// The kind of a leaf. Of one that has nothing but a `public` key, this host's identities open what is sealed to it; other
 /// kinds may have that member, too.
