@@ -20,7 +20,7 @@ use std::{
 
 use uuid::Uuid;
 
-pub use opens::{public_keys, servers_to_open};
+pub use opens::{logins, public_keys, servers_to_open};
 pub use rotation::Rotation;
 pub use tenant_keys::{Listed, TenantKeys};
 pub(in crate::unlock) use trust::Seen;

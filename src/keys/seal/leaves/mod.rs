@@ -5,6 +5,7 @@
 mod error;
 mod public;
 mod tang;
+mod transit;
 
 use std::path::Path;
 
@@ -35,9 +36,13 @@ pub trait Kind: Send + Sync {
     fn servers(&self) -> Vec<Server> {
         Vec::new()
     }
-    /// The files of public keys that tell whether this host opens it.
+    /// The files that opening takes and that hide nothing, such as the public keys that tell whether this host opens it.
     fn files(&self) -> Vec<&Path> {
         Vec::new()
+    }
+    /// The file with which whoever reaches its servers opens it, if there is one.
+    fn login(&self) -> Option<&Path> {
+        None
     }
     /// How its public key is confirmed and remembered before anything is sealed to it; `None` if it needs no confirming.
     fn pin(&self, _state: &Path) -> Option<Box<dyn Pin>> {
@@ -67,7 +72,8 @@ pub trait Offer {
 type Make = fn(&LeafName, &LeafConfig, Network) -> Result<Box<dyn Kind>, ConfigError>;
 
 /// The kinds of leaves: the member of `[leaves.NAME]` that tells it, the member of a recipient's header if it has one.
-const KINDS: &[(&str, Option<&str>, Make)] = &[(tang::MEMBER, Some(tang::MEMBER), tang::kind)];
+const KINDS: &[(&str, Option<&str>, Make)] =
+    &[(tang::MEMBER, Some(tang::MEMBER), tang::kind), (transit::MEMBER, None, transit::kind)];
 
 /// The kind of a leaf. Of one that has nothing but a `public` key, this host's identities open what is sealed to it; other
 /// kinds may have that member, too.
