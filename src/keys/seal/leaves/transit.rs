@@ -3,6 +3,9 @@
 //! A recipient is an ordinary `RSA-OAEP-256` one: sealing takes the public key only, which is in a file (`public`), or is the
 //! one that a person has confirmed (`leaf pin`). Opening asks the server to decrypt with the version of that key.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -235,7 +238,7 @@ impl Pin for Transit {
     }
 
     fn compare_with(&self) -> String {
-        format!("the thumbprint of the newest key of 'bao read {}/keys/{}'", self.mount, self.key)
+        format!("what the commands in docs/openbao.md print for {}/keys/{} on the server", self.mount, self.key)
     }
 }
 

@@ -7,6 +7,8 @@
 
 mod consumers;
 mod objects;
+#[cfg(test)]
+mod tests;
 
 use std::{
     path::{Path, PathBuf},
