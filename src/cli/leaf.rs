@@ -15,17 +15,17 @@ use crate::{
     verbs::{error::Error, leaf},
 };
 
-/// Manage the leaves of policies: which Tang servers and persons may open a container
+/// Manage the leaves of policies: which servers' keys and persons may open a container
 #[derive(Subcommand)]
 pub enum Leaf {
     Pin(Pin),
     New(New),
 }
 
-/// Fetch a Tang server's keys and confirm that they are the server's
+/// Fetch the key of a Tang or OpenBao server and confirm that it is the server's
 ///
-/// Shows the thumbprints of the server's signing keys and asks. Run it again after the server's keys were rotated, and
-/// then 'cryptattach container rotate'.
+/// Shows the thumbprints of a Tang server's signing keys, or that of a Transit key, and asks. Run it again after the
+/// server's keys were rotated, and then 'cryptattach container rotate'.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach leaf pin t1

@@ -110,6 +110,15 @@ pub fn public_keys(store: &StoreConfig) -> Result<Vec<PathBuf>, Error> {
     Ok(owner.iter().chain(hosts).map(|file| file.to_path_buf()).chain(of_leaves).collect())
 }
 
+/// The files with which leaves of the policy log in, and whether that and a way to the servers are enough to open the
+/// container.
+pub fn logins(store: &StoreConfig) -> Result<(Vec<PathBuf>, bool), Error> {
+    let leaves = leaves_of(&store.sealing, store.network)?;
+    let files = leaves.iter().filter_map(|(_, leaf)| leaf.login()).map(Path::to_owned).collect();
+    let asks = |name: &LeafName| leaves.iter().any(|(leaf, kind)| leaf == name && !kind.servers().is_empty());
+    Ok((files, store.sealing.policy.is_met_by(&asks)))
+}
+
 /// Whether an entry of the lockbox opens a volume where the container's policy takes more than an admitted host, and nobody
 /// has allowed that.
 pub(super) fn is_lockbox_weaker(config: &Config, store: &StoreConfig) -> bool {
@@ -134,8 +143,9 @@ fn place_of(policy: &Policy, leaves: &Leaves) -> Option<Place> {
                 at: Location::Server { host: server.host, port: server.port },
                 opens: true,
             });
-            // One server at several addresses: each of them gives the share.
-            let mut servers: Vec<_> = servers.collect();
+            // One server at several addresses: each of them gives the share, and so does what logs in there.
+            let login = leaf.login().map(|path| Place::path(format!("log-in of leaf {name}"), path, true));
+            let mut servers: Vec<_> = servers.chain(login).collect();
             return match servers.len() {
                 0 => None,
                 1 => servers.pop(),

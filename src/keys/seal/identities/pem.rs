@@ -115,6 +115,11 @@ impl OwnerRecipient {
         Ok(members(jwk::of_p256(&ec)?))
     }
 
+    /// Whether it seals with RSA.
+    pub fn is_rsa(&self) -> bool {
+        self.algorithm == Algorithm::RsaOaep
+    }
+
     /// The key's RFC 7638 thumbprint.
     pub fn kid(&self) -> &str {
         &self.kid

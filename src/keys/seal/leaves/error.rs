@@ -2,10 +2,12 @@
 
 use std::{borrow::Cow, path::PathBuf};
 
+use reqwest::Url;
+
 use super::person::WordsError;
 use crate::{
     base::{advice::Advice, exit::Exit},
-    keys::net::http::HttpError,
+    keys::net::{bao::BaoError, http::HttpError},
     sys::state::StateError,
 };
 
@@ -34,6 +36,26 @@ pub enum LeafError {
     /// Nothing says which key is the server's.
     #[error("the leaf '{0}' has no thumbprint")]
     NoThumbprint(String),
+    /// Its OpenBao server.
+    #[error(transparent)]
+    Bao(#[from] BaoError),
+    /// The server has no such key.
+    #[error("{url} has no transit key '{key}'")]
+    NoTransitKey { key: String, url: Url },
+    /// Nobody has confirmed yet which public key is the leaf's.
+    #[error("the leaf '{0}' has no public key")]
+    NotPinned(String),
+    /// What a server offers is not what may be sealed to.
+    #[error("the key that the server offers for the leaf '{name}' {why}")]
+    Offered { name: String, why: String },
+    /// A server has another key than the one that was sealed to.
+    #[error("the server's transit key '{key}' is not the one that the leaf '{name}' is sealed to ({kid})")]
+    KeyReplaced { name: String, key: String, kid: String },
+    /// A server holds back the version of its key that was sealed to.
+    #[error(
+        "the server does not decrypt with versions of '{key}' before {least}; the leaf '{name}' is sealed to {kid}"
+    )]
+    KeyTooOld { name: String, key: String, kid: String, least: u64 },
     /// What this host remembers of it.
     #[error(transparent)]
     State(#[from] StateError),
@@ -62,9 +84,21 @@ impl Advice for LeafError {
         match self {
             Self::Http(error) => error.exit(),
             Self::Answer { .. } | Self::KeyGone { .. } => Exit::StoreUnavailable,
-            Self::UnknownServer(_) | Self::NoThumbprint(_) | Self::NoFile(_) | Self::NotSealedTo(_) => Exit::Config,
-            Self::Advertisement { .. } | Self::Words(_) | Self::OtherAnswer(_) | Self::NoAnswer => Exit::KeyRefused,
+            Self::UnknownServer(_)
+            | Self::NoThumbprint(_)
+            | Self::NoFile(_)
+            | Self::NotSealedTo(_)
+            | Self::NoTransitKey { .. }
+            | Self::NotPinned(_) => Exit::Config,
+            Self::Advertisement { .. }
+            | Self::Words(_)
+            | Self::OtherAnswer(_)
+            | Self::NoAnswer
+            | Self::Offered { .. }
+            | Self::KeyReplaced { .. }
+            | Self::KeyTooOld { .. } => Exit::KeyRefused,
             Self::TooShort { .. } => Exit::Usage,
+            Self::Bao(error) => error.exit(),
             Self::State(error) => error.exit(),
         }
     }
@@ -73,6 +107,29 @@ impl Advice for LeafError {
         let step = match self {
             Self::Http(error) => return error.next_step(),
             Self::State(error) => return error.next_step(),
+            Self::Bao(error) => return error.next_step(),
+            Self::NoTransitKey { .. } => {
+                "check 'transit' in the leaf's section; 'bao write -f transit/keys/KEY type=rsa-3072' makes a key"
+            }
+            Self::NotPinned(name) => {
+                let step = format!(
+                    "'cryptattach leaf pin {name}' shows and asks for it; or write public = \"FILE\" in [leaves.{name}]"
+                );
+                return Some(step.into());
+            }
+            Self::Offered { .. } => "compare it with what the server's operator sees: another server may answer there",
+            Self::KeyReplaced { .. } => {
+                "somebody has replaced or deleted the key, or another server answers there: restore it from the server's backup; \
+                 where other leaves still open the container: 'cryptattach leaf pin NAME', then 'cryptattach container rotate \
+                 STORE'"
+            }
+            Self::KeyTooOld { key, .. } => {
+                let step = format!(
+                    "lower it ('bao write transit/keys/{key}/config min_decryption_version=1'), then 'cryptattach leaf pin \
+                     NAME' and 'cryptattach container rotate STORE', and raise it again"
+                );
+                return Some(step.into());
+            }
             Self::Answer { .. } => "check that a Tang server answers at this URL",
             Self::KeyGone { .. } => {
                 "restore the server's key from its backup; where other leaves still open the container: 'cryptattach leaf pin \

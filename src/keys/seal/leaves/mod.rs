@@ -6,6 +6,7 @@ mod error;
 pub mod person;
 mod public;
 mod tang;
+mod transit;
 
 use std::path::Path;
 
@@ -40,9 +41,13 @@ pub trait Kind: Send + Sync {
     fn servers(&self) -> Vec<Server> {
         Vec::new()
     }
-    /// The files of public keys that tell whether this host opens it.
+    /// The files that opening takes and that hide nothing, such as the public keys that tell whether this host opens it.
     fn files(&self) -> Vec<&Path> {
         Vec::new()
+    }
+    /// The file with which whoever reaches its servers opens it, if there is one.
+    fn login(&self) -> Option<&Path> {
+        None
     }
     /// How its public key is confirmed and remembered before anything is sealed to it; `None` if it needs no confirming.
     fn pin(&self, _state: &Path) -> Option<Box<dyn Pin>> {
@@ -74,6 +79,7 @@ type Make = fn(&LeafName, &LeafConfig, Network) -> Result<Box<dyn Kind>, ConfigE
 /// The kinds of leaves: the member of `[leaves.NAME]` that tells it, the member of a recipient's header if it has one.
 const KINDS: &[(&str, Option<&str>, Make)] = &[
     (tang::MEMBER, Some(tang::MEMBER), tang::kind),
+    (transit::MEMBER, None, transit::kind),
     (person::By::Recovery.member(), Some(person::MEMBER), person::recovery),
     (person::By::Passphrase.member(), Some(person::MEMBER), person::passphrase),
 ];
