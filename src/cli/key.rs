@@ -11,7 +11,7 @@ use clap::{ArgGroup, Args, Subcommand};
 use nix::sys::socket::{UnixAddr, getpeername};
 use serde_json::{Value, json};
 
-use super::{Global, SeparationOptions, attach::Plain, output};
+use super::{AnswerOption, Global, SeparationOptions, attach::Plain, output};
 use crate::{
     base::{
         clock::date,
@@ -31,6 +31,8 @@ use crate::{
         keys, passphrase,
     },
 };
+
+const PASSPHRASE: &str = "the passphrase";
 
 /// Manage the keys in a store
 #[derive(Subcommand)]
@@ -101,6 +103,8 @@ pub struct Import {
     plain: Plain,
     #[command(flatten)]
     separation: SeparationOptions,
+    #[command(flatten)]
+    answer: AnswerOption,
 }
 
 /// Write the passphrase of a volume formatted with --keyslot to a pipe or file
@@ -122,6 +126,8 @@ pub struct Passphrase {
     /// A detached LUKS header
     #[arg(long, value_name = "FILE", requires = "device")]
     header: Option<PathBuf>,
+    #[command(flatten)]
+    answer: AnswerOption,
 }
 
 /// Answer systemd-cryptsetup on a socket (standard input) with the passphrase of the volume that it opens
@@ -130,7 +136,11 @@ pub struct Serve {}
 
 impl Key {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
-        let config = global.config()?;
+        let config = match self {
+            Self::Passphrase(passphrase) => global.attended(&passphrase.answer)?,
+            Self::Import(import) => global.attended(&import.answer)?,
+            Self::List(_) | Self::Show(_) | Self::Delete(_) | Self::Serve(_) => global.config()?,
+        };
         match self {
             Self::List(list) => list.run(&config, global.json),
             Self::Show(show) => show.run(&config, global.json),
@@ -247,7 +257,7 @@ impl Passphrase {
             (None, Some(key)) => passphrase::of_key(config, key)?,
             (None, None) => return Err(Error::Usage("name a key, or a volume with --for".to_owned())),
         };
-        write(&out, &passphrase)
+        write(&out, &passphrase, PASSPHRASE)
     }
 }
 
@@ -266,7 +276,7 @@ impl Serve {
                 released(config, entry.device.path(), entry.header(), None, name.parse().ok())?
             }
         };
-        write(&connection, &passphrase)
+        write(&connection, &passphrase, PASSPHRASE)
     }
 }
 
@@ -298,9 +308,10 @@ fn released(
 }
 
 /// Past any buffer, which would keep a copy.
-fn write(out: &impl AsFd, secret: &SecretBytes) -> Result<(), Error> {
-    let mut out = File::from(nix::unistd::dup(out).map_err(|e| Error::io("write the passphrase")(e.into()))?);
-    out.write_all(secret.expose()).map_err(Error::io("write the passphrase"))
+pub fn write(out: &impl AsFd, secret: &SecretBytes, what: &str) -> Result<(), Error> {
+    let action = || format!("write {what}");
+    let mut out = File::from(nix::unistd::dup(out).map_err(|e| Error::io(action())(e.into()))?);
+    out.write_all(secret.expose()).map_err(Error::io(action()))
 }
 
 /// The bytes of a file, at most 8 MiB as cryptsetup allows, straight into secret memory; `what` it is, in words.

@@ -16,4 +16,5 @@ pub mod state;
 pub mod stores;
 pub mod sysfs;
 pub mod systemd;
+pub mod terminal;
 pub mod users;

@@ -120,6 +120,9 @@ pub enum Error {
         /// How many.
         left: usize,
     },
+    /// A rehearsal of a recovery.
+    #[error("a recovery of '{container}' would lose {keys} keys and {container_keys} container keys")]
+    WouldBeLost { container: StoreName, keys: usize, container_keys: usize },
     /// The sealed key and the header disagree about the volume.
     #[error("the sealed key {reference} does not fit the header of {}: {what}", .device.display())]
     Mismatch { reference: KeyReference, device: PathBuf, what: String },
@@ -203,9 +206,11 @@ impl Advice for Error {
             Self::Tpm(error) => error.exit(),
             Self::Memory(error) => error.exit(),
             Self::Trust(error) => error.exit(),
-            Self::WhileClosed { .. } | Self::NoPassphrase(_) | Self::NoAuthor(_) | Self::AnotherKey(_) => {
-                Exit::KeyRefused
-            }
+            Self::WouldBeLost { .. }
+            | Self::WhileClosed { .. }
+            | Self::NoPassphrase(_)
+            | Self::NoAuthor(_)
+            | Self::AnotherKey(_) => Exit::KeyRefused,
             Self::NoContainerKeys(_)
             | Self::NoContainerKey(_)
             | Self::NoOwner(_)
@@ -277,6 +282,11 @@ impl Advice for Error {
             Self::Unfinished { container, .. } => {
                 format!("run 'cryptattach container rotate {container}' again").into()
             }
+            Self::WouldBeLost { container, .. } => format!(
+                "restore damaged keys from a replica or backup of the store; 'cryptattach container policy {container} POLICY' adds \
+                 a leaf to what opens them"
+            )
+            .into(),
             Self::Trust(error) => return error.next_step(),
             Self::Tenant(error) => return error.next_step(),
             Self::Tpm(error) => return error.next_step(),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use crate::{
-    base::key::StoreName,
+    base::{key::StoreName, person::Attendant},
     config::{Config, LeafName, Policy},
     keys::store,
     sys::durable::{Folder, folder_of},
@@ -40,6 +40,7 @@ pub fn change(
     name: &StoreName,
     policy: &Policy,
     keep: Duration,
+    attendant: &Attendant,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Changed, Error> {
     let old = setup::configuration(config)?;
@@ -53,7 +54,7 @@ pub fn change(
     if before != *policy {
         write(config, &text)?;
     }
-    let new = setup::configuration(config)?;
+    let new = Config { attendant: attendant.clone(), ..setup::configuration(config)? };
     let rotation = Container::open(&new, name, None, Use::Keys)?.rotate(keep, progress)?;
     record(&new, "container policy", name);
     let leaves = policy.leaves();

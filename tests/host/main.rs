@@ -1,5 +1,7 @@
 //! The host layer: the built binary on real loop devices and FUSE. Needs root; run by `scripts/test host`.
 
+#[path = "../common/bao.rs"]
+mod bao;
 #[path = "../common/container_key.rs"]
 mod container_key;
 #[path = "../common/luks2.rs"]
@@ -23,6 +25,8 @@ mod tpm_process;
 mod wiretap;
 
 mod attach;
+#[path = "bao.rs"]
+mod bao_stories;
 mod busy;
 mod container;
 mod disk;

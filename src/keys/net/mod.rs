@@ -1,5 +1,6 @@
 //! The network below the stores: HTTP with bounds and repetition, Keystone's tokens, clouds.yaml.
 
+pub(crate) mod bao;
 pub(crate) mod clouds;
 pub(crate) mod http;
 pub(crate) mod keystone;

@@ -92,6 +92,12 @@ fn is_met(
     })
 }
 
+/// Whether a person may have to be asked before a container opens.
+pub fn asks_people(store: &StoreConfig) -> Result<bool, Error> {
+    let leaves = leaves_of(&store.sealing, store.network)?;
+    Ok(leaves.iter().any(|(_, leaf)| leaf.person().is_some()))
+}
+
 /// The files of public keys that tell what of a policy this host opens by itself, for an initramfs. Without them a boot would
 /// wait for servers that it does not need.
 pub fn public_keys(store: &StoreConfig) -> Result<Vec<PathBuf>, Error> {
@@ -102,6 +108,15 @@ pub fn public_keys(store: &StoreConfig) -> Result<Vec<PathBuf>, Error> {
     let leaves = leaves_of(&store.sealing, store.network)?;
     let of_leaves = leaves.iter().flat_map(|(_, leaf)| leaf.files()).map(Path::to_owned);
     Ok(owner.iter().chain(hosts).map(|file| file.to_path_buf()).chain(of_leaves).collect())
+}
+
+/// The files with which leaves of the policy log in, and whether that and a way to the servers are enough to open the
+/// container.
+pub fn logins(store: &StoreConfig) -> Result<(Vec<PathBuf>, bool), Error> {
+    let leaves = leaves_of(&store.sealing, store.network)?;
+    let files = leaves.iter().filter_map(|(_, leaf)| leaf.login()).map(Path::to_owned).collect();
+    let asks = |name: &LeafName| leaves.iter().any(|(leaf, kind)| leaf == name && !kind.servers().is_empty());
+    Ok((files, store.sealing.policy.is_met_by(&asks)))
 }
 
 /// Whether an entry of the lockbox opens a volume where the container's policy takes more than an admitted host, and nobody
@@ -128,8 +143,9 @@ fn place_of(policy: &Policy, leaves: &Leaves) -> Option<Place> {
                 at: Location::Server { host: server.host, port: server.port },
                 opens: true,
             });
-            // One server at several addresses: each of them gives the share.
-            let mut servers: Vec<_> = servers.collect();
+            // One server at several addresses: each of them gives the share, and so does what logs in there.
+            let login = leaf.login().map(|path| Place::path(format!("log-in of leaf {name}"), path, true));
+            let mut servers: Vec<_> = servers.chain(login).collect();
             return match servers.len() {
                 0 => None,
                 1 => servers.pop(),
@@ -235,7 +251,12 @@ impl Container {
         let identities = Identities::read(&self.sealing.identities, &self.sealing.tpm)?.with(lockbox_key);
         let leaves = leaves_of(&self.sealing, self.network)?;
         let names = self.names_of_keys(&leaves);
-        Ok(identities.with_leaves(leaves, names))
+        Ok(identities.with_leaves(leaves, names).with_person(self.asking.clone()))
+    }
+
+    /// What people call the holders of keys.
+    pub(super) fn names(&self) -> Result<BTreeMap<String, String>, Error> {
+        Ok(self.names_of_keys(&leaves_of(&self.sealing, self.network)?))
     }
 
     /// What people call the holders of keys, as far as their public keys are on this host.

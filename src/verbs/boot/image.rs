@@ -197,9 +197,14 @@ impl Image {
         let kind = store::kind(store)?;
         self.uses_tpm |= kind.needs_tpm();
         let releases = kind.may_keep_unsealed_keys() && !store.sealing.seals();
-        for file in kind.files()? {
+        let (logins, opens) = unlock::container::logins(store)?;
+        for file in kind.files()?.into_iter().filter(|file| !logins.contains(file)) {
             let is_secret = releases && !is_public(&file);
             self.secret_or_file(config, &file, is_secret, "a log-in there releases unsealed keys", volumes)?;
+        }
+        for file in &logins {
+            let what = "any machine in the network opens the container with it";
+            self.secret_or_file(config, file, opens, what, volumes)?;
         }
         for identity in &store.sealing.identities {
             self.identity(config, identity, volumes)?;

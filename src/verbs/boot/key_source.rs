@@ -241,8 +241,17 @@ impl Sources {
 
     /// Waits for a way to the servers that the store's policy takes, if it takes any.
     fn await_leaves(&self, number: VolumeNo, name: &StoreName, is_host: bool) -> Result<(), Error> {
-        let servers = container::servers_to_open(&self.config, self.config.store(name)?, is_host)?;
-        self.await_route(number, &servers)
+        let store = self.config.store(name)?;
+        let servers = container::servers_to_open(&self.config, store, is_host)?;
+        if !container::asks_people(store)? {
+            return self.await_route(number, &servers);
+        }
+        // Without a network a person has to be asked: the servers are tried as long as the boot lasts, but not waited for.
+        let what = "a route to the servers of the policy";
+        let patience = Instant::now() + self.config.boot.prompt_after;
+        let is_there = || servers.is_empty() || servers.iter().any(is_reachable);
+        let _ = self.wait_until(patience.min(self.deadline), number, Announced::Routes, what, is_there);
+        Ok(())
     }
 
     /// Waits for all that identities take: file systems, the TPM, servers.

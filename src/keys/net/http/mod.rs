@@ -190,6 +190,18 @@ pub fn url(text: &str) -> Result<Url, HttpError> {
     if is_secure(&url) { Ok(url) } else { Err(HttpError::Insecure(url)) }
 }
 
+/// The URL of a server, with nothing else in it: no user, no query.
+pub fn server(text: &str) -> Option<Url> {
+    let fits = |url: &Url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().or(url.fragment()).is_none()
+    };
+    Url::parse(text).ok().filter(fits)
+}
+
 /// The name or address of a URL's server, without brackets.
 pub fn host(url: &Url) -> &str {
     url.host_str().unwrap_or_default().trim_matches(['[', ']'])
@@ -221,12 +233,42 @@ pub fn secret_body(secret: SecretBytes) -> Bytes {
     Bytes::from_owner(Owner(secret))
 }
 
+/// A secret as a header's value; `None` if it cannot be one.
+pub fn secret_header(secret: SecretBytes) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_maybe_shared(secret_body(secret)).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
 impl Http {
     /// With these limits, trusting these authorities instead of the system's.
     pub fn new(
         network: &Network,
         authorities: Option<Vec<X509>>,
         client: Option<ClientIdentity>,
+    ) -> Result<Self, HttpError> {
+        let within_a_server = Policy::custom(|attempt| {
+            let same = |a: &Url, b: &Url| a.origin() == b.origin();
+            let stays = attempt.previous().last().is_some_and(|from| same(from, attempt.url()));
+            if stays && attempt.previous().len() <= 3 { attempt.follow() } else { attempt.stop() }
+        });
+        Self::with(network, authorities, client, within_a_server)
+    }
+
+    /// Likewise, but a redirect is an answer.
+    pub fn without_redirects(
+        network: &Network,
+        authorities: Option<Vec<X509>>,
+        client: Option<ClientIdentity>,
+    ) -> Result<Self, HttpError> {
+        Self::with(network, authorities, client, Policy::none())
+    }
+
+    fn with(
+        network: &Network,
+        authorities: Option<Vec<X509>>,
+        client: Option<ClientIdentity>,
+        redirects: Policy,
     ) -> Result<Self, HttpError> {
         // Whatever the configuration says, there is a bound, and arithmetic with it does not overflow.
         let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_LIMIT).min(LONGEST_LIMIT);
@@ -237,11 +279,7 @@ impl Http {
             .tls_version_min(Version::TLS_1_2)
             // A proxy from the environment would see every token.
             .no_proxy()
-            .redirect(Policy::custom(|attempt| {
-                let same = |a: &Url, b: &Url| a.origin() == b.origin();
-                let stays = attempt.previous().last().is_some_and(|from| same(from, attempt.url()));
-                if stays && attempt.previous().len() <= 3 { attempt.follow() } else { attempt.stop() }
-            }));
+            .redirect(redirects);
         if let Some(authorities) = authorities {
             let der = |authority: &X509| authority.to_der().map_err(|error| HttpError::Client(error.into()));
             let authorities =
@@ -450,7 +488,7 @@ fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + f64::from(random[0]) / 510.0)
 }
 
-/// What a server says of its refusal: OpenStack's JSON, or a short text.
+/// What a server says of its refusal: OpenStack's or OpenBao's JSON, or a short text.
 pub fn reason(answer: &HttpAnswer) -> Option<String> {
     reason_in(answer.body.expose())
 }
@@ -460,7 +498,8 @@ pub fn reason_in(body: &[u8]) -> Option<String> {
     const LONGEST: usize = 300;
     let body = std::str::from_utf8(body).ok()?;
     let json: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
-    let said = ["/error/message", "/description", "/message"].iter().find_map(|at| json.pointer(at)?.as_str());
+    let said =
+        ["/error/message", "/description", "/message", "/errors/0"].iter().find_map(|at| json.pointer(at)?.as_str());
     // A proxy's HTML page says nothing that its status does not.
     let text = said.or_else(|| (!body.trim_start().starts_with(['<', '{'])).then_some(body))?.trim();
     let clean: String = text.chars().filter(|c| !c.is_control()).take(LONGEST).collect();

@@ -3,8 +3,10 @@
 //! Holders of keys need no kind of their own here to open: this host's [identities](super::identities) do that.
 
 mod error;
+pub mod person;
 mod public;
 mod tang;
+mod transit;
 
 use std::path::Path;
 
@@ -31,13 +33,21 @@ pub trait Kind: Send + Sync {
     fn open(&self, _: &JweRecipient, _: &JoseHeader, _: &Cancel) -> Option<Result<ContentKey, SealError>> {
         None
     }
+    /// By what a person opens it, and the file that has it; `None` if no person has to be asked.
+    fn person(&self) -> Option<(person::By, &Path)> {
+        None
+    }
     /// The servers that it asks.
     fn servers(&self) -> Vec<Server> {
         Vec::new()
     }
-    /// The files of public keys that tell whether this host opens it.
+    /// The files that opening takes and that hide nothing, such as the public keys that tell whether this host opens it.
     fn files(&self) -> Vec<&Path> {
         Vec::new()
+    }
+    /// The file with which whoever reaches its servers opens it, if there is one.
+    fn login(&self) -> Option<&Path> {
+        None
     }
     /// How its public key is confirmed and remembered before anything is sealed to it; `None` if it needs no confirming.
     fn pin(&self, _state: &Path) -> Option<Box<dyn Pin>> {
@@ -67,7 +77,12 @@ pub trait Offer {
 type Make = fn(&LeafName, &LeafConfig, Network) -> Result<Box<dyn Kind>, ConfigError>;
 
 /// The kinds of leaves: the member of `[leaves.NAME]` that tells it, the member of a recipient's header if it has one.
-const KINDS: &[(&str, Option<&str>, Make)] = &[(tang::MEMBER, Some(tang::MEMBER), tang::kind)];
+const KINDS: &[(&str, Option<&str>, Make)] = &[
+    (tang::MEMBER, Some(tang::MEMBER), tang::kind),
+    (transit::MEMBER, None, transit::kind),
+    (person::By::Recovery.member(), Some(person::MEMBER), person::recovery),
+    (person::By::Passphrase.member(), Some(person::MEMBER), person::passphrase),
+];
 
 /// The kind of a leaf. Of one that has nothing but a `public` key, this host's identities open what is sealed to it; other
 /// kinds may have that member, too.

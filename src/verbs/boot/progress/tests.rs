@@ -117,7 +117,14 @@ impl Story {
             Action::Try(number, _, passphrase) => {
                 format!("try {} on {}", String::from_utf8_lossy(passphrase.expose()), name(number))
             }
-            Action::ShowPrompt(_, volumes) => format!("prompt for {}", self.names(volumes).join(", ")),
+            Action::ShowPrompt(_, volumes, question) => {
+                let question = question.as_ref().map(|question| format!("; {question}")).unwrap_or_default();
+                format!("prompt for {}{question}", self.names(volumes).join(", "))
+            }
+            Action::Answer(answer) => {
+                let answer = answer.as_ref().map(|answer| String::from_utf8_lossy(answer.expose()).into_owned());
+                format!("answer {}", answer.as_deref().unwrap_or("nothing"))
+            }
             Action::PromptAnswered => "prompt answered".to_owned(),
             Action::TakePromptAway => "no prompt".to_owned(),
             Action::TellAttached(number, opened) => format!("{} by {}", name(number), opened.by),

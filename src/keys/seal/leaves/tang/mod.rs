@@ -69,15 +69,8 @@ fn urls<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Url>, D::Error
         return Err(de::Error::custom(format!("tang must have 1 to {MOST_URLS} URLs")));
     }
     let url = |text: &String| {
-        let fits = |url: &Url| {
-            matches!(url.scheme(), "http" | "https")
-                && url.has_host()
-                && url.username().is_empty()
-                && url.password().is_none()
-                && url.query().or(url.fragment()).is_none()
-        };
-        let url = Url::parse(text).ok().filter(fits);
-        url.ok_or_else(|| de::Error::custom(format!("tang: '{text}' is not an http or https URL of a server")))
+        http::server(text)
+            .ok_or_else(|| de::Error::custom(format!("tang: '{text}' is not an http or https URL of a server")))
     };
     texts.iter().map(url).collect()
 }

@@ -1,0 +1,141 @@
+//! Rehearsal of a recovery: would the escrow's key, or a recovery key on paper, alone open each key of a container? Nothing is
+//! changed, and nothing else that this host has is used.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Mutex,
+};
+
+use super::{
+    Author, Container, Use,
+    rotation::{for_each, lock},
+};
+use crate::{
+    base::{
+        chain::chain,
+        key::{ContainerKeyId, Epoch, KeyId, StoreName},
+    },
+    config::{Config, IdentitySpec, LeafName},
+    keys::{
+        seal::{For, Identities, Identity, OwnerKey, identities},
+        store::Stored,
+    },
+    unlock::Error,
+};
+
+/// What alone has to open all.
+pub enum By<'a> {
+    /// What a person has on paper or in mind.
+    Leaf(&'a LeafName),
+    /// A private key.
+    Identity(&'a IdentitySpec),
+}
+
+/// What a rehearsal has found.
+#[derive(Debug, serde::Serialize)]
+pub struct Rehearsal {
+    pub container: StoreName,
+    /// The container keys that opened.
+    pub container_keys: Vec<Epoch>,
+    /// Those that did not, and why.
+    pub lost_container_keys: BTreeMap<Epoch, String>,
+    /// Those that did not, but no key is sealed under them any more.
+    pub replaced: Vec<Epoch>,
+    /// How many keys opened.
+    pub saved: usize,
+    /// The keys that did not, and why.
+    pub lost: BTreeMap<KeyId, String>,
+    /// Keys that the store keeps unsealed: they need no recovery, as long as there is the store.
+    pub unsealed: usize,
+}
+
+impl Rehearsal {
+    /// Whether a recovery would lose something.
+    pub fn loses(&self) -> bool {
+        !self.lost.is_empty() || !self.lost_container_keys.is_empty()
+    }
+}
+
+/// Opens each container key and each key of a container by this alone.
+pub fn rehearse(
+    config: &Config,
+    name: &StoreName,
+    by: &By<'_>,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> Result<Rehearsal, Error> {
+    let mut container = Container::open(config, name, None, Use::Keys)?;
+    let alone: Box<dyn Identity> = match by {
+        By::Identity(spec) => identities::kind(spec).open(&config.tpm)?,
+        By::Leaf(leaf) => Box::new(container.key_of_person(leaf)?),
+    };
+    container.alone = Some(Identities::of(vec![alone]).with_leaves(Vec::new(), container.names()?));
+    container.rehearse(progress)
+}
+
+impl Container {
+    /// The key of a person's leaf: of the current container key, for the same leaf opens those before.
+    fn key_of_person(&self, leaf: &LeafName) -> Result<OwnerKey, Error> {
+        let none = || Error::NoContainerKey(self.name.clone());
+        let keys = self.container_keys()?;
+        let id = self.key_id(keys.current()?.ok_or_else(none)?.epoch);
+        let refused = |source| Error::ContainerKeyRefused { id: id.clone(), source };
+        self.identities()?.of_person(&keys.get(id.epoch)?, leaf).map_err(refused)
+    }
+
+    fn rehearse(&self, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Rehearsal, Error> {
+        let keys = self.container_keys()?;
+        let (mut container_keys, mut closed) = (Vec::new(), BTreeMap::new());
+        for epoch in keys.epochs()? {
+            match self.container_key(epoch) {
+                Ok(_) => container_keys.push(epoch),
+                Err(error) => drop(closed.insert(epoch, chain(&error))),
+            }
+        }
+        let ids = self.store.list()?;
+        // A machine that knows nothing of the container yet has nothing to compare with.
+        let author = if self.trusted_epoch()?.is_some() { Author::Container } else { Author::Pinned };
+        let (lost, unsealed) = (Mutex::new(BTreeMap::new()), Mutex::new(0));
+        let needed: Mutex<BTreeSet<Epoch>> =
+            Mutex::new(keys.current()?.map(|current| current.epoch).into_iter().collect());
+        for_each(&ids, progress, &|id| {
+            let closed = |epoch: Epoch| {
+                lock(&needed).insert(epoch);
+                closed.contains_key(&epoch)
+            };
+            match self.rehearse_one(id, author, &closed) {
+                Ok(true) => {}
+                Ok(false) => *lock(&unsealed) += 1,
+                Err(why) => drop(lock(&lost).insert(*id, why)),
+            }
+        });
+        let (lost, unsealed) = (std::mem::take(&mut *lock(&lost)), *lock(&unsealed));
+        let needed = std::mem::take(&mut *lock(&needed));
+        let replaced = closed.keys().copied().filter(|epoch| !needed.contains(epoch)).collect();
+        closed.retain(|epoch, _| needed.contains(epoch));
+        Ok(Rehearsal {
+            container: self.name.clone(),
+            container_keys,
+            lost_container_keys: closed,
+            replaced,
+            saved: ids.len() - lost.len() - unsealed,
+            lost,
+            unsealed,
+        })
+    }
+
+    /// Whether it is sealed, and opens; or why not.
+    fn rehearse_one(&self, id: &KeyId, author: Author, is_closed: &dyn Fn(Epoch) -> bool) -> Result<bool, String> {
+        let sealed = match self.store.get(id) {
+            Ok(Stored::Sealed(sealed)) => sealed,
+            Ok(Stored::Released(_)) => return Ok(false),
+            Err(error) => return Err(chain(&error)),
+        };
+        // A container key that does not open is not asked for again with each of its keys.
+        let mut under = sealed.recipient_kids().filter_map(|kid| kid.parse::<ContainerKeyId>().ok());
+        let under = under.find(|under| under.container == self.name);
+        if let Some(id) = under.filter(|under| is_closed(under.epoch)) {
+            return Err(format!("its container key {id} would be lost"));
+        }
+        self.open_key(id, &sealed, For::Any, author).map(|_| true).map_err(|error| chain(&error))
+    }
+}
