@@ -43,6 +43,7 @@ mod separation;
 mod speed;
 #[path = "../common/store_suite.rs"]
 mod store_suite;
+mod subsets;
 mod tpm;
 mod tpm_attach;
 mod tpm_bus;
