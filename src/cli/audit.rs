@@ -103,15 +103,17 @@ fn lines(verdict: &Verdict) -> Vec<String> {
     }
     lines.push(match verdict.first.zip(verdict.last) {
         Some((first, last)) => format!(
-            "{} records, from {first} to {} of {}: {}",
-            verdict.records,
+            "{}: records {first} to {} ({} lines), the last of {}",
+            if verdict.faults() == 0 { "unbroken" } else { "broken" },
             last.seq,
-            date(last.time),
-            if verdict.faults() == 0 { "unbroken" } else { "broken" }
+            verdict.records,
+            date(last.time)
         ),
         None => "no records".to_owned(),
     });
-    lines.extend(verdict.confirmed.iter().map(|anchor| format!("  {} confirms record {}", anchor.kept_in, anchor.seq)));
+    lines.extend(
+        verdict.fit.iter().map(|anchor| format!("  fits the anchor in {}: record {}", anchor.kept_in, anchor.seq)),
+    );
     lines.extend(verdict.not_compared.iter().map(|what| format!("  not compared: {what}")));
     lines
 }

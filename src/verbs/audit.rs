@@ -140,20 +140,20 @@ pub fn verify(config: &Config, files: &[PathBuf], anchors: &[PathBuf]) -> Result
     if files.end_here {
         match &files.head {
             Some(head) => known.push(Anchor { kept_in: STATE.to_owned(), seq: head.seq, hash: head.hash }),
-            None => not_compared.push(format!("{STATE} has no head of this record")),
+            None => not_compared.push(format!("{STATE}, which has no head of this record")),
         }
         // Root's entries are root's own, by journald's word.
         let by = format!("_UID={}", nix::unistd::geteuid());
         match journal::read(&[MESSAGE_ID, &by]) {
             Ok(printed) => known.extend(anchors_in_journal(&printed, &file_of(config))),
-            Err(error) => not_compared.push(format!("{JOURNAL} cannot be read: {}", chain(&error))),
+            Err(error) => not_compared.push(format!("{JOURNAL}: {}", chain(&error))),
         }
         match in_tpm(config) {
-            Ok(value) => tpm = value,
-            Err(error) => not_compared.push(format!("the TPM cannot be asked: {}", chain(&error))),
+            Ok(value) => tpm = Some(value),
+            Err(error) => not_compared.push(format!("the TPM: {}", chain(&error))),
         }
     } else {
-        not_compared.push(format!("the files do not end with {}, so this host's anchors say nothing", file_of(config)));
+        not_compared.push(format!("what this host has of {}, for the files do not end with it", file_of(config)));
     }
     let mut verdict = files.verify(Verifier::new(known, tpm))?;
     not_compared.append(&mut verdict.not_compared);

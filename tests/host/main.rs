@@ -23,6 +23,7 @@ mod tpm_process;
 mod wiretap;
 
 mod attach;
+mod audit;
 mod busy;
 mod container;
 mod disk;

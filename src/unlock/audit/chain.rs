@@ -219,3 +219,128 @@ pub fn rotated(path: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder_of(path)).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(is_rotated).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unlock::audit::verify::{Files, Verdict, Verifier};
+
+    struct Host {
+        folder: tempfile::TempDir,
+        config: Config,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let mut config = Config::parse("", "c.toml".as_ref()).unwrap();
+            config.audit.file = folder.path().join("audit").into();
+            config.state = folder.path().join("state").into();
+            Self { folder, config }
+        }
+
+        fn log(&self) -> PathBuf {
+            self.folder.path().join("audit")
+        }
+
+        fn append(&self) -> Head {
+            Chain::open(&self.config).unwrap().append(&Event { action: "test", ..Event::default() }).unwrap()
+        }
+
+        fn verdict(&self) -> Verdict {
+            let files = Files::of(&self.config, &[]).unwrap();
+            let anchor =
+                |head: Head| super::super::verify::Anchor { kept_in: "s".to_owned(), seq: head.seq, hash: head.hash };
+            files.verify(Verifier::new(files.head.map(anchor).into_iter().collect(), None)).unwrap()
+        }
+    }
+
+    #[test]
+    fn the_chain_goes_on_in_the_next_file_with_or_without_the_state_directory() {
+        let host = Host::new();
+        for seq in 1..=3 {
+            assert_eq!(host.append().seq, seq);
+        }
+        fs::rename(host.log(), host.log().with_extension("1")).unwrap();
+        assert_eq!(host.append().seq, 4, "by the state directory");
+        fs::rename(host.log().with_extension("1"), host.log().with_extension("2")).unwrap();
+        fs::rename(host.log(), host.log().with_extension("1")).unwrap();
+        fs::remove_dir_all(&*host.config.state).unwrap();
+        fs::write(host.log().with_extension("0.gz"), "no record").unwrap();
+        File::create(host.log()).unwrap();
+        assert_eq!(host.append().seq, 5, "by the newest file");
+        let verdict = host.verdict();
+        assert_eq!((verdict.faults(), verdict.records), (0, 5), "{verdict:?}");
+        assert_eq!(verdict.fit[0].seq, 5);
+    }
+
+    #[test]
+    fn what_was_cut_or_changed_is_not_taken_up_into_the_chain() {
+        for change in [|text: &str| text[..text.len() / 2].to_owned(), |text: &str| text.replace("test", "rest")] {
+            let host = Host::new();
+            let head = (0..2).map(|_| host.append()).last().unwrap();
+            fs::write(host.log(), change(&fs::read_to_string(host.log()).unwrap())).unwrap();
+            assert!(host.verdict().faults() > 0);
+            assert_eq!(host.append().seq, head.seq + 1);
+            assert!(host.verdict().faults() > 0);
+        }
+    }
+
+    #[test]
+    fn a_torn_line_is_left_behind_and_told() {
+        let host = Host::new();
+        host.append();
+        let mut text = fs::read(host.log()).unwrap();
+        text.extend(b"{\"seq\":2,\"prev\":\"ab");
+        fs::write(host.log(), text).unwrap();
+        assert_eq!((host.append().seq, host.append().seq), (2, 3));
+        let verdict = host.verdict();
+        assert_eq!((verdict.faults(), verdict.torn.len(), verdict.records), (0, 1, 3), "{verdict:?}");
+        // A record of which only the newline is missing is one.
+        let text = fs::read(host.log()).unwrap();
+        fs::write(host.log(), &text[..text.len() - 1]).unwrap();
+        assert_eq!(host.append().seq, 4);
+        let verdict = host.verdict();
+        assert_eq!((verdict.faults(), verdict.torn.len(), verdict.records), (0, 1, 4), "{verdict:?}");
+    }
+
+    /// kill -9 between the record and its head: the head is one behind.
+    #[test]
+    fn a_head_that_was_not_kept_in_time_or_is_damaged_is_caught_up() {
+        let host = Host::new();
+        host.append();
+        let kept = head_file(&host.config).unwrap();
+        let behind = fs::read(&kept).unwrap();
+        host.append();
+        for head in [&behind[..], b"", &[0; 300], b"{\"seq\":"] {
+            fs::write(&kept, head).unwrap();
+            host.append();
+            assert_eq!(host.verdict().faults(), 0);
+        }
+        // And logrotate in between.
+        fs::write(&kept, &behind).unwrap();
+        fs::rename(host.log(), host.log().with_extension("1")).unwrap();
+        assert_eq!(host.append().seq, 7);
+        assert_eq!(host.verdict().faults(), 0);
+    }
+
+    #[test]
+    fn a_state_directory_that_cannot_be_written_does_not_keep_a_record_from_being_written() {
+        let host = Host::new();
+        fs::write(&*host.config.state, "a file").unwrap();
+        assert_eq!((host.append().seq, host.append().seq), (1, 2));
+        assert_eq!((host.verdict().faults(), host.verdict().records), (0, 2));
+    }
+
+    #[test]
+    fn a_writer_waits_for_the_other_and_threads_make_one_chain() {
+        let host = Host::new();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..10).for_each(|_| assert!(host.append().seq > 0)));
+            }
+        });
+        let verdict = host.verdict();
+        assert_eq!((verdict.faults(), verdict.records), (0, 40), "{verdict:?}");
+    }
+}

@@ -44,12 +44,12 @@ pub struct Remark {
     pub what: String,
 }
 
-/// An anchor's latest record that is in the files, as it was when it was anchored.
+/// The latest of the records that anchors in one place are of, and which are as they were then.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Confirmed {
+pub struct Fit {
     /// As in [`Anchor`].
     pub kept_in: String,
-    /// The record: it and all before it are what they were.
+    /// The record. Where the chain is unbroken, all before it are what they were, too.
     pub seq: u64,
 }
 
@@ -69,7 +69,7 @@ pub struct Verdict {
     /// Lines that a loss of power left unfinished.
     pub torn: Vec<Remark>,
     /// Which anchors fit.
-    pub confirmed: Vec<Confirmed>,
+    pub fit: Vec<Fit>,
     /// What was not compared, and why.
     pub not_compared: Vec<String>,
 }
@@ -116,9 +116,12 @@ pub struct Verifier {
     is_open: bool,
     /// By number.
     anchors: Vec<(Anchor, Found)>,
-    /// What the TPM's index has.
-    tpm: Option<Digest>,
-    tpm_record: Option<u64>,
+    /// What the TPM's index has, if it was asked.
+    tpm: Option<Option<Digest>>,
+    /// The last record that was anchored there: what the index had before and since then.
+    tpm_said: Option<(u64, [Digest; 2])>,
+    /// The one that the index fits.
+    tpm_fits: Option<u64>,
 }
 
 #[derive(Clone, PartialEq)]
@@ -129,8 +132,8 @@ enum Found {
 }
 
 impl Verifier {
-    /// Compares with these anchors, and with what the TPM's index has.
-    pub fn new(mut anchors: Vec<Anchor>, tpm: Option<Digest>) -> Self {
+    /// Compares with these anchors; and with what the TPM's index has, if it was asked.
+    pub fn new(mut anchors: Vec<Anchor>, tpm: Option<Option<Digest>>) -> Self {
         anchors.sort_by_key(|anchor| anchor.seq);
         let anchors = anchors.into_iter().map(|anchor| (anchor, Found::Not)).collect();
         Self { anchors, tpm, ..Self::default() }
@@ -225,8 +228,29 @@ impl Verifier {
                 *found = Found::Other(self.at.file.clone(), self.at.line);
             }
         }
-        if self.tpm.is_some() && link.extended(&head.hash) == self.tpm {
-            self.tpm_record = Some(head.seq);
+        if let Some(extended) = link.extended(&head.hash) {
+            self.follow_tpm(head.seq, extended);
+        }
+    }
+
+    /// Whoever writes the record anew can anchor it anew, too; but what the index had before is then of no record.
+    fn follow_tpm(&mut self, seq: u64, [before, since]: [Digest; 2]) {
+        let is_known = match self.tpm_said {
+            // An anchor that did not reach the TPM has changed nothing there.
+            Some((_, last)) => last.contains(&before),
+            None => before == Digest::default(),
+        };
+        let starts_later = self.tpm_said.is_none() && self.verdict.first.is_some_and(|first| first > 1);
+        if !is_known && before == Digest::default() {
+            let what = format!("what the TPM had before record {seq}: its index was made anew then");
+            self.verdict.not_compared.push(what);
+        } else if !is_known && !starts_later {
+            let what = format!("when record {seq} was anchored, the TPM had the anchor of a record that is not here");
+            self.verdict.fault(&self.at, what);
+        }
+        self.tpm_said = Some((seq, [before, since]));
+        if self.tpm == Some(Some(since)) {
+            self.tpm_fits = Some(seq);
         }
     }
 
@@ -241,15 +265,20 @@ impl Verifier {
         for (anchor, found) in std::mem::take(&mut self.anchors) {
             self.judge(anchor, found, &end);
         }
-        match (self.tpm, self.tpm_record) {
-            (Some(_), Some(seq)) => {
-                self.verdict.confirmed.push(Confirmed { kept_in: "the TPM".to_owned(), seq });
-            }
-            (Some(_), None) => {
+        match (self.tpm, self.tpm_fits, self.tpm_said) {
+            (Some(Some(_)), Some(seq), _) => self.verdict.fit.push(Fit { kept_in: "the TPM".to_owned(), seq }),
+            (Some(Some(_)), None, _) => {
                 let what = "no record up to this one is that of the TPM's last anchor, as it was then".to_owned();
                 self.verdict.fault(&end, what);
             }
-            (None, _) => {}
+            (Some(None), _, Some((seq, _))) => {
+                let what = format!("record {seq} was anchored in the TPM, which has no anchor now");
+                self.verdict.fault(&end, what);
+            }
+            (Some(None), _, None) | (None, _, _) => {}
+        }
+        if let Some(first) = self.verdict.first.filter(|first| *first > 1) {
+            self.verdict.not_compared.push(format!("the records before {first}, which are not in these files"));
         }
         self.verdict
     }
@@ -259,11 +288,11 @@ impl Verifier {
         let (first, last) = (self.verdict.first, self.verdict.last.map(|last| last.seq));
         match found {
             Found::Same => {
-                let known = self.verdict.confirmed.iter_mut().find(|known| known.kept_in == kept_in);
+                let known = self.verdict.fit.iter_mut().find(|known| known.kept_in == kept_in);
                 match known {
                     // They come by number.
                     Some(known) => known.seq = seq,
-                    None => self.verdict.confirmed.push(Confirmed { kept_in, seq }),
+                    None => self.verdict.fit.push(Fit { kept_in, seq }),
                 }
             }
             Found::Other(file, line) => {
@@ -274,7 +303,7 @@ impl Verifier {
                 self.verdict.fault(end, format!("the end is missing: {kept_in} has record {seq}"));
             }
             Found::Not if first.is_some_and(|first| seq < first) => {
-                let what = format!("{kept_in} has record {seq}, which is in a file before these");
+                let what = format!("{kept_in}, which has record {seq} and others before these");
                 // One for each place is enough.
                 if !self.verdict.not_compared.iter().any(|told| told.starts_with(&kept_in)) {
                     self.verdict.not_compared.push(what);
@@ -384,3 +413,150 @@ pub fn anchors_in(path: &Path) -> Result<Vec<Anchor>, AuditError> {
 
 /// The most that is read of a file of anchors.
 const MOST_ANCHOR_BYTES: u64 = 16 << 20;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{super::Event, *};
+    use crate::unlock::audit::line::line;
+
+    /// Records from number 1 on.
+    fn written(count: u64) -> Vec<String> {
+        let (mut lines, mut prev) = (Vec::new(), Digest::default());
+        for seq in 1..=count {
+            let line =
+                line(seq, &prev, (1000 + seq, 0), false, &Event { action: "attach", ..Event::default() }).unwrap();
+            prev = openssl::sha::sha256(line.trim_end().as_bytes());
+            lines.push(line);
+        }
+        lines
+    }
+
+    fn anchor_of(lines: &[String], seq: u64) -> Anchor {
+        let hash = openssl::sha::sha256(lines[seq as usize - 1].trim_end().as_bytes());
+        Anchor { kept_in: "a".to_owned(), seq, hash }
+    }
+
+    fn verdict(anchors: Vec<Anchor>, files: &[&[u8]]) -> Verdict {
+        let mut verifier = Verifier::new(anchors, None);
+        for (number, &(mut file)) in files.iter().enumerate() {
+            verifier.read(number.to_string().as_ref(), &mut file).unwrap();
+        }
+        verifier.end()
+    }
+
+    fn faults(anchors: Vec<Anchor>, lines: &[String]) -> Vec<String> {
+        let verdict = verdict(anchors, &[lines.concat().as_bytes()]);
+        verdict.faults.into_iter().map(|fault| format!("{}: {}", fault.line, fault.what)).collect()
+    }
+
+    #[test]
+    fn finds_what_was_done_to_the_lines_and_says_where() {
+        let good = written(6);
+        assert!(faults(vec![anchor_of(&good, 6), anchor_of(&good, 2)], &good).is_empty());
+        let changed = |change: &dyn Fn(&mut Vec<String>)| {
+            let mut lines = good.clone();
+            change(&mut lines);
+            faults(vec![anchor_of(&good, 6)], &lines)
+        };
+        let edited = |lines: &mut Vec<String>, at: usize| lines[at] = lines[at].replace("attach", "detach");
+        assert_eq!(changed(&|lines| edited(lines, 2)), ["3: record 3 is not what it was when record 4 was written"]);
+        assert_eq!(changed(&|lines| edited(lines, 5)), ["6: record 6 is not the one that a has"]);
+        assert_eq!(changed(&|lines| drop(lines.remove(1))), ["2: record 2 is missing before this one"]);
+        assert_eq!(changed(&|lines| drop(lines.drain(1..4))), ["2: records 2 to 4 are missing before this one"]);
+        assert_eq!(changed(&|lines| drop(lines.pop())), ["5: the end is missing: a has record 6"]);
+        assert_eq!(changed(&|lines| lines.clear()), ["0: the end is missing: a has record 6"]);
+        assert_eq!(
+            changed(&|lines| lines.swap(2, 3)),
+            ["3: record 3 is missing before this one", "4: record 3 stands after record 4"]
+        );
+        assert_eq!(changed(&|lines| lines.insert(2, lines[0].clone())), ["3: record 1 stands after record 2"]);
+        assert_eq!(changed(&|lines| lines.insert(2, "{}\n".to_owned())), ["3: this line is not a record"]);
+        assert_eq!(changed(&|lines| lines.insert(2, "x".repeat(5000) + "\n")), ["3: this line is not a record"]);
+        assert_eq!(changed(&|lines| lines[0] = lines[0].replace("prev\":\"0", "prev\":\"1")).len(), 2);
+    }
+
+    #[test]
+    fn files_follow_each_other_and_the_first_may_be_gone() {
+        let lines = written(9);
+        let parts = [lines[..3].concat(), lines[3..6].concat(), lines[6..].concat()];
+        let [a, b, c] = [parts[0].as_bytes(), parts[1].as_bytes(), parts[2].as_bytes()];
+        assert_eq!(verdict(vec![anchor_of(&lines, 2)], &[a, b, c]).fit, [Fit { kept_in: "a".to_owned(), seq: 2 }]);
+        let later = verdict(vec![anchor_of(&lines, 2)], &[b, c]);
+        assert_eq!((later.faults(), later.first, later.records), (0, Some(4), 6));
+        assert_eq!(later.not_compared.len(), 2, "{later:?}");
+        assert_eq!(verdict(vec![], &[a, c]).faults[0].what, "records 4 to 6 are missing before this one");
+        assert_eq!(verdict(vec![], &[b, a, c]).faults.len(), 1, "a file in the wrong place is one fault");
+    }
+
+    #[test]
+    fn an_unfinished_line_is_one_only_where_the_next_record_says_so() {
+        let good = written(2);
+        let hash = openssl::sha::sha256(good[1].trim_end().as_bytes());
+        let third = |torn| line(3, &hash, (0, 0), torn, &Event { action: "attach", ..Event::default() }).unwrap();
+        for (next, faults) in [(third(true), 0), (third(false), 1)] {
+            let verdict = verdict(vec![], &[format!("{}{{\"seq\":3,\n{next}", good.concat()).as_bytes()]);
+            assert_eq!((verdict.faults(), verdict.torn.len(), verdict.records), (faults, 1 - faults as usize, 3));
+        }
+        let at_the_end = |rest: &str| verdict(vec![], &[(good.concat() + rest).as_bytes()]);
+        assert_eq!((at_the_end("{\"seq\":3,").faults(), at_the_end("{\"seq\":3,\n").faults()), (0, 1));
+        assert_eq!(at_the_end("x\n{\"seq\":3,").faults(), 1);
+        assert_eq!(at_the_end(third(false).trim_end()).records, 3, "only its end is missing");
+    }
+
+    #[test]
+    fn the_tpm_knows_the_records_that_it_was_extended_by() {
+        // Three lines, of which the last two are anchored in an index that has this.
+        let anchored = |mut value: Digest| {
+            let mut lines = written(1);
+            for seq in 2..=3 {
+                let prev = openssl::sha::sha256(lines[seq - 2].trim_end().as_bytes());
+                let event = Event { action: "anchor", tpm: Some(hex::encode(&value)), ..Event::default() };
+                lines.push(line(seq as u64, &prev, (0, 0), false, &event).unwrap());
+                let hash = openssl::sha::sha256(lines[seq - 1].trim_end().as_bytes());
+                value = openssl::sha::sha256(&[value, hash].concat());
+            }
+            (lines, value)
+        };
+        let verdict = |lines: &[String], tpm| {
+            let mut verifier = Verifier::new(vec![], tpm);
+            verifier.read("f".as_ref(), &mut lines.concat().as_bytes()).unwrap();
+            verifier.end()
+        };
+        let (lines, value) = anchored(Digest::default());
+        let good = verdict(&lines, Some(Some(value)));
+        assert_eq!((good.faults(), good.fit), (0, vec![Fit { kept_in: "the TPM".to_owned(), seq: 3 }]));
+        assert_eq!(verdict(&lines, None).faults(), 0);
+        assert!(verdict(&lines, Some(None)).faults[0].what.contains("has no anchor now"));
+        assert!(verdict(&lines[..2], Some(Some(value))).faults[0].what.contains("the TPM's last anchor"));
+        // The first anchors are gone with their files, or were never there.
+        assert_eq!(verdict(&lines[2..], Some(Some(value))).faults(), 0);
+        let (forged, forged_value) = anchored(value);
+        let told = verdict(&forged, Some(Some(forged_value)));
+        assert_eq!(told.faults.len(), 1);
+        assert!(told.faults[0].what.contains("of a record that is not here"), "{told:?}");
+        // The owner has removed the index and made it anew.
+        let again: Vec<_> = [lines.clone(), {
+            let prev = openssl::sha::sha256(lines[2].trim_end().as_bytes());
+            let event = Event { action: "anchor", tpm: Some(hex::encode(&[0; 32])), ..Event::default() };
+            vec![line(4, &prev, (0, 0), false, &event).unwrap()]
+        }]
+        .concat();
+        let told = verdict(&again, None);
+        assert_eq!((told.faults(), told.not_compared.len()), (0, 1), "{told:?}");
+    }
+
+    proptest! {
+        /// One byte that is another one is found, wherever it is: an anchor is of the last record.
+        #[test]
+        fn no_change_of_a_byte_goes_unnoticed(at in 0_usize..800, other in 0_u8..=255) {
+            let lines = written(5);
+            let mut bytes = lines.concat().into_bytes();
+            let at = at % bytes.len();
+            prop_assume!(bytes[at] != other);
+            bytes[at] = other;
+            prop_assert!(verdict(vec![anchor_of(&lines, 5)], &[&bytes]).faults() > 0 || at == bytes.len() - 1);
+        }
+    }
+}
