@@ -4,7 +4,7 @@ use std::{
     fs,
     process::{Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -80,9 +80,13 @@ fn many_writers_at_once_make_one_chain() {
 #[test]
 fn writers_that_are_killed_leave_a_chain_that_goes_on() {
     let recorded = Recorded::new();
+    let begun = Instant::now();
+    (0..4).for_each(|_| recorded.record());
+    let longest = begun.elapsed() / 3;
     for number in 0..120 {
         let mut child = recorded.command().spawn().unwrap();
-        thread::sleep(Duration::from_micros(1000 * (number % 60) + 137 * number));
+        // Most kills come near the end, where the record is written.
+        thread::sleep(longest * (number % 60 + 60) / 120);
         let _ = child.kill();
         let _ = child.wait();
     }
@@ -101,18 +105,20 @@ fn a_line_that_a_full_disk_cut_off_is_told_and_the_chain_goes_on() {
     let config = recorded.site.keys("cryptattach.toml");
     let text = fs::read_to_string(config).unwrap();
     fs::write(config, text.replace("\"audit\"", &format!("\"{}/audit\"", folder.display()))).unwrap();
-    let mut warned = false;
-    for _ in 0..10 {
+    let is_full = |_: &u32| {
         let output = recorded.site.run(&["test", &recorded.volume]);
-        warned |= String::from_utf8_lossy(&output.stderr).contains("'test' is done, but is not on record");
-    }
+        String::from_utf8_lossy(&output.stderr).contains("'test' is done, but is not on record")
+    };
+    let written = (0..40).find(is_full).expect("the warning");
     let before = recorded.site.json(&["audit", "verify"]);
     sh(&format!("mount -o remount,size=1m {}", folder.display()));
     recorded.record();
     let verdict = recorded.site.json(&["audit", "verify"]);
     sh(&format!("umount {}", folder.display()));
-    assert!(warned);
-    assert_eq!((&before["torn"][0]["line"], &verdict["torn"][0]["line"]), (&9.into(), &9.into()), "{verdict}");
+    assert_eq!(
+        (&before["torn"][0]["line"], &verdict["torn"][0]["line"]),
+        (&(written + 1).into(), &(written + 1).into())
+    );
     assert_eq!(verdict["records"], before["records"].as_u64().unwrap() + 1);
     assert_eq!((&verdict["faults"], &verdict["last"]["seq"]), (&serde_json::json!([]), &verdict["fit"][0]["seq"]));
 }
@@ -171,9 +177,13 @@ fn what_somebody_did_to_the_record_is_found_and_the_line_is_named() {
         sh(&format!("{script} {log}"));
         let said = recorded.broken();
         assert!(said.contains(expected), "{script}: {said}");
-        // The next writer does not mend it.
+        // The next writer does not mend it. One that finds no line at all goes on as after logrotate, which is told.
         recorded.record();
-        recorded.broken();
+        if script.starts_with("sed") {
+            recorded.broken();
+        } else {
+            assert!(recorded.unbroken()["not_compared"].to_string().contains("the records before 7, which are not in"));
+        }
         fs::write(log, &good).unwrap();
         sh(&format!("rm -r {head} && cp -r {head}.good {head}"));
         assert_eq!(recorded.unbroken()["fit"][0]["seq"], 6);

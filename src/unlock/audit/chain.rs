@@ -27,8 +27,6 @@ const WINDOW: usize = 4 * line::MOST_BYTES;
 /// How long a writer waits for one with another state directory. Whoever may read the record could hold this lock, so it is not
 /// waited for long.
 const SHORT_PATIENCE: Duration = Duration::from_millis(500);
-/// What compresses a rotated record leaves such files.
-const COMPRESSED: [&str; 4] = [".gz", ".xz", ".bz2", ".zst"];
 
 /// The latest record of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,12 +130,13 @@ fn not_kept(error: io::Error) {
     tracing::warn!("the state directory does not keep the head of the audit record: {}", chain(&error));
 }
 
-/// The head that the state directory keeps, and the lock that goes with it; without a lock where the state cannot be read.
-pub(super) fn kept(config: &Config) -> (Option<Flock<File>>, Option<Head>) {
-    let path = head_file(config).filter(|path| path.exists());
-    let held = path.and_then(|path| lock::lock(&path, lock::PATIENCE).ok());
-    let head = held.as_deref().and_then(read_head);
-    (held, head)
+/// The head that the state directory keeps, and the lock that goes with it; none if nothing was recorded yet.
+pub(super) fn kept(config: &Config) -> Result<(Option<Flock<File>>, Option<Head>), AuditError> {
+    let Some(path) = head_file(config).filter(|path| path.exists()) else { return Ok((None, None)) };
+    let failed = |source| AuditError { action: "read the head of", path: config.audit.file.to_path_buf(), source };
+    let held = lock::lock(&path, lock::PATIENCE).map_err(failed)?;
+    let head = read_head(&held);
+    Ok((Some(held), head))
 }
 
 /// Waits for other writers, with an end. A record is worth more than its head: without a state directory it is written, too.
@@ -210,11 +209,9 @@ fn newest_rotated(path: &Path) -> (Option<Head>, bool) {
 pub fn rotated(path: &Path) -> Vec<PathBuf> {
     let name = path.file_name().unwrap_or_default().as_encoded_bytes();
     let is_rotated = |path: &PathBuf| {
-        let other = path.file_name().unwrap_or_default().as_encoded_bytes();
-        let is_compressed = COMPRESSED.iter().any(|end| other.ends_with(end.as_bytes()));
-        other.strip_prefix(name).is_some_and(|rest| matches!(rest, [b'.' | b'-', ..]))
-            && !is_compressed
-            && path.is_file()
+        let rest = path.file_name().and_then(|other| other.as_encoded_bytes().strip_prefix(name)).unwrap_or_default();
+        let is_number = |rest: &[u8]| rest.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'-' | b'.'));
+        matches!(rest, [b'.' | b'-', number @ ..] if !number.is_empty() && is_number(number)) && path.is_file()
     };
     let entries = fs::read_dir(folder_of(path)).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(is_rotated).collect()
@@ -251,7 +248,8 @@ mod tests {
             let files = Files::of(&self.config, &[]).unwrap();
             let anchor =
                 |head: Head| super::super::verify::Anchor { kept_in: "s".to_owned(), seq: head.seq, hash: head.hash };
-            files.verify(Verifier::new(files.head.map(anchor).into_iter().collect(), None)).unwrap()
+            let anchors = files.head.map(anchor).into_iter().collect();
+            files.verify(Verifier::new(anchors, None)).unwrap()
         }
     }
 
@@ -266,7 +264,9 @@ mod tests {
         fs::rename(host.log().with_extension("1"), host.log().with_extension("2")).unwrap();
         fs::rename(host.log(), host.log().with_extension("1")).unwrap();
         fs::remove_dir_all(&*host.config.state).unwrap();
-        fs::write(host.log().with_extension("0.gz"), "no record").unwrap();
+        for other in ["3.gz", "bak", ""] {
+            fs::write(format!("{}.{other}", host.log().display()), "no record\n").unwrap();
+        }
         File::create(host.log()).unwrap();
         assert_eq!(host.append().seq, 5, "by the newest file");
         let verdict = host.verdict();

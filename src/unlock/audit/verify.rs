@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::{fcntl::Flock, libc};
+use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use super::{AuditError, Digest, Head, MOST_BYTES, chain, line::Link, rotated};
@@ -330,37 +330,44 @@ fn skip_line(from: &mut dyn BufRead) -> io::Result<()> {
     }
 }
 
-/// The files to verify, in order.
+/// The files to verify, in order, as they are when they are opened.
 pub struct Files {
-    paths: Vec<PathBuf>,
+    opened: Vec<(PathBuf, Option<Opened>)>,
     /// The record of the configuration is the last of them, so all anchors of this host have to fit.
     pub end_here: bool,
     /// What the state directory has, if they end here.
     pub head: Option<Head>,
-    /// Nobody appends meanwhile.
-    _lock: Option<Flock<fs::File>>,
 }
 
+type Opened = BufReader<io::Take<fs::File>>;
+
 impl Files {
-    /// Those that are named; without any, the record of the configuration and what logrotate has made of it before.
+    /// Those that are named; without any, the record of the configuration and what logrotate has made of it before. Nobody
+    /// appends until all are opened.
     pub fn of(config: &Config, named: &[PathBuf]) -> Result<Self, AuditError> {
         let own = &*config.audit.file;
         let end_here = named.last().is_none_or(|last| is_same(last, own));
-        let (lock, head) = if end_here { chain::kept(config) } else { (None, None) };
+        let (_lock, head) = if end_here { chain::kept(config)? } else { (None, None) };
         let paths = if named.is_empty() { with_rotated(own) } else { named.to_vec() };
-        Ok(Self { paths, end_here, head, _lock: lock })
+        let mut opened = Vec::new();
+        for path in paths {
+            let file = match open(&path) {
+                // Nothing was recorded yet; or else an anchor says so.
+                Err(error) if named.is_empty() && error.kind() == io::ErrorKind::NotFound => None,
+                file => Some(file.map_err(|source| AuditError { action: "read", path: path.clone(), source })?),
+            };
+            opened.push((path, file));
+        }
+        Ok(Self { opened, end_here, head })
     }
 
     /// Reads them all.
-    pub fn verify(&self, mut verifier: Verifier) -> Result<Verdict, AuditError> {
-        for path in &self.paths {
+    pub fn verify(self, mut verifier: Verifier) -> Result<Verdict, AuditError> {
+        for (path, file) in self.opened {
             let failed = |source| AuditError { action: "read", path: path.clone(), source };
-            match open(path) {
-                // Nothing was recorded yet; or else an anchor says so.
-                Err(error) if self.end_here && self.paths.len() == 1 && error.kind() == io::ErrorKind::NotFound => {
-                    verifier.at.file = path.display().to_string();
-                }
-                opened => verifier.read(path, &mut opened.map_err(failed)?).map_err(failed)?,
+            match file {
+                Some(mut file) => verifier.read(&path, &mut file).map_err(failed)?,
+                None => verifier.at.file = path.display().to_string(),
             }
         }
         Ok(verifier.end())
@@ -368,7 +375,7 @@ impl Files {
 }
 
 /// A file as it is now: what is appended meanwhile is not read.
-fn open(path: &Path) -> io::Result<BufReader<io::Take<fs::File>>> {
+fn open(path: &Path) -> io::Result<Opened> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let size = file.metadata()?;
     if size.is_file() {
