@@ -1,6 +1,7 @@
 //! The command line: one small file per verb.
 
 mod attach;
+mod audit;
 mod boot;
 mod container;
 mod detach;
@@ -108,6 +109,8 @@ enum Verb {
     Host(host::Host),
     #[command(subcommand)]
     Lockbox(lockbox::LockboxVerb),
+    #[command(subcommand)]
+    Audit(audit::Audit),
     #[command(subcommand)]
     Hook(hook::Hook),
     #[command(hide = true)]
@@ -236,6 +239,7 @@ fn run(cli: &Cli, reports: Reports) -> Result<u8, Error> {
         Verb::Policy(policy) => policy.run(global),
         Verb::Host(host) => host.run(global),
         Verb::Lockbox(lockbox) => lockbox.run(global),
+        Verb::Audit(audit) => audit.run(global),
         Verb::Hook(hook) => hook.run(global),
         Verb::Test(test) => test.run(global),
         Verb::Explain(explain) => explain.run(global),

@@ -232,6 +232,7 @@ impl<'a> Case<'a> {
             separation: serde_json::to_value(report).ok(),
             overridden: None,
             caller: self.key.container().acting(),
+            ..Event::default()
         }
     }
 }

@@ -83,6 +83,9 @@ pub enum Error {
     /// `init` for a store that is configured.
     #[error("the configuration has a store '{0}' already")]
     StoreExists(StoreName),
+    /// The audit record is not what was written, or not where its anchors say.
+    #[error("the audit record is not what was written: {} found", if *.faults == 1 { "1 fault".to_owned() } else { format!("{} faults", .faults) })]
+    AuditBroken { faults: u64 },
     /// The user must agree or choose first.
     #[error("{0}")]
     Usage(String),
@@ -106,6 +109,7 @@ impl Advice for Error {
             Self::Backend(error) => error.exit(),
             Self::Name(error) => error.exit(),
             Self::Usage(_) | Self::NoName(_) => Exit::Usage,
+            Self::AuditBroken { .. } => Exit::AuditBroken,
             Self::UnknownToCrypttab(_) => Exit::Config,
             Self::NoSuchKey { .. } => Exit::NoKey,
             Self::NotAttached(_) => Exit::Missing,
@@ -137,6 +141,9 @@ impl Advice for Error {
             Self::NotAttached(_) => "'cryptattach list' shows the attached volumes".into(),
             Self::OtherVolume { name, .. } | Self::LeadsToMapping { name, .. } => {
                 format!("find out which volume '{name}' is ('cryptattach status {name}'), and detach it if it is a leftover").into()
+            }
+            Self::AuditBroken { .. } => {
+                "keep the files as they are, and find out who could write to them since the last anchor that fits".into()
             }
             Self::NoSuchKey { .. }
             | Self::UnknownToCrypttab(_)

@@ -1,6 +1,7 @@
 //! What a verb does. Each takes typed requests and gives typed answers; [`crate::cli`] has the words.
 
 pub mod attach;
+pub mod audit;
 pub mod boot;
 pub mod container;
 pub mod detach;

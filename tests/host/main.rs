@@ -25,6 +25,7 @@ mod tpm_process;
 mod wiretap;
 
 mod attach;
+mod audit;
 #[path = "bao.rs"]
 mod bao_stories;
 mod busy;
