@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod boot;
+pub mod clevis;
 pub mod container;
 pub mod detach;
 pub mod error;

@@ -34,6 +34,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod clevis;
 mod content;
 mod ecdh_es;
 pub mod identities;

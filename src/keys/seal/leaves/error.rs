@@ -24,6 +24,9 @@ pub enum LeafError {
     /// The server no longer has the key.
     #[error("the Tang server {url} no longer has the key {kid}")]
     KeyGone { url: String, kid: String },
+    /// clevis does not open what another pin has.
+    #[error("clevis' pin '{pin}' {why}")]
+    Clevis { pin: String, why: String },
     /// The store names a server that the configuration does not.
     #[error("no [leaves.NAME] of the configuration has tang = \"{0}\"")]
     UnknownServer(String),
@@ -44,7 +47,7 @@ impl Advice for LeafError {
             Self::Http(error) => error.exit(),
             Self::Answer { .. } | Self::KeyGone { .. } => Exit::StoreUnavailable,
             Self::UnknownServer(_) | Self::NoThumbprint(_) => Exit::Config,
-            Self::Advertisement { .. } => Exit::KeyRefused,
+            Self::Advertisement { .. } | Self::Clevis { .. } => Exit::KeyRefused,
             Self::State(error) => error.exit(),
         }
     }
@@ -57,6 +60,9 @@ impl Advice for LeafError {
             Self::KeyGone { .. } => {
                 "restore the server's key from its backup; where other leaves still open the container: 'cryptattach leaf pin \
                  NAME', then 'cryptattach container rotate STORE'"
+            }
+            Self::Clevis { .. } => {
+                "try 'clevis luks unlock'; this pin is opened by clevis itself and its package of that name (clevis-tpm2, ...)"
             }
             Self::UnknownServer(_) => "add this URL to the list 'tang' of its leaf in the configuration",
             Self::NoThumbprint(name) => {

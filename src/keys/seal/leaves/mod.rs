@@ -4,7 +4,7 @@
 
 mod error;
 mod public;
-mod tang;
+pub(super) mod tang;
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 pub use error::LeafError;
 
-use super::{ContentKey, Recipient, SealError};
+use super::{ContentKey, Recipient, SealError, clevis::Whom};
 use crate::{
     base::key::{JoseHeader, JweRecipient},
     config::{ConfigError, LeafConfig, LeafName, Network},
@@ -38,6 +38,10 @@ pub trait Kind: Send + Sync {
     /// The files of public keys that tell whether this host opens it.
     fn files(&self) -> Vec<&Path> {
         Vec::new()
+    }
+    /// Whom clevis would seal to in its place, if clevis has a pin for it.
+    fn clevis(&self, _state: &Path) -> Option<Result<Whom, SealError>> {
+        None
     }
     /// How its public key is confirmed and remembered before anything is sealed to it; `None` if it needs no confirming.
     fn pin(&self, _state: &Path) -> Option<Box<dyn Pin>> {

@@ -217,7 +217,7 @@ impl Said {
         leaves::not_configured(&entry.header).map_or(Self::NotHere, |error| Self::failed(&error.into()))
     }
 
-    fn failed(error: &SealError) -> Self {
+    pub(super) fn failed(error: &SealError) -> Self {
         Self::Failed { why: chain(error), exit: error.exit() }
     }
 }
@@ -412,11 +412,11 @@ impl Openers<'_> {
     }
 }
 
-type Job<'a, T> = Box<dyn FnOnce(&Cancel) -> (Result<T, SealError>, Told) + Send + 'a>;
+pub(super) type Job<'a, T> = Box<dyn FnOnce(&Cancel) -> (Result<T, SealError>, Told) + Send + 'a>;
 
 /// Does all at once until as many have succeeded as are needed, or cannot any more. The others are cancelled and waited for:
 /// a thread that runs on while the process ends meets libcrypto's own end.
-fn race<T: Send>(jobs: Vec<Job<'_, T>>, need: usize, outer: &Cancel) -> (Vec<T>, Vec<Told>) {
+pub(super) fn race<T: Send>(jobs: Vec<Job<'_, T>>, need: usize, outer: &Cancel) -> (Vec<T>, Vec<Told>) {
     let (cancel, number) = (outer.below(), jobs.len());
     let (mut had, mut lost) = (Vec::new(), 0);
     let mut told: Vec<Option<Told>> = (0..number).map(|_| None).collect();
