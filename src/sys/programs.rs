@@ -81,11 +81,7 @@ fn group_of(child: &Child) -> Pid {
 }
 
 /// All that a program says, until it has ended.
-fn listen(
-    child: &mut Child,
-    deadline: Instant,
-    is_wanted: &dyn Fn() -> bool,
-) -> io::Result<(SecretBytes, Vec<u8>)> {
+fn listen(child: &mut Child, deadline: Instant, is_wanted: &dyn Fn() -> bool) -> io::Result<(SecretBytes, Vec<u8>)> {
     let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
     let (mut secret, mut length) = (SecretBytes::zeroed(MOST_SECRET_BYTES + 1).map_err(io::Error::other)?, 0);
     let mut words = Vec::new();

@@ -9,7 +9,7 @@ use crate::{
         key::{BoundContext, KeyReference, KeySize, Place, SecretBytes, VolumeKey, hex},
         mapping_name::MappingName,
     },
-    config::{Config, SeparationPolicy},
+    config::{Config, LeafName, SeparationPolicy},
     keys::{
         seal::{Content, EntryContext, For, Opened, Payload, SealError, Told, clevis::Binding},
         store::Released,
@@ -312,6 +312,11 @@ impl Proven<'_> {
     /// What each part of the container's policy said when its key was opened; `None` if none was, or it has the default.
     pub fn told(&self) -> Option<Told> {
         self.case.key.container().told()
+    }
+
+    /// The leaves of the container's policy whose servers have newer keys; not known, none.
+    pub fn outdated_leaves(&self) -> Vec<LeafName> {
+        self.case.key.container().outdated_leaves().unwrap_or_default()
     }
 
     /// As [`Proven::key`], and how the key was had. Nothing is changed: a key that counts as unused still does.

@@ -19,7 +19,7 @@ use crate::{
         case::{Asked, Case, Circumstances, Strictness, random_passphrase},
         container::{Container, Use},
     },
-    verbs::error::Error,
+    verbs::{as_texts, error::Error},
     volumes::header::{self, ClevisToken, Volume},
 };
 
@@ -96,7 +96,9 @@ fn propose(config: &Config, binding: &Binding) -> Result<Proposal, Error> {
                 let url = url.as_str().trim_end_matches('/');
                 ("t", format!("tang = \"{url}\"\nthumbprint = \"{}\"", thumbprint.unwrap_or_default()))
             }
-            Leaf::Foreign(pin) => (pin, format!("public = \"FILE\"          # of a key that stands for clevis' pin {pin}")),
+            Leaf::Foreign(pin) => {
+                (pin, format!("public = \"FILE\"          # of a key that stands for clevis' pin {pin}"))
+            }
         };
         let is_free = |name: &String| !named.contains(name) && !config.leaves.keys().any(|leaf| leaf.as_str() == name);
         let name = (1..).map(|number| format!("{stem}{number}")).find(is_free).unwrap_or_default();
@@ -133,10 +135,6 @@ pub struct Exported {
     /// Leaves that clevis does without.
     #[serde(serialize_with = "as_texts")]
     pub without: Vec<LeafName>,
-}
-
-fn as_texts<S: serde::Serializer>(names: &[LeafName], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(names.iter().map(LeafName::as_str))
 }
 
 /// Adds a keyslot and a token with which clevis opens the volume as the policy of its container says. The keyslot has a

@@ -259,9 +259,17 @@ impl Identities {
             Ok(node) => node,
             Err(error) => return (Err(error), None),
         };
-        let openers = tree::Openers { identities: &self.identities, leaves: &self.leaves, names: &self.names };
-        let (content, told) = openers.content(&node, &Cancel::never());
+        let (content, told) = self.openers().content(&node, &Cancel::never());
         (content, Some(told))
+    }
+
+    fn openers(&self) -> tree::Openers<'_> {
+        tree::Openers { identities: &self.identities, leaves: &self.leaves, names: &self.names }
+    }
+
+    /// The leaves of a sealed key's policy whose servers have newer keys than those that it is sealed to.
+    pub fn outdated(&self, sealed: &SealedKey) -> Vec<LeafName> {
+        Node::of(sealed).map(|node| self.openers().outdated(&node)).unwrap_or_default()
     }
 
     fn decrypt_plain(&self, sealed: &SealedKey) -> Result<SecretBytes, SealError> {

@@ -151,6 +151,13 @@ impl Container {
         opened.values().rev().find_map(|key| key.told().cloned())
     }
 
+    /// The leaves whose servers have newer keys than those that the current container key is sealed to.
+    pub fn outdated_leaves(&self) -> Result<Vec<LeafName>, Error> {
+        let keys = self.container_keys()?;
+        let Some(current) = keys.current()? else { return Ok(Vec::new()) };
+        Ok(self.identities()?.outdated(&keys.get(current.epoch)?))
+    }
+
     /// Whether a container key could be sealed by the policy now: all public keys are at hand.
     pub fn can_be_sealed(&self) -> Result<(), Error> {
         self.key_recipients(&ContainerKey::random(&self.name, None)?).map(drop)

@@ -16,8 +16,10 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
-    CIPHER, Format, Header, HeaderImage, LuksHeader, SectorSize, Volume, VolumeError, allow_list, header_image, keyslots,
-    library, metadata::Metadata, signatures,
+    CIPHER, Format, Header, HeaderImage, LuksHeader, SectorSize, Volume, VolumeError, allow_list, header_image,
+    keyslots, library,
+    metadata::Metadata,
+    signatures,
     token::{ClevisToken, Token},
 };
 use crate::{

@@ -16,7 +16,11 @@ use base64ct::{Base64UrlUnpadded, Encoding};
 use reqwest::Url;
 use serde_json::{Value, json};
 
-use super::{SealError, check_enc, content, ecdh_es, jwk, leaves::{self, tang}, sss, text};
+use super::{
+    SealError, check_enc, content, ecdh_es, jwk,
+    leaves::{self, tang},
+    sss, text,
+};
 use crate::{
     base::{
         chain::printable,
@@ -167,7 +171,8 @@ impl Tang {
         let url = pin.get("url").and_then(Value::as_str).unwrap_or_default();
         // clevis hands it to curl, which takes what has no scheme for http.
         let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-        let url = tang::server_url(&url).ok_or_else(|| wrong("has a URL that is not an http or https URL of a server"))?;
+        let url =
+            tang::server_url(&url).ok_or_else(|| wrong("has a URL that is not an http or https URL of a server"))?;
         let keys = pin.get("adv").and_then(|adv| adv.get("keys")).and_then(Value::as_array);
         let keys = keys.ok_or_else(|| wrong("has no advertisement"))?;
         let kid = text(&header, "kid");

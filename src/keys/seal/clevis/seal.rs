@@ -48,7 +48,8 @@ pub fn seal(whom: &Whom, secret: &SecretBytes) -> Result<String, SealError> {
     let protected = Base64UrlUnpadded::encode_string(Value::Object(header).to_string().as_bytes());
     let key = ContentKey::from_secret(key).ok_or(SealError::Tampered)?;
     let sealed = content::encrypt(&key, protected.as_bytes(), secret)?;
-    let [iv, ciphertext, tag] = [sealed.iv, sealed.ciphertext, sealed.tag].map(|b| Base64UrlUnpadded::encode_string(&b));
+    let [iv, ciphertext, tag] =
+        [sealed.iv, sealed.ciphertext, sealed.tag].map(|b| Base64UrlUnpadded::encode_string(&b));
     Ok([&protected, "", &iv, &ciphertext, &tag].join("."))
 }
 

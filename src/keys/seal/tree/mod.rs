@@ -170,6 +170,26 @@ impl Node {
     }
 }
 
+impl Openers<'_> {
+    /// The leaves whose servers have newer keys than those that a node is sealed to.
+    pub fn outdated(&self, node: &Node) -> Vec<LeafName> {
+        let mut sealed_to = Vec::new();
+        self.sealed_to(node, &mut sealed_to);
+        leaves::outdated(&sealed_to).into_iter().cloned().collect()
+    }
+
+    fn sealed_to<'a>(&'a self, node: &Node, found: &mut Vec<(&'a LeafName, &'a dyn leaves::Kind, String)>) {
+        for entry in &node.entries {
+            let leaf = self.leaves.iter().find(|(_, leaf)| leaf.is_for(&entry.header));
+            if let Some(((name, leaf), kid)) = leaf.zip(entry.kid()) {
+                found.push((name, &**leaf, kid.to_owned()));
+            }
+            let shares = entry.threshold.iter().flat_map(|(_, shares)| shares);
+            shares.for_each(|share| self.sealed_to(share, found));
+        }
+    }
+}
+
 fn take(budget: &mut usize, number: usize) -> Result<(), SealError> {
     let most = policy::MOST_LEAVES;
     let too_many = || SealError::Unsupported(format!("its policy has more than {most} leaves"));

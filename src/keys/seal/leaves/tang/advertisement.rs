@@ -74,6 +74,12 @@ impl Advertisement {
         &self.exchange
     }
 
+    /// Whether it has a key to seal to of this thumbprint.
+    pub fn has(&self, kid: &str) -> bool {
+        let exchange = self.set.as_array().into_iter().flatten().filter(|key| is_for(key, "deriveKey"));
+        exchange.filter_map(public_members).any(|key| is_called(&key, kid))
+    }
+
     /// All that it advertises, as a JWK set.
     pub fn set(&self) -> Value {
         json!({"keys": self.set})

@@ -8,7 +8,7 @@ mod advertisement;
 mod curve;
 mod exchange;
 #[cfg(test)]
-mod tests;
+pub(in crate::keys::seal) mod tests;
 
 use std::{
     path::{Path, PathBuf},
@@ -30,7 +30,7 @@ use crate::{
     base::key::{JoseHeader, JweRecipient, SecretBytes},
     config::{ConfigError, LeafConfig, LeafName, Network},
     keys::{
-        net::http::{self, Cancel, Http, HttpAnswer, Request},
+        net::http::{self, Cancel, Http, HttpAnswer, Repeat, Request},
         seal::{ContentKey, Recipient, SealError, Shape, clevis::Whom, ecdh_es, jwk, key_wrap, members},
         store::Server,
     },
@@ -43,6 +43,8 @@ use exchange::Question;
 pub(in crate::keys::seal) const MEMBER: &str = "tang";
 /// An answer has 250 bytes, an advertisement 1000.
 const MOST_ANSWER_BYTES: usize = 16 * 1024;
+/// The longest wait for whether a server has new keys.
+const MOST_SECONDS_FOR_NEWS: f64 = 2.0;
 /// The most URLs of one server.
 const MOST_URLS: usize = 16;
 
@@ -282,6 +284,18 @@ impl Kind for Tang {
         self.is_for(header).then(|| self.recover(entry, header, cancel))
     }
 
+    fn is_outdated(&self, kid: &str) -> bool {
+        // Nothing depends on the answer, so it is not waited for as long as for a key.
+        let total_seconds = self.network.total_seconds.min(MOST_SECONDS_FOR_NEWS);
+        let network =
+            Network { try_seconds: self.network.try_seconds.min(total_seconds), total_seconds, ..self.network };
+        let urls = self.urls.iter().map(|url| http::below(url, &["adv"])).collect();
+        answer_at(urls, network, Repeat::Never).is_ok_and(|answer| {
+            answer.status.is_success()
+                && json_of(&answer).and_then(|jws| Advertisement::of(jws).ok()).is_some_and(|now| !now.has(kid))
+        })
+    }
+
     fn clevis(&self, state: &Path) -> Option<Result<Whom, SealError>> {
         let whom = |advertisement: Advertisement| {
             let of_url = |url: &Url| Whom::Tang {
@@ -360,6 +374,11 @@ impl Pin for Pinned {
         Ok(self.thumbprint.clone().or(self.remembered()?.map(|remembered| remembered.thumbprint)))
     }
 
+    fn pinned(&self) -> Option<String> {
+        let advertisement = Advertisement::of(self.remembered().ok()??.advertisement).ok()?;
+        Some(jwk::thumbprint(advertisement.exchange()))
+    }
+
     fn fetch(&self) -> Result<Box<dyn Offer + '_>, LeafError> {
         Ok(Box::new(Advertised { pinned: self, advertisement: self.advertised()? }))
     }
@@ -385,15 +404,20 @@ impl Offer for Advertised<'_> {
     }
 }
 
+/// The advertisement at one of these URLs, or what is there instead.
+fn answer_at(urls: Vec<Url>, network: Network, repeat: Repeat) -> Result<HttpAnswer, LeafError> {
+    let request = Request::new(Method::GET, urls, MOST_ANSWER_BYTES).in_clear();
+    Ok(Http::new(&network, None, None)?.send(&Request { repeat, ..request })?)
+}
+
 impl Pinned {
     /// Asks the server for its advertisement; who has signed it is for the caller to judge.
     fn advertised(&self) -> Result<Advertisement, LeafError> {
         // With a thumbprint the server signs with that key, too, if it was rotated away.
         let thumbprint = self.expected()?;
         let segments: Vec<_> = ["adv"].into_iter().chain(thumbprint.as_deref()).collect();
-        let urls: Vec<_> = self.urls.iter().map(|url| http::below(url, &segments)).collect();
-        let answer = Http::new(&self.network, None, None)?
-            .send(&Request::new(Method::GET, urls.clone(), MOST_ANSWER_BYTES).in_clear())?;
+        let urls = self.urls.iter().map(|url| http::below(url, &segments)).collect();
+        let answer = answer_at(urls, self.network, Repeat::Safe)?;
         let url = answer.url.to_string();
         if answer.status.as_u16() == 404
             && let Some(thumbprint) = thumbprint
