@@ -24,6 +24,7 @@ mod wiretap;
 
 mod attach;
 mod busy;
+mod clevis;
 mod container;
 mod disk;
 mod enrol;
