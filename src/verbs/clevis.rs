@@ -88,7 +88,8 @@ fn propose(config: &Config, binding: &Binding) -> Result<Proposal, Error> {
         config.leaves.iter().find(|(name, leaf)| is_of(name, leaf)).map(|(name, _)| name.to_string())
     };
     let expression = binding.expression(&mut |leaf| {
-        let (stem, table) = match leaf {
+        let stem;
+        let (beginning, table) = match leaf {
             Leaf::Tang { url, thumbprint } => {
                 if let Some(name) = of_configuration(url) {
                     return name;
@@ -97,11 +98,12 @@ fn propose(config: &Config, binding: &Binding) -> Result<Proposal, Error> {
                 ("t", format!("tang = \"{url}\"\nthumbprint = \"{}\"", thumbprint.unwrap_or_default()))
             }
             Leaf::Foreign(pin) => {
-                (pin, format!("public = \"FILE\"          # of a key that stands for clevis' pin {pin}"))
+                stem = format!("{pin}-");
+                (&stem[..], format!("public = \"FILE\"          # of a key that stands for clevis' pin {pin}"))
             }
         };
         let is_free = |name: &String| !named.contains(name) && !config.leaves.keys().any(|leaf| leaf.as_str() == name);
-        let name = (1..).map(|number| format!("{stem}{number}")).find(is_free).unwrap_or_default();
+        let name = (1..).map(|number| format!("{beginning}{number}")).find(is_free).unwrap_or_default();
         tables.extend([format!("[leaves.{name}]")].into_iter().chain(table.lines().map(str::to_owned)));
         named.push(name.clone());
         name

@@ -228,4 +228,15 @@ mod tests {
         keyslots[2].rank = Rank::Preferred;
         assert_eq!(choose(&keyslots, GIB).expect("tried"), [2, 1]);
     }
+
+    #[test]
+    fn those_that_are_named_are_tried_and_no_others() {
+        let mut keyslots = [pbkdf2(0, "sha256", 1000), pbkdf2(1, "sha256", 1000), pbkdf2(2, "sha256", 1000)];
+        keyslots[1].rank = Rank::OnlyByNumber;
+        assert_eq!(to_be_tried(&keyslots, None).expect("tried"), [0, 2]);
+        assert_eq!(to_be_tried(&keyslots, Some(&[1, 9])).expect("tried"), [1]);
+        assert!(to_be_tried(&keyslots, Some(&[])).expect("none").is_empty());
+        let dear = [pbkdf2(0, "sha512", 200_000_000)];
+        assert!(to_be_tried(&dear, Some(&[0])).is_err(), "a name is no way around the bounds");
+    }
 }

@@ -69,3 +69,28 @@ impl ClevisToken {
         json!({"type": CLEVIS, "keyslots": [keyslot.to_string()], "jwe": jwe})
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn the_first_tokens_of_clevis_are_looked_at_whatever_is_in_them() {
+        let token = |number: u32, token: Value| (number.to_string(), token);
+        let mut tokens = BTreeMap::from([
+            token(0, json!({"type": "cryptattach", "keyslots": ["0"]})),
+            token(1, ClevisToken::json(&json!({"protected": "x"}), 3)),
+            token(2, json!({"type": "clevis", "keyslots": [1, "-1", "7", {}], "jwe": 5})),
+            token(3, json!({"type": "clevis"})),
+            token(4, json!([])),
+        ]);
+        let found = ClevisToken::all(tokens.iter());
+        let keyslots: Vec<_> = found.iter().map(|token| (token.number.as_str(), &token.keyslots[..])).collect();
+        assert_eq!(keyslots, [("1", &[3][..]), ("2", &[7]), ("3", &[])]);
+        assert_eq!(found[0].jwe["protected"], "x");
+        tokens.extend((10..40).map(|number| token(number, json!({"type": "clevis"}))));
+        assert_eq!(ClevisToken::all(tokens.iter()).len(), MOST_CLEVIS);
+    }
+}

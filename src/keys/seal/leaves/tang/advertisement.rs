@@ -77,7 +77,7 @@ impl Advertisement {
     /// Whether it has a key to seal to of this thumbprint.
     pub fn has(&self, kid: &str) -> bool {
         let exchange = self.set.as_array().into_iter().flatten().filter(|key| is_for(key, "deriveKey"));
-        exchange.filter_map(public_members).any(|key| is_called(&key, kid))
+        exchange.filter_map(|key| point_of(key).ok()?.jwk().ok()).any(|key| is_called(&key, kid))
     }
 
     /// All that it advertises, as a JWK set.
@@ -106,11 +106,6 @@ fn parts(jws: &Value) -> Option<(&str, &[Value])> {
 
 fn decode(text: &str) -> Option<Vec<u8>> {
     Base64UrlUnpadded::decode_vec(text).ok()
-}
-
-/// The required members of a key's JWK.
-pub fn public_members(key: &Value) -> Option<Value> {
-    point_of(key).ok()?.jwk().ok()
 }
 
 fn point_of(key: &Value) -> Result<Point, String> {

@@ -23,7 +23,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Value, json};
 
 use advertisement::Advertisement;
-pub(in crate::keys::seal) use advertisement::{MOST_KEYS, is_called, is_for, public_members};
+pub(in crate::keys::seal) use advertisement::{MOST_KEYS, is_called, is_for};
 
 use super::{Kind, LeafError, Offer, Pin, text};
 use crate::{
@@ -237,7 +237,7 @@ impl<'a> Party<'a> {
         let at = http::below(url, &["rec", self.kid]);
         let request = Request::new(Method::POST, vec![at], MOST_ANSWER_BYTES).in_clear();
         let request = request.body("application/jwk+json", question.jwk.to_string());
-        let http = Http::new(&network, None, None).map_err(LeafError::from)?;
+        let http = Http::for_one_request(&network).map_err(LeafError::from)?;
         let answer = http.send_unless(&request, cancel).map_err(LeafError::from)?;
         let wrong = |what: String| LeafError::Answer { url: url.to_string(), what };
         let answer = match answer.status.as_u16() {
@@ -407,7 +407,7 @@ impl Offer for Advertised<'_> {
 /// The advertisement at one of these URLs, or what is there instead.
 fn answer_at(urls: Vec<Url>, network: Network, repeat: Repeat) -> Result<HttpAnswer, LeafError> {
     let request = Request::new(Method::GET, urls, MOST_ANSWER_BYTES).in_clear();
-    Ok(Http::new(&network, None, None)?.send(&Request { repeat, ..request })?)
+    Ok(Http::for_one_request(&network)?.send(&Request { repeat, ..request })?)
 }
 
 impl Pinned {
