@@ -9,6 +9,7 @@ use crate::{
         key::{KeyReference, StoreName},
         mapping_name::{MappingName, ParseMappingNameError},
     },
+    keys::seal::SealError,
     unlock::{self, enrol::EnrolError},
     verbs::boot::BootError,
     volumes::{backend::BackendError, separation::MalformedConnectionInfo},
@@ -44,6 +45,18 @@ pub enum Error {
         path: PathBuf,
         /// What, and where.
         found: String,
+    },
+    /// There is no token of clevis.
+    #[error("{} has no token of clevis", .0.display())]
+    NoClevis(PathBuf),
+    /// A token of clevis does not open.
+    #[error("the clevis token {token} of {} does not open", .device.display())]
+    Clevis {
+        device: PathBuf,
+        /// Its number.
+        token: String,
+        #[source]
+        source: Box<SealError>,
     },
     /// The text is not a key id.
     #[error("'{id}' is not a valid key id (store '{store}')")]
@@ -108,7 +121,8 @@ impl Advice for Error {
             Self::Enrol(error) => error.exit(),
             Self::Backend(error) => error.exit(),
             Self::Name(error) => error.exit(),
-            Self::Usage(_) | Self::NoName(_) => Exit::Usage,
+            Self::Clevis { source, .. } => source.exit(),
+            Self::Usage(_) | Self::NoName(_) | Self::NoClevis(_) => Exit::Usage,
             Self::AuditBroken { .. } => Exit::AuditBroken,
             Self::UnknownToCrypttab(_) => Exit::Config,
             Self::NoSuchKey { .. } => Exit::NoKey,
@@ -138,6 +152,11 @@ impl Advice for Error {
                 device.display()
             )
             .into(),
+            Self::NoClevis(_) => "--key-file FILE takes a passphrase of the volume".into(),
+            Self::Clevis { source, .. } => {
+                let first = source.next_step().unwrap_or("'clevis luks list' shows it".into());
+                format!("{first}; or take a passphrase of the volume: --key-file FILE").into()
+            }
             Self::NotAttached(_) => "'cryptattach list' shows the attached volumes".into(),
             Self::OtherVolume { name, .. } | Self::LeadsToMapping { name, .. } => {
                 format!("find out which volume '{name}' is ('cryptattach status {name}'), and detach it if it is a leftover").into()

@@ -29,6 +29,7 @@ mod audit;
 #[path = "bao.rs"]
 mod bao_stories;
 mod busy;
+mod clevis;
 mod container;
 mod disk;
 mod enrol;

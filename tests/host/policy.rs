@@ -214,12 +214,16 @@ fn rotated_keys_of_a_server_open_until_they_are_deleted() {
         entries.iter().find(|entry| entry["header"]["tang"].is_object()).unwrap()["header"]["kid"].clone()
     };
     let old = kid(&policies);
+    assert_eq!(policies.test(NO_TPM).unwrap()["outdated"], Value::Null);
     tang.rotate();
-    policies.test(NO_TPM).unwrap();
+    assert_eq!(policies.test(NO_TPM).unwrap()["outdated"], json!(["t1"]));
+    let told = policies.ok(&["test", &policies.volume, "--allow-shared"]);
+    assert!(told.contains("note: the server of leaf 't1' has new keys") && told.contains("leaf pin t1"), "{told}");
     // The old signing key vouches for the new keys.
     policies.ok(&["leaf", "pin", "t1"]);
     policies.ok(&["container", "rotate", "cinder"]);
     assert_ne!(kid(&policies), old);
+    assert_eq!(policies.test(NO_TPM).unwrap()["outdated"], Value::Null);
     tang.delete_old_keys();
     policies.test(NO_TPM).unwrap();
 

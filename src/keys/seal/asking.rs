@@ -58,7 +58,7 @@ impl Identities {
         }
     }
 
-    fn openers<'a>(&'a self, persons: &'a [OwnerKey]) -> Openers<'a> {
+    pub(super) fn openers<'a>(&'a self, persons: &'a [OwnerKey]) -> Openers<'a> {
         Openers { identities: &self.identities, leaves: &self.leaves, names: &self.names, persons }
     }
 

@@ -35,6 +35,7 @@
 //! ```
 
 mod asking;
+pub mod clevis;
 mod content;
 mod ecdh_es;
 pub mod identities;
@@ -278,6 +279,11 @@ impl Identities {
         };
         let (content, told) = self.open_node(&node);
         (content, Some(told))
+    }
+
+    /// The leaves of a sealed key's policy whose servers have newer keys than those that it is sealed to.
+    pub fn outdated(&self, sealed: &SealedKey) -> Vec<LeafName> {
+        Node::of(sealed).map(|node| self.openers(&[]).outdated(&node)).unwrap_or_default()
     }
 
     fn decrypt_plain(&self, sealed: &SealedKey) -> Result<SecretBytes, SealError> {

@@ -227,6 +227,11 @@ impl Pin for Transit {
         Ok(None)
     }
 
+    fn pinned(&self) -> Option<String> {
+        let remembered = state::read::<Remembered>(&self.memory).ok()??;
+        recipient(remembered.keys.last()?).ok().map(|key| key.kid().to_owned())
+    }
+
     fn fetch(&self) -> Result<Box<dyn Offer + '_>, LeafError> {
         let bao = Bao::new(&self.server, &self.network)?;
         let Versions { latest, keys, .. } = self.versions(&bao, &Cancel::never())?;

@@ -151,6 +151,7 @@ fn volume(asks_people: bool) -> Volume {
         uuid: Uuid::nil(),
         digest: String::new(),
         reference: None,
+        clevis: Vec::new(),
         asks_people,
         keyslots: Vec::new(),
         detached: None,
