@@ -82,11 +82,11 @@ fn writers_that_are_killed_leave_a_chain_that_goes_on() {
     let recorded = Recorded::new();
     let begun = Instant::now();
     (0..4).for_each(|_| recorded.record());
-    let longest = begun.elapsed() / 3;
+    let longest = begun.elapsed() / 4;
     for number in 0..120 {
         let mut child = recorded.command().spawn().unwrap();
         // Most kills come near the end, where the record is written.
-        thread::sleep(longest * (number % 60 + 60) / 120);
+        thread::sleep(longest * (number % 60 + 40) / 100);
         let _ = child.kill();
         let _ = child.wait();
     }
@@ -125,10 +125,12 @@ fn a_line_that_a_full_disk_cut_off_is_told_and_the_chain_goes_on() {
 
 #[test]
 fn logrotate_takes_the_files_and_the_chain_goes_on() {
-    for how in ["create 0600 root root", "copytruncate", "create 0600 root root\ndateext\ndateformat -%s"] {
+    let packaged = include_str!("../../debian/cryptattach.logrotate");
+    for how in ["", "copytruncate", "dateext\ndateformat -%s"] {
         let recorded = Recorded::new();
         let rules = recorded.site.path("rules");
-        fs::write(&rules, format!("\"{}\" {{\nrotate 9\nnocompress\n{how}\n}}\n", recorded.log())).unwrap();
+        let text = packaged.replace("/var/log/cryptattach.jsonl", recorded.log()).replace('}', &format!("{how}\n}}"));
+        fs::write(&rules, text).unwrap();
         let rotate = || {
             sh(&format!("logrotate --force --state {} {}", recorded.site.keys("rotated"), rules.display()));
             // A name with the time of day is taken for a second.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{AuditError, Digest, Head, MOST_BYTES, chain, line::Link, rotated};
 use crate::{base::hex, config::Config};
 
-/// The most faults that are told one by one.
+/// The most faults, and the most unfinished lines, that are told one by one.
 const MOST_TOLD: usize = 100;
 
 /// A head that is kept elsewhere.
@@ -211,9 +211,9 @@ impl Verifier {
 
     fn judge_pending(&mut self, are_torn: bool) {
         for at in std::mem::take(&mut self.pending) {
-            if are_torn {
+            if are_torn && self.verdict.torn.len() < MOST_TOLD {
                 self.verdict.torn.push(at.remark("an unfinished line: the chain goes on after it".to_owned()));
-            } else {
+            } else if !are_torn {
                 self.verdict.fault(&at, "this line is not a record".to_owned());
             }
         }
@@ -242,6 +242,7 @@ impl Verifier {
         };
         let starts_later = self.tpm_said.is_none() && self.verdict.first.is_some_and(|first| first > 1);
         if !is_known && before == Digest::default() {
+            self.verdict.not_compared.truncate(MOST_TOLD);
             let what = format!("what the TPM had before record {seq}: its index was made anew then");
             self.verdict.not_compared.push(what);
         } else if !is_known && !starts_later {
