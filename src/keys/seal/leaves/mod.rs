@@ -12,6 +12,7 @@ use std::path::Path;
 use serde_json::Value;
 
 pub use error::LeafError;
+pub use transit::Versions as TransitVersions;
 
 use super::{ContentKey, Recipient, SealError};
 use crate::{
