@@ -73,7 +73,7 @@ impl Bao {
             }
             _ => return Err(refusal(answer)),
         };
-        let auth = Secrets::of(&answer).auth.ok_or_else(|| unexpected(&answer, "gives no token"))?;
+        let auth = Secrets::of(&answer.body).auth.ok_or_else(|| unexpected(&answer, "gives no token"))?;
         let value = http::secret_header(SecretBytes::copy_of(auth.client_token.as_bytes())?);
         let value = value.ok_or_else(|| unexpected(&answer, "gives a token that is not text"))?;
         let until = lifetime(auth.lease_duration).and_then(|lifetime| Instant::now().checked_add(lifetime));
@@ -130,7 +130,8 @@ impl Bao {
         if !answer.status.is_success() {
             return Err(used(answer));
         }
-        let secret_id = Secrets::of(&answer).secret_id().ok_or_else(|| unexpected(&answer, "gives no SecretID"))?;
+        let secret_id =
+            Secrets::of(&answer.body).secret_id().ok_or_else(|| unexpected(&answer, "gives no SecretID"))?;
         Ok(SecretBytes::copy_of(secret_id.as_bytes())?)
     }
 

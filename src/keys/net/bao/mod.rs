@@ -230,8 +230,8 @@ struct Data<'a> {
 
 impl<'a> Secrets<'a> {
     /// Reads an answer; what is not understood has none.
-    pub fn of(answer: &'a HttpAnswer) -> Self {
-        serde_json::from_slice(answer.body.expose()).unwrap_or_default()
+    pub fn of(body: &'a SecretBytes) -> Self {
+        serde_json::from_slice(body.expose()).unwrap_or_default()
     }
 
     /// What was decrypted, base64.

@@ -13,6 +13,7 @@ use std::{collections::BTreeSet, path::Path, thread};
 use serde_json::Value;
 
 pub use error::LeafError;
+pub use transit::Versions as TransitVersions;
 
 use super::{ContentKey, Recipient, SealError, clevis::Whom};
 use crate::{
