@@ -31,6 +31,7 @@ mod exports;
 mod foreign;
 mod format;
 mod lockbox;
+mod person;
 mod policy;
 mod refusals;
 mod safety;
