@@ -118,7 +118,8 @@ fn words_on_paper_open_what_dead_servers_do_not() {
     let volume = site.file("volume", 64 << 20).into_os_string().into_string().unwrap();
     let policies = Policies::with(site, volume, host.swtpm.tcti());
     let config = fs::read_to_string(policies.config()).unwrap();
-    fs::write(policies.config(), config + "[leaves.tpm]\npublic = \"host.pem\"\n[boot]\nprompt_after_seconds = 1.0\n").unwrap();
+    fs::write(policies.config(), config + "[leaves.tpm]\npublic = \"host.pem\"\n[boot]\nprompt_after_seconds = 1.0\n")
+        .unwrap();
     policies.ok(&["format", &policies.volume, "--store", "tpm"]);
     let words = new_paper(&policies.site);
     policies.ok(&["container", "policy", "tpm", "any(escrow, paper, all(tpm, t1))"]);
@@ -129,7 +130,7 @@ fn words_on_paper_open_what_dead_servers_do_not() {
     // Nobody is asked while the server answers.
     let quiet = at_terminal(&policies.site, &environment, &test, |said| panic!("asked: {said}"));
     assert_eq!(quiet.code, Some(0));
-    assert!(quiet.shown.contains("paper: nobody was asked for it") && quiet.shown.contains("t1: opened"));
+    assert!(quiet.shown.contains("paper: not needed") && quiet.shown.contains("t1: opened"));
 
     policies.set_up([false; 3]);
     let told = policies.test(&tcti).unwrap_err();
@@ -183,11 +184,14 @@ fn a_recovery_is_rehearsed_without_changing_anything() {
     assert_eq!((&by_escrow["saved"], &by_escrow["replaced"]), (&3.into(), &serde_json::json!([])));
     let asked = at_terminal(&site, &[], &["container", "rehearse", "cinder", "--with", "paper"], |_| words.clone());
     assert!(asked.code == Some(0) && asked.shown.contains("would save 3 of 3 keys"));
+    assert!(asked.shown.contains("cinder/kek/1: replaced, no key needs it"));
     assert_eq!((bytes_of(&store), bytes_of(Path::new(site.keys("site-state")))), (before, state), "nothing changed");
 
     // The owner's key is on this host, and is not used.
     let stranger = site.keys("stranger.key");
-    sh(&format!("openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out {stranger} 2>/dev/null; chmod 600 {stranger}"));
+    sh(&format!(
+        "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out {stranger} 2>/dev/null; chmod 600 {stranger}"
+    ));
     let told = site.fails(68, &["container", "rehearse", "cinder", "--identity", stranger]);
     assert!(told.contains("would lose 3 keys and 1 container keys"), "{told}");
     site.fails(64, &["container", "rehearse", "cinder", "--identity", stranger, "--with", "paper"]);
@@ -223,7 +227,8 @@ fn a_store_is_made_with_words_in_place_of_an_escrow() {
     let (volume, _) = site.volume("volume", &[]);
     // The owner's key is lost.
     fs::remove_file(site.keys("cinder.owner.key")).unwrap();
-    fs::write(site.keys("cryptattach.toml"), config.replace(&format!("\"{}\"", site.keys("cinder.owner.key")), "")).unwrap();
+    fs::write(site.keys("cryptattach.toml"), config.replace(&format!("\"{}\"", site.keys("cinder.owner.key")), ""))
+        .unwrap();
     let opened = at_terminal(&site, &[], &["test", &volume], |_| words.clone());
     assert_eq!(opened.code, Some(0));
     // The leaf's file is never overwritten; one passphrase is too short, two are not the same.
@@ -233,7 +238,11 @@ fn a_store_is_made_with_words_in_place_of_an_escrow() {
     let mut typed = ["correct horse", "correct house", "short", "short"].into_iter();
     let short = at_terminal(&site, &[], &["leaf", "new", "anna"], |_| typed.next().unwrap().to_owned());
     assert_eq!(short.code, Some(64));
-    assert!(short.shown.contains("two different passphrases") && short.shown.contains("at least 12"), "{}", short.shown);
+    assert!(
+        short.shown.contains("two different passphrases") && short.shown.contains("at least 12"),
+        "{}",
+        short.shown
+    );
     let made = at_terminal(&site, &[], &["leaf", "new", "anna"], |_| "correct horse battery".to_owned());
     assert_eq!(made.code, Some(0));
 }

@@ -3,6 +3,7 @@
 
 use std::{
     sync::{
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::SeqCst},
         mpsc,
     },
@@ -31,6 +32,14 @@ pub struct Asking {
     pub of: String,
     /// How long all else may take before a person is asked.
     pub patience: Duration,
+    /// The keys of leaves that persons have opened: a leaf is asked for once.
+    pub opened: Arc<Mutex<Vec<Arc<OwnerKey>>>>,
+}
+
+impl Asking {
+    fn opened(&self) -> Vec<Arc<OwnerKey>> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 type Outcome = (Result<SecretBytes, SealError>, Told);
@@ -39,14 +48,14 @@ impl Identities {
     /// The content of a node, and what each part of its policy said.
     pub(super) fn open_node(&self, node: &Node) -> Outcome {
         let mut questions = Questions::of(&self.asking, node.persons(&self.leaves));
-        let mut persons = Vec::new();
+        let mut persons = self.asking.opened();
         let (mut outcome, mut key) = match questions.can_ask() {
-            true => self.meanwhile(node, &mut questions),
-            false => (self.openers(&[]).content(node, &Cancel::never()), None),
+            true => self.meanwhile(node, &persons, &mut questions),
+            false => (self.openers(&persons).content(node, &Cancel::never()), None),
         };
         loop {
             if outcome.0.is_ok() {
-                return outcome;
+                return (outcome.0, outcome.1.opened());
             }
             if key.is_none() && outcome.1.lacks_a_person() {
                 key = questions.ask(&|| false);
@@ -59,18 +68,23 @@ impl Identities {
         }
     }
 
-    fn openers<'a>(&'a self, persons: &'a [OwnerKey]) -> Openers<'a> {
+    fn openers<'a>(&'a self, persons: &'a [Arc<OwnerKey>]) -> Openers<'a> {
         Openers { identities: &self.identities, leaves: &self.leaves, names: &self.names, persons }
     }
 
     /// Tries what this host has. If that takes long, a person is asked meanwhile; whoever is first ends the other.
-    fn meanwhile(&self, node: &Node, questions: &mut Questions<'_>) -> (Outcome, Option<OwnerKey>) {
+    fn meanwhile(
+        &self,
+        node: &Node,
+        persons: &[Arc<OwnerKey>],
+        questions: &mut Questions<'_>,
+    ) -> (Outcome, Option<Arc<OwnerKey>>) {
         let (work, is_open) = (Cancel::never().below(), AtomicBool::new(false));
         thread::scope(|scope| {
             let (sender, done) = mpsc::channel();
             let (cancel, opened) = (&work, &is_open);
             scope.spawn(move || {
-                let outcome = self.openers(&[]).content(node, cancel);
+                let outcome = self.openers(persons).content(node, cancel);
                 opened.store(outcome.0.is_ok(), SeqCst);
                 drop(sender.send(outcome));
             });
@@ -81,17 +95,19 @@ impl Identities {
             if key.is_some() {
                 work.cancel();
             }
-            let outcome = done.recv().unwrap_or_else(|_| self.openers(&[]).content(node, &Cancel::never()));
+            let outcome = done.recv().unwrap_or_else(|_| self.openers(persons).content(node, &Cancel::never()));
             (outcome, key)
         })
     }
 }
 
-/// The private key of a person's leaf of this node.
-pub(super) fn key_of_person(asking: &Asking, leaf: PersonsLeaf<'_>) -> Result<OwnerKey, SealError> {
+/// Asks for a leaf although it may not be needed.
+pub(super) fn ask_now(asking: &Asking, leaf: PersonsLeaf<'_>) -> Result<(), SealError> {
     let mut questions = Questions::of(asking, vec![leaf]);
-    let key = questions.ask(&|| false);
-    key.ok_or_else(|| questions.wrong.unwrap_or_else(|| LeafError::NoAnswer.into()))
+    match questions.ask(&|| false) {
+        Some(_) => Ok(()),
+        None => Err(questions.wrong.unwrap_or_else(|| LeafError::NoAnswer.into())),
+    }
 }
 
 /// Whether somebody seems to have typed a recovery key, not a passphrase.
@@ -110,7 +126,9 @@ struct Questions<'a> {
 }
 
 impl<'a> Questions<'a> {
-    fn of(asking: &'a Asking, left: Vec<PersonsLeaf<'a>>) -> Self {
+    fn of(asking: &'a Asking, mut left: Vec<PersonsLeaf<'a>>) -> Self {
+        let opened = asking.opened();
+        left.retain(|leaf| !opened.iter().any(|key| key.kid() == leaf.entry.kid()));
         Self { asking, left, tries: TRIES, wrong: None }
     }
 
@@ -119,7 +137,7 @@ impl<'a> Questions<'a> {
     }
 
     /// Asks until an answer opens a leaf; `None` if that is over, nobody answers, or too many answers were wrong.
-    fn ask(&mut self, is_over: &dyn Fn() -> bool) -> Option<OwnerKey> {
+    fn ask(&mut self, is_over: &dyn Fn() -> bool) -> Option<Arc<OwnerKey>> {
         let person = self.asking.attendant.person()?;
         while self.tries > 0 && !self.left.is_empty() {
             let answer = person.ask(&self.text(), is_over).filter(|answer| !answer.is_empty())?;
@@ -127,6 +145,8 @@ impl<'a> Questions<'a> {
                 Ok(key) => {
                     self.left.retain(|leaf| leaf.entry.kid() != key.kid());
                     (self.tries, self.wrong) = (TRIES, None);
+                    let key = Arc::new(key);
+                    self.asking.opened.lock().unwrap_or_else(PoisonError::into_inner).push(key.clone());
                     return Some(key);
                 }
                 Err(error) => {
@@ -175,11 +195,7 @@ impl<'a> Questions<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    };
-    use std::time::Instant;
+    use std::{sync::atomic::AtomicUsize, time::Instant};
 
     use openssl::error::ErrorStack;
 
@@ -276,7 +292,8 @@ mod tests {
             typist: &Typist,
             patience: Duration,
         ) -> Outcome {
-            let asking = Asking { attendant: Attendant::of(typist.clone()), of: "container 'c'".to_owned(), patience };
+            let of = "container 'c'".to_owned();
+            let asking = Asking { attendant: Attendant::of(typist.clone()), of, patience, ..Asking::default() };
             let names = std::collections::BTreeMap::new();
             let identities = Identities::of(identities).with_leaves(self.kinds(), names).with_person(asking);
             identities.open_node(&Node::of(sealed).unwrap())
@@ -368,6 +385,21 @@ mod tests {
         let (content, told) = leaves.open(&sealed, Vec::new(), &typist, LONG);
         assert!(matches!(content.err().unwrap(), SealError::PolicyNotMet(_)));
         assert_eq!((typist.asked(), told.lacks_a_person()), (1, true));
+    }
+
+    #[test]
+    fn a_leaf_is_asked_for_once_whatever_it_opens() {
+        let leaves = Leaves::new(&["anna"]);
+        let (one, two) = (sealed(&leaves.recipient("anna")), sealed(&leaves.recipient("anna")));
+        let typist = Typist::of(&[&passphrase("anna")]);
+        let attendant = Attendant::of(typist.clone());
+        let asking = Asking { attendant, patience: LONG, ..Asking::default() };
+        for sealed in [&one, &two] {
+            let names = std::collections::BTreeMap::new();
+            let identities = Identities::default().with_leaves(leaves.kinds(), names).with_person(asking.clone());
+            assert!(identities.open_node(&Node::of(sealed).unwrap()).0.is_ok());
+        }
+        assert_eq!(typist.asked(), 1);
     }
 
     #[test]
