@@ -163,6 +163,15 @@ fn words_on_paper_open_what_dead_servers_do_not() {
     let policy = ["container", "policy", "tpm", "any(escrow, paper, tpm)", "--answer", answer.to_str().unwrap()];
     policies.ok(&policy);
     policies.ok(&test);
+
+    // The server is on the volume's host. A person is apart, so both together are.
+    let verdict = |policy: &str| {
+        policies.ok(&["container", "policy", "tpm", policy, "--answer", answer.to_str().unwrap()]);
+        let report = policies.site.run(&["separation", &policies.volume, "--separation", "warn", "--json"]);
+        serde_json::from_slice::<Value>(&report.stdout).unwrap()["verdict"].clone()
+    };
+    assert_eq!(verdict("any(escrow, paper, t1)"), "shared");
+    assert_ne!(verdict("any(escrow, all(paper, t1))"), "shared");
 }
 
 #[test]
