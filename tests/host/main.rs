@@ -37,6 +37,7 @@ mod exports;
 mod foreign;
 mod format;
 mod lockbox;
+mod person;
 mod policy;
 mod refusals;
 mod safety;

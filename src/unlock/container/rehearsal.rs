@@ -14,10 +14,11 @@ use crate::{
     base::{
         chain::chain,
         key::{ContainerKeyId, Epoch, KeyId, StoreName},
+        person::Attendant,
     },
     config::{Config, IdentitySpec, LeafName},
     keys::{
-        seal::{For, Identities, Identity, OwnerKey, identities},
+        seal::{Asking, For, Identities, Identity, identities},
         store::Stored,
     },
     unlock::Error,
@@ -64,22 +65,26 @@ pub fn rehearse(
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Rehearsal, Error> {
     let mut container = Container::open(config, name, None, Use::Keys)?;
-    let alone: Box<dyn Identity> = match by {
-        By::Identity(spec) => identities::kind(spec).open(&config.tpm)?,
-        By::Leaf(leaf) => Box::new(container.key_of_person(leaf)?),
+    let alone: Vec<Box<dyn Identity>> = match by {
+        By::Identity(spec) => vec![identities::kind(spec).open(&config.tpm)?],
+        By::Leaf(leaf) => {
+            container.ask_person(leaf)?;
+            Vec::new()
+        }
     };
-    container.alone = Some(Identities::of(vec![alone]).with_leaves(Vec::new(), container.names()?));
+    let asking = Asking { attendant: Attendant::default(), ..container.asking.clone() };
+    container.alone = Some(Identities::of(alone).with_leaves(Vec::new(), container.names()?).with_person(asking));
     container.rehearse(progress)
 }
 
 impl Container {
-    /// The key of a person's leaf: of the current container key, for the same leaf opens those before.
-    fn key_of_person(&self, leaf: &LeafName) -> Result<OwnerKey, Error> {
-        let none = || Error::NoContainerKey(self.name.clone());
+    /// Asks a person for a leaf of the current container key; the same opens those before.
+    fn ask_person(&self, leaf: &LeafName) -> Result<(), Error> {
         let keys = self.container_keys()?;
-        let id = self.key_id(keys.current()?.ok_or_else(none)?.epoch);
+        let current = keys.current()?.ok_or_else(|| Error::NoContainerKey(self.name.clone()))?;
+        let id = self.key_id(current.epoch);
         let refused = |source| Error::ContainerKeyRefused { id: id.clone(), source };
-        self.identities()?.of_person(&keys.get(id.epoch)?, leaf).map_err(refused)
+        self.identities()?.ask_person(&keys.get(id.epoch)?, leaf).map_err(refused)
     }
 
     fn rehearse(&self, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Rehearsal, Error> {

@@ -11,7 +11,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
 };
 
@@ -331,6 +331,15 @@ impl Told {
         [own].into_iter().chain(below).collect()
     }
 
+    /// Of what is open, no person is lacking.
+    pub(super) fn opened(mut self) -> Self {
+        if self.said == Said::NotAsked {
+            self.said = Said::NotNeeded;
+        }
+        self.of = self.of.into_iter().map(Self::opened).collect();
+        self
+    }
+
     /// Whether a person might have opened a part of it.
     pub(super) fn lacks_a_person(&self) -> bool {
         self.said == Said::NotAsked || self.of.iter().any(Self::lacks_a_person)
@@ -355,7 +364,7 @@ pub(super) struct Openers<'a> {
     /// What people call the holders of keys, by key id.
     pub names: &'a BTreeMap<String, String>,
     /// The keys of leaves that persons have opened.
-    pub persons: &'a [OwnerKey],
+    pub persons: &'a [Arc<OwnerKey>],
 }
 
 impl Openers<'_> {
@@ -420,7 +429,7 @@ impl Openers<'_> {
 
     fn quickly(&self, entry: &Entry) -> Option<Result<ContentKey, SealError>> {
         let quick = self.identities.iter().map(|identity| &**identity).filter(|identity| !identity.takes_time());
-        let mut quick = self.persons.iter().map(|person| person as &dyn Identity).chain(quick);
+        let mut quick = self.persons.iter().map(|person| &**person as &dyn Identity).chain(quick);
         quick.find_map(|identity| identity.open(&entry.recipient, &entry.header))
     }
 
