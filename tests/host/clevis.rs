@@ -244,20 +244,29 @@ fn clevis_opens_what_is_exported_as_the_policy_says() {
         (1, "any(owner, escrow, 2 of (t1, t2, t3))", "2 of (t1, t2, t3)"),
         (2, "any(owner, escrow, all(t1, any(owner, t2)), t3)", "any(all(t1, t2), t3)"),
     ] {
+        let keyslot = number.min(1);
         site.ok(&["container", "policy", "cinder", policy]);
+        if number == 2 {
+            // The usual header has room for five servers or so.
+            let before = sh(&format!("cryptsetup luksDump --dump-json-metadata {volume}"));
+            let told = site.fails(65, &export);
+            assert!(told.contains("no room for it"), "{told}");
+            assert_eq!(sh(&format!("cryptsetup luksDump --dump-json-metadata {volume}")), before, "both, or neither");
+            sh(&format!("clevis luks unbind -f -d {volume} -s 1"));
+        }
         let output = site.run(&export);
         let (text, told) = (String::from_utf8(output.stdout.clone()).unwrap(), said(&output));
         assert!(output.status.success() && told.contains("left out") && told.contains("escrow"), "{told}");
         let urls = tangs.iter().enumerate().fold(opens.to_owned(), |opens, (at, tang)| {
             opens.replace(&format!("t{}", at + 1), &format!("{}/", tang.url))
         });
-        assert_eq!(text.trim(), format!("clevis opens the keyslot {number} of {volume} with {urls}"));
+        assert_eq!(text.trim(), format!("clevis opens the keyslot {keyslot} of {volume} with {urls}"));
         println!("{}", sh(&format!("clevis luks list -d {volume}")));
-        let passphrase = pass(&volume, number);
+        let passphrase = pass(&volume, keyslot);
         sh(&format!("printf %s '{passphrase}' | cryptsetup open --test-passphrase --key-file - {volume}"));
         // And jose opens ours as clevis' own: with one server less, as the policy says.
         tangs[1].set_up(false);
-        assert_eq!(pass(&volume, number), passphrase);
+        assert_eq!(pass(&volume, keyslot), passphrase);
         tangs[1].set_up(true);
     }
     // One that is enough by itself is down, and so is too much of the rest.
@@ -267,7 +276,7 @@ fn clevis_opens_what_is_exported_as_the_policy_says() {
     // It comes back as it went.
     let lines = site.ok(&["key", "import", &volume, "--print-policy"]);
     assert!(lines.ends_with("'any(escrow, t1)'"), "{lines}");
-    for number in 0..3 {
+    for number in 0..2 {
         sh(&format!("clevis luks unbind -f -d {volume} -s {number}"));
     }
     assert_eq!(site.json(&["test", &volume, "--allow-shared"])["key"], reference);
@@ -357,7 +366,7 @@ fn a_hostile_token_is_refused_or_ends_in_time() {
             while Write::write_all(&mut stream, &[b'x'; 65536]).is_ok() {}
         }
     });
-    let told = site.fails(69, &["key", "import", &at(&url), "--allow-shared"]);
+    let told = site.fails(76, &["key", "import", &at(&url), "--allow-shared"]);
     assert!(told.contains("longer than the limit"), "{told}");
     // The server answers, and what it opens was changed: it is the server that is blamed, and nothing is imported.
     let told = site.fails(69, &["key", "import", &at(&tang.url), "--allow-shared"]);
