@@ -48,8 +48,8 @@ const MOST_SECRET_BYTES: usize = 4096;
 /// The most that is kept of what a program says of its failure.
 const MOST_WORDS_BYTES: usize = 1024;
 
-/// Runs a program that is given `input` and returns a secret; or what it says of its failure. It and all that it has started are killed once it takes longer than
-/// `patience`, says too much, or is not wanted any more.
+/// Runs a program that is given `input` and returns a secret; or the last line of what it says of its failure. It and all that
+/// it has started are killed once it takes longer than `patience`, says too much, or is not wanted any more.
 pub fn secret_of(
     command: &mut Command,
     input: &[u8],
@@ -66,7 +66,9 @@ pub fn secret_of(
     let _ = killpg(group_of(&child), Signal::SIGKILL);
     let status = child.wait()?;
     let (secret, words) = said?;
-    Ok(if status.success() { Ok(secret) } else { Err(String::from_utf8_lossy(&words).trim().to_owned()) })
+    let last_line =
+        || String::from_utf8_lossy(words.trim_ascii().rsplit(|byte| *byte == b'\n').next().unwrap_or(b"")).into();
+    Ok(if status.success() { Ok(secret) } else { Err(last_line()) })
 }
 
 /// A command with an environment that has nothing but a path.
@@ -94,7 +96,8 @@ fn listen(child: &mut Child, deadline: Instant, is_wanted: &dyn Fn() -> bool) ->
         if stderr.as_ref().is_some_and(is_ready) {
             let mut some = [0; MOST_WORDS_BYTES];
             let read = stderr.as_mut().map_or(Ok(0), |stderr| stderr.read(&mut some))?;
-            words.extend_from_slice(&some[..read.min(MOST_WORDS_BYTES.saturating_sub(words.len()))]);
+            words.extend_from_slice(&some[..read]);
+            words.drain(..words.len().saturating_sub(MOST_WORDS_BYTES));
             stderr = stderr.filter(|_| read > 0);
         }
         let why = match () {
@@ -181,7 +184,7 @@ mod tests {
         let told = |script| told(script, long, &|| true);
         assert_eq!(told("cat; echo -n out; env | grep -c HOME"), Ok(Err(String::new())), "grep finds no HOME");
         assert_eq!(told("cat; echo -n out"), Ok(Ok("inout".to_owned())));
-        assert_eq!(told("echo out; echo why >&2; exit 3"), Ok(Err("why".to_owned())));
+        assert_eq!(told("echo out; printf 'much\\nwhy\\n' >&2; exit 3"), Ok(Err("why".to_owned())));
         assert_eq!(told("yes"), Err("it says too much".to_owned()));
         assert_eq!(told("yes >&2 & sleep 0.1; echo -n out"), Ok(Ok("out".to_owned())), "its words have no end");
         // What it leaves behind holds its pipes.

@@ -195,7 +195,8 @@ impl From<StateError> for Error {
 impl Advice for Error {
     fn exit(&self) -> Exit {
         match self {
-            Self::NoReference(_) | Self::OnlyClevis { .. } | Self::KeyTooWeak(_) => Exit::Usage,
+            Self::NoReference(_) | Self::KeyTooWeak(_) => Exit::Usage,
+            Self::OnlyClevis { .. } => Exit::NoKey,
             Self::KeyUsed { .. } | Self::KeyUnproven(_) | Self::InUse { .. } => Exit::InTheWay,
             Self::Config(error) => error.exit(),
             Self::Inventory(error) => error.exit(),

@@ -44,7 +44,7 @@ pub fn open(config: &Config, volume: &Volume) -> Result<Opened, Error> {
 }
 
 fn open_token(config: &Config, volume: &Volume, token: &ClevisToken) -> Result<Opened, Error> {
-    let means = Means { network: config.network, tcti: &config.tpm.tcti };
+    let means = Means { network: config.network, tcti: &config.tpm.tcti() };
     let opened = Binding::of_members(&token.jwe).and_then(|binding| {
         tracing::info!("opening the clevis token {}: {binding}", token.number);
         let passphrase = binding.open(&means)?;

@@ -20,7 +20,7 @@ use crate::{
 };
 
 const NO_TPM: &str = "device:/dev/none";
-const LIMITS: &str = "[network]\nconnect_seconds = 2.0\ntry_seconds = 2.0\ntotal_seconds = 2.0\n";
+const LIMITS: &str = "[network]\nconnect_seconds = 8.0\ntry_seconds = 8.0\ntotal_seconds = 8.0\n";
 
 /// What clevis is told of a server.
 fn pin(tang: &Tangd) -> Value {
@@ -32,7 +32,8 @@ fn pin(tang: &Tangd) -> Value {
 fn luks(site: &Site, name: &str) -> String {
     let (pass, volume) = (site.keys("pass"), site.file(name, 64 << 20).into_os_string().into_string().unwrap());
     fs::write(pass, "a passphrase").unwrap();
-    let fast = "--type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000";
+    // With room for a large token.
+    let fast = "--type luks2 --luks2-metadata-size 1m --pbkdf pbkdf2 --pbkdf-force-iterations 1000";
     sh(&format!("cryptsetup luksFormat -q {fast} --key-file {pass} {volume}"));
     volume
 }
@@ -86,7 +87,7 @@ fn what_clevis_has_bound_is_taken_over_and_clevis_goes_on_to_open_it() {
         // Nothing opens it unasked.
         let asked: Vec<_> = tangs.iter().map(Tangd::asked).collect();
         for verb in [&["test", &volume][..], &["attach", &volume, "x", "--backend", "userspace"]] {
-            let told = site.fails(64, verb);
+            let told = site.fails(67, verb);
             assert!(told.contains("clevis opens it with") && told.contains(&tangs[0].url), "{told}");
             assert!(told.contains(&format!("cryptattach key import {volume} --token")), "{told}");
         }
@@ -163,13 +164,13 @@ fn a_server_that_is_silent_or_down_delays_nobody_as_long_as_enough_answer() {
         (started.elapsed(), output)
     };
     let (took, output) = open();
-    assert!(output.status.success() && took < Duration::from_millis(1900), "{took:?} {}", said(&output));
+    assert!(output.status.success() && took < Duration::from_secs(7), "{took:?} {}", said(&output));
     two.set_up(false);
     let (took, output) = open();
     let told = said(&output);
     println!("{told}");
     assert_eq!(output.status.code(), Some(69), "{told}");
-    assert!(took < Duration::from_secs(8), "{took:?}");
+    assert!(took < Duration::from_secs(30), "{took:?}");
     assert!(told.contains("2 of 3") && told.contains("(opened)") && told.contains("did not answer within"), "{told}");
     assert!(told.contains("--key-file FILE"), "{told}");
     drop(listener);
@@ -214,7 +215,7 @@ fn pins_that_are_not_ours_are_opened_by_clevis() {
 
     // A pin that has its key itself, and clevis' own refusal of another.
     let volume = bound(&site, "null", NO_TPM, "null", &json!({}));
-    let told = site.fails(64, &["test", &volume]);
+    let told = site.fails(67, &["test", &volume]);
     assert!(told.contains("clevis opens it with pin null"), "{told}");
     let lines = site.ok(&["key", "import", &volume, "--print-policy"]);
     assert!(lines.contains("[leaves.null-1]") && lines.contains("clevis' pin null"), "{lines}");
@@ -233,11 +234,7 @@ fn clevis_opens_what_is_exported_as_the_policy_says() {
     }
     let (volume, reference) = site.volume("volume", &[]);
     let export = ["key", "export", &volume, "--clevis", "--allow-shared"];
-    for (policy, leaf) in [
-        ("any(owner, escrow, hosts)", "owner"),
-        ("any(escrow, all(owner, t1))", "escrow"),
-        ("all(escrow, t1, t2)", "escrow"),
-    ] {
+    for (policy, leaf) in [("any(owner, escrow, hosts)", "owner"), ("any(escrow, all(owner, t1))", "escrow")] {
         site.ok(&["container", "policy", "cinder", policy]);
         let told = site.fails(78, &export);
         assert!(told.contains(&format!("because of its leaf '{leaf}'")) && told.contains(policy), "{told}");
@@ -247,20 +244,29 @@ fn clevis_opens_what_is_exported_as_the_policy_says() {
         (1, "any(owner, escrow, 2 of (t1, t2, t3))", "2 of (t1, t2, t3)"),
         (2, "any(owner, escrow, all(t1, any(owner, t2)), t3)", "any(all(t1, t2), t3)"),
     ] {
+        let keyslot = number.min(1);
         site.ok(&["container", "policy", "cinder", policy]);
+        if number == 2 {
+            // The usual header has room for five servers or so.
+            let before = sh(&format!("cryptsetup luksDump --dump-json-metadata {volume}"));
+            let told = site.fails(65, &export);
+            assert!(told.contains("no room for it"), "{told}");
+            assert_eq!(sh(&format!("cryptsetup luksDump --dump-json-metadata {volume}")), before, "both, or neither");
+            sh(&format!("clevis luks unbind -f -d {volume} -s 1"));
+        }
         let output = site.run(&export);
         let (text, told) = (String::from_utf8(output.stdout.clone()).unwrap(), said(&output));
         assert!(output.status.success() && told.contains("left out") && told.contains("escrow"), "{told}");
         let urls = tangs.iter().enumerate().fold(opens.to_owned(), |opens, (at, tang)| {
             opens.replace(&format!("t{}", at + 1), &format!("{}/", tang.url))
         });
-        assert_eq!(text.trim(), format!("clevis opens the keyslot {number} of {volume} with {urls}"));
+        assert_eq!(text.trim(), format!("clevis opens the keyslot {keyslot} of {volume} with {urls}"));
         println!("{}", sh(&format!("clevis luks list -d {volume}")));
-        let passphrase = pass(&volume, number);
+        let passphrase = pass(&volume, keyslot);
         sh(&format!("printf %s '{passphrase}' | cryptsetup open --test-passphrase --key-file - {volume}"));
         // And jose opens ours as clevis' own: with one server less, as the policy says.
         tangs[1].set_up(false);
-        assert_eq!(pass(&volume, number), passphrase);
+        assert_eq!(pass(&volume, keyslot), passphrase);
         tangs[1].set_up(true);
     }
     // One that is enough by itself is down, and so is too much of the rest.
@@ -270,7 +276,7 @@ fn clevis_opens_what_is_exported_as_the_policy_says() {
     // It comes back as it went.
     let lines = site.ok(&["key", "import", &volume, "--print-policy"]);
     assert!(lines.ends_with("'any(escrow, t1)'"), "{lines}");
-    for number in 0..3 {
+    for number in 0..2 {
         sh(&format!("clevis luks unbind -f -d {volume} -s {number}"));
     }
     assert_eq!(site.json(&["test", &volume, "--allow-shared"])["key"], reference);
@@ -334,14 +340,16 @@ fn a_hostile_token_is_refused_or_ends_in_time() {
 
     // Servers of somebody else's choice, with keys that are whole.
     let tang = Tangd::start();
-    let at = |url: &str| {
-        let volume = bound(&site, &url.replace(['/', ':'], "-"), NO_TPM, "tang", &pin(&tang));
+    let mut number = 0;
+    let mut at = |url: &str| {
+        number += 1;
+        let volume = bound(&site, &format!("bound-{number}"), NO_TPM, "tang", &pin(&tang));
         let token: Value =
             serde_json::from_str(&sh(&format!("cryptsetup token export --token-id 0 {volume}"))).unwrap();
         let protected = Base64UrlUnpadded::decode_vec(token["jwe"]["protected"].as_str().unwrap()).unwrap();
         let mut header: Value = serde_json::from_slice(&protected).unwrap();
         header["clevis"]["tang"]["url"] = json!(url);
-        hostile(&site, &format!("to-{}", url.replace(['/', ':'], "-")), &jwe(&header))
+        hostile(&site, &format!("hostile-{number}"), &jwe(&header))
     };
     let file = at("file:///etc/passwd");
     let told = site.fails(68, &["key", "import", &file, "--allow-shared"]);
@@ -349,7 +357,7 @@ fn a_hostile_token_is_refused_or_ends_in_time() {
     let (url, _listener) = silent();
     let started = Instant::now();
     let told = site.fails(69, &["key", "import", &at(&url), "--allow-shared"]);
-    assert!(told.contains("did not answer within") && started.elapsed() < Duration::from_secs(20), "{told}");
+    assert!(told.contains("did not answer within") && started.elapsed() < Duration::from_secs(40), "{told}");
     let endless = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", endless.local_addr().unwrap());
     thread::spawn(move || {
@@ -358,14 +366,14 @@ fn a_hostile_token_is_refused_or_ends_in_time() {
             while Write::write_all(&mut stream, &[b'x'; 65536]).is_ok() {}
         }
     });
-    let told = site.fails(69, &["key", "import", &at(&url), "--allow-shared"]);
+    let told = site.fails(76, &["key", "import", &at(&url), "--allow-shared"]);
     assert!(told.contains("longer than the limit"), "{told}");
     // The server answers, and what it opens was changed: it is the server that is blamed, and nothing is imported.
     let told = site.fails(69, &["key", "import", &at(&tang.url), "--allow-shared"]);
     assert!(told.contains("does not open the leaf"), "{told}");
     assert_eq!(site.ok(&["key", "list"]), "");
     // Words of the header on a terminal.
-    let told = site.fails(64, &["attach", &at("http://x/\u{1b}[2J"), "x", "--backend", "userspace"]);
+    let told = site.fails(67, &["attach", &at("http://x/\u{1b}[2J"), "x", "--backend", "userspace"]);
     assert!(!told.contains('\u{1b}'), "{told}");
 }
 

@@ -201,8 +201,13 @@ impl LuksHeader {
             }
             added.map(|_| number)
         };
-        let failed = |source| VolumeError::Library { action: "add a keyslot to", path: path.to_owned(), source };
-        library::call(add).map_err(failed)
+        library::call(add).map_err(|source| {
+            let path = path.to_owned();
+            match source.errno() {
+                Some(libc::ENOSPC) => VolumeError::NoToken { path, why: "its header has no room for it".to_owned() },
+                _ => VolumeError::Library { action: "add a keyslot to", path, source },
+            }
+        })
     }
 
     pub(super) fn verify_key(&self, key: &VolumeKey) -> Result<bool, VolumeError> {
