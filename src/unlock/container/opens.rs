@@ -277,7 +277,7 @@ impl Container {
             (Some(_), Some(leaf)) => Err(*leaf),
             (None, first) => match (Whom::any(whom), first) {
                 (Some(any), _) => {
-                    without.extend(lacking.iter().map(|leaf| LeafName::clone(leaf)));
+                    without.extend(lacking.iter().copied().cloned());
                     Ok(any)
                 }
                 (None, Some(leaf)) => Err(*leaf),
