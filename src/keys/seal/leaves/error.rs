@@ -2,8 +2,6 @@
 
 use std::borrow::Cow;
 
-use reqwest::Url;
-
 use crate::{
     base::{advice::Advice, exit::Exit},
     keys::net::{bao::BaoError, http::HttpError},
@@ -40,7 +38,7 @@ pub enum LeafError {
     Bao(#[from] BaoError),
     /// The server has no such key.
     #[error("{url} has no transit key '{key}'")]
-    NoTransitKey { key: String, url: Url },
+    NoTransitKey { key: String, url: String },
     /// Nobody has confirmed yet which public key is the leaf's.
     #[error("the leaf '{0}' has no public key")]
     NotPinned(String),
