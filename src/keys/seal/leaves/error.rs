@@ -2,8 +2,6 @@
 
 use std::{borrow::Cow, path::PathBuf};
 
-use reqwest::Url;
-
 use super::person::WordsError;
 use crate::{
     base::{advice::Advice, exit::Exit},
@@ -44,7 +42,7 @@ pub enum LeafError {
     Bao(#[from] BaoError),
     /// The server has no such key.
     #[error("{url} has no transit key '{key}'")]
-    NoTransitKey { key: String, url: Url },
+    NoTransitKey { key: String, url: String },
     /// Nobody has confirmed yet which public key is the leaf's.
     #[error("the leaf '{0}' has no public key")]
     NotPinned(String),

@@ -122,7 +122,7 @@ impl Transit {
     fn versions(&self, bao: &Bao, cancel: &Cancel) -> Result<Versions, LeafError> {
         let answer = bao.ask(Question::get(self.path("keys"), MOST_WORDS_BYTES), cancel)?;
         let versions = Versions::of(answer.body.expose()).filter(|_| answer.status.is_success());
-        versions.ok_or_else(|| LeafError::NoTransitKey { key: self.key.clone(), url: answer.url })
+        versions.ok_or_else(|| LeafError::NoTransitKey { key: self.key.clone(), url: answer.url.into() })
     }
 
     fn recover(&self, entry: &JweRecipient, kid: &str, cancel: &Cancel) -> Result<ContentKey, SealError> {
@@ -140,7 +140,7 @@ impl Transit {
         if !answer.status.is_success() {
             let said = http::reason(&answer).unwrap_or_else(|| answer.status.to_string());
             if said.contains("too old") {
-                return Err(self.no_version(kid, versions.least.max(number + 1)).into());
+                return Err(self.no_version(kid, versions.least.max(number.saturating_add(1))).into());
             }
             return Err(LeafError::from(unexpected(&answer, &format!("does not decrypt: {said}"))).into());
         }
