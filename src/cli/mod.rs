@@ -151,7 +151,9 @@ impl Global {
 
     /// The configuration for a verb that a person watches.
     fn attended(&self, answer: &AnswerOption) -> Result<Config, Error> {
-        Ok(Config { attendant: answer.attendant()?, ..self.config()? })
+        let mut config = self.config()?;
+        config.attendant = answer.attendant()?;
+        Ok(config)
     }
 }
 

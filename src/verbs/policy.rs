@@ -50,7 +50,8 @@ pub fn change(
     if before != *policy {
         write(config, &text)?;
     }
-    let new = Config { attendant: attendant.clone(), ..setup::configuration(config)? };
+    let mut new = setup::configuration(config)?;
+    new.attendant = attendant.clone();
     let rotation = Container::open(&new, name, None, Use::Keys)?.rotate(keep, progress)?;
     record(&new, "container policy", name);
     let leaves = policy.leaves();

@@ -190,7 +190,7 @@ fn a_recovery_is_rehearsed_without_changing_anything() {
     let (before, state) = (bytes_of(&store), bytes_of(Path::new(site.keys("site-state"))));
     let rehearse = ["container", "rehearse", "cinder", "--answer", answer.to_str().unwrap()];
     let found = site.json(&rehearse);
-    assert_eq!((&found["saved"], &found["lost"]), (&3.into(), &serde_json::json!({})), "{found}");
+    assert_eq!((&found["saved"], &found["lost"]), (&3.into(), &serde_json::json!([])), "{found}");
     assert_eq!(found["container_keys"], serde_json::json!(["2"]));
     assert_eq!(found["replaced"], serde_json::json!(["1"]), "it was made before there was paper");
     let by_escrow = site.json(&["container", "rehearse", "cinder", "--identity", site.keys("escrow.key")]);

@@ -3,9 +3,8 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::SeqCst},
-        mpsc,
     },
     thread,
     time::Duration,
@@ -80,23 +79,24 @@ impl Identities {
         questions: &mut Questions<'_>,
     ) -> (Outcome, Option<Arc<OwnerKey>>) {
         let (work, is_open) = (Cancel::never().below(), AtomicBool::new(false));
+        let (is_done, done) = (Mutex::new(false), Condvar::new());
         thread::scope(|scope| {
-            let (sender, done) = mpsc::channel();
-            let (cancel, opened) = (&work, &is_open);
-            scope.spawn(move || {
-                let outcome = self.openers(persons).content(node, cancel);
-                opened.store(outcome.0.is_ok(), SeqCst);
-                drop(sender.send(outcome));
+            let working = scope.spawn(|| {
+                let outcome = self.openers(persons).content(node, &work);
+                is_open.store(outcome.0.is_ok(), SeqCst);
+                *is_done.lock().unwrap_or_else(PoisonError::into_inner) = true;
+                done.notify_one();
+                outcome
             });
-            if let Ok(outcome) = done.recv_timeout(questions.asking.patience) {
-                return (outcome, None);
-            }
-            let key = questions.ask(&|| is_open.load(SeqCst));
+            let is_done = is_done.lock().unwrap_or_else(PoisonError::into_inner);
+            let waited = done.wait_timeout_while(is_done, questions.asking.patience, |is_done| !*is_done);
+            let was_quick = *waited.unwrap_or_else(PoisonError::into_inner).0;
+            let key = if was_quick { None } else { questions.ask(&|| is_open.load(SeqCst)) };
             if key.is_some() {
                 work.cancel();
             }
-            let outcome = done.recv().unwrap_or_else(|_| self.openers(persons).content(node, &Cancel::never()));
-            (outcome, key)
+            let outcome = working.join();
+            (outcome.unwrap_or_else(|_| self.openers(persons).content(node, &Cancel::never())), key)
         })
     }
 }
@@ -159,9 +159,12 @@ impl<'a> Questions<'a> {
     }
 
     fn text(&self) -> String {
-        let mut kinds: Vec<_> = self.left.iter().map(|leaf| leaf.entry.by.describe()).collect();
-        kinds.sort_unstable();
-        kinds.dedup();
+        let mut kinds = Vec::new();
+        for kind in self.left.iter().map(|leaf| leaf.entry.by.describe()) {
+            if !kinds.contains(&kind) {
+                kinds.push(kind);
+            }
+        }
         let again = self.wrong.as_ref().map(|error| format!("{error}. ")).unwrap_or_default();
         let text = format!("{again}Enter the {} of {} ({}): ", kinds.join(" or "), self.asking.of, self.names());
         printable(&text)
