@@ -83,6 +83,19 @@ pub enum Error {
     /// `init` for a store that is configured.
     #[error("the configuration has a store '{0}' already")]
     StoreExists(StoreName),
+    /// Other things open the volume, and a rotation would make them useless.
+    #[error("a rotation of the key of {} makes useless what others have put there: {}", .device.display(), .others.join(", "))]
+    OthersOpen {
+        device: PathBuf,
+        /// Keyslots and tokens.
+        others: Vec<String>,
+    },
+    /// A rotation was asked to stop.
+    #[error("the rotation of the key of {} is paused: {percent} % of its data have the new key", .device.display())]
+    Paused { device: PathBuf, percent: u64 },
+    /// libcryptsetup has ended, and the header does not say that it is done.
+    #[error("the re-encryption of {} ended before its end", .0.display())]
+    Stopped(PathBuf),
     /// The user must agree or choose first.
     #[error("{0}")]
     Usage(String),
@@ -113,8 +126,11 @@ impl Advice for Error {
             Self::NotBlank { .. }
             | Self::OtherVolume { .. }
             | Self::LeadsToMapping { .. }
+            | Self::OthersOpen { .. }
             | Self::Exists(_)
             | Self::StoreExists(_) => Exit::InTheWay,
+            Self::Paused { .. } => Exit::Paused,
+            Self::Stopped(_) => Exit::Io,
             Self::HalfFormatted { source, .. } => source.exit(),
         }
     }
@@ -134,6 +150,10 @@ impl Advice for Error {
                 device.display()
             )
             .into(),
+            Self::OthersOpen { .. } => "--drop-others rotates nevertheless; enrol them anew afterwards".into(),
+            Self::Paused { device, .. } | Self::Stopped(device) => {
+                format!("go on: cryptattach key rotate {}", device.display()).into()
+            }
             Self::NotAttached(_) => "'cryptattach list' shows the attached volumes".into(),
             Self::OtherVolume { name, .. } | Self::LeadsToMapping { name, .. } => {
                 format!("find out which volume '{name}' is ('cryptattach status {name}'), and detach it if it is a leftover").into()
