@@ -33,6 +33,7 @@ mod format;
 mod lockbox;
 mod policy;
 mod refusals;
+mod rotate;
 mod safety;
 mod secrets;
 mod separation;

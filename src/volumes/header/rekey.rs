@@ -201,10 +201,10 @@ pub fn run(
 ) -> Result<(), VolumeError> {
     let json = read(device)?.json;
     device.still_there()?;
-    // Ours are the last two, for the old key and for the new one. Later the old one may be gone.
+    // Ours are the last two, for the old key and for the new one. The first ones may be a person's way to the old key.
     let slots = our_token(&json).map(|(_, token)| token.keyslots).unwrap_or_default();
     let slot = |from_end: usize| slots.iter().rev().nth(from_end).and_then(|number| number.parse().ok());
-    let (for_old, for_new) = if run == Run::Begin { (slot(1), slot(0)) } else { (None, None) };
+    let (for_old, for_new) = (slot(1), slot(0));
     let flags = match run {
         Run::Begin => CryptReencrypt::empty(),
         Run::GoOn => CryptReencrypt::RESUME_ONLY,
