@@ -368,6 +368,16 @@ impl Proven<'_> {
         self.store_key_for(volume_key, Some(passphrase), Some(replaces))
     }
 
+    /// Why this key is not ours to replace by another one, in words; `None` if it is.
+    pub fn not_replaceable(&self) -> Result<Option<&'static str>, Error> {
+        Ok(match self.fetch()?.0 {
+            Fetched::Sealed(Opened { content: Content::VolumeKey(_), context }) => {
+                context.project.map(|_| "it is a tenant's: whoever has asked for it knows it by its id")
+            }
+            Fetched::Sealed(_) | Fetched::Released(_) => Some("another program has made it, and knows it by its id"),
+        })
+    }
+
     /// Seals the key anew without its passphrase, of which no keyslot is left.
     pub fn forget_passphrase(&self) -> Result<(), Error> {
         match self.fetch()?.0 {

@@ -151,6 +151,11 @@ impl Job<'_> {
         let container = Arc::new(Container::open(self.config, &old.store, None, Use::Keys)?);
         let proven = Case::of(self.config, volume, old.clone(), container.clone()).prove(self.given())?;
         let unlocked = proven.key()?;
+        let has_consumers = !container.store().consumers(&old.key)?.is_empty();
+        let why = if has_consumers { Some("it has consumers") } else { proven.not_replaceable()? };
+        if let Some(why) = why {
+            return Err(Error::Usage(format!("the key {old} cannot be rotated here: {why}")));
+        }
         let new = container.new_reference()?;
         let prepare = || -> Result<_, Error> {
             let (key, passphrase) = (VolumeKey::random(unlocked.key().size())?, case::random_passphrase()?);
