@@ -178,7 +178,7 @@ impl Job<'_> {
         if reencryption::state(&copies.json) == State::Crash {
             let [old, new] = [self.side(Side::Old)?.key()?, self.side(Side::New)?.key()?];
             let path = &self.device.path;
-            let mended = rekey::mend(&self.file()?, &copies.json, [old.key(), new.key()]);
+            let mended = rekey::mend(&self.file()?, &copies, [old.key(), new.key()]);
             match mended.map_err(DeviceError::io("read", path))? {
                 Hotzone::Sound => {}
                 Hotzone::Mended => {

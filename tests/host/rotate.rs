@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::site::{Site, sh};
+use crate::site::{LoopDevice, Site, sh};
 
 const HEADER: u64 = 16 << 20;
 const DATA: u64 = 2 << 20;
@@ -163,6 +163,55 @@ fn it_is_refused_where_it_cannot_be_done() {
     assert!(fs::read(&foreign).unwrap() == before, "nothing is written");
     let plain = site.file("plain", DATA);
     assert!(site.fails(65, &["key", "rotate", plain.to_str().unwrap()]).contains("has no LUKS header"));
+}
+
+#[test]
+fn a_loop_device_is_rotated_too_and_only_while_nobody_has_it() {
+    let filled = Filled::new(&[], DATA);
+    let device = LoopDevice::new(filled.volume.as_ref(), "");
+    assert!(filled.site.fails(75, &["key", "rotate", &filled.volume]).contains("behind the loop device"));
+    filled.site.ok(&["key", "rotate", device.path()]);
+    drop(device);
+    filled.check("rotated");
+}
+
+/// libcryptsetup would begin again at 0, or never open it (docs/rotation.md).
+#[test]
+fn what_cryptsetup_left_in_its_last_moments_is_attached_and_finished() {
+    let mut all_done = 0;
+    // The syncs of its last header update but one, of the old keyslot's wipe, and of the flag's removal.
+    for sync in 5..16 {
+        let filled = Filled::new(&["--keyslot"], DATA);
+        let Filled { site, volume, .. } = &filled;
+        let ours = format!("{} --config {}", env!("CARGO_BIN_EXE_cryptattach"), site.keys("cryptattach.toml"));
+        let passphrase = site.keys("passphrase");
+        sh(&format!("{ours} key passphrase --for {volume} >{passphrase}"));
+        let reencrypt = format!(
+            "cryptsetup reencrypt -q --force-offline-reencrypt --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file {passphrase} \
+             --hotzone-size 2M"
+        );
+        sh(&format!(
+            "{reencrypt} --init-only {volume}; strace -f -qq -o /dev/null -e trace=fsync,fdatasync \
+             -e inject=fsync,fdatasync:signal=KILL:when={sync} {reencrypt} --resume-only {volume} || true"
+        ));
+        let before = fs::read(volume).unwrap();
+        // Its new key is one that no store has.
+        let import = site.run(&["key", "import", volume, "--key-file", passphrase]);
+        let said = String::from_utf8_lossy(&import.stderr);
+        if !said.contains("all data of") {
+            continue;
+        }
+        assert!(import.status.success(), "sync {sync}: {said}");
+        let key = String::from_utf8(import.stdout).unwrap();
+        let name = site.name("finished");
+        let device = site.attach(volume, &name, &["--key", key.trim_end(), "--read-only"]);
+        assert!(fs::read(device).unwrap() == filled.plain, "sync {sync}: DATA LOST");
+        site.ok(&["detach", &name]);
+        assert!(fs::read(volume).unwrap() == before, "only the image in memory is finished");
+        all_done += 1;
+    }
+    println!("{all_done} kills of cryptsetup in its last moments");
+    assert!(all_done >= 4);
 }
 
 #[test]

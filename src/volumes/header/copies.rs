@@ -106,13 +106,15 @@ impl Copies {
         if text.len() >= self.size - BINARY_BYTES {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the header has no room for it"));
         }
-        let second = self.size as u64;
-        let order = if self.alone_at == Some(0) { [second, 0] } else { [0, second] };
-        for at in order {
+        for at in self.order() {
             file.write_all_at(&self.copy(at, &text)?, at)?;
             file.sync_all()?;
         }
         Ok(())
+    }
+
+    fn order(&self) -> [u64; 2] {
+        if self.alone_at == Some(0) { [self.size(), 0] } else { [0, self.size()] }
     }
 
     fn copy(&self, at: u64, text: &[u8]) -> io::Result<Vec<u8>> {
@@ -120,7 +122,8 @@ impl Copies {
         bytes.resize(self.size, 0);
         bytes[BINARY_BYTES..][..text.len()].copy_from_slice(text);
         bytes[..6].copy_from_slice(if at == 0 { &MAGIC } else { &SECOND_MAGIC[..6] });
-        bytes[SEQUENCE..SEQUENCE + 8].copy_from_slice(&(self.sequence + 1).to_be_bytes());
+        let sequence = self.sequence.checked_add(1).ok_or(io::ErrorKind::InvalidData)?;
+        bytes[SEQUENCE..SEQUENCE + 8].copy_from_slice(&sequence.to_be_bytes());
         bytes[OFFSET..OFFSET + 8].copy_from_slice(&at.to_be_bytes());
         openssl::rand::rand_bytes(&mut bytes[SALT]).map_err(io::Error::other)?;
         let checksum = checksum(&mut bytes).ok_or(io::ErrorKind::InvalidData)?;
@@ -143,5 +146,63 @@ fn read_whole(file: &File, bytes: &mut [u8], at: u64) -> io::Result<bool> {
     match file.read_exact_at(bytes, at) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
         read => read.map(|()| true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const SIZE: usize = 16 << 10;
+
+    fn header() -> (File, Copies) {
+        let file = tempfile::tempfile().unwrap();
+        let mut binary = vec![0; BINARY_BYTES];
+        binary[..8].copy_from_slice(b"LUKS\xba\xbe\0\x02");
+        binary[8..16].copy_from_slice(&(SIZE as u64).to_be_bytes());
+        binary[72..78].copy_from_slice(b"sha256");
+        let copies = Copies { binary, size: SIZE, sequence: 7, alone_at: None, json: json!({}) };
+        copies.write(&file, &json!({"a": 1})).unwrap();
+        let read = Copies::read(&file).unwrap().unwrap();
+        (file, read)
+    }
+
+    #[test]
+    fn what_is_written_is_read_under_the_next_number() {
+        let (file, copies) = header();
+        assert_eq!((copies.sequence, copies.alone_at, &copies.json), (8, None, &json!({"a": 1})));
+        let long = json!({"a": "x".repeat(SIZE)});
+        assert_eq!(copies.write(&file, &long).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        assert!(Copies::read(&file).unwrap().unwrap().is(&copies), "nothing is written");
+        let last = Copies { sequence: u64::MAX, ..copies };
+        assert!(last.write(&file, &json!({})).is_err(), "0 would be older");
+    }
+
+    #[test]
+    fn one_copy_is_whole_whenever_the_write_of_a_copy_stops() {
+        let (file, before) = header();
+        let after = json!({"b": 2});
+        let text = serde_json::to_vec(&after).unwrap();
+        // Which copies are the newest before: both, the first alone, the second alone.
+        for newest in [vec![0, SIZE as u64], vec![0], vec![SIZE as u64]] {
+            for (stops_in, reach) in [(0, 0), (0, 512), (0, 4096), (0, 5000), (0, SIZE), (1, 512), (1, 5000), (1, SIZE)]
+            {
+                before.write(&file, &json!({"stale": true})).unwrap();
+                let stale = Copies::read(&file).unwrap().unwrap();
+                let newer = stale.copy(0, b"{\"a\":1}").unwrap();
+                for at in &newest {
+                    let copy = if *at == 0 { newer.clone() } else { stale.copy(*at, b"{\"a\":1}").unwrap() };
+                    file.write_all_at(&copy, *at).unwrap();
+                }
+                let copies = Copies::read(&file).unwrap().unwrap();
+                for (index, at) in copies.order().into_iter().enumerate().take(stops_in + 1) {
+                    let reach = if index == stops_in { reach } else { SIZE };
+                    file.write_all_at(&copies.copy(at, &text).unwrap()[..reach], at).unwrap();
+                }
+                let json = Copies::read(&file).unwrap().expect("a whole copy").json;
+                assert!(json == json!({"a": 1}) || json == after, "{newest:?} {stops_in} {reach}: {json}");
+            }
+        }
     }
 }

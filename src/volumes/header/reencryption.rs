@@ -261,12 +261,13 @@ pub(super) fn hotzone(json: &Value) -> Option<(u64, u64, u64, u64)> {
     Some((offset, number(&hot["size"]), offset.checked_sub(start)?, hot["sector_size"].as_u64()?))
 }
 
-/// Where the checksums of a hotzone stand: offset, bytes, and the block that each is of.
-pub(super) fn checksums(json: &Value) -> Option<(u64, u64, u64)> {
+/// The keyslot whose area has the checksums of the hotzone, and the bytes of the block that each is of.
+pub(super) fn checksums(json: &Value) -> Option<(&Value, u64)> {
     let mut keyslots = json["keyslots"].as_object()?.values();
-    let area = &keyslots.find(|keyslot| keyslot["type"] == "reencrypt")?["area"];
+    let keyslot = keyslots.find(|keyslot| keyslot["type"] == "reencrypt")?;
+    let area = &keyslot["area"];
     let is_known = area["type"] == "checksum" && area["hash"] == "sha256";
-    is_known.then(|| Some((number(&area["offset"]), number(&area["size"]), area["sector_size"].as_u64()?)))?
+    is_known.then(|| Some((keyslot, area["sector_size"].as_u64()?)))?
 }
 
 /// Where the key material of a keyslot stands: offset and bytes.
@@ -296,4 +297,84 @@ pub fn strings(list: &Value) -> Vec<&str> {
 /// LUKS2 writes 64-bit numbers as texts.
 fn number(text: &Value) -> u64 {
     text.as_str().and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    macro_rules! header {
+        ($name:literal) => {
+            serde_json::from_str::<Value>(include_str!(concat!("../../../fuzz/corpus/reencryption/", $name))).unwrap()
+        };
+    }
+
+    /// As cryptsetup 2.6.1 left them when it was killed, with a token of ours.
+    fn killed() -> [(Value, State); 6] {
+        [
+            (header!("begun"), State::Clean),
+            (header!("clean"), State::Clean),
+            (header!("crash"), State::Crash),
+            (header!("all-done"), State::AllDone),
+            (header!("without-old-keyslot"), State::AllDone),
+            (header!("done"), State::None),
+        ]
+    }
+
+    #[test]
+    fn each_moment_is_judged() {
+        let mib = |(done, all): (u64, u64)| (done >> 20, all >> 20);
+        let done: Vec<_> = killed().iter().map(|(json, _)| mib(progress(json, 20 << 20))).collect();
+        assert_eq!(done[..4], [(0, 4), (2, 4), (2, 4), (4, 4)]);
+        for (json, expected) in killed() {
+            assert_eq!(state(&json), expected, "{json}");
+            assert_eq!(check_midway(&json).is_ok(), expected != State::None, "{:?}", check_midway(&json));
+            assert_eq!(finished(&json).is_some(), expected == State::AllDone);
+        }
+    }
+
+    #[test]
+    fn a_finished_header_is_the_one_that_libcryptsetup_would_have_left() {
+        let mut done = header!("done");
+        let token = json!({"type": "cryptattach", "keyslots": ["1"], "store": "s", "key": "77b0c1aa-7d44-4c1b-9d0a-52b1a6f0c3de"});
+        done["tokens"]["0"] = token;
+        for mut json in [header!("all-done"), header!("without-old-keyslot")] {
+            // Made by runs of their own, with salts of their own.
+            json["digests"]["1"] = done["digests"]["1"].clone();
+            json["digests"]["1"]["segments"] = json!(["0", "2"]);
+            json["keyslots"]["1"] = done["keyslots"]["1"].clone();
+            assert_eq!(finished(&json).unwrap(), done);
+            let settled = settled(&json).unwrap();
+            assert_eq!((&settled["keyslots"], &settled["tokens"]["0"]["keyslots"]), (&json!({}), &json!([])));
+            assert!(super::settled(&settled).is_none(), "nothing is left to do");
+        }
+    }
+
+    #[test]
+    fn a_re_encryption_that_is_not_ours_to_the_letter_is_refused() {
+        type Change = fn(&mut Value);
+        let changes: [(&str, Change); 16] = [
+            ("no next key", |h| drop(h["tokens"]["0"].as_object_mut().unwrap().remove("next"))),
+            ("another requirement", |h| h["config"]["requirements"]["mandatory"][0] = json!("online-reencrypt-v3")),
+            ("two requirements", |h| h["config"]["requirements"]["mandatory"] = json!(["online-reencrypt-v2", "x"])),
+            ("decryption", |h| h["keyslots"]["2"]["mode"] = json!("decrypt")),
+            ("backward", |h| h["keyslots"]["2"]["direction"] = json!("backward")),
+            ("journal", |h| h["keyslots"]["2"]["area"]["type"] = json!("journal")),
+            ("another hash", |h| h["keyslots"]["2"]["area"]["hash"] = json!("sha1")),
+            ("two runs", |h| h["keyslots"]["5"] = h["keyslots"]["2"].clone()),
+            ("a plain part", |h| h["segments"]["0"]["type"] = json!("linear")),
+            ("a null cipher", |h| h["segments"]["1"]["encryption"] = json!("cipher_null-ecb")),
+            ("another cipher at the end", |h| h["segments"]["3"]["encryption"] = json!("cipher_null-ecb")),
+            ("a gap", |h| h["segments"]["1"]["offset"] = json!("18878464")),
+            ("another IV", |h| h["segments"]["1"]["iv_tweak"] = json!("0")),
+            ("another sector size", |h| h["segments"]["1"]["sector_size"] = json!(512)),
+            ("another flag", |h| h["segments"]["1"]["flags"] = json!(["x"])),
+            ("a third key", |h| h["digests"]["7"] = json!({"keyslots": ["7"], "segments": ["1"]})),
+        ];
+        for (what, change) in changes {
+            let mut json = header!("clean");
+            change(&mut json);
+            assert!(check_midway(&json).is_err(), "{what}");
+        }
+    }
 }

@@ -261,12 +261,14 @@ unsafe extern "C" fn watch(size: u64, offset: u64, data: *mut c_void) -> c_int {
 
 /// Looks at the hotzone in which a run was killed, before libcryptsetup recovers it: that takes whatever does not have its
 /// stored checksum for written. Checksums and the header that refers to them share one fsync, so that need not be true.
-pub fn mend(file: &File, json: &Value, [old, new]: [&VolumeKey; 2]) -> io::Result<Hotzone> {
+pub fn mend(file: &File, copies: &Copies, [old, new]: [&VolumeKey; 2]) -> io::Result<Hotzone> {
     const SUM: u64 = 32;
     const AT_ONCE: u64 = 1 << 20;
     let odd = || io::Error::new(io::ErrorKind::InvalidData, "its hotzone is not described");
-    let (at, bytes, in_data, sector) = hotzone(json).ok_or_else(odd)?;
-    let (sums_at, room, block) = checksums(json).ok_or_else(odd)?;
+    let (at, bytes, in_data, sector) = hotzone(&copies.json).ok_or_else(odd)?;
+    let (keyslot, block) = checksums(&copies.json).ok_or_else(odd)?;
+    let (sums_at, room) = bounded(copies, keyslot)?;
+    let room = room as u64;
     let is_right = [512, 1024, 2048, 4096].contains(&sector) && block.is_multiple_of(sector) && block <= AT_ONCE;
     if !is_right
         || block == 0
@@ -347,4 +349,95 @@ fn open(image: &HeaderImage) -> Result<CryptDevice, LibcryptErr> {
     context.context_handle().load::<()>(Some(EncryptionFormat::Luks2), None)?;
     context.settings_handle().set_pbkdf_type(&least_pbkdf())?;
     Ok(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::key::KeySize;
+
+    const DATA: u64 = 1 << 20;
+    const SUMS: u64 = 65536;
+    const BLOCKS: usize = 64;
+
+    /// A hotzone in which the first `new` blocks were written, and what stands in the place of its checksums.
+    fn hotzone(new: usize, stale: bool) -> (File, Copies, [VolumeKey; 2]) {
+        let keys = [(); 2].map(|()| VolumeKey::random(KeySize::Bits512).unwrap());
+        let [old, next] = [&keys[0], &keys[1]].map(|key| Xts::new(Key::of(key.expose()).unwrap(), 512, 0));
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(2 << 20).unwrap();
+        for index in 0..BLOCKS {
+            let at = index as u64 * 4096;
+            let (mut before, mut after) = (vec![index as u8; 4096], vec![index as u8; 4096]);
+            // The hotzone is not the first one.
+            old.encrypt_in_place(8192 + at, &mut before);
+            next.encrypt_in_place(8192 + at, &mut after);
+            file.write_all_at(if index < new { &after } else { &before }, DATA + 8192 + at).unwrap();
+            if !stale {
+                file.write_all_at(&sha256(&before), SUMS + index as u64 * 32).unwrap();
+            }
+        }
+        let json = json!({
+            "keyslots": {"2": {"type": "reencrypt", "area": {
+                "type": "checksum", "hash": "sha256", "offset": SUMS.to_string(), "size": "65536", "sector_size": 4096,
+            }}},
+            "segments": {
+                "0": {"offset": DATA.to_string(), "size": "8192"},
+                "1": {"offset": (DATA + 8192).to_string(), "size": (BLOCKS * 4096).to_string(), "sector_size": 512,
+                      "flags": ["in-reencryption"]},
+                "2": {"offset": DATA.to_string(), "flags": ["backup-final"]},
+            },
+        });
+        let mut bytes = vec![0; 16 << 10];
+        bytes[..8].copy_from_slice(b"LUKS\xba\xbe\0\x02");
+        bytes[8..16].copy_from_slice(&(16_u64 << 10).to_be_bytes());
+        bytes[72..78].copy_from_slice(b"sha256");
+        let text = serde_json::to_vec(&json).unwrap();
+        bytes[4096..][..text.len()].copy_from_slice(&text);
+        let sum = sha256(&bytes);
+        bytes[448..480].copy_from_slice(&sum);
+        file.write_all_at(&bytes, 0).unwrap();
+        let copies = Copies::read(&file).unwrap().unwrap();
+        (file, copies, keys)
+    }
+
+    fn mended((file, copies, keys): &(File, Copies, [VolumeKey; 2])) -> Hotzone {
+        mend(file, copies, [&keys[0], &keys[1]]).unwrap()
+    }
+
+    #[test]
+    fn a_hotzone_is_proved_block_by_block() {
+        for new in [0, 1, 40, BLOCKS] {
+            assert_eq!(mended(&hotzone(new, false)), Hotzone::Sound, "{new}");
+        }
+        // The checksums never came: no block can have been written, so the right ones are made.
+        let late = hotzone(0, true);
+        assert_eq!(mended(&late), Hotzone::Mended);
+        assert_eq!(mended(&late), Hotzone::Sound);
+    }
+
+    #[test]
+    fn a_torn_block_is_told_and_nothing_is_written() {
+        let torn = hotzone(40, false);
+        torn.0.write_all_at(&[0; 512], DATA + 8192 + 40 * 4096).unwrap();
+        let bytes = |file: &File| {
+            let mut bytes = vec![0; 2 << 20];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            bytes
+        };
+        let before = bytes(&torn.0);
+        assert_eq!(mended(&torn), Hotzone::Torn { blocks: 1 });
+        assert!(bytes(&torn.0) == before);
+    }
+
+    #[test]
+    fn checksums_in_a_place_that_is_not_theirs_are_refused() {
+        let (file, mut copies, keys) = hotzone(0, true);
+        for (offset, size) in [("1048576", "65536"), ("0", "65536"), ("65536", "18446744073709551615"), ("65536", "64")]
+        {
+            copies.json["keyslots"]["2"]["area"]["offset"] = offset.into();
+            copies.json["keyslots"]["2"]["area"]["size"] = size.into();
+            assert!(mend(&file, &copies, [&keys[0], &keys[1]]).is_err(), "{offset} {size}");
+        }
+    }
 }
