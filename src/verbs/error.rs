@@ -93,6 +93,9 @@ pub enum Error {
     /// A rotation was asked to stop.
     #[error("the rotation of the key of {} is paused: {percent} % of its data have the new key", .device.display())]
     Paused { device: PathBuf, percent: u64 },
+    /// An old header stands on a volume whose key was being rotated.
+    #[error("the header of {} is older than the rotation of its key that was begun here: part of the data has the key {new}", .device.display())]
+    HeaderRestored { device: PathBuf, new: KeyReference },
     /// libcryptsetup has ended, and the header does not say that it is done.
     #[error("the re-encryption of {} ended before its end", .0.display())]
     Stopped(PathBuf),
@@ -131,6 +134,7 @@ impl Advice for Error {
             | Self::StoreExists(_) => Exit::InTheWay,
             Self::Paused { .. } => Exit::Paused,
             Self::Stopped(_) => Exit::Io,
+            Self::HeaderRestored { .. } => Exit::Header,
             Self::HalfFormatted { source, .. } => source.exit(),
         }
     }
@@ -154,6 +158,7 @@ impl Advice for Error {
             Self::Paused { device, .. } | Self::Stopped(device) => {
                 format!("go on: cryptattach key rotate {}", device.display()).into()
             }
+            Self::HeaderRestored { .. } => "write nothing to the volume; restore a backup of the header from after that, and keep both keys".into(),
             Self::NotAttached(_) => "'cryptattach list' shows the attached volumes".into(),
             Self::OtherVolume { name, .. } | Self::LeadsToMapping { name, .. } => {
                 format!("find out which volume '{name}' is ('cryptattach status {name}'), and detach it if it is a leftover").into()

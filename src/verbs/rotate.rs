@@ -76,6 +76,8 @@ struct Journal {
     device: PathBuf,
     old: KeyReference,
     new: KeyReference,
+    /// The header names both keys, and data may have been rewritten.
+    begun: bool,
 }
 
 /// A key that nothing needs any more: the header, read from the device, has the other key's digest alone, and that key has
@@ -134,6 +136,10 @@ impl Job<'_> {
         }
         match state::read::<Journal>(&self.journal)? {
             Some(journal) if journal.new == now => return self.complete(),
+            // The header named both keys before any data had the new one: this is an older header, restored since.
+            Some(Journal { old, new, begun: true, .. }) if old == now => {
+                return Err(Error::HeaderRestored { device: self.device.path.clone(), new });
+            }
             // Killed before the header named it: nothing is under it.
             Some(journal) if journal.old == now => self.drop_unused(&journal.new)?,
             _ => {}
@@ -164,7 +170,7 @@ impl Job<'_> {
             Ok((key, passphrase, case.prove(self.given())?, prepared))
         };
         let (key, passphrase, successor, prepared) = prepare().inspect_err(|_| container.store().abandon(&new.key))?;
-        let journal = Journal { device: self.device.path.clone(), old: old.clone(), new: new.clone() };
+        let journal = Journal { device: self.device.path.clone(), old: old.clone(), new: new.clone(), begun: false };
         state::write(&self.journal, &journal)?;
         successor.store_successor(key, passphrase, old.clone())?;
         prepared.write(&self.file()?)?;
@@ -199,6 +205,9 @@ impl Job<'_> {
     /// Has libcryptsetup re-encrypt to the end, unless a signal asks it to stop.
     fn run(&self, run: Run, tell: &mut dyn FnMut(u64, u64)) -> Result<Rotated, Error> {
         let passphrase = self.passphrase(run)?;
+        if let Some(journal) = state::read::<Journal>(&self.journal)?.filter(|journal| !journal.begun) {
+            state::write(&self.journal, &Journal { begun: true, ..journal })?;
+        }
         let stop = stopped_by_signals()?;
         let (mut done, mut all) = (0, 1);
         let mut watch = |now: u64, of: u64| {
