@@ -299,7 +299,7 @@ pub enum VolumeError {
     /// A re-encryption that is not ours to go on with.
     #[error("the re-encryption of {} is none of 'cryptattach key rotate': {why}", .path.display())]
     NotRotating { path: PathBuf, why: String },
-    /// Storage has lost a part of a sector.
+    /// Storage has damaged what it was writing.
     #[error("{blocks} blocks of {} are neither as they were nor as they would be", .path.display())]
     Torn {
         path: PathBuf,
@@ -364,7 +364,7 @@ impl Advice for VolumeError {
             Self::HeaderChanged { .. } => "find out which program uses the device, then try again",
             Self::NotRotating { .. } => "'cryptsetup luksDump' shows it; finish it with the program that has begun it",
             Self::Torn { .. } => {
-                "the disk has written a sector in parts: nothing more is written; make a copy of the whole device, and restore the \
+                "the disk has damaged what it was writing: nothing more is written; make a copy of the whole device, and restore the \
                  blocks from a backup"
             }
             Self::WrongKey { .. } => "check that this is the right volume for the key",

@@ -64,11 +64,11 @@ pub enum Run {
 /// What was found of a hotzone in which a run was killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hotzone {
-    /// Each sector is provably old or new.
+    /// Each block is provably old or new; those that were torn are old again.
     Sound,
-    /// Its checksums had not reached the disk, so no sector was written; they are right now.
+    /// Its checksums had not reached the disk, so no block was written; they are right now.
     Mended,
-    /// Some sectors are neither.
+    /// Some blocks are neither.
     Torn { blocks: u64 },
 }
 
@@ -280,26 +280,37 @@ pub fn mend(file: &File, copies: &Copies, [old, new]: [&VolumeKey; 2]) -> io::Re
     }
     let (Some(old), Some(new)) = (Key::of(old.expose()), Key::of(new.expose())) else { return Err(odd()) };
     let [old, new] = [old, new].map(|key| Xts::new(key, sector as usize, 0));
-    let (mut is_new, mut neither, mut right_sums) = (0, 0, Vec::new());
+    let (mut written, mut neither, mut right_sums) = (0, 0, Vec::new());
     for chunk in (0..bytes).step_by(AT_ONCE as usize) {
         let mut data = vec![0; AT_ONCE.min(bytes - chunk) as usize];
         file.read_exact_at(&mut data, at + chunk)?;
         let mut stored = vec![0; data.len() / block as usize * SUM as usize];
         file.read_exact_at(&mut stored, sums_at + chunk / block * SUM)?;
-        let blocks = data.chunks_mut(block as usize).zip(stored.chunks(SUM as usize));
+        let blocks = data.chunks(block as usize).zip(stored.chunks(SUM as usize));
         for (index, (data, stored)) in blocks.enumerate() {
             let sum = sha256(data);
             right_sums.extend_from_slice(&sum);
-            if sum != *stored {
-                let plain_at = in_data + chunk + index as u64 * block;
-                new.decrypt_in_place(plain_at, data);
-                old.encrypt_in_place(plain_at, data);
-                if sha256(data) == *stored { is_new += 1 } else { neither += 1 }
+            if sum == *stored {
+                continue;
+            }
+            let place = chunk + index as u64 * block;
+            let mut before = data.to_vec();
+            new.decrypt_in_place(in_data + place, &mut before);
+            old.encrypt_in_place(in_data + place, &mut before);
+            if sha256(&before) == *stored {
+                written += 1;
+            } else if let Some(before) = untorn(data, &before, stored) {
+                file.write_all_at(&before, at + place)?;
+                written += 1;
+            } else {
+                neither += 1;
             }
         }
     }
-    match (neither, is_new) {
+    file.sync_all()?;
+    match (neither, written) {
         (0, _) => Ok(Hotzone::Sound),
+        // Had any been written, the checksums would have been on the disk before.
         (_, 0) => {
             file.write_all_at(&right_sums, sums_at)?;
             file.sync_all()?;
@@ -307,6 +318,23 @@ pub fn mend(file: &File, copies: &Copies, [old, new]: [&VolumeKey; 2]) -> io::Re
         }
         (blocks, _) => Ok(Hotzone::Torn { blocks }),
     }
+}
+
+/// A block of which only some sectors of 512 bytes were written, as it was before: XTS encrypts each 16 bytes by
+/// themselves, so each sector is in `now` if it was not written, or else in `before`. The checksum says which of the 256
+/// ways it is.
+fn untorn(now: &[u8], before: &[u8], sum: &[u8]) -> Option<Vec<u8>> {
+    const SECTOR: usize = 512;
+    let sectors = now.len() / SECTOR;
+    let ways = (2..=8).contains(&sectors).then(|| 1..(1_u32 << sectors) - 1)?;
+    let mut block = now.to_vec();
+    ways.into_iter().find_map(|written| {
+        for sector in 0..sectors {
+            let from = if written >> sector & 1 == 1 { before } else { now };
+            block[sector * SECTOR..][..SECTOR].copy_from_slice(&from[sector * SECTOR..][..SECTOR]);
+        }
+        (sha256(&block) == *sum).then(|| block.clone())
+    })
 }
 
 /// Gives a header whose data is all under the new key its last form; the key material that goes is wiped before. Nothing is
@@ -416,18 +444,41 @@ mod tests {
         assert_eq!(mended(&late), Hotzone::Sound);
     }
 
+    fn bytes(file: &File, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        file.read_exact_at(&mut bytes, at).unwrap();
+        bytes
+    }
+
     #[test]
-    fn a_torn_block_is_told_and_nothing_is_written() {
-        let torn = hotzone(40, false);
-        torn.0.write_all_at(&[0; 512], DATA + 8192 + 40 * 4096).unwrap();
-        let bytes = |file: &File| {
-            let mut bytes = vec![0; 2 << 20];
-            file.read_exact_at(&mut bytes, 0).unwrap();
-            bytes
-        };
-        let before = bytes(&torn.0);
-        assert_eq!(mended(&torn), Hotzone::Torn { blocks: 1 });
-        assert!(bytes(&torn.0) == before);
+    fn a_torn_block_is_put_together_again() {
+        // One of the blocks, or all of them, of which none is whole: that is not a hotzone without checksums.
+        for torn in [40..41, 0..BLOCKS] {
+            let (file, copies, keys) = hotzone(0, false);
+            let [old, next] = [&keys[0], &keys[1]].map(|key| Xts::new(Key::of(key.expose()).unwrap(), 512, 0));
+            let before = bytes(&file, DATA + 8192, BLOCKS * 4096);
+            for index in torn {
+                let at = index as u64 * 4096;
+                let mut after = bytes(&file, DATA + 8192 + at, 4096);
+                old.decrypt_in_place(8192 + at, &mut after);
+                next.encrypt_in_place(8192 + at, &mut after);
+                for sector in (0..8).filter(|sector| (index * 37 + 90) >> sector & 1 == 1) {
+                    file.write_all_at(&after[sector * 512..][..512], DATA + 8192 + at + sector as u64 * 512).unwrap();
+                }
+            }
+            let torn = (file, copies, keys);
+            assert_eq!(mended(&torn), Hotzone::Sound);
+            assert!(bytes(&torn.0, DATA + 8192, BLOCKS * 4096) == before, "as it was before");
+        }
+    }
+
+    #[test]
+    fn a_damaged_block_is_told_and_nothing_is_written() {
+        let damaged = hotzone(40, false);
+        damaged.0.write_all_at(&[0; 100], DATA + 8192 + 41 * 4096).unwrap();
+        let before = bytes(&damaged.0, 0, 2 << 20);
+        assert_eq!(mended(&damaged), Hotzone::Torn { blocks: 1 });
+        assert!(bytes(&damaged.0, 0, 2 << 20) == before);
     }
 
     #[test]
