@@ -5,9 +5,11 @@ use std::{
     io::{self, IsTerminal, Read, Write},
     os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use clap::{ArgGroup, Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::socket::{UnixAddr, getpeername};
 use serde_json::{Value, json};
 
@@ -29,8 +31,9 @@ use crate::{
         error::Error,
         explain,
         import::{self, Request},
-        keys, passphrase,
+        keys, passphrase, rotate,
     },
+    volumes::header::rekey,
 };
 
 const PASSPHRASE: &str = "the passphrase";
@@ -44,6 +47,7 @@ pub enum Key {
     Import(Import),
     Export(Export),
     Passphrase(Passphrase),
+    Rotate(Rotate),
     #[command(hide = true)]
     Serve(Serve),
 }
@@ -171,6 +175,35 @@ pub struct Passphrase {
     answer: AnswerOption,
 }
 
+/// Give a detached volume a new volume key: encrypts all its data anew, in place
+///
+/// The old and the new key are both stored until the end, and the header names both. SIGTERM or Ctrl-C pauses it (exit
+/// code 83); the same command goes on, also after a crash and on another host. The old key stays in its store unless
+/// --delete-old is given; it opens snapshots and copies from before. Discarded sectors become random data: run fstrim
+/// afterwards.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  cryptattach key rotate /dev/vdb
+  cryptattach key rotate data --delete-old          the volume 'data' of the configuration")]
+pub struct Rotate {
+    /// The encrypted block device or file, or a name of [volumes.NAME]
+    #[arg(value_name = "DEVICE|NAME")]
+    device: PathBuf,
+    /// Delete the old key at the end: snapshots and copies from before cannot be opened any more
+    #[arg(long)]
+    delete_old: bool,
+    /// Rotate although other keyslots and tokens become useless: a person's passphrase, clevis, systemd
+    #[arg(long)]
+    drop_others: bool,
+    /// Re-encrypt this many KiB between two updates of the header
+    #[arg(long, value_name = "KIB", default_value_t = rekey::HOTZONE_BYTES / 1024, hide = true, value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
+    hotzone: u64,
+    #[command(flatten)]
+    separation: SeparationOptions,
+    #[command(flatten)]
+    answer: AnswerOption,
+}
+
 /// Answer systemd-cryptsetup on a socket (standard input) with the passphrase of the volume that it opens
 #[derive(Args)]
 pub struct Serve {}
@@ -180,6 +213,7 @@ impl Key {
         let config = match self {
             Self::Passphrase(passphrase) => global.attended(&passphrase.answer)?,
             Self::Import(import) => global.attended(&import.answer)?,
+            Self::Rotate(rotate) => global.attended(&rotate.answer)?,
             Self::List(_) | Self::Show(_) | Self::Delete(_) | Self::Export(_) | Self::Serve(_) => global.config()?,
         };
         match self {
@@ -189,6 +223,7 @@ impl Key {
             Self::Import(import) => import.run(&config, global.json),
             Self::Export(export) => export.run(&config, global.json),
             Self::Passphrase(passphrase) => passphrase.run(&config),
+            Self::Rotate(rotate) => rotate.run(&config, global.json),
             Self::Serve(serve) => serve.run(&config),
         }
     }
@@ -342,6 +377,82 @@ impl Passphrase {
             (None, None) => return Err(Error::Usage("name a key, or a volume with --for".to_owned())),
         };
         write(&out, &passphrase, PASSPHRASE)
+    }
+}
+
+impl Rotate {
+    fn run(&self, config: &Config, json: bool) -> Result<(), Error> {
+        let device = device_of(config, &self.device)?;
+        let request = rotate::Request {
+            device: &device,
+            drop_others: self.drop_others,
+            delete_old: self.delete_old,
+            hotzone_bytes: self.hotzone * 1024,
+            separation: self.separation.strictness(),
+        };
+        let rotated = if json {
+            rotate::rotate(config, &request, &mut Events::new().tell())
+        } else {
+            let bar = ProgressBar::new(0);
+            let style = ProgressStyle::with_template("{bar:40} {percent} %, {msg}/s, {eta} left");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            let rotated = rotate::rotate(config, &request, &mut |done, all| {
+                bar.set_length(all);
+                bar.set_position(done);
+                bar.set_message(output::size(bar.per_sec() as u64));
+            });
+            bar.finish_and_clear();
+            rotated
+        }?;
+        output::print(json, &rotated, || {
+            let mut lines = vec![rotated.key.to_string()];
+            lines.extend(rotated.old.as_ref().map(|old| match rotated.deleted {
+                true => format!("  deleted          {old}"),
+                false => format!("  old key          {old} (delete it: cryptattach key delete {old} --yes)"),
+            }));
+            lines
+        })
+    }
+}
+
+/// Progress for programs: at most a line a second on standard error.
+struct Events {
+    start: Instant,
+    told: Option<Instant>,
+    /// What was done when this run began.
+    first: Option<u64>,
+}
+
+impl Events {
+    fn new() -> Self {
+        Self { start: Instant::now(), told: None, first: None }
+    }
+
+    fn tell(mut self) -> impl FnMut(u64, u64) {
+        move |done, all| {
+            let first = *self.first.get_or_insert(done);
+            if done < all && self.told.is_some_and(|told| told.elapsed() < Duration::from_secs(1)) {
+                return;
+            }
+            self.told = Some(Instant::now());
+            let rate = (done.saturating_sub(first)).checked_div(self.start.elapsed().as_secs());
+            let left = rate.and_then(|rate| (all - done.min(all)).checked_div(rate));
+            output::say_json(&json!({
+                "event": "progress", "done_bytes": done, "all_bytes": all, "bytes_per_second": rate, "seconds_left": left,
+            }));
+        }
+    }
+}
+
+/// A path, or the device of a volume that the configuration names.
+fn device_of(config: &Config, given: &Path) -> Result<PathBuf, Error> {
+    let name = given.to_str().filter(|_| !given.exists()).and_then(|name| name.parse::<MappingName>().ok());
+    match name.and_then(|name| config.volume(&name).ok()) {
+        Some(VolumeConfig { header: Some(_), .. }) => {
+            Err(Error::Usage("the key of a volume with a detached header cannot be rotated yet".to_owned()))
+        }
+        Some(volume) => Ok(volume.device.path().to_owned()),
+        None => Ok(given.to_owned()),
     }
 }
 

@@ -81,6 +81,8 @@ enum Pinning {
     Check,
     /// Its key is made now, by a person who says what the volume is: it is pinned anew.
     Renew,
+    /// Its key is going to be another one: what is pinned stays for now.
+    Leave,
 }
 
 /// A case whose key rests apart from the volume, or whose policy lets it pass. Only [`Case::prove`] makes one.
@@ -108,8 +110,8 @@ enum Pinning {
 pub struct Proven<'a> {
     case: Case<'a>,
     separated: Separated,
-    /// Whether the header has the pinned digest; `None` if none is pinned, or what is pinned counts no longer.
-    is_pinned: Option<bool>,
+    /// The key that is pinned, and whether the header has its digest; `None` if none is pinned, or what is counts no longer.
+    pinned: Option<(KeyReference, bool)>,
 }
 
 const SEALED: fn(KeyReference) -> Authority = Authority::SealedKey;
@@ -148,6 +150,11 @@ impl<'a> Case<'a> {
     /// The case of a volume whose key is made now: what this host knew of the volume counts no longer.
     pub fn of_new_key(config: &'a Config, volume: Volume, reference: KeyReference, container: Arc<Container>) -> Self {
         Self { pinning: Pinning::Renew, ..Self::of(config, volume, reference, container) }
+    }
+
+    /// The case of a volume as it will be, or was: a rotation asks for one of its two keys.
+    pub fn of_rotation(config: &'a Config, volume: Volume, reference: KeyReference, container: Arc<Container>) -> Self {
+        Self { pinning: Pinning::Leave, ..Self::of(config, volume, reference, container) }
     }
 
     /// With a name for the mapping and for the volume.
@@ -193,13 +200,14 @@ impl<'a> Case<'a> {
                 return Err(refused.refusal.into());
             }
         };
-        Ok(Proven { is_pinned: self.is_pinned()?, case: self, separated })
+        Ok(Proven { pinned: self.pinned()?, case: self, separated })
     }
 
-    fn is_pinned(&self) -> Result<Option<bool>, Error> {
-        let luks = self.volume.luks().filter(|_| self.pinning != Pinning::Renew);
+    fn pinned(&self) -> Result<Option<(KeyReference, bool)>, Error> {
+        let luks = self.volume.luks().filter(|_| !matches!(self.pinning, Pinning::Renew | Pinning::Leave));
         let Some((luks, uuid)) = luks.zip(self.volume.uuid()) else { return Ok(None) };
-        Ok(Pins::of(self.config).get(uuid)?.map(|pin| pin.digest == luks.digest))
+        let pin = Pins::of(self.config).get(uuid)?;
+        Ok(pin.map(|pin| (pin.key, pin.digest == luks.digest)))
     }
 
     fn record(&self, action: &str, report: &Report) {
@@ -264,16 +272,16 @@ impl Proven<'_> {
 
     /// Vouches for the key's maker.
     fn author(&self) -> Author {
-        if self.is_pinned == Some(true) { Author::Pinned } else { Author::Container }
+        if matches!(self.pinned, Some((_, true))) { Author::Pinned } else { Author::Container }
     }
 
-    /// Refuses a volume that has the UUID of one that this host has opened before, and another volume key.
-    fn check_pin(&self) -> Result<(), Error> {
+    /// Refuses a volume that has the UUID of one that this host has opened before, and another volume key; unless our side
+    /// has said, in the sealed key, that it takes the place of the other one.
+    fn check_pin(&self, replaces: Option<&KeyReference>) -> Result<(), Error> {
         let Case { volume, .. } = &self.case;
+        let is_other = matches!(&self.pinned, Some((pinned, false)) if replaces != Some(pinned));
         match volume.uuid() {
-            Some(uuid) if self.is_pinned == Some(false) => {
-                Err(Error::NotPinned { volume: uuid, device: volume.device.path.clone() })
-            }
+            Some(uuid) if is_other => Err(Error::NotPinned { volume: uuid, device: volume.device.path.clone() }),
             _ => Ok(()),
         }
     }
@@ -282,7 +290,7 @@ impl Proven<'_> {
         let Case { config, volume, reference, key, pinning, .. } = &self.case;
         key.remember();
         let Some((luks, uuid)) = volume.luks().zip(volume.uuid()) else { return };
-        if *pinning == Pinning::Check {
+        if matches!(pinning, Pinning::Check | Pinning::Leave) {
             return;
         }
         let pin = Pin { key: reference.clone(), digest: luks.digest.clone() };
@@ -297,13 +305,13 @@ impl Proven<'_> {
         match self.fetch()?.0 {
             Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
                 self.agree(&payload)?;
-                self.check_pin()?;
+                self.check_pin(payload.replaces.as_ref())?;
                 self.volume().verify_key(&payload.volume_key)?;
                 self.remember();
                 payload.passphrase.ok_or_else(none)
             }
             object => {
-                self.check_pin()?;
+                self.check_pin(None)?;
                 self.mark_used(&object);
                 object.passphrase()?.ok_or_else(none)
             }
@@ -323,7 +331,7 @@ impl Proven<'_> {
     /// As [`Proven::key`], and how the key was had. Nothing is changed: a key that counts as unused still does.
     pub fn try_out(&self) -> Result<(Unlocked, Tried), Error> {
         let (fetched, source) = self.fetch()?;
-        let (key, by, found) = match fetched {
+        let (key, by, replaces, found) = match fetched {
             Fetched::Sealed(Opened { content: Content::VolumeKey(payload), context }) => {
                 self.agree(&payload)?;
                 let others = match (&payload.passphrase, self.volume().luks()) {
@@ -336,23 +344,67 @@ impl Proven<'_> {
                     _ => "",
                 };
                 let found = format!("sealed, generation {}{others}", context.generation);
-                (payload.volume_key, SEALED, found)
+                (payload.volume_key, SEALED, payload.replaces, found)
             }
             Fetched::Sealed(Opened { content: Content::Object(object), .. }) => {
                 let key = self.volume().unlock(&object.passphrase()?)?;
-                (key, SEALED, "sealed; a passphrase that opens a keyslot".to_owned())
+                (key, SEALED, None, "sealed; a passphrase that opens a keyslot".to_owned())
             }
             Fetched::Released(Released { object, .. }) => {
                 let key = self.volume().unlock(&object.passphrase()?)?;
-                (key, RELEASED, "NOT sealed; a passphrase that opens a keyslot".to_owned())
+                (key, RELEASED, None, "NOT sealed; a passphrase that opens a keyslot".to_owned())
             }
         };
-        Ok((self.unlocked(key, by)?, Tried { source, found }))
+        Ok((self.unlocked(key, by, replaces.as_ref())?, Tried { source, found }))
     }
 
     /// Seals the key of a new or imported volume, stores it, and makes sure that it can be had back. One that cannot is
     /// removed again: nothing depends on it yet.
     pub fn store_key(&self, volume_key: VolumeKey, passphrase: Option<SecretBytes>) -> Result<(), Error> {
+        self.store_key_for(volume_key, passphrase, None)
+    }
+
+    /// Likewise the key of a volume whose key has been `replaces`.
+    pub fn store_successor(
+        &self,
+        volume_key: VolumeKey,
+        passphrase: SecretBytes,
+        replaces: KeyReference,
+    ) -> Result<(), Error> {
+        self.store_key_for(volume_key, Some(passphrase), Some(replaces))
+    }
+
+    /// Why this key is not ours to replace by another one, in words; `None` if it is.
+    pub fn not_replaceable(&self) -> Result<Option<&'static str>, Error> {
+        Ok(match self.fetch()?.0 {
+            Fetched::Sealed(Opened { content: Content::VolumeKey(_), context }) => {
+                context.project.map(|_| "it is a tenant's: whoever has asked for it knows it by its id")
+            }
+            Fetched::Sealed(_) | Fetched::Released(_) => Some("another program has made it, and knows it by its id"),
+        })
+    }
+
+    /// Seals the key anew without its passphrase, of which no keyslot is left.
+    pub fn forget_passphrase(&self) -> Result<(), Error> {
+        match self.fetch()?.0 {
+            Fetched::Sealed(Opened { content: Content::VolumeKey(payload), context })
+                if payload.passphrase.is_some() =>
+            {
+                self.agree(&payload)?;
+                self.volume().verify_key(&payload.volume_key)?;
+                let content = Content::VolumeKey(Payload { passphrase: None, ..payload });
+                self.case.key.container().reseal(Opened { context, content })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn store_key_for(
+        &self,
+        volume_key: VolumeKey,
+        passphrase: Option<SecretBytes>,
+        replaces: Option<KeyReference>,
+    ) -> Result<(), Error> {
         let Case { volume, reference, key: source, .. } = &self.case;
         let container = source.container();
         let content = Content::VolumeKey(Payload {
@@ -363,6 +415,7 @@ impl Proven<'_> {
             iv_offset_sectors: volume.geometry.iv_offset_sectors,
             digest: volume.luks().map(|header| header.digest.clone()),
             passphrase,
+            replaces,
         });
         container.create(&reference.key, volume.uuid(), &content)?;
         let read_back = self.key().and_then(|read| match &content {
@@ -404,10 +457,10 @@ impl Proven<'_> {
     }
 
     fn open(&self, fetched: Fetched) -> Result<Unlocked, Error> {
-        let (key, by) = match fetched {
+        let (key, by, replaces) = match fetched {
             Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
                 self.agree(&payload)?;
-                (payload.volume_key, SEALED)
+                (payload.volume_key, SEALED, payload.replaces)
             }
             object => {
                 let none = || Error::NoPassphrase(self.case.reference.clone());
@@ -417,14 +470,19 @@ impl Proven<'_> {
                 let is_for_it =
                     |context: &BoundContext| context.volume.is_some() && context.volume == self.volume().uuid();
                 let is_sealed_for_it = matches!(&object, Fetched::Sealed(Opened { context, .. }) if is_for_it(context));
-                (key, if is_sealed_for_it { SEALED } else { RELEASED })
+                (key, if is_sealed_for_it { SEALED } else { RELEASED }, None)
             }
         };
-        self.unlocked(key, by)
+        self.unlocked(key, by, replaces.as_ref())
     }
 
-    fn unlocked(&self, key: VolumeKey, by: fn(KeyReference) -> Authority) -> Result<Unlocked, Error> {
-        self.check_pin()?;
+    fn unlocked(
+        &self,
+        key: VolumeKey,
+        by: fn(KeyReference) -> Authority,
+        replaces: Option<&KeyReference>,
+    ) -> Result<Unlocked, Error> {
+        self.check_pin(replaces)?;
         Ok(Unlocked::by_stored_key(&self.separated, self.volume(), key, by)?)
     }
 

@@ -99,6 +99,22 @@ pub enum Error {
     /// The audit record is not what was written, or not where its anchors say.
     #[error("the audit record is not what was written: {} found", if *.faults == 1 { "1 fault".to_owned() } else { format!("{} faults", .faults) })]
     AuditBroken { faults: u64 },
+    /// Other things open the volume, and a rotation would make them useless.
+    #[error("a rotation of the key of {} makes useless what others have put there: {}", .device.display(), .others.join(", "))]
+    OthersOpen {
+        device: PathBuf,
+        /// Keyslots and tokens.
+        others: Vec<String>,
+    },
+    /// A rotation was asked to stop.
+    #[error("the rotation of the key of {} is paused: {percent} % of its data have the new key", .device.display())]
+    Paused { device: PathBuf, percent: u64 },
+    /// An old header stands on a volume whose key was being rotated.
+    #[error("the header of {} is older than the rotation of its key that was begun here: part of the data has the key {new}", .device.display())]
+    HeaderRestored { device: PathBuf, new: KeyReference },
+    /// libcryptsetup has ended, and the header does not say that it is done.
+    #[error("the re-encryption of {} ended before its end", .0.display())]
+    Stopped(PathBuf),
     /// The user must agree or choose first.
     #[error("{0}")]
     Usage(String),
@@ -131,8 +147,12 @@ impl Advice for Error {
             Self::NotBlank { .. }
             | Self::OtherVolume { .. }
             | Self::LeadsToMapping { .. }
+            | Self::OthersOpen { .. }
             | Self::Exists(_)
             | Self::StoreExists(_) => Exit::InTheWay,
+            Self::Paused { .. } => Exit::Paused,
+            Self::Stopped(_) => Exit::Io,
+            Self::HeaderRestored { .. } => Exit::Header,
             Self::HalfFormatted { source, .. } => source.exit(),
         }
     }
@@ -157,6 +177,11 @@ impl Advice for Error {
                 let first = source.next_step().unwrap_or("'clevis luks list' shows it".into());
                 format!("{first}; or take a passphrase of the volume: --key-file FILE").into()
             }
+            Self::OthersOpen { .. } => "--drop-others rotates nevertheless; enrol them anew afterwards".into(),
+            Self::Paused { device, .. } | Self::Stopped(device) => {
+                format!("go on: cryptattach key rotate {}", device.display()).into()
+            }
+            Self::HeaderRestored { .. } => "write nothing to the volume; restore a backup of the header from after that, and keep both keys".into(),
             Self::NotAttached(_) => "'cryptattach list' shows the attached volumes".into(),
             Self::OtherVolume { name, .. } | Self::LeadsToMapping { name, .. } => {
                 format!("find out which volume '{name}' is ('cryptattach status {name}'), and detach it if it is a leftover").into()

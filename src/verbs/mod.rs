@@ -20,6 +20,7 @@ pub mod leaf;
 pub mod passphrase;
 pub mod policy;
 pub mod resize;
+pub mod rotate;
 pub mod setup;
 pub mod test;
 #[cfg(test)]

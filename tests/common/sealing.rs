@@ -28,5 +28,6 @@ pub fn payload(volume_key: &VolumeKey) -> Payload {
         iv_offset_sectors: 0,
         digest: None,
         passphrase: None,
+        replaces: None,
     }
 }

@@ -40,6 +40,7 @@ mod lockbox;
 mod person;
 mod policy;
 mod refusals;
+mod rotate;
 mod safety;
 mod secrets;
 mod separation;

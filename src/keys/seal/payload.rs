@@ -8,7 +8,7 @@ use base64ct::{Base64UrlUnpadded, Encoding};
 use serde::{Deserialize, Serialize, Serializer, ser};
 
 use super::SealError;
-use crate::base::key::{KeySize, ManagedObject, ObjectFacts, SecretBytes, VolumeKey};
+use crate::base::key::{KeyReference, KeySize, ManagedObject, ObjectFacts, SecretBytes, VolumeKey};
 
 /// The content of a sealed key.
 pub enum Content {
@@ -33,6 +33,8 @@ pub struct Payload {
     pub digest: Option<String>,
     /// The passphrase of the one keyslot: 64 lower-case hexadecimal digits.
     pub passphrase: Option<SecretBytes>,
+    /// The key that the volume had before its key was rotated: who has pinned that one may take this one for it.
+    pub replaces: Option<KeyReference>,
 }
 
 impl Content {
@@ -58,6 +60,7 @@ impl Payload {
             iv_offset_sectors: 0,
             digest: None,
             passphrase: None,
+            replaces: None,
         }
     }
 }
@@ -76,6 +79,8 @@ struct Written<'a> {
     digest: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     passphrase: Option<Text<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaces: Option<&'a KeyReference>,
 }
 
 /// Members that are not known are let pass: later versions may add some.
@@ -92,6 +97,8 @@ struct Read<'a> {
     iv_offset_sectors: u64,
     digest: Option<String>,
     passphrase: Option<&'a str>,
+    #[serde(default)]
+    replaces: Option<KeyReference>,
 }
 
 #[derive(Serialize)]
@@ -165,6 +172,7 @@ impl Payload {
             iv_offset_sectors: self.iv_offset_sectors,
             digest: self.digest.as_deref(),
             passphrase: self.passphrase.as_ref().map(Text),
+            replaces: self.replaces.as_ref(),
         };
         write_json(&written, MOST_JSON_BYTES)
     }
@@ -183,6 +191,7 @@ impl Payload {
             iv_offset_sectors: read.iv_offset_sectors,
             digest: read.digest,
             passphrase: read.passphrase.map(|text| SecretBytes::copy_of(text.as_bytes())).transpose()?,
+            replaces: read.replaces,
         })
     }
 }

@@ -235,7 +235,7 @@ impl Container {
     }
 
     /// Seals a key anew under the current container key, and replaces its sealed form.
-    fn reseal(&self, opened: Opened) -> Result<(), Error> {
+    pub(in crate::unlock) fn reseal(&self, opened: Opened) -> Result<(), Error> {
         self.reseal_under(opened, self.current_key()?)
     }
 

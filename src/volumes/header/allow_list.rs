@@ -7,8 +7,11 @@ use super::{
     CIPHER, Geometry, SectorSize,
     keyslots::Keyslot,
     metadata::{Digest, Keyslot as Described, Metadata, Segment},
+    reencryption::{self, State},
     token::Token,
 };
+use serde_json::Value;
+
 use crate::base::{
     chain::printable,
     key::{KeyReference, KeySize},
@@ -36,8 +39,10 @@ pub struct Refusal {
 pub enum Kind {
     /// A whole header that asks for what cryptattach does not do.
     Unsupported,
-    /// Another program is at work on the volume.
-    UnderWay,
+    /// The volume's re-encryption is not finished.
+    UnderWay(State),
+    /// Our own rotation of its key is not finished.
+    Rotating,
     /// Trying a passphrase would take too long, or too much memory.
     TooMuchWork,
     /// It does not fit the device that it stands on.
@@ -60,7 +65,18 @@ impl Refusal {
             Kind::Unsupported => {
                 "nothing is wrong with the volume: cryptsetup opens it, and 'cryptsetup reencrypt' can change how it is encrypted"
             }
-            Kind::UnderWay => "'cryptsetup reencrypt --resume-only' finishes a re-encryption; then try again",
+            Kind::Rotating => "'cryptattach key rotate' with this device goes on where it was stopped; then try again",
+            Kind::UnderWay(State::Clean | State::None) => {
+                "'cryptsetup reencrypt --resume-only' finishes a re-encryption; it must not be killed near its end; then try again"
+            }
+            Kind::UnderWay(State::Crash) => {
+                "it was killed while it wrote: make a copy of the whole device first; then 'cryptsetup reencrypt --resume-only' \
+                 finishes it; it must not be killed near its end"
+            }
+            Kind::UnderWay(State::AllDone | State::Foreign) => {
+                "do not resume it before you have a copy of the whole device: near its end 'cryptsetup reencrypt' may destroy what it \
+                 resumes; 'cryptsetup luksDump' shows the segments"
+            }
             Kind::TooMuchWork => {
                 "'cryptsetup luksConvertKey' makes a keyslot anew at a lower cost; if nobody made it so dear, distrust this header"
             }
@@ -86,19 +102,17 @@ pub struct Checked {
     pub keyslots: Vec<Keyslot>,
 }
 
-/// Checks LUKS2 metadata for a data device of `device_bytes`.
-pub fn luks2(metadata: &Metadata, device_bytes: u64) -> Result<Checked, Refusal> {
+/// Checks LUKS2 metadata, `json` as it is typed, for a data device of `device_bytes`.
+pub fn luks2(metadata: &Metadata, json: &Value, device_bytes: u64) -> Result<Checked, Refusal> {
     if let Some(unknown) = metadata.config.requirements.as_ref().and_then(|r| r.mandatory.first()) {
         return Err(match unknown.contains("reencrypt") {
-            true => {
-                Refusal::new(Kind::UnderWay, &format!("its re-encryption is not finished (it requires '{unknown}')"))
-            }
+            true => under_way(unknown, json, device_bytes),
             false => unsupported(format!("it requires '{unknown}'")),
         });
     }
     let segment = data_segment(metadata)?;
     let geometry = segment_geometry(segment, device_bytes)?;
-    let digest = data_digest(metadata)?;
+    let (number, digest) = data_digest(metadata)?;
     check_digest(digest)?;
     let (key_size, keyslots) = keyslots(metadata, digest)?;
     Ok(Checked {
@@ -106,10 +120,21 @@ pub fn luks2(metadata: &Metadata, device_bytes: u64) -> Result<Checked, Refusal>
         key_size,
         // The salt belongs to it: the same key has another digest under another salt.
         digest: format!("{}:{}:{}:{}", digest.hash, digest.iterations, digest.salt, digest.digest),
-        reference: reference(metadata)?,
+        reference: reference(metadata, number)?,
         asks_people: asks_people(metadata, digest),
         keyslots,
     })
+}
+
+/// A re-encryption is told by how far it is, for what helps at one moment destroys the volume at another.
+fn under_way(requirement: &str, json: &Value, device_bytes: u64) -> Refusal {
+    if reencryption::check_midway(json).is_err() {
+        let why = format!("its re-encryption is not finished (it requires '{requirement}')");
+        return Refusal::new(Kind::UnderWay(reencryption::state(json)), &why);
+    }
+    let (done, all) = reencryption::progress(json, device_bytes);
+    let percent = u128::from(done) * 100 / u128::from(all.max(1));
+    Refusal::new(Kind::Rotating, &format!("its key is being rotated: {percent} % of its data have the new key"))
 }
 
 /// Checks what a LUKS1 header says; it has no sector sizes, segments or tokens.
@@ -201,11 +226,11 @@ fn data_segment(metadata: &Metadata) -> Result<&Segment, Refusal> {
 }
 
 /// The digest of the data's key, whatever its number: `cryptsetup reencrypt` leaves number 1, unbound keyslots have others.
-fn data_digest(metadata: &Metadata) -> Result<&Digest, Refusal> {
-    let covers = |digest: &&Digest| digest.segments.iter().any(|segment| segment == DATA_SEGMENT);
-    let mut of_data = metadata.digests.values().filter(covers);
+fn data_digest(metadata: &Metadata) -> Result<(&str, &Digest), Refusal> {
+    let covers = |digest: &Digest| digest.segments.iter().any(|segment| segment == DATA_SEGMENT);
+    let mut of_data = metadata.digests.iter().filter(|(_, digest)| covers(digest));
     match (of_data.next(), of_data.next()) {
-        (Some(digest), None) => Ok(digest),
+        (Some((number, digest)), None) => Ok((number, digest)),
         (None, _) => Err(refused("it has no digest of its data's key".to_owned())),
         (Some(_), Some(_)) => Err(refused("it has more than one digest of its data's key".to_owned())),
     }
@@ -276,14 +301,14 @@ fn key_size(what: &str, bytes: u32) -> Result<KeySize, Refusal> {
         .ok_or_else(|| unsupported(format!("{what} has {bytes} bytes; only 32 and 64 are supported")))
 }
 
-fn reference(metadata: &Metadata) -> Result<Option<KeyReference>, Refusal> {
+fn reference(metadata: &Metadata, digest: &str) -> Result<Option<KeyReference>, Refusal> {
     let mut ours = metadata.tokens.values().filter_map(Token::from_json);
     let Some(token) = ours.next() else { return Ok(None) };
     if ours.next().is_some() {
         return Err(tokens("it has more than one token of type 'cryptattach'".to_owned()));
     }
     let token = token.map_err(|error| tokens(format!("its token of type 'cryptattach' is malformed: {error}")))?;
-    Ok(Some(token.reference()))
+    Ok(Some(token.reference(digest)))
 }
 
 /// Whether there is a keyslot that no program opens. The token of a program claims its keyslots, but for the one of a

@@ -14,6 +14,8 @@ use std::{
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use super::{copies::Copies, reencryption};
+
 /// The first bytes of LUKS headers, version 1 and 2 (LUKS2 On-Disk Format section 2.1).
 pub const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
 
@@ -40,10 +42,25 @@ impl HeaderImage {
         Ok(image)
     }
 
+    /// The metadata of a header with another JSON area, for a device of `len` bytes.
+    pub fn of(len: u64, copies: &Copies, json: &serde_json::Value) -> io::Result<Self> {
+        let image = Self::empty(len.max(LARGEST_BYTES))?;
+        copies.write(&image.0, json)?;
+        Ok(image)
+    }
+
     /// Takes over the metadata of an image that was checked, so that what was read later adds the keyslots only.
     pub fn take_metadata(&self, checked: &Self) -> io::Result<()> {
         let end = checked.metadata_len()?;
         self.copy(&checked.0, &self.0, 0, end)
+    }
+
+    /// Finishes a re-encryption that has done all data, so that libcryptsetup never sees it in its last moments. Whether there
+    /// was one.
+    pub fn finish(&self) -> io::Result<bool> {
+        let Some(copies) = Copies::read(&self.0)? else { return Ok(false) };
+        let finished = reencryption::finished(&copies.json);
+        finished.map_or(Ok(false), |json| copies.write(&self.0, &json).map(|()| true))
     }
 
     /// The bytes of its metadata.
@@ -55,6 +72,11 @@ impl HeaderImage {
 
     fn metadata_len(&self) -> io::Result<u64> {
         Ok(metadata_len(&self.0)?.unwrap_or(0).min(self.0.metadata()?.len()))
+    }
+
+    /// The file that it is in.
+    pub fn file(&self) -> &File {
+        &self.0
     }
 
     /// Its first block.
@@ -127,7 +149,9 @@ pub fn metadata_len(device: &File) -> io::Result<Option<u64>> {
 }
 
 /// Where the second copy of a LUKS2 header may stand (LUKS2 On-Disk Format section 2.2), as powers of two.
-const SECOND_COPIES: RangeInclusive<u32> = 14..=22;
+pub const SECOND_COPIES: RangeInclusive<u32> = 14..=22;
+/// How it begins.
+pub const SECOND_MAGIC: [u8; 8] = *b"SKUL\xba\xbe\0\x02";
 
 fn second_copy(device: &File) -> io::Result<Option<u64>> {
     for at in SECOND_COPIES.map(|power| 1 << power) {
@@ -139,7 +163,6 @@ fn second_copy(device: &File) -> io::Result<Option<u64>> {
 }
 
 fn is_second_copy(device: &File, at: u64) -> io::Result<bool> {
-    const SECOND_MAGIC: [u8; 8] = *b"SKUL\xba\xbe\0\x02";
     let mut block = [0; 512];
     match device.read_exact_at(&mut block, at) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
@@ -149,6 +172,7 @@ fn is_second_copy(device: &File, at: u64) -> io::Result<bool> {
     Ok(block[..8] == SECOND_MAGIC && number(&block, 8) == at && number(&block, 256) == at)
 }
 
-fn number(block: &[u8], at: usize) -> u64 {
+/// A big-endian number in a header.
+pub fn number(block: &[u8], at: usize) -> u64 {
     block[at..at + 8].iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }

@@ -43,7 +43,8 @@ pub struct UntrustedHeader {
 
 enum Contents {
     Luks1(Luks1),
-    Luks2(Metadata),
+    /// Typed, and as it is.
+    Luks2(Metadata, serde_json::Value),
 }
 
 /// What a LUKS1 header says (LUKS1 On-Disk Format Specification, table 1).
@@ -80,6 +81,13 @@ impl UntrustedHeader {
     pub fn parse(device: Device, detached: Option<PathBuf>, image: HeaderImage) -> Result<Self, VolumeError> {
         let path = detached.as_ref().unwrap_or(&device.path).clone();
         let damaged = |source| VolumeError::Damaged { path: path.clone(), source };
+        if image.finish().map_err(|e| damaged(e.into()))? {
+            tracing::warn!(
+                "all data of {0} has its new key, but the re-encryption was stopped before its header said so; 'cryptattach key \
+                 rotate {0}' finishes the header; never resume it with cryptsetup, which may begin again and destroy the data",
+                path.display()
+            );
+        }
         let as_read = image.metadata().map_err(|e| damaged(e.into()))?;
         let mut context = library::call(|| load_header(&image)).map_err(|error| match error.errno() {
             Some(libc::EINVAL) | None => damaged(error.into()),
@@ -97,7 +105,7 @@ impl UntrustedHeader {
         let format = library::call(|| context.format_handle().get_type()).map_err(|e| damaged(e.into()))?;
         let contents = if format == EncryptionFormat::Luks2 {
             let json = library::call(|| context.status_handle().dump_json()).map_err(|e| damaged(e.into()))?;
-            Contents::Luks2(Metadata::deserialize(json).map_err(|e| damaged(e.into()))?)
+            Contents::Luks2(Metadata::deserialize(&json).map_err(|e| damaged(e.into()))?, json)
         } else {
             Contents::Luks1(Luks1::parse(&image.first_block().map_err(|e| damaged(e.into()))?))
         };
@@ -109,7 +117,7 @@ impl UntrustedHeader {
         let device_bytes = self.device.size_bytes;
         let (format, checked) = match &self.contents {
             Contents::Luks1(header) => (Format::Luks1, allow_list::luks1(header, device_bytes)),
-            Contents::Luks2(metadata) => (Format::Luks2, allow_list::luks2(metadata, device_bytes)),
+            Contents::Luks2(metadata, json) => (Format::Luks2, allow_list::luks2(metadata, json, device_bytes)),
         };
         let checked = checked.map_err(|refusal| VolumeError::Refused { path: self.path, refusal })?;
         let header = LuksHeader {
@@ -119,7 +127,7 @@ impl UntrustedHeader {
             reference: checked.reference,
             clevis: match &self.contents {
                 Contents::Luks1(_) => Vec::new(),
-                Contents::Luks2(metadata) => ClevisToken::all(metadata.tokens.iter()),
+                Contents::Luks2(metadata, _) => ClevisToken::all(metadata.tokens.iter()),
             },
             asks_people: checked.asks_people,
             keyslots: checked.keyslots,
@@ -281,7 +289,7 @@ pub struct NewHeader<'a> {
 }
 
 /// Stretching protects weak secrets. Ours are random, 256 bits or more, so the least that LUKS2 allows will do.
-fn least_pbkdf() -> CryptPbkdfType {
+pub(super) fn least_pbkdf() -> CryptPbkdfType {
     CryptPbkdfType {
         type_: CryptKdf::Pbkdf2,
         hash: Some("sha256".to_owned()),

@@ -2,12 +2,15 @@
 
 mod allow_list;
 pub mod blank;
+pub mod copies;
 mod header_image;
 mod keyslots;
 pub mod library;
 mod luks;
 mod metadata;
 mod plain;
+pub mod reencryption;
+pub mod rekey;
 pub mod signatures;
 mod token;
 
@@ -319,6 +322,19 @@ pub enum VolumeError {
     /// A header takes no token of ours.
     #[error("no token can be written to {}: {why}", .path.display())]
     NoToken { path: PathBuf, why: String },
+    /// The header on the device is another one than a moment ago.
+    #[error("the header of {} has been changed meanwhile by another program", .path.display())]
+    HeaderChanged { path: PathBuf },
+    /// A re-encryption that is not ours to go on with.
+    #[error("the re-encryption of {} is none of 'cryptattach key rotate': {why}", .path.display())]
+    NotRotating { path: PathBuf, why: String },
+    /// Storage has damaged what it was writing.
+    #[error("{blocks} blocks of {} are neither as they were nor as they would be", .path.display())]
+    Torn {
+        path: PathBuf,
+        /// How many, of the stretch that was being written.
+        blocks: u64,
+    },
     /// libcryptsetup failed.
     #[error("cannot {action} {}", .path.display())]
     Library {
@@ -354,7 +370,10 @@ impl Advice for VolumeError {
             | Self::OtherProof { .. }
             | Self::NoKeyslot { .. }
             | Self::NoToken { .. }
+            | Self::NotRotating { .. }
+            | Self::Torn { .. }
             | Self::Library { .. } => Exit::Header,
+            Self::HeaderChanged { .. } => Exit::Busy,
         }
     }
 
@@ -370,6 +389,12 @@ impl Advice for VolumeError {
             Self::Refused { refusal, .. } => refusal.next_step(),
             Self::NoToken { .. } => {
                 "'cryptsetup luksDump' shows the header's tokens; 'cryptsetup token remove' removes one"
+            }
+            Self::HeaderChanged { .. } => "find out which program uses the device, then try again",
+            Self::NotRotating { .. } => "'cryptsetup luksDump' shows it; finish it with the program that has begun it",
+            Self::Torn { .. } => {
+                "the disk has damaged what it was writing: nothing more is written; make a copy of the whole device, and restore the \
+                 blocks from a backup"
             }
             Self::WrongKey { .. } => "check that this is the right volume for the key",
             Self::NoKeyslot { .. }

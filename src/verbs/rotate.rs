@@ -1,0 +1,335 @@
+//! Rotate a volume's own key: all its data is encrypted anew, in place, while the volume is detached.
+//!
+//! At each instant a stored key that was opened before opens each sector: the header's token names both keys from before the
+//! first sector is written until the last one is. docs/rotation.md has the table of what a crash leaves at each step.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    fcntl::Flock,
+    sys::signal::{SigSet, Signal},
+};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{
+    base::key::{KeyReference, SecretBytes, VolumeKey},
+    config::Config,
+    keys::store::StoreError,
+    sys::{
+        device::{Device, DeviceError, DeviceKind},
+        durable::Folder,
+        lock, state,
+    },
+    unlock::{
+        self,
+        case::{self, Case, Circumstances, Proven, Strictness},
+        container::{Container, Use},
+    },
+    verbs::{error::Error, keys},
+    volumes::{
+        backend,
+        header::{
+            self, Volume, VolumeError,
+            reencryption::{self, Side, State},
+            rekey::{self, Hotzone, Run},
+        },
+    },
+};
+
+/// Which volume, and how.
+pub struct Request<'a> {
+    pub device: &'a Path,
+    /// Rotate although keyslots or tokens of others become useless.
+    pub drop_others: bool,
+    /// Delete the old key once nothing needs it.
+    pub delete_old: bool,
+    /// So much is re-encrypted between two header updates.
+    pub hotzone_bytes: u64,
+    /// How strict to be about separation.
+    pub separation: Strictness,
+}
+
+/// A volume with a new key.
+#[derive(Debug, Serialize)]
+pub struct Rotated {
+    pub key: KeyReference,
+    /// The key that it had; `None` if that is not known on this host.
+    pub old: Option<KeyReference>,
+    /// Whether that is deleted.
+    pub deleted: bool,
+}
+
+/// What a rotation on this host must know that the header does not say: the file `rekey/UUID` of the state directory.
+#[derive(Serialize, Deserialize)]
+struct Journal {
+    device: PathBuf,
+    old: KeyReference,
+    new: KeyReference,
+    /// The header names both keys, and data may have been rewritten.
+    begun: bool,
+}
+
+/// A key that nothing needs any more: the header, read from the device, has the other key's digest alone, and that key has
+/// been fetched from its store and compared with it.
+struct Superseded(KeyReference);
+
+struct Job<'a> {
+    config: &'a Config,
+    request: &'a Request<'a>,
+    device: Device,
+    /// The file, locked. A block device is claimed for each write: libcryptsetup claims it itself.
+    held: Option<File>,
+    journal: PathBuf,
+    _alone: Flock<File>,
+}
+
+/// Rotates the key, or goes on with a rotation that was begun here or on another host. `tell` hears how many bytes have the new
+/// key, and how many there are.
+pub fn rotate(config: &Config, request: &Request<'_>, tell: &mut dyn FnMut(u64, u64)) -> Result<Rotated, Error> {
+    let device = Device::look(request.device)?;
+    backend::require_free(&device)?;
+    let held = Some(device.open_exclusive()?).filter(|_| device.kind == DeviceKind::File);
+    let copies = rekey::read(&device)?;
+    let uuid = copies.uuid().ok_or_else(|| VolumeError::NoHeader { path: device.path.clone(), found: None })?;
+    let (journal, alone) = journal(config, uuid).map_err(Error::io("use the state directory"))?;
+    let job = Job { config, request, device, held, journal, _alone: alone };
+    match reencryption::state(&copies.json) {
+        State::Clean | State::Crash => job.go_on(tell),
+        // The allow-list says what it is.
+        State::Foreign => Err(job.probe().err().map_or_else(|| Error::Stopped(job.device.path.clone()), Error::from)),
+        State::AllDone if reencryption::is_rotation(&copies.json) => job.complete(),
+        State::AllDone => {
+            rekey::settle(&job.device, &job.file()?)?;
+            job.begin_or_go_on(tell)
+        }
+        State::None => job.begin_or_go_on(tell),
+    }
+}
+
+/// Where the journal of a volume is, and that nobody else rotates its key on this host.
+fn journal(config: &Config, uuid: Uuid) -> io::Result<(PathBuf, Flock<File>)> {
+    let folder = config.state.join("rekey");
+    Folder::make(&folder)?;
+    let alone = lock::lock(&folder.join(format!(".{uuid}")), Duration::ZERO)?;
+    Ok((folder.join(uuid.to_string()), alone))
+}
+
+impl Job<'_> {
+    /// No re-encryption is under way: one is to begin, was about to, or has just ended.
+    fn begin_or_go_on(&self, tell: &mut dyn FnMut(u64, u64)) -> Result<Rotated, Error> {
+        let volume = self.probe()?;
+        let now = self.reference(&volume)?;
+        let json = rekey::read(&self.device)?.json;
+        if let Some(next) = reencryption::next_reference(&json) {
+            return if next == now { self.complete() } else { self.run(Run::Begin, tell) };
+        }
+        match state::read::<Journal>(&self.journal)? {
+            Some(journal) if journal.new == now => return self.complete(),
+            // The header named both keys before any data had the new one: this is an older header, restored since.
+            Some(Journal { old, new, begun: true, .. }) if old == now => {
+                return Err(Error::HeaderRestored { device: self.device.path.clone(), new });
+            }
+            // Killed before the header named it: nothing is under it.
+            Some(journal) if journal.old == now => self.drop_unused(&journal.new)?,
+            _ => {}
+        }
+        let others = rekey::others(&json);
+        if !others.is_empty() && !self.request.drop_others {
+            return Err(Error::OthersOpen { device: self.device.path.clone(), others });
+        }
+        self.prepare(volume, &now)?;
+        self.run(Run::Begin, tell)
+    }
+
+    /// Seals and stores the new key, then writes the header that names both. The old key opens the volume all the while.
+    fn prepare(&self, volume: Volume, old: &KeyReference) -> Result<(), Error> {
+        let container = Arc::new(Container::open(self.config, &old.store, None, Use::Keys)?);
+        let proven = Case::of(self.config, volume, old.clone(), container.clone()).prove(self.given())?;
+        let unlocked = proven.key()?;
+        let has_consumers = !container.store().consumers(&old.key)?.is_empty();
+        let why = if has_consumers { Some("it has consumers") } else { proven.not_replaceable()? };
+        if let Some(why) = why {
+            return Err(Error::Usage(format!("the key {old} cannot be rotated here: {why}")));
+        }
+        let new = container.new_reference()?;
+        let prepare = || -> Result<_, Error> {
+            let (key, passphrase) = (VolumeKey::random(unlocked.key().size())?, case::random_passphrase()?);
+            let prepared = rekey::prepare(unlocked.volume(), [unlocked.key(), &key], &passphrase, &new)?;
+            let case = Case::of_rotation(self.config, prepared.volume.clone(), new.clone(), container.clone());
+            Ok((key, passphrase, case.prove(self.given())?, prepared))
+        };
+        let (key, passphrase, successor, prepared) = prepare().inspect_err(|_| container.store().abandon(&new.key))?;
+        let journal = Journal { device: self.device.path.clone(), old: old.clone(), new: new.clone(), begun: false };
+        state::write(&self.journal, &journal)?;
+        successor.store_successor(key, passphrase, old.clone())?;
+        prepared.write(&self.file()?)?;
+        successor.record("key rotate begin");
+        Ok(())
+    }
+
+    /// Goes on in the middle.
+    fn go_on(&self, tell: &mut dyn FnMut(u64, u64)) -> Result<Rotated, Error> {
+        let copies = rekey::read(&self.device)?;
+        if reencryption::state(&copies.json) == State::Crash {
+            let [old, new] = [self.side(Side::Old)?.key()?, self.side(Side::New)?.key()?];
+            let path = &self.device.path;
+            let mended = rekey::mend(&self.file()?, &copies, [old.key(), new.key()]);
+            match mended.map_err(DeviceError::io("read", path))? {
+                Hotzone::Sound => {}
+                Hotzone::Mended => {
+                    tracing::warn!("the checksums of {} had not reached the disk: mended", path.display())
+                }
+                Hotzone::Torn { blocks } => return Err(VolumeError::Torn { path: path.clone(), blocks }.into()),
+            }
+            let passphrase = self.side(Side::New)?.passphrase()?;
+            rekey::run(&self.device, &passphrase, Run::Recover, self.request.hotzone_bytes, &mut |_, _| true)?;
+        }
+        match rekey::state(&self.device)? {
+            State::Clean => self.run(Run::GoOn, tell),
+            State::None | State::AllDone => self.complete(),
+            State::Crash | State::Foreign => Err(Error::Stopped(self.device.path.clone())),
+        }
+    }
+
+    /// Has libcryptsetup re-encrypt to the end, unless a signal asks it to stop.
+    fn run(&self, run: Run, tell: &mut dyn FnMut(u64, u64)) -> Result<Rotated, Error> {
+        let passphrase = self.passphrase(run)?;
+        if let Some(journal) = state::read::<Journal>(&self.journal)?.filter(|journal| !journal.begun) {
+            state::write(&self.journal, &Journal { begun: true, ..journal })?;
+        }
+        let stop = stopped_by_signals()?;
+        let (mut done, mut all) = (0, 1);
+        let mut watch = |now: u64, of: u64| {
+            (done, all) = (now, of.max(1));
+            tell(now, of);
+            !stop.load(Ordering::Relaxed)
+        };
+        rekey::run(&self.device, &passphrase, run, self.request.hotzone_bytes, &mut watch)?;
+        match rekey::state(&self.device)? {
+            State::None | State::AllDone => self.complete(),
+            State::Clean if stop.load(Ordering::Relaxed) => {
+                let percent = u64::try_from(u128::from(done) * 100 / u128::from(all)).unwrap_or(100);
+                Err(Error::Paused { device: self.device.path.clone(), percent })
+            }
+            State::Clean | State::Crash | State::Foreign => Err(Error::Stopped(self.device.path.clone())),
+        }
+    }
+
+    /// The passphrase of both keyslots. Both keys have to open before a sector is written.
+    fn passphrase(&self, run: Run) -> Result<SecretBytes, Error> {
+        match run {
+            Run::Begin => drop(self.proven(self.probe()?)?.key()?),
+            Run::GoOn | Run::Recover => drop(self.side(Side::Old)?.key()?),
+        }
+        Ok(self.side(Side::New)?.passphrase()?)
+    }
+
+    /// All data is under the new key: the header gets its last form, and the old key is not needed any more.
+    fn complete(&self) -> Result<Rotated, Error> {
+        let copies = rekey::read(&self.device)?;
+        let old = match reencryption::our_token(&copies.json) {
+            Some((_, token)) if token.has_next() => Some(token.old_reference()),
+            _ => state::read::<Journal>(&self.journal)?.map(|journal| journal.old),
+        };
+        let is_strict = reencryption::is_strict(&copies.json);
+        let volume = match reencryption::state(&copies.json) {
+            State::AllDone => rekey::side(&self.device, &copies, Side::New)?,
+            State::None | State::Clean | State::Crash | State::Foreign => self.probe()?,
+        };
+        let proven = self.proven(volume)?;
+        proven.key()?;
+        if is_strict {
+            proven.forget_passphrase()?;
+        }
+        rekey::settle(&self.device, &self.file()?)?;
+        // As it is on the device now, and by what the store has: this host pins that.
+        let volume = self.probe()?;
+        let key = self.reference(&volume)?;
+        let container = Arc::new(Container::open(self.config, &key.store, None, Use::Keys)?);
+        let proven = Case::of(self.config, volume, key.clone(), container).prove(self.given())?;
+        proven.key()?;
+        proven.record("key rotate");
+        let superseded = old.clone().filter(|old| *old != key).map(Superseded);
+        let deleted = match superseded.filter(|_| self.request.delete_old) {
+            Some(superseded) => self.delete(&superseded)?,
+            None => false,
+        };
+        match fs::remove_file(&self.journal) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove the journal")(error)),
+            _ => Ok(Rotated { key, old, deleted }),
+        }
+    }
+
+    fn delete(&self, Superseded(old): &Superseded) -> Result<bool, Error> {
+        let container = Container::open(self.config, &old.store, None, Use::Keys)?;
+        match keys::delete(self.config, &container, old, false) {
+            Err(Error::Unlock(unlock::Error::Store(StoreError::NotFound { .. }))) => Ok(true),
+            deleted => deleted.map(|()| true),
+        }
+    }
+
+    /// Removes a key that no header names.
+    fn drop_unused(&self, new: &KeyReference) -> Result<(), Error> {
+        let container = Container::open(self.config, &new.store, None, Use::Keys)?;
+        match container.store().delete(&new.key) {
+            Err(StoreError::NotFound { .. }) => Ok(()),
+            deleted => Ok(deleted?),
+        }
+    }
+
+    /// The case of one of the two keys, by the same way as any attach takes.
+    fn side(&self, side: Side) -> Result<Proven<'_>, Error> {
+        self.proven(rekey::side(&self.device, &rekey::read(&self.device)?, side)?)
+    }
+
+    fn proven(&self, volume: Volume) -> Result<Proven<'_>, Error> {
+        let reference = self.reference(&volume)?;
+        let container = Arc::new(Container::open(self.config, &reference.store, None, Use::Keys)?);
+        Ok(Case::of_rotation(self.config, volume, reference, container).prove(self.given())?)
+    }
+
+    fn given(&self) -> Circumstances<'static> {
+        Circumstances { strictness: self.request.separation, ..Circumstances::default() }
+    }
+
+    fn probe(&self) -> Result<Volume, VolumeError> {
+        header::probe(&self.device.path, None)
+    }
+
+    fn reference(&self, volume: &Volume) -> Result<KeyReference, Error> {
+        let named = volume.luks().and_then(|luks| luks.reference.clone());
+        Ok(named.ok_or_else(|| unlock::Error::NoReference(self.device.path.clone()))?)
+    }
+
+    /// The device for writing, and for nobody else.
+    fn file(&self) -> Result<File, DeviceError> {
+        match &self.held {
+            Some(held) => held.try_clone().map_err(DeviceError::io("open", &self.device.path)),
+            None => self.device.open_exclusive(),
+        }
+    }
+}
+
+/// Set once this process is asked to end: the run then ends between two hotzones, in good order.
+fn stopped_by_signals() -> Result<&'static AtomicBool, Error> {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
+    signals.thread_block().map_err(|error| Error::io("block signals")(error.into()))?;
+    thread::spawn(move || {
+        if signals.wait().is_ok() {
+            STOP.store(true, Ordering::Relaxed);
+        }
+    });
+    Ok(&STOP)
+}

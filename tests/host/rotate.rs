@@ -1,0 +1,423 @@
+//! Rotation of a volume's own key: what a kill, a power cut or a torn block leaves at each write, and that nothing is lost.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::site::{LoopDevice, Site, sh};
+
+const HEADER: u64 = 16 << 20;
+const DATA: u64 = 2 << 20;
+
+/// A volume with random data, and that data.
+struct Filled {
+    site: Site,
+    volume: String,
+    plain: Vec<u8>,
+}
+
+impl Filled {
+    fn new(arguments: &[&str], data: u64) -> Self {
+        let site = Site::new();
+        let volume = site.file("v", HEADER + data).into_os_string().into_string().unwrap();
+        site.ok(&[&["format", &volume], arguments].concat());
+        let name = site.name("fill");
+        let device = site.attach(&volume, &name, &[]);
+        sh(&format!(
+            "head -c {data} /dev/urandom | dd of={} bs=64k iflag=fullblock conv=fsync status=none",
+            device.display()
+        ));
+        let plain = fs::read(device).unwrap();
+        site.ok(&["detach", &name]);
+        assert_eq!(plain.len() as u64, data);
+        Self { site, volume, plain }
+    }
+
+    fn rotate(&self, more: &[&str]) -> std::process::Output {
+        self.site.run(&[&["key", "rotate", &self.volume, "--hotzone", "256"], more].concat())
+    }
+
+    /// The volume is attached by the key that its header names, and all its data is there.
+    fn check(&self, what: &str) {
+        let name = self.site.name("check");
+        let device = self.site.attach(&self.volume, &name, &["--read-only"]);
+        let is_same = fs::read(device).unwrap() == self.plain;
+        self.site.ok(&["detach", &name]);
+        assert!(is_same, "{what}: DATA LOST");
+    }
+
+    fn begin(&self, more: &[&str]) -> Child {
+        let mut command = self.site.command();
+        command.args(["key", "rotate", &self.volume, "--hotzone", "64"]).args(more);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+}
+
+#[test]
+fn a_rotated_volume_has_its_data_under_a_new_key_and_cryptsetup_accepts_its_header() {
+    for arguments in [&[][..], &["--keyslot"], &["--key-size", "256"], &["--sector-size", "512"]] {
+        let filled = Filled::new(arguments, DATA);
+        let Filled { site, volume, .. } = &filled;
+        let old = site.ok(&["key", "list"]);
+        let before = fs::read(volume).unwrap();
+        let rotated = site.json(&["key", "rotate", volume]);
+        let new = rotated["key"].as_str().unwrap();
+        assert_eq!((rotated["old"].as_str(), rotated["deleted"].as_bool()), (Some(&*old), Some(false)));
+        assert_eq!(site.ok(&["key", "list"]).lines().count(), 2);
+        filled.check("rotated");
+        let dump = sh(&format!("cryptsetup luksDump {volume}"));
+        assert!(!dump.contains("requirement") && dump.contains("cryptattach"), "{dump}");
+        let is_open = site.run(&["key", "passphrase", "--for", volume]).status.success();
+        assert_eq!(is_open, arguments == ["--keyslot"], "a strict volume's key has no passphrase");
+        if is_open {
+            let to = format!("cryptsetup open --test-passphrase --key-file=- {volume}");
+            let ours = env!("CARGO_BIN_EXE_cryptattach");
+            sh(&format!("{ours} --config {} key passphrase --for {volume} | {to}", site.keys("cryptattach.toml")));
+        }
+        let same = |at: u64| before[at as usize..][..512] == fs::read(volume).unwrap()[at as usize..][..512];
+        assert!((HEADER..HEADER + DATA).step_by(4096).all(|at| !same(at)), "each sector is another one");
+
+        // The old key, its header and the pin: none of them brings the old key back.
+        let header = site.path("old-header");
+        fs::write(&header, &before[..HEADER as usize]).unwrap();
+        let refused = site.fails(65, &["test", volume, "--header", header.to_str().unwrap()]);
+        assert!(refused.contains("has another volume key than the one"), "{refused}");
+        let again = site.json(&["key", "rotate", volume, "--delete-old"]);
+        assert_eq!((again["old"].as_str(), again["deleted"].as_bool()), (Some(new), Some(true)));
+        assert!(!site.ok(&["key", "list"]).contains(new));
+        filled.check("rotated twice");
+        // Another host that knows the first key: the chain of keys is broken for it after two rotations, and told.
+        let audit = fs::read_to_string(site.keys("audit")).unwrap();
+        assert!(audit.contains("\"action\":\"key rotate\"") && audit.contains(new), "{audit}");
+    }
+}
+
+#[test]
+fn another_host_takes_the_successor_of_the_key_that_it_has_pinned() {
+    let filled = Filled::new(&[], DATA);
+    let Filled { site, volume, .. } = &filled;
+    sh(&format!("cp -a {} {}", site.keys("site-state"), site.keys("other-state")));
+    assert!(filled.rotate(&[]).status.success());
+    sh(&format!("rm -r {0} && mv {1} {0}", site.keys("site-state"), site.keys("other-state")));
+    filled.check("as the other host");
+    // Not a key that says nothing of the one before: here, the same volume with the pin of a stranger.
+    let pin = sh(&format!("ls {}/volumes | head -1", site.keys("site-state")));
+    let pin = Path::new(site.keys("site-state")).join("volumes").join(pin);
+    let text = fs::read_to_string(&pin).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["digest"] = "sha256:1:AA:AA".into();
+    fs::write(&pin, json.to_string()).unwrap();
+    assert!(site.fails(65, &["test", volume]).contains("has another volume key"));
+}
+
+#[test]
+fn what_others_have_put_into_the_header_is_listed_and_kept() {
+    let filled = Filled::new(&["--keyslot"], DATA);
+    let Filled { site, volume, .. } = &filled;
+    let ours = format!("{} --config {}", env!("CARGO_BIN_EXE_cryptattach"), site.keys("cryptattach.toml"));
+    let person = site.path("person");
+    fs::write(&person, "a person's").unwrap();
+    sh(&format!(
+        "{ours} key passphrase --for {volume} > {0}; cryptsetup luksAddKey -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 \
+         --key-file {0} {volume} {1}; rm {0}",
+        site.keys("passphrase"),
+        person.display()
+    ));
+    sh(&format!("echo '{{\"type\":\"clevis\",\"keyslots\":[\"1\"],\"jwe\":{{}}}}' | cryptsetup token import {volume}"));
+    let before = fs::read(volume).unwrap();
+    let keys = site.ok(&["key", "list"]);
+    let refused = site.fails(73, &["key", "rotate", volume]);
+    assert!(refused.contains("keyslot 1, token 1 (clevis)") && refused.contains("--drop-others"), "{refused}");
+    assert!(fs::read(volume).unwrap() == before && site.ok(&["key", "list"]) == keys, "nothing is begun");
+    site.ok(&["key", "rotate", volume, "--drop-others"]);
+    filled.check("rotated");
+    let dump = sh(&format!("cryptsetup luksDump --dump-json-metadata {volume}"));
+    let json: serde_json::Value = serde_json::from_str(&dump).unwrap();
+    assert_eq!(json["keyslots"].as_object().unwrap().len(), 1, "{dump}");
+}
+
+#[test]
+fn it_is_refused_where_it_cannot_be_done() {
+    let filled = Filled::new(&[], DATA);
+    let Filled { site, volume, .. } = &filled;
+    let name = site.name("used");
+    site.attach(volume, &name, &[]);
+    assert!(site.fails(75, &["key", "rotate", volume]).contains("is attached already"));
+    site.ok(&["detach", &name]);
+    // A re-encryption that another program has begun is not ours to go on with: nobody's next key is in the token.
+    let (foreign, _) = site.volume("foreign", &["--keyslot"]);
+    let ours = format!("{} --config {}", env!("CARGO_BIN_EXE_cryptattach"), site.keys("cryptattach.toml"));
+    sh(&format!(
+        "{ours} key passphrase --for {foreign} | cryptsetup reencrypt -q --init-only --force-offline-reencrypt --pbkdf pbkdf2 \
+         --pbkdf-force-iterations 1000 --key-file - {foreign}"
+    ));
+    let before = fs::read(&foreign).unwrap();
+    let refused = site.fails(65, &["key", "rotate", &foreign]);
+    assert!(refused.contains("none of 'cryptattach key rotate'") && refused.contains("names no next key"), "{refused}");
+    assert!(fs::read(&foreign).unwrap() == before, "nothing is written");
+    let plain = site.file("plain", DATA);
+    assert!(site.fails(65, &["key", "rotate", plain.to_str().unwrap()]).contains("has no LUKS header"));
+}
+
+#[test]
+fn a_loop_device_is_rotated_too_and_only_while_nobody_has_it() {
+    let filled = Filled::new(&[], DATA);
+    let device = LoopDevice::new(filled.volume.as_ref(), "");
+    assert!(filled.site.fails(75, &["key", "rotate", &filled.volume]).contains("behind the loop device"));
+    filled.site.ok(&["key", "rotate", device.path()]);
+    drop(device);
+    filled.check("rotated");
+}
+
+/// libcryptsetup would begin again at 0, or never open it (docs/rotation.md).
+#[test]
+fn what_cryptsetup_left_in_its_last_moments_is_attached_and_finished() {
+    let mut all_done = 0;
+    // The syncs of its last header update but one, of the old keyslot's wipe, and of the flag's removal.
+    for sync in 5..16 {
+        let filled = Filled::new(&["--keyslot"], DATA);
+        let Filled { site, volume, .. } = &filled;
+        let ours = format!("{} --config {}", env!("CARGO_BIN_EXE_cryptattach"), site.keys("cryptattach.toml"));
+        let passphrase = site.keys("passphrase");
+        sh(&format!("{ours} key passphrase --for {volume} >{passphrase}"));
+        let reencrypt = format!(
+            "cryptsetup reencrypt -q --force-offline-reencrypt --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file {passphrase} \
+             --hotzone-size 2M"
+        );
+        sh(&format!(
+            "{reencrypt} --init-only {volume}; strace -f -qq -o /dev/null -e trace=fsync,fdatasync \
+             -e inject=fsync,fdatasync:signal=KILL:when={sync} {reencrypt} --resume-only {volume} || true"
+        ));
+        let before = fs::read(volume).unwrap();
+        // Its new key is one that no store has.
+        let import = site.run(&["key", "import", volume, "--key-file", passphrase]);
+        let said = String::from_utf8_lossy(&import.stderr);
+        if !said.contains("all data of") {
+            continue;
+        }
+        assert!(import.status.success(), "sync {sync}: {said}");
+        let key = String::from_utf8(import.stdout).unwrap();
+        let name = site.name("finished");
+        let device = site.attach(volume, &name, &["--key", key.trim_end(), "--read-only"]);
+        assert!(fs::read(device).unwrap() == filled.plain, "sync {sync}: DATA LOST");
+        site.ok(&["detach", &name]);
+        assert!(fs::read(volume).unwrap() == before, "only the image in memory is finished");
+        all_done += 1;
+    }
+    println!("{all_done} kills of cryptsetup in its last moments");
+    assert!(all_done >= 4);
+}
+
+#[test]
+fn sigterm_pauses_and_the_same_command_goes_on() {
+    let filled = Filled::new(&[], 24 << 20);
+    let Filled { site, volume, .. } = &filled;
+    let mut header = Vec::new();
+    for round in 0..20 {
+        header = fs::read(volume).unwrap();
+        header.truncate(HEADER as usize);
+        let mut child = filled.begin(&[]);
+        thread::sleep(Duration::from_millis(400));
+        // While the store is asked it ends as any program does.
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGTERM).unwrap();
+        match child.wait().unwrap().code() {
+            Some(83) => break,
+            // Killed: what it had begun is ended first.
+            code => {
+                assert!(round < 19 && matches!(code, None | Some(0)), "{code:?}");
+                site.ok(&["key", "rotate", volume]);
+            }
+        }
+    }
+    let refused = site.fails(65, &["attach", volume, &site.name("x"), "--backend", "userspace"]);
+    assert!(refused.contains("% of its data have the new key") && refused.contains("key rotate"), "{refused}");
+    // An old header over half new data: nothing may be written then, and the new key is needed.
+    let midway = fs::read(volume).unwrap();
+    let keys = site.ok(&["key", "list"]);
+    fs::write(volume, [&header[..], &midway[header.len()..]].concat()).unwrap();
+    let refused = site.fails(65, &["key", "rotate", volume]);
+    assert!(refused.contains("part of the data has the key") && site.ok(&["key", "list"]) == keys, "{refused}");
+    fs::write(volume, midway).unwrap();
+    // On another host, which has neither journal nor memory: the header is enough.
+    fs::remove_dir_all(Path::new(site.keys("site-state")).join("rekey")).unwrap();
+    site.ok(&["key", "rotate", volume]);
+    filled.check("resumed");
+}
+
+#[test]
+fn kill_9_at_any_time_loses_nothing() {
+    let (mut kills, mut rounds) = (0, 0);
+    let (start, mut random) = (Instant::now(), Random(7));
+    for arguments in [&[][..], &["--keyslot"]] {
+        let filled = Filled::new(arguments, 8 << 20);
+        let end = Duration::from_secs(if arguments.is_empty() { 30 } else { 60 });
+        while start.elapsed() < end {
+            loop {
+                let mut child = filled.begin(&["--delete-old"]);
+                thread::sleep(Duration::from_millis(random.below(600)));
+                let _ = child.kill();
+                let status = child.wait().unwrap();
+                match status.signal() {
+                    Some(_) => kills += 1,
+                    None => {
+                        assert!(status.success(), "{status:?}: {:?}", filled.rotate(&[]));
+                        break;
+                    }
+                }
+            }
+            rounds += 1;
+            filled.check("after kills");
+        }
+    }
+    println!("{kills} kills in {rounds} rotations");
+    assert!(kills >= 10 && rounds >= 2, "{kills} kills in {rounds} rotations");
+}
+
+/// A generator that gives the same numbers each time (Knuth's MMIX).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
+/// One write, or a sync.
+enum Operation {
+    Write(usize, Vec<u8>),
+    Sync,
+}
+
+/// A rotation that was recorded: what was on the volume before, what was written, and the key disk at each operation.
+struct Recorded {
+    base: Vec<u8>,
+    operations: Vec<Operation>,
+    snapshots: PathBuf,
+}
+
+fn record(filled: &Filled) -> Recorded {
+    let Filled { site, volume, .. } = filled;
+    let (library, log, snapshots) = (site.path("write_log.so"), site.path("log"), site.path("snapshots"));
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/write_log.c");
+    sh(&format!("cc -shared -fPIC -O1 -o {} {source}", library.display()));
+    fs::create_dir(&snapshots).unwrap();
+    let base = fs::read(volume).unwrap();
+    let script = site.path("snapshot");
+    fs::write(&script, format!("cp -a {} {}/$1\n", site.keys(""), snapshots.display())).unwrap();
+    let mut command = site.command();
+    command.args(["key", "rotate", volume, "--hotzone", "256"]).stdout(Stdio::null());
+    command.env("LD_PRELOAD", &library).env("LOG_FILE", volume).env("LOG_OUT", &log);
+    command.env("LOG_BEFORE", format!("sh {}", script.display()));
+    assert!(command.status().unwrap().success());
+    let (bytes, mut at, mut operations) = (fs::read(log).unwrap(), 0, Vec::new());
+    while at < bytes.len() {
+        let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+        let (offset, length) = (number(at + 1), number(at + 9));
+        let data = bytes[at + 17..][..length].to_vec();
+        operations.push(if bytes[at] == 1 { Operation::Write(offset, data) } else { Operation::Sync });
+        at += 17 + length;
+    }
+    sh(&format!("sh {} {}", script.display(), operations.len()));
+    Recorded { base, operations, snapshots }
+}
+
+impl Filled {
+    /// The volume and the key disk as they were: whatever that is, the rotation goes on and nothing is lost.
+    fn trial(&self, what: &str, image: &[u8], keys: &Path) -> &'static str {
+        fs::write(&self.volume, image).unwrap();
+        let disk = self.site.keys("");
+        sh(&format!("rm -rf {disk}/* && cp -a {}/. {disk}", keys.display()));
+        // Attaching first: it gives the data, or says that it is being rotated. It never touches the volume.
+        let name = self.site.name("first");
+        let first = self.site.run(&["attach", &self.volume, &name, "--read-only", "--backend", "userspace"]);
+        let said = String::from_utf8_lossy(&first.stderr).into_owned();
+        if first.status.success() {
+            let device = String::from_utf8(first.stdout).unwrap();
+            let is_same = fs::read(device.trim_end()).unwrap() == self.plain;
+            self.site.ok(&["detach", &name]);
+            assert!(is_same, "{what}: attached WRONG DATA");
+        } else {
+            assert!(said.contains("have the new key"), "{what}: {said}");
+        }
+        assert!(fs::read(&self.volume).unwrap() == image, "{what}: attaching has written");
+        let output = self.site.run(&["key", "rotate", &self.volume]);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{what}: {told}");
+        self.check(what);
+        match (first.status.success(), told.contains("mended"), said.contains("all data of")) {
+            (true, _, true) => "attached, header finished in memory",
+            (true, ..) => "attached",
+            (false, true, _) => "mended, resumed",
+            (false, false, _) => "resumed",
+        }
+    }
+}
+
+/// Every write of a rotation is a point where it is killed, or where a disk loses its cache. `CRYPTATTACH_ALL_CRASHES` tries
+/// all of them; else a part that takes a minute.
+#[test]
+fn a_crash_at_any_write_and_lost_or_torn_blocks_lose_nothing() {
+    let all = std::env::var_os("CRYPTATTACH_ALL_CRASHES").is_some();
+    let mut counts = BTreeMap::new();
+    for arguments in [&["--keyslot"][..], &[]] {
+        let filled = Filled::new(arguments, DATA);
+        let Recorded { base, operations, snapshots } = record(&filled);
+        let count = operations.len();
+        println!("{arguments:?}: {count} writes and syncs");
+        let (mut image, mut stable, mut pending, mut random) = (base.clone(), base, Vec::new(), Random(count as u64));
+        for done in 0..=count {
+            match done.checked_sub(1).map(|last| &operations[last]) {
+                Some(Operation::Write(at, data)) => {
+                    image[*at..][..data.len()].copy_from_slice(data);
+                    pending.push((*at, data));
+                }
+                Some(Operation::Sync) => {
+                    stable.clone_from(&image);
+                    pending.clear();
+                }
+                None => {}
+            }
+            if all && done % 20 == 0 {
+                println!("{done}: {} crashes so far", counts.values().sum::<i32>());
+            }
+            let is_tried = |every: usize| all || (done + usize::from(!arguments.is_empty())) % every == 0;
+            let keys = snapshots.join(done.to_string());
+            // The store has changed between the two: a kill before that.
+            let before = snapshots.join(done.saturating_sub(1).to_string());
+            if done > 0 && !sh(&format!("diff -rq {} {} || true", before.display(), keys.display())).is_empty() {
+                let what = format!("{arguments:?} killed after {done} of {count}, before the store changed");
+                *counts.entry(("kill", filled.trial(&what, &image, &before))).or_insert(0) += 1;
+            }
+            if is_tried(3) {
+                let what = format!("{arguments:?} killed after {done} of {count}");
+                *counts.entry(("kill", filled.trial(&what, &image, &keys))).or_insert(0) += 1;
+            }
+            for (kind, block) in [("power cut, 4096 bytes whole", 4096), ("power cut, 512 bytes whole", 512)] {
+                if pending.is_empty() || !is_tried(5) {
+                    continue;
+                }
+                let mut cut = stable.clone();
+                for (at, data) in &pending {
+                    let fate = random.below(10);
+                    for (index, bytes) in data.chunks(block).enumerate() {
+                        if fate > 3 && (fate > 7 || random.below(2) == 0) {
+                            cut[at + index * block..][..bytes.len()].copy_from_slice(bytes);
+                        }
+                    }
+                }
+                let what = format!("{arguments:?} {kind} after {done} of {count}");
+                *counts.entry((kind, filled.trial(&what, &cut, &keys))).or_insert(0) += 1;
+            }
+        }
+    }
+    counts.iter().for_each(|((kind, outcome), count)| println!("{kind:<28} {outcome:<36} {count:>5}"));
+    println!("{} crashes, 0 losses", counts.values().sum::<i32>());
+    assert!(counts.values().sum::<i32>() > 30);
+}
