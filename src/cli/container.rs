@@ -255,22 +255,19 @@ impl Rehearse {
         };
         let found = with_bar(|progress| container::rehearse(&config, &self.name, &by, progress))?;
         output::print(global.json, &found, || {
-            let (keys, all) =
-                (found.container_keys.len(), found.container_keys.len() + found.lost_container_keys.len());
+            let (name, opened, keys) = (&self.name, found.container_keys.len(), found.saved + found.lost.len());
+            let all = opened + found.lost_container_keys.len() + found.replaced.len();
             let mut lines = vec![
-                format!(
-                    "a recovery of '{}' would save {} of {} keys",
-                    self.name,
-                    found.saved,
-                    found.saved + found.lost.len()
-                ),
-                format!("  container keys   {keys} of {all}"),
+                format!("a recovery of '{name}' would save {} of {keys} keys", found.saved),
+                format!("  container keys   {opened} of {all}"),
             ];
-            let lost_container_keys = found.lost_container_keys.iter();
+            let lost = found.lost_container_keys.iter().map(|(epoch, why)| (format!("{name}/kek/{epoch}"), why));
+            let lost = lost.chain(found.lost.iter().map(|(id, why)| (id.to_string(), why)));
+            lines.extend(lost.map(|(key, why)| format!("  LOST             {key}: {why}")));
+            let replaced = found.replaced.iter();
             lines.extend(
-                lost_container_keys.map(|(epoch, why)| format!("  LOST             {}/kek/{epoch}: {why}", self.name)),
+                replaced.map(|epoch| format!("  not opened       {name}/kek/{epoch}: replaced, no key needs it")),
             );
-            lines.extend(found.lost.iter().map(|(id, why)| format!("  LOST             {id}: {why}")));
             if found.unsealed > 0 {
                 lines.push(format!("  not sealed       {}: the store itself can read them", found.unsealed));
             }

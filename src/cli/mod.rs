@@ -1,6 +1,7 @@
 //! The command line: one small file per verb.
 
 mod attach;
+mod audit;
 mod boot;
 mod container;
 mod detach;
@@ -109,6 +110,8 @@ enum Verb {
     #[command(subcommand)]
     Lockbox(lockbox::LockboxVerb),
     #[command(subcommand)]
+    Audit(audit::Audit),
+    #[command(subcommand)]
     Hook(hook::Hook),
     #[command(hide = true)]
     Man(man::Man),
@@ -148,7 +151,9 @@ impl Global {
 
     /// The configuration for a verb that a person watches.
     fn attended(&self, answer: &AnswerOption) -> Result<Config, Error> {
-        Ok(Config { attendant: answer.attendant()?, ..self.config()? })
+        let mut config = self.config()?;
+        config.attendant = answer.attendant()?;
+        Ok(config)
     }
 }
 
@@ -236,6 +241,7 @@ fn run(cli: &Cli, reports: Reports) -> Result<u8, Error> {
         Verb::Policy(policy) => policy.run(global),
         Verb::Host(host) => host.run(global),
         Verb::Lockbox(lockbox) => lockbox.run(global),
+        Verb::Audit(audit) => audit.run(global),
         Verb::Hook(hook) => hook.run(global),
         Verb::Test(test) => test.run(global),
         Verb::Explain(explain) => explain.run(global),

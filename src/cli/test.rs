@@ -90,7 +90,7 @@ impl Test {
     }
 
     fn text(&self, passed: &Passed) -> Vec<String> {
-        let Passed { key, source, steps, policy, seconds } = passed;
+        let Passed { key, source, steps, policy, outdated, seconds } = passed;
         let mut lines = vec![format!("{} would unlock in {seconds:.2} s: {key} from {source}", self.device.display())];
         lines.extend(steps.iter().map(|step| {
             let milliseconds = step.seconds * 1000.0;
@@ -100,6 +100,13 @@ impl Test {
             lines.push("  policy".to_owned());
             lines.extend(policy.lines().into_iter().map(|line| format!("    {line}")));
         }
+        lines.extend(outdated.iter().map(|leaf| {
+            let store = &key.store;
+            format!(
+                "  note: the server of leaf '{leaf}' has new keys; before the old ones are deleted there: cryptattach leaf pin \
+                 {leaf}, then cryptattach container rotate {store}"
+            )
+        }));
         lines
     }
 }

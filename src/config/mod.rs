@@ -138,15 +138,18 @@ pub enum SeparationLevel {
 
 /// `[audit]`
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Audit {
     /// One JSON object per line and event.
     pub file: ConfigPath,
+    /// The TPM's NV index for anchors of it.
+    pub tpm_index: u32,
 }
 
 impl Default for Audit {
     fn default() -> Self {
-        Self { file: "/var/log/cryptattach.jsonl".into() }
+        // Beside that of [tpm] counter.
+        Self { file: "/var/log/cryptattach.jsonl".into(), tpm_index: 0x0180_CA78 }
     }
 }
 

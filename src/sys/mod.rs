@@ -4,6 +4,7 @@ pub mod announce;
 pub mod block;
 pub mod device;
 pub mod durable;
+pub mod journal;
 pub mod kernel_files;
 pub mod kernel_keyring;
 pub mod lock;

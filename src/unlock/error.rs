@@ -17,7 +17,7 @@ use crate::{
         exit::Exit,
         key::{Consumer, ContainerKeyId, HostName, KeyReference, SecretMemoryError, StoreName},
     },
-    config::{ConfigError, Policy},
+    config::{ConfigError, LeafName, Policy},
     keys::{seal::SealError, store::StoreError, tpm::TpmError},
     sys::{device::DeviceError, state::StateError},
     volumes::{
@@ -153,6 +153,12 @@ pub enum Error {
     /// The header does not say where the key is, and neither did the user.
     #[error("{} does not say where its key is (it has no token of type 'cryptattach')", .0.display())]
     NoReference(PathBuf),
+    /// The header says that clevis opens the volume, and nothing else.
+    #[error("{} does not say where its key is; clevis opens it with {opens}", .device.display())]
+    OnlyClevis { device: PathBuf, opens: String },
+    /// clevis has no pin for a leaf of a policy.
+    #[error("clevis cannot say the policy of '{container}', because of its leaf '{leaf}': {policy}")]
+    NotForClevis { container: StoreName, leaf: LeafName, policy: Policy },
     /// The key has no passphrase with it.
     #[error("the key {0} has no passphrase: its volume was formatted without --keyslot")]
     NoPassphrase(KeyReference),
@@ -190,6 +196,7 @@ impl Advice for Error {
     fn exit(&self) -> Exit {
         match self {
             Self::NoReference(_) | Self::KeyTooWeak(_) => Exit::Usage,
+            Self::OnlyClevis { .. } => Exit::NoKey,
             Self::KeyUsed { .. } | Self::KeyUnproven(_) | Self::InUse { .. } => Exit::InTheWay,
             Self::Config(error) => error.exit(),
             Self::Inventory(error) => error.exit(),
@@ -215,6 +222,7 @@ impl Advice for Error {
             | Self::NoContainerKey(_)
             | Self::NoOwner(_)
             | Self::NoHostsInPolicy { .. }
+            | Self::NotForClevis { .. }
             | Self::LockboxIsWeaker { .. } => Exit::Config,
             Self::Lockbox(error) => error.exit(),
             Self::NeitherStoreNorLockbox { source, .. } => source.exit(),
@@ -230,6 +238,12 @@ impl Advice for Error {
             Self::Config(error) => return error.next_step(),
             Self::Inventory(error) => return error.next_step(),
             Self::NoReference(_) => "name the key with --key STORE/KEY-ID ('cryptattach key list' shows them)".into(),
+            Self::OnlyClevis { device, .. } => format!(
+                "'cryptattach key import {} --token' takes it over, and clevis goes on to open it",
+                device.display()
+            )
+            .into(),
+            Self::NotForClevis { .. } => "clevis takes Tang servers and thresholds of them; what else is in an any(...) is left out".into(),
             Self::Device(error) => return error.next_step(),
             Self::Volume(error) => return error.next_step(),
             Self::NoLongerFits { device, .. } => format!(

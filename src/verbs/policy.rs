@@ -8,7 +8,7 @@ use crate::{
     keys::store,
     sys::durable::{Folder, folder_of},
     unlock::container::{Container, Rotation, Use},
-    verbs::{container::record, error::Error, setup},
+    verbs::{as_texts, container::record, error::Error, setup},
 };
 
 /// What was changed.
@@ -27,10 +27,6 @@ pub struct Changed {
 
 fn as_text<S: serde::Serializer>(policy: &Policy, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(policy)
-}
-
-fn as_texts<S: serde::Serializer>(names: &BTreeSet<LeafName>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(names.iter().map(LeafName::as_str))
 }
 
 /// Changes `opens` of a store and seals all keys anew. Run again after an interruption, it goes on: the configuration has the
@@ -54,7 +50,8 @@ pub fn change(
     if before != *policy {
         write(config, &text)?;
     }
-    let new = Config { attendant: attendant.clone(), ..setup::configuration(config)? };
+    let mut new = setup::configuration(config)?;
+    new.attendant = attendant.clone();
     let rotation = Container::open(&new, name, None, Use::Keys)?.rotate(keep, progress)?;
     record(&new, "container policy", name);
     let leaves = policy.leaves();

@@ -196,7 +196,7 @@ fn a_key_from_before_a_re_encryption_no_longer_fits_and_import_keeps_the_new_one
             store: None,
             header: None,
             plain: None,
-            secret: passphrase,
+            secret: Some(passphrase),
             token: false,
             separation: Strictness::default(),
         },
@@ -310,7 +310,7 @@ fn import_keeps_the_key_that_a_passphrase_opens() {
         store: None,
         header: None,
         plain: None,
-        secret: SecretBytes::copy_of(secret).unwrap(),
+        secret: Some(SecretBytes::copy_of(secret).unwrap()),
         token: false,
         separation: Strictness::default(),
     };

@@ -1,9 +1,9 @@
 //! An OpenBao server of one's own: the real `bao` on a port of loopback that nobody else has, with what docs/openbao.md sets up.
 
 use std::{
-    fs,
+    env, fs,
     net::{TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::OnceLock,
     thread::sleep,
@@ -172,6 +172,24 @@ EOF",
     #[track_caller]
     pub fn json(&self, arguments: &[&str]) -> Value {
         serde_json::from_str(&printed(self.command(arguments).env("BAO_FORMAT", "json"))).unwrap()
+    }
+
+    /// Runs commands of a page of the docs in a folder, with a token; what they print.
+    #[track_caller]
+    pub fn bash(&self, folder: &Path, commands: &str, token: &str) -> String {
+        let mut bash = Command::new("bash");
+        bash.args(["-c", &format!("set -euo pipefail\n{commands}")])
+            .current_dir(folder)
+            .env("BAO_ADDR", &self.url)
+            .env("BAO_CACERT", self.path("ca.pem"))
+            .env("BAO_TOKEN", token)
+            .env("PATH", format!("{}:{}", Path::new(program()).parent().unwrap().display(), env::var("PATH").unwrap()));
+        printed(&mut bash)
+    }
+
+    /// The token of the server's administrator.
+    pub fn root(&self) -> &str {
+        &self.root
     }
 
     pub fn seal(&self) {

@@ -4,14 +4,20 @@ use std::{
     fs,
     net::TcpListener,
     path::PathBuf,
-    process::Command,
     time::{Duration, Instant},
 };
 
 use cryptattach::{
-    base::key::StoreName,
+    base::key::{HostName, StoreName},
     config::Config,
-    keys::store::{self, KeyStore},
+    keys::{
+        seal::OwnerRecipient,
+        store::{self, KeyStore},
+    },
+    unlock::{
+        container::{Container, Use},
+        lockbox,
+    },
 };
 use serde_json::Value;
 
@@ -171,7 +177,7 @@ fn a_key_that_was_deleted_softly_is_told_with_how_to_bring_it_back() {
     // Destroyed is for ever.
     vault.bao.bao(&["kv", "destroy", "-mount=kv", "-versions=1", &path]);
     let told = vault.site.fails(69, &["test", &volume, "--allow-shared"]);
-    assert!(told.contains("has destroyed version 1"), "{told}");
+    assert!(told.contains("has destroyed version 1, which is the last one"), "{told}");
 }
 
 #[test]
@@ -411,34 +417,79 @@ fn an_initramfs_has_what_logs_in_only_if_that_is_not_enough() {
     assert!(has.contains(&format!("file {}", site.keys("secret_id"))), "{has}");
 }
 
-/// The commands of docs/openbao.md for opening by hand, as they stand there.
+/// The commands of a section of docs/openbao.md, as they stand there.
+fn commands_of(heading: &str) -> String {
+    let text = include_str!("../../docs/openbao.md");
+    let section = text.split(&format!("# {heading}\n")).nth(1).expect("the section").split("\n#").next().unwrap();
+    section.lines().filter_map(|line| line.strip_prefix("    ")).map(|line| format!("{line}\n")).collect()
+}
+
 #[test]
 fn a_volume_is_opened_by_hand() {
     let vault = Vault::new();
     let site = &vault.site;
     site.ok(&["container", "create", "s"]);
     let volume = vault.volume();
-    vault.pin();
+    let thumbprint = vault.pin();
     vault.set_policy("any(escrow, vault)");
-    let text = include_str!("../../docs/openbao.md");
-    let section = text.split("## By hand").nth(1).expect("the section").split("\n## ").next().unwrap();
-    let commands: String =
-        section.lines().filter_map(|line| line.strip_prefix("    ")).map(|line| format!("{line}\n")).collect();
-    let id = vault.key_path().rsplit('/').next().unwrap().to_owned();
     let folder = site.path("by-hand");
     fs::create_dir(&folder).unwrap();
-    let commands = commands.replace("KEY-ID", &id).replace("EPOCH", "2");
-    let script = format!("set -euo pipefail\ncd {}\n{commands}", folder.display());
-    let output = Command::new("bash")
-        .args(["-c", &script])
-        .env("BAO_ADDR", &vault.bao.url)
-        .env("BAO_CACERT", vault.bao.path("ca.pem"))
-        .env("BAO_TOKEN", vault.bao.token())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
+    let confirmed = vault.bao.bash(&folder, &commands_of("Confirm the key"), vault.bao.root());
+    assert_eq!(confirmed, thumbprint);
+    let id = vault.key_path().rsplit('/').next().unwrap().to_owned();
+    let commands = commands_of("By hand").replace("KEY-ID", &id).replace("EPOCH", "2");
+    vault.bao.bash(&folder, &commands, &vault.bao.token());
     sh(&format!(
         "cryptsetup open --test-passphrase --volume-key-file {}/volume.key --key-size 512 {volume}",
         folder.display()
     ));
+}
+
+#[test]
+fn a_host_with_a_lockbox_attaches_while_the_server_is_sealed_and_until_it_is_removed() {
+    let vault = Vault::new();
+    let (site, bao) = (&vault.site, &vault.bao);
+    site.ok(&["container", "create", "s"]);
+    let volume = vault.volume();
+    sh(&format!(
+        "cd {} && openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out host.key 2>/dev/null && \
+         openssl pkey -in host.key -pubout -out host.pem && chmod 600 host.key",
+        site.keys("")
+    ));
+    let name = site.name("host");
+    let text = fs::read_to_string(vault.config()).unwrap().replace("identities = ['owner.key']\n", "");
+    let lockbox = format!("[lockbox]\nhost = '{name}'\nstore = 's'\nidentities = ['host.key']\npath = 'lockbox'\n");
+    fs::write(site.keys("host.toml"), text.replace("site-state", "host-state") + &lockbox).unwrap();
+    let host: HostName = name.parse().unwrap();
+    let config = Config::read(&vault.config()).unwrap();
+    let container = Container::open(&config, &"s".parse().unwrap(), None, Use::Keys).unwrap();
+    let mut recipients = container.escrow().unwrap();
+    recipients.push(Box::new(OwnerRecipient::read(site.keys("host.pem").as_ref()).unwrap()));
+    let admission = lockbox::admit(container.host_keys().unwrap(), &host, &recipients).unwrap();
+    container.admit_host(&host, &admission.recipient).unwrap();
+
+    let on_host = |arguments: &[&'static str]| [&["--config", site.keys("host.toml")], arguments].concat();
+    assert!(site.ok(&on_host(&["lockbox", "open"])).contains("is open"));
+    let attach = || {
+        let name = site.name("v");
+        let arguments =
+            [&on_host(&["attach", "--allow-shared", "--backend", "userspace"])[..], &[&volume, &name]].concat();
+        let output = site.run(&arguments);
+        site.run(&["detach", &name]);
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (attached, told) = attach();
+    assert!(attached, "{told}");
+    bao.seal();
+    let (attached, told) = attach();
+    assert!(attached, "{told}");
+    bao.unseal();
+    // Whoever deletes the host's key softly has removed the host.
+    bao.bao(&["kv", "delete", "-mount=kv", &format!("cryptattach/keys/host/{name}")]);
+    let told = site.run(&on_host(&["lockbox", "open"]));
+    let told = String::from_utf8(told.stderr).unwrap();
+    println!("{told}");
+    assert!(told.contains("not admitted") || told.contains("removed"), "{told}");
+    let (attached, told) = attach();
+    assert!(!attached, "{told}");
 }

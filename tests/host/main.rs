@@ -25,9 +25,11 @@ mod tpm_process;
 mod wiretap;
 
 mod attach;
+mod audit;
 #[path = "bao.rs"]
 mod bao_stories;
 mod busy;
+mod clevis;
 mod container;
 mod disk;
 mod enrol;
@@ -35,6 +37,7 @@ mod exports;
 mod foreign;
 mod format;
 mod lockbox;
+mod person;
 mod policy;
 mod refusals;
 mod safety;

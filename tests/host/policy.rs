@@ -19,11 +19,11 @@ use crate::{
 const NO_TPM: &str = "device:/dev/none";
 
 /// A site with three Tang servers, and a volume.
-struct Policies {
-    site: Site,
+pub struct Policies {
+    pub site: Site,
     tangs: [Tangd; 3],
-    volume: String,
-    tcti: String,
+    pub volume: String,
+    pub tcti: String,
 }
 
 impl Policies {
@@ -34,7 +34,7 @@ impl Policies {
         Self::with(site, volume, NO_TPM.to_owned())
     }
 
-    fn with(site: Site, volume: String, tcti: String) -> Self {
+    pub fn with(site: Site, volume: String, tcti: String) -> Self {
         let tangs = std::array::from_fn(|_| Tangd::start());
         let policies = Self { site, tangs, volume, tcti };
         let leaves = policies.tangs.iter().enumerate().map(|(at, tang)| {
@@ -47,7 +47,7 @@ impl Policies {
         policies
     }
 
-    fn config(&self) -> PathBuf {
+    pub fn config(&self) -> PathBuf {
         self.site.keys("cryptattach.toml").into()
     }
 
@@ -61,13 +61,13 @@ impl Policies {
         self.site.command().args(arguments).env("CRYPTATTACH_TCTI", tcti).output().unwrap()
     }
 
-    fn ok(&self, arguments: &[&str]) -> String {
+    pub fn ok(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments, &self.tcti);
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    fn test(&self, tcti: &str) -> Result<Value, String> {
+    pub fn test(&self, tcti: &str) -> Result<Value, String> {
         let output = self.run(&["test", &self.volume, "--allow-shared", "--json"], tcti);
         match output.status.success() {
             true => Ok(serde_json::from_slice(&output.stdout).unwrap()),
@@ -75,7 +75,7 @@ impl Policies {
         }
     }
 
-    fn set_up(&self, up: [bool; 3]) {
+    pub fn set_up(&self, up: [bool; 3]) {
         self.tangs.iter().zip(up).for_each(|(tang, up)| tang.set_up(up));
     }
 
@@ -214,12 +214,16 @@ fn rotated_keys_of_a_server_open_until_they_are_deleted() {
         entries.iter().find(|entry| entry["header"]["tang"].is_object()).unwrap()["header"]["kid"].clone()
     };
     let old = kid(&policies);
+    assert_eq!(policies.test(NO_TPM).unwrap()["outdated"], Value::Null);
     tang.rotate();
-    policies.test(NO_TPM).unwrap();
+    assert_eq!(policies.test(NO_TPM).unwrap()["outdated"], json!(["t1"]));
+    let told = policies.ok(&["test", &policies.volume, "--allow-shared"]);
+    assert!(told.contains("note: the server of leaf 't1' has new keys") && told.contains("leaf pin t1"), "{told}");
     // The old signing key vouches for the new keys.
     policies.ok(&["leaf", "pin", "t1"]);
     policies.ok(&["container", "rotate", "cinder"]);
     assert_ne!(kid(&policies), old);
+    assert_eq!(policies.test(NO_TPM).unwrap()["outdated"], Value::Null);
     tang.delete_old_keys();
     policies.test(NO_TPM).unwrap();
 

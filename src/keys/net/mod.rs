@@ -7,6 +7,7 @@ pub(crate) mod keystone;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use bao::Secrets as BaoSecrets;
 pub use clouds::{Cloud, CloudsError, Credentials, Named, Texts};
 pub use http::{HttpError, reason_in};
 pub use keystone::{AuthError, Caller, SendError, TokenOwner, Verifier};

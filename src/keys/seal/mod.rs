@@ -35,6 +35,7 @@
 //! ```
 
 mod asking;
+pub mod clevis;
 mod content;
 mod ecdh_es;
 pub mod identities;
@@ -241,11 +242,11 @@ impl Identities {
         Self { asking, ..self }
     }
 
-    /// The key of a person's leaf alone, of those that a sealed key has; the person is asked for it.
-    pub fn of_person(&self, sealed: &SealedKey, name: &LeafName) -> Result<OwnerKey, SealError> {
+    /// Asks the person for a leaf of a sealed key now; its key is then known to all that asks the same.
+    pub fn ask_person(&self, sealed: &SealedKey, name: &LeafName) -> Result<(), SealError> {
         let node = Node::of(sealed)?;
         let leaf = node.persons(&self.leaves).into_iter().find(|leaf| leaf.name == name);
-        asking::key_of_person(&self.asking, leaf.ok_or_else(|| LeafError::NotSealedTo(name.to_string()))?)
+        asking::ask_now(&self.asking, leaf.ok_or_else(|| LeafError::NotSealedTo(name.to_string()))?)
     }
 
     /// Opens a sealed key and checks that it is what was asked for.
@@ -278,6 +279,11 @@ impl Identities {
         };
         let (content, told) = self.open_node(&node);
         (content, Some(told))
+    }
+
+    /// The leaves of a sealed key's policy whose servers have newer keys than those that it is sealed to.
+    pub fn outdated(&self, sealed: &SealedKey) -> Vec<LeafName> {
+        Node::of(sealed).map(|node| self.openers(&[]).outdated(&node)).unwrap_or_default()
     }
 
     fn decrypt_plain(&self, sealed: &SealedKey) -> Result<SecretBytes, SealError> {

@@ -17,6 +17,7 @@ pub mod pem;
 mod swift;
 mod tpm_nv;
 
+pub use bao::Found as BaoFound;
 pub use barbican::Barbican;
 pub use cloud::SYSTEM_AUTHORITIES;
 pub use consumers::Consumers;
@@ -313,7 +314,7 @@ impl Advice for StoreError {
             }
             Self::Refused { hint, .. } => hint,
             Self::NoContainer { .. } => {
-                "'cryptattach container create' makes one; check 'container' and 'cloud' in the configuration"
+                "'cryptattach container create' makes one; check 'container' and 'cloud', or 'path', in the configuration"
             }
             Self::Auth(error) => return error.next_step(),
             Self::Config(error) => return error.next_step(),

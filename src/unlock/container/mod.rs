@@ -160,6 +160,7 @@ impl Container {
                 attendant: if tenant.is_none() { config.attendant.clone() } else { Attendant::default() },
                 of: format!("container '{name}'"),
                 patience: config.boot.prompt_after,
+                ..Asking::default()
             },
             alone: None,
         })

@@ -14,7 +14,9 @@ use crate::{
     config::{Config, ConfigError, IdentitySpec, LeafName, Network, Policy, Sealing, StoreConfig},
     keys::{
         seal::{
-            self, ContainerKey, Identities, Identity, Node, Recipient, SealError, Shape, Threshold, Told, identities,
+            self, ContainerKey, Identities, Identity, Node, Recipient, SealError, Shape, Threshold, Told,
+            clevis::Whom,
+            identities,
             leaves::{self, Kind},
         },
         store::Server,
@@ -186,6 +188,13 @@ impl Container {
         opened.values().rev().find_map(|key| key.told().cloned())
     }
 
+    /// The leaves whose servers have newer keys than those that the current container key is sealed to.
+    pub fn outdated_leaves(&self) -> Result<Vec<LeafName>, Error> {
+        let keys = self.container_keys()?;
+        let Some(current) = keys.current()? else { return Ok(Vec::new()) };
+        Ok(self.identities()?.outdated(&keys.get(current.epoch)?))
+    }
+
     /// Whether a container key could be sealed by the policy now: all public keys are at hand.
     pub fn can_be_sealed(&self) -> Result<(), Error> {
         self.key_recipients(&ContainerKey::random(&self.name, None)?).map(drop)
@@ -224,6 +233,56 @@ impl Container {
                 let threshold = Threshold::of(*least, of.collect::<Result<_, _>>()?);
                 threshold.into_iter().map(|threshold| Box::new(threshold) as Box<dyn Recipient>).collect()
             }
+        })
+    }
+
+    /// Whom clevis is to seal to, so that it opens as the policy says; and the leaves that it does without, where others are
+    /// enough by themselves. Nothing is opened more easily than the policy allows.
+    pub fn for_clevis(&self) -> Result<(Whom, Vec<LeafName>), Error> {
+        let leaves = leaves_of(&self.sealing, self.network)?;
+        let mut without = Vec::new();
+        let policy = &self.sealing.policy;
+        let whom = self.clevis_of(policy, &leaves, &mut without)?.map_err(|leaf| Error::NotForClevis {
+            container: self.name.clone(),
+            leaf: leaf.clone(),
+            policy: policy.clone(),
+        });
+        Ok((whom?, without))
+    }
+
+    /// The inner error is a leaf that clevis cannot do without.
+    fn clevis_of<'a>(
+        &self,
+        policy: &'a Policy,
+        leaves: &Leaves,
+        without: &mut Vec<LeafName>,
+    ) -> Result<Result<Whom, &'a LeafName>, Error> {
+        let (least, of) = match policy {
+            Policy::Leaf(name) => {
+                let whom = leaves.iter().find(|(leaf, _)| leaf == name).and_then(|(_, leaf)| leaf.clevis(&self.state));
+                return Ok(whom.transpose()?.ok_or(name));
+            }
+            Policy::Any(of) => (None, of),
+            Policy::Threshold { least, of } => (Some(*least), of),
+        };
+        let (mut whom, mut lacking) = (Vec::new(), Vec::new());
+        for policy in of {
+            match self.clevis_of(policy, leaves, without)? {
+                Ok(one) => whom.push(one),
+                Err(leaf) => lacking.push(leaf),
+            }
+        }
+        Ok(match (least, lacking.first()) {
+            (Some(least), None) => Ok(Whom::Threshold { least, of: whom }),
+            (Some(_), Some(leaf)) => Err(*leaf),
+            (None, first) => match (Whom::any(whom), first) {
+                (Some(any), _) => {
+                    without.extend(lacking.iter().copied().cloned());
+                    Ok(any)
+                }
+                (None, Some(leaf)) => Err(*leaf),
+                (None, None) => return Err(Error::NoOwner(self.name.clone())),
+            },
         })
     }
 

@@ -1,10 +1,7 @@
 //! Rehearsal of a recovery: would the escrow's key, or a recovery key on paper, alone open each key of a container? Nothing is
 //! changed, and nothing else that this host has is used.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Mutex,
-};
+use std::sync::Mutex;
 
 use super::{
     Author, Container, Use,
@@ -14,10 +11,11 @@ use crate::{
     base::{
         chain::chain,
         key::{ContainerKeyId, Epoch, KeyId, StoreName},
+        person::Attendant,
     },
     config::{Config, IdentitySpec, LeafName},
     keys::{
-        seal::{For, Identities, Identity, OwnerKey, identities},
+        seal::{Asking, For, Identities, Identity, identities},
         store::Stored,
     },
     unlock::Error,
@@ -38,13 +36,13 @@ pub struct Rehearsal {
     /// The container keys that opened.
     pub container_keys: Vec<Epoch>,
     /// Those that did not, and why.
-    pub lost_container_keys: BTreeMap<Epoch, String>,
+    pub lost_container_keys: Vec<(Epoch, String)>,
     /// Those that did not, but no key is sealed under them any more.
     pub replaced: Vec<Epoch>,
     /// How many keys opened.
     pub saved: usize,
     /// The keys that did not, and why.
-    pub lost: BTreeMap<KeyId, String>,
+    pub lost: Vec<(KeyId, String)>,
     /// Keys that the store keeps unsealed: they need no recovery, as long as there is the store.
     pub unsealed: usize,
 }
@@ -64,63 +62,69 @@ pub fn rehearse(
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Rehearsal, Error> {
     let mut container = Container::open(config, name, None, Use::Keys)?;
-    let alone: Box<dyn Identity> = match by {
-        By::Identity(spec) => identities::kind(spec).open(&config.tpm)?,
-        By::Leaf(leaf) => Box::new(container.key_of_person(leaf)?),
+    let alone: Vec<Box<dyn Identity>> = match by {
+        By::Identity(spec) => vec![identities::kind(spec).open(&config.tpm)?],
+        By::Leaf(leaf) => {
+            container.ask_person(leaf)?;
+            Vec::new()
+        }
     };
-    container.alone = Some(Identities::of(vec![alone]).with_leaves(Vec::new(), container.names()?));
+    let asking = Asking { attendant: Attendant::default(), ..container.asking.clone() };
+    container.alone = Some(Identities::of(alone).with_leaves(Vec::new(), container.names()?).with_person(asking));
     container.rehearse(progress)
 }
 
 impl Container {
-    /// The key of a person's leaf: of the current container key, for the same leaf opens those before.
-    fn key_of_person(&self, leaf: &LeafName) -> Result<OwnerKey, Error> {
-        let none = || Error::NoContainerKey(self.name.clone());
+    /// Asks a person for a leaf of the current container key; the same opens those before.
+    fn ask_person(&self, leaf: &LeafName) -> Result<(), Error> {
         let keys = self.container_keys()?;
-        let id = self.key_id(keys.current()?.ok_or_else(none)?.epoch);
+        let current = keys.current()?.ok_or_else(|| Error::NoContainerKey(self.name.clone()))?;
+        let id = self.key_id(current.epoch);
         let refused = |source| Error::ContainerKeyRefused { id: id.clone(), source };
-        self.identities()?.of_person(&keys.get(id.epoch)?, leaf).map_err(refused)
+        self.identities()?.ask_person(&keys.get(id.epoch)?, leaf).map_err(refused)
     }
 
     fn rehearse(&self, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Rehearsal, Error> {
         let keys = self.container_keys()?;
-        let (mut container_keys, mut closed) = (Vec::new(), BTreeMap::new());
+        let (mut container_keys, mut closed) = (Vec::new(), Vec::new());
         for epoch in keys.epochs()? {
             match self.container_key(epoch) {
                 Ok(_) => container_keys.push(epoch),
-                Err(error) => drop(closed.insert(epoch, chain(&error))),
+                Err(error) => closed.push((epoch, chain(&error))),
             }
         }
         let ids = self.store.list()?;
         // A machine that knows nothing of the container yet has nothing to compare with.
         let author = if self.trusted_epoch()?.is_some() { Author::Container } else { Author::Pinned };
-        let (lost, unsealed) = (Mutex::new(BTreeMap::new()), Mutex::new(0));
-        let needed: Mutex<BTreeSet<Epoch>> =
-            Mutex::new(keys.current()?.map(|current| current.epoch).into_iter().collect());
+        let (lost, unsealed) = (Mutex::new(Vec::new()), Mutex::new(0));
+        // What new keys are sealed under is needed, and what those that there are are sealed under.
+        let needed = Mutex::new(keys.current()?.map(|current| current.epoch).into_iter().collect::<Vec<_>>());
         for_each(&ids, progress, &|id| {
-            let closed = |epoch: Epoch| {
-                lock(&needed).insert(epoch);
-                closed.contains_key(&epoch)
+            let is_closed = |epoch: Epoch| {
+                let is_closed = closed.iter().any(|(closed, _)| *closed == epoch);
+                if is_closed && !lock(&needed).contains(&epoch) {
+                    lock(&needed).push(epoch);
+                }
+                is_closed
             };
-            match self.rehearse_one(id, author, &closed) {
+            match self.rehearse_one(id, author, &is_closed) {
                 Ok(true) => {}
                 Ok(false) => *lock(&unsealed) += 1,
-                Err(why) => drop(lock(&lost).insert(*id, why)),
+                Err(why) => lock(&lost).push((*id, why)),
             }
         });
         let (lost, unsealed) = (std::mem::take(&mut *lock(&lost)), *lock(&unsealed));
-        let needed = std::mem::take(&mut *lock(&needed));
-        let replaced = closed.keys().copied().filter(|epoch| !needed.contains(epoch)).collect();
-        closed.retain(|epoch, _| needed.contains(epoch));
-        Ok(Rehearsal {
-            container: self.name.clone(),
-            container_keys,
-            lost_container_keys: closed,
-            replaced,
-            saved: ids.len() - lost.len() - unsealed,
-            lost,
-            unsealed,
-        })
+        let (mut lost_container_keys, mut replaced) = (Vec::new(), Vec::new());
+        for (epoch, why) in closed {
+            if lock(&needed).contains(&epoch) {
+                lost_container_keys.push((epoch, why));
+            } else {
+                replaced.push(epoch);
+            }
+        }
+        let saved = ids.len() - lost.len() - unsealed;
+        let container = self.name.clone();
+        Ok(Rehearsal { container, container_keys, lost_container_keys, replaced, saved, lost, unsealed })
     }
 
     /// Whether it is sealed, and opens; or why not.

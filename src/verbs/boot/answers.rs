@@ -64,3 +64,32 @@ impl Person for Arc<Answers> {
         SecretBytes::copy_of(last.answer.as_ref()?.expose()).ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc, thread};
+
+    use super::*;
+
+    #[test]
+    fn an_answer_reaches_all_who_wait_and_is_given_once() {
+        let (sender, reports) = mpsc::channel();
+        let answers = Answers::new(sender);
+        let asks = |answers: &Arc<Answers>| {
+            let answers = answers.clone();
+            thread::spawn(move || answers.ask("words?", &|| false).map(|answer| answer.expose().to_vec()))
+        };
+        let wanted =
+            || matches!(reports.recv().unwrap(), Report::Changed(Change::Wanted(question)) if question == "words?");
+        let both = [asks(&answers), asks(&answers)];
+        assert!(wanted() && wanted());
+        answers.give(Some(Arc::new(SecretBytes::copy_of(b"typed").unwrap())));
+        assert!(both.into_iter().all(|asked| asked.join().unwrap().unwrap() == b"typed"));
+        let nobody = asks(&answers);
+        assert!(wanted());
+        answers.give(None);
+        assert_eq!(nobody.join().unwrap(), None);
+        assert!(answers.ask("words?", &|| true).is_none());
+        assert!(wanted() && matches!(reports.recv().unwrap(), Report::Changed(Change::NotWanted(_))));
+    }
+}

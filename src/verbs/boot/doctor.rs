@@ -15,7 +15,11 @@ use super::{
     initrd::Initrd,
     latch,
 };
-use crate::{config::Config, keys::seal::identities, verbs::error::Error};
+use crate::{
+    config::Config,
+    keys::seal::{identities, leaves},
+    verbs::error::Error,
+};
 
 /// What the doctor says of one thing.
 #[derive(Debug, Serialize)]
@@ -92,6 +96,7 @@ pub fn examine(config: &Config, path: &Path, crypttab: Option<&str>) -> Result<V
         Finding::new(format!("file {}", kept_out.path.display()), is, Some(&kept_out.why))
     }));
     findings.extend(misplaced(config, &initrd, &wanted));
+    findings.extend(outdated(config));
     if latch::identity(config).is_some() {
         let is_systemd = initrd.find(Path::new(STARTS[1])).is_some();
         let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
@@ -115,6 +120,20 @@ const NETWORKS: [&str; 5] = [
     "/usr/sbin/NetworkManager",
     "/usr/sbin/dhclient",
 ];
+
+/// Servers of leaves that have newer keys than those that this host seals to, if they can be asked now.
+fn outdated(config: &Config) -> Vec<Finding> {
+    let of = |(name, leaf)| {
+        let kind = leaves::kind(name, leaf, config.network).ok()?;
+        let pinned = kind.pin(&config.state)?.pinned()?;
+        Some((name, kind, pinned))
+    };
+    let kinds: Vec<_> = config.leaves.iter().filter_map(of).collect();
+    let pinned: Vec<_> = kinds.iter().map(|(name, kind, kid)| (*name, &**kind, kid.clone())).collect();
+    let why = "its server has new keys; before the old ones are deleted there: 'cryptattach leaf pin', then 'cryptattach container rotate'";
+    let outdated = leaves::outdated(&pinned).into_iter();
+    outdated.map(|name| Finding::new(format!("leaf {name}"), Health::Advised, Some(why))).collect()
+}
 
 /// What is missing on the kernel's command line of a machine whose TPM opens its keys.
 fn advice(command_line: &str, is_systemd: bool) -> Vec<Finding> {

@@ -12,7 +12,13 @@ use super::{
     opened::{self, Opened},
     volumes::{Awaited, FoundVolume, State, VolumeNo, Volumes},
 };
-use crate::{base::key::SecretBytes, config::Config, unlock, verbs::error::Error, volumes::header::VolumeError};
+use crate::{
+    base::key::SecretBytes,
+    config::Config,
+    unlock::{self, case},
+    verbs::error::Error,
+    volumes::header::VolumeError,
+};
 
 /// After an empty answer the prompt is shown again, but not at once: a program may answer so by itself, without end.
 const AFTER_ENTER: Duration = Duration::from_secs(1);
@@ -146,7 +152,7 @@ impl Progress {
         awaited.state = State::Found(found.clone());
         let sources = sources_of(&self.config, &keys);
         if sources.is_empty() {
-            let error = unlock::Error::NoReference(found.volume.device.path.clone()).into();
+            let error = case::no_reference(&found.volume).into();
             return self.failed(number, OpenedBy::Device, error);
         }
         awaited.pending.clone_from(&sources);

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, path::PathBuf};
 
-use reqwest::{StatusCode, Url};
+use reqwest::StatusCode;
 
 use crate::{
     base::{advice::Advice, exit::Exit, key::SecretMemoryError},
@@ -15,7 +15,7 @@ use crate::{
 pub enum BaoError {
     /// There is no answer.
     #[error(transparent)]
-    Http(#[from] HttpError),
+    Http(Box<HttpError>),
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -28,7 +28,7 @@ pub enum BaoError {
     },
     /// It does not let this host in.
     #[error("{url} refuses the log-in: {said}")]
-    LogIn { url: Url, server: String, said: String },
+    LogIn { url: String, server: String, said: String },
     /// The SecretID is out of its wrapping already.
     #[error("the wrapped SecretID in {} has been used before, or has expired", .path.display())]
     Unwrapped { server: String, path: PathBuf },
@@ -37,33 +37,39 @@ pub enum BaoError {
     NotASecretId { server: String, path: PathBuf, made_by: String },
     /// The token may not do that.
     #[error("{url} does not let this host do that")]
-    Denied { url: Url, server: String },
+    Denied { url: String, server: String },
     /// It is sealed, or not ready.
     #[error("{url} cannot work now{said}")]
     Sealed {
-        url: Url,
+        url: String,
         /// What it says, after a colon.
         said: String,
     },
     /// It is not the one that works.
     #[error("{url} is a standby and sends its clients to another server ({status})")]
-    Standby { url: Url, status: StatusCode },
+    Standby { url: String, status: StatusCode },
     /// It has too much to do.
     #[error("{url} asks to come back later")]
-    Busy { url: Url },
+    Busy { url: String },
     /// A key is deleted, but not for ever.
     #[error("the key {id} in {at} was deleted, but its version {version} can be brought back")]
     Deleted { id: String, at: String, version: u64 },
     /// It answers, but not what was asked for.
     #[error("{url} {what}")]
     Answer {
-        url: Url,
+        url: String,
         /// "answers 500 Internal Server Error: ...", "gives no token", ...
         what: String,
     },
     /// No memory for a secret.
     #[error(transparent)]
     Memory(#[from] SecretMemoryError),
+}
+
+impl From<HttpError> for BaoError {
+    fn from(error: HttpError) -> Self {
+        Self::Http(Box::new(error))
+    }
 }
 
 impl Advice for BaoError {

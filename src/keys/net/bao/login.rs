@@ -69,11 +69,11 @@ impl Bao {
             200 => answer,
             400 | 401 | 403 => {
                 let said = http::reason(&answer).unwrap_or_else(|| answer.status.to_string());
-                return Err(BaoError::LogIn { url: answer.url, server: self.server.name.clone(), said });
+                return Err(BaoError::LogIn { url: answer.url.into(), server: self.server.name.clone(), said });
             }
-            _ => return Err(refusal(answer)),
+            _ => return Err(refusal(&answer)),
         };
-        let auth = Secrets::of(&answer).auth.ok_or_else(|| unexpected(&answer, "gives no token"))?;
+        let auth = Secrets::of(&answer.body).auth.ok_or_else(|| unexpected(&answer, "gives no token"))?;
         let value = http::secret_header(SecretBytes::copy_of(auth.client_token.as_bytes())?);
         let value = value.ok_or_else(|| unexpected(&answer, "gives a token that is not text"))?;
         let until = lifetime(auth.lease_duration).and_then(|lifetime| Instant::now().checked_add(lifetime));
@@ -106,7 +106,7 @@ impl Bao {
         let wrapping = self.secret(path)?;
         let used = |answer: HttpAnswer| match answer.status.as_u16() {
             400 | 403 | 404 => BaoError::Unwrapped { server: self.server.name.clone(), path: path.to_owned() },
-            _ => refusal(answer),
+            _ => refusal(&answer),
         };
         // Whoever got at it first may have wrapped something of their own.
         let body = Some(fill(&json!({"token": HOLE}), &wrapping)?);
@@ -130,7 +130,8 @@ impl Bao {
         if !answer.status.is_success() {
             return Err(used(answer));
         }
-        let secret_id = Secrets::of(&answer).secret_id().ok_or_else(|| unexpected(&answer, "gives no SecretID"))?;
+        let secret_id =
+            Secrets::of(&answer.body).secret_id().ok_or_else(|| unexpected(&answer, "gives no SecretID"))?;
         Ok(SecretBytes::copy_of(secret_id.as_bytes())?)
     }
 
@@ -144,7 +145,7 @@ impl Bao {
         // It is of the whole server, so no namespace goes with it.
         let answer = self.http.send_unless(&Request { spent, ..question.request(&self.urls) }, cancel)?;
         if !answer.status.is_success() {
-            return Err(refusal(answer));
+            return Err(refusal(&answer));
         }
         let mut urls = self.urls.clone();
         urls.sort_by_key(|url| url.origin() != answer.url.origin());

@@ -151,11 +151,11 @@ impl Bao {
         let token = self.token(cancel)?;
         let request = question.request(&token.urls).header("x-vault-token", token.value.clone());
         let answer = self.send(request, cancel)?;
-        let url = answer.url.clone();
+        let url = answer.url.to_string();
         match answer.status.as_u16() {
             200..=299 | 400 | 404 => Ok(answer),
             403 => Err(BaoError::Denied { url, server: self.server.name.clone() }),
-            _ => Err(refusal(answer)),
+            _ => Err(refusal(&answer)),
         }
     }
 
@@ -175,7 +175,7 @@ impl Bao {
             }
             request.urls.retain(|url| url.origin() != answer.url.origin());
             if request.urls.is_empty() {
-                return Err(BaoError::Standby { url: answer.url, status: answer.status });
+                return Err(BaoError::Standby { url: answer.url.into(), status: answer.status });
             }
             request.spent = spent + started.elapsed();
         }
@@ -183,9 +183,9 @@ impl Bao {
 }
 
 /// What a status means that is the same for all requests.
-fn refusal(answer: HttpAnswer) -> BaoError {
-    let said = http::reason(&answer).map(|said| format!(": {said}")).unwrap_or_default();
-    let HttpAnswer { url, status, .. } = answer;
+fn refusal(answer: &HttpAnswer) -> BaoError {
+    let said = http::reason(answer).map(|said| format!(": {said}")).unwrap_or_default();
+    let (url, status) = (answer.url.to_string(), answer.status);
     match status.as_u16() {
         429 => BaoError::Busy { url },
         503 => BaoError::Sealed { url, said },
@@ -195,7 +195,7 @@ fn refusal(answer: HttpAnswer) -> BaoError {
 
 /// It answers with something else than was asked for.
 pub fn unexpected(answer: &HttpAnswer, what: &str) -> BaoError {
-    BaoError::Answer { url: answer.url.clone(), what: what.to_owned() }
+    BaoError::Answer { url: answer.url.to_string(), what: what.to_owned() }
 }
 
 /// An answer without secrets.
@@ -230,8 +230,8 @@ struct Data<'a> {
 
 impl<'a> Secrets<'a> {
     /// Reads an answer; what is not understood has none.
-    pub fn of(answer: &'a HttpAnswer) -> Self {
-        serde_json::from_slice(answer.body.expose()).unwrap_or_default()
+    pub fn of(body: &'a SecretBytes) -> Self {
+        serde_json::from_slice(body.expose()).unwrap_or_default()
     }
 
     /// What was decrypted, base64.

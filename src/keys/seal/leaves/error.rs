@@ -2,8 +2,6 @@
 
 use std::{borrow::Cow, path::PathBuf};
 
-use reqwest::Url;
-
 use super::person::WordsError;
 use crate::{
     base::{advice::Advice, exit::Exit},
@@ -27,6 +25,9 @@ pub enum LeafError {
     /// The server no longer has the key.
     #[error("the Tang server {url} no longer has the key {kid}")]
     KeyGone { url: String, kid: String },
+    /// clevis does not open what another pin has.
+    #[error("clevis' pin '{pin}' {why}")]
+    Clevis { pin: String, why: String },
     /// The store names a server that the configuration does not.
     #[error("no [leaves.NAME] of the configuration has tang = \"{0}\"")]
     UnknownServer(String),
@@ -41,7 +42,7 @@ pub enum LeafError {
     Bao(#[from] BaoError),
     /// The server has no such key.
     #[error("{url} has no transit key '{key}'")]
-    NoTransitKey { key: String, url: Url },
+    NoTransitKey { key: String, url: String },
     /// Nobody has confirmed yet which public key is the leaf's.
     #[error("the leaf '{0}' has no public key")]
     NotPinned(String),
@@ -91,6 +92,7 @@ impl Advice for LeafError {
             | Self::NoTransitKey { .. }
             | Self::NotPinned(_) => Exit::Config,
             Self::Advertisement { .. }
+            | Self::Clevis { .. }
             | Self::Words(_)
             | Self::OtherAnswer(_)
             | Self::NoAnswer
@@ -146,6 +148,9 @@ impl Advice for LeafError {
             Self::NotSealedTo(_) => "'cryptattach container show' names the leaves; 'container policy' changes them",
             Self::TooShort { .. } => "take several words that nobody would say together",
             Self::NoFile(_) => "'cryptattach leaf new NAME' makes it; or copy it from the host that has it",
+            Self::Clevis { .. } => {
+                "try 'clevis luks unlock'; this pin is opened by clevis itself and its package of that name (clevis-tpm2, ...)"
+            }
             Self::UnknownServer(_) => "add this URL to the list 'tang' of its leaf in the configuration",
             Self::NoThumbprint(name) => {
                 let step = format!(

@@ -121,20 +121,8 @@ impl Transit {
     /// The versions of the key that the server has, by number.
     fn versions(&self, bao: &Bao, cancel: &Cancel) -> Result<Versions, LeafError> {
         let answer = bao.ask(Question::get(self.path("keys"), MOST_WORDS_BYTES), cancel)?;
-        let json = bao::json(&answer)?;
-        let data = json.get("data").filter(|_| answer.status.is_success());
-        let Some(data) = data else { return Err(LeafError::NoTransitKey { key: self.key.clone(), url: answer.url }) };
-        let number = |name: &str| data.get(name).and_then(Value::as_u64).unwrap_or_default();
-        let keys = data.get("keys").and_then(Value::as_object).into_iter().flatten();
-        // Keys for encryption by the server itself have no public half.
-        let key = |(number, key): (&String, &Value)| {
-            Some((number.parse().ok()?, key.get("public_key")?.as_str()?.to_owned()))
-        };
-        Ok(Versions {
-            latest: number("latest_version"),
-            least: number("min_decryption_version"),
-            keys: keys.filter_map(key).collect(),
-        })
+        let versions = Versions::of(answer.body.expose()).filter(|_| answer.status.is_success());
+        versions.ok_or_else(|| LeafError::NoTransitKey { key: self.key.clone(), url: answer.url.into() })
     }
 
     fn recover(&self, entry: &JweRecipient, kid: &str, cancel: &Cancel) -> Result<ContentKey, SealError> {
@@ -152,11 +140,11 @@ impl Transit {
         if !answer.status.is_success() {
             let said = http::reason(&answer).unwrap_or_else(|| answer.status.to_string());
             if said.contains("too old") {
-                return Err(self.no_version(kid, versions.least.max(number + 1)).into());
+                return Err(self.no_version(kid, versions.least.max(number.saturating_add(1))).into());
             }
             return Err(LeafError::from(unexpected(&answer, &format!("does not decrypt: {said}"))).into());
         }
-        let plaintext = Secrets::of(&answer).plaintext().ok_or_else(|| unexpected(&answer, "gives no plaintext"));
+        let plaintext = Secrets::of(&answer.body).plaintext().ok_or_else(|| unexpected(&answer, "gives no plaintext"));
         let plaintext = plaintext.map_err(LeafError::from)?;
         let mut key = SecretBytes::zeroed(plaintext.len())?;
         let decoded = Base64::decode(plaintext, key.expose_mut()).map(<[u8]>::len);
@@ -176,11 +164,34 @@ impl Transit {
 }
 
 /// What a server has of a key.
-struct Versions {
+pub struct Versions {
     latest: u64,
     /// Of those before this one it decrypts nothing.
     least: u64,
     keys: Vec<(u64, String)>,
+}
+
+impl Versions {
+    /// Reads an answer; `None` if it tells of no key.
+    pub fn of(body: &[u8]) -> Option<Self> {
+        let json: Value = serde_json::from_slice(body).ok()?;
+        let data = json.get("data")?;
+        let number = |name: &str| data.get(name).and_then(Value::as_u64).unwrap_or_default();
+        // Keys for encryption by the server itself have no public half.
+        let key = |(number, key): (&String, &Value)| {
+            Some((number.parse().ok()?, key.get("public_key")?.as_str()?.to_owned()))
+        };
+        let keys = data.get("keys")?.as_object()?.iter().filter_map(key).collect();
+        Some(Self { latest: number("latest_version"), least: number("min_decryption_version"), keys })
+    }
+
+    /// The newest one, and its thumbprint; or what is wrong with it.
+    pub fn newest(self) -> Result<(String, String), String> {
+        let pem = self.keys.into_iter().find(|(number, _)| *number == self.latest).map(|(_, pem)| pem);
+        let pem = pem.ok_or("has no public half: Transit needs a key of type rsa-2048 or larger")?;
+        let kid = recipient(&pem)?.kid().to_owned();
+        Ok((pem, kid))
+    }
 }
 
 impl Kind for Transit {
@@ -227,14 +238,15 @@ impl Pin for Transit {
         Ok(None)
     }
 
+    fn pinned(&self) -> Option<String> {
+        let remembered = state::read::<Remembered>(&self.memory).ok()??;
+        recipient(remembered.keys.last()?).ok().map(|key| key.kid().to_owned())
+    }
+
     fn fetch(&self) -> Result<Box<dyn Offer + '_>, LeafError> {
         let bao = Bao::new(&self.server, &self.network)?;
-        let Versions { latest, keys, .. } = self.versions(&bao, &Cancel::never())?;
-        let pem = keys.into_iter().find(|(number, _)| *number == latest).map(|(_, pem)| pem);
-        let pem = pem
-            .ok_or_else(|| self.refusal("has no public half: Transit needs a key of type rsa-2048 or larger".into()))?;
-        let key = recipient(&pem).map_err(|why| self.refusal(why))?;
-        Ok(Box::new(Offered { transit: self, pem, thumbprint: [key.kid().to_owned()] }))
+        let (pem, kid) = self.versions(&bao, &Cancel::never())?.newest().map_err(|why| self.refusal(why))?;
+        Ok(Box::new(Offered { transit: self, pem, thumbprint: [kid] }))
     }
 
     fn compare_with(&self) -> String {

@@ -11,7 +11,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
 };
 
@@ -210,6 +210,26 @@ impl Node {
     }
 }
 
+impl Openers<'_> {
+    /// The leaves whose servers have newer keys than those that a node is sealed to.
+    pub fn outdated(&self, node: &Node) -> Vec<LeafName> {
+        let mut sealed_to = Vec::new();
+        self.sealed_to(node, &mut sealed_to);
+        leaves::outdated(&sealed_to).into_iter().cloned().collect()
+    }
+
+    fn sealed_to<'a>(&'a self, node: &Node, found: &mut Vec<(&'a LeafName, &'a dyn leaves::Kind, String)>) {
+        for entry in &node.entries {
+            let leaf = self.leaves.iter().find(|(_, leaf)| leaf.is_for(&entry.header));
+            if let Some(((name, leaf), kid)) = leaf.zip(entry.kid()) {
+                found.push((name, &**leaf, kid.to_owned()));
+            }
+            let shares = entry.threshold.iter().flat_map(|(_, shares)| shares);
+            shares.for_each(|share| self.sealed_to(share, found));
+        }
+    }
+}
+
 fn take(budget: &mut usize, number: usize, most: usize, of: &str) -> Result<(), SealError> {
     let too_many = || SealError::Unsupported(format!("its policy has more than {most} {of}"));
     *budget = budget.checked_sub(number).ok_or_else(too_many)?;
@@ -258,7 +278,7 @@ impl Said {
         leaves::not_configured(&entry.header).map_or(Self::NotHere, |error| Self::failed(&error.into()))
     }
 
-    fn failed(error: &SealError) -> Self {
+    pub(super) fn failed(error: &SealError) -> Self {
         Self::Failed { why: chain(error), exit: error.exit() }
     }
 }
@@ -311,6 +331,15 @@ impl Told {
         [own].into_iter().chain(below).collect()
     }
 
+    /// Of what is open, no person is lacking.
+    pub(super) fn opened(mut self) -> Self {
+        if self.said == Said::NotAsked {
+            self.said = Said::NotNeeded;
+        }
+        self.of = self.of.into_iter().map(Self::opened).collect();
+        self
+    }
+
     /// Whether a person might have opened a part of it.
     pub(super) fn lacks_a_person(&self) -> bool {
         self.said == Said::NotAsked || self.of.iter().any(Self::lacks_a_person)
@@ -335,7 +364,7 @@ pub(super) struct Openers<'a> {
     /// What people call the holders of keys, by key id.
     pub names: &'a BTreeMap<String, String>,
     /// The keys of leaves that persons have opened.
-    pub persons: &'a [OwnerKey],
+    pub persons: &'a [Arc<OwnerKey>],
 }
 
 impl Openers<'_> {
@@ -400,7 +429,7 @@ impl Openers<'_> {
 
     fn quickly(&self, entry: &Entry) -> Option<Result<ContentKey, SealError>> {
         let quick = self.identities.iter().map(|identity| &**identity).filter(|identity| !identity.takes_time());
-        let mut quick = self.persons.iter().map(|person| person as &dyn Identity).chain(quick);
+        let mut quick = self.persons.iter().map(|person| &**person as &dyn Identity).chain(quick);
         quick.find_map(|identity| identity.open(&entry.recipient, &entry.header))
     }
 
@@ -463,11 +492,11 @@ impl Openers<'_> {
     }
 }
 
-type Job<'a, T> = Box<dyn FnOnce(&Cancel) -> (Result<T, SealError>, Told) + Send + 'a>;
+pub(super) type Job<'a, T> = Box<dyn FnOnce(&Cancel) -> (Result<T, SealError>, Told) + Send + 'a>;
 
 /// Does all at once until as many have succeeded as are needed, or cannot any more. The others are cancelled and waited for:
 /// a thread that runs on while the process ends meets libcrypto's own end.
-fn race<T: Send>(jobs: Vec<Job<'_, T>>, need: usize, outer: &Cancel) -> (Vec<T>, Vec<Told>) {
+pub(super) fn race<T: Send>(jobs: Vec<Job<'_, T>>, need: usize, outer: &Cancel) -> (Vec<T>, Vec<Told>) {
     let (cancel, number) = (outer.below(), jobs.len());
     let (mut had, mut lost) = (Vec::new(), 0);
     let mut told: Vec<Option<Told>> = (0..number).map(|_| None).collect();

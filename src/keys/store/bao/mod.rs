@@ -18,14 +18,14 @@ use std::{
 use serde::Deserialize;
 use serde_json::json;
 
-use self::objects::Found;
+pub use self::objects::Found;
 use super::{Access, ContainerKeys, Current, Facts, HostKeys, KeyStore, Kind, Server, StoreError, StoreType, Stored};
 use crate::{
     base::key::{Epoch, HostName, KeyId, Location, MalformedSealedKey, Place, SealedKey, StoreName},
     config::{ConfigError, Network, Section, ServerConfig, StoreConfig},
     keys::net::{
         Caller,
-        bao::{self, Bao, BaoError},
+        bao::{self, Bao},
     },
 };
 
@@ -277,10 +277,14 @@ impl ContainerKeys for BaoKv {
 impl HostKeys for BaoKv {
     fn get(&self, host: &HostName) -> Result<SealedKey, StoreError> {
         let name = format!("host/{host}");
-        match self.sealed(&name) {
-            // Whoever has deleted it has removed the host, though it could be brought back.
-            Err(StoreError::Bao(error)) if matches!(*error, BaoError::Deleted { .. }) => Err(self.not_found(&name)),
-            found => found,
+        // Whoever has deleted it has removed the host, though it could be brought back.
+        if let Found::There { .. } = self.read(&name)? {
+            return self.sealed(&name);
+        }
+        // A host that was removed wipes what it has; so a path that has no container must not look like that.
+        match self.state()?.0 {
+            Some(_) => Err(self.not_found(&name)),
+            None => Err(StoreError::NoContainer { at: self.to_string() }),
         }
     }
 

@@ -20,7 +20,8 @@ const PAGE: usize = 1000;
 const MOST_LIST_BYTES: usize = 1 << 20;
 
 /// What is found under a name.
-pub(super) enum Found {
+#[derive(Debug)]
+pub enum Found {
     Nothing,
     There {
         text: String,
@@ -30,6 +31,37 @@ pub(super) enum Found {
     Deleted {
         version: u64,
     },
+}
+
+/// A mount that is not there, or of version 1.
+const NO_KV: &str = "has no key-value engine of version 2 there";
+
+impl Found {
+    /// What an answer of this status says, or what is wrong with it.
+    pub fn of(status: u16, body: &[u8]) -> Result<Self, String> {
+        let json: Value =
+            serde_json::from_slice(body).map_err(|_| format!("answers {status} with something that is not JSON"))?;
+        let version = json.pointer("/data/metadata/version").and_then(Value::as_u64);
+        match (status, version) {
+            (404, None) if has_no_errors(&json) => Ok(Self::Nothing),
+            (404, Some(version)) if json.pointer("/data/metadata/destroyed") == Some(&Value::Bool(true)) => {
+                Err(format!("has destroyed version {version}, which is the last one, for ever"))
+            }
+            (404, Some(version)) => Ok(Self::Deleted { version }),
+            (200, Some(version)) => {
+                let text = json.pointer("/data/data/jwe").and_then(Value::as_str);
+                let text = text.ok_or_else(|| format!("has no field '{FIELD}' there"))?.to_owned();
+                Ok(Self::There { text, version })
+            }
+            _ => Err(refused(status, body)),
+        }
+    }
+}
+
+/// What a refusal says.
+fn refused(status: u16, body: &[u8]) -> String {
+    let said = http::reason_in(body).map(|said| format!(": {said}")).unwrap_or_default();
+    if matches!(status, 200..=299 | 404) { format!("{NO_KV}{said}") } else { format!("answers {status}{said}") }
 }
 
 impl BaoKv {
@@ -45,25 +77,8 @@ impl BaoKv {
 
     pub(super) fn read(&self, name: &str) -> Result<Found, StoreError> {
         let answer = self.ask(Question::get(self.path("data", name), MOST_BYTES))?;
-        let json = json_of(&answer)?;
-        let version = json.pointer("/data/metadata/version").and_then(Value::as_u64);
-        match (answer.status.as_u16(), version) {
-            // A mount that is not there is told otherwise.
-            (404, None) if has_no_errors(&json) => Ok(Found::Nothing),
-            (404, Some(version)) if json.pointer("/data/metadata/destroyed") == Some(&Value::Bool(true)) => {
-                let what = format!("has destroyed version {version} of {name} for ever, and has no later one");
-                Err(unexpected(&answer, &what).into())
-            }
-            (404, Some(version)) => Ok(Found::Deleted { version }),
-            (200, Some(version)) => {
-                let text = json.pointer("/data/data/jwe").and_then(Value::as_str);
-                let text =
-                    text.ok_or_else(|| unexpected(&answer, &format!("has no field '{FIELD}' in {self}/{name}")))?;
-                Ok(Found::There { text: text.to_owned(), version })
-            }
-            (200, None) => Err(unexpected(&answer, &self.no_kv()).into()),
-            _ => Err(self.refused(&answer)),
-        }
+        let found = Found::of(answer.status.as_u16(), answer.body.expose());
+        found.map_err(|what| unexpected(&answer, &what).into())
     }
 
     /// Writes what replaces that version; 0: what is new. Whether it was the one that was there.
@@ -75,8 +90,7 @@ impl BaoKv {
         match answer.status.as_u16() {
             400 if said.contains("check-and-set") => Ok(false),
             200..=299 if json_of(&answer).is_ok_and(|json| json.pointer("/data/version").is_some()) => Ok(true),
-            200..=299 => Err(unexpected(&answer, &self.no_kv()).into()),
-            _ => Err(self.refused(&answer)),
+            _ => Err(Self::refused(&answer)),
         }
     }
 
@@ -146,7 +160,7 @@ impl BaoKv {
             return Err(self.not_found(name));
         }
         let answer = self.ask(Question::delete(self.path("metadata", name)))?;
-        if answer.status.is_success() { Ok(()) } else { Err(self.refused(&answer)) }
+        if answer.status.is_success() { Ok(()) } else { Err(Self::refused(&answer)) }
     }
 
     /// The names in a folder; folders in it end in '/'.
@@ -165,7 +179,7 @@ impl BaoKv {
                 return Ok(names);
             }
             let page = json.pointer("/data/keys").and_then(Value::as_array).filter(|_| answer.status.is_success());
-            let page = page.ok_or_else(|| self.refused(&answer))?;
+            let page = page.ok_or_else(|| Self::refused(&answer))?;
             let before = names.len();
             names.extend(page.iter().filter_map(Value::as_str).filter(|name| **name > *after).map(str::to_owned));
             // A server that repeats its page would never end.
@@ -175,17 +189,8 @@ impl BaoKv {
         }
     }
 
-    fn no_kv(&self) -> String {
-        format!("has no key-value engine of version 2 at '{}'", self.path.mount)
-    }
-
-    fn refused(&self, answer: &HttpAnswer) -> StoreError {
-        let said = http::reason(answer).map(|said| format!(": {said}")).unwrap_or_default();
-        let what = match answer.status.as_u16() {
-            404 => format!("{}{said}", self.no_kv()),
-            _ => format!("answers {}{said}", answer.status),
-        };
-        unexpected(answer, &what).into()
+    fn refused(answer: &HttpAnswer) -> StoreError {
+        unexpected(answer, &refused(answer.status.as_u16(), answer.body.expose())).into()
     }
 
     pub(super) fn malformed(&self, name: &str, source: MalformedSealedKey) -> StoreError {

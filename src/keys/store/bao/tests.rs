@@ -61,7 +61,7 @@ fn only_an_empty_404_is_not_found() {
             "no field 'jwe'",
         ),
         (200, json!({"data": {"data": {"jwe": "{}"}, "metadata": {"version": 1}}}), Exit::NoSealedKey, "requested"),
-        (400, json!({"errors": ["bad"]}), Exit::StoreUnavailable, "answers 400 Bad Request: bad"),
+        (400, json!({"errors": ["bad"]}), Exit::StoreUnavailable, "answers 400: bad"),
     ] {
         let error = get(status, body);
         assert!(error.exit() == exit && error.to_string().contains(told), "{status}: {error}");
@@ -73,11 +73,19 @@ fn only_an_empty_404_is_not_found() {
 
 #[test]
 fn a_host_whose_key_was_deleted_softly_is_removed() {
-    let body = json!({"data": {"metadata": {"version": 1, "deletion_time": "x"}}});
-    let site = Site::new(move |_| json(404, body.clone()));
+    let deleted = json!({"data": {"metadata": {"version": 1, "deletion_time": "x"}}});
+    let state = json!({"epoch": "1", "fingerprint": "aa", "rotating": false}).to_string();
+    let there = json!({"data": {"data": {"jwe": state}, "metadata": {"version": 7}}});
+    let site = Site::new(move |request| match request.split(' ').nth(1).unwrap() {
+        "/v1/kv/data/a/b/current" => json(200, there.clone()),
+        _ => json(404, deleted.clone()),
+    });
     let host = "compute-7".parse().unwrap();
     assert!(matches!(HostKeys::get(&site.store, &host), Err(StoreError::NotFound { .. })));
-    // But nothing can be created in its place unnoticed.
+    // In another path there is nothing, which says nothing of hosts.
+    let elsewhere = Site::new(|_| json(404, json!({"errors": []})));
+    assert!(matches!(HostKeys::get(&elsewhere.store, &host), Err(StoreError::NoContainer { .. })));
+    // Of other keys it is told.
     assert!(matches!(ContainerKeys::get(&site.store, Epoch::FIRST), Err(StoreError::Bao(_))));
 }
 

@@ -15,7 +15,7 @@ use std::{
     sync::OnceLock,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 pub use locked::Locked;
@@ -38,8 +38,7 @@ const MOST_FILE_BYTES: u64 = 16 * 1024;
 const LEAST_PASSPHRASE_BYTES: usize = 12;
 
 /// By what it opens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
     /// Words that were made at random.
     Recovery,
@@ -48,12 +47,17 @@ pub enum By {
 }
 
 impl By {
-    /// The member of `[leaves.NAME]` that tells it.
+    /// The member of `[leaves.NAME]` that tells it, and its name in headers and files.
     pub(super) const fn member(self) -> &'static str {
         match self {
             Self::Recovery => "recovery",
             Self::Passphrase => "passphrase",
         }
+    }
+
+    fn of(member: Option<&Value>) -> Option<Self> {
+        let by = member?.as_str()?;
+        [Self::Recovery, Self::Passphrase].into_iter().find(|known| known.member() == by)
     }
 
     /// In words for people.
@@ -99,14 +103,6 @@ pub struct Kept {
     locked: Locked,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct KeptFile {
-    by: By,
-    public: JoseHeader,
-    key: Value,
-}
-
 impl Kept {
     /// A new key pair that this opens.
     pub fn new(by: By, answer: &SecretBytes) -> Result<Self, SealError> {
@@ -127,8 +123,13 @@ impl Kept {
 
     /// Reads the bytes of such a file.
     pub fn of(bytes: &[u8]) -> Result<Self, SealError> {
-        let malformed = |error: serde_json::Error| SealError::Unsupported(error.to_string());
-        let KeptFile { by, public, key } = serde_json::from_slice(bytes).map_err(malformed)?;
+        let malformed = || SealError::Unsupported("it has not the members 'by', 'public' and 'key'".to_owned());
+        let mut json: JoseHeader = serde_json::from_slice(bytes).map_err(|_| malformed())?;
+        let by = By::of(json.get("by")).ok_or_else(malformed)?;
+        let (Some(Value::Object(public)), Some(key), 3) = (json.remove("public"), json.remove("key"), json.len() + 2)
+        else {
+            return Err(malformed());
+        };
         let public = OwnerRecipient::from_jwk(&public);
         let public = public.map_err(|why| SealError::Unsupported(format!("its public key {why}")))?;
         Ok(Self { by, public, locked: Locked::of(SealedKey::from_value(key)?)? })
@@ -136,7 +137,7 @@ impl Kept {
 
     /// For the file. There is no secret in it.
     pub fn to_json(&self) -> Result<String, SealError> {
-        let json = json!({"by": self.by, "public": self.public.jwk()?, "key": self.locked.to_value()?});
+        let json = json!({"by": self.by.member(), "public": self.public.jwk()?, "key": self.locked.to_value()?});
         Ok(json.to_string() + "\n")
     }
 
@@ -159,8 +160,7 @@ impl Entry {
         let member = header.get(MEMBER)?;
         let read = || {
             let wrong = |what: &str| SealError::Unsupported(format!("a person's leaf of its policy has {what}"));
-            let by = member.get("by").cloned().unwrap_or_default();
-            let by = serde_json::from_value(by).map_err(|_| wrong("an unsupported 'by'"))?;
+            let by = By::of(member.get("by")).ok_or_else(|| wrong("an unsupported 'by'"))?;
             let kid = header.get("kid").and_then(Value::as_str).ok_or_else(|| wrong("no kid"))?.to_owned();
             let key = member.get("key").cloned().ok_or_else(|| wrong("no 'key'"))?;
             Ok(Self { by, kid, locked: Locked::of(SealedKey::from_value(key)?)? })
@@ -179,24 +179,20 @@ impl Entry {
     }
 }
 
+/// Of either kind: which it is was told by the member's name.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Recovery {
+struct Table {
+    #[serde(alias = "passphrase")]
     recovery: ConfigPath,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Passphrase {
-    passphrase: ConfigPath,
-}
-
 pub(super) fn recovery(_: &LeafName, config: &LeafConfig, _: Network) -> Result<Box<dyn Kind>, ConfigError> {
-    Ok(Box::new(Person::new(By::Recovery, config.read::<Recovery>()?.recovery)))
+    Ok(Box::new(Person::new(By::Recovery, config.read::<Table>()?.recovery)))
 }
 
 pub(super) fn passphrase(_: &LeafName, config: &LeafConfig, _: Network) -> Result<Box<dyn Kind>, ConfigError> {
-    Ok(Box::new(Person::new(By::Passphrase, config.read::<Passphrase>()?.passphrase)))
+    Ok(Box::new(Person::new(By::Passphrase, config.read::<Table>()?.recovery)))
 }
 
 /// A leaf of the configuration.
@@ -230,7 +226,7 @@ impl Person {
 impl Kind for Person {
     fn recipients(&self, _: &Path) -> Result<Vec<Box<dyn Recipient>>, SealError> {
         let Kept { by, public, locked } = self.kept()?;
-        let member = json!({"by": by, "key": locked.to_value()?});
+        let member = json!({"by": by.member(), "key": locked.to_value()?});
         Ok(vec![Box::new(PersonRecipient { public, member })])
     }
 
