@@ -50,6 +50,7 @@ impl Sources {
             "disk" => &self.disk,
             "both" => &self.both,
             "two" => &self.two,
+            BAO => BAO_KEY,
             _ => &self.any,
         }
     }
@@ -58,6 +59,7 @@ impl Sources {
 /// The configuration's sections of a store; the machine's, or with `identities` of another.
 fn store(name: &str, identity: &str) -> String {
     let opens = match name {
+        BAO => return BAO_SECTIONS.to_owned(),
         "disk" => {
             return format!(
                 "[stores.disk]\ntype = 'tpm-nv'\nowner = 'host.pem'\nescrow = 'escrow.pem'\nidentities = ['{identity}']\n"
@@ -155,8 +157,19 @@ fn sources(site: &Site) -> &Sources {
 }
 
 /// What weighs what: a source of keys, and the store that has it.
-pub const KINDS: [(&str, &str); 3] =
-    [("the TPM's own memory", "disk"), ("the same and a Tang server", "both"), ("TPM, Tang servers, a stick", "two")];
+pub const KINDS: [(&str, &str); 4] = [
+    ("the TPM's own memory", "disk"),
+    ("the same and a Tang server", "both"),
+    ("TPM, Tang servers, a stick", "two"),
+    ("an OpenBao server and the TPM", BAO),
+];
+/// Only its initramfs is made: the host layer has the server.
+const BAO: &str = "bao";
+const BAO_SECTIONS: &str = "[servers.main]\nbao = ['https://10.0.2.100:443']\nca = 'ca.pem'\n\
+    approle = { role_id = 'role_id', secret_id = 'secret_id' }\n\
+    [stores.bao]\ntype = 'bao'\nserver = 'main'\npath = 'kv/cryptattach/keys'\nowner = 'host.pem'\n\
+    escrow = 'escrow.pem'\nidentities = ['tpm:host.tpm.pem']\n";
+const BAO_KEY: &str = "bao/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de";
 
 /// The initramfs NAME of a machine whose root is to be opened out of one of the stores.
 pub fn initrd(site: &Site, name: &str, maker: &str, store: &str) -> PathBuf {
@@ -166,8 +179,11 @@ pub fn initrd(site: &Site, name: &str, maker: &str, store: &str) -> PathBuf {
 fn made(site: &Site, name: &str, maker: &str, of: &str) -> Initrd {
     let key = sources(site).key(of);
     site.sh(&format!("mkdir -p {name}.files && cp -r chip/host/. {name}.files/"));
+    if of == BAO {
+        ["role_id", "secret_id"].iter().for_each(|file| site.add(name, &format!("etc/cryptattach/{file}"), "a UUID\n"));
+    }
     let (leaves, mount) = match of {
-        "disk" => ("", ""),
+        "disk" | BAO => ("", ""),
         "both" => (LEAVES, ""),
         _ => (LEAVES, STICK),
     };

@@ -19,12 +19,14 @@ use crate::{
 const NAMES: [&str; 6] = ["tpm", "t1", "t2", "t3", "vault", "anna"];
 /// Which of them is there.
 type Subset = [bool; NAMES.len()];
+/// A policy, and when it opens.
+type Case = (&'static str, fn(Subset) -> bool);
 
 fn count<const N: usize>(of: [bool; N]) -> usize {
     of.iter().filter(|is| **is).count()
 }
 
-const POLICIES: [(&str, fn(Subset) -> bool); 3] = [
+const POLICIES: [Case; 3] = [
     ("any(escrow, all(tpm, 2 of (t1, t2, t3)), all(vault, anna))", |[tpm, t1, t2, t3, vault, anna]| {
         tpm && count([t1, t2, t3]) >= 2 || vault && anna
     }),

@@ -172,8 +172,7 @@ impl Tang {
         let url = pin.get("url").and_then(Value::as_str).unwrap_or_default();
         // clevis hands it to curl, which takes what has no scheme for http.
         let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-        let url =
-            http::server(&url).ok_or_else(|| wrong("has a URL that is not an http or https URL of a server"))?;
+        let url = http::server(&url).ok_or_else(|| wrong("has a URL that is not an http or https URL of a server"))?;
         let keys = pin.get("adv").and_then(|adv| adv.get("keys")).and_then(Value::as_array);
         let keys = keys.ok_or_else(|| wrong("has no advertisement"))?;
         let kid = text(&header, "kid");
