@@ -1,5 +1,5 @@
 # The same targets in CI and on a laptop. Each installs what it misses.
-.PHONY: deb demo fuzz test test-unit test-fuzz test-host test-openstack test-vm bench bench-ublk bench-attach bench-boot bench-stores bench-tpm torture
+.PHONY: deb demo fuzz test test-unit test-fuzz test-host test-openstack test-vm bench bench-ublk bench-attach bench-boot bench-initramfs bench-sources bench-stores bench-tpm torture
 
 deb:
 	scripts/deb
@@ -32,8 +32,14 @@ bench-attach:
 bench-boot:
 	benches/boot
 
+bench-initramfs:
+	benches/initramfs
+
 bench-stores:
 	benches/stores
+
+bench-sources:
+	benches/sources
 
 bench-tpm:
 	benches/tpm

@@ -47,6 +47,7 @@ exits! {
     BootUnfinished = 81, "boot: not all volumes could be attached in time";
     BootUnlatched = 82, "boot: the TPM does not prove that PCR 15 is extended, and latch = \"required\"";
     Paused = 83, "key rotate: paused; the same command goes on";
+    AuditBroken = 84, "audit: the audit record was cut or changed, or does not fit an anchor";
 }
 
 /// What the exit code 0 means.

@@ -10,4 +10,5 @@ pub mod key;
 pub mod log;
 pub mod mapping_name;
 pub mod pcr_set;
+pub mod person;
 pub mod plain_hash;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args};
 use serde_json::json;
 
-use super::{Global, SeparationOptions, output};
+use super::{AnswerOption, Global, SeparationOptions, output};
 use crate::{
     base::{
         key::{KeyReference, KeySize},
@@ -76,6 +76,8 @@ pub struct Attach {
     plain: Plain,
     #[command(flatten)]
     separation: SeparationOptions,
+    #[command(flatten)]
+    answer: AnswerOption,
 }
 
 /// How a volume without a header looks; shared with `key import`.
@@ -159,7 +161,7 @@ impl Attach {
     }
 
     fn wanted(&self, global: &Global) -> Result<(Config, Wanted), Error> {
-        let config = global.config()?;
+        let config = global.attended(&self.answer)?;
         let wanted = match (&self.volume, &self.device) {
             (Some(name), _) => {
                 let VolumeConfig { device, key, header, read_only, allow_discards, .. } = config.volume(name)?.clone();

@@ -23,7 +23,8 @@ use crate::{
 #[command(after_help = "Examples:
   cryptattach boot
   cryptattach boot --needs-network && configure_networking
-  cryptattach boot --image-parts          list what a hook must copy: program PATH, file PATH, module NAME")]
+  cryptattach boot --image-parts          list what a hook must copy: program PATH, file PATH, module NAME;
+                                          'network' if something must configure that")]
 pub struct Boot {
     /// Only report whether this boot may need a store on the network: exit code 0 (yes) or 1 (no)
     #[arg(long, group = "only")]

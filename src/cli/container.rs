@@ -5,15 +5,19 @@ use std::{path::PathBuf, time::Duration};
 use clap::{ArgGroup, Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Global, output};
+use super::{AnswerOption, Global, output, paper};
 use crate::{
     base::key::StoreName,
     config::{Config, IdentitySpec, LeafName, Policy},
     keys::store::Access,
-    unlock::{self, container::Rotation},
+    unlock::{
+        self,
+        container::{By, Rotation},
+    },
     verbs::{
         container::{self, New, Request},
         error::Error,
+        leaf::Hands,
         policy,
         setup::NewPlace,
     },
@@ -26,6 +30,7 @@ pub enum Container {
     Show(Show),
     Rotate(Rotate),
     Policy(PolicyVerb),
+    Rehearse(Rehearse),
 }
 
 /// Create a container and its first container key, and configure it as a store
@@ -35,12 +40,13 @@ pub enum Container {
 /// to the owner stay so until 'container rotate'.
 #[derive(Args)]
 #[command(
-    group = ArgGroup::new("recovery").args(["escrow", "no_escrow"]),
+    group = ArgGroup::new("rescue").multiple(true).args(["escrow", "no_escrow", "recovery"]),
     after_help = "Examples:
   cryptattach container create cinder --cloud keys --owner cinder.pem --escrow escrow.pem
   cryptattach container create cinder --cloud keys --owner cinder.pem --escrow escrow.pem --identity cinder.key \\
       --reader 3fb8…:91c2…          Swift's ACL element: PROJECT-ID:USER-ID
   cryptattach container create logs --path /mnt/keys/logs --owner logs.pem --escrow escrow.pem
+  cryptattach container create logs --path /mnt/keys/logs --owner logs.pem --recovery
   cryptattach container create disk --tpm-nv --owner disk.pem --escrow escrow.pem --identity tpm:host.tpm.pem"
 )]
 pub struct Create {
@@ -62,8 +68,11 @@ pub struct Create {
     #[arg(long, value_name = "FILE")]
     escrow: Option<PathBuf>,
     /// Use no escrow: if the owner's key is lost, all data is lost
-    #[arg(long)]
+    #[arg(long, conflicts_with = "escrow")]
     no_escrow: bool,
+    /// Make a recovery key, too: words for paper, shown once; they open the container like an escrow's private key
+    #[arg(long)]
+    recovery: bool,
     /// The owner's private key on this host: FILE in PEM, or tpm:FILE
     #[arg(long, value_name = "FILE")]
     identity: Option<IdentitySpec>,
@@ -92,6 +101,8 @@ pub struct Rotate {
     /// Delete container keys that were replaced more than this many days ago; Swift may list a key up to a week late
     #[arg(long, value_name = "DAYS", default_value_t = 7)]
     keep_days: u32,
+    #[command(flatten)]
+    answer: AnswerOption,
 }
 
 /// Change what may open a container: write the policy to the configuration, and seal all keys under the next container key
@@ -113,6 +124,33 @@ pub struct PolicyVerb {
     /// Delete container keys that were replaced more than this many days ago; Swift may list a key up to a week late
     #[arg(long, value_name = "DAYS", default_value_t = 7)]
     keep_days: u32,
+    #[command(flatten)]
+    answer: AnswerOption,
+}
+
+/// Rehearse the recovery of a container: would the escrow's key, or the words on paper, alone open each of its keys?
+///
+/// Changes nothing in the store and uses nothing else that this host has. Says how many keys would be saved, and which
+/// would be lost and why. Exits with an error if any would be lost.
+#[derive(Args)]
+#[command(
+    group = ArgGroup::new("by").args(["with", "identity"]),
+    after_help = "Examples:
+  cryptattach container rehearse cinder                               asks for the words of the container's recovery key
+  cryptattach container rehearse cinder --with anna                   asks for a passphrase
+  cryptattach container rehearse cinder --identity /media/usb/escrow.key"
+)]
+pub struct Rehearse {
+    /// The store
+    name: StoreName,
+    /// The leaf that a person opens [default: the policy's recovery key]
+    #[arg(long, value_name = "LEAF")]
+    with: Option<LeafName>,
+    /// The escrow's private key: FILE in PEM, or tpm:FILE
+    #[arg(long, value_name = "FILE")]
+    identity: Option<IdentitySpec>,
+    #[command(flatten)]
+    answer: AnswerOption,
 }
 
 /// One element of Swift's ACLs; `.r:*` would open the container to everyone.
@@ -132,12 +170,14 @@ impl Container {
             Self::Show(show) => show.run(global),
             Self::Rotate(rotate) => rotate.run(global),
             Self::Policy(policy) => policy.run(global),
+            Self::Rehearse(rehearse) => rehearse.run(global),
         }
     }
 }
 
 impl Create {
     fn run(&self, global: &Global) -> Result<(), Error> {
+        let hands = paper::at_terminal(self.recovery)?;
         let request = Request {
             name: &self.name,
             access: Access { readers: &self.readers, writers: &self.writers },
@@ -151,6 +191,7 @@ impl Create {
                 escrow: self.escrow.as_deref(),
                 no_escrow: self.no_escrow,
                 identity: self.identity.as_ref(),
+                recovery: hands.as_ref().map(|hands| hands as &dyn Hands),
             },
         };
         let config = container::create(&global.config, &request)?;
@@ -193,17 +234,59 @@ fn show(config: &Config, name: &StoreName, json: bool) -> Result<(), Error> {
 
 impl Rotate {
     fn run(&self, global: &Global) -> Result<(), Error> {
-        let config = global.config()?;
+        let config = global.attended(&self.answer)?;
         let rotation = with_bar(|progress| container::rotate(&config, &self.name, days(self.keep_days), progress))?;
         output::print(global.json, &rotation, || lines_of(&self.name, &rotation))?;
         finished(&self.name, &rotation)
     }
 }
 
+impl Rehearse {
+    fn run(&self, global: &Global) -> Result<(), Error> {
+        let config = global.attended(&self.answer)?;
+        let default;
+        let by = match (&self.identity, &self.with) {
+            (Some(identity), _) => By::Identity(identity),
+            (None, Some(leaf)) => By::Leaf(leaf),
+            (None, None) => {
+                default = container::recovery_leaf(&config, &self.name)?;
+                By::Leaf(&default)
+            }
+        };
+        let found = with_bar(|progress| container::rehearse(&config, &self.name, &by, progress))?;
+        output::print(global.json, &found, || {
+            let (name, opened, keys) = (&self.name, found.container_keys.len(), found.saved + found.lost.len());
+            let all = opened + found.lost_container_keys.len() + found.replaced.len();
+            let mut lines = vec![
+                format!("a recovery of '{name}' would save {} of {keys} keys", found.saved),
+                format!("  container keys   {opened} of {all}"),
+            ];
+            let lost = found.lost_container_keys.iter().map(|(epoch, why)| (format!("{name}/kek/{epoch}"), why));
+            let lost = lost.chain(found.lost.iter().map(|(id, why)| (id.to_string(), why)));
+            lines.extend(lost.map(|(key, why)| format!("  LOST             {key}: {why}")));
+            let replaced = found.replaced.iter();
+            lines.extend(
+                replaced.map(|epoch| format!("  not opened       {name}/kek/{epoch}: replaced, no key needs it")),
+            );
+            if found.unsealed > 0 {
+                lines.push(format!("  not sealed       {}: the store itself can read them", found.unsealed));
+            }
+            lines
+        })?;
+        if !found.loses() {
+            return Ok(());
+        }
+        let (keys, container_keys) = (found.lost.len(), found.lost_container_keys.len());
+        Err(unlock::Error::WouldBeLost { container: self.name.clone(), keys, container_keys }.into())
+    }
+}
+
 impl PolicyVerb {
     fn run(&self, global: &Global) -> Result<(), Error> {
-        let Self { name, policy, keep_days } = self;
-        let changed = with_bar(|progress| policy::change(&global.config, name, policy, days(*keep_days), progress))?;
+        let Self { name, policy, keep_days, answer } = self;
+        let attendant = answer.attendant()?;
+        let changed =
+            with_bar(|progress| policy::change(&global.config, name, policy, days(*keep_days), &attendant, progress))?;
         output::print(global.json, &changed, || {
             let mut lines = lines_of(name, &changed.rotation);
             lines.push(format!("  opens            {}", changed.policy));

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{
-    Global, SeparationOptions,
+    AnswerOption, Global, SeparationOptions,
     attach::{key_size, sector_size},
     output,
 };
@@ -52,11 +52,13 @@ pub struct Format {
     force: bool,
     #[command(flatten)]
     separation: SeparationOptions,
+    #[command(flatten)]
+    answer: AnswerOption,
 }
 
 impl Format {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
-        let config = global.config()?;
+        let config = global.attended(&self.answer)?;
         let request = Request {
             device: &self.device,
             store: self.store.clone(),

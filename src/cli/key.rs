@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::socket::{UnixAddr, getpeername};
 use serde_json::{Value, json};
 
-use super::{Global, SeparationOptions, attach::Plain, output};
+use super::{AnswerOption, Global, SeparationOptions, attach::Plain, output};
 use crate::{
     base::{
         clock::date,
@@ -27,6 +27,7 @@ use crate::{
         container::{Container, Use},
     },
     verbs::{
+        clevis::{self, Exported},
         error::Error,
         explain,
         import::{self, Request},
@@ -35,6 +36,8 @@ use crate::{
     volumes::header::rekey,
 };
 
+const PASSPHRASE: &str = "the passphrase";
+
 /// Manage the keys in a store
 #[derive(Subcommand)]
 pub enum Key {
@@ -42,6 +45,7 @@ pub enum Key {
     Show(Show),
     Delete(Delete),
     Import(Import),
+    Export(Export),
     Passphrase(Passphrase),
     Rotate(Rotate),
     #[command(hide = true)]
@@ -78,20 +82,26 @@ pub struct Delete {
 
 /// Import the key of a volume that another program made; only --token changes the volume
 ///
-/// Prints the key's reference (STORE/KEY-ID), for attach --key.
+/// Prints the key's reference (STORE/KEY-ID), for attach --key. Without --key-file, a LUKS2 token of clevis has the
+/// passphrase: its Tang servers are asked, and clevis itself opens its other pins. clevis goes on to open the volume.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach key import /dev/vdb --key-file passphrase.txt
   printf %s \"$PASSPHRASE\" | cryptattach key import /dev/vdb --key-file -
   cryptattach key import /dev/vda3 --token --key-file passphrase.txt     for the root of an installed system
+  cryptattach key import /dev/vdb --token                                what clevis opens
+  cryptattach key import /dev/vdb --print-policy                         how clevis opens it, as our configuration
   cryptattach key import /dev/vdc --plain --key-size 256 --key-file volume.key")]
 pub struct Import {
     /// The encrypted block device or file
     device: PathBuf,
     /// File with a keyslot's passphrase, read to the last byte (LUKS), or with the volume key (plain); '-' is standard
-    /// input
-    #[arg(long, value_name = "FILE")]
-    key_file: PathBuf,
+    /// input [default: what the volume's clevis token has]
+    #[arg(long, value_name = "FILE", required_if_eq("plain", "true"))]
+    key_file: Option<PathBuf>,
+    /// Import nothing; open the clevis token, and print its policy as lines of our configuration
+    #[arg(long, conflicts_with_all = ["key_file", "token", "plain"])]
+    print_policy: bool,
     /// The store for the key [default: default_store of the configuration, or its only store]
     #[arg(long)]
     store: Option<StoreName>,
@@ -103,6 +113,38 @@ pub struct Import {
     token: bool,
     #[command(flatten)]
     plain: Plain,
+    #[command(flatten)]
+    separation: SeparationOptions,
+    #[command(flatten)]
+    answer: AnswerOption,
+}
+
+/// Let clevis open a volume, too, as the policy of its container says
+///
+/// Adds a keyslot and a LUKS2 token of clevis to the header; 'clevis luks unbind' removes them. clevis can say the
+/// policy's Tang servers and thresholds of them. Other leaves of an any(...) are left out.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  cryptattach key export /dev/vdb --clevis
+  cryptattach key export /dev/vdb --clevis --key-file passphrase.txt     if its key is in no store")]
+pub struct Export {
+    /// The encrypted block device or file
+    device: PathBuf,
+    /// A token for clevis
+    #[arg(long, required = true)]
+    clevis: bool,
+    /// File with a keyslot's passphrase; '-' is standard input [default: the volume's key is used]
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// With --key-file: the store whose policy counts [default: default_store of the configuration, or its only store]
+    #[arg(long, requires = "key_file")]
+    store: Option<StoreName>,
+    /// The key (STORE/KEY-ID) [default: the one in the LUKS2 token]
+    #[arg(long, value_name = "REFERENCE", conflicts_with = "key_file")]
+    key: Option<KeyReference>,
+    /// A detached LUKS header
+    #[arg(long, value_name = "FILE")]
+    header: Option<PathBuf>,
     #[command(flatten)]
     separation: SeparationOptions,
 }
@@ -123,9 +165,14 @@ pub struct Passphrase {
     /// The volume that the passphrase opens
     #[arg(long = "for", value_name = "DEVICE")]
     device: Option<PathBuf>,
+    /// The passphrase that the volume's clevis token has; no key of ours is used
+    #[arg(long, requires = "device", conflicts_with = "key")]
+    clevis: bool,
     /// A detached LUKS header
     #[arg(long, value_name = "FILE", requires = "device")]
     header: Option<PathBuf>,
+    #[command(flatten)]
+    answer: AnswerOption,
 }
 
 /// Give a detached volume a new volume key: encrypts all its data anew, in place
@@ -152,6 +199,8 @@ pub struct Rotate {
     #[arg(long, value_name = "KIB", default_value_t = rekey::HOTZONE_BYTES / 1024, hide = true, value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
     hotzone: u64,
     #[command(flatten)]
+    answer: AnswerOption,
+    #[command(flatten)]
     separation: SeparationOptions,
 }
 
@@ -161,12 +210,18 @@ pub struct Serve {}
 
 impl Key {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
-        let config = global.config()?;
+        let config = match self {
+            Self::Passphrase(passphrase) => global.attended(&passphrase.answer)?,
+            Self::Import(import) => global.attended(&import.answer)?,
+            Self::Rotate(rotate) => global.attended(&rotate.answer)?,
+            Self::List(_) | Self::Show(_) | Self::Delete(_) | Self::Export(_) | Self::Serve(_) => global.config()?,
+        };
         match self {
             Self::List(list) => list.run(&config, global.json),
             Self::Show(show) => show.run(&config, global.json),
             Self::Delete(delete) => delete.run(&config),
             Self::Import(import) => import.run(&config, global.json),
+            Self::Export(export) => export.run(&config, global.json),
             Self::Passphrase(passphrase) => passphrase.run(&config),
             Self::Rotate(rotate) => rotate.run(&config, global.json),
             Self::Serve(serve) => serve.run(&config),
@@ -254,17 +309,58 @@ impl Delete {
 
 impl Import {
     fn run(&self, config: &Config, json: bool) -> Result<(), Error> {
+        if self.print_policy {
+            return self.print_policy(config, json);
+        }
         let request = Request {
             device: &self.device,
             store: self.store.clone(),
             header: self.header.as_deref(),
             plain: self.plain.parameters(),
-            secret: read_secret("the key file", &self.key_file)?,
+            secret: self.key_file.as_ref().map(|file| read_secret("the key file", file)).transpose()?,
             token: self.token,
             separation: self.separation.strictness(),
         };
         let reference = import::import(config, request)?;
         output::print(json, &json!({"key": reference}), || reference.to_string())
+    }
+}
+
+impl Import {
+    fn print_policy(&self, config: &Config, json: bool) -> Result<(), Error> {
+        let proposal = clevis::proposal(config, &self.device, self.header.as_deref())?;
+        let store = config.store_or_default(self.store.as_ref());
+        let store = store.as_ref().map_or("STORE", StoreName::as_str);
+        output::print(json, &proposal, || {
+            let mut lines = proposal.leaves.clone();
+            if !lines.is_empty() {
+                lines.push("# compare each thumbprint with what 'tang-show-keys' prints on its server".to_owned());
+            }
+            lines.push(format!("# then: cryptattach container policy {store} '{}'", proposal.opens));
+            lines
+        })
+    }
+}
+
+impl Export {
+    fn run(&self, config: &Config, json: bool) -> Result<(), Error> {
+        let secret = self.key_file.as_ref().map(|file| read_secret("the key file", file)).transpose()?;
+        let request = clevis::Export {
+            device: &self.device,
+            header: self.header.as_deref(),
+            key: self.key.clone(),
+            secret: secret.map(|secret| (secret, self.store.clone())),
+            separation: self.separation.strictness(),
+        };
+        let exported = clevis::export(config, request)?;
+        if !exported.without.is_empty() {
+            let without: Vec<_> = exported.without.iter().map(ToString::to_string).collect();
+            output::say(format!("left out, for clevis has no pin for it: {}", without.join(", ")));
+        }
+        output::print(json, &exported, || {
+            let Exported { keyslot, opens, .. } = &exported;
+            format!("clevis opens the keyslot {keyslot} of {} with {opens}", self.device.display())
+        })
     }
 }
 
@@ -275,11 +371,12 @@ impl Passphrase {
             return Err(Error::Usage("a passphrase is not written to a terminal; use a pipe".to_owned()));
         }
         let passphrase = match (&self.device, &self.key) {
+            (Some(device), _) if self.clevis => clevis::passphrase(config, device, self.header.as_deref())?,
             (Some(device), key) => released(config, device, self.header.as_deref(), key.clone(), None)?,
             (None, Some(key)) => passphrase::of_key(config, key)?,
             (None, None) => return Err(Error::Usage("name a key, or a volume with --for".to_owned())),
         };
-        write(&out, &passphrase)
+        write(&out, &passphrase, PASSPHRASE)
     }
 }
 
@@ -374,7 +471,7 @@ impl Serve {
                 released(config, entry.device.path(), entry.header(), None, name.parse().ok())?
             }
         };
-        write(&connection, &passphrase)
+        write(&connection, &passphrase, PASSPHRASE)
     }
 }
 
@@ -406,9 +503,10 @@ fn released(
 }
 
 /// Past any buffer, which would keep a copy.
-fn write(out: &impl AsFd, secret: &SecretBytes) -> Result<(), Error> {
-    let mut out = File::from(nix::unistd::dup(out).map_err(|e| Error::io("write the passphrase")(e.into()))?);
-    out.write_all(secret.expose()).map_err(Error::io("write the passphrase"))
+pub fn write(out: &impl AsFd, secret: &SecretBytes, what: &str) -> Result<(), Error> {
+    let action = || format!("write {what}");
+    let mut out = File::from(nix::unistd::dup(out).map_err(|e| Error::io(action())(e.into()))?);
+    out.write_all(secret.expose()).map_err(Error::io(action()))
 }
 
 /// The bytes of a file, at most 8 MiB as cryptsetup allows, straight into secret memory; `what` it is, in words.

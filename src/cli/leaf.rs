@@ -1,27 +1,31 @@
 //! `cryptattach leaf ...`
 
-use std::io::{self, BufRead, IsTerminal};
+use std::{
+    io::{self, BufRead, IsTerminal},
+    path::PathBuf,
+};
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{Global, output};
+use super::{AnswerOption, Global, output, paper::Paper};
 use crate::{
     config::LeafName,
     keys::seal::leaves::Pin as LeafPin,
     verbs::{error::Error, leaf},
 };
 
-/// Manage the leaves of policies: which Tang servers may open a container
+/// Manage the leaves of policies: which servers' keys and persons may open a container
 #[derive(Subcommand)]
 pub enum Leaf {
     Pin(Pin),
+    New(New),
 }
 
-/// Fetch a Tang server's keys and confirm that they are the server's
+/// Fetch the key of a Tang or OpenBao server and confirm that it is the server's
 ///
-/// Shows the thumbprints of the server's signing keys and asks. Run it again after the server's keys were rotated, and
-/// then 'cryptattach container rotate'.
+/// Shows the thumbprints of a Tang server's signing keys, or that of a Transit key, and asks. Run it again after the
+/// server's keys were rotated, and then 'cryptattach container rotate'.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach leaf pin t1
@@ -30,15 +34,60 @@ pub struct Pin {
     /// The leaf ([leaves.NAME] in the configuration)
     name: LeafName,
     /// The thumbprint of the server's signing key, so that nobody is asked
-    #[arg(long, value_name = "THUMBPRINT")]
+    #[arg(long, value_name = "THUMBPRINT", allow_hyphen_values = true)]
     thumbprint: Option<String>,
+}
+
+/// Make a leaf that a person opens: a recovery key on paper, or a passphrase
+///
+/// A recovery key ([leaves.NAME] with recovery = "FILE") is shown once, as words and as QR code, and typed back. A
+/// passphrase (passphrase = "FILE") is asked for twice. The file has no secret. An existing file is not overwritten.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  cryptattach leaf new paper
+  cryptattach leaf new paper --page --to-pipe | lp      a page for the safe; it is typed back from the print
+  cryptattach leaf new anna --answer -                  a passphrase from standard input")]
+pub struct New {
+    /// The leaf ([leaves.NAME] in the configuration)
+    name: LeafName,
+    /// Write a recovery key to standard output although that is no terminal: for a printer
+    #[arg(long)]
+    to_pipe: bool,
+    /// Add what a person needs who finds the page years later
+    #[arg(long)]
+    page: bool,
+    /// Do not ask for the words of a new recovery key
+    #[arg(long)]
+    no_confirm: bool,
+    /// File with the new passphrase; '-' is standard input
+    #[arg(long, value_name = "FILE")]
+    answer: Option<PathBuf>,
 }
 
 impl Leaf {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         match self {
             Self::Pin(pin) => pin.run(global),
+            Self::New(new) => new.run(global),
         }
+    }
+}
+
+impl New {
+    fn run(&self, global: &Global) -> Result<(), Error> {
+        let answer = AnswerOption { answer: self.answer.clone() }.read()?;
+        let paper = Paper { to_pipe: self.to_pipe, page: self.page, no_confirm: self.no_confirm, answer };
+        let file = leaf::new(&global.config()?, &self.name, &paper)?;
+        let lines = vec![
+            format!("leaf '{}' is made: {}", self.name, file.display()),
+            "name it in a policy: cryptattach container policy STORE 'any(...)'".to_owned(),
+        ];
+        // What a printer gets is the recovery key alone.
+        if self.to_pipe {
+            output::say(lines);
+            return Ok(());
+        }
+        output::print(global.json, &json!({"leaf": self.name.to_string(), "file": file}), || lines)
     }
 }
 

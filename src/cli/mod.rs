@@ -1,6 +1,7 @@
 //! The command line: one small file per verb.
 
 mod attach;
+mod audit;
 mod boot;
 mod container;
 mod detach;
@@ -18,6 +19,7 @@ mod list;
 mod lockbox;
 mod man;
 mod output;
+mod paper;
 mod policy;
 mod resize;
 mod separation;
@@ -44,10 +46,10 @@ use tracing_subscriber::{
 };
 
 use crate::{
-    base::{exit::Exit, log::message_only},
+    base::{exit::Exit, key::SecretBytes, log::message_only, person::Attendant},
     config::{self, Config, ConfigError, SeparationPolicy},
     keys::tpm,
-    sys::process,
+    sys::{process, terminal::AtTerminal},
     verbs::{
         boot::{self as boots, Reports},
         error::Error,
@@ -108,6 +110,8 @@ enum Verb {
     #[command(subcommand)]
     Lockbox(lockbox::LockboxVerb),
     #[command(subcommand)]
+    Audit(audit::Audit),
+    #[command(subcommand)]
     Hook(hook::Hook),
     #[command(hide = true)]
     Man(man::Man),
@@ -143,6 +147,39 @@ impl SeparationOptions {
 impl Global {
     fn config(&self) -> Result<Config, ConfigError> {
         setup::configuration(&self.config)
+    }
+
+    /// The configuration for a verb that a person watches.
+    fn attended(&self, answer: &AnswerOption) -> Result<Config, Error> {
+        let mut config = self.config()?;
+        config.attendant = answer.attendant()?;
+        Ok(config)
+    }
+}
+
+/// What answers in place of the person at the terminal.
+#[derive(Args)]
+#[command(next_help_heading = "Leaves that a person opens")]
+struct AnswerOption {
+    /// File with the recovery key or passphrase; without it the terminal asks, if nothing else opens the key. '-' is
+    /// standard input
+    #[arg(long, value_name = "FILE")]
+    answer: Option<PathBuf>,
+}
+
+impl AnswerOption {
+    /// Who answers.
+    fn attendant(&self) -> Result<Attendant, Error> {
+        Ok(self.read()?.map_or_else(|| Attendant::of(AtTerminal), Attendant::answering))
+    }
+
+    /// The file without its last newline.
+    fn read(&self) -> Result<Option<SecretBytes>, Error> {
+        let Some(path) = &self.answer else { return Ok(None) };
+        let mut answer = key::read_secret("the answer", path)?;
+        let end = answer.expose().iter().rposition(|byte| !matches!(byte, b'\n' | b'\r'));
+        answer.truncate(end.map_or(0, |end| end + 1));
+        Ok(Some(answer))
     }
 }
 
@@ -204,6 +241,7 @@ fn run(cli: &Cli, reports: Reports) -> Result<u8, Error> {
         Verb::Policy(policy) => policy.run(global),
         Verb::Host(host) => host.run(global),
         Verb::Lockbox(lockbox) => lockbox.run(global),
+        Verb::Audit(audit) => audit.run(global),
         Verb::Hook(hook) => hook.run(global),
         Verb::Test(test) => test.run(global),
         Verb::Explain(explain) => explain.run(global),

@@ -4,7 +4,7 @@ use std::{env, io, os::unix::process::CommandExt, path::PathBuf, process::Comman
 
 use clap::Args;
 
-use super::{Global, SeparationOptions, attach::Plain, failure, output};
+use super::{AnswerOption, Global, SeparationOptions, attach::Plain, failure, output};
 use crate::{
     base::key::KeyReference,
     config::Config,
@@ -41,6 +41,8 @@ pub struct Test {
     plain: Plain,
     #[command(flatten)]
     separation: SeparationOptions,
+    #[command(flatten)]
+    answer: AnswerOption,
 }
 
 impl Test {
@@ -49,7 +51,7 @@ impl Test {
         if self.as_boot && env::vars_os().any(|(name, _)| name != "TSS2_LOG") {
             return Err(Error::io("run this program without an environment")(without_environment()));
         }
-        let config = global.config()?;
+        let config = global.attended(&self.answer)?;
         let keys = if self.as_boot && self.key.is_none() { test::boot_keys(&config, &self.device) } else { None };
         match keys.unwrap_or_default().as_slice() {
             [] => self.try_key(global, &config, self.key.clone()),
@@ -88,7 +90,7 @@ impl Test {
     }
 
     fn text(&self, passed: &Passed) -> Vec<String> {
-        let Passed { key, source, steps, policy, seconds } = passed;
+        let Passed { key, source, steps, policy, outdated, seconds } = passed;
         let mut lines = vec![format!("{} would unlock in {seconds:.2} s: {key} from {source}", self.device.display())];
         lines.extend(steps.iter().map(|step| {
             let milliseconds = step.seconds * 1000.0;
@@ -98,6 +100,13 @@ impl Test {
             lines.push("  policy".to_owned());
             lines.extend(policy.lines().into_iter().map(|line| format!("    {line}")));
         }
+        lines.extend(outdated.iter().map(|leaf| {
+            let store = &key.store;
+            format!(
+                "  note: the server of leaf '{leaf}' has new keys; before the old ones are deleted there: cryptattach leaf pin \
+                 {leaf}, then cryptattach container rotate {store}"
+            )
+        }));
         lines
     }
 }

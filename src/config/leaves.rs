@@ -1,8 +1,15 @@
 //! `[leaves.NAME]`: what a policy's leaf is. Its kind reads it ([`crate::keys::seal::leaves`]).
 
+use std::path::{Path, PathBuf};
+
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{ConfigError, paths::Base, policy::LeafName};
+use super::{
+    ConfigError, ServerConfig,
+    paths::Base,
+    policy::LeafName,
+    servers::{self, Servers},
+};
 
 /// `[leaves.NAME]`
 #[derive(Clone, Debug, Deserialize)]
@@ -11,19 +18,26 @@ pub struct LeafConfig {
     name: Option<LeafName>,
     members: toml::Table,
     base: Base,
+    /// The server that it names, of `[servers.NAME]`.
+    pub server: Option<ServerConfig>,
+    /// The file in which this host remembers what it knows of it.
+    pub memory: PathBuf,
 }
 
 impl TryFrom<toml::Table> for LeafConfig {
     type Error = toml::de::Error;
 
     fn try_from(members: toml::Table) -> Result<Self, Self::Error> {
-        Ok(Self { name: None, members, base: Base::current() })
+        Ok(Self { name: None, members, base: Base::current(), server: None, memory: PathBuf::new() })
     }
 }
 
 impl LeafConfig {
-    pub(super) fn complete(&mut self, name: &LeafName) {
+    pub(super) fn complete(&mut self, name: &LeafName, servers: &Servers, state: &Path) -> Result<(), ConfigError> {
         self.name = Some(name.clone());
+        self.memory = state.join("leaves").join(format!("{name}.json"));
+        self.server = servers::named_in(&self.members, servers).map_err(|why| self.unusable(why))?;
+        Ok(())
     }
 
     /// Whether it has this member: a kind of leaf is told by one.

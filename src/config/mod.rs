@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use paths::Base;
 
-use crate::base::{advice::Advice, exit::Exit, key::StoreName, mapping_name::MappingName};
+use crate::base::{advice::Advice, exit::Exit, key::StoreName, mapping_name::MappingName, person::Attendant};
 
 mod boot;
 mod cloud;
@@ -24,6 +24,7 @@ mod leaves;
 mod lockbox;
 mod paths;
 pub mod policy;
+mod servers;
 mod stores;
 mod tpm;
 mod volumes;
@@ -37,6 +38,7 @@ pub use leaves::LeafConfig;
 pub use lockbox::LockboxConfig;
 pub use paths::ConfigPath;
 pub use policy::{LeafName, ParsePolicyError, Policy};
+pub use servers::{AppRole, Login, ServerConfig};
 pub use stores::{Sealing, Section, StoreConfig};
 pub use tpm::{Latch, TpmConfig};
 pub use volumes::{Hotplug, VolumeConfig};
@@ -74,6 +76,9 @@ pub struct Config {
     /// What policies name.
     #[serde(default)]
     pub leaves: BTreeMap<LeafName, LeafConfig>,
+    /// What stores and leaves ask.
+    #[serde(default)]
+    pub servers: BTreeMap<String, ServerConfig>,
     /// The volumes that this host attaches by itself, by the names of their mappings.
     #[serde(default)]
     pub volumes: BTreeMap<MappingName, VolumeConfig>,
@@ -88,6 +93,9 @@ pub struct Config {
     /// The file itself: it is a place, too.
     #[serde(skip)]
     pub path: PathBuf,
+    /// Who may be asked for a recovery key or passphrase; the verb says so, not the file.
+    #[serde(skip)]
+    pub attendant: Attendant,
 }
 
 /// What happens when the separation of key and data is not proven.
@@ -130,15 +138,18 @@ pub enum SeparationLevel {
 
 /// `[audit]`
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct Audit {
     /// One JSON object per line and event.
     pub file: ConfigPath,
+    /// The TPM's NV index for anchors of it.
+    pub tpm_index: u32,
 }
 
 impl Default for Audit {
     fn default() -> Self {
-        Self { file: "/var/log/cryptattach.jsonl".into() }
+        // Beside that of [tpm] counter.
+        Self { file: "/var/log/cryptattach.jsonl".into(), tpm_index: 0x0180_CA78 }
     }
 }
 
@@ -212,6 +223,9 @@ pub enum ConfigError {
         #[source]
         source: Box<toml::de::Error>,
     },
+    /// A server cannot be asked as it is configured.
+    #[error("server '{name}' in {} cannot be used: {why}", .path.display())]
+    Server { name: String, path: PathBuf, why: String },
     /// What a store's `opens` says is no policy.
     #[error("'opens' of store '{name}' in {} is not a policy", .path.display())]
     Policy {
@@ -275,6 +289,7 @@ impl Advice for ConfigError {
             | Self::UnknownStore { .. }
             | Self::Store { .. }
             | Self::Leaf { .. }
+            | Self::Server { .. }
             | Self::UnknownLeaf { .. }
             | Self::NoDefaultStore(_)
             | Self::Owner { .. }
@@ -327,15 +342,18 @@ impl Config {
         if let Some(lockbox) = &config.lockbox {
             config.store(&lockbox.store)?;
         }
-        for (name, leaf) in &mut config.leaves {
-            leaf.complete(name);
-        }
-        for (name, store) in &mut config.stores {
-            store.complete(name, config.network, &config.tpm);
-            store.sealing.complete(name, &config.path, &config.leaves)?;
-        }
         if !geteuid().is_root() {
             config.state = own_state().map_or(config.state, ConfigPath::from);
+        }
+        for (name, server) in &mut config.servers {
+            server.complete(name, config.path.clone());
+        }
+        for (name, leaf) in &mut config.leaves {
+            leaf.complete(name, &config.servers, &config.state)?;
+        }
+        for (name, store) in &mut config.stores {
+            store.complete(name, config.network, &config.tpm, &config.servers)?;
+            store.sealing.complete(name, &config.path, &config.leaves)?;
         }
         Ok(config)
     }

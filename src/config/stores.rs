@@ -4,7 +4,11 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{ConfigError, ConfigPath, IdentitySpec, LeafConfig, LeafName, Network, Policy, TpmConfig, paths::Base};
+use super::{
+    ConfigError, ConfigPath, IdentitySpec, LeafConfig, LeafName, Network, Policy, ServerConfig, TpmConfig,
+    paths::Base,
+    servers::{self, Servers},
+};
 use crate::base::key::StoreName;
 
 /// `[stores.NAME]`: where the sealed keys are, whom they are sealed to, and what opens them.
@@ -91,6 +95,8 @@ pub struct Section {
     name: Option<StoreName>,
     members: toml::Table,
     base: Base,
+    /// The server that it names, of `[servers.NAME]`.
+    pub server: Option<ServerConfig>,
 }
 
 impl Section {
@@ -109,8 +115,12 @@ impl Section {
     /// There is no such kind of store.
     pub fn unknown_kind(&self, known: &[&str]) -> ConfigError {
         let known = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-        let text = format!("unknown variant `{}`, expected one of {known}", self.kind);
-        let source = Box::new(serde::de::Error::custom(text));
+        self.unusable(format!("unknown variant `{}`, expected one of {known}", self.kind))
+    }
+
+    /// It cannot be used, in words.
+    pub fn unusable(&self, why: String) -> ConfigError {
+        let source = Box::new(serde::de::Error::custom(why));
         ConfigError::Store { name: self.name.clone(), path: self.base.file.clone(), source }
     }
 
@@ -130,7 +140,7 @@ impl TryFrom<toml::Table> for StoreConfig {
     fn try_from(mut table: toml::Table) -> Result<Self, Self::Error> {
         let missing = || serde::de::Error::custom("missing field `type`");
         let kind = table.remove("type").ok_or_else(missing)?.try_into()?;
-        let section = Section { kind, name: None, members: table, base: Base::current() };
+        let section = Section { kind, name: None, members: table, base: Base::current(), server: None };
         let (sealing, section) = section.part(&["owner", "escrow", "no_escrow", "identities", "hosts", "opens"]);
         Ok(Self { sealing: sealing.members.try_into()?, section, network: Network::default() })
     }
@@ -138,9 +148,18 @@ impl TryFrom<toml::Table> for StoreConfig {
 
 impl StoreConfig {
     /// What the rest of the configuration says.
-    pub(super) fn complete(&mut self, name: &StoreName, network: Network, tpm: &TpmConfig) {
-        self.section.name = Some(name.clone());
+    pub(super) fn complete(
+        &mut self,
+        name: &StoreName,
+        network: Network,
+        tpm: &TpmConfig,
+        servers: &Servers,
+    ) -> Result<(), ConfigError> {
+        let section = &mut self.section;
+        section.name = Some(name.clone());
+        section.server = servers::named_in(&section.members, servers).map_err(|why| section.unusable(why))?;
         self.network = network;
         self.sealing.tpm = tpm.clone();
+        Ok(())
     }
 }

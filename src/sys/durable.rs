@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt, fchown},
     path::{Path, PathBuf},
 };
 
@@ -62,6 +62,18 @@ impl Folder {
         self.folder.sync_all()
     }
 
+    /// The same, with mode and owner of the one of that name, which others may have to read.
+    pub fn replace_content(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let path = self.path.join(name);
+        let (before, written) = (fs::metadata(&path)?, self.written(bytes)?);
+        fchown(written.as_file(), Some(before.uid()), Some(before.gid()))?;
+        // After its owner: that takes away some bits.
+        written.as_file().set_permissions(before.permissions())?;
+        written.as_file().sync_all()?;
+        written.persist(path).map_err(|refused| refused.error)?;
+        self.folder.sync_all()
+    }
+
     /// Removes a file.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         fs::remove_file(self.path.join(name))?;
@@ -106,7 +118,25 @@ pub fn stems(path: &Path, end: &str) -> io::Result<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+
+    #[test]
+    fn a_file_whose_content_is_replaced_keeps_mode_and_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        fs::write(&path, "one").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        // Whoever may not give files away keeps its own.
+        let is_root = std::os::unix::fs::chown(&path, Some(1), Some(2)).is_ok();
+        let folder = Folder::lock(folder.path()).unwrap();
+        folder.replace_content("a", b"two").unwrap();
+        let after = fs::metadata(&path).unwrap();
+        assert_eq!((fs::read(&path).unwrap(), after.mode() & 0o7777), (b"two".to_vec(), 0o640));
+        assert!(!is_root || (after.uid(), after.gid()) == (1, 2));
+        assert!(folder.replace_content("b", b"new").is_err(), "there is nothing to replace");
+    }
 
     #[test]
     fn a_killed_writer_leaves_no_file_and_its_remains_go() {

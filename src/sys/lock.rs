@@ -35,8 +35,16 @@ pub fn share(path: &Path, patience: Duration) -> io::Result<Flock<File>> {
     wait(path, FlockArg::LockSharedNonblock, patience)
 }
 
+/// The same for a file that is open already; `path` is its name for people. Whoever can open it can hold it.
+pub fn lock_open(file: File, path: &Path, patience: Duration) -> io::Result<Flock<File>> {
+    wait_for(file, path, FlockArg::LockExclusiveNonblock, patience)
+}
+
 fn wait(path: &Path, how: FlockArg, patience: Duration) -> io::Result<Flock<File>> {
-    let mut file = open(path)?;
+    wait_for(open(path)?, path, how, patience)
+}
+
+fn wait_for(mut file: File, path: &Path, how: FlockArg, patience: Duration) -> io::Result<Flock<File>> {
     let deadline = Instant::now() + patience;
     loop {
         match Flock::lock(file, how) {

@@ -9,9 +9,9 @@ use crate::{
         key::{BoundContext, KeyReference, KeySize, Place, SecretBytes, VolumeKey, hex},
         mapping_name::MappingName,
     },
-    config::{Config, SeparationPolicy},
+    config::{Config, LeafName, SeparationPolicy},
     keys::{
-        seal::{Content, EntryContext, For, Opened, Payload, SealError, Told},
+        seal::{Content, EntryContext, For, Opened, Payload, SealError, Told, clevis::Binding},
         store::Released,
     },
     unlock::{
@@ -240,6 +240,7 @@ impl<'a> Case<'a> {
             separation: serde_json::to_value(report).ok(),
             overridden: None,
             caller: self.key.container().acting(),
+            ..Event::default()
         }
     }
 }
@@ -320,6 +321,11 @@ impl Proven<'_> {
     /// What each part of the container's policy said when its key was opened; `None` if none was, or it has the default.
     pub fn told(&self) -> Option<Told> {
         self.case.key.container().told()
+    }
+
+    /// The leaves of the container's policy whose servers have newer keys; not known, none.
+    pub fn outdated_leaves(&self) -> Vec<LeafName> {
+        self.case.key.container().outdated_leaves().unwrap_or_default()
     }
 
     /// As [`Proven::key`], and how the key was had. Nothing is changed: a key that counts as unused still does.
@@ -503,7 +509,19 @@ impl Proven<'_> {
 /// The key that is asked for, or else the one that the header's token names.
 fn reference(asked: Option<KeyReference>, volume: &Volume) -> Result<KeyReference, Error> {
     let in_token = || volume.luks().and_then(|header| header.reference.clone());
-    asked.or_else(in_token).ok_or_else(|| Error::NoReference(volume.device.path.clone()))
+    asked.or_else(in_token).ok_or_else(|| no_reference(volume))
+}
+
+/// The header names no key of ours: what it says instead.
+pub fn no_reference(volume: &Volume) -> Error {
+    let device = volume.device.path.clone();
+    let tokens = volume.luks().map(|header| &header.clevis[..]).unwrap_or_default();
+    let described = tokens.iter().filter_map(|token| Binding::of_members(&token.jwe).ok());
+    let opens: Vec<_> = described.map(|binding| binding.to_string()).collect();
+    match opens.is_empty() {
+        true => Error::NoReference(device),
+        false => Error::OnlyClevis { device, opens: opens.join(" or ") },
+    }
 }
 
 /// Whether the header has the sealed digest.

@@ -17,7 +17,7 @@ use crate::{
         exit::Exit,
         key::{Consumer, ContainerKeyId, HostName, KeyReference, SecretMemoryError, StoreName},
     },
-    config::{ConfigError, Policy},
+    config::{ConfigError, LeafName, Policy},
     keys::{seal::SealError, store::StoreError, tpm::TpmError},
     sys::{device::DeviceError, state::StateError},
     volumes::{
@@ -120,6 +120,9 @@ pub enum Error {
         /// How many.
         left: usize,
     },
+    /// A rehearsal of a recovery.
+    #[error("a recovery of '{container}' would lose {keys} keys and {container_keys} container keys")]
+    WouldBeLost { container: StoreName, keys: usize, container_keys: usize },
     /// The sealed key and the header disagree about the volume.
     #[error("the sealed key {reference} does not fit the header of {}: {what}", .device.display())]
     Mismatch { reference: KeyReference, device: PathBuf, what: String },
@@ -150,6 +153,12 @@ pub enum Error {
     /// The header does not say where the key is, and neither did the user.
     #[error("{} does not say where its key is (it has no token of type 'cryptattach')", .0.display())]
     NoReference(PathBuf),
+    /// The header says that clevis opens the volume, and nothing else.
+    #[error("{} does not say where its key is; clevis opens it with {opens}", .device.display())]
+    OnlyClevis { device: PathBuf, opens: String },
+    /// clevis has no pin for a leaf of a policy.
+    #[error("clevis cannot say the policy of '{container}', because of its leaf '{leaf}': {policy}")]
+    NotForClevis { container: StoreName, leaf: LeafName, policy: Policy },
     /// The key has no passphrase with it.
     #[error("the key {0} has no passphrase: its volume was formatted without --keyslot")]
     NoPassphrase(KeyReference),
@@ -187,6 +196,7 @@ impl Advice for Error {
     fn exit(&self) -> Exit {
         match self {
             Self::NoReference(_) | Self::KeyTooWeak(_) => Exit::Usage,
+            Self::OnlyClevis { .. } => Exit::NoKey,
             Self::KeyUsed { .. } | Self::KeyUnproven(_) | Self::InUse { .. } => Exit::InTheWay,
             Self::Config(error) => error.exit(),
             Self::Inventory(error) => error.exit(),
@@ -203,13 +213,16 @@ impl Advice for Error {
             Self::Tpm(error) => error.exit(),
             Self::Memory(error) => error.exit(),
             Self::Trust(error) => error.exit(),
-            Self::WhileClosed { .. } | Self::NoPassphrase(_) | Self::NoAuthor(_) | Self::AnotherKey(_) => {
-                Exit::KeyRefused
-            }
+            Self::WouldBeLost { .. }
+            | Self::WhileClosed { .. }
+            | Self::NoPassphrase(_)
+            | Self::NoAuthor(_)
+            | Self::AnotherKey(_) => Exit::KeyRefused,
             Self::NoContainerKeys(_)
             | Self::NoContainerKey(_)
             | Self::NoOwner(_)
             | Self::NoHostsInPolicy { .. }
+            | Self::NotForClevis { .. }
             | Self::LockboxIsWeaker { .. } => Exit::Config,
             Self::Lockbox(error) => error.exit(),
             Self::NeitherStoreNorLockbox { source, .. } => source.exit(),
@@ -225,6 +238,12 @@ impl Advice for Error {
             Self::Config(error) => return error.next_step(),
             Self::Inventory(error) => return error.next_step(),
             Self::NoReference(_) => "name the key with --key STORE/KEY-ID ('cryptattach key list' shows them)".into(),
+            Self::OnlyClevis { device, .. } => format!(
+                "'cryptattach key import {} --token' takes it over, and clevis goes on to open it",
+                device.display()
+            )
+            .into(),
+            Self::NotForClevis { .. } => "clevis takes Tang servers and thresholds of them; what else is in an any(...) is left out".into(),
             Self::Device(error) => return error.next_step(),
             Self::Volume(error) => return error.next_step(),
             Self::NoLongerFits { device, .. } => format!(
@@ -277,6 +296,11 @@ impl Advice for Error {
             Self::Unfinished { container, .. } => {
                 format!("run 'cryptattach container rotate {container}' again").into()
             }
+            Self::WouldBeLost { container, .. } => format!(
+                "restore damaged keys from a replica or backup of the store; 'cryptattach container policy {container} POLICY' adds \
+                 a leaf to what opens them"
+            )
+            .into(),
             Self::Trust(error) => return error.next_step(),
             Self::Tenant(error) => return error.next_step(),
             Self::Tpm(error) => return error.next_step(),

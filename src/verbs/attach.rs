@@ -65,7 +65,7 @@ pub fn attach(config: &Config, backends: &dyn Backends, request: Request<'_>) ->
     let backend = backends.choose(backend_kind(&request)?, &volume.device)?;
     let active = backend.active(&volume, &options)?;
     let active = match (active, &request.tenant) {
-        (Some(mapping), None) => return Ok(mapping),
+        (Some(mapping), None) if is_of_token(&request, &volume) => return Ok(mapping),
         (active, _) => active,
     };
     let Request { key, tenant, volume_id, .. } = request;
@@ -73,13 +73,19 @@ pub fn attach(config: &Config, backends: &dyn Backends, request: Request<'_>) ->
     let given = Circumstances { target: request.target.as_ref(), strictness: request.separation, in_memory: None };
     let proven = Case::find(config, volume, asked)?.prove(given)?;
     let key = proven.key()?;
-    // A tenant is told of a mapping only if the volume's key is the tenant's.
+    // A tenant is told of a mapping only if the volume's key is the tenant's, and whoever asks for a key if it opens the volume.
     if let Some(mapping) = active {
         return Ok(mapping);
     }
     let mapping = backend.activate(&key, &options)?;
     proven.record("attach");
     Ok(mapping)
+}
+
+/// Whether nothing speaks against the key that is asked for: the volume names no other one. If it does, the key has to open it.
+fn is_of_token(request: &Request<'_>, volume: &Volume) -> bool {
+    let named = volume.luks().and_then(|luks| luks.reference.as_ref());
+    request.key.as_ref().is_none_or(|key| named.is_none_or(|named| named == key))
 }
 
 /// The backend that is asked for; an export is the userspace backend's.

@@ -4,18 +4,20 @@ use std::{path::Path, time::Duration};
 
 use crate::{
     base::key::StoreName,
-    config::{Config, IdentitySpec},
+    config::{Config, IdentitySpec, LeafConfig, LeafName, StoreConfig},
     keys::{
-        seal::{self, Told},
+        seal::{self, Told, leaves},
         store::{self, Access, Facts},
     },
+    sys::durable::folder_of,
     unlock::{
         self,
         audit::{self, Event},
-        container::{Container, Rotation, Use},
+        container::{self, By, Container, Rehearsal, Rotation, Use},
     },
     verbs::{
         error::Error,
+        leaf::{self, Hands},
         setup::{self, NewPlace, NewStore, absolute},
     },
 };
@@ -36,12 +38,14 @@ pub struct New<'a> {
     pub escrow: Option<&'a Path>,
     pub no_escrow: bool,
     pub identity: Option<&'a IdentitySpec>,
+    /// A recovery key is made for this person.
+    pub recovery: Option<&'a dyn Hands>,
 }
 
 impl New<'_> {
     fn says_something(&self) -> bool {
         let names_a_place = !matches!(self.place, NewPlace::Swift(_));
-        names_a_place || self.owner.or(self.escrow).is_some() || self.identity.is_some()
+        names_a_place || self.owner.or(self.escrow).is_some() || self.identity.is_some() || self.recovery.is_some()
     }
 }
 
@@ -50,7 +54,10 @@ impl New<'_> {
 pub fn create(config: &Path, request: &Request<'_>) -> Result<Config, Error> {
     let Request { name, access, new } = request;
     let config = if !setup::is_configured(config, name)? {
-        let extended = describe(config, name, new)?;
+        let (extended, leaf) = describe(config, name, new)?;
+        if let Some((hands, leaf)) = new.recovery.zip(leaf) {
+            leaf::new_or_left(&extended.config, &leaf, hands)?;
+        }
         make(&extended.config, name, access)?;
         extended.write()?
     } else if new.says_something() {
@@ -77,17 +84,20 @@ fn make(config: &Config, name: &StoreName, access: &Access<'_>) -> Result<(), Er
 }
 
 /// The configuration with the new store.
-fn describe(config: &Path, name: &StoreName, new: &New<'_>) -> Result<setup::Extended, Error> {
+fn describe(config: &Path, name: &StoreName, new: &New<'_>) -> Result<(setup::Extended, Option<LeafName>), Error> {
     let owner = new.owner.ok_or_else(|| Error::Usage("name the keys' owner with --owner".to_owned()))?;
-    if new.escrow.is_none() && !new.no_escrow {
-        return Err(Error::Usage("name the escrow with --escrow, or use --no-escrow".to_owned()));
+    if new.escrow.is_none() && !new.no_escrow && new.recovery.is_none() {
+        return Err(Error::Usage("name the escrow with --escrow, or use --recovery or --no-escrow".to_owned()));
     }
     seal::recipients([owner].into_iter().chain(new.escrow))?;
     let (owner, escrow) = (absolute(owner)?, new.escrow.map(absolute).transpose()?);
     let identity = new.identity.map(setup::found).transpose()?;
     let own = new.place.section()?;
-    NewStore { name, own, owner: &owner, escrow: escrow.as_deref(), identity: identity.as_ref() }
-        .in_configuration(config)
+    let leaf = || setup::new_leaf(config, &absolute(folder_of(config))?);
+    let recovery = new.recovery.map(|_| leaf()).transpose()?;
+    let (identity, escrow) = (identity.as_ref(), escrow.as_deref());
+    let store = NewStore { name, own, owner: &owner, escrow, identity, recovery: recovery.as_ref() };
+    Ok((store.in_configuration(config)?, recovery.map(|(leaf, _)| leaf)))
 }
 
 /// What a container says of itself; and if it has a policy of its own, what each part of that says now.
@@ -110,6 +120,35 @@ pub fn rotate(
     let rotation = Container::open(config, name, None, Use::Keys)?.rotate(keep, progress)?;
     record(config, "container rotate", name);
     Ok(rotation)
+}
+
+/// The leaf of a container's policy that a recovery key opens, if it has just one.
+pub fn recovery_leaf(config: &Config, name: &StoreName) -> Result<LeafName, Error> {
+    let StoreConfig { sealing, network, .. } = config.store(name)?;
+    let is_recovery = |(leaf, config): (&LeafName, &LeafConfig)| {
+        let by = leaves::kind(leaf, config, *network).ok()?.person().map(|(by, _)| by);
+        (by == Some(leaves::person::By::Recovery)).then(|| leaf.clone())
+    };
+    let mut found = sealing.leaves.iter().filter_map(is_recovery);
+    match (found.next(), found.next()) {
+        (Some(leaf), None) => Ok(leaf),
+        _ => Err(Error::Usage(format!(
+            "say what the recovery of '{name}' is to be by: --identity with the escrow's private key, or --with a leaf that a \
+             person opens"
+        ))),
+    }
+}
+
+/// Tries whether this alone opens each key of a container. Nothing is changed in the store.
+pub fn rehearse(
+    config: &Config,
+    name: &StoreName,
+    by: &By<'_>,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> Result<Rehearsal, Error> {
+    let rehearsal = container::rehearse(config, name, by, progress)?;
+    record(config, "container rehearse", name);
+    Ok(rehearsal)
 }
 
 /// Puts on record what was done to a container.

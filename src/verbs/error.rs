@@ -9,6 +9,7 @@ use crate::{
         key::{KeyReference, StoreName},
         mapping_name::{MappingName, ParseMappingNameError},
     },
+    keys::seal::SealError,
     unlock::{self, enrol::EnrolError},
     verbs::boot::BootError,
     volumes::{backend::BackendError, separation::MalformedConnectionInfo},
@@ -44,6 +45,18 @@ pub enum Error {
         path: PathBuf,
         /// What, and where.
         found: String,
+    },
+    /// There is no token of clevis.
+    #[error("{} has no token of clevis", .0.display())]
+    NoClevis(PathBuf),
+    /// A token of clevis does not open.
+    #[error("the clevis token {token} of {} does not open", .device.display())]
+    Clevis {
+        device: PathBuf,
+        /// Its number.
+        token: String,
+        #[source]
+        source: Box<SealError>,
     },
     /// The text is not a key id.
     #[error("'{id}' is not a valid key id (store '{store}')")]
@@ -99,6 +112,9 @@ pub enum Error {
     /// libcryptsetup has ended, and the header does not say that it is done.
     #[error("the re-encryption of {} ended before its end", .0.display())]
     Stopped(PathBuf),
+    /// The audit record is not what was written, or not where its anchors say.
+    #[error("the audit record is not what was written: {} found", if *.faults == 1 { "1 fault".to_owned() } else { format!("{} faults", .faults) })]
+    AuditBroken { faults: u64 },
     /// The user must agree or choose first.
     #[error("{0}")]
     Usage(String),
@@ -121,7 +137,9 @@ impl Advice for Error {
             Self::Enrol(error) => error.exit(),
             Self::Backend(error) => error.exit(),
             Self::Name(error) => error.exit(),
-            Self::Usage(_) | Self::NoName(_) => Exit::Usage,
+            Self::Clevis { source, .. } => source.exit(),
+            Self::Usage(_) | Self::NoName(_) | Self::NoClevis(_) => Exit::Usage,
+            Self::AuditBroken { .. } => Exit::AuditBroken,
             Self::UnknownToCrypttab(_) => Exit::Config,
             Self::NoSuchKey { .. } => Exit::NoKey,
             Self::NotAttached(_) => Exit::Missing,
@@ -159,9 +177,17 @@ impl Advice for Error {
                 format!("go on: cryptattach key rotate {}", device.display()).into()
             }
             Self::HeaderRestored { .. } => "write nothing to the volume; restore a backup of the header from after that, and keep both keys".into(),
+            Self::NoClevis(_) => "--key-file FILE takes a passphrase of the volume".into(),
+            Self::Clevis { source, .. } => {
+                let first = source.next_step().unwrap_or("'clevis luks list' shows it".into());
+                format!("{first}; or take a passphrase of the volume: --key-file FILE").into()
+            }
             Self::NotAttached(_) => "'cryptattach list' shows the attached volumes".into(),
             Self::OtherVolume { name, .. } | Self::LeadsToMapping { name, .. } => {
                 format!("find out which volume '{name}' is ('cryptattach status {name}'), and detach it if it is a leftover").into()
+            }
+            Self::AuditBroken { .. } => {
+                "keep the files as they are, and find out who could write to them since the last anchor that fits".into()
             }
             Self::NoSuchKey { .. }
             | Self::UnknownToCrypttab(_)

@@ -10,7 +10,7 @@ use crate::{
         case::{Case, Circumstances, Strictness},
         container::{Container, Use},
     },
-    verbs::error::Error,
+    verbs::{clevis, error::Error},
     volumes::header::{self, PlainParameters, Volume, VolumeError},
 };
 
@@ -23,8 +23,8 @@ pub struct Request<'a> {
     pub header: Option<&'a Path>,
     /// The volume is plain dm-crypt and looks like this.
     pub plain: Option<PlainParameters>,
-    /// LUKS: a keyslot's passphrase. Plain: the volume key itself.
-    pub secret: SecretBytes,
+    /// LUKS: a keyslot's passphrase. Plain: the volume key itself. If there is none, a token of clevis has the passphrase.
+    pub secret: Option<SecretBytes>,
     /// Write into the LUKS2 header where the key is, so that attach and boot find it.
     pub token: bool,
     /// How strict to be about separation.
@@ -43,7 +43,10 @@ pub fn import(config: &Config, request: Request<'_>) -> Result<KeyReference, Err
     let prepare = || -> Result<_, Error> {
         let case = Case::of_new_key(config, volume, reference.clone(), container.clone());
         let proven = case.prove(Circumstances { strictness: request.separation, ..Circumstances::default() })?;
-        let key = volume_key(proven.volume(), request.secret)?;
+        let key = match request.secret {
+            Some(secret) => volume_key(proven.volume(), secret)?,
+            None => clevis::open(config, proven.volume())?.volume_key,
+        };
         proven.volume().verify_key(&key)?;
         Ok((proven, key))
     };

@@ -24,6 +24,7 @@ use crate::{
     unlock::container::{Container, Use},
     verbs::{
         error::Error,
+        leaf::{self, Hands},
         setup::{self, NewPlace, NewStore, absolute},
     },
 };
@@ -38,6 +39,8 @@ pub struct Request<'a> {
     pub owner: Option<&'a Path>,
     /// The owner's private key on this host; with `owner` only.
     pub identity: Option<&'a IdentitySpec>,
+    /// A recovery key is made for this person.
+    pub recovery: Option<&'a dyn Hands>,
 }
 
 /// What was made.
@@ -50,6 +53,9 @@ pub struct Made {
     #[serde(serialize_with = "as_text")]
     pub identity: Option<IdentitySpec>,
     pub escrow: Option<PathBuf>,
+    /// The leaf that the recovery key opens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<String>,
 }
 
 fn as_text<S: serde::Serializer>(identity: &Option<IdentitySpec>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -70,7 +76,7 @@ pub fn init(config: &Path, request: &Request<'_>) -> Result<Made, Error> {
         (None, NewPlace::Tpm) => Some(tpm_key(config)?),
         _ => None,
     };
-    if request.escrow.is_none() {
+    if request.escrow.is_none() && request.recovery.is_none() {
         tracing::warn!(
             "store '{store}' has no escrow: if the owner's private key is lost, every volume of this store is lost"
         );
@@ -89,12 +95,24 @@ pub fn init(config: &Path, request: &Request<'_>) -> Result<Made, Error> {
         (None, None) => owner_pair(&folder, store)?,
     };
     let escrow = request.escrow.map(|escrow| copy_escrow(escrow, &folder, store)).transpose()?;
-    let new = NewStore { name: store, own, owner: &owner, escrow: escrow.as_deref(), identity: identity.as_ref() };
+    let recovery = request.recovery.map(|_| setup::new_leaf(config, &folder)).transpose()?;
+    let new = NewStore {
+        name: store,
+        own,
+        owner: &owner,
+        escrow: escrow.as_deref(),
+        identity: identity.as_ref(),
+        recovery: recovery.as_ref(),
+    };
     let extended = new.in_configuration(config)?;
+    if let Some((hands, (leaf, _))) = request.recovery.zip(recovery.as_ref()) {
+        leaf::new_or_left(&extended.config, leaf, hands)?;
+    }
     let place = store::kind(extended.config.store(store)?)?.describe();
     Container::open(&extended.config, store, None, Use::Keys)?.make_first_key()?;
     extended.write()?;
-    Ok(Made { store: store.clone(), place, owner, identity, escrow })
+    let recovery = recovery.map(|(leaf, _)| leaf.to_string());
+    Ok(Made { store: store.clone(), place, owner, identity, escrow, recovery })
 }
 
 /// This host's key in its TPM: the disk that a store in the TPM is for must not have what opens its keys.
@@ -135,7 +153,7 @@ fn copy_escrow(original: &Path, folder: &Path, store: &StoreName) -> Result<Path
 }
 
 /// Writes a new file, whole or not at all. One of this name with the same content is as good, another is not overwritten.
-fn keep(path: &Path, mode: u32, bytes: &[u8]) -> Result<(), Error> {
+pub(super) fn keep(path: &Path, mode: u32, bytes: &[u8]) -> Result<(), Error> {
     if fs::read(path).is_ok_and(|there| there == bytes) {
         return Ok(());
     }
@@ -175,7 +193,8 @@ mod tests {
         fn init(&self, store: &str, escrow: &str) -> Result<Made, Error> {
             let (name, path, escrow) = ("s".parse().unwrap(), self.path(store), self.path(escrow));
             let place = NewPlace::Directory(&path);
-            let request = Request { store: &name, place, escrow: Some(&escrow), owner: None, identity: None };
+            let request =
+                Request { store: &name, place, escrow: Some(&escrow), owner: None, identity: None, recovery: None };
             init(&self.path("etc/c.toml"), &request)
         }
     }

@@ -1,7 +1,9 @@
 //! What a verb does. Each takes typed requests and gives typed answers; [`crate::cli`] has the words.
 
 pub mod attach;
+pub mod audit;
 pub mod boot;
+pub mod clevis;
 pub mod container;
 pub mod detach;
 pub mod error;
@@ -23,3 +25,13 @@ pub mod setup;
 pub mod test;
 #[cfg(test)]
 mod tests;
+
+use crate::config::LeafName;
+
+/// Names of leaves, for JSON.
+fn as_texts<'a, S: serde::Serializer>(
+    names: impl IntoIterator<Item = &'a LeafName>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(names.into_iter().map(LeafName::as_str))
+}

@@ -3,12 +3,12 @@
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use crate::{
-    base::key::StoreName,
+    base::{key::StoreName, person::Attendant},
     config::{Config, LeafName, Policy},
     keys::store,
     sys::durable::{Folder, folder_of},
     unlock::container::{Container, Rotation, Use},
-    verbs::{container::record, error::Error, setup},
+    verbs::{as_texts, container::record, error::Error, setup},
 };
 
 /// What was changed.
@@ -29,10 +29,6 @@ fn as_text<S: serde::Serializer>(policy: &Policy, serializer: S) -> Result<S::Ok
     serializer.collect_str(policy)
 }
 
-fn as_texts<S: serde::Serializer>(names: &BTreeSet<LeafName>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(names.iter().map(LeafName::as_str))
-}
-
 /// Changes `opens` of a store and seals all keys anew. Run again after an interruption, it goes on: the configuration has the
 /// new policy first, and a rotation that is under way for another one is begun anew.
 pub fn change(
@@ -40,6 +36,7 @@ pub fn change(
     name: &StoreName,
     policy: &Policy,
     keep: Duration,
+    attendant: &Attendant,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Changed, Error> {
     let old = setup::configuration(config)?;
@@ -53,7 +50,8 @@ pub fn change(
     if before != *policy {
         write(config, &text)?;
     }
-    let new = setup::configuration(config)?;
+    let mut new = setup::configuration(config)?;
+    new.attendant = attendant.clone();
     let rotation = Container::open(&new, name, None, Use::Keys)?.rotate(keep, progress)?;
     record(&new, "container policy", name);
     let leaves = policy.leaves();
@@ -93,14 +91,12 @@ fn with_policy(text: &str, name: &StoreName, policy: &Policy) -> Result<String, 
     if read(&changed) == Some(expected) { Ok(changed) } else { Err(by_hand()) }
 }
 
-/// Writes the configuration, whole or not at all, with the mode that it has.
+/// Writes the configuration, whole or not at all, with the mode and the owner that it has.
 fn write(path: &Path, text: &str) -> Result<(), Error> {
     let write = || {
         let path = path.canonicalize()?;
-        let permissions = fs::metadata(&path)?.permissions();
         let name = path.file_name().and_then(|name| name.to_str()).ok_or(std::io::ErrorKind::InvalidInput)?;
-        Folder::lock(folder_of(&path))?.replace(name, text.as_bytes())?;
-        fs::set_permissions(&path, permissions)
+        Folder::lock(folder_of(&path))?.replace_content(name, text.as_bytes())
     };
     write().map_err(Error::io(format!("write {}", path.display())))
 }

@@ -1,6 +1,7 @@
 //! A new store in the configuration. Nothing is written before all of it is known to be usable.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
@@ -9,7 +10,7 @@ use std::{
 
 use crate::{
     base::key::StoreName,
-    config::{Config, ConfigError, IdentitySpec},
+    config::{Config, ConfigError, IdentitySpec, LeafName},
     keys::{
         seal::identities,
         store::{self, Directory},
@@ -72,6 +73,22 @@ pub struct NewStore<'a> {
     pub escrow: Option<&'a Path>,
     /// The owner's private key on this host.
     pub identity: Option<&'a IdentitySpec>,
+    /// A leaf that a recovery key opens, and its file.
+    pub recovery: Option<&'a (LeafName, PathBuf)>,
+}
+
+/// The name of a new leaf for a recovery key, and its file beside the configuration.
+pub fn new_leaf(config: &Path, folder: &Path) -> Result<(LeafName, PathBuf), Error> {
+    let taken = match configuration(config) {
+        Err(ConfigError::Missing(_)) => BTreeMap::default(),
+        config => config?.leaves,
+    };
+    let names = std::iter::once("paper".to_owned()).chain((2..).map(|number| format!("paper{number}")));
+    let mut names = names.filter_map(|name| name.parse::<LeafName>().ok());
+    let name = names.find(|name| !taken.contains_key(name));
+    let name = name.ok_or_else(|| Error::Usage("there is no name left for a leaf".to_owned()))?;
+    let file = folder.join(format!("{name}.json"));
+    Ok((name, file))
 }
 
 /// A configuration that has one section more than its file has.
@@ -105,6 +122,11 @@ impl NewStore<'_> {
         });
         let identity = self.identity.map(|identity| text(&identity.to_string())).unwrap_or_default();
         lines.push(format!("identities = [{identity}]\n"));
+        if let Some((leaf, file)) = self.recovery {
+            let escrow = self.escrow.map_or("", |_| " escrow,");
+            lines.insert(lines.len() - 1, format!("opens = \"any(owner,{escrow} hosts, {leaf})\""));
+            lines.push(format!("[leaves.{leaf}]\nrecovery = {}\n", path(file)));
+        }
         lines.join("\n")
     }
 }

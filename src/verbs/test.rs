@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     base::key::{KeyReference, Place},
-    config::Config,
+    config::{Config, LeafName},
     keys::{
         seal::{Told, identities},
         store,
@@ -21,6 +21,7 @@ use crate::{
         container::Source,
     },
     verbs::{
+        as_texts,
         boot::{
             self, BootError, Planned, Which,
             image::{self, Image, KeptOut},
@@ -56,6 +57,9 @@ pub struct Passed {
     /// What each part of the container's policy said, if it has one of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<Told>,
+    /// Leaves whose servers have newer keys than those that the container key is sealed to.
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_texts")]
+    pub outdated: Vec<LeafName>,
     /// How long it took, in seconds.
     pub seconds: f64,
 }
@@ -111,8 +115,10 @@ pub fn try_out(config: &Config, request: Request<'_>) -> Result<Passed, Error> {
     }
     proven.record("test");
     let source = named(tried.source, config, &reference)?;
-    let policy = proven.told();
-    Ok(Passed { key: reference.clone(), source, policy, steps: clock.steps, seconds: rounded(clock.start.elapsed()) })
+    let (policy, seconds) = (proven.told(), rounded(clock.start.elapsed()));
+    // Only then were servers asked.
+    let outdated = policy.as_ref().map_or(Vec::new(), |_| proven.outdated_leaves());
+    Ok(Passed { key: reference.clone(), source, policy, outdated, steps: clock.steps, seconds })
 }
 
 fn header(volume: &Volume) -> String {

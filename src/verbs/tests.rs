@@ -126,6 +126,25 @@ fn another_volumes_mapping_is_never_taken_for_this_ones() {
 }
 
 #[test]
+fn a_mapping_that_is_there_answers_no_request_for_another_key() {
+    let site = Site::with("");
+    let (one, own) = formatted(&site, "a", false);
+    let (_, foreign) = formatted(&site, "b", false);
+    attached(&site, &one).unwrap();
+    let by = |key| {
+        let request = attach::Request { key: Some(key), ..attach_request(&one) };
+        attach::attach(&site.config, &site.backend, request)
+    };
+    assert!(by(own).unwrap().already_active);
+    let refused = by(foreign).err();
+    assert!(
+        matches!(refused, Some(Error::Unlock(unlock::Error::KeyRefused { source: SealError::OtherVolume { .. }, .. }))),
+        "{refused:?}"
+    );
+    assert_eq!(site.backend.names(), ["data"]);
+}
+
+#[test]
 fn the_key_of_another_volume_is_refused() {
     let site = Site::with("");
     let (one, _) = formatted(&site, "a", false);
@@ -177,7 +196,7 @@ fn a_key_from_before_a_re_encryption_no_longer_fits_and_import_keeps_the_new_one
             store: None,
             header: None,
             plain: None,
-            secret: passphrase,
+            secret: Some(passphrase),
             token: false,
             separation: Strictness::default(),
         },
@@ -291,7 +310,7 @@ fn import_keeps_the_key_that_a_passphrase_opens() {
         store: None,
         header: None,
         plain: None,
-        secret: SecretBytes::copy_of(secret).unwrap(),
+        secret: Some(SecretBytes::copy_of(secret).unwrap()),
         token: false,
         separation: Strictness::default(),
     };

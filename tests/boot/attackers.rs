@@ -20,9 +20,9 @@ pub const STORIES: &[Story] = &[
     ("a disk in place of the root's gets nothing of the host's other disks", beside_the_hosts_data),
     ("an attacker who types his passphrase at our prompt gets nothing", typed_by_the_attacker),
     ("the owner who types the passphrase has their system without the lockbox", typed_by_the_owner),
-    ("a machine that requires the latch reboots where no TPM proves it", required),
+    ("a machine that requires the latch powers off where no TPM proves it", required),
     ("dracut: a disk of the same UUID gets nothing", dracut_attack),
-    ("dracut: a machine that requires the latch reboots where no TPM proves it", dracut_required),
+    ("dracut: a machine that requires the latch powers off where no TPM proves it", dracut_required),
 ];
 
 /// Root's own programs could do the same a moment later. The victim's disk is plugged in for that: its key is in the
@@ -229,9 +229,13 @@ fn typed_by_the_owner(site: &Site, story: &str) {
 }
 
 /// Its TPM is not there, and one that hides until the boot is over is not either.
-fn reboots(machine: &mut Machine) {
+fn powers_off(machine: &mut Machine) {
     machine.see("PCR 15 is not extended: there is no TPM /dev/tpmrm0");
+    machine.see("next: the machine powers off; power it on again");
+    // And not again and again.
+    machine.see("reboot: Power down");
     machine.ends();
+    assert!(!machine.has_shown("falling back to the system's own unlock"), "{}", machine.shown);
     assert!(!machine.has_shown("BOOTED") && !machine.has_shown("Please unlock disk root: "), "{}", machine.shown);
 }
 
@@ -242,7 +246,7 @@ fn required_config(boxed: &Boxed) -> String {
 
 fn required(site: &Site, story: &str) {
     let parts = enrolled_parts(site, "required", "mkinitramfs", &values(site), required_config);
-    reboots(&mut site.start(story, &Parts { tpm: None, ..parts }));
+    powers_off(&mut site.start(story, &Parts { tpm: None, ..parts }));
 }
 
 fn dracut_attack(site: &Site, story: &str) {
@@ -273,5 +277,5 @@ fn boots_by_nobody(machine: &mut Machine) {
 fn dracut_required(site: &Site, story: &str) {
     let mut parts = enrolled_parts(site, "dracut-required", "dracut", &values(site), required_config);
     parts.append = format!("rd.luks.name={UUID}=root rd.shell=0 {}", parts.append);
-    reboots(&mut site.start(story, &Parts { tpm: None, ..parts }));
+    powers_off(&mut site.start(story, &Parts { tpm: None, ..parts }));
 }

@@ -12,12 +12,17 @@ use std::{
 use crate::{
     machine::{Parts, STATIC},
     site::{Boxed, PASSPHRASE, Site, UUID, tree},
+    sources,
     stories::{self, NET},
 };
 
 const LOCKBOX: &str = "[tpm]\nsite_key = \"site.pem\"\n[lockbox]\nhost = \"vm\"\nstore = \"box\"\nidentities = [\"tpm:host.tpm.pem\"]\n\
     lifetime_hours = 100\noffline = true\n[stores.box]\ntype = \"directory\"\npath = \"/srv/keys\"\nowner = \"owner.pem\"\n\
     no_escrow = true\n";
+
+/// A store that no volume of the boot needs.
+const NOTHING: &str =
+    "[stores.a]\ntype = \"directory\"\npath = \"/srv/keys\"\nowner = \"owner.pem\"\nno_escrow = true\n";
 
 /// Boots of each.
 const ROUNDS: usize = 3;
@@ -48,6 +53,33 @@ struct Took {
     processor_seconds: f64,
 }
 
+fn makers() -> [Maker; 2] {
+    let tools = Maker { name: "mkinitramfs", crypttab: "none luks,initramfs", append: String::new() };
+    let append = format!("rd.luks.name={UUID}=root rd.shell=0");
+    [tools, Maker { name: "dracut", crypttab: "none luks", append }]
+}
+
+/// Prints what each source of keys adds to an initramfs.
+pub fn grow(site: &Site) {
+    let makers = makers();
+    let bases = makers.each_ref().map(|maker| size(&base(site, maker)));
+    println!("\n| growth of the initramfs, MB | {} | {} |\n|---|---:|---:|", makers[0].name, makers[1].name);
+    let row = |name: &str, image: &dyn Fn(&Maker) -> PathBuf| {
+        let [tools, dracut] = std::array::from_fn(|at| format!("{:.2}", (size(&image(&makers[at])) - bases[at]) / 1e6));
+        println!("| {name} | {tools} | {dracut} |");
+    };
+    row("cryptattach, nothing to attach", &|maker| {
+        let name = format!("grow-none-{}", maker.name);
+        site.add(&name, "etc/crypttab", "");
+        site.initrd_by(maker.name, &name, NOTHING).path
+    });
+    for (what, name) in sources::KINDS {
+        row(what, &|maker| sources::initrd(site, &format!("grow-{name}-{}", maker.name), maker.name, name));
+    }
+    let binary = env!("CARGO_BIN_EXE_cryptattach");
+    println!("\nthe main binary: {} bytes", fs::metadata(binary).unwrap().len());
+}
+
 /// Prints the tables.
 pub fn compare(site: &Site) {
     let peers = tree(&[
@@ -61,9 +93,7 @@ pub fn compare(site: &Site) {
         "libtss2-tcti-swtpm0",
         "libtss2-rc0",
     ]);
-    let tools = Maker { name: "mkinitramfs", crypttab: "none luks,initramfs", append: String::new() };
-    let append = format!("rd.luks.name={UUID}=root rd.shell=0");
-    let dracut = Maker { name: "dracut", crypttab: "none luks", append };
+    let [tools, dracut] = makers();
     let groups = [
         vec![
             floor(site, &tools),

@@ -1,5 +1,5 @@
 //! The boot tests: the distribution's own initramfs, with our hook, boots a machine from an encrypted root. Run by
-//! `scripts/test vm`; its arguments are those of `cargo test`. The benchmark is an ignored story. Consoles are kept in
+//! `scripts/test vm`; its arguments are those of `cargo test`. The benchmarks are ignored stories. Consoles are kept in
 //! target/boot-logs.
 
 mod attackers;
@@ -10,6 +10,7 @@ mod machine;
 #[path = "../common/qemu.rs"]
 mod qemu;
 mod site;
+mod sources;
 mod stories;
 mod swift;
 #[path = "../common/tpm_process.rs"]
@@ -46,7 +47,10 @@ fn main() -> ExitCode {
             Ok(())
         })
     };
-    let mut trials: Vec<Trial> = stories::STORIES.iter().chain(attackers::STORIES).copied().map(trial).collect();
-    trials.push(trial(("bench-boot", |site, _| bench::compare(site))).with_ignored_flag(true));
+    let mut trials: Vec<Trial> =
+        [stories::STORIES, sources::STORIES, attackers::STORIES].concat().into_iter().map(trial).collect();
+    let benches: [Story; 2] =
+        [("bench-boot", |site, _| bench::compare(site)), ("bench-initramfs", |site, _| bench::grow(site))];
+    trials.extend(benches.into_iter().map(|bench| trial(bench).with_ignored_flag(true)));
     libtest_mimic::run(&arguments, trials).exit_code()
 }

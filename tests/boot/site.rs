@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use crate::{
     image,
     machine::{Machine, Parts},
+    sources::Sources,
     swift,
 };
 
@@ -43,6 +44,8 @@ pub struct Site {
     _tpm: TempDir,
     initrds: Mutex<BTreeMap<String, Initrd>>,
     boxed: OnceLock<Boxed>,
+    /// Once a story takes them.
+    pub sources: OnceLock<Sources>,
     /// PCRs 4 and 7 as the machines' firmware leaves them, once a machine has shown them.
     pub values: OnceLock<String>,
     /// The root's key in the network store, and in the directory on the stick.
@@ -59,9 +62,9 @@ impl Site {
         let temporary = |place| tempfile::Builder::new().prefix("cryptattach-site").tempdir_in(place).unwrap();
         let (folder, tpm) = (temporary("/var/tmp"), temporary("/tmp"));
         symlink(tpm.path(), folder.path().join("tpm")).unwrap();
-        let (initrds, boxed, values) = (Mutex::default(), OnceLock::new(), OnceLock::new());
+        let (initrds, boxed, sources, values) = (Mutex::default(), OnceLock::new(), OnceLock::new(), OnceLock::new());
         let (net, stick, net_data) = <(String, String, String)>::default();
-        let mut site = Self { tree, folder, _tpm: tpm, initrds, boxed, values, net, stick, net_data };
+        let mut site = Self { tree, folder, _tpm: tpm, initrds, boxed, sources, values, net, stick, net_data };
         site.sh("for name in net stick; do
                 openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out $name.owner.key
                 openssl pkey -in $name.owner.key -pubout -out $name.owner.pem

@@ -1,5 +1,7 @@
 //! The host layer: the built binary on real loop devices and FUSE. Needs root; run by `scripts/test host`.
 
+#[path = "../common/bao.rs"]
+mod bao;
 #[path = "../common/container_key.rs"]
 mod container_key;
 #[path = "../common/luks2.rs"]
@@ -23,7 +25,11 @@ mod tpm_process;
 mod wiretap;
 
 mod attach;
+mod audit;
+#[path = "bao.rs"]
+mod bao_stories;
 mod busy;
+mod clevis;
 mod container;
 mod disk;
 mod enrol;
@@ -31,6 +37,7 @@ mod exports;
 mod foreign;
 mod format;
 mod lockbox;
+mod person;
 mod policy;
 mod refusals;
 mod rotate;
@@ -40,6 +47,7 @@ mod separation;
 mod speed;
 #[path = "../common/store_suite.rs"]
 mod store_suite;
+mod subsets;
 mod tpm;
 mod tpm_attach;
 mod tpm_bus;

@@ -13,11 +13,13 @@ use openssl::{
 };
 use serde_json::Value;
 
-use super::{SealError, jwk};
+use super::{SealError, content, jwk};
 use crate::base::key::{JoseHeader, SecretBytes};
 
 /// Value of `alg`.
 pub const ALG: &str = "ECDH-ES+A256KW";
+/// Value of `alg` where the agreed key encrypts the content itself.
+pub const DIRECT: &str = "ECDH-ES";
 const KEY_BITS: u32 = 256;
 
 /// A key pair for one sealing.
@@ -40,6 +42,11 @@ pub fn shared<T: HasPrivate>(ours: &PKeyRef<T>, theirs: &PKeyRef<Public>) -> Res
 /// SHA-256 gives all 256 bits.
 pub fn wrapping_key(z: &SecretBytes, header: &JoseHeader) -> Result<SecretBytes, SealError> {
     concat_kdf(z, ALG, &party(header, "apu")?, &party(header, "apv")?)
+}
+
+/// The key that encrypts a content without a key in between: `ECDH-ES` alone, for `A256GCM`.
+pub fn content_key(z: &SecretBytes, header: &JoseHeader) -> Result<SecretBytes, SealError> {
+    concat_kdf(z, content::ENC, &party(header, "apu")?, &party(header, "apv")?)
 }
 
 fn concat_kdf(z: &SecretBytes, algorithm: &str, apu: &[u8], apv: &[u8]) -> Result<SecretBytes, SealError> {

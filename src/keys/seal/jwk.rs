@@ -13,7 +13,8 @@ use openssl::{
 use serde_json::{Map, Value, json};
 
 const P256: &str = "P-256";
-const COORDINATE_BYTES: usize = 32;
+/// Length of a coordinate, and of a private number.
+pub const COORDINATE_BYTES: usize = 32;
 
 /// The public key as JWK members (RFC 7518 section 6.2.1).
 pub fn of_p256<T: HasPublic>(key: &EcKeyRef<T>) -> Result<Value, ErrorStack> {

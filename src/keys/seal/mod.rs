@@ -35,6 +35,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod asking;
+pub mod clevis;
 mod content;
 mod ecdh_es;
 pub mod identities;
@@ -58,6 +60,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+pub use asking::Asking;
 pub use content::ContentKey;
 pub use identities::{ContainerKey, Entry, EntryContext, Identity, LockboxKey, OwnerKey, OwnerRecipient, TpmIdentity};
 pub use leaves::LeafError;
@@ -74,7 +77,7 @@ use crate::{
         },
     },
     config::{IdentitySpec, LeafName, TpmConfig},
-    keys::{net::http::Cancel, tpm::TpmError},
+    keys::tpm::TpmError,
 };
 
 /// Value of `typ` in the protected header.
@@ -204,6 +207,8 @@ pub struct Identities {
     leaves: Vec<(LeafName, Box<dyn leaves::Kind>)>,
     /// What people call the holders of keys, by key id.
     names: BTreeMap<String, String>,
+    /// Whom to ask for what persons have on paper or in mind.
+    asking: Asking,
 }
 
 impl Identities {
@@ -233,6 +238,18 @@ impl Identities {
         Self { leaves, names, ..self }
     }
 
+    /// A person is asked if nothing else opens a key.
+    pub fn with_person(self, asking: Asking) -> Self {
+        Self { asking, ..self }
+    }
+
+    /// Asks the person for a leaf of a sealed key now; its key is then known to all that asks the same.
+    pub fn ask_person(&self, sealed: &SealedKey, name: &LeafName) -> Result<(), SealError> {
+        let node = Node::of(sealed)?;
+        let leaf = node.persons(&self.leaves).into_iter().find(|leaf| leaf.name == name);
+        asking::ask_now(&self.asking, leaf.ok_or_else(|| LeafError::NotSealedTo(name.to_string()))?)
+    }
+
     /// Opens a sealed key and checks that it is what was asked for.
     pub fn open(&self, sealed: &SealedKey, expected: &Expected) -> Result<Opened, SealError> {
         let context = sealed.claimed_context()?;
@@ -248,7 +265,9 @@ impl Identities {
 
     /// The content; and if a policy decides who has it, what each part of that said.
     fn decrypt_and_tell(&self, sealed: &SealedKey) -> (Result<SecretBytes, SealError>, Option<Told>) {
-        if tree::is_plain(sealed) {
+        // A leaf may be asked for an entry that looks like anybody's.
+        let is_asked = |entry: &JweRecipient| self.leaves.iter().any(|(_, leaf)| leaf.is_for(&entry.header));
+        if tree::is_plain(sealed) && !sealed.recipients.iter().any(is_asked) {
             return (self.decrypt_plain(sealed), None);
         }
         let node = sealed.protected_header().map_err(SealError::from).and_then(|protected| {
@@ -259,9 +278,13 @@ impl Identities {
             Ok(node) => node,
             Err(error) => return (Err(error), None),
         };
-        let openers = tree::Openers { identities: &self.identities, leaves: &self.leaves, names: &self.names };
-        let (content, told) = openers.content(&node, &Cancel::never());
+        let (content, told) = self.open_node(&node);
         (content, Some(told))
+    }
+
+    /// The leaves of a sealed key's policy whose servers have newer keys than those that it is sealed to.
+    pub fn outdated(&self, sealed: &SealedKey) -> Vec<LeafName> {
+        Node::of(sealed).map(|node| self.openers(&[]).outdated(&node)).unwrap_or_default()
     }
 
     fn decrypt_plain(&self, sealed: &SealedKey) -> Result<SecretBytes, SealError> {
@@ -474,6 +497,9 @@ impl Advice for SealError {
                 "check that this is the right device, and the right key for it ('cryptattach key list' shows them)"
             }
             Self::Tpm(error) => return error.next_step(),
+            Self::PolicyNotMet(told) if told.lacks_a_person() => {
+                "a person can open it: run this at a terminal, or with --answer FILE"
+            }
             Self::PolicyNotMet(_) | Self::TooFewShares { .. } => {
                 "bring back enough of the leaves that failed; the escrow key opens it, too, if the policy names it"
             }

@@ -1,9 +1,12 @@
 //! Shamir's secret sharing over the largest prime of 256 bits, p = 2^256 - 189, in the form of clevis' pin `sss`: a share is
 //! `x || y`, 32 bytes each.
 //!
+//! clevis draws another prime for each split; its splits are combined by libcrypto ([`combine_over`]).
+//!
 //! The arithmetic takes the same time for all values: it has no branch and no index that depends on one. The `x` of a share
 //! and how many there are is no secret.
 
+use openssl::bn::{BigNum, BigNumContext};
 use zeroize::Zeroize;
 
 use super::SealError;
@@ -197,10 +200,42 @@ pub fn combine(shares: &[SecretBytes]) -> Result<SecretBytes, SealError> {
     Ok(bytes)
 }
 
+/// The same over a modulus that somebody else has drawn, as clevis does for each split; it is odd. The coefficients are
+/// computed of what is no secret, so a secret number meets libcrypto's arithmetic once in each multiplication and addition.
+pub fn combine_over(modulus: &[u8; BYTES], shares: &[SecretBytes]) -> Result<SecretBytes, SealError> {
+    let not_a_share = || SealError::Unsupported("a share of its threshold has the wrong form".to_owned());
+    let number = |bytes: &[u8]| BigNum::from_slice(bytes);
+    let (modulus, mut context) = (number(modulus)?, BigNumContext::new()?);
+    let xs = shares.iter().map(|share| share.expose().get(..BYTES).ok_or_else(not_a_share));
+    let xs = xs.map(|x| Ok(number(x?)?)).collect::<Result<Vec<_>, SealError>>()?;
+    let mut secret = BigNum::new()?;
+    for (at, share) in shares.iter().enumerate() {
+        let (mut coefficient, mut factor, mut inverse) = (BigNum::from_u32(1)?, BigNum::new()?, BigNum::new()?);
+        for (_, other) in xs.iter().enumerate().filter(|(other, _)| *other != at) {
+            factor.mod_sub(other, &xs[at], &modulus, &mut context)?;
+            // There is no inverse if a share comes twice, or if the modulus is no prime.
+            inverse.mod_inverse(&factor, &modulus, &mut context).map_err(|_| not_a_share())?;
+            factor.mod_mul(&inverse, other, &modulus, &mut context)?;
+            inverse.mod_mul(&coefficient, &factor, &modulus, &mut context)?;
+            std::mem::swap(&mut coefficient, &mut inverse);
+        }
+        let y = share.expose().get(BYTES..SHARE_BYTES).filter(|_| share.len() == SHARE_BYTES);
+        let (mut y, mut part) = (number(y.ok_or_else(not_a_share)?)?, BigNum::new()?);
+        part.mod_mul(&y, &coefficient, &modulus, &mut context)?;
+        inverse.mod_add(&secret, &part, &modulus, &mut context)?;
+        std::mem::swap(&mut secret, &mut inverse);
+        [&mut y, &mut part, &mut inverse].into_iter().for_each(|number| number.clear());
+    }
+    let mut bytes = secret.to_vec_padded(BYTES as i32)?;
+    secret.clear();
+    let secret = SecretBytes::copy_of(&bytes);
+    bytes.zeroize();
+    Ok(secret?)
+}
+
 #[cfg(test)]
 mod tests {
     use base64ct::{Base64UrlUnpadded, Encoding};
-    use openssl::bn::{BigNum, BigNumContext};
     use proptest::prelude::*;
 
     use super::*;
@@ -239,6 +274,7 @@ mod tests {
         for (least, all) in [(1, 1), (1, 3), (2, 3), (3, 5), (7, 7)] {
             let (secret, shares) = split(least, all).unwrap();
             assert!(combine(&shares[all - least..]).unwrap() == secret);
+            assert!(combine_over(&PRIME, &shares[all - least..]).unwrap() == secret);
             assert!(combine(&shares[..least]).unwrap() == secret);
             assert!(least == 1 || combine(&shares[..least - 1]).unwrap() != secret);
         }
@@ -254,6 +290,10 @@ mod tests {
         for strange in [share(&[0; 32], &[1; 32]), share(&PRIME, &[1; 32]), share(&[2; 32], &[0xff; 32])] {
             assert!(combine(&[one(), strange]).is_err());
         }
+        assert!(combine_over(&PRIME, &twice).is_err());
+        assert!(combine_over(&PRIME, &[one(), share(&[2; 32], &[1; 31])]).is_err());
+        assert!(combine_over(&PRIME, &[one(), share(&[2; 32], &[1; 33])]).is_err());
+        assert!(combine_over(&PRIME, &[share(&[2; 16], &[])]).is_err());
         assert!(combine(&[one(), share(&[2; 32], &[1; 31])]).is_err());
         assert!(combine(&[one(), share(&[2; 32], &[1; 33])]).is_err());
     }

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// What servers are trusted by unless clouds.yaml names an authority (Debian's ca-certificates).
-const SYSTEM_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+pub const SYSTEM_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// A service of a cloud, as the configuration names it.
 pub struct Service<'a> {

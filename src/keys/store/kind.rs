@@ -14,7 +14,7 @@ use crate::{
     base::key::{Place, StoreName},
     config::{Config, ConfigError, LeafName, Section, StoreConfig},
     keys::{
-        net::{Caller, http},
+        net::{Caller, bao, http},
         seal::leaves,
     },
 };
@@ -161,6 +161,9 @@ pub fn with_host_keys() -> String {
 
 /// Refuses a configuration that a kind of store does not understand, or that does not say whom keys are sealed to.
 pub fn check(config: &Config) -> Result<(), ConfigError> {
+    for server in config.servers.values() {
+        bao::urls(server)?;
+    }
     for (name, store) in &config.stores {
         let (kind, sealing) = (kind(store)?, &store.sealing);
         // Where sealed or not is a choice: sealed, the choice of escrow has to be made.
@@ -244,7 +247,7 @@ mod tests {
             ("type = 'directory'\n", "missing field `path`"),
             ("type = 'swift'\nclod = 'c'\n", "unknown field `clod`"),
             ("type = 'barbican'\npath = 'c'\n", "unknown field `path`"),
-            ("type = 'cloud'\n", "expected one of `directory`, `swift`, `barbican`, `tpm-nv`"),
+            ("type = 'cloud'\n", "expected one of `directory`, `swift`, `barbican`, `tpm-nv`, `bao`"),
         ];
         for (text, told) in cases {
             let error = checked(&format!("[stores.cinder]\n{text}")).map(drop).unwrap_err();

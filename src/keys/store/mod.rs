@@ -5,6 +5,7 @@
 
 use std::{borrow::Cow, path::PathBuf, sync::Arc};
 
+mod bao;
 mod barbican;
 mod cloud;
 mod consumers;
@@ -16,7 +17,9 @@ pub mod pem;
 mod swift;
 mod tpm_nv;
 
+pub use bao::Found as BaoFound;
 pub use barbican::Barbican;
+pub use cloud::SYSTEM_AUTHORITIES;
 pub use consumers::Consumers;
 pub use directory::Directory;
 pub use kind::{Access, Facts, Kind, Server, StoreType, check, kind, with_host_keys};
@@ -33,7 +36,7 @@ use crate::{
         },
     },
     config::{ConfigError, StoreConfig},
-    keys::net::{AuthError, Caller, SendError},
+    keys::net::{AuthError, Caller, SendError, bao::BaoError},
 };
 
 /// A dictionary from key id to sealed key.
@@ -160,7 +163,7 @@ pub trait ObjectStore {
 }
 
 /// The kinds of stores.
-const KINDS: &[StoreType] = &[directory::TYPE, swift::TYPE, barbican::TYPE, tpm_nv::TYPE];
+const KINDS: &[StoreType] = &[directory::TYPE, swift::TYPE, barbican::TYPE, tpm_nv::TYPE, bao::TYPE];
 
 /// The store of a kind that a part of the configuration describes; `caller` is what a hook's caller brings.
 pub fn open(
@@ -259,15 +262,25 @@ pub enum StoreError {
     /// The TPM's NV memory.
     #[error(transparent)]
     Nv(#[from] NvError),
+    /// OpenBao.
+    #[error(transparent)]
+    Bao(Box<BaoError>),
     /// No memory for a secret.
     #[error(transparent)]
     Memory(#[from] SecretMemoryError),
 }
 
+impl From<BaoError> for StoreError {
+    fn from(error: BaoError) -> Self {
+        Self::Bao(Box::new(error))
+    }
+}
+
 impl StoreError {
     /// Whether the store does not let this user do that.
     pub fn is_denial(&self) -> bool {
-        matches!(self, Self::Denied { .. } | Self::Refused { .. })
+        let of_bao = |error: &BaoError| matches!(error, BaoError::Denied { .. });
+        matches!(self, Self::Denied { .. } | Self::Refused { .. }) || matches!(self, Self::Bao(error) if of_bao(error))
     }
 }
 
@@ -284,6 +297,7 @@ impl Advice for StoreError {
             Self::Unreachable { source, .. } => source.exit(),
             Self::Io { .. } | Self::Answer { .. } => Exit::StoreUnavailable,
             Self::Nv(error) => error.exit(),
+            Self::Bao(error) => error.exit(),
             Self::Memory(error) => error.exit(),
         }
     }
@@ -300,7 +314,7 @@ impl Advice for StoreError {
             }
             Self::Refused { hint, .. } => hint,
             Self::NoContainer { .. } => {
-                "'cryptattach container create' makes one; check 'container' and 'cloud' in the configuration"
+                "'cryptattach container create' makes one; check 'container' and 'cloud', or 'path', in the configuration"
             }
             Self::Auth(error) => return error.next_step(),
             Self::Config(error) => return error.next_step(),
@@ -309,6 +323,7 @@ impl Advice for StoreError {
             Self::Outdated { .. } => "run the command again: it starts from what is stored now",
             Self::Exists { .. } | Self::NoConsumer { .. } => return None,
             Self::Nv(error) => return error.next_step(),
+            Self::Bao(error) => return error.next_step(),
             Self::Memory(error) => return error.next_step(),
         };
         Some(step.into())

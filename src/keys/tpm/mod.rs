@@ -10,6 +10,7 @@
 //! | [`latch()`] | the end of a key's use in this boot: PCR 15, extended and read back |
 //! | [`Counter`] | the NV counter that retires old signatures |
 //! | [`NvMemory`] | NV indices that hold bytes: the key store `tpm-nv` |
+//! | [`AuditIndex`] | the NV index that anchors the audit record |
 //! | [`Vendor`] | who made the TPM, and whether it is a chip |
 //! | [`EndorsementKind`], [`Certified`] | how a TPM proves what it is and what it holds |
 //! | [`EventLog`] | what the firmware and the boot loader say they have measured |
@@ -18,6 +19,7 @@
 //! encrypts parameters. Sessions and loaded objects are given back when their values are dropped.
 
 mod attestation;
+mod audit_index;
 mod boot;
 mod commands;
 mod connection;
@@ -41,6 +43,7 @@ mod signature;
 mod vendor;
 
 pub use attestation::Certified;
+pub use audit_index::AuditIndex;
 pub use boot::{BootChain, Exposure, exposures};
 pub use commands::{Created, SessionKind};
 pub use connection::{StorageRoot, Tpm};

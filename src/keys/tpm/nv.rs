@@ -14,7 +14,7 @@ use crate::base::key::SecretBytes;
 /// Anyone reads, by the empty password; the owner writes. No dictionary attack protection, for there is nothing to guess. Bits
 /// of TPMA_NV (TPM 2.0 Part 2, section 13.4).
 pub(super) const OWNERS_TO_READ: u32 = OWNER_WRITE | OWNER_READ | AUTH_READ | NO_DA;
-const OWNER_WRITE: u32 = 1 << 1;
+pub(super) const OWNER_WRITE: u32 = 1 << 1;
 const OWNER_READ: u32 = 1 << 17;
 const AUTH_READ: u32 = 1 << 18;
 const NO_DA: u32 = 1 << 25;
@@ -51,6 +51,12 @@ pub struct NvIndex {
 /// The owner, who may write, in an authenticated session.
 pub struct NvOwner<'t> {
     session: Handle<'t>,
+}
+
+impl NvOwner<'_> {
+    pub(super) fn session(&self) -> &Handle<'_> {
+        &self.session
+    }
 }
 
 impl NvIndex {
@@ -119,7 +125,8 @@ impl<'t> NvMemory<'t> {
     pub fn look(&self, number: u32, head: u16) -> Result<Option<NvIndex>, TpmError> {
         if_there(|| {
             let handle = self.handle(number)?;
-            let (public, _) = self.tpm.esys().nv_public(&handle, None)?;
+            // Others may have made one in our range whose name is not under SHA-256.
+            let (public, _) = self.tpm.esys().nv_public_of_any(&handle, None)?;
             let mut index = NvIndex { number, public, head: Vec::new() };
             if index.is_ours() && index.is_written() && !index.is_locked() {
                 index.head = self.tpm.esys().nv_read(&handle, head.min(index.bytes()), 0)?;

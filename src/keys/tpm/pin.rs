@@ -1,15 +1,9 @@
 //! Where a key's PIN comes from: a file, or the person at the terminal.
 
-use std::{
-    fs::{File, OpenOptions},
-    io::{Read, Write},
-    path::Path,
-};
-
-use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+use std::{fs::File, io::Read, path::Path};
 
 use super::TpmError;
-use crate::{base::key::SecretBytes, config::TpmConfig};
+use crate::{base::key::SecretBytes, config::TpmConfig, sys::terminal};
 
 /// The longest PIN or password: the size of the TPM's authorization values under SHA-256.
 const MOST_BYTES: usize = 32;
@@ -30,15 +24,8 @@ pub fn first_line(path: &Path) -> Result<SecretBytes, TpmError> {
 
 /// Asks at the terminal, unseen.
 pub fn ask(question: &str) -> Result<SecretBytes, TpmError> {
-    let path = Path::new("/dev/tty");
-    let Ok(mut terminal) = OpenOptions::new().read(true).write(true).open(path) else { return Err(TpmError::NoPin) };
-    let failed = |source| TpmError::File { action: "ask at", path: path.to_owned(), source };
-    terminal.write_all(question.as_bytes()).map_err(failed)?;
-    let hidden = Hidden::on(terminal.try_clone().map_err(failed)?).map_err(|error| failed(error.into()))?;
-    let pin = line_of(&mut terminal, path);
-    drop(hidden);
-    terminal.write_all(b"\n").map_err(failed)?;
-    pin
+    let pin = terminal::ask(question, &|| false).ok().flatten().filter(|pin| !pin.is_empty()).ok_or(TpmError::NoPin)?;
+    if pin.len() > MOST_BYTES { Err(too_long(Path::new(terminal::PATH))) } else { Ok(pin) }
 }
 
 /// The first line, byte by byte into secret memory.
@@ -53,32 +40,14 @@ fn line_of(from: &mut File, path: &Path) -> Result<SecretBytes, TpmError> {
         }
         len += 1;
         if len > MOST_BYTES {
-            let why = format!("has a first line of more than {MOST_BYTES} bytes");
-            return Err(TpmError::Malformed { path: path.to_owned(), why });
+            return Err(too_long(path));
         }
     }
     line.truncate(len);
     if line.is_empty() { Err(TpmError::NoPin) } else { Ok(line) }
 }
 
-/// A terminal that does not show what is typed, until this is dropped.
-struct Hidden {
-    terminal: File,
-    before: Termios,
-}
-
-impl Hidden {
-    fn on(terminal: File) -> nix::Result<Self> {
-        let before = tcgetattr(&terminal)?;
-        let mut hidden = before.clone();
-        hidden.local_flags.remove(LocalFlags::ECHO);
-        tcsetattr(&terminal, SetArg::TCSAFLUSH, &hidden)?;
-        Ok(Self { terminal, before })
-    }
-}
-
-impl Drop for Hidden {
-    fn drop(&mut self) {
-        let _ = tcsetattr(&self.terminal, SetArg::TCSAFLUSH, &self.before);
-    }
+fn too_long(path: &Path) -> TpmError {
+    let why = format!("has a first line of more than {MOST_BYTES} bytes");
+    TpmError::Malformed { path: path.to_owned(), why }
 }

@@ -4,6 +4,7 @@
 
 mod admitted;
 mod opens;
+mod rehearsal;
 mod rotation;
 mod tenant_keys;
 #[cfg(test)]
@@ -20,7 +21,8 @@ use std::{
 
 use uuid::Uuid;
 
-pub use opens::{public_keys, servers_to_open};
+pub use opens::{asks_people, logins, may_open_without_tpm, public_keys, servers_to_open};
+pub use rehearsal::{By, Rehearsal, rehearse};
 pub use rotation::Rotation;
 pub use tenant_keys::{Listed, TenantKeys};
 pub(in crate::unlock) use trust::Seen;
@@ -36,10 +38,11 @@ use crate::{
             BoundContext, ContainerKeyId, Epoch, HostName, KeyId, KeyReference, Location, Place, Ring, SealedKey,
             SecretBytes, SecretMemoryError, StoreName,
         },
+        person::Attendant,
     },
     config::{Config, Network, Sealing},
     keys::{
-        seal::{self, ContainerKey, Content, Expected, For, Identities, Opened, SealError, identities},
+        seal::{self, Asking, ContainerKey, Content, Expected, For, Identities, Opened, SealError, identities},
         store::{self, KeyStore, Released, RingAnswer, Stored, parse_endpoints},
     },
     unlock::{Error, lockbox::Lockbox, tenant::Tenant},
@@ -66,6 +69,10 @@ pub struct Container {
     used: Use,
     /// On whose behalf a hook uses it; `None` if this host does so for itself.
     tenant: Option<Tenant>,
+    /// Which person to ask for what opens it; nobody for a tenant.
+    asking: Asking,
+    /// What alone may open it, in place of all that this host has.
+    alone: Option<Identities>,
 }
 
 /// How a container is used.
@@ -149,6 +156,13 @@ impl Container {
             lockbox,
             is_lockbox_weaker: opens::is_lockbox_weaker(config, store_config),
             used,
+            asking: Asking {
+                attendant: if tenant.is_none() { config.attendant.clone() } else { Attendant::default() },
+                of: format!("container '{name}'"),
+                patience: config.boot.prompt_after,
+                ..Asking::default()
+            },
+            alone: None,
         })
     }
 
@@ -268,7 +282,11 @@ impl Container {
             }
             None => Error::ContainerKeyRefused { id: id.clone(), source },
         };
-        let key = ContainerKey::open(&keys.get(epoch)?, &self.identities()?, &id);
+        let sealed = keys.get(epoch)?;
+        let key = match &self.alone {
+            Some(alone) => ContainerKey::open(&sealed, alone, &id),
+            None => ContainerKey::open(&sealed, &self.identities()?, &id),
+        };
         let key = Arc::new(key.map_err(refused)?);
         opened.insert(epoch, key.clone());
         Ok(key)

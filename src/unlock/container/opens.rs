@@ -11,10 +11,12 @@ use crate::{
         hex,
         key::{Location, Place},
     },
-    config::{Config, ConfigError, LeafName, Network, Policy, Sealing, StoreConfig},
+    config::{Config, ConfigError, IdentitySpec, LeafName, Network, Policy, Sealing, StoreConfig},
     keys::{
         seal::{
             self, ContainerKey, Identities, Identity, Node, Recipient, SealError, Shape, Threshold, Told,
+            clevis::Whom,
+            identities,
             leaves::{self, Kind},
         },
         store::Server,
@@ -54,22 +56,48 @@ pub fn servers_to_open(config: &Config, store: &StoreConfig, is_host: bool) -> R
     if servers.is_empty() {
         return Ok(servers);
     }
+    // A public key that is not here says nothing, so the servers are waited for.
+    let is_met = is_met(config, sealing, &leaves, &sealing.identities, is_host, false);
+    Ok(if is_met { Vec::new() } else { servers })
+}
+
+/// Whether servers and identities that need no TPM may open the container, so that a TPM that does not come is no reason not to try.
+pub fn may_open_without_tpm(config: &Config, store: &StoreConfig, is_host: bool) -> Result<bool, Error> {
+    let StoreConfig { sealing, network, .. } = store;
+    let leaves = leaves_of(sealing, *network)?;
+    let without_tpm = |spec: &&IdentitySpec| !identities::need_tpm([*spec]);
+    let specs: Vec<_> = sealing.identities.iter().filter(without_tpm).cloned().collect();
+    Ok(sealing.has_policy() && is_met(config, sealing, &leaves, &specs, is_host, true))
+}
+
+/// Whether the policy is met by what these identities open, if servers give their shares, or if none does.
+fn is_met(
+    config: &Config,
+    sealing: &Sealing,
+    leaves: &Leaves,
+    identities: &[IdentitySpec],
+    is_host: bool,
+    servers_give: bool,
+) -> bool {
     // What cannot be read opens nothing.
-    let identities = Identities::read(&sealing.identities, &sealing.tpm).unwrap_or_default();
-    let opens = |shapes: Vec<Shape>| shapes.iter().any(|shape| identities.has(shape));
-    let passes = |name: &LeafName| {
+    let identities = Identities::read(identities, &sealing.tpm).unwrap_or_default();
+    sealing.policy.is_met_by(&|name| {
         if name.as_str() == LeafName::HOSTS && is_host {
             return true;
         }
         // What it would take to ask is what is judged.
         if leaves.iter().any(|(leaf, kind)| leaf == name && !kind.servers().is_empty()) {
-            return false;
+            return servers_give;
         }
-        // A public key that is not here says nothing, so the servers are waited for.
-        recipients_of_leaf(sealing, &leaves, name, &config.state)
-            .is_ok_and(|of| opens(of.iter().map(|recipient| recipient.shape()).collect()))
-    };
-    Ok(if sealing.policy.is_met_by(&passes) { Vec::new() } else { servers })
+        recipients_of_leaf(sealing, leaves, name, &config.state)
+            .is_ok_and(|of| of.iter().any(|recipient| identities.has(&recipient.shape())))
+    })
+}
+
+/// Whether a person may have to be asked before a container opens.
+pub fn asks_people(store: &StoreConfig) -> Result<bool, Error> {
+    let leaves = leaves_of(&store.sealing, store.network)?;
+    Ok(leaves.iter().any(|(_, leaf)| leaf.person().is_some()))
 }
 
 /// The files of public keys that tell what of a policy this host opens by itself, for an initramfs. Without them a boot would
@@ -82,6 +110,15 @@ pub fn public_keys(store: &StoreConfig) -> Result<Vec<PathBuf>, Error> {
     let leaves = leaves_of(&store.sealing, store.network)?;
     let of_leaves = leaves.iter().flat_map(|(_, leaf)| leaf.files()).map(Path::to_owned);
     Ok(owner.iter().chain(hosts).map(|file| file.to_path_buf()).chain(of_leaves).collect())
+}
+
+/// The files with which leaves of the policy log in, and whether that and a way to the servers are enough to open the
+/// container.
+pub fn logins(store: &StoreConfig) -> Result<(Vec<PathBuf>, bool), Error> {
+    let leaves = leaves_of(&store.sealing, store.network)?;
+    let files = leaves.iter().filter_map(|(_, leaf)| leaf.login()).map(Path::to_owned).collect();
+    let asks = |name: &LeafName| leaves.iter().any(|(leaf, kind)| leaf == name && !kind.servers().is_empty());
+    Ok((files, store.sealing.policy.is_met_by(&asks)))
 }
 
 /// Whether an entry of the lockbox opens a volume where the container's policy takes more than an admitted host, and nobody
@@ -108,8 +145,9 @@ fn place_of(policy: &Policy, leaves: &Leaves) -> Option<Place> {
                 at: Location::Server { host: server.host, port: server.port },
                 opens: true,
             });
-            // One server at several addresses: each of them gives the share.
-            let mut servers: Vec<_> = servers.collect();
+            // One server at several addresses: each of them gives the share, and so does what logs in there.
+            let login = leaf.login().map(|path| Place::path(format!("log-in of leaf {name}"), path, true));
+            let mut servers: Vec<_> = servers.chain(login).collect();
             return match servers.len() {
                 0 => None,
                 1 => servers.pop(),
@@ -148,6 +186,13 @@ impl Container {
     pub fn told(&self) -> Option<Told> {
         let opened = self.opened.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         opened.values().rev().find_map(|key| key.told().cloned())
+    }
+
+    /// The leaves whose servers have newer keys than those that the current container key is sealed to.
+    pub fn outdated_leaves(&self) -> Result<Vec<LeafName>, Error> {
+        let keys = self.container_keys()?;
+        let Some(current) = keys.current()? else { return Ok(Vec::new()) };
+        Ok(self.identities()?.outdated(&keys.get(current.epoch)?))
     }
 
     /// Whether a container key could be sealed by the policy now: all public keys are at hand.
@@ -191,6 +236,56 @@ impl Container {
         })
     }
 
+    /// Whom clevis is to seal to, so that it opens as the policy says; and the leaves that it does without, where others are
+    /// enough by themselves. Nothing is opened more easily than the policy allows.
+    pub fn for_clevis(&self) -> Result<(Whom, Vec<LeafName>), Error> {
+        let leaves = leaves_of(&self.sealing, self.network)?;
+        let mut without = Vec::new();
+        let policy = &self.sealing.policy;
+        let whom = self.clevis_of(policy, &leaves, &mut without)?.map_err(|leaf| Error::NotForClevis {
+            container: self.name.clone(),
+            leaf: leaf.clone(),
+            policy: policy.clone(),
+        });
+        Ok((whom?, without))
+    }
+
+    /// The inner error is a leaf that clevis cannot do without.
+    fn clevis_of<'a>(
+        &self,
+        policy: &'a Policy,
+        leaves: &Leaves,
+        without: &mut Vec<LeafName>,
+    ) -> Result<Result<Whom, &'a LeafName>, Error> {
+        let (least, of) = match policy {
+            Policy::Leaf(name) => {
+                let whom = leaves.iter().find(|(leaf, _)| leaf == name).and_then(|(_, leaf)| leaf.clevis(&self.state));
+                return Ok(whom.transpose()?.ok_or(name));
+            }
+            Policy::Any(of) => (None, of),
+            Policy::Threshold { least, of } => (Some(*least), of),
+        };
+        let (mut whom, mut lacking) = (Vec::new(), Vec::new());
+        for policy in of {
+            match self.clevis_of(policy, leaves, without)? {
+                Ok(one) => whom.push(one),
+                Err(leaf) => lacking.push(leaf),
+            }
+        }
+        Ok(match (least, lacking.first()) {
+            (Some(least), None) => Ok(Whom::Threshold { least, of: whom }),
+            (Some(_), Some(leaf)) => Err(*leaf),
+            (None, first) => match (Whom::any(whom), first) {
+                (Some(any), _) => {
+                    without.extend(lacking.iter().copied().cloned());
+                    Ok(any)
+                }
+                (None, Some(leaf)) => Err(*leaf),
+                (None, None) => return Err(Error::NoOwner(self.name.clone())),
+            },
+        })
+    }
+
     fn shape_of(&self, key: &ContainerKey) -> Result<BTreeSet<Shape>, Error> {
         Ok(self.key_recipients(key)?.iter().map(|recipient| recipient.shape()).collect())
     }
@@ -215,7 +310,12 @@ impl Container {
         let identities = Identities::read(&self.sealing.identities, &self.sealing.tpm)?.with(lockbox_key);
         let leaves = leaves_of(&self.sealing, self.network)?;
         let names = self.names_of_keys(&leaves);
-        Ok(identities.with_leaves(leaves, names))
+        Ok(identities.with_leaves(leaves, names).with_person(self.asking.clone()))
+    }
+
+    /// What people call the holders of keys.
+    pub(super) fn names(&self) -> Result<BTreeMap<String, String>, Error> {
+        Ok(self.names_of_keys(&leaves_of(&self.sealing, self.network)?))
     }
 
     /// What people call the holders of keys, as far as their public keys are on this host.

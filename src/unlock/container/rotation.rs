@@ -174,22 +174,14 @@ impl Container {
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Rotation, Error> {
         let ids = self.store.list()?;
-        let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let resealed = AtomicUsize::new(0);
         let (failed, left_alone) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
-        progress(0, ids.len());
-        let work = || {
-            while let Some(id) = ids.get(next.fetch_add(1, Ordering::Relaxed)) {
-                match self.reseal_one(id, target) {
-                    Ok(true) => drop(resealed.fetch_add(1, Ordering::Relaxed)),
-                    Ok(false) => {}
-                    Err(Error::NoAuthor(_)) => lock(&left_alone).push(*id),
-                    Err(error) => lock(&failed).push((*id, chain(&error))),
-                }
-                progress(done.fetch_add(1, Ordering::Relaxed) + 1, ids.len());
-            }
-        };
-        thread::scope(|scope| (0..WORKERS.min(ids.len())).for_each(|_| drop(scope.spawn(work))));
+        for_each(&ids, progress, &|id| match self.reseal_one(id, target) {
+            Ok(true) => drop(resealed.fetch_add(1, Ordering::Relaxed)),
+            Ok(false) => {}
+            Err(Error::NoAuthor(_)) => lock(&left_alone).push(*id),
+            Err(error) => lock(&failed).push((*id, chain(&error))),
+        });
         let (failed, left_alone) = (std::mem::take(&mut *lock(&failed)), std::mem::take(&mut *lock(&left_alone)));
         let resealed = resealed.into_inner();
         Ok(Rotation {
@@ -221,6 +213,19 @@ impl Container {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// Does this for each key, several at once; `progress` is told how many are done, and how many there are.
+pub(super) fn for_each(ids: &[KeyId], progress: &(dyn Fn(usize, usize) + Sync), work: &(dyn Fn(&KeyId) + Sync)) {
+    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    progress(0, ids.len());
+    let all = || {
+        while let Some(id) = ids.get(next.fetch_add(1, Ordering::Relaxed)) {
+            work(id);
+            progress(done.fetch_add(1, Ordering::Relaxed) + 1, ids.len());
+        }
+    };
+    thread::scope(|scope| (0..WORKERS.min(ids.len())).for_each(|_| drop(scope.spawn(all))));
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -15,7 +15,11 @@ use super::{
     initrd::Initrd,
     latch,
 };
-use crate::{config::Config, keys::seal::identities, verbs::error::Error};
+use crate::{
+    config::Config,
+    keys::seal::{identities, leaves},
+    verbs::error::Error,
+};
 
 /// What the doctor says of one thing.
 #[derive(Debug, Serialize)]
@@ -87,14 +91,12 @@ pub fn examine(config: &Config, path: &Path, crypttab: Option<&str>) -> Result<V
     findings.extend(libraries().iter().map(|library| examine_file(&initrd, "library", library)));
     findings.push(one_of(&initrd, "a script that starts cryptattach", &STARTS, "nothing calls cryptattach"));
     findings.push(one_of(&initrd, "a program that asks for a passphrase", &ASKS, "a person could not help"));
-    if image::needs_network(config, crypttab)? {
-        findings.push(one_of(&initrd, "a program that configures the network", &NETWORKS, "no store could be reached"));
-    }
     findings.extend(wanted.kept_out.iter().map(|kept_out| {
         let is = if initrd.find(&kept_out.path).is_some() { Health::Misplaced } else { Health::Missing };
         Finding::new(format!("file {}", kept_out.path.display()), is, Some(&kept_out.why))
     }));
     findings.extend(misplaced(config, &initrd, &wanted));
+    findings.extend(outdated(config));
     if latch::identity(config).is_some() {
         let is_systemd = initrd.find(Path::new(STARTS[1])).is_some();
         let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
@@ -118,6 +120,20 @@ const NETWORKS: [&str; 5] = [
     "/usr/sbin/NetworkManager",
     "/usr/sbin/dhclient",
 ];
+
+/// Servers of leaves that have newer keys than those that this host seals to, if they can be asked now.
+fn outdated(config: &Config) -> Vec<Finding> {
+    let of = |(name, leaf)| {
+        let kind = leaves::kind(name, leaf, config.network).ok()?;
+        let pinned = kind.pin(&config.state)?.pinned()?;
+        Some((name, kind, pinned))
+    };
+    let kinds: Vec<_> = config.leaves.iter().filter_map(of).collect();
+    let pinned: Vec<_> = kinds.iter().map(|(name, kind, kid)| (*name, &**kind, kid.clone())).collect();
+    let why = "its server has new keys; before the old ones are deleted there: 'cryptattach leaf pin', then 'cryptattach container rotate'";
+    let outdated = leaves::outdated(&pinned).into_iter();
+    outdated.map(|name| Finding::new(format!("leaf {name}"), Health::Advised, Some(why))).collect()
+}
 
 /// What is missing on the kernel's command line of a machine whose TPM opens its keys.
 fn advice(command_line: &str, is_systemd: bool) -> Vec<Finding> {
@@ -151,6 +167,9 @@ fn examine_part(initrd: &Initrd, part: &Part) -> Finding {
         Part::Program(path) => examine_file(initrd, "program", path),
         Part::File(path) => examine_file(initrd, "file", path),
         Part::Library(path) => examine_file(initrd, "library", path),
+        Part::Network => {
+            one_of(initrd, "a program that configures the network", &NETWORKS, "no store could be reached")
+        }
         Part::Module(name) => {
             let is = if has_module(initrd, name) { Health::Well } else { Health::Missing };
             Finding::new(part.to_string(), is, (is != Health::Well).then_some("the kernel cannot load it"))

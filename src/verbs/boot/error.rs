@@ -91,7 +91,11 @@ impl Advice for BootError {
             Self::TooLate { .. } => {
                 "check that it is plugged in, that its server runs, and that the initramfs has its driver ('cryptattach doctor --image')"
             }
-            Self::NotLatched { .. } | Self::StoreOpen { .. } => {
+            Self::NotLatched { required: true, .. } => {
+                "the machine powers off; power it on again. If this persists, find out what sits between it and its TPM. Without a working \
+                 TPM the volumes open by a passphrase in a rescue system only"
+            }
+            Self::NotLatched { required: false, .. } | Self::StoreOpen { .. } => {
                 "power the machine off and on; if this persists, find out what sits between this machine and its TPM"
             }
             Self::LockboxShut(_) => {

@@ -40,6 +40,8 @@ pub enum Part {
     Library(PathBuf),
     /// A kernel module, if the kernel has it as a module.
     Module(String),
+    /// A program that configures the network before the boot.
+    Network,
 }
 
 /// As a hook reads it: a word and a name.
@@ -50,6 +52,7 @@ impl fmt::Display for Part {
             Self::File(path) => write!(f, "file {}", path.display()),
             Self::Library(path) => write!(f, "library {}", path.display()),
             Self::Module(name) => write!(f, "module {name}"),
+            Self::Network => f.write_str("network"),
         }
     }
 }
@@ -108,12 +111,12 @@ pub fn image(config: &Config, crypttab: Option<&str>) -> Result<Image, Error> {
     image.lockbox(config, &volumes)?;
     image.tpm(config, &volumes)?;
     if needs_network_for(config, &stores)? {
-        image.parts.extend(network_modules().into_iter().map(Part::Module));
+        image.parts.extend(network_modules().into_iter().map(Part::Module).chain([Part::Network]));
     }
     Ok(image)
 }
 
-/// Whether a store that the boot may ask is reached over the network.
+/// Whether a store that this very boot may ask is reached over the network. Of a later boot, [`image`] tells.
 pub fn needs_network(config: &Config, crypttab: Option<&str>) -> Result<bool, Error> {
     needs_network_for(config, &stores(config, &Seen::all(&plan(config, crypttab, Which::This))))
 }
@@ -194,9 +197,14 @@ impl Image {
         let kind = store::kind(store)?;
         self.uses_tpm |= kind.needs_tpm();
         let releases = kind.may_keep_unsealed_keys() && !store.sealing.seals();
-        for file in kind.files()? {
+        let (logins, opens) = unlock::container::logins(store)?;
+        for file in kind.files()?.into_iter().filter(|file| !logins.contains(file)) {
             let is_secret = releases && !is_public(&file);
             self.secret_or_file(config, &file, is_secret, "a log-in there releases unsealed keys", volumes)?;
+        }
+        for file in &logins {
+            let what = "any machine in the network opens the container with it";
+            self.secret_or_file(config, file, opens, what, volumes)?;
         }
         for identity in &store.sealing.identities {
             self.identity(config, identity, volumes)?;
@@ -438,7 +446,9 @@ mod tests {
             let config = Config::parse(&text, &config.path).unwrap();
             let has_owner = || image(&config, None).unwrap().parts.contains(&Part::File(folder.path().join("o.pem")));
             assert!(has_owner(), "it tells whether this host opens the policy by itself");
-            needs_network(&config, None).unwrap()
+            let needs = image(&config, None).unwrap().parts.contains(&Part::Network);
+            assert_eq!(needs, needs_network(&config, None).unwrap(), "this boot is as the next one");
+            needs
         };
         assert!(of("any(hosts, t)") && !of("any(owner, hosts)"));
     }

@@ -93,6 +93,11 @@ pub fn sources_of(config: &Config, keys: &[KeyReference]) -> Vec<OpenedBy> {
     sources
 }
 
+/// The TPM, for people.
+fn of_tpm(device: &Path) -> String {
+    format!("the TPM {}", device.display())
+}
+
 /// Whether there is a way to a server, as far as this host knows.
 fn is_reachable(server: &store::Server) -> bool {
     match server.address() {
@@ -217,7 +222,13 @@ impl Sources {
     /// Waits for all that a store takes: its identities, file systems, the TPM, servers.
     fn await_store(&self, number: VolumeNo, name: &StoreName) -> Result<(), Error> {
         let store = self.config.store(name)?;
-        self.await_identities(number, &store.sealing.identities)?;
+        let specs = &store.sealing.identities;
+        if container::may_open_without_tpm(&self.config, store, false)? {
+            self.await_files_and_servers(number, specs)?;
+            self.await_tpm_a_while(number, specs)?;
+        } else {
+            self.await_identities(number, specs)?;
+        }
         let kind = store::kind(store)?;
         for path in kind.paths() {
             self.await_path(number, path)?;
@@ -230,18 +241,22 @@ impl Sources {
 
     /// Waits for a way to the servers that the store's policy takes, if it takes any.
     fn await_leaves(&self, number: VolumeNo, name: &StoreName, is_host: bool) -> Result<(), Error> {
-        let servers = container::servers_to_open(&self.config, self.config.store(name)?, is_host)?;
-        self.await_route(number, &servers)
+        let store = self.config.store(name)?;
+        let servers = container::servers_to_open(&self.config, store, is_host)?;
+        if !container::asks_people(store)? {
+            return self.await_route(number, &servers);
+        }
+        // Without a network a person has to be asked: the servers are tried as long as the boot lasts, but not waited for.
+        let what = "a route to the servers of the policy";
+        let patience = Instant::now() + self.config.boot.prompt_after;
+        let is_there = || servers.is_empty() || servers.iter().any(is_reachable);
+        let _ = self.wait_until(patience.min(self.deadline), number, Announced::Routes, what, is_there);
+        Ok(())
     }
 
     /// Waits for all that identities take: file systems, the TPM, servers.
     fn await_identities(&self, number: VolumeNo, specs: &[IdentitySpec]) -> Result<(), Error> {
-        for path in identities::files(specs) {
-            self.await_path(number, &path)?;
-        }
-        for spec in specs {
-            self.await_route(number, &identities::kind(spec).servers())?;
-        }
+        self.await_files_and_servers(number, specs)?;
         if identities::need_tpm(specs) {
             self.use_tpm()?;
             self.await_tpm(number)?;
@@ -249,9 +264,27 @@ impl Sources {
         Ok(())
     }
 
+    fn await_files_and_servers(&self, number: VolumeNo, specs: &[IdentitySpec]) -> Result<(), Error> {
+        for path in identities::files(specs) {
+            self.await_path(number, &path)?;
+        }
+        for spec in specs {
+            self.await_route(number, &identities::kind(spec).servers())?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the TPM where the policy can do without it: half as long as a person is waited for.
+    fn await_tpm_a_while(&self, number: VolumeNo, specs: &[IdentitySpec]) -> Result<(), Error> {
+        let Some(device) = self.config.tpm.device().filter(|_| identities::need_tpm(specs)) else { return Ok(()) };
+        self.use_tpm()?;
+        let deadline = self.deadline.min(Instant::now() + self.config.boot.prompt_after / 2);
+        self.wait_until(deadline, number, Announced::Devices, &of_tpm(&device), || device.exists()).map(drop)
+    }
+
     fn await_tpm(&self, number: VolumeNo) -> Result<(), Error> {
         let Some(device) = self.config.tpm.device() else { return Ok(()) };
-        self.wait(number, Announced::Devices, &format!("the TPM {}", device.display()), || device.exists())
+        self.wait(number, Announced::Devices, &of_tpm(&device), || device.exists())
     }
 
     /// The TPM may be asked for a key, unless the boot has settled that it is not.
@@ -308,21 +341,33 @@ impl Sources {
         number: VolumeNo,
         announced: Announced,
         what: &str,
-        mut is_there: impl FnMut() -> bool,
+        is_there: impl FnMut() -> bool,
     ) -> Result<(), Error> {
         let started = Instant::now();
+        match self.wait_until(self.deadline, number, announced, what, is_there)? {
+            true => Ok(()),
+            false => Err(BootError::TooLate { what: what.to_owned(), after: started.elapsed() }.into()),
+        }
+    }
+
+    /// Whether it came in time.
+    fn wait_until(
+        &self,
+        deadline: Instant,
+        number: VolumeNo,
+        announced: Announced,
+        what: &str,
+        mut is_there: impl FnMut() -> bool,
+    ) -> Result<bool, Error> {
         if is_there() {
-            return Ok(());
+            return Ok(true);
         }
         let look = || is_there().then_some(());
         let found = self.waits.during(number, what, || {
             let _ = self.reports.send(Report::Waiting);
-            announce::until(announced, self.deadline, look)
+            announce::until(announced, deadline, look)
         });
-        match found.map_err(Error::io(format!("listen to the kernel for {what}")))? {
-            Some(()) => Ok(()),
-            None => Err(BootError::TooLate { what: what.to_owned(), after: started.elapsed() }.into()),
-        }
+        Ok(found.map_err(Error::io(format!("listen to the kernel for {what}")))?.is_some())
     }
 
     /// Unmounts what was mounted for the boot.
@@ -350,5 +395,28 @@ mod tests {
         let over = sources();
         assert!(matches!(over.latch("").unwrap(), PcrLatch::NotWanted));
         assert!(over.await_identities(VolumeNo::FIRST, &identity).is_err());
+    }
+
+    #[test]
+    fn a_tpm_that_the_policy_can_do_without_is_waited_for_a_while_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, key) = (folder.path().join("c.toml"), folder.path().join("tpm.key"));
+        fs::write(&key, "-----BEGIN TSS2 PRIVATE KEY-----\n").unwrap();
+        let waits = |opens: &str| {
+            let store = "type = 'directory'\npath = 'a'\nescrow = 'e.pem'\nidentities = ['tpm:tpm.key']\n";
+            let leaves = "[leaves.tpm]\npublic = 'o.pem'\n[leaves.t1]\ntang = 'http://127.0.0.1:1'\n\
+                [leaves.t2]\ntang = 'http://127.0.0.1:2'\n";
+            let rest = "[tpm]\ntcti = 'device:/dev/none'\n[boot]\nprompt_after_seconds = 0.2\n";
+            fs::write(&path, format!("[stores.a]\n{store}opens = '{opens}'\n{leaves}{rest}")).unwrap();
+            let config = Arc::new(Config::read(&path).unwrap());
+            let started = Instant::now();
+            let sources = Sources::new(config, started + Duration::from_secs(2), mpsc::channel().0);
+            (sources.await_store(VolumeNo::FIRST, &"a".parse().unwrap()), started.elapsed())
+        };
+        let (awaited, after) = waits("any(escrow, 2 of (tpm, t1, t2))");
+        awaited.unwrap();
+        assert!((0.1..1.5).contains(&after.as_secs_f64()), "{after:?}");
+        let refused = waits("any(escrow, all(tpm, t1))").0.err();
+        assert!(matches!(refused, Some(Error::Boot(BootError::TooLate { .. }))), "{refused:?}");
     }
 }

@@ -4,6 +4,7 @@
 //! Nothing here waits without a bound, and nothing waits for another: each volume and each of its sources has a thread of
 //! its own, and whoever has the key first attaches the volume. What still runs at the end is left to end with the process.
 
+mod answers;
 pub mod command_line;
 pub mod crypttab_entries;
 pub mod doctor;
@@ -41,16 +42,18 @@ pub use plan::{Planned, Which, plan};
 pub use record::left_behind;
 
 use self::{
+    answers::Answers,
     key_source::{OpenedBy, Sources},
     latch::LatchNews,
     log::Logged,
+    mounts::Mounts,
     progress::{Action, Change, Progress, PromptNo},
     prompt::{Answer, Prompt},
     record::{Earlier, Record},
     volumes::{FoundVolume, VolumeNo},
 };
 use crate::{
-    base::chain::chain,
+    base::{chain::chain, person::Attendant},
     config::{Config, Latch},
     sys::sysfs::Sysfs,
     unlock::{
@@ -103,6 +106,8 @@ struct Boot {
     reports: Receiver<Report>,
     sender: Sender<Report>,
     prompt: Option<Prompt>,
+    /// For the sources that ask a person.
+    answers: Arc<Answers>,
     is_terminated: bool,
 }
 
@@ -141,6 +146,7 @@ fn finish_killed(config: &Config) -> Result<(), Error> {
     });
     let may_go_on = latched(&mut record, &news, event, config);
     shut_stores::shut(config, &mut record);
+    Mounts::left().unmount();
     shut_lockbox(&mut record, config, "the boot was ended before it was done".to_owned(), Lockbox::shut);
     record.end(&[], None);
     may_go_on
@@ -198,13 +204,26 @@ impl Boot {
         for store in config.stores.values_mut() {
             store.network.total_seconds = config.boot.total.as_secs_f64();
         }
-        let config = Arc::new(config);
         let Reports { sender, receiver: reports } = reports;
+        let answers = Answers::new(sender.clone());
+        config.attendant = Attendant::of(answers.clone());
+        let config = Arc::new(config);
         let earlier = Arc::new(Earlier::read());
         let record = Record::begin(&planned);
         let progress = Progress::new(config.clone(), planned, Instant::now());
         let sources = Arc::new(Sources::new(config.clone(), progress.deadline(), sender.clone()));
-        Self { config, progress, sources, record, earlier, reports, sender, prompt: None, is_terminated: false }
+        Self {
+            config,
+            progress,
+            sources,
+            record,
+            earlier,
+            reports,
+            sender,
+            prompt: None,
+            answers,
+            is_terminated: false,
+        }
     }
 
     /// Waits for each volume's device.
@@ -279,7 +298,8 @@ impl Boot {
                 let unlocked = Unlocked::by_passphrase(&found.volume, &passphrase).map_err(Error::from);
                 Change::Tried(number, unlocked.and_then(|unlocked| found.attach(&unlocked, OpenedBy::Passphrase)))
             }),
-            Action::ShowPrompt(prompt, volumes) => self.show_prompt(prompt, &volumes),
+            Action::ShowPrompt(prompt, volumes, question) => self.show_prompt(prompt, &volumes, question),
+            Action::Answer(answer) => self.answers.give(answer),
             Action::PromptAnswered => {
                 if let Some(prompt) = self.prompt.take() {
                     prompt.answered();
@@ -304,9 +324,14 @@ impl Boot {
         volumes.iter().map(|number| self.progress.volumes()[*number].planned.name.to_string()).collect()
     }
 
-    fn show_prompt(&mut self, number: PromptNo, volumes: &[VolumeNo]) {
+    fn show_prompt(&mut self, number: PromptNo, volumes: &[VolumeNo], question: Option<String>) {
         let names = self.names(volumes);
-        let text = format!("Please unlock disk {} (it is being opened automatically, too): ", names.join(", "));
+        let disks = names.join(", ");
+        let text = match question {
+            None => format!("Please unlock disk {disks} (it is being opened automatically, too): "),
+            Some(question) if names.is_empty() => question,
+            Some(question) => format!("Please unlock disk {disks} by its passphrase, or by a leaf. {question}"),
+        };
         match Prompt::show(&text, names.first().map(String::as_str).unwrap_or_default()) {
             Some(Ok((prompt, answer))) => {
                 self.record.prompt_shown(text);
@@ -356,7 +381,9 @@ impl Boot {
         shut_stores::shut(&self.config, &mut self.record);
         self.sources.unmount();
         self.take_what_was_said();
-        self.record.end(&left, time_is_over.then_some(self.config.boot.total));
+        // Nobody is asked for those on a machine that does not go on.
+        let asked_for = if may_go_on.is_ok() { &left[..] } else { &[] };
+        self.record.end(asked_for, time_is_over.then_some(self.config.boot.total));
         may_go_on?;
         let names = self.names(&left);
         if names.is_empty() { Ok(()) } else { Err(BootError::Unfinished(names).into()) }

@@ -12,10 +12,18 @@ use super::{
     opened::{self, Opened},
     volumes::{Awaited, FoundVolume, State, VolumeNo, Volumes},
 };
-use crate::{base::key::SecretBytes, config::Config, unlock, verbs::error::Error, volumes::header::VolumeError};
+use crate::{
+    base::key::SecretBytes,
+    config::Config,
+    unlock::{self, case},
+    verbs::error::Error,
+    volumes::header::VolumeError,
+};
 
 /// After an empty answer the prompt is shown again, but not at once: a program may answer so by itself, without end.
 const AFTER_ENTER: Duration = Duration::from_secs(1);
+/// A leaf of a policy is tried for about a second; meanwhile nobody is asked anew.
+const AFTER_ANSWER: Duration = Duration::from_secs(2);
 
 /// The number of a prompt; an answer to an earlier one does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +43,10 @@ pub enum Change {
     Answered(PromptNo, Option<SecretBytes>),
     /// What a person typed was tried on a volume.
     Tried(VolumeNo, Result<Opened, Error>),
+    /// A source asks for what a person has on paper or in mind: this question.
+    Wanted(String),
+    /// It has the key without.
+    NotWanted(String),
 }
 
 /// What is to be done.
@@ -43,8 +55,10 @@ pub enum Action {
     Ask(VolumeNo, Arc<FoundVolume>, OpenedBy),
     /// Open a volume by what a person typed, and attach it.
     Try(VolumeNo, Arc<FoundVolume>, Arc<SecretBytes>),
-    /// Ask a person for a passphrase of these volumes.
-    ShowPrompt(PromptNo, Vec<VolumeNo>),
+    /// Ask a person for a passphrase of these volumes, and what a source asks for.
+    ShowPrompt(PromptNo, Vec<VolumeNo>, Option<String>),
+    /// Give the sources that ask what a person typed; nothing if nobody answers.
+    Answer(Option<Arc<SecretBytes>>),
     /// A prompt's program has ended by itself.
     PromptAnswered,
     /// End a prompt, if there is one: nobody needs to answer it.
@@ -70,6 +84,8 @@ pub struct Progress {
     no_prompt_before: Instant,
     /// On how many volumes a passphrase is being tried.
     trying: usize,
+    /// What sources ask a person for.
+    wanted: Vec<String>,
 }
 
 impl Progress {
@@ -83,6 +99,7 @@ impl Progress {
             is_asking: false,
             no_prompt_before: start,
             trying: 0,
+            wanted: Vec::new(),
         }
     }
 
@@ -115,6 +132,14 @@ impl Progress {
             // That prompt was taken away.
             Change::Answered(..) => Vec::new(),
             Change::Tried(number, tried) => self.tried(number, tried, now),
+            Change::Wanted(question) => {
+                self.wanted.push(question);
+                Vec::new()
+            }
+            Change::NotWanted(question) => {
+                self.wanted.retain(|wanted| *wanted != question);
+                self.take_away().into_iter().collect()
+            }
         }
     }
 
@@ -127,7 +152,7 @@ impl Progress {
         awaited.state = State::Found(found.clone());
         let sources = sources_of(&self.config, &keys);
         if sources.is_empty() {
-            let error = unlock::Error::NoReference(found.volume.device.path.clone()).into();
+            let error = case::no_reference(&found.volume).into();
             return self.failed(number, OpenedBy::Device, error);
         }
         awaited.pending.clone_from(&sources);
@@ -149,13 +174,16 @@ impl Progress {
 
     fn attached(&mut self, number: VolumeNo, opened: Opened) -> Vec<Action> {
         self.volumes[number].state = State::Attached(opened.evidence.clone());
-        let mut actions = Vec::new();
-        if self.for_a_person().is_empty() {
-            self.forget_prompt();
-            actions.push(Action::TakePromptAway);
+        self.take_away().into_iter().chain([Action::TellAttached(number, opened)]).collect()
+    }
+
+    /// The prompt goes if nobody needs to answer it any more.
+    fn take_away(&mut self) -> Option<Action> {
+        if !self.wanted.is_empty() || !self.for_a_person().is_empty() {
+            return None;
         }
-        actions.push(Action::TellAttached(number, opened));
-        actions
+        self.forget_prompt();
+        Some(Action::TakePromptAway)
     }
 
     fn answered(&mut self, answer: Option<SecretBytes>, now: Instant) -> Vec<Action> {
@@ -167,10 +195,18 @@ impl Progress {
                 let passphrase = Arc::new(passphrase);
                 let tries = self.for_a_person();
                 self.trying += tries.len();
+                if !std::mem::take(&mut self.wanted).is_empty() {
+                    self.no_prompt_before = now + AFTER_ANSWER;
+                    actions.push(Action::Answer(Some(passphrase.clone())));
+                }
                 actions.extend(tries.into_iter().map(|(number, found)| Action::Try(number, found, passphrase.clone())));
             }
             // Nobody could answer: the next prompt would fare no better.
-            None => self.no_prompt_before = self.deadline,
+            None => {
+                self.no_prompt_before = self.deadline;
+                self.wanted.clear();
+                actions.push(Action::Answer(None));
+            }
         }
         actions
     }
@@ -178,7 +214,7 @@ impl Progress {
     fn tried(&mut self, number: VolumeNo, tried: Result<Opened, Error>, now: Instant) -> Vec<Action> {
         self.trying -= 1;
         // What is left is asked for again, once all have tried the passphrase.
-        self.no_prompt_before = now;
+        self.no_prompt_before = self.no_prompt_before.max(now);
         match tried {
             Ok(opened) => self.attached(number, opened),
             Err(Error::Unlock(unlock::Error::Volume(VolumeError::WrongPassphrase { .. }))) => {
@@ -205,8 +241,10 @@ impl Progress {
             return None;
         }
         let waiting = self.volumes.iter().filter(|(_, awaited)| awaited.for_a_person().is_some());
-        let first = waiting.map(|(_, awaited)| awaited.since).min()?;
-        Some((first + self.config.boot.prompt_after).max(self.no_prompt_before))
+        let first = waiting.map(|(_, awaited)| awaited.since + self.config.boot.prompt_after).min();
+        // Who asks for a leaf has tried all else as long.
+        let wanted = (!self.wanted.is_empty()).then_some(self.no_prompt_before);
+        Some(first.into_iter().chain(wanted).min()?.max(self.no_prompt_before))
     }
 
     /// What is to be done because time has passed.
@@ -214,7 +252,7 @@ impl Progress {
         self.prompt_due().filter(|due| *due <= now)?;
         self.is_asking = true;
         let waiting = self.for_a_person().into_iter().map(|(number, _)| number);
-        Some(Action::ShowPrompt(self.prompt, waiting.collect()))
+        Some(Action::ShowPrompt(self.prompt, waiting.collect(), self.wanted.last().cloned()))
     }
 
     /// All is attached; or time is over; or only a person could help, and the distribution asks them as well.

@@ -341,7 +341,9 @@ impl Record {
 
     /// The boot continues without the volumes that are left; `after` that time, if it is over.
     pub fn end(&mut self, left: &[VolumeNo], after: Option<Duration>) {
-        self.facts.seconds = Some(self.seconds());
+        let seconds = self.seconds();
+        // Of the boot itself, if that came to its end and left a step to be done again.
+        self.facts.seconds.get_or_insert(seconds);
         for facts in self.facts.volumes.iter_mut().filter(|facts| facts.result == Outcome::Pending) {
             facts.result = Outcome::NotAttached;
         }

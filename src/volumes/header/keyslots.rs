@@ -113,9 +113,13 @@ fn per_iteration(hash: &str, key_bytes: u32) -> u64 {
 }
 
 /// The numbers of the keyslots that a passphrase is tried on, in order: as many as the header's budget and this host's
-/// memory allow. What is left out is said.
-pub fn to_be_tried(keyslots: &[Keyslot]) -> Result<Vec<u32>, Refusal> {
-    choose(keyslots, memory::available_kib().unwrap_or(u64::MAX))
+/// memory allow. What is left out is said. If some are named, only those, also if they are tried by their number only.
+pub fn to_be_tried(keyslots: &[Keyslot], only: Option<&[u32]>) -> Result<Vec<u32>, Refusal> {
+    let available_kib = memory::available_kib().unwrap_or(u64::MAX);
+    let Some(only) = only else { return choose(keyslots, available_kib) };
+    let named = keyslots.iter().filter(|keyslot| only.contains(&keyslot.number));
+    let named: Vec<_> = named.map(|keyslot| Keyslot { rank: Rank::Normal, ..keyslot.clone() }).collect();
+    choose(&named, available_kib)
 }
 
 fn choose(keyslots: &[Keyslot], available_kib: u64) -> Result<Vec<u32>, Refusal> {
@@ -223,5 +227,16 @@ mod tests {
         keyslots[0].rank = Rank::OnlyByNumber;
         keyslots[2].rank = Rank::Preferred;
         assert_eq!(choose(&keyslots, GIB).expect("tried"), [2, 1]);
+    }
+
+    #[test]
+    fn those_that_are_named_are_tried_and_no_others() {
+        let mut keyslots = [pbkdf2(0, "sha256", 1000), pbkdf2(1, "sha256", 1000), pbkdf2(2, "sha256", 1000)];
+        keyslots[1].rank = Rank::OnlyByNumber;
+        assert_eq!(to_be_tried(&keyslots, None).expect("tried"), [0, 2]);
+        assert_eq!(to_be_tried(&keyslots, Some(&[1, 9])).expect("tried"), [1]);
+        assert!(to_be_tried(&keyslots, Some(&[])).expect("none").is_empty());
+        let dear = [pbkdf2(0, "sha512", 200_000_000)];
+        assert!(to_be_tried(&dear, Some(&[0])).is_err(), "a name is no way around the bounds");
     }
 }

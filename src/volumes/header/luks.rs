@@ -12,11 +12,15 @@ use libcryptsetup_rs::{
 };
 use nix::libc;
 use serde::Deserialize;
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
-    Format, Header, HeaderImage, LuksHeader, SectorSize, Volume, VolumeError, allow_list, header_image, keyslots,
-    library, metadata::Metadata, signatures, token::Token,
+    CIPHER, Format, Header, HeaderImage, LuksHeader, SectorSize, Volume, VolumeError, allow_list, header_image,
+    keyslots, library,
+    metadata::Metadata,
+    signatures,
+    token::{ClevisToken, Token},
 };
 use crate::{
     base::{
@@ -40,7 +44,7 @@ pub struct UntrustedHeader {
 enum Contents {
     Luks1(Luks1),
     /// Typed, and as it is.
-    Luks2(Metadata, serde_json::Value),
+    Luks2(Metadata, Value),
 }
 
 /// What a LUKS1 header says (LUKS1 On-Disk Format Specification, table 1).
@@ -121,6 +125,10 @@ impl UntrustedHeader {
             uuid: self.uuid,
             digest: checked.digest,
             reference: checked.reference,
+            clevis: match &self.contents {
+                Contents::Luks1(_) => Vec::new(),
+                Contents::Luks2(metadata, _) => ClevisToken::all(metadata.tokens.iter()),
+            },
             asks_people: checked.asks_people,
             keyslots: checked.keyslots,
             detached: self.detached,
@@ -178,6 +186,38 @@ impl LuksHeader {
         library::call(add).map_err(failed)
     }
 
+    /// Adds a keyslot for a random passphrase, and the token that `token` makes for its number: both, or neither.
+    pub(super) fn add_keyslot(
+        &self,
+        device: &Path,
+        key: &VolumeKey,
+        passphrase: &SecretBytes,
+        token: &dyn Fn(u32) -> Value,
+    ) -> Result<u32, VolumeError> {
+        let path = self.detached.as_deref().unwrap_or(device);
+        let add = || {
+            let mut context = CryptInit::init(path)?;
+            context.context_handle().load::<()>(Some(EncryptionFormat::Luks2), None)?;
+            context.settings_handle().set_pbkdf_type(&least_pbkdf())?;
+            // What the header on the device says of ciphers now was not checked.
+            context.keyslot_handle().set_encryption(CIPHER, KeySize::Bits512.bytes())?;
+            let (key, flags) = (Some(Either::Left(key.expose())), CryptVolumeKey::empty());
+            let number = context.keyslot_handle().add_by_key(None, key, passphrase.expose(), flags)?;
+            let added = context.token_handle().json_set(TokenInput::AddToken(&token(number)));
+            if added.is_err() {
+                context.keyslot_handle().destroy(number)?;
+            }
+            added.map(|_| number)
+        };
+        library::call(add).map_err(|source| {
+            let path = path.to_owned();
+            match source.errno() {
+                Some(libc::ENOSPC) => VolumeError::NoToken { path, why: "its header has no room for it".to_owned() },
+                _ => VolumeError::Library { action: "add a keyslot to", path, source },
+            }
+        })
+    }
+
     pub(super) fn verify_key(&self, key: &VolumeKey) -> Result<bool, VolumeError> {
         let failed = |source| VolumeError::Library { action: "check the key of", path: self.image.path(), source };
         let mut context = library::call(|| load_header(&self.image)).map_err(failed)?;
@@ -195,7 +235,8 @@ impl LuksHeader {
         volume: &Volume,
         passphrase: &SecretBytes,
         size: KeySize,
-    ) -> Result<VolumeKey, VolumeError> {
+        only: Option<&[u32]>,
+    ) -> Result<(VolumeKey, u32), VolumeError> {
         let path = self.detached.as_deref().unwrap_or(&volume.device.path);
         let (header_bytes, file) = match &self.detached {
             Some(header) => Device::open(header).map(|(header, file)| (header.size_bytes, file))?,
@@ -212,7 +253,7 @@ impl LuksHeader {
         let failed = |source| VolumeError::Library { action: "open a keyslot of", path: path.to_owned(), source };
         let mut context = library::call(|| load_header(&image)).map_err(failed)?;
         let mut key = SecretBytes::zeroed(size.bytes())?;
-        for number in keyslots::to_be_tried(&self.keyslots).map_err(refused)? {
+        for number in keyslots::to_be_tried(&self.keyslots, only).map_err(refused)? {
             let mut open = || {
                 let (key, passphrase) = (key.expose_mut(), Some(passphrase.expose()));
                 context.volume_key_handle().get(Some(number), key, passphrase).map(drop)
@@ -221,7 +262,8 @@ impl LuksHeader {
                 Err(error) if matches!(error.errno(), Some(libc::EPERM | libc::ENOENT)) => {}
                 Err(error) => return Err(failed(error)),
                 Ok(()) => {
-                    return VolumeKey::from_secret(key).ok_or_else(|| VolumeError::NoKeyslot { path: path.to_owned() });
+                    let key = VolumeKey::from_secret(key).map(|key| (key, number));
+                    return key.ok_or_else(|| VolumeError::NoKeyslot { path: path.to_owned() });
                 }
             }
         }

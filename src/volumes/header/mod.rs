@@ -36,6 +36,7 @@ pub use header_image::HeaderImage;
 pub use keyslots::Keyslot;
 pub use library::LibraryError;
 pub use luks::{HEADER_BYTES, NewHeader};
+pub use token::ClevisToken;
 
 /// Format of a volume's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -122,6 +123,8 @@ pub struct LuksHeader {
     pub digest: String,
     /// Where the key is, from the LUKS2 token.
     pub reference: Option<KeyReference>,
+    /// What clevis has bound.
+    pub clevis: Vec<ClevisToken>,
     /// A person's passphrase or recovery key may open a keyslot: not all of them are a program's.
     pub asks_people: bool,
     /// The keyslots that hold the volume key.
@@ -221,12 +224,29 @@ impl Volume {
             },
             _ => "only LUKS2 headers have tokens".to_owned(),
         };
-        Err(VolumeError::NoToken { path: self.device.path.clone(), why })
+        Err(self.no_token(why))
     }
 
     /// Writes into a LUKS2 header where the key is; nothing else there is changed.
     pub fn write_token(&self, reference: &KeyReference) -> Result<(), VolumeError> {
         self.takes_token()?.write_token(&self.device.path, reference)
+    }
+
+    /// Adds a keyslot for a passphrase of 256 random bits to a LUKS2 header, and the token of it; its number.
+    pub fn add_keyslot(
+        &self,
+        key: &VolumeKey,
+        passphrase: &SecretBytes,
+        token: &dyn Fn(u32) -> serde_json::Value,
+    ) -> Result<u32, VolumeError> {
+        match self.luks() {
+            Some(luks) if luks.format == Format::Luks2 => luks.add_keyslot(&self.device.path, key, passphrase, token),
+            _ => Err(self.no_token("only LUKS2 headers have tokens".to_owned())),
+        }
+    }
+
+    fn no_token(&self, why: String) -> VolumeError {
+        VolumeError::NoToken { path: self.device.path.clone(), why }
     }
 
     /// The volume key by a passphrase: out of a keyslot, or of a plain volume made of it.
@@ -239,10 +259,19 @@ impl Volume {
 
     /// The volume key out of a keyslot.
     pub fn open_keyslot(&self, passphrase: &SecretBytes) -> Result<VolumeKey, VolumeError> {
+        Ok(self.open_keyslot_of(passphrase, None)?.0)
+    }
+
+    /// The volume key out of one of these keyslots, or of any; and the keyslot's number.
+    pub fn open_keyslot_of(
+        &self,
+        passphrase: &SecretBytes,
+        keyslots: Option<&[u32]>,
+    ) -> Result<(VolumeKey, u32), VolumeError> {
         let (Header::Luks(header), Some(size)) = (&self.header, self.key_size) else {
             return Err(VolumeError::NoKeyslot { path: self.device.path.clone() });
         };
-        header.open_keyslot(self, passphrase, size)
+        header.open_keyslot(self, passphrase, size, keyslots)
     }
 }
 

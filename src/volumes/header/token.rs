@@ -1,7 +1,8 @@
-//! Our LUKS2 token: it says where the volume key is, never what it is.
+//! Our LUKS2 token: it says where the volume key is, never what it is. And the tokens of clevis, which are read only where a
+//! person wants that.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::base::key::{KeyId, KeyReference, StoreName};
 
@@ -76,5 +77,64 @@ impl Next {
     /// Its place.
     pub fn reference(&self) -> KeyReference {
         KeyReference { store: self.store.clone(), key: self.key }
+    }
+}
+
+/// The type of clevis' tokens.
+const CLEVIS: &str = "clevis";
+/// The most tokens of clevis that are looked at.
+const MOST_CLEVIS: usize = 8;
+
+/// A token of clevis: a passphrase that is bound to servers or to this machine. The header's word alone.
+#[derive(Clone, Debug)]
+pub struct ClevisToken {
+    /// Its number.
+    pub number: String,
+    /// The keyslots that the passphrase opens.
+    pub keyslots: Vec<u32>,
+    /// The members of a JWE.
+    pub jwe: Value,
+}
+
+impl ClevisToken {
+    /// Those of a header.
+    pub fn all<'a>(tokens: impl Iterator<Item = (&'a String, &'a Value)>) -> Vec<Self> {
+        let of_clevis = tokens.filter(|(_, token)| token.get("type").is_some_and(|kind| kind == CLEVIS));
+        let token = |(number, token): (&String, &Value)| {
+            let keyslots = token.get("keyslots").and_then(Value::as_array).into_iter().flatten();
+            let keyslots = keyslots.filter_map(|keyslot| keyslot.as_str()?.parse().ok()).collect();
+            Self { number: number.clone(), keyslots, jwe: token.get("jwe").cloned().unwrap_or_default() }
+        };
+        of_clevis.take(MOST_CLEVIS).map(token).collect()
+    }
+
+    /// A token as clevis writes it.
+    pub fn json(jwe: &Value, keyslot: u32) -> Value {
+        json!({"type": CLEVIS, "keyslots": [keyslot.to_string()], "jwe": jwe})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn the_first_tokens_of_clevis_are_looked_at_whatever_is_in_them() {
+        let token = |number: u32, token: Value| (number.to_string(), token);
+        let mut tokens = BTreeMap::from([
+            token(0, json!({"type": "cryptattach", "keyslots": ["0"]})),
+            token(1, ClevisToken::json(&json!({"protected": "x"}), 3)),
+            token(2, json!({"type": "clevis", "keyslots": [1, "-1", "7", {}], "jwe": 5})),
+            token(3, json!({"type": "clevis"})),
+            token(4, json!([])),
+        ]);
+        let found = ClevisToken::all(tokens.iter());
+        let keyslots: Vec<_> = found.iter().map(|token| (token.number.as_str(), &token.keyslots[..])).collect();
+        assert_eq!(keyslots, [("1", &[3][..]), ("2", &[7]), ("3", &[])]);
+        assert_eq!(found[0].jwe["protected"], "x");
+        tokens.extend((10..40).map(|number| token(number, json!({"type": "clevis"}))));
+        assert_eq!(ClevisToken::all(tokens.iter()).len(), MOST_CLEVIS);
     }
 }

@@ -33,7 +33,7 @@ pub enum Protocol {
     Nfs,
     /// A file on GlusterFS.
     GlusterFs,
-    /// A server that gives a share of a key: Tang.
+    /// A server that has a key, or gives a share of one: OpenBao, Tang.
     KeyServer,
     /// Fibre Channel; the names are world-wide names in lower case, and there are no addresses.
     FibreChannel,

@@ -231,31 +231,38 @@ impl Cloud {
 
     /// The certificates of the authorities that are trusted instead of the system's.
     pub fn read_authorities(&self) -> Result<Option<Vec<X509>>, CloudsError> {
-        let Some(path) = &self.authorities else { return Ok(None) };
-        let bytes = fs::read(path).map_err(|source| CloudsError::Read { path: path.clone(), source })?;
-        let found = X509::stack_from_pem(&bytes).ok().filter(|found| !found.is_empty());
-        let found = found.or_else(|| X509::from_der(&bytes).ok().map(|only| vec![only]));
-        let none = || CloudsError::Certificate { path: path.clone(), what: "certificate (PEM or DER)" };
-        found.ok_or_else(none).map(Some)
+        self.authorities.as_deref().map(authorities).transpose()
     }
 
     /// What this client shows of itself in TLS.
     pub fn read_client(&self) -> Result<Option<ClientIdentity>, CloudsError> {
-        let Some(ClientCertificate { certificate, key }) = &self.client else { return Ok(None) };
-        let read = |path: &PathBuf| {
-            fs::read(path).map(Zeroizing::new).map_err(|source| CloudsError::Read { path: path.clone(), source })
-        };
-        let missing = |path: &PathBuf, what| CloudsError::Certificate { path: path.clone(), what };
-        let chain = X509::stack_from_pem(&read(certificate)?).ok().filter(|chain| !chain.is_empty());
-        let chain = chain.ok_or_else(|| missing(certificate, "certificate (PEM)"))?;
-        let chain: Result<Vec<_>, _> = chain.iter().map(|certificate| certificate.to_pem()).collect();
-        let chain = chain.map_err(|_| missing(certificate, "certificate (PEM)"))?.concat();
-        // Without the callback OpenSSL asks the terminal for the passphrase of an encrypted key.
-        let private = PKey::private_key_from_pem_callback(&read(key)?, |_| Ok(0));
-        let private = private.and_then(|key| key.private_key_to_pem_pkcs8());
-        let private = private.map_err(|_| missing(key, "private key without passphrase (PEM)"))?;
-        Ok(Some(ClientIdentity { chain, key: Zeroizing::new(private) }))
+        self.client.as_ref().map(|client| client_identity(&client.certificate, &client.key)).transpose()
     }
+}
+
+/// The certificates in a file.
+pub fn authorities(path: &Path) -> Result<Vec<X509>, CloudsError> {
+    let bytes = fs::read(path).map_err(|source| CloudsError::Read { path: path.to_owned(), source })?;
+    let found = X509::stack_from_pem(&bytes).ok().filter(|found| !found.is_empty());
+    let found = found.or_else(|| X509::from_der(&bytes).ok().map(|only| vec![only]));
+    found.ok_or_else(|| CloudsError::Certificate { path: path.to_owned(), what: "certificate (PEM or DER)" })
+}
+
+/// What a client shows of itself, out of the files of its certificate and key.
+pub fn client_identity(certificate: &Path, key: &Path) -> Result<ClientIdentity, CloudsError> {
+    let read = |path: &Path| {
+        fs::read(path).map(Zeroizing::new).map_err(|source| CloudsError::Read { path: path.to_owned(), source })
+    };
+    let missing = |path: &Path, what| CloudsError::Certificate { path: path.to_owned(), what };
+    let chain = X509::stack_from_pem(&read(certificate)?).ok().filter(|chain| !chain.is_empty());
+    let chain = chain.ok_or_else(|| missing(certificate, "certificate (PEM)"))?;
+    let chain: Result<Vec<_>, _> = chain.iter().map(|certificate| certificate.to_pem()).collect();
+    let chain = chain.map_err(|_| missing(certificate, "certificate (PEM)"))?.concat();
+    // Without the callback OpenSSL asks the terminal for the passphrase of an encrypted key.
+    let private = PKey::private_key_from_pem_callback(&read(key)?, |_| Ok(0));
+    let private = private.and_then(|key| key.private_key_to_pem_pkcs8());
+    let private = private.map_err(|_| missing(key, "private key without passphrase (PEM)"))?;
+    Ok(ClientIdentity { chain, key: Zeroizing::new(private) })
 }
 
 /// What a cloud's entry says, with its profile and the region that is meant.
@@ -526,7 +533,7 @@ fn read(path: &Path) -> Result<String, CloudsError> {
 }
 
 /// The file without the newline that editors put at its end.
-fn read_secret(path: &Path) -> Result<SecretBytes, CloudsError> {
+pub fn read_secret(path: &Path) -> Result<SecretBytes, CloudsError> {
     let text = Zeroizing::new(read(path)?);
     let failed = |source| CloudsError::Read { path: path.to_owned(), source };
     SecretBytes::copy_of(text.trim_end_matches(['\r', '\n']).as_bytes())

@@ -10,6 +10,7 @@ mod error;
 use std::{
     collections::BTreeSet,
     net::IpAddr,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -17,7 +18,7 @@ use bytes::Bytes;
 use futures_util::future::{Either, join_all, select};
 use openssl::x509::X509;
 use reqwest::{
-    Certificate, Client, Identity, Method, StatusCode, Url,
+    Certificate, Client, ClientBuilder, Identity, Method, StatusCode, Url,
     header::{DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
     redirect::Policy,
     tls::Version,
@@ -190,6 +191,18 @@ pub fn url(text: &str) -> Result<Url, HttpError> {
     if is_secure(&url) { Ok(url) } else { Err(HttpError::Insecure(url)) }
 }
 
+/// The URL of a server, with nothing else in it: no user, no query.
+pub fn server(text: &str) -> Option<Url> {
+    let fits = |url: &Url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().or(url.fragment()).is_none()
+    };
+    Url::parse(text).ok().filter(fits)
+}
+
 /// The name or address of a URL's server, without brackets.
 pub fn host(url: &Url) -> &str {
     url.host_str().unwrap_or_default().trim_matches(['[', ']'])
@@ -221,6 +234,36 @@ pub fn secret_body(secret: SecretBytes) -> Bytes {
     Bytes::from_owner(Owner(secret))
 }
 
+/// A secret as a header's value; `None` if it cannot be one.
+pub fn secret_header(secret: SecretBytes) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_maybe_shared(secret_body(secret)).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// Whatever the configuration says, there is a bound, and arithmetic with it does not overflow.
+fn limited(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_LIMIT).min(LONGEST_LIMIT)
+}
+
+fn failed(error: reqwest::Error) -> HttpError {
+    HttpError::Client(error.into())
+}
+
+fn builder(network: &Network) -> ClientBuilder {
+    Client::builder()
+        .user_agent(concat!("cryptattach/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(limited(network.connect_seconds))
+        .tls_version_min(Version::TLS_1_2)
+        // A proxy from the environment would see every token.
+        .no_proxy()
+        .redirect(Policy::custom(|attempt| {
+            let same = |a: &Url, b: &Url| a.origin() == b.origin();
+            let stays = attempt.previous().last().is_some_and(|from| same(from, attempt.url()));
+            if stays && attempt.previous().len() <= 3 { attempt.follow() } else { attempt.stop() }
+        }))
+}
+
 impl Http {
     /// With these limits, trusting these authorities instead of the system's.
     pub fn new(
@@ -228,20 +271,24 @@ impl Http {
         authorities: Option<Vec<X509>>,
         client: Option<ClientIdentity>,
     ) -> Result<Self, HttpError> {
-        // Whatever the configuration says, there is a bound, and arithmetic with it does not overflow.
-        let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_LIMIT).min(LONGEST_LIMIT);
-        let failed = |error: reqwest::Error| HttpError::Client(error.into());
-        let mut builder = Client::builder()
-            .user_agent(concat!("cryptattach/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(seconds(network.connect_seconds))
-            .tls_version_min(Version::TLS_1_2)
-            // A proxy from the environment would see every token.
-            .no_proxy()
-            .redirect(Policy::custom(|attempt| {
-                let same = |a: &Url, b: &Url| a.origin() == b.origin();
-                let stays = attempt.previous().last().is_some_and(|from| same(from, attempt.url()));
-                if stays && attempt.previous().len() <= 3 { attempt.follow() } else { attempt.stop() }
-            }));
+        Self::trusting(builder(network), network, authorities, client)
+    }
+
+    /// Likewise, but a redirect is an answer.
+    pub fn without_redirects(
+        network: &Network,
+        authorities: Option<Vec<X509>>,
+        client: Option<ClientIdentity>,
+    ) -> Result<Self, HttpError> {
+        Self::trusting(builder(network).redirect(Policy::none()), network, authorities, client)
+    }
+
+    fn trusting(
+        mut builder: ClientBuilder,
+        network: &Network,
+        authorities: Option<Vec<X509>>,
+        client: Option<ClientIdentity>,
+    ) -> Result<Self, HttpError> {
         if let Some(authorities) = authorities {
             let der = |authority: &X509| authority.to_der().map_err(|error| HttpError::Client(error.into()));
             let authorities =
@@ -251,10 +298,29 @@ impl Http {
         if let Some(ClientIdentity { chain, key }) = client {
             builder = builder.identity(Identity::from_pkcs8_pem(&chain, &key).map_err(failed)?);
         }
+        Self::with(builder.build().map_err(failed)?, network)
+    }
+
+    /// For one request, which shows nobody's identity. All of them have one client: making it reads all certificates that the
+    /// system has, twice, and that takes longer than the request.
+    pub fn for_one_request(network: &Network) -> Result<Self, HttpError> {
+        static SHARED: Mutex<Option<(f64, Client)>> = Mutex::new(None);
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        let connect_seconds = network.connect_seconds;
+        let client = match &*shared {
+            Some((seconds, client)) if *seconds == connect_seconds => client.clone(),
+            // A connection ends with the runtime of its request, so none is kept for another.
+            _ => builder(network).pool_max_idle_per_host(0).build().map_err(failed)?,
+        };
+        *shared = Some((connect_seconds, client.clone()));
+        Self::with(client, network)
+    }
+
+    fn with(client: Client, network: &Network) -> Result<Self, HttpError> {
         Ok(Self {
-            client: builder.build().map_err(failed)?,
+            client,
             runtime: Some(Builder::new_current_thread().enable_all().build().map_err(|e| HttpError::Client(e.into()))?),
-            limits: Limits { one_try: seconds(network.try_seconds), total: seconds(network.total_seconds) },
+            limits: Limits { one_try: limited(network.try_seconds), total: limited(network.total_seconds) },
             end: None,
         })
     }
@@ -450,7 +516,7 @@ fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + f64::from(random[0]) / 510.0)
 }
 
-/// What a server says of its refusal: OpenStack's JSON, or a short text.
+/// What a server says of its refusal: OpenStack's or OpenBao's JSON, or a short text.
 pub fn reason(answer: &HttpAnswer) -> Option<String> {
     reason_in(answer.body.expose())
 }
@@ -460,7 +526,8 @@ pub fn reason_in(body: &[u8]) -> Option<String> {
     const LONGEST: usize = 300;
     let body = std::str::from_utf8(body).ok()?;
     let json: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
-    let said = ["/error/message", "/description", "/message"].iter().find_map(|at| json.pointer(at)?.as_str());
+    let said =
+        ["/error/message", "/description", "/message", "/errors/0"].iter().find_map(|at| json.pointer(at)?.as_str());
     // A proxy's HTML page says nothing that its status does not.
     let text = said.or_else(|| (!body.trim_start().starts_with(['<', '{'])).then_some(body))?.trim();
     let clean: String = text.chars().filter(|c| !c.is_control()).take(LONGEST).collect();

@@ -422,11 +422,9 @@ fn with_tokens(request: Request, value: &HeaderValue, service: Option<&HeaderVal
 }
 
 fn header(secret: &SecretBytes, url: &str) -> Result<HeaderValue, AuthError> {
-    let value = HeaderValue::from_maybe_shared(http::secret_body(SecretBytes::copy_of(secret.expose())?));
     let url = || Url::parse(url).unwrap_or_else(|_| Url::parse("http://localhost").expect("a URL"));
-    let mut value = value.map_err(|_| wrong(&url(), "the token or key is not a valid header value"))?;
-    value.set_sensitive(true);
-    Ok(value)
+    let value = http::secret_header(SecretBytes::copy_of(secret.expose())?);
+    value.ok_or_else(|| wrong(&url(), "the token or key is not a valid header value"))
 }
 
 fn accepted(answer: HttpAnswer) -> Result<HttpAnswer, AuthError> {

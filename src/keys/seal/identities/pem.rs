@@ -115,6 +115,11 @@ impl OwnerRecipient {
         Ok(members(jwk::of_p256(&ec)?))
     }
 
+    /// Whether it seals with RSA.
+    pub fn is_rsa(&self) -> bool {
+        self.algorithm == Algorithm::RsaOaep
+    }
+
     /// The key's RFC 7638 thumbprint.
     pub fn kid(&self) -> &str {
         &self.kid
@@ -197,6 +202,15 @@ impl OwnerKey {
         let mut pem = self.key.private_key_to_pem_pkcs8()?;
         let secret = SecretBytes::copy_of(&pem);
         zeroize::Zeroize::zeroize(&mut pem);
+        Ok(secret?)
+    }
+
+    /// The private number of a key on P-256.
+    pub(in crate::keys::seal) fn private_number(&self) -> Result<SecretBytes, SealError> {
+        let len = i32::try_from(jwk::COORDINATE_BYTES).unwrap_or_default();
+        let mut bytes = self.key.ec_key()?.private_key().to_vec_padded(len)?;
+        let secret = SecretBytes::copy_of(&bytes);
+        zeroize::Zeroize::zeroize(&mut bytes);
         Ok(secret?)
     }
 

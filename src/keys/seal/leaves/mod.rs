@@ -3,16 +3,19 @@
 //! Holders of keys need no kind of their own here to open: this host's [identities](super::identities) do that.
 
 mod error;
+pub mod person;
 mod public;
-mod tang;
+pub(super) mod tang;
+mod transit;
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path, thread};
 
 use serde_json::Value;
 
 pub use error::LeafError;
+pub use transit::Versions as TransitVersions;
 
-use super::{ContentKey, Recipient, SealError};
+use super::{ContentKey, Recipient, SealError, clevis::Whom};
 use crate::{
     base::key::{JoseHeader, JweRecipient},
     config::{ConfigError, LeafConfig, LeafName, Network},
@@ -31,13 +34,29 @@ pub trait Kind: Send + Sync {
     fn open(&self, _: &JweRecipient, _: &JoseHeader, _: &Cancel) -> Option<Result<ContentKey, SealError>> {
         None
     }
+    /// By what a person opens it, and the file that has it; `None` if no person has to be asked.
+    fn person(&self) -> Option<(person::By, &Path)> {
+        None
+    }
     /// The servers that it asks.
     fn servers(&self) -> Vec<Server> {
         Vec::new()
     }
-    /// The files of public keys that tell whether this host opens it.
+    /// The files that opening takes and that hide nothing, such as the public keys that tell whether this host opens it.
     fn files(&self) -> Vec<&Path> {
         Vec::new()
+    }
+    /// The file with which whoever reaches its servers opens it, if there is one.
+    fn login(&self) -> Option<&Path> {
+        None
+    }
+    /// Whether whoever is asked for what is sealed to the key of this id has newer keys, as far as that can be found out now.
+    fn is_outdated(&self, _kid: &str) -> bool {
+        false
+    }
+    /// Whom clevis would seal to in its place, if clevis has a pin for it.
+    fn clevis(&self, _state: &Path) -> Option<Result<Whom, SealError>> {
+        None
     }
     /// How its public key is confirmed and remembered before anything is sealed to it; `None` if it needs no confirming.
     fn pin(&self, _state: &Path) -> Option<Box<dyn Pin>> {
@@ -49,6 +68,8 @@ pub trait Kind: Send + Sync {
 pub trait Pin {
     /// The thumbprint that is expected, if one is.
     fn expected(&self) -> Result<Option<String>, LeafError>;
+    /// The id of the key that this host remembers, and seals to.
+    fn pinned(&self) -> Option<String>;
     /// Asks for the key; whose it is, the caller judges.
     fn fetch(&self) -> Result<Box<dyn Offer + '_>, LeafError>;
     /// What a person compares a thumbprint with: "what 'tang-show-keys' prints on the server".
@@ -67,7 +88,12 @@ pub trait Offer {
 type Make = fn(&LeafName, &LeafConfig, Network) -> Result<Box<dyn Kind>, ConfigError>;
 
 /// The kinds of leaves: the member of `[leaves.NAME]` that tells it, the member of a recipient's header if it has one.
-const KINDS: &[(&str, Option<&str>, Make)] = &[(tang::MEMBER, Some(tang::MEMBER), tang::kind)];
+const KINDS: &[(&str, Option<&str>, Make)] = &[
+    (tang::MEMBER, Some(tang::MEMBER), tang::kind),
+    (transit::MEMBER, None, transit::kind),
+    (person::By::Recovery.member(), Some(person::MEMBER), person::recovery),
+    (person::By::Passphrase.member(), Some(person::MEMBER), person::passphrase),
+];
 
 /// The kind of a leaf. Of one that has nothing but a `public` key, this host's identities open what is sealed to it; other
 /// kinds may have that member, too.
@@ -87,6 +113,18 @@ pub fn kind(name: &LeafName, config: &LeafConfig, network: Network) -> Result<Bo
 /// Whether a member of a recipient's header says that somebody has to be asked.
 pub(super) fn is_member(name: &str) -> bool {
     KINDS.iter().any(|(_, member, _)| *member == Some(name))
+}
+
+/// The leaves whose servers have newer keys than those that something is sealed to. All are asked at once.
+pub fn outdated<'a>(sealed_to: &[(&'a LeafName, &dyn Kind, String)]) -> BTreeSet<&'a LeafName> {
+    thread::scope(|scope| {
+        let ask = |of: &'_ _| {
+            let (name, leaf, kid): &(&'a LeafName, &dyn Kind, String) = of;
+            leaf.is_outdated(kid).then_some(*name)
+        };
+        let asked: Vec<_> = sealed_to.iter().map(|of| scope.spawn(move || ask(of))).collect();
+        asked.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect()
+    })
 }
 
 /// Why nobody is asked for an entry, if it wants somebody asked: the configuration does not have them.

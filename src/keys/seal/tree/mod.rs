@@ -11,7 +11,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
 };
 
@@ -20,7 +20,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    ContentKey, Identity, Recipient, SealError, check_enc, content, joint_header, key_wrap, leaves, members, sss,
+    ContentKey, Identity, OwnerKey, Recipient, SealError, check_enc, content, joint_header, key_wrap,
+    leaves::{self, person},
+    members, sss,
 };
 use crate::{
     base::{
@@ -98,6 +100,14 @@ struct Entry {
     header: JoseHeader,
     /// If it is a threshold.
     threshold: Option<(usize, Vec<Node>)>,
+    /// If a person can be asked for it.
+    person: Option<person::Entry>,
+}
+
+/// A leaf of a node that a person can be asked for.
+pub(super) struct PersonsLeaf<'a> {
+    pub name: &'a LeafName,
+    pub entry: &'a person::Entry,
 }
 
 /// What a store may make us do for one key.
@@ -105,13 +115,15 @@ struct Budget {
     shares: usize,
     /// Leaves for which somebody has to be asked.
     asked: usize,
+    /// Those for which a person has to be.
+    persons: usize,
 }
 
 impl Node {
     /// Reads a sealed key, within bounds.
     pub fn of(sealed: &SealedKey) -> Result<Self, SealError> {
         // A tree of so many leaves has less than twice as many parts.
-        let mut budget = Budget { shares: 2 * policy::MOST_LEAVES, asked: policy::MOST_LEAVES };
+        let mut budget = Budget { shares: 2 * policy::MOST_LEAVES, asked: policy::MOST_LEAVES, persons: person::MOST };
         Self::within(sealed.clone(), &mut budget, 0)
     }
 
@@ -125,13 +137,25 @@ impl Node {
         let entry = |recipient: &JweRecipient| {
             let mut header = joint_header([&protected, &sealed.unprotected, &recipient.header])?;
             if header.keys().any(|name| leaves::is_member(name)) {
-                take(&mut budget.asked, 1)?;
+                take(&mut budget.asked, 1, policy::MOST_LEAVES, "leaves")?;
+            }
+            let person = person::Entry::of(&header).transpose()?;
+            if person.is_some() {
+                take(&mut budget.persons, 1, person::MOST, "leaves that persons open")?;
+                // The encrypted key is in `person`.
+                let member = header.get_mut(person::MEMBER).and_then(Value::as_object_mut);
+                member.map(|member| member.remove("key"));
             }
             let member = header.remove(MEMBER);
             let threshold = member.map(|member| Self::threshold(member, budget, depth + 1)).transpose()?;
             // The shares are in `threshold`: a large header is not kept twice.
             let encrypted_key = recipient.encrypted_key.clone();
-            Ok(Entry { recipient: JweRecipient { header: JoseHeader::new(), encrypted_key }, header, threshold })
+            Ok(Entry {
+                recipient: JweRecipient { header: JoseHeader::new(), encrypted_key },
+                header,
+                threshold,
+                person,
+            })
         };
         let entries = sealed.recipients.iter().map(entry).collect::<Result<_, SealError>>()?;
         Ok(Self { entries, sealed: SealedKey { recipients: Vec::new(), ..sealed } })
@@ -148,7 +172,7 @@ impl Node {
             return Err(wrong("an unsupported prime 'p'"));
         }
         let Some(Value::Array(shares)) = member.remove("shares") else { return Err(wrong("no 'shares'")) };
-        take(&mut budget.shares, shares.len())?;
+        take(&mut budget.shares, shares.len(), policy::MOST_LEAVES, "leaves")?;
         let least = member.get("t").and_then(Value::as_u64).and_then(|least| usize::try_from(least).ok());
         let least = least.filter(|least| (1..=shares.len()).contains(least));
         let least = least.ok_or_else(|| wrong("a 't' that is not from 1 to the number of its shares"))?;
@@ -168,11 +192,46 @@ impl Node {
         };
         self.entries.iter().map(shape).collect()
     }
+
+    /// The leaves of the configuration that a person can be asked for, each once.
+    pub(super) fn persons<'a>(&'a self, leaves: &'a [(LeafName, Box<dyn leaves::Kind>)]) -> Vec<PersonsLeaf<'a>> {
+        let mut persons: Vec<PersonsLeaf<'a>> = Vec::new();
+        for Entry { header, threshold, person, .. } in &self.entries {
+            let below = threshold.iter().flat_map(|(_, shares)| shares).flat_map(|share| share.persons(leaves));
+            let of_leaf = || leaves.iter().find(|(_, leaf)| leaf.is_for(header));
+            let own = person.as_ref().and_then(|entry| Some(PersonsLeaf { name: &of_leaf()?.0, entry }));
+            for leaf in below.chain(own) {
+                if !persons.iter().any(|known| known.entry.kid() == leaf.entry.kid()) {
+                    persons.push(leaf);
+                }
+            }
+        }
+        persons
+    }
 }
 
-fn take(budget: &mut usize, number: usize) -> Result<(), SealError> {
-    let most = policy::MOST_LEAVES;
-    let too_many = || SealError::Unsupported(format!("its policy has more than {most} leaves"));
+impl Openers<'_> {
+    /// The leaves whose servers have newer keys than those that a node is sealed to.
+    pub fn outdated(&self, node: &Node) -> Vec<LeafName> {
+        let mut sealed_to = Vec::new();
+        self.sealed_to(node, &mut sealed_to);
+        leaves::outdated(&sealed_to).into_iter().cloned().collect()
+    }
+
+    fn sealed_to<'a>(&'a self, node: &Node, found: &mut Vec<(&'a LeafName, &'a dyn leaves::Kind, String)>) {
+        for entry in &node.entries {
+            let leaf = self.leaves.iter().find(|(_, leaf)| leaf.is_for(&entry.header));
+            if let Some(((name, leaf), kid)) = leaf.zip(entry.kid()) {
+                found.push((name, &**leaf, kid.to_owned()));
+            }
+            let shares = entry.threshold.iter().flat_map(|(_, shares)| shares);
+            shares.for_each(|share| self.sealed_to(share, found));
+        }
+    }
+}
+
+fn take(budget: &mut usize, number: usize, most: usize, of: &str) -> Result<(), SealError> {
+    let too_many = || SealError::Unsupported(format!("its policy has more than {most} {of}"));
     *budget = budget.checked_sub(number).ok_or_else(too_many)?;
     Ok(())
 }
@@ -203,6 +262,8 @@ pub enum Said {
     NotNeeded,
     /// This host has nothing that opens it.
     NotHere,
+    /// A person opens it, and was not asked.
+    NotAsked,
     /// It failed.
     Failed {
         why: String,
@@ -217,7 +278,7 @@ impl Said {
         leaves::not_configured(&entry.header).map_or(Self::NotHere, |error| Self::failed(&error.into()))
     }
 
-    fn failed(error: &SealError) -> Self {
+    pub(super) fn failed(error: &SealError) -> Self {
         Self::Failed { why: chain(error), exit: error.exit() }
     }
 }
@@ -228,6 +289,7 @@ impl fmt::Display for Said {
             Self::Opened => f.write_str("opened"),
             Self::NotNeeded => f.write_str("not needed"),
             Self::NotHere => f.write_str("this host has no key for it"),
+            Self::NotAsked => f.write_str("nobody was asked for it"),
             Self::Failed { why, .. } => f.write_str(why),
         }
     }
@@ -269,6 +331,20 @@ impl Told {
         [own].into_iter().chain(below).collect()
     }
 
+    /// Of what is open, no person is lacking.
+    pub(super) fn opened(mut self) -> Self {
+        if self.said == Said::NotAsked {
+            self.said = Said::NotNeeded;
+        }
+        self.of = self.of.into_iter().map(Self::opened).collect();
+        self
+    }
+
+    /// Whether a person might have opened a part of it.
+    pub(super) fn lacks_a_person(&self) -> bool {
+        self.said == Said::NotAsked || self.of.iter().any(Self::lacks_a_person)
+    }
+
     /// The exit code of a policy that is not met: one that asks for another try, if a leaf had that.
     pub(super) fn exit(&self) -> Exit {
         let own = match &self.said {
@@ -287,6 +363,8 @@ pub(super) struct Openers<'a> {
     pub leaves: &'a [(LeafName, Box<dyn leaves::Kind>)],
     /// What people call the holders of keys, by key id.
     pub names: &'a BTreeMap<String, String>,
+    /// The keys of leaves that persons have opened.
+    pub persons: &'a [Arc<OwnerKey>],
 }
 
 impl Openers<'_> {
@@ -299,7 +377,7 @@ impl Openers<'_> {
                 ciphertext: super::decode("ciphertext", &node.sealed.ciphertext)?,
                 tag: super::decode("tag", &node.sealed.tag)?,
             }
-            .open(&key, node.sealed.protected.as_bytes())
+            .open(&key, &node.sealed.authenticated())
         });
         match content {
             Err(error) if told.said == Said::Opened => {
@@ -324,6 +402,7 @@ impl Openers<'_> {
                 Some(Err(error)) => told[at].said = Said::failed(&error),
                 // A TPM or server is asked once for each key, however often the store names it.
                 None if entry.threshold.is_some() => slow.push(at),
+                None if entry.person.is_some() && self.may_open(entry) => told[at].said = Said::NotAsked,
                 None if self.may_open(entry) && seen.insert(entry.kid()) => slow.push(at),
                 None => told[at].said = Said::of_stranger(entry),
             }
@@ -349,7 +428,8 @@ impl Openers<'_> {
     }
 
     fn quickly(&self, entry: &Entry) -> Option<Result<ContentKey, SealError>> {
-        let mut quick = self.identities.iter().filter(|identity| !identity.takes_time());
+        let quick = self.identities.iter().map(|identity| &**identity).filter(|identity| !identity.takes_time());
+        let mut quick = self.persons.iter().map(|person| &**person as &dyn Identity).chain(quick);
         quick.find_map(|identity| identity.open(&entry.recipient, &entry.header))
     }
 
@@ -412,11 +492,11 @@ impl Openers<'_> {
     }
 }
 
-type Job<'a, T> = Box<dyn FnOnce(&Cancel) -> (Result<T, SealError>, Told) + Send + 'a>;
+pub(super) type Job<'a, T> = Box<dyn FnOnce(&Cancel) -> (Result<T, SealError>, Told) + Send + 'a>;
 
 /// Does all at once until as many have succeeded as are needed, or cannot any more. The others are cancelled and waited for:
 /// a thread that runs on while the process ends meets libcrypto's own end.
-fn race<T: Send>(jobs: Vec<Job<'_, T>>, need: usize, outer: &Cancel) -> (Vec<T>, Vec<Told>) {
+pub(super) fn race<T: Send>(jobs: Vec<Job<'_, T>>, need: usize, outer: &Cancel) -> (Vec<T>, Vec<Told>) {
     let (cancel, number) = (outer.below(), jobs.len());
     let (mut had, mut lost) = (Vec::new(), 0);
     let mut told: Vec<Option<Told>> = (0..number).map(|_| None).collect();

@@ -241,3 +241,27 @@ fn a_store_cannot_have_a_tpm_asked_again_and_again_nor_a_server_that_is_not_conf
     assert_eq!(asked.load(SeqCst), 1);
     assert!(error.contains("no [leaves.NAME] of the configuration has tang = \"http://10.0.0.5/\u{fffd}\""), "{error}");
 }
+
+/// As another program may seal it: with more than the protected header authenticated (RFC 7516, section 5.1).
+#[test]
+fn what_else_is_authenticated_counts_in_a_policy_too() {
+    let keys: [OwnerKey; 2] = owners();
+    let all = threshold(2, vec![vec![of(&keys[0])], vec![of(&keys[1])]]);
+    let mut sealed = sealed(&[all]);
+    let key = ContentKey::random().unwrap();
+    let again = threshold(2, vec![vec![of(&keys[0])], vec![of(&keys[1])]]);
+    sealed.recipients = vec![again.seal(&key).unwrap()];
+    sealed.aad = Some(Base64UrlUnpadded::encode_string(b"more"));
+    let content = SecretBytes::copy_of(b"the content").unwrap();
+    let encrypted = content::encrypt(&key, &sealed.authenticated(), &content).unwrap();
+    let encode = |bytes: &[u8]| Base64UrlUnpadded::encode_string(bytes);
+    (sealed.iv, sealed.ciphertext, sealed.tag) =
+        (encode(&encrypted.iv), encode(&encrypted.ciphertext), encode(&encrypted.tag));
+    let sealed = SealedKey::from_json(&sealed.to_json()).unwrap();
+    assert!(opens(&sealed, &[&keys[0], &keys[1]]));
+    for aad in [None, Some(encode(b"less"))] {
+        let changed = SealedKey { aad, ..sealed.clone() };
+        let refused = with(&[&keys[0], &keys[1]]).decrypt(&changed).err();
+        assert!(matches!(refused, Some(SealError::Tampered)), "{refused:?}");
+    }
+}

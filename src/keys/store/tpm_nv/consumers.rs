@@ -20,7 +20,7 @@ struct Listed {
 /// The consumers of a key, in order. A value that is not understood hides some: then nothing is known of them.
 fn listed(values: &Values<'_>, id: &KeyId) -> Result<Listed, StoreError> {
     let Some(found) = values.get(Label::consumers(id))? else { return Ok(Listed::default()) };
-    serde_json::from_slice(found.json()?).map_err(|source| found.malformed(MalformedSealedKey::Json(source)))
+    serde_json::from_slice(&found.json()?).map_err(|source| found.malformed(MalformedSealedKey::Json(source)))
 }
 
 impl TpmNv {

@@ -184,7 +184,7 @@ impl TpmNv {
     /// A sealed key under a name.
     fn sealed(&self, values: &Values<'_>, label: Label, id: impl ToString) -> Result<SealedKey, StoreError> {
         let found = values.get(label)?.ok_or_else(|| self.not_found(values, id))?;
-        SealedKey::from_json(found.json()?).map_err(|source| found.malformed(source))
+        SealedKey::from_json(&found.json()?).map_err(|source| found.malformed(source))
     }
 
     /// A key of this container. One of another container in this TPM is none.
@@ -196,7 +196,7 @@ impl TpmNv {
 
     /// `None` if it is another container's.
     fn own_key(&self, found: &Found, id: &KeyId) -> Result<Option<SealedKey>, StoreError> {
-        let key = SealedKey::from_json(found.json()?).map_err(|source| found.malformed(source))?;
+        let key = SealedKey::from_json(&found.json()?).map_err(|source| found.malformed(source))?;
         let claimed = key.claimed_context_of(id).map_err(|source| found.malformed(source))?;
         Ok((claimed.container == self.container).then_some(key))
     }
@@ -216,12 +216,23 @@ impl TpmNv {
         }
     }
 
-    /// Only by a later generation.
     fn replace_sealed(&self, label: Label, id: impl ToString, key: &SealedKey) -> Result<(), StoreError> {
+        self.replace_checked(label, id, key, |_| Ok(()))
+    }
+
+    /// Only by a later generation, and if what is there is as it should be, which nobody changes meanwhile.
+    fn replace_checked(
+        &self,
+        label: Label,
+        id: impl ToString,
+        key: &SealedKey,
+        check: impl FnOnce(&Values<'_>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let value = Value { label, json: key.to_json() };
         let malformed = |source| StoreError::Malformed { what: id.to_string(), source };
         let new = value.generation().map_err(malformed)?;
         self.write(|values, writer| {
+            check(values)?;
             let before = values.get(label)?.ok_or_else(|| self.not_found(values, id.to_string()))?;
             match before.generation() {
                 Some(stored) if new <= stored => Err(StoreError::Outdated { id: id.to_string(), generation: stored }),
@@ -240,7 +251,7 @@ impl TpmNv {
     /// What the container says of its container keys.
     fn state(&self, values: &Values<'_>) -> Result<Option<NvState>, StoreError> {
         let Some(found) = values.get(Label::current(&self.container))? else { return Ok(None) };
-        let state = serde_json::from_slice(found.json()?);
+        let state = serde_json::from_slice(&found.json()?);
         let state = state.map_err(|source| found.malformed(MalformedSealedKey::Json(source)))?;
         Ok(Some(state))
     }
@@ -261,8 +272,7 @@ impl KeyStore for TpmNv {
     }
 
     fn reseal(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError> {
-        self.read(|values| self.key(values, id))?;
-        self.replace_sealed(Label::key(id), id, key)
+        self.replace_checked(Label::key(id), id, key, |values| self.key(values, id).map(drop))
     }
 
     fn delete(&self, id: &KeyId) -> Result<(), StoreError> {
@@ -359,7 +369,7 @@ impl HostKeys for TpmNv {
         let all = self.read(|values| values.latest(|label| label.is_host_key().then_some(*label)))?;
         let host = |(label, found): (Label, Found)| {
             // Its name is a hash; the key says whose it is.
-            let host = claimed_host(&SealedKey::from_json(found.json().ok()?).ok()?)?;
+            let host = claimed_host(&SealedKey::from_json(&found.json().ok()?).ok()?)?;
             (Label::host_key(&self.container, &host) == label).then_some(host)
         };
         let mut hosts: Vec<_> = all.into_iter().filter_map(host).collect();

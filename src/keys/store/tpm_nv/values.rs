@@ -90,7 +90,8 @@ impl State {
 /// What stands at an index under a name.
 pub struct Found {
     number: u32,
-    value: Result<Value, MalformedSealedKey>,
+    /// As it stands there: unpacked, what a foreign writer has left could be 128 times as much as a sealed key.
+    packed: Vec<u8>,
     /// What says nothing of it is earlier than anything that does.
     generation: Option<u64>,
 }
@@ -186,7 +187,7 @@ impl<'t> Values<'t> {
                     && let Some(name) = wanted(&label)
                 {
                     let Some(bytes) = self.memory.read(&index)? else { return Ok(None) };
-                    all.push((name, Found::read(index.number(), &bytes)));
+                    all.push((name, Found::read(index.number(), bytes)));
                 }
             }
             Ok(Some(all))
@@ -216,18 +217,15 @@ impl<'t> Values<'t> {
 }
 
 impl Found {
-    fn read(number: u32, bytes: &[u8]) -> Self {
-        let value = Value::unpack(bytes);
-        let generation = value.as_ref().ok().and_then(|value| value.generation().ok());
-        Self { number, value, generation }
+    fn read(number: u32, packed: Vec<u8>) -> Self {
+        let generation = Value::unpack(&packed).ok().and_then(|value| value.generation().ok());
+        Self { number, packed, generation }
     }
 
     /// What was stored, as JSON.
-    pub fn json(&self) -> Result<&[u8], StoreError> {
-        match &self.value {
-            Ok(value) => Ok(&value.json),
-            Err(_) => Err(self.malformed(MalformedSealedKey::Packed)),
-        }
+    pub fn json(&self) -> Result<Vec<u8>, StoreError> {
+        let value = Value::unpack(&self.packed).map_err(|source| self.malformed(source))?;
+        Ok(value.json)
     }
 
     /// Its generation.
@@ -381,6 +379,18 @@ fn turn(path: &Path, take: Take, patience: Duration) -> Result<Flock<fs::File>, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::key::MAX_SEALED_BYTES;
+
+    #[test]
+    fn what_is_found_is_kept_as_it_stands_there() {
+        let id = crate::base::key::KeyId::random();
+        let value = Value { label: Label::key(&id), json: vec![b' '; MAX_SEALED_BYTES] };
+        let found = Found::read(1, value.pack());
+        assert!(found.packed.len() < 2048, "{}", found.packed.len());
+        assert_eq!(found.json().unwrap(), value.json);
+        let cut = Found::read(1, found.packed[..found.packed.len() - 1].to_vec()).json().unwrap_err();
+        assert!(matches!(cut, StoreError::Malformed { source: MalformedSealedKey::Packed, .. }), "{cut:?}");
+    }
 
     #[test]
     fn writers_take_turns_and_none_waits_for_ever() {

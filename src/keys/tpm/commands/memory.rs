@@ -188,6 +188,17 @@ impl Esys {
         )
     }
 
+    /// Extends an NV index that can be, by the empty password of the index itself; `session` authenticates the answer.
+    pub fn nv_extend(&self, index: &Handle<'_>, digest: &Digest, session: &Handle<'_>) -> Result<(), TpmError> {
+        let mut data = sys::TPM2B_MAX_NV_BUFFER { size: digest.len() as u16, ..Default::default() };
+        data.buffer[..digest.len()].copy_from_slice(digest);
+        command!(
+            self,
+            Esys_NV_Extend_Async(index.tr(), index.tr(), session.tr(), NONE, NONE, &data),
+            Esys_NV_Extend_Finish()
+        )
+    }
+
     /// Raises a counter by one.
     pub fn nv_increment(&self, counter: &Handle<'_>) -> Result<(), TpmError> {
         command!(self, Esys_NV_Increment_Async(OWNER, counter.tr(), PASSWORD, NONE, NONE), Esys_NV_Increment_Finish())

@@ -117,7 +117,14 @@ impl Story {
             Action::Try(number, _, passphrase) => {
                 format!("try {} on {}", String::from_utf8_lossy(passphrase.expose()), name(number))
             }
-            Action::ShowPrompt(_, volumes) => format!("prompt for {}", self.names(volumes).join(", ")),
+            Action::ShowPrompt(_, volumes, question) => {
+                let question = question.as_ref().map(|question| format!("; {question}")).unwrap_or_default();
+                format!("prompt for {}{question}", self.names(volumes).join(", "))
+            }
+            Action::Answer(answer) => {
+                let answer = answer.as_ref().map(|answer| String::from_utf8_lossy(answer.expose()).into_owned());
+                format!("answer {}", answer.as_deref().unwrap_or("nothing"))
+            }
             Action::PromptAnswered => "prompt answered".to_owned(),
             Action::TakePromptAway => "no prompt".to_owned(),
             Action::TellAttached(number, opened) => format!("{} by {}", name(number), opened.by),
@@ -144,6 +151,7 @@ fn volume(asks_people: bool) -> Volume {
         uuid: Uuid::nil(),
         digest: String::new(),
         reference: None,
+        clevis: Vec::new(),
         asks_people,
         keyslots: Vec::new(),
         detached: None,
@@ -381,4 +389,43 @@ fn a_boot_that_opens_all_by_sealed_keys_has_proven_all() {
     story.attached(2.0, "data", OpenedBy::Lockbox(format!("b/{KEY}").parse().unwrap()));
     assert!(story.unproven().is_empty());
     assert!(Story::of(&[]).unproven().is_empty(), "what none planned means, the end of the boot decides");
+}
+
+#[test]
+fn a_leaf_that_a_person_opens_is_asked_for_by_the_same_prompt() {
+    let mut story = Story::of(&["root"]);
+    story.found(0.0, "root", volume(false));
+    assert_eq!(story.tick(9.0), None, "no keyslot is for people, and no leaf is asked for");
+    assert_eq!(story.take(10.0, Change::Wanted("words?".to_owned())), [""; 0]);
+    assert_eq!(story.tick(10.0).unwrap(), "prompt for ; words?");
+    assert_eq!(story.answered(12.0, Some("")), ["prompt answered"]);
+    assert_eq!(story.tick(12.5), None, "not at once");
+    assert_eq!(story.tick(13.0).unwrap(), "prompt for ; words?");
+    assert_eq!(story.answered(20.0, Some("wrong")), ["prompt answered", "answer wrong"]);
+    assert_eq!(story.tick(23.0), None, "nobody asks");
+    story.take(23.0, Change::Wanted("again?".to_owned()));
+    assert_eq!(story.tick(23.0).unwrap(), "prompt for ; again?");
+    // A server answers after all.
+    assert_eq!(story.take(24.0, Change::NotWanted("again?".to_owned())), ["no prompt"]);
+    assert_eq!(story.attached(25.0, "root", store("a")), ["no prompt", "root by a/1"]);
+    assert!(story.is_over(25.0));
+}
+
+#[test]
+fn an_answer_is_for_keyslots_and_leaves_alike() {
+    let mut story = Story::of(&["root"]);
+    story.found(0.0, "root", with_passphrase());
+    story.take(1.0, Change::Wanted("words?".to_owned()));
+    assert_eq!(story.tick(1.0).unwrap(), "prompt for root; words?");
+    assert_eq!(story.answered(2.0, Some("typed")), ["prompt answered", "answer typed", "try typed on root"]);
+    assert_eq!(story.tried(2.5, "root", Err(wrong_passphrase())), ["wrong for root"]);
+    assert_eq!(story.tick(3.0), None, "the leaf is being tried");
+    assert_eq!(story.attached(3.5, "root", store("a")), ["no prompt", "root by a/1"]);
+    // Where nobody can answer, those who wait are told.
+    let mut story = Story::of(&["root"]);
+    story.found(0.0, "root", volume(false));
+    story.take(1.0, Change::Wanted("words?".to_owned()));
+    story.tick(1.0).unwrap();
+    assert_eq!(story.answered(1.5, None), ["prompt answered", "answer nothing"]);
+    assert_eq!(story.tick(30.0), None);
 }

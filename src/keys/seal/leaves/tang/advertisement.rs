@@ -6,13 +6,13 @@ use openssl::{
     ecdsa::EcdsaSig,
     hash::{MessageDigest, hash},
 };
-use serde_json::{Map, Value};
+use serde_json::{Value, json};
 
 use super::curve::Point;
 use crate::keys::seal::jwk;
 
 /// The most keys that are looked at: a server has two, and two more for each rotation.
-const MOST_KEYS: usize = 64;
+pub const MOST_KEYS: usize = 64;
 
 /// An advertisement that each signing key in it has signed.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub struct Advertisement {
     keys: Vec<Value>,
     /// The key to seal to.
     exchange: Value,
+    /// All of its keys.
+    set: Value,
     jws: Value,
 }
 
@@ -35,10 +37,9 @@ impl Advertisement {
         if set.len() > MOST_KEYS || signatures.len() > MOST_KEYS {
             return Err(format!("has more than {MOST_KEYS} keys"));
         }
-        let set: Vec<_> = set.iter().filter_map(Value::as_object).collect();
         let (mut signers, mut keys) = (Vec::new(), Vec::new());
         for key in set.iter().filter(|key| is_for(key, "verify")) {
-            let point = Point::of_jwk(key).map_err(|why| format!("has a signing key that {why}"))?;
+            let point = point_of(key).map_err(|why| format!("has a signing key that {why}"))?;
             let jwk = point.jwk().map_err(|error| error.to_string())?;
             let thumbprint = jwk::thumbprint(&jwk);
             if !signatures.iter().any(|signature| has_signed(&point, signature, payload)) {
@@ -51,9 +52,9 @@ impl Advertisement {
             return Err("has no signing key".to_owned());
         }
         let exchange = set.iter().find(|key| is_for(key, "deriveKey")).ok_or("has no exchange key")?;
-        let exchange = Point::of_jwk(exchange).map_err(|why| format!("has an exchange key that {why}"))?;
+        let exchange = point_of(exchange).map_err(|why| format!("has an exchange key that {why}"))?;
         let exchange = exchange.jwk().map_err(|error| error.to_string())?;
-        Ok(Self { signers, keys, exchange, jws })
+        Ok(Self { signers, keys, exchange, set: set.clone().into(), jws })
     }
 
     /// The signing key of this thumbprint, SHA-256 or SHA-1.
@@ -63,8 +64,7 @@ impl Advertisement {
 
     /// Whether this key has signed it: a server signs with a key that was rotated away, too, if it is asked for that.
     pub fn is_signed_with(&self, key: &Value) -> bool {
-        let point = key.as_object().and_then(|key| Point::of_jwk(key).ok());
-        point.zip(parts(&self.jws)).is_some_and(|(point, (payload, signatures))| {
+        point_of(key).ok().zip(parts(&self.jws)).is_some_and(|(point, (payload, signatures))| {
             signatures.iter().any(|signature| has_signed(&point, signature, payload))
         })
     }
@@ -72,6 +72,17 @@ impl Advertisement {
     /// The key to seal to, its required members.
     pub fn exchange(&self) -> &Value {
         &self.exchange
+    }
+
+    /// Whether it has a key to seal to of this thumbprint.
+    pub fn has(&self, kid: &str) -> bool {
+        let exchange = self.set.as_array().into_iter().flatten().filter(|key| is_for(key, "deriveKey"));
+        exchange.filter_map(|key| point_of(key).ok()?.jwk().ok()).any(|key| is_called(&key, kid))
+    }
+
+    /// All that it advertises, as a JWK set.
+    pub fn set(&self) -> Value {
+        json!({"keys": self.set})
     }
 
     /// As the server gave it.
@@ -97,7 +108,12 @@ fn decode(text: &str) -> Option<Vec<u8>> {
     Base64UrlUnpadded::decode_vec(text).ok()
 }
 
-fn is_for(key: &Map<String, Value>, use_: &str) -> bool {
+fn point_of(key: &Value) -> Result<Point, String> {
+    key.as_object().ok_or("is no key".to_owned()).and_then(Point::of_jwk)
+}
+
+/// Whether a key says that it is for this use.
+pub fn is_for(key: &Value, use_: &str) -> bool {
     let uses = key.get("key_ops").and_then(Value::as_array);
     uses.is_some_and(|uses| uses.iter().any(|named| named == use_))
 }

@@ -8,7 +8,7 @@ mod advertisement;
 mod curve;
 mod exchange;
 #[cfg(test)]
-mod tests;
+pub(in crate::keys::seal) mod tests;
 
 use std::{
     path::{Path, PathBuf},
@@ -22,15 +22,16 @@ use reqwest::{Method, Url};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Value, json};
 
-use advertisement::{Advertisement, is_called};
+use advertisement::Advertisement;
+pub(in crate::keys::seal) use advertisement::{MOST_KEYS, is_called, is_for};
 
 use super::{Kind, LeafError, Offer, Pin, text};
 use crate::{
-    base::key::{JoseHeader, JweRecipient},
+    base::key::{JoseHeader, JweRecipient, SecretBytes},
     config::{ConfigError, LeafConfig, LeafName, Network},
     keys::{
-        net::http::{self, Cancel, Http, HttpAnswer, Request},
-        seal::{ContentKey, Recipient, SealError, Shape, ecdh_es, jwk, key_wrap, members},
+        net::http::{self, Cancel, Http, HttpAnswer, Repeat, Request},
+        seal::{ContentKey, Recipient, SealError, Shape, clevis::Whom, ecdh_es, jwk, key_wrap, members},
         store::Server,
     },
     sys::state,
@@ -39,9 +40,11 @@ use curve::Point;
 use exchange::Question;
 
 /// What tells this kind, in the configuration and in a header.
-pub(super) const MEMBER: &str = "tang";
+pub(in crate::keys::seal) const MEMBER: &str = "tang";
 /// An answer has 250 bytes, an advertisement 1000.
 const MOST_ANSWER_BYTES: usize = 16 * 1024;
+/// The longest wait for whether a server has new keys.
+const MOST_SECONDS_FOR_NEWS: f64 = 2.0;
 /// The most URLs of one server.
 const MOST_URLS: usize = 16;
 
@@ -69,15 +72,8 @@ fn urls<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Url>, D::Error
         return Err(de::Error::custom(format!("tang must have 1 to {MOST_URLS} URLs")));
     }
     let url = |text: &String| {
-        let fits = |url: &Url| {
-            matches!(url.scheme(), "http" | "https")
-                && url.has_host()
-                && url.username().is_empty()
-                && url.password().is_none()
-                && url.query().or(url.fragment()).is_none()
-        };
-        let url = Url::parse(text).ok().filter(fits);
-        url.ok_or_else(|| de::Error::custom(format!("tang: '{text}' is not an http or https URL of a server")))
+        http::server(text)
+            .ok_or_else(|| de::Error::custom(format!("tang: '{text}' is not an http or https URL of a server")))
     };
     texts.iter().map(url).collect()
 }
@@ -130,29 +126,9 @@ impl Tang {
         header: &JoseHeader,
         cancel: &Cancel,
     ) -> Result<ContentKey, SealError> {
-        let question = Question::new(&server.point, &server.sender)?;
-        let at = http::below(url, &["rec", server.kid]);
-        let request = Request::new(Method::POST, vec![at], MOST_ANSWER_BYTES).in_clear();
-        let request = request.body("application/jwk+json", question.jwk.to_string());
-        let http = Http::new(&self.network, None, None).map_err(LeafError::from)?;
-        let answer = http.send_unless(&request, cancel).map_err(LeafError::from)?;
-        let wrong = |what: String| LeafError::Answer { url: url.to_string(), what };
-        let answer = match answer.status.as_u16() {
-            200 => json_of(&answer).ok_or_else(|| wrong("answers with something that is not JSON".to_owned()))?,
-            404 => return Err(LeafError::KeyGone { url: url.to_string(), kid: server.kid.to_owned() }.into()),
-            _ => return Err(wrong(format!("answers {}", answer.status)).into()),
-        };
-        let answer = answer.as_object().ok_or("is no key".to_owned()).and_then(Point::of_jwk);
-        let answer = answer.map_err(|why| wrong(format!("answers with a point that {why}")))?;
-        if answer.curve != server.point.curve {
-            return Err(wrong("answers with a point on another curve".to_owned()).into());
-        }
-        let z = question.answered(&server.point, &answer)?;
+        let z = server.shared(url, self.network, cancel)?;
         let key = key_wrap::unwrap_entry(&ecdh_es::wrapping_key(&z, header)?, entry);
-        key.map_err(|error| match error {
-            SealError::Tampered => wrong("answers with a point that does not open the leaf".to_owned()).into(),
-            other => other,
-        })
+        key.map_err(|error| does_not_open(url, error))
     }
 
     fn recover(&self, entry: &JweRecipient, header: &JoseHeader, cancel: &Cancel) -> Result<ContentKey, SealError> {
@@ -188,8 +164,19 @@ pub(super) fn url_of(header: &JoseHeader) -> Option<&str> {
     header.get(MEMBER)?.get("url")?.as_str()
 }
 
+/// A right answer opens the leaf; so a key that opens nothing is the server's fault.
+pub(in crate::keys::seal) fn does_not_open(url: &Url, error: SealError) -> SealError {
+    match error {
+        SealError::Tampered => {
+            let what = "answers with a point that does not open the leaf".to_owned();
+            LeafError::Answer { url: url.to_string(), what }.into()
+        }
+        other => other,
+    }
+}
+
 /// What an entry says of its server.
-struct Party<'a> {
+pub(in crate::keys::seal) struct Party<'a> {
     kid: &'a str,
     /// S
     point: Point,
@@ -199,25 +186,64 @@ struct Party<'a> {
 
 impl<'a> Party<'a> {
     fn of(header: &'a JoseHeader) -> Result<Self, SealError> {
-        let wrong = |what: &str| SealError::Unsupported(format!("a Tang leaf of its policy {what}"));
         if text(header, "alg") != Some(ecdh_es::ALG) {
-            return Err(wrong("has an unsupported algorithm"));
+            return Err(unsupported("has an unsupported algorithm"));
         }
+        let server = header.get(MEMBER).and_then(|member| member.get("key"));
+        Self::new(text(header, "kid"), server, header.get("epk"))
+    }
+
+    /// Of the server's key, which has this thumbprint, and the sender's.
+    pub(in crate::keys::seal) fn new(
+        kid: Option<&'a str>,
+        server: Option<&Value>,
+        sender: Option<&Value>,
+    ) -> Result<Self, SealError> {
         let point = |jwk: Option<&Value>| {
-            let jwk = jwk.and_then(Value::as_object).ok_or_else(|| wrong("lacks a key"))?;
-            Point::of_jwk(jwk).map_err(|why| wrong(&format!("has a key that {why}")))
+            let jwk = jwk.and_then(Value::as_object).ok_or_else(|| unsupported("lacks a key"))?;
+            Point::of_jwk(jwk).map_err(|why| unsupported(&format!("has a key that {why}")))
         };
-        let kid = text(header, "kid").ok_or_else(|| wrong("has no kid"))?;
-        let (server, sender) =
-            (point(header.get(MEMBER).and_then(|member| member.get("key")))?, point(header.get("epk"))?);
-        if jwk::thumbprint(&server.jwk()?) != kid {
-            return Err(wrong("has a kid that is not its key's"));
+        let kid = kid.ok_or_else(|| unsupported("has no kid"))?;
+        let (server, sender) = (point(server)?, point(sender)?);
+        if !is_called(&server.jwk()?, kid) {
+            return Err(unsupported("has a kid that is not its key's"));
         }
         if server.curve != sender.curve {
-            return Err(wrong("has keys on two curves"));
+            return Err(unsupported("has keys on two curves"));
         }
         Ok(Self { kid, point: server, sender })
     }
+
+    /// Z, which the server at this URL helps to compute.
+    pub(in crate::keys::seal) fn shared(
+        &self,
+        url: &Url,
+        network: Network,
+        cancel: &Cancel,
+    ) -> Result<SecretBytes, SealError> {
+        let question = Question::new(&self.point, &self.sender)?;
+        let at = http::below(url, &["rec", self.kid]);
+        let request = Request::new(Method::POST, vec![at], MOST_ANSWER_BYTES).in_clear();
+        let request = request.body("application/jwk+json", question.jwk.to_string());
+        let http = Http::for_one_request(&network).map_err(LeafError::from)?;
+        let answer = http.send_unless(&request, cancel).map_err(LeafError::from)?;
+        let wrong = |what: String| LeafError::Answer { url: url.to_string(), what };
+        let answer = match answer.status.as_u16() {
+            200 => json_of(&answer).ok_or_else(|| wrong("answers with something that is not JSON".to_owned()))?,
+            404 => return Err(LeafError::KeyGone { url: url.to_string(), kid: self.kid.to_owned() }.into()),
+            _ => return Err(wrong(format!("answers {}", answer.status)).into()),
+        };
+        let answer = answer.as_object().ok_or("is no key".to_owned()).and_then(Point::of_jwk);
+        let answer = answer.map_err(|why| wrong(format!("answers with a point that {why}")))?;
+        if answer.curve != self.point.curve {
+            return Err(wrong("answers with a point on another curve".to_owned()).into());
+        }
+        question.answered(&self.point, &answer)
+    }
+}
+
+fn unsupported(what: &str) -> SealError {
+    SealError::Unsupported(format!("a Tang leaf of its policy {what}"))
 }
 
 fn json_of(answer: &HttpAnswer) -> Option<Value> {
@@ -246,6 +272,31 @@ impl Kind for Tang {
         self.is_for(header).then(|| self.recover(entry, header, cancel))
     }
 
+    fn is_outdated(&self, kid: &str) -> bool {
+        // Nothing depends on the answer, so it is not waited for as long as for a key.
+        let total_seconds = self.network.total_seconds.min(MOST_SECONDS_FOR_NEWS);
+        let network =
+            Network { try_seconds: self.network.try_seconds.min(total_seconds), total_seconds, ..self.network };
+        let urls = self.urls.iter().map(|url| http::below(url, &["adv"])).collect();
+        answer_at(urls, network, Repeat::Never).is_ok_and(|answer| {
+            answer.status.is_success()
+                && json_of(&answer).and_then(|jws| Advertisement::of(jws).ok()).is_some_and(|now| !now.has(kid))
+        })
+    }
+
+    fn clevis(&self, state: &Path) -> Option<Result<Whom, SealError>> {
+        let whom = |advertisement: Advertisement| {
+            let of_url = |url: &Url| Whom::Tang {
+                // clevis appends "/rec/KID".
+                url: url.as_str().trim_end_matches('/').to_owned(),
+                key: advertisement.exchange().clone(),
+                advertised: advertisement.set(),
+            };
+            Whom::any(self.urls.iter().map(of_url).collect())
+        };
+        self.pinned_at(state).advertisement().map(whom).map_err(SealError::from).transpose()
+    }
+
     fn servers(&self) -> Vec<Server> {
         self.urls.iter().map(Server::of).collect()
     }
@@ -264,12 +315,7 @@ struct TangRecipient {
 
 impl Recipient for TangRecipient {
     fn seal(&self, content_key: &ContentKey) -> Result<JweRecipient, SealError> {
-        let wrong = |why: String| SealError::Unsupported(format!("the Tang server's key {why}"));
-        let server = self.key.as_object().ok_or("is no key".to_owned()).and_then(Point::of_jwk).map_err(wrong)?;
-        let ephemeral = EcKey::generate(&server.group)?;
-        let epk = server.curve.jwk(&server.group, ephemeral.public_key())?;
-        let (ours, theirs) = (PKey::from_ec_key(ephemeral)?, PKey::from_ec_key(server.key)?);
-        let z = ecdh_es::shared(&ours, &theirs)?;
+        let (epk, z) = agree(&self.key)?;
         let header = members(json!({
             "alg": ecdh_es::ALG, "kid": self.kid, "epk": epk, MEMBER: {"url": self.url, "key": self.key},
         }));
@@ -280,6 +326,16 @@ impl Recipient for TangRecipient {
     fn shape(&self) -> Shape {
         Shape::Key(self.kid.clone())
     }
+}
+
+/// An ephemeral key, and the secret that it shares with a server's key.
+pub(in crate::keys::seal) fn agree(key: &Value) -> Result<(Value, SecretBytes), SealError> {
+    let wrong = |why: String| SealError::Unsupported(format!("the Tang server's key {why}"));
+    let server = key.as_object().ok_or("is no key".to_owned()).and_then(Point::of_jwk).map_err(wrong)?;
+    let ephemeral = EcKey::generate(&server.group)?;
+    let epk = server.curve.jwk(&server.group, ephemeral.public_key())?;
+    let (ours, theirs) = (PKey::from_ec_key(ephemeral)?, PKey::from_ec_key(server.key)?);
+    Ok((epk, ecdh_es::shared(&ours, &theirs)?))
 }
 
 /// What this host remembers of a server: the file `leaves/NAME.json` of the state directory. The advertisement is checked
@@ -304,6 +360,11 @@ struct Remembered {
 impl Pin for Pinned {
     fn expected(&self) -> Result<Option<String>, LeafError> {
         Ok(self.thumbprint.clone().or(self.remembered()?.map(|remembered| remembered.thumbprint)))
+    }
+
+    fn pinned(&self) -> Option<String> {
+        let advertisement = Advertisement::of(self.remembered().ok()??.advertisement).ok()?;
+        Some(jwk::thumbprint(advertisement.exchange()))
     }
 
     fn fetch(&self) -> Result<Box<dyn Offer + '_>, LeafError> {
@@ -331,15 +392,20 @@ impl Offer for Advertised<'_> {
     }
 }
 
+/// The advertisement at one of these URLs, or what is there instead.
+fn answer_at(urls: Vec<Url>, network: Network, repeat: Repeat) -> Result<HttpAnswer, LeafError> {
+    let request = Request::new(Method::GET, urls, MOST_ANSWER_BYTES).in_clear();
+    Ok(Http::for_one_request(&network)?.send(&Request { repeat, ..request })?)
+}
+
 impl Pinned {
     /// Asks the server for its advertisement; who has signed it is for the caller to judge.
     fn advertised(&self) -> Result<Advertisement, LeafError> {
         // With a thumbprint the server signs with that key, too, if it was rotated away.
         let thumbprint = self.expected()?;
         let segments: Vec<_> = ["adv"].into_iter().chain(thumbprint.as_deref()).collect();
-        let urls: Vec<_> = self.urls.iter().map(|url| http::below(url, &segments)).collect();
-        let answer = Http::new(&self.network, None, None)?
-            .send(&Request::new(Method::GET, urls.clone(), MOST_ANSWER_BYTES).in_clear())?;
+        let urls = self.urls.iter().map(|url| http::below(url, &segments)).collect();
+        let answer = answer_at(urls, self.network, Repeat::Safe)?;
         let url = answer.url.to_string();
         if answer.status.as_u16() == 404
             && let Some(thumbprint) = thumbprint

@@ -28,7 +28,7 @@ use crate::{
 
 /// How a server answers a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Manner {
+pub enum Manner {
     Honest,
     /// Says what it was told.
     Echo,
@@ -48,16 +48,16 @@ enum Manner {
     Silent,
 }
 
-struct Server {
-    url: String,
-    keys: Arc<Keys>,
-    manner: Arc<Mutex<Manner>>,
+pub struct Server {
+    pub url: String,
+    pub keys: Arc<Keys>,
+    pub manner: Arc<Mutex<Manner>>,
     stopped: Arc<AtomicBool>,
     asked: Arc<Mutex<Vec<String>>>,
     thread: Option<JoinHandle<()>>,
 }
 
-struct Keys {
+pub struct Keys {
     signing: EcKey<Private>,
     exchange: EcKey<Private>,
     curve: curve::Curve,
@@ -75,7 +75,7 @@ impl Keys {
         jwk
     }
 
-    fn thumbprint(&self) -> String {
+    pub fn thumbprint(&self) -> String {
         let group = self.curve.group().unwrap();
         jwk::thumbprint(&self.curve.jwk(&group, self.signing.public_key()).unwrap())
     }
@@ -105,7 +105,7 @@ impl Keys {
 }
 
 impl Server {
-    fn start(manner: Manner) -> Self {
+    pub fn start(manner: Manner) -> Self {
         Self::with(manner, Arc::new(Keys::new(curve::Curve::P521)))
     }
 
@@ -130,7 +130,7 @@ impl Server {
         Self { url, keys, manner, stopped, asked, thread: Some(thread) }
     }
 
-    fn asked(&self) -> Vec<String> {
+    pub fn asked(&self) -> Vec<String> {
         self.asked.lock().unwrap().clone()
     }
 }
@@ -213,12 +213,12 @@ fn answer(mut stream: TcpStream, manner: Manner, keys: &Keys, log: &Mutex<Vec<St
     }
 }
 
-struct Site {
-    folder: tempfile::TempDir,
+pub struct Site {
+    pub folder: tempfile::TempDir,
 }
 
 impl Site {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { folder: tempfile::tempdir().unwrap() }
     }
 
@@ -239,7 +239,7 @@ impl Site {
         tang(&name, &config.leaves[&name], config.network).unwrap().pinned_at(self.folder.path())
     }
 
-    fn leaf_at(&self, urls: &[&str], thumbprint: &str) -> Box<dyn Kind> {
+    pub fn leaf_at(&self, urls: &[&str], thumbprint: &str) -> Box<dyn Kind> {
         self.leaf(&format!("tang = {}\nthumbprint = '{thumbprint}'", json!(urls))).unwrap()
     }
 }
@@ -306,6 +306,27 @@ fn of_several_urls_the_good_one_is_enough_whatever_the_others_do() {
         assert!(open(&*leaf, &entry).unwrap().expose() == key.expose(), "{manner:?}");
         assert!(started.elapsed() < Duration::from_millis(900), "{manner:?} is not waited for");
     }
+}
+
+#[test]
+fn a_server_with_new_keys_is_noticed_and_one_that_says_nothing_is_not() {
+    let (site, server) = (Site::new(), Server::start(Manner::Honest));
+    let leaf = site.leaf_at(&[&server.url], &server.keys.thumbprint());
+    let pin = leaf.pin(site.folder.path()).unwrap();
+    assert_eq!(pin.pinned(), None, "nothing is remembered yet");
+    let (_, entry) = sealed(&*leaf, site.folder.path());
+    let kid = entry.header["kid"].as_str().unwrap();
+    assert_eq!(pin.pinned().as_deref(), Some(kid));
+    assert!(!leaf.is_outdated(kid));
+    let other = Server::start(Manner::Honest);
+    let now_other = site.leaf_at(&[&other.url], &server.keys.thumbprint());
+    assert!(now_other.is_outdated(kid));
+    let [named, same] = ["t1", "t2"].map(|name| name.parse::<LeafName>().unwrap());
+    let both = [(&named, &*now_other, kid.to_owned()), (&same, &*leaf, kid.to_owned())];
+    assert_eq!(super::super::outdated(&both).into_iter().collect::<Vec<_>>(), [&named]);
+    let url = other.url.clone();
+    drop(other);
+    assert!(!site.leaf_at(&[&url], &server.keys.thumbprint()).is_outdated(kid));
 }
 
 #[test]
@@ -397,7 +418,7 @@ fn a_table_that_is_no_leaf_says_why() {
     let site = Site::new();
     let long = json!(vec!["http://a"; 17]);
     let cases = [
-        ("thumbprint = 'x'".to_owned(), "expected exactly one of `tang`, or `public` alone"),
+        ("thumbprint = 'x'".to_owned(), "expected exactly one of `tang`, "),
         ("tang = 'http://a'\npublic = 'b.pem'".to_owned(), "unknown field `public`"),
         ("tang = 'ftp://a'".to_owned(), "not an http or https URL"),
         ("tang = 'http://u:p@a'".to_owned(), "not an http or https URL"),

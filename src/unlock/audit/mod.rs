@@ -1,22 +1,31 @@
 //! The audit record: one JSON object per line for each key that was made, used or deleted, and for each override.
 //!
-//! It holds names, times and verdicts; no secret ever reaches it.
+//! It holds names, times and verdicts; no secret ever reaches it. Each record carries the hash of the one before: [`chain`] writes
+//! it, [`verify`] checks it.
+
+mod chain;
+mod line;
+pub mod verify;
 
 use std::{
     borrow::Cow,
-    fs::{self, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    io,
     path::{Path, PathBuf},
 };
 
 use serde::{Serialize, Serializer};
 
 use crate::{
-    base::{advice::Advice, chain::chain, clock, exit::Exit},
+    base::{advice::Advice, chain::chain as causes, exit::Exit},
     config::Config,
     unlock::tenant::Acting,
 };
+
+pub use chain::{Chain, Head, rotated};
+pub use line::MOST_BYTES;
+
+/// A SHA-256 digest.
+pub type Digest = [u8; 32];
 
 /// What happened.
 #[derive(Debug, Default, Serialize)]
@@ -44,12 +53,16 @@ pub struct Event<'a> {
     /// On whose behalf a hook did it, as Keystone says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub caller: Option<&'a Acting>,
+    /// What the TPM's index for the audit record had before it was extended by this record's hash.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<String>,
 }
 
-/// The record cannot be written.
+/// The record cannot be written, or not be read.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot write the audit record {}", .path.display())]
+#[error("cannot {action} the audit record {}", .path.display())]
 pub struct AuditError {
+    action: &'static str,
     path: PathBuf,
     #[source]
     source: io::Error,
@@ -70,37 +83,14 @@ fn as_text<S: Serializer>(path: &Option<&Path>, serializer: S) -> Result<S::Ok, 
     serializer.collect_str(&path.unwrap_or(Path::new("")).display())
 }
 
-#[derive(Serialize)]
-struct Line<'a> {
-    /// Seconds since 1970-01-01 UTC.
-    time: u64,
-    uid: u32,
-    #[serde(flatten)]
-    event: &'a Event<'a>,
-}
-
 /// Records what was done. It is done: a record that cannot be written is a warning.
 pub fn done(config: &Config, event: &Event<'_>) {
-    if let Err(error) = append(&config.audit.file, event) {
-        tracing::warn!("'{}' is done, but is not on record: {}", event.action, chain(&error));
+    if let Err(error) = permit(config, event) {
+        tracing::warn!("'{}' is done, but is not on record: {}", event.action, causes(&error));
     }
 }
 
 /// Records what is about to be let through. What cannot be recorded is not.
 pub fn permit(config: &Config, event: &Event<'_>) -> Result<(), AuditError> {
-    append(&config.audit.file, event)
-}
-
-/// Appends an event, in one write(2) so that lines of several writers do not mix.
-fn append(file: &Path, event: &Event<'_>) -> Result<(), AuditError> {
-    let write = || {
-        if let Some(folder) = file.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        let time = clock::now();
-        let mut line = serde_json::to_vec(&Line { time, uid: nix::unistd::getuid().as_raw(), event })?;
-        line.push(b'\n');
-        OpenOptions::new().append(true).create(true).mode(0o600).open(file)?.write_all(&line)
-    };
-    write().map_err(|source| AuditError { path: file.to_owned(), source })
+    Chain::open(config)?.append(event).map(drop)
 }

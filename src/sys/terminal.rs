@@ -1,0 +1,89 @@
+//! A question at the terminal whose answer nobody sees.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    os::fd::AsFd,
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, poll},
+    sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr},
+};
+
+use crate::base::{key::SecretBytes, person::Person};
+
+/// The terminal of this process, if it has one.
+pub const PATH: &str = "/dev/tty";
+/// More than a terminal takes in one line.
+const MOST_BYTES: usize = 4096;
+/// So often it is looked whether an answer is still wanted.
+const LOOK_MILLISECONDS: u8 = 100;
+/// What Ctrl-C is in a line.
+const INTERRUPT: u8 = 3;
+
+/// Asks, until that `is_over`; `None` if it is over, or the person has pressed Ctrl-C or Ctrl-D.
+pub fn ask(question: &str, is_over: &dyn Fn() -> bool) -> io::Result<Option<SecretBytes>> {
+    let mut terminal = OpenOptions::new().read(true).write(true).open(PATH)?;
+    let _hidden = Hidden::on(terminal.try_clone()?)?;
+    terminal.write_all(question.as_bytes())?;
+    let answer = line(&mut terminal, is_over);
+    terminal.write_all(b"\n")?;
+    answer
+}
+
+/// One line, byte by byte into secret memory.
+fn line(terminal: &mut File, is_over: &dyn Fn() -> bool) -> io::Result<Option<SecretBytes>> {
+    let (mut line, mut len) = (SecretBytes::zeroed(MOST_BYTES).map_err(io::Error::other)?, 0);
+    while len < MOST_BYTES {
+        if is_over() {
+            return Ok(None);
+        }
+        if poll(&mut [PollFd::new(terminal.as_fd(), PollFlags::POLLIN)], LOOK_MILLISECONDS)? == 0 {
+            continue;
+        }
+        match terminal.read(&mut line.expose_mut()[len..=len])? {
+            0 => return Ok(None),
+            _ => match line.expose()[len] {
+                b'\n' | b'\r' => break,
+                INTERRUPT => return Ok(None),
+                _ => len += 1,
+            },
+        }
+    }
+    line.truncate(len);
+    Ok(Some(line))
+}
+
+/// A terminal that does not show what is typed, until this is dropped. A signal would leave it so: Ctrl-C ends the line instead.
+struct Hidden {
+    terminal: File,
+    before: Termios,
+}
+
+impl Hidden {
+    fn on(terminal: File) -> nix::Result<Self> {
+        let before = tcgetattr(&terminal)?;
+        let mut hidden = before.clone();
+        hidden.local_flags.remove(LocalFlags::ECHO | LocalFlags::ISIG);
+        hidden.control_chars[SpecialCharacterIndices::VEOL as usize] = INTERRUPT;
+        tcsetattr(&terminal, SetArg::TCSAFLUSH, &hidden)?;
+        Ok(Self { terminal, before })
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        let _ = tcsetattr(&self.terminal, SetArg::TCSAFLUSH, &self.before);
+    }
+}
+
+/// The person at the terminal of this process.
+pub struct AtTerminal;
+
+impl Person for AtTerminal {
+    fn ask(&self, question: &str, is_over: &dyn Fn() -> bool) -> Option<SecretBytes> {
+        // Without a terminal there is nobody.
+        ask(question, is_over).ok().flatten()
+    }
+}

@@ -1,0 +1,145 @@
+//! Rehearsal of a recovery: would the escrow's key, or a recovery key on paper, alone open each key of a container? Nothing is
+//! changed, and nothing else that this host has is used.
+
+use std::sync::Mutex;
+
+use super::{
+    Author, Container, Use,
+    rotation::{for_each, lock},
+};
+use crate::{
+    base::{
+        chain::chain,
+        key::{ContainerKeyId, Epoch, KeyId, StoreName},
+        person::Attendant,
+    },
+    config::{Config, IdentitySpec, LeafName},
+    keys::{
+        seal::{Asking, For, Identities, Identity, identities},
+        store::Stored,
+    },
+    unlock::Error,
+};
+
+/// What alone has to open all.
+pub enum By<'a> {
+    /// What a person has on paper or in mind.
+    Leaf(&'a LeafName),
+    /// A private key.
+    Identity(&'a IdentitySpec),
+}
+
+/// What a rehearsal has found.
+#[derive(Debug, serde::Serialize)]
+pub struct Rehearsal {
+    pub container: StoreName,
+    /// The container keys that opened.
+    pub container_keys: Vec<Epoch>,
+    /// Those that did not, and why.
+    pub lost_container_keys: Vec<(Epoch, String)>,
+    /// Those that did not, but no key is sealed under them any more.
+    pub replaced: Vec<Epoch>,
+    /// How many keys opened.
+    pub saved: usize,
+    /// The keys that did not, and why.
+    pub lost: Vec<(KeyId, String)>,
+    /// Keys that the store keeps unsealed: they need no recovery, as long as there is the store.
+    pub unsealed: usize,
+}
+
+impl Rehearsal {
+    /// Whether a recovery would lose something.
+    pub fn loses(&self) -> bool {
+        !self.lost.is_empty() || !self.lost_container_keys.is_empty()
+    }
+}
+
+/// Opens each container key and each key of a container by this alone.
+pub fn rehearse(
+    config: &Config,
+    name: &StoreName,
+    by: &By<'_>,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> Result<Rehearsal, Error> {
+    let mut container = Container::open(config, name, None, Use::Keys)?;
+    let alone: Vec<Box<dyn Identity>> = match by {
+        By::Identity(spec) => vec![identities::kind(spec).open(&config.tpm)?],
+        By::Leaf(leaf) => {
+            container.ask_person(leaf)?;
+            Vec::new()
+        }
+    };
+    let asking = Asking { attendant: Attendant::default(), ..container.asking.clone() };
+    container.alone = Some(Identities::of(alone).with_leaves(Vec::new(), container.names()?).with_person(asking));
+    container.rehearse(progress)
+}
+
+impl Container {
+    /// Asks a person for a leaf of the current container key; the same opens those before.
+    fn ask_person(&self, leaf: &LeafName) -> Result<(), Error> {
+        let keys = self.container_keys()?;
+        let current = keys.current()?.ok_or_else(|| Error::NoContainerKey(self.name.clone()))?;
+        let id = self.key_id(current.epoch);
+        let refused = |source| Error::ContainerKeyRefused { id: id.clone(), source };
+        self.identities()?.ask_person(&keys.get(id.epoch)?, leaf).map_err(refused)
+    }
+
+    fn rehearse(&self, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Rehearsal, Error> {
+        let keys = self.container_keys()?;
+        let (mut container_keys, mut closed) = (Vec::new(), Vec::new());
+        for epoch in keys.epochs()? {
+            match self.container_key(epoch) {
+                Ok(_) => container_keys.push(epoch),
+                Err(error) => closed.push((epoch, chain(&error))),
+            }
+        }
+        let ids = self.store.list()?;
+        // A machine that knows nothing of the container yet has nothing to compare with.
+        let author = if self.trusted_epoch()?.is_some() { Author::Container } else { Author::Pinned };
+        let (lost, unsealed) = (Mutex::new(Vec::new()), Mutex::new(0));
+        // What new keys are sealed under is needed, and what those that there are are sealed under.
+        let needed = Mutex::new(keys.current()?.map(|current| current.epoch).into_iter().collect::<Vec<_>>());
+        for_each(&ids, progress, &|id| {
+            let is_closed = |epoch: Epoch| {
+                let is_closed = closed.iter().any(|(closed, _)| *closed == epoch);
+                if is_closed && !lock(&needed).contains(&epoch) {
+                    lock(&needed).push(epoch);
+                }
+                is_closed
+            };
+            match self.rehearse_one(id, author, &is_closed) {
+                Ok(true) => {}
+                Ok(false) => *lock(&unsealed) += 1,
+                Err(why) => lock(&lost).push((*id, why)),
+            }
+        });
+        let (lost, unsealed) = (std::mem::take(&mut *lock(&lost)), *lock(&unsealed));
+        let (mut lost_container_keys, mut replaced) = (Vec::new(), Vec::new());
+        for (epoch, why) in closed {
+            if lock(&needed).contains(&epoch) {
+                lost_container_keys.push((epoch, why));
+            } else {
+                replaced.push(epoch);
+            }
+        }
+        let saved = ids.len() - lost.len() - unsealed;
+        let container = self.name.clone();
+        Ok(Rehearsal { container, container_keys, lost_container_keys, replaced, saved, lost, unsealed })
+    }
+
+    /// Whether it is sealed, and opens; or why not.
+    fn rehearse_one(&self, id: &KeyId, author: Author, is_closed: &dyn Fn(Epoch) -> bool) -> Result<bool, String> {
+        let sealed = match self.store.get(id) {
+            Ok(Stored::Sealed(sealed)) => sealed,
+            Ok(Stored::Released(_)) => return Ok(false),
+            Err(error) => return Err(chain(&error)),
+        };
+        // A container key that does not open is not asked for again with each of its keys.
+        let mut under = sealed.recipient_kids().filter_map(|kid| kid.parse::<ContainerKeyId>().ok());
+        let under = under.find(|under| under.container == self.name);
+        if let Some(id) = under.filter(|under| is_closed(under.epoch)) {
+            return Err(format!("its container key {id} would be lost"));
+        }
+        self.open_key(id, &sealed, For::Any, author).map(|_| true).map_err(|error| chain(&error))
+    }
+}
