@@ -199,9 +199,9 @@ pub struct Rotate {
     #[arg(long, value_name = "KIB", default_value_t = rekey::HOTZONE_BYTES / 1024, hide = true, value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
     hotzone: u64,
     #[command(flatten)]
-    separation: SeparationOptions,
-    #[command(flatten)]
     answer: AnswerOption,
+    #[command(flatten)]
+    separation: SeparationOptions,
 }
 
 /// Answer systemd-cryptsetup on a socket (standard input) with the passphrase of the volume that it opens

@@ -4,6 +4,7 @@
 //! first sector is written until the last one is. docs/rotation.md has the table of what a crash leaves at each step.
 
 use std::{
+    cell::RefCell,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    base::key::{KeyReference, SecretBytes, VolumeKey},
+    base::key::{KeyReference, SecretBytes, StoreName, VolumeKey},
     config::Config,
     keys::store::StoreError,
     sys::{
@@ -91,6 +92,8 @@ struct Job<'a> {
     /// The file, locked. A block device is claimed for each write: libcryptsetup claims it itself.
     held: Option<File>,
     journal: PathBuf,
+    /// Each store is opened once, and so are its container keys.
+    containers: RefCell<Vec<(StoreName, Arc<Container>)>>,
     _alone: Flock<File>,
 }
 
@@ -103,7 +106,7 @@ pub fn rotate(config: &Config, request: &Request<'_>, tell: &mut dyn FnMut(u64, 
     let copies = rekey::read(&device)?;
     let uuid = copies.uuid().ok_or_else(|| VolumeError::NoHeader { path: device.path.clone(), found: None })?;
     let (journal, alone) = journal(config, uuid).map_err(Error::io("use the state directory"))?;
-    let job = Job { config, request, device, held, journal, _alone: alone };
+    let job = Job { config, request, device, held, journal, containers: RefCell::default(), _alone: alone };
     match reencryption::state(&copies.json) {
         State::Clean | State::Crash => job.go_on(tell),
         // The allow-list says what it is.
@@ -154,7 +157,7 @@ impl Job<'_> {
 
     /// Seals and stores the new key, then writes the header that names both. The old key opens the volume all the while.
     fn prepare(&self, volume: Volume, old: &KeyReference) -> Result<(), Error> {
-        let container = Arc::new(Container::open(self.config, &old.store, None, Use::Keys)?);
+        let container = self.container(&old.store)?;
         let proven = Case::of(self.config, volume, old.clone(), container.clone()).prove(self.given())?;
         let unlocked = proven.key()?;
         let has_consumers = !container.store().consumers(&old.key)?.is_empty();
@@ -256,7 +259,7 @@ impl Job<'_> {
         // As it is on the device now, and by what the store has: this host pins that.
         let volume = self.probe()?;
         let key = self.reference(&volume)?;
-        let container = Arc::new(Container::open(self.config, &key.store, None, Use::Keys)?);
+        let container = self.container(&key.store)?;
         let proven = Case::of(self.config, volume, key.clone(), container).prove(self.given())?;
         proven.key()?;
         proven.record("key rotate");
@@ -272,7 +275,7 @@ impl Job<'_> {
     }
 
     fn delete(&self, Superseded(old): &Superseded) -> Result<bool, Error> {
-        let container = Container::open(self.config, &old.store, None, Use::Keys)?;
+        let container = self.container(&old.store)?;
         match keys::delete(self.config, &container, old, false) {
             Err(Error::Unlock(unlock::Error::Store(StoreError::NotFound { .. }))) => Ok(true),
             deleted => deleted.map(|()| true),
@@ -281,7 +284,7 @@ impl Job<'_> {
 
     /// Removes a key that no header names.
     fn drop_unused(&self, new: &KeyReference) -> Result<(), Error> {
-        let container = Container::open(self.config, &new.store, None, Use::Keys)?;
+        let container = self.container(&new.store)?;
         match container.store().delete(&new.key) {
             Err(StoreError::NotFound { .. }) => Ok(()),
             deleted => Ok(deleted?),
@@ -295,8 +298,18 @@ impl Job<'_> {
 
     fn proven(&self, volume: Volume) -> Result<Proven<'_>, Error> {
         let reference = self.reference(&volume)?;
-        let container = Arc::new(Container::open(self.config, &reference.store, None, Use::Keys)?);
+        let container = self.container(&reference.store)?;
         Ok(Case::of_rotation(self.config, volume, reference, container).prove(self.given())?)
+    }
+
+    fn container(&self, name: &StoreName) -> Result<Arc<Container>, Error> {
+        let mut open = self.containers.borrow_mut();
+        if let Some((_, container)) = open.iter().find(|(store, _)| store == name) {
+            return Ok(container.clone());
+        }
+        let container = Arc::new(Container::open(self.config, name, None, Use::Keys)?);
+        open.push((name.clone(), container.clone()));
+        Ok(container)
     }
 
     fn given(&self) -> Circumstances<'static> {

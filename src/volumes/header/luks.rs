@@ -44,7 +44,7 @@ pub struct UntrustedHeader {
 enum Contents {
     Luks1(Luks1),
     /// Typed, and as it is.
-    Luks2(Metadata, serde_json::Value),
+    Luks2(Metadata, Value),
 }
 
 /// What a LUKS1 header says (LUKS1 On-Disk Format Specification, table 1).
