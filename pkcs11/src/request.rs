@@ -14,6 +14,9 @@ const MOST_BYTES: usize = 16 * 1024;
 /// The longest PIN.
 const MOST_PIN_BYTES: usize = 255;
 
+/// A PIN.
+pub type Pin = Zeroizing<Vec<u8>>;
+
 /// One request.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -60,7 +63,7 @@ fn uri<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Uri, D::Error> {
 
 impl Request {
     /// Reads one, and the PIN behind it, if there is one.
-    pub fn read(from: impl Read) -> Result<(Self, Option<Zeroizing<Vec<u8>>>), Refusal> {
+    pub fn read(from: impl Read) -> Result<(Self, Option<Pin>), Refusal> {
         let wrong = |why: String| Refusal::new(Why::System, format!("the request cannot be read: {why}"), "");
         // All of it is allocated at once: growing would leave copies behind.
         let mut input = Zeroizing::new(Vec::with_capacity(MOST_BYTES + 1));
@@ -83,7 +86,7 @@ impl Request {
 mod tests {
     use super::*;
 
-    fn read(input: &str) -> Result<(Request, Option<Zeroizing<Vec<u8>>>), String> {
+    fn read(input: &str) -> Result<(Request, Option<Pin>), String> {
         Request::read(input.as_bytes()).map_err(|refusal| String::from_utf8(refusal.to_json()).unwrap())
     }
 

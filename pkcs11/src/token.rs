@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 use crate::{
     oaep,
     refusal::{Refusal, Wanting, Why},
-    request::{Ask, Data, Request},
+    request::{Ask, Data, Pin, Request},
 };
 use cryptattach_pkcs11::Uri;
 
@@ -40,11 +40,7 @@ const P256_HEAD: [u8; 26] = [
 const P256_NAME: std::ops::Range<usize> = 13..23;
 
 /// What is asked for.
-pub fn answer(
-    request: &Request,
-    pin: Option<Zeroizing<Vec<u8>>>,
-    out: &mut impl Write,
-) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+pub fn answer(request: &Request, pin: Option<Pin>, out: &mut impl Write) -> Result<Zeroizing<Vec<u8>>, Refusal> {
     let module = load(request)?;
     let (slot, info) = find(&module, &request.uri)?;
     let session = module.open_ro_session(slot).map_err(|error| failed("open a session", &error))?;
@@ -75,14 +71,66 @@ fn load(request: &Request) -> Result<Pkcs11, Refusal> {
     load().map_err(|error| match error {
         Error::LibraryLoading(_) | Error::MissingSymbol(_) | Error::NullFunctionPointer => {
             let next = "check 'module' of the leaf, or 'module-path' of its URI";
-            Refusal::new(Why::Config, format!("{module} is no PKCS#11 module that can be loaded: {error}"), next)
+            Refusal::new(
+                Why::Config,
+                format!("{module} is no PKCS#11 module that can be loaded: {}", told(&error)),
+                next,
+            )
         }
         error => failed(&format!("start the module {module}"), &error),
     })
 }
 
 fn failed(what: &str, error: &Error) -> Refusal {
-    Refusal::new(Why::Token, format!("cannot {what}: {error}"), "check the token with 'pkcs11-tool --list-slots'")
+    let next = "check the token with 'pkcs11-tool --list-slots'";
+    Refusal::new(Why::Token, format!("cannot {what}: {}", told(error)), next)
+}
+
+/// cryptoki quotes paragraphs of the standard: the names are enough.
+fn told(error: &Error) -> String {
+    match error {
+        Error::Pkcs11(value, function) => format!("C_{function:?} returns {value:?}"),
+        error => error.to_string(),
+    }
+}
+
+/// The key would not do it, whatever it was given.
+fn is_unfit(error: &Error) -> bool {
+    use RvError::{
+        AttributeValueInvalid, KeyFunctionNotPermitted, KeyTypeInconsistent, MechanismInvalid, TemplateIncomplete,
+        TemplateInconsistent, UserNotLoggedIn,
+    };
+    // Logged in as we are, the last one is of a key that wants the PIN at each use.
+    let unfit = |value: &RvError| {
+        matches!(
+            value,
+            AttributeValueInvalid
+                | KeyFunctionNotPermitted
+                | KeyTypeInconsistent
+                | MechanismInvalid
+                | TemplateIncomplete
+                | TemplateInconsistent
+                | UserNotLoggedIn
+        )
+    };
+    matches!(error, Error::Pkcs11(value, _) if unfit(value))
+}
+
+/// What is decrypted may be wrong; anything else is of the token.
+fn is_of_data(error: &Error) -> bool {
+    use RvError::{
+        DataInvalid, DataLenRange, EncryptedDataInvalid, EncryptedDataLenRange, FunctionFailed, GeneralError,
+    };
+    let of_data = |value: &RvError| {
+        let invalid = matches!(value, DataInvalid | DataLenRange | EncryptedDataInvalid | EncryptedDataLenRange);
+        invalid || matches!(value, FunctionFailed | GeneralError)
+    };
+    matches!(error, Error::Pkcs11(value, _) if of_data(value))
+}
+
+fn unfit(what: &str, error: &Error) -> Refusal {
+    let next = "use a key of the token that may derive (on P-256) or decrypt (RSA), without a PIN for each use";
+    Refusal::new(Why::Config, format!("the token's key cannot {what}: {}", told(error)), next)
 }
 
 /// The only token that fits.
@@ -140,7 +188,7 @@ struct Token<'a> {
 }
 
 impl Token<'_> {
-    fn log_in(&self, pin: Option<Zeroizing<Vec<u8>>>, attended: bool, out: &mut impl Write) -> Result<(), Refusal> {
+    fn log_in(&self, pin: Option<Pin>, attended: bool, out: &mut impl Write) -> Result<(), Refusal> {
         let info = &self.info;
         let refused = |why, text: &str, next: &str| Err(Refusal::new(why, format!("{text} ({})", name(info)), next));
         if !info.login_required() {
@@ -224,30 +272,34 @@ impl Token<'_> {
         let empty = PkcsOaepSource::empty();
         let oaep = PkcsOaepParams::new(MechanismType::SHA256, PkcsMgfType::MGF1_SHA256, empty);
         let opened = match self.session.decrypt(&Mechanism::RsaPkcsOaep(oaep), key, encrypted) {
+            Ok(message) => Some(Zeroizing::new(message)),
             Err(Error::Pkcs11(
                 RvError::ArgumentsBad | RvError::MechanismParamInvalid | RvError::MechanismInvalid,
                 _,
             )) => self.decrypt_raw(key, encrypted)?,
-            opened => opened.ok().map(Zeroizing::new),
+            Err(error) => return Err(self.not_decrypted(&error)),
         };
         opened.filter(|message| message.len() == oaep::MESSAGE).ok_or_else(not_opened)
     }
 
     /// SoftHSM before 2.7 and others know OAEP with SHA-1 only: the padding is then ours to take off.
     fn decrypt_raw(&self, key: ObjectHandle, encrypted: &[u8]) -> Result<Option<Zeroizing<Vec<u8>>>, Refusal> {
-        let block = match self.session.decrypt(&Mechanism::RsaX509, key, encrypted) {
-            Ok(block) => Zeroizing::new(block),
-            Err(Error::Pkcs11(RvError::MechanismInvalid | RvError::KeyFunctionNotPermitted, _)) => {
-                let text = "the token can decrypt neither RSA-OAEP with SHA-256 nor raw RSA by this key";
-                return Err(Refusal::new(Why::Config, text, "use an EC key on P-256 of the token"));
-            }
-            Err(_) => return Ok(None),
-        };
+        let block = self.session.decrypt(&Mechanism::RsaX509, key, encrypted);
+        let block = Zeroizing::new(block.map_err(|error| self.not_decrypted(&error))?);
         // Some leave zeros out in front.
-        let mut padded = Zeroizing::new(vec![0; encrypted.len().saturating_sub(block.len())]);
-        padded.reserve_exact(block.len());
+        let mut padded = Zeroizing::new(Vec::with_capacity(encrypted.len()));
+        padded.resize(encrypted.len().saturating_sub(block.len()), 0);
         padded.extend_from_slice(&block);
         Ok(oaep::unpad(&padded))
+    }
+
+    fn not_decrypted(&self, error: &Error) -> Refusal {
+        match error {
+            error if is_unfit(error) => unfit("decrypt", error),
+            // The same for all that is wrong with the data: whoever writes them learns nothing.
+            error if is_of_data(error) => not_opened(),
+            error => failed("decrypt", error),
+        }
     }
 
     fn agree(&self, key: ObjectHandle, point: &[u8]) -> Result<Zeroizing<Vec<u8>>, Refusal> {
@@ -262,10 +314,8 @@ impl Token<'_> {
         ];
         let derived = self.session.derive_key(&mechanism, key, &readable);
         let z = derived.and_then(|z| self.session.get_attributes(z, &[AttributeType::Value]));
-        let z = z.map_err(|error| {
-            let text = format!("the token does not agree on a key by ECDH: {error}");
-            Refusal::new(Why::Config, text, "use a key on P-256 that may derive, or an RSA key")
-        })?;
+        let what = "agree on a key by ECDH";
+        let z = z.map_err(|error| if is_unfit(&error) { unfit(what, &error) } else { failed(what, &error) })?;
         let z = z.into_iter().find_map(|attribute| match attribute {
             Attribute::Value(value) => Some(Zeroizing::new(value)),
             _ => None,

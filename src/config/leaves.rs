@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{ConfigError, paths::Base, policy::LeafName};
+use super::{ConfigError, ConfigPath, paths::Base, policy::LeafName};
 
 /// `[leaves.NAME]`
 #[derive(Clone, Debug, Deserialize)]
@@ -11,19 +11,22 @@ pub struct LeafConfig {
     name: Option<LeafName>,
     members: toml::Table,
     base: Base,
+    /// `state`, where this host remembers.
+    pub state: ConfigPath,
 }
 
 impl TryFrom<toml::Table> for LeafConfig {
     type Error = toml::de::Error;
 
     fn try_from(members: toml::Table) -> Result<Self, Self::Error> {
-        Ok(Self { name: None, members, base: Base::current() })
+        Ok(Self { name: None, members, base: Base::current(), state: ConfigPath::default() })
     }
 }
 
 impl LeafConfig {
-    pub(super) fn complete(&mut self, name: &LeafName) {
+    pub(super) fn complete(&mut self, name: &LeafName, state: &ConfigPath) {
         self.name = Some(name.clone());
+        self.state = state.clone();
     }
 
     /// Whether it has this member: a kind of leaf is told by one.

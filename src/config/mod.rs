@@ -327,15 +327,15 @@ impl Config {
         if let Some(lockbox) = &config.lockbox {
             config.store(&lockbox.store)?;
         }
+        if !geteuid().is_root() {
+            config.state = own_state().map_or(config.state, ConfigPath::from);
+        }
         for (name, leaf) in &mut config.leaves {
-            leaf.complete(name);
+            leaf.complete(name, &config.state);
         }
         for (name, store) in &mut config.stores {
             store.complete(name, config.network, &config.tpm);
             store.sealing.complete(name, &config.path, &config.leaves)?;
-        }
-        if !geteuid().is_root() {
-            config.state = own_state().map_or(config.state, ConfigPath::from);
         }
         Ok(config)
     }

@@ -247,7 +247,7 @@ impl Identities {
 
     /// The content; and if a policy decides who has it, what each part of that said.
     fn decrypt_and_tell(&self, sealed: &SealedKey) -> (Result<SecretBytes, SealError>, Option<Told>) {
-        if tree::is_plain(sealed) {
+        if tree::is_plain(sealed, &self.leaves) {
             return (self.decrypt_plain(sealed), None);
         }
         let node = sealed.protected_header().map_err(SealError::from).and_then(|protected| {

@@ -20,7 +20,7 @@ use std::{
 
 use uuid::Uuid;
 
-pub use opens::{public_keys, servers_to_open};
+pub use opens::{public_keys, servers_to_open, taken_by_leaves};
 pub use rotation::Rotation;
 pub use tenant_keys::{Listed, TenantKeys};
 pub(in crate::unlock) use trust::Seen;

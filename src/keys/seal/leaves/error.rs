@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::pkcs11::TokenError;
 use crate::{
     base::{advice::Advice, exit::Exit},
     keys::net::http::HttpError,
@@ -33,6 +34,9 @@ pub enum LeafError {
     /// Nothing says which key is the server's.
     #[error("the leaf '{0}' has no thumbprint")]
     NoThumbprint(String),
+    /// A token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// What this host remembers of it.
     #[error(transparent)]
     State(#[from] StateError),
@@ -45,6 +49,7 @@ impl Advice for LeafError {
             Self::Answer { .. } | Self::KeyGone { .. } => Exit::StoreUnavailable,
             Self::UnknownServer(_) | Self::NoThumbprint(_) => Exit::Config,
             Self::Advertisement { .. } => Exit::KeyRefused,
+            Self::Token(error) => error.exit(),
             Self::State(error) => error.exit(),
         }
     }
@@ -52,6 +57,7 @@ impl Advice for LeafError {
     fn next_step(&self) -> Option<Cow<'static, str>> {
         let step = match self {
             Self::Http(error) => return error.next_step(),
+            Self::Token(error) => return error.next_step(),
             Self::State(error) => return error.next_step(),
             Self::Answer { .. } => "check that a Tang server answers at this URL",
             Self::KeyGone { .. } => {

@@ -3,10 +3,11 @@
 //! Holders of keys need no kind of their own here to open: this host's [identities](super::identities) do that.
 
 mod error;
+mod pkcs11;
 mod public;
 mod tang;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -14,7 +15,7 @@ pub use error::LeafError;
 
 use super::{ContentKey, Recipient, SealError};
 use crate::{
-    base::key::{JoseHeader, JweRecipient},
+    base::key::{JoseHeader, JweRecipient, Location, Place},
     config::{ConfigError, LeafConfig, LeafName, Network},
     keys::{net::http::Cancel, store::Server},
 };
@@ -35,14 +36,38 @@ pub trait Kind: Send + Sync {
     fn servers(&self) -> Vec<Server> {
         Vec::new()
     }
+    /// Where it rests, for judging whether it is apart from a volume.
+    fn places(&self, name: &LeafName) -> Vec<Place> {
+        let place = |server: Server| Place {
+            what: format!("leaf {name}"),
+            at: Location::Server { host: server.host, port: server.port },
+            opens: true,
+        };
+        self.servers().into_iter().map(place).collect()
+    }
+    /// What it takes to ask it, for an initramfs.
+    fn takes(&self) -> Result<Takes, LeafError> {
+        Ok(Takes::default())
+    }
     /// The files of public keys that tell whether this host opens it.
     fn files(&self) -> Vec<&Path> {
         Vec::new()
     }
     /// How its public key is confirmed and remembered before anything is sealed to it; `None` if it needs no confirming.
-    fn pin(&self, _state: &Path) -> Option<Box<dyn Pin>> {
+    fn pin(&self, _state: &Path) -> Option<Box<dyn Pin + '_>> {
         None
     }
+}
+
+/// What an initramfs has to have so that a leaf can be asked.
+#[derive(Debug, Default)]
+pub struct Takes {
+    pub programs: Vec<PathBuf>,
+    /// Loaded by their paths.
+    pub libraries: Vec<PathBuf>,
+    pub files: Vec<PathBuf>,
+    /// What any machine can use, and what it is: "it is a token's PIN".
+    pub secrets: Vec<(PathBuf, &'static str)>,
 }
 
 /// How this host learns a leaf's public key.
@@ -67,7 +92,8 @@ pub trait Offer {
 type Make = fn(&LeafName, &LeafConfig, Network) -> Result<Box<dyn Kind>, ConfigError>;
 
 /// The kinds of leaves: the member of `[leaves.NAME]` that tells it, the member of a recipient's header if it has one.
-const KINDS: &[(&str, Option<&str>, Make)] = &[(tang::MEMBER, Some(tang::MEMBER), tang::kind)];
+const KINDS: &[(&str, Option<&str>, Make)] =
+    &[(tang::MEMBER, Some(tang::MEMBER), tang::kind), (pkcs11::MEMBER, None, pkcs11::kind)];
 
 /// The kind of a leaf. Of one that has nothing but a `public` key, this host's identities open what is sealed to it; other
 /// kinds may have that member, too.
