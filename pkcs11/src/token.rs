@@ -190,24 +190,26 @@ struct Token<'a> {
 impl Token<'_> {
     fn log_in(&self, pin: Option<Pin>, attended: bool, out: &mut impl Write) -> Result<(), Refusal> {
         let info = &self.info;
-        let refused = |why, text: &str, next: &str| Err(Refusal::new(why, format!("{text} ({})", name(info)), next));
+        let refused = |why, what: &str, next: &str| {
+            Err(Refusal::new(why, format!("the PIN of the token {} {what}", name(info)), next))
+        };
         if !info.login_required() {
             return Ok(());
         }
         if info.user_pin_locked() {
-            return refused(Why::Locked, "the token's PIN is locked", "unlock it with the token's own tool");
+            return refused(Why::Locked, "is locked", "unlock it with the token's own tool");
         }
         let keypad = info.protected_authentication_path();
         if pin.is_none() && !(keypad && attended) {
             let is = format!("{}\0{}\0{}", info.manufacturer_id(), info.model(), info.serial_number());
             let (count_low, final_try) = (info.user_pin_count_low(), info.user_pin_final_try());
             let wanting = Wanting { label: info.label().to_owned(), is, count_low, final_try, keypad };
-            let refusal = Refusal::new(Why::NeedsPin, format!("the token wants its PIN ({})", name(info)), "");
+            let refusal = Refusal::new(Why::NeedsPin, format!("the token {} wants its PIN", name(info)), "");
             return Err(Refusal { token: Some(wanting), ..refusal });
         }
         if !attended && (info.user_pin_count_low() || info.user_pin_final_try()) {
-            let text = "a wrong PIN was tried before, so the PIN is not tried unattended";
-            return refused(Why::Locked, text, "type it once at a terminal: 'cryptattach test DEVICE'");
+            let next = "type it once at a terminal: 'cryptattach test DEVICE'";
+            return refused(Why::Locked, "is not tried unattended: a wrong one was tried before", next);
         }
         let logged_in = match pin {
             Some(mut pin) => {
@@ -222,10 +224,10 @@ impl Token<'_> {
                 told.map_err(|error| Refusal::new(Why::System, error.to_string(), ""))
             }
             Err(Error::Pkcs11(RvError::PinIncorrect | RvError::PinInvalid | RvError::PinLenRange, _)) => {
-                refused(Why::WrongPin, "the PIN is wrong", "check the PIN before the token locks it")
+                refused(Why::WrongPin, "is wrong", "check the PIN before the token locks it")
             }
             Err(Error::Pkcs11(RvError::PinLocked, _)) => {
-                refused(Why::Locked, "the token's PIN is locked", "unlock it with the token's own tool")
+                refused(Why::Locked, "is locked", "unlock it with the token's own tool")
             }
             Err(error) => Err(failed("log in to the token", &error)),
         }

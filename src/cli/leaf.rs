@@ -12,16 +12,16 @@ use crate::{
     verbs::{error::Error, leaf},
 };
 
-/// Manage the leaves of policies: which Tang servers may open a container
+/// Manage the leaves of policies: which Tang servers and tokens may open a container
 #[derive(Subcommand)]
 pub enum Leaf {
     Pin(Pin),
 }
 
-/// Fetch a Tang server's keys and confirm that they are the server's
+/// Fetch the public key of a Tang server or a token and confirm it
 ///
-/// Shows the thumbprints of the server's signing keys and asks. Run it again after the server's keys were rotated, and
-/// then 'cryptattach container rotate'.
+/// Shows the thumbprints of the server's signing keys, or of the key in the token (PKCS#11), and asks. Run it again after
+/// a server's keys were rotated, and then 'cryptattach container rotate'.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach leaf pin t1
@@ -29,8 +29,8 @@ pub enum Leaf {
 pub struct Pin {
     /// The leaf ([leaves.NAME] in the configuration)
     name: LeafName,
-    /// The thumbprint of the server's signing key, so that nobody is asked
-    #[arg(long, value_name = "THUMBPRINT")]
+    /// The thumbprint of the server's signing key or of the token's key, so that nobody is asked
+    #[arg(long, value_name = "THUMBPRINT", allow_hyphen_values = true)]
     thumbprint: Option<String>,
 }
 

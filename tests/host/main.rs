@@ -13,6 +13,8 @@ mod sealing;
 #[path = "../common/shell.rs"]
 mod shell;
 mod site;
+#[path = "../common/softhsm.rs"]
+mod softhsm;
 #[path = "../common/swtpm.rs"]
 mod swtpm;
 #[path = "../common/tangd.rs"]
@@ -31,6 +33,7 @@ mod exports;
 mod foreign;
 mod format;
 mod lockbox;
+mod pkcs11;
 mod policy;
 mod refusals;
 mod safety;

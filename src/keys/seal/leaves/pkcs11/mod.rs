@@ -247,7 +247,12 @@ impl Token {
     }
 
     fn recover(&self, entry: &JweRecipient, header: &JoseHeader, cancel: &Cancel) -> Result<ContentKey, SealError> {
-        let ask = |ask: Value| self.ask(&ask, cancel).map_err(LeafError::from);
+        let ask = |ask: Value| {
+            let key = self.ask(&ask, cancel).map_err(LeafError::from)?;
+            // All that a module could have printed is a wrong key, which opens nothing.
+            let is_key = key.len() == ContentKey::BYTES;
+            if is_key { Ok(key) } else { Err(LeafError::from(self.module.error("its answer is not a key"))) }
+        };
         match text(header, "alg") {
             Some(rsa_oaep::ALG) => {
                 // Read, so that nothing but base64url is handed on.

@@ -104,32 +104,30 @@ impl Module {
         let (said, status) = match said {
             Ok(said) => said,
             Err(error) => {
-                let error = self.error(lost(error, question.patience));
+                let error = self.error(lost(&error, question.patience));
                 return if is_taken.get() { Answer::Failed(error) } else { Answer::NotTaken(error) };
             }
         };
         read(said.expose()).unwrap_or_else(|logged_in| {
             let how =
                 status.map_or("gives no answer".to_owned(), |status| format!("ends without an answer ({status})"));
-            let error = self.error(io::Error::other(format!("it {how}")));
+            let error = self.error(format!("it {how}"));
             if gives_pin && !logged_in { Answer::NotTaken(error) } else { Answer::Failed(error) }
         })
     }
 
-    fn error(&self, source: io::Error) -> TokenError {
-        TokenError::Program { module: self.path.clone(), source }
+    /// It cannot be asked for this reason.
+    pub fn error(&self, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> TokenError {
+        TokenError::Program { module: self.path.clone(), source: io::Error::other(why) }
     }
 }
 
 /// Why no answer came, in words.
-fn lost(error: io::Error, patience: Duration) -> io::Error {
+fn lost(error: &io::Error, patience: Duration) -> String {
     match error.kind() {
-        io::ErrorKind::TimedOut => {
-            let why = format!("it does not answer within {:.0} seconds", patience.as_secs_f32());
-            io::Error::new(error.kind(), why)
-        }
-        io::ErrorKind::InvalidData => io::Error::new(error.kind(), "its answer is too long"),
-        _ => error,
+        io::ErrorKind::TimedOut => format!("it does not answer within {:.0} seconds", patience.as_secs_f32()),
+        io::ErrorKind::InvalidData => "its answer is too long".to_owned(),
+        _ => error.to_string(),
     }
 }
 
