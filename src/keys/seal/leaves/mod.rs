@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 pub use error::LeafError;
+pub use pkcs11::{Answer as TokenAnswer, TokenError};
+pub use tang::Advertisement;
 
 use super::{ContentKey, Recipient, SealError};
 use crate::{

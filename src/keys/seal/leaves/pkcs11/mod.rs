@@ -26,7 +26,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 pub use error::TokenError;
-use program::{Answer, Module, Question, Wanting};
+pub use program::Answer;
+use program::{Module, Question, Wanting};
 use tries::Tries;
 
 use super::{Kind, LeafError, Offer, Pin, Takes, text};

@@ -108,7 +108,7 @@ impl Module {
                 return if is_taken.get() { Answer::Failed(error) } else { Answer::NotTaken(error) };
             }
         };
-        read(said.expose()).unwrap_or_else(|logged_in| {
+        Answer::read(said.expose()).unwrap_or_else(|logged_in| {
             let how =
                 status.map_or("gives no answer".to_owned(), |status| format!("ends without an answer ({status})"));
             let error = self.error(format!("it {how}"));
@@ -131,37 +131,39 @@ fn lost(error: &io::Error, patience: Duration) -> String {
     }
 }
 
-/// Reads an answer. If it is none: whether the token had taken the PIN by then.
-pub(super) fn read(said: &[u8]) -> Result<Answer, bool> {
-    let rest = said.strip_prefix(LOGIN);
-    let (said, logged_in) = (rest.unwrap_or(said), rest.is_some());
-    if let Some(bytes) = said.strip_prefix(b"done\n") {
-        return SecretBytes::copy_of(bytes).map(Answer::Done).map_err(|_| logged_in);
-    }
-    let refusal = said.strip_prefix(b"failed\n").and_then(|json| serde_json::from_slice::<Value>(json).ok());
-    let refusal = refusal.ok_or(logged_in)?;
-    let text = |value: &Value, name: &str| value[name].as_str().unwrap_or_default().to_owned();
-    let exit = match refusal["why"].as_str().unwrap_or_default() {
-        "needs-pin" => {
-            let token = &refusal["token"];
-            let is = |name: &str| token[name].as_bool() == Some(true);
-            let final_try = is("final_try");
-            return Ok(Answer::NeedsPin(Wanting {
-                label: text(token, "label"),
-                is: text(token, "is"),
-                is_low: final_try || is("count_low"),
-                final_try,
-                keypad: is("keypad"),
-            }));
+impl Answer {
+    /// Reads an answer. If it is none: whether the token had taken the PIN by then.
+    pub fn read(said: &[u8]) -> Result<Self, bool> {
+        let rest = said.strip_prefix(LOGIN);
+        let (said, logged_in) = (rest.unwrap_or(said), rest.is_some());
+        if let Some(bytes) = said.strip_prefix(b"done\n") {
+            return SecretBytes::copy_of(bytes).map(Self::Done).map_err(|_| logged_in);
         }
-        "system" => Exit::System,
-        "config" => Exit::Config,
-        "key" => Exit::KeyRefused,
-        "wrong-pin" | "locked" => Exit::PermissionDenied,
-        _ => Exit::StoreUnavailable,
-    };
-    let error = TokenError::Refused { text: text(&refusal, "text"), next: text(&refusal, "next"), exit };
-    Ok(if exit == Exit::PermissionDenied { Answer::NotTaken(error) } else { Answer::Failed(error) })
+        let refusal = said.strip_prefix(b"failed\n").and_then(|json| serde_json::from_slice::<Value>(json).ok());
+        let refusal = refusal.ok_or(logged_in)?;
+        let text = |value: &Value, name: &str| value[name].as_str().unwrap_or_default().to_owned();
+        let exit = match refusal["why"].as_str().unwrap_or_default() {
+            "needs-pin" => {
+                let token = &refusal["token"];
+                let is = |name: &str| token[name].as_bool() == Some(true);
+                let final_try = is("final_try");
+                return Ok(Self::NeedsPin(Wanting {
+                    label: text(token, "label"),
+                    is: text(token, "is"),
+                    is_low: final_try || is("count_low"),
+                    final_try,
+                    keypad: is("keypad"),
+                }));
+            }
+            "system" => Exit::System,
+            "config" => Exit::Config,
+            "key" => Exit::KeyRefused,
+            "wrong-pin" | "locked" => Exit::PermissionDenied,
+            _ => Exit::StoreUnavailable,
+        };
+        let error = TokenError::Refused { text: text(&refusal, "text"), next: text(&refusal, "next"), exit };
+        Ok(if exit == Exit::PermissionDenied { Self::NotTaken(error) } else { Self::Failed(error) })
+    }
 }
 
 #[cfg(test)]
@@ -169,7 +171,7 @@ mod tests {
     use super::*;
 
     fn told(said: &str) -> String {
-        match read(said.as_bytes()) {
+        match Answer::read(said.as_bytes()) {
             Ok(Answer::Done(bytes)) => format!("done {}", String::from_utf8_lossy(bytes.expose())),
             Ok(Answer::NeedsPin(token)) => format!("needs-pin {token:?}"),
             Ok(Answer::NotTaken(error)) => format!("not taken: {error}"),

@@ -22,7 +22,8 @@ use reqwest::{Method, Url};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Value, json};
 
-use advertisement::{Advertisement, is_called};
+pub use advertisement::Advertisement;
+use advertisement::is_called;
 
 use super::{Kind, LeafError, Offer, Pin, text};
 use crate::{
