@@ -49,6 +49,10 @@ use crate::{
 pub(super) const MEMBER: &str = "pkcs11";
 /// How long a token may take for one question.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Less than this is too little for a PIN.
+const LEAST: Duration = Duration::from_secs(1);
+/// The longest thing that is decrypted: by an RSA key of 8192 bits.
+const MOST_ENCRYPTED_BYTES: usize = 1024;
 /// How long a person may take at a token's keypad.
 const KEYPAD_PATIENCE: Duration = Duration::from_secs(60);
 /// How long other leaves have to make a person's PIN unnecessary.
@@ -192,13 +196,17 @@ impl Token {
         let token = || wanting.label.clone();
         let forgetful = |source| TokenError::Memory { token: token(), source };
         let unreadable = |source| TokenError::Pin { token: token(), source: Box::new(source) };
-        let tries = Tries::of(&wanting.is, &self.state).map_err(forgetful)?;
+        let is_over = || cancel.is_cancelled() || self.left(LEAST).is_zero();
+        let tries = Tries::of(&wanting.is, &self.state, &is_over).map_err(forgetful)?;
         let (tried, is_attended) = (tries.had_one(), io::stdin().is_terminal());
         let answer = match &self.pin {
             Some(file) if !tried && !wanting.is_low => {
-                let pin = tpm::first_line(file).map_err(unreadable)?;
+                let (pin, patience) = (tpm::first_line(file).map_err(unreadable)?, self.left(PATIENCE));
+                // A PIN that is given and not waited for would count as a wrong one.
+                if patience < LEAST {
+                    return Err(self.module.error("no time is left for it"));
+                }
                 tries.begin().map_err(forgetful)?;
-                let patience = self.left(PATIENCE);
                 self.module.ask(&Question { ask, pin: Some(&pin), attended: false, patience }, cancel)
             }
             _ if is_attended => self.ask_person(ask, wanting, cancel)?,
@@ -256,8 +264,10 @@ impl Token {
         };
         match text(header, "alg") {
             Some(rsa_oaep::ALG) => {
-                // Read, so that nothing but base64url is handed on.
                 let encrypted = decode("encrypted_key", &entry.encrypted_key)?;
+                if encrypted.len() > MOST_ENCRYPTED_BYTES {
+                    return Err(SealError::Tampered);
+                }
                 let key = ask(json!({"decrypt": Base64UrlUnpadded::encode_string(&encrypted)}))?;
                 ContentKey::from_secret(key).ok_or(SealError::Tampered)
             }
