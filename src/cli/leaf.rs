@@ -15,17 +15,17 @@ use crate::{
     verbs::{error::Error, leaf},
 };
 
-/// Manage the leaves of policies: which servers' keys and persons may open a container
+/// Manage the leaves of policies: which servers' keys, tokens and persons may open a container
 #[derive(Subcommand)]
 pub enum Leaf {
     Pin(Pin),
     New(New),
 }
 
-/// Fetch the key of a Tang or OpenBao server and confirm that it is the server's
+/// Fetch the public key of a Tang or OpenBao server or of a token, and confirm it
 ///
-/// Shows the thumbprints of a Tang server's signing keys, or that of a Transit key, and asks. Run it again after the
-/// server's keys were rotated, and then 'cryptattach container rotate'.
+/// Shows the thumbprints of a Tang server's signing keys, or that of a Transit key or a key in a token (PKCS#11), and asks.
+/// Run it again after a server's keys were rotated, and then 'cryptattach container rotate'.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach leaf pin t1
@@ -33,7 +33,7 @@ pub enum Leaf {
 pub struct Pin {
     /// The leaf ([leaves.NAME] in the configuration)
     name: LeafName,
-    /// The thumbprint of the server's signing key, so that nobody is asked
+    /// The thumbprint of the server's signing key, or of the server's or token's key, so that nobody is asked
     #[arg(long, value_name = "THUMBPRINT", allow_hyphen_values = true)]
     thumbprint: Option<String>,
 }

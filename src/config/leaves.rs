@@ -1,11 +1,11 @@
 //! `[leaves.NAME]`: what a policy's leaf is. Its kind reads it ([`crate::keys::seal::leaves`]).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
-    ConfigError, ServerConfig,
+    ConfigError, ConfigPath, ServerConfig,
     paths::Base,
     policy::LeafName,
     servers::{self, Servers},
@@ -22,20 +22,30 @@ pub struct LeafConfig {
     pub server: Option<ServerConfig>,
     /// The file in which this host remembers what it knows of it.
     pub memory: PathBuf,
+    /// `state`, where this host remembers.
+    pub state: ConfigPath,
 }
 
 impl TryFrom<toml::Table> for LeafConfig {
     type Error = toml::de::Error;
 
     fn try_from(members: toml::Table) -> Result<Self, Self::Error> {
-        Ok(Self { name: None, members, base: Base::current(), server: None, memory: PathBuf::new() })
+        Ok(Self {
+            name: None,
+            members,
+            base: Base::current(),
+            server: None,
+            memory: PathBuf::new(),
+            state: ConfigPath::default(),
+        })
     }
 }
 
 impl LeafConfig {
-    pub(super) fn complete(&mut self, name: &LeafName, servers: &Servers, state: &Path) -> Result<(), ConfigError> {
+    pub(super) fn complete(&mut self, name: &LeafName, servers: &Servers, state: &ConfigPath) -> Result<(), ConfigError> {
         self.name = Some(name.clone());
         self.memory = state.join("leaves").join(format!("{name}.json"));
+        self.state = state.clone();
         self.server = servers::named_in(&self.members, servers).map_err(|why| self.unusable(why))?;
         Ok(())
     }

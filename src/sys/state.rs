@@ -53,6 +53,11 @@ pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
     write().map_err(|source| StateError { action: "write", path: path.to_owned(), source })
 }
 
+/// This boot (random(4), boot_id). Where the kernel does not say, nothing can be remembered for it.
+pub fn boot() -> Option<String> {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
+}
+
 /// Writes a file, with the folders above it, in place of the one that is there.
 pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {

@@ -15,6 +15,8 @@ mod sealing;
 #[path = "../common/shell.rs"]
 mod shell;
 mod site;
+#[path = "../common/softhsm.rs"]
+mod softhsm;
 #[path = "../common/swtpm.rs"]
 mod swtpm;
 #[path = "../common/tangd.rs"]
@@ -38,6 +40,7 @@ mod foreign;
 mod format;
 mod lockbox;
 mod person;
+mod pkcs11;
 mod policy;
 mod refusals;
 mod rotate;

@@ -265,9 +265,7 @@ impl Identities {
 
     /// The content; and if a policy decides who has it, what each part of that said.
     fn decrypt_and_tell(&self, sealed: &SealedKey) -> (Result<SecretBytes, SealError>, Option<Told>) {
-        // A leaf may be asked for an entry that looks like anybody's.
-        let is_asked = |entry: &JweRecipient| self.leaves.iter().any(|(_, leaf)| leaf.is_for(&entry.header));
-        if tree::is_plain(sealed) && !sealed.recipients.iter().any(is_asked) {
+        if tree::is_plain(sealed, &self.leaves) {
             return (self.decrypt_plain(sealed), None);
         }
         let node = sealed.protected_header().map_err(SealError::from).and_then(|protected| {

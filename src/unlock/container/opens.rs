@@ -17,7 +17,7 @@ use crate::{
             self, ContainerKey, Identities, Identity, Node, Recipient, SealError, Shape, Threshold, Told,
             clevis::Whom,
             identities,
-            leaves::{self, Kind},
+            leaves::{self, Kind, Takes},
         },
         store::Server,
     },
@@ -121,6 +121,13 @@ pub fn logins(store: &StoreConfig) -> Result<(Vec<PathBuf>, bool), Error> {
     Ok((files, store.sealing.policy.is_met_by(&asks)))
 }
 
+/// What an initramfs has to have so that the leaves of a policy can be asked.
+pub fn taken_by_leaves(store: &StoreConfig) -> Result<Vec<Takes>, Error> {
+    let leaves = leaves_of(&store.sealing, store.network)?;
+    let takes = leaves.iter().map(|(_, leaf)| leaf.takes().map_err(SealError::from));
+    Ok(takes.collect::<Result<_, _>>()?)
+}
+
 /// Whether an entry of the lockbox opens a volume where the container's policy takes more than an admitted host, and nobody
 /// has allowed that.
 pub(super) fn is_lockbox_weaker(config: &Config, store: &StoreConfig) -> bool {
@@ -129,8 +136,8 @@ pub(super) fn is_lockbox_weaker(config: &Config, store: &StoreConfig) -> bool {
     !allowed && !store.sealing.policy.is_met_by(&is_host)
 }
 
-/// The servers of a policy, as a place that has the key if enough of them have their shares. What needs no server is judged
-/// by itself: this host's identities are places, too.
+/// The servers and tokens of a policy, as a place that has the key if enough of them have their shares. Other leaves are judged
+/// by themselves: this host's identities are places, too.
 pub(super) fn place(sealing: &Sealing, network: Network) -> Result<Option<Place>, ConfigError> {
     let leaves = leaves_of(sealing, network)?;
     Ok(place_of(&sealing.policy, &leaves))
@@ -140,18 +147,12 @@ fn place_of(policy: &Policy, leaves: &Leaves) -> Option<Place> {
     let (least, of) = match policy {
         Policy::Leaf(name) => {
             let (_, leaf) = leaves.iter().find(|(leaf, _)| leaf == name)?;
-            let servers = leaf.servers().into_iter().map(|server| Place {
-                what: format!("leaf {name}"),
-                at: Location::Server { host: server.host, port: server.port },
-                opens: true,
-            });
-            // One server at several addresses: each of them gives the share, and so does what logs in there.
-            let login = leaf.login().map(|path| Place::path(format!("log-in of leaf {name}"), path, true));
-            let mut servers: Vec<_> = servers.chain(login).collect();
-            return match servers.len() {
+            let mut places = leaf.places(name);
+            // At several, such as the addresses of a server: each of them gives the share.
+            return match places.len() {
                 0 => None,
-                1 => servers.pop(),
-                _ => Some(group(1, servers, format!("leaf {name}"))),
+                1 => places.pop(),
+                _ => Some(group(1, places, format!("leaf {name}"))),
             };
         }
         Policy::Any(of) => (1, of),

@@ -1,7 +1,7 @@
 //! The latch: once the lockbox key is in the kernel's keyring, PCR 15 is extended, and the TPM opens it no more in this boot.
 //! Where the TPM does not prove that, the lockbox is closed: who comes later could open it as well.
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 use openssl::asn1::Asn1Time;
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,7 @@ impl Lockbox {
     pub(super) fn latch(&self, config: &Config, opening: Opening) -> Result<Opening, LockboxError> {
         let identity = identities::first_of_tpm(self.identities(config)).filter(|_| config.tpm.latch.is_wanted());
         let Some(identity) = identity else { return Ok(opening) };
-        let boot = boot();
+        let boot = state::boot();
         let is_noted =
             || Ok::<_, LockboxError>(self.latched()?.is_some_and(|latched| boot.as_ref() == Some(&latched.boot)));
         if !(opening.already_open && is_noted()?) {
@@ -57,7 +57,7 @@ impl Lockbox {
             if explanation.findings.iter().any(|finding| matches!(finding, Finding::Latched)));
         // A note that cannot be read explains nothing; the refusal itself is said all the same.
         let latched =
-            self.latched().ok().flatten().filter(|latched| by_latch && boot().as_ref() == Some(&latched.boot));
+            self.latched().ok().flatten().filter(|latched| by_latch && state::boot().as_ref() == Some(&latched.boot));
         match latched.and_then(|latched| Asn1Time::from_unix(latched.extended.try_into().ok()?).ok()) {
             Some(at) => LockboxError::Latched { host, at: at.to_string(), source: Box::new(source) },
             None => LockboxError::Refused { host, source },
@@ -71,9 +71,4 @@ impl Lockbox {
     fn latch_path(&self) -> PathBuf {
         self.state.join("host").join(format!("{}.latch.json", self.config.host))
     }
-}
-
-/// This boot. Where the kernel does not say, nothing is remembered, and the TPM is asked each time.
-fn boot() -> Option<String> {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
 }

@@ -17,7 +17,10 @@ use crate::{
         key::{self, KeyReference, Place, StoreName},
     },
     config::{Config, IMAGES, IdentitySpec, SeparationLevel, SeparationPolicy, StoreConfig},
-    keys::{seal::identities, store},
+    keys::{
+        seal::{identities, leaves::Takes},
+        store,
+    },
     unlock::{self, pins::Pins},
     verbs::error::Error,
     volumes::{
@@ -212,10 +215,28 @@ impl Image {
         for file in unlock::container::public_keys(store)? {
             self.file(config, &file);
         }
+        for takes in unlock::container::taken_by_leaves(store)? {
+            self.leaf(config, takes, volumes)?;
+        }
         // What this host has seen of the store, so that the store cannot show the boot something older.
         for folder in ["generations", "containers"] {
             for file in files_below(&config.state.join(folder).join(name.as_str())) {
                 self.file(config, &file);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a leaf of a policy is asked with.
+    fn leaf(&mut self, config: &Config, takes: Takes, volumes: &[Seen<'_>]) -> Result<(), Error> {
+        self.parts.extend(takes.programs.into_iter().map(Part::Program));
+        self.parts.extend(takes.libraries.into_iter().map(Part::Library));
+        takes.files.iter().flat_map(|path| files_below(path)).for_each(|file| self.file(config, &file));
+        for (path, what) in takes.secrets {
+            // What is not there yet is named by itself.
+            let files = if path.is_dir() { files_below(&path) } else { vec![path] };
+            for file in files {
+                self.secret_or_file(config, &file, true, what, volumes)?;
             }
         }
         Ok(())

@@ -126,6 +126,10 @@ impl Kind for Unknown<'_> {
 impl Unknown<'_> {
     fn refusal(&self) -> SealError {
         let known: Vec<_> = KINDS.iter().filter(|(scheme, _)| !scheme.is_empty()).map(|(scheme, _)| *scheme).collect();
+        if self.0.scheme == "pkcs11" {
+            let why = "is in a token, which 'identities' cannot name: make it a leaf (docs/pkcs11.md)".to_owned();
+            return SealError::KeyFile { path: self.0.to_string().into(), why };
+        }
         let why = format!(
             "has an unknown scheme; this version knows: {}. A file with a colon is written './FILE'",
             known.join(", ")

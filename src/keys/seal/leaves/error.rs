@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, path::PathBuf};
 
-use super::person::WordsError;
+use super::{person::WordsError, pkcs11::TokenError};
 use crate::{
     base::{advice::Advice, exit::Exit},
     keys::net::{bao::BaoError, http::HttpError},
@@ -57,6 +57,9 @@ pub enum LeafError {
         "the server does not decrypt with versions of '{key}' before {least}; the leaf '{name}' is sealed to {kid}"
     )]
     KeyTooOld { name: String, key: String, kid: String, least: u64 },
+    /// A token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// What this host remembers of it.
     #[error(transparent)]
     State(#[from] StateError),
@@ -101,6 +104,7 @@ impl Advice for LeafError {
             | Self::KeyTooOld { .. } => Exit::KeyRefused,
             Self::TooShort { .. } => Exit::Usage,
             Self::Bao(error) => error.exit(),
+            Self::Token(error) => error.exit(),
             Self::State(error) => error.exit(),
         }
     }
@@ -108,6 +112,7 @@ impl Advice for LeafError {
     fn next_step(&self) -> Option<Cow<'static, str>> {
         let step = match self {
             Self::Http(error) => return error.next_step(),
+            Self::Token(error) => return error.next_step(),
             Self::State(error) => return error.next_step(),
             Self::Bao(error) => return error.next_step(),
             Self::NoTransitKey { .. } => {

@@ -4,20 +4,26 @@
 
 mod error;
 pub mod person;
+mod pkcs11;
 mod public;
 pub(super) mod tang;
 mod transit;
 
-use std::{collections::BTreeSet, path::Path, thread};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    thread,
+};
 
 use serde_json::Value;
 
 pub use error::LeafError;
+pub use pkcs11::{Answer as TokenAnswer, TokenError};
 pub use transit::Versions as TransitVersions;
 
 use super::{ContentKey, Recipient, SealError, clevis::Whom};
 use crate::{
-    base::key::{JoseHeader, JweRecipient},
+    base::key::{JoseHeader, JweRecipient, Location, Place},
     config::{ConfigError, LeafConfig, LeafName, Network},
     keys::{net::http::Cancel, store::Server},
 };
@@ -42,6 +48,20 @@ pub trait Kind: Send + Sync {
     fn servers(&self) -> Vec<Server> {
         Vec::new()
     }
+    /// Where it rests, for judging whether it is apart from a volume.
+    fn places(&self, name: &LeafName) -> Vec<Place> {
+        let place = |server: Server| Place {
+            what: format!("leaf {name}"),
+            at: Location::Server { host: server.host, port: server.port },
+            opens: true,
+        };
+        let login = self.login().map(|path| Place::path(format!("log-in of leaf {name}"), path, true));
+        self.servers().into_iter().map(place).chain(login).collect()
+    }
+    /// What it takes to ask it, for an initramfs.
+    fn takes(&self) -> Result<Takes, LeafError> {
+        Ok(Takes::default())
+    }
     /// The files that opening takes and that hide nothing, such as the public keys that tell whether this host opens it.
     fn files(&self) -> Vec<&Path> {
         Vec::new()
@@ -59,9 +79,20 @@ pub trait Kind: Send + Sync {
         None
     }
     /// How its public key is confirmed and remembered before anything is sealed to it; `None` if it needs no confirming.
-    fn pin(&self, _state: &Path) -> Option<Box<dyn Pin>> {
+    fn pin(&self, _state: &Path) -> Option<Box<dyn Pin + '_>> {
         None
     }
+}
+
+/// What an initramfs has to have so that a leaf can be asked.
+#[derive(Debug, Default)]
+pub struct Takes {
+    pub programs: Vec<PathBuf>,
+    /// Loaded by their paths.
+    pub libraries: Vec<PathBuf>,
+    pub files: Vec<PathBuf>,
+    /// What any machine can use, and what it is: "it is a token's PIN".
+    pub secrets: Vec<(PathBuf, &'static str)>,
 }
 
 /// How this host learns a leaf's public key.
@@ -91,6 +122,7 @@ type Make = fn(&LeafName, &LeafConfig, Network) -> Result<Box<dyn Kind>, ConfigE
 const KINDS: &[(&str, Option<&str>, Make)] = &[
     (tang::MEMBER, Some(tang::MEMBER), tang::kind),
     (transit::MEMBER, None, transit::kind),
+    (pkcs11::MEMBER, None, pkcs11::kind),
     (person::By::Recovery.member(), Some(person::MEMBER), person::recovery),
     (person::By::Passphrase.member(), Some(person::MEMBER), person::passphrase),
 ];

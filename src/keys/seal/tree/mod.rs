@@ -82,10 +82,13 @@ impl Recipient for Threshold {
     }
 }
 
-/// Whether nothing of a sealed key is a policy: its recipients are holders of keys, and nobody else has to be asked.
-pub(super) fn is_plain(sealed: &SealedKey) -> bool {
+/// Whether nothing of a sealed key is a policy: its recipients are holders of keys, and nobody else has to be asked. A leaf may
+/// have a holder's key, too: its recipient looks the same.
+pub(super) fn is_plain(sealed: &SealedKey, leaves: &[(LeafName, Box<dyn leaves::Kind>)]) -> bool {
     let is_policy = |header: &JoseHeader| header.keys().any(|name| name == MEMBER || leaves::is_member(name));
-    !is_policy(&sealed.unprotected) && !sealed.recipients.iter().any(|entry| is_policy(&entry.header))
+    let is_of_leaf = |header: &JoseHeader| leaves.iter().any(|(_, leaf)| leaf.is_for(header));
+    let is_other = |header: &JoseHeader| is_policy(header) || is_of_leaf(header);
+    !is_policy(&sealed.unprotected) && !sealed.recipients.iter().any(|entry| is_other(&entry.header))
 }
 
 /// A node of which all is known but what only its keys tell.

@@ -22,7 +22,7 @@ use reqwest::{Method, Url};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Value, json};
 
-use advertisement::Advertisement;
+pub use advertisement::Advertisement;
 pub(in crate::keys::seal) use advertisement::{MOST_KEYS, is_called, is_for};
 
 use super::{Kind, LeafError, Offer, Pin, text};

@@ -418,7 +418,7 @@ fn a_table_that_is_no_leaf_says_why() {
     let site = Site::new();
     let long = json!(vec!["http://a"; 17]);
     let cases = [
-        ("thumbprint = 'x'".to_owned(), "expected exactly one of `tang`, "),
+        ("thumbprint = 'x'".to_owned(), "or `public` alone"),
         ("tang = 'http://a'\npublic = 'b.pem'".to_owned(), "unknown field `public`"),
         ("tang = 'ftp://a'".to_owned(), "not an http or https URL"),
         ("tang = 'http://u:p@a'".to_owned(), "not an http or https URL"),
