@@ -42,7 +42,12 @@ impl TryFrom<toml::Table> for LeafConfig {
 }
 
 impl LeafConfig {
-    pub(super) fn complete(&mut self, name: &LeafName, servers: &Servers, state: &ConfigPath) -> Result<(), ConfigError> {
+    pub(super) fn complete(
+        &mut self,
+        name: &LeafName,
+        servers: &Servers,
+        state: &ConfigPath,
+    ) -> Result<(), ConfigError> {
         self.name = Some(name.clone());
         self.memory = state.join("leaves").join(format!("{name}.json"));
         self.state = state.clone();

@@ -48,6 +48,9 @@ pub struct Sealing {
     /// The leaves that it names, but for those that are built in.
     #[serde(skip)]
     pub leaves: BTreeMap<LeafName, LeafConfig>,
+    /// The other leaves of the configuration: a former policy may have named them, and keys of that time may still be there.
+    #[serde(skip)]
+    pub other_leaves: BTreeMap<LeafName, LeafConfig>,
     /// `[tpm]`
     #[serde(skip)]
     pub tpm: TpmConfig,
@@ -83,6 +86,9 @@ impl Sealing {
             }
         });
         self.leaves = found.collect::<Result<_, _>>()?;
+        let is_other = |(name, _): &(&LeafName, &LeafConfig)| !self.leaves.contains_key(*name);
+        self.other_leaves =
+            leaves.iter().filter(is_other).map(|(name, config)| (name.clone(), config.clone())).collect();
         Ok(())
     }
 }

@@ -191,6 +191,23 @@ fn the_owner_asks_no_server_and_a_policy_goes_on_after_an_interruption() {
     assert_eq!(fs::read(policies.config()).unwrap(), before, "nothing was changed");
 }
 
+/// The owner's key is not here, so what opens the keys of before is the leaf that the new policy no longer names.
+#[test]
+fn a_policy_may_leave_the_leaf_by_which_the_keys_open_now() {
+    let policies = Policies::new();
+    policies.ok(&["container", "policy", "cinder", "any(owner, escrow, t1)"]);
+    policies.change(&format!("identities = [\"{}\"]", policies.site.keys("cinder.owner.key")), "identities = []");
+    for (policy, left) in [("any(escrow, t2)", 0), ("any(escrow, all(t1, t3))", 1)] {
+        policies.ok(&["container", "policy", "cinder", policy]);
+        policies.set_up(std::array::from_fn(|at| at != left));
+        policies.test(NO_TPM).unwrap();
+        policies.set_up([true; 3]);
+    }
+    policies.set_up([false, true, true]);
+    let told = policies.test(NO_TPM).unwrap_err();
+    assert!(told.contains("its policy is not met"), "{told}");
+}
+
 #[test]
 fn one_server_on_the_volumes_host_is_told_as_shared() {
     let policies = Policies::new();

@@ -32,6 +32,12 @@ fn leaves_of(sealing: &Sealing, network: Network) -> Result<Leaves, ConfigError>
     sealing.leaves.iter().map(leaf).collect()
 }
 
+/// Leaves that the policy does not name, but a former one may have. Of those that cannot be used nothing is said.
+fn other_leaves(sealing: &Sealing, network: Network) -> impl Iterator<Item = (LeafName, Box<dyn Kind>)> {
+    let leaf = move |(name, config): (&LeafName, _)| Some((name.clone(), leaves::kind(name, config, network).ok()?));
+    sealing.other_leaves.iter().filter_map(leaf)
+}
+
 /// Whom a leaf of a policy stands for, as far as the configuration and the state directory say: not the hosts that are admitted.
 fn recipients_of_leaf(
     sealing: &Sealing,
@@ -304,12 +310,13 @@ impl Container {
     }
 
     /// What opens the container on this host: the lockbox key if it is open, the identities that the configuration names, and
-    /// the leaves of its policy.
+    /// the leaves of its policy and of former ones: a change of the policy has to open what was sealed by the one before.
     pub(super) fn identities(&self) -> Result<Identities, Error> {
         let lockbox_key = self.lockbox.as_ref().and_then(Lockbox::key);
         let lockbox_key = lockbox_key.map(|key| Box::new(key.clone()) as Box<dyn Identity>);
         let identities = Identities::read(&self.sealing.identities, &self.sealing.tpm)?.with(lockbox_key);
-        let leaves = leaves_of(&self.sealing, self.network)?;
+        let mut leaves = leaves_of(&self.sealing, self.network)?;
+        leaves.extend(other_leaves(&self.sealing, self.network));
         let names = self.names_of_keys(&leaves);
         Ok(identities.with_leaves(leaves, names).with_person(self.asking.clone()))
     }
