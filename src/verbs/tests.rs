@@ -696,7 +696,7 @@ fn a_rotated_volume_opens_by_its_new_key_only() {
     detach::detach(&site.backend, &"data".parse().unwrap(), crate::volumes::backend::Deferred::No).unwrap();
     let new = rotated(&site, &device, true).unwrap();
     assert_eq!((new.old, new.deleted), (Some(old.clone()), true));
-    assert_eq!(site.keys(), [new.key.clone()]);
+    assert_eq!(site.keys(), std::slice::from_ref(&new.key));
     attached(&site, &device).unwrap();
     assert_eq!(site.backend.by("data"), Some(Authority::SealedKey(new.key.clone())));
     assert!(site.audit().contains(&format!("\"action\":\"key delete\",\"key\":\"{old}\"")), "{}", site.audit());
