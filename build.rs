@@ -3,7 +3,8 @@
 use std::{env, fs, path::Path};
 
 /// What only unwinding reads. A panic of the release ends the program (`panic = "abort"`), so nothing unwinds.
-const DISCARD: &str = "SECTIONS { /DISCARD/ : { *(.eh_frame .eh_frame.* .gcc_except_table .gcc_except_table.*) } } INSERT AFTER .text;\n";
+const DISCARD: &str =
+    "SECTIONS { /DISCARD/ : { *(.eh_frame .eh_frame.* .gcc_except_table .gcc_except_table.*) } } INSERT AFTER .text;\n";
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
