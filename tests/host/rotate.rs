@@ -214,6 +214,31 @@ fn what_cryptsetup_left_in_its_last_moments_is_attached_and_finished() {
     assert!(all_done >= 4);
 }
 
+/// Whoever writes to the disk would have another volume's key deleted, or a volume brought under a key that they know.
+#[test]
+fn a_key_that_the_header_alone_calls_the_old_one_is_not_deleted() {
+    let filled = Filled::new(&[], DATA);
+    let Filled { site, volume, .. } = &filled;
+    let other = site.file("w", HEADER + DATA).into_os_string().into_string().unwrap();
+    site.ok(&["format", &other]);
+    let export = |volume: &str| -> serde_json::Value {
+        serde_json::from_str(&sh(&format!("cryptsetup token export --token-id 0 {volume}"))).unwrap()
+    };
+    let (mut forged, others) = (export(volume), export(&other));
+    forged["next"] = serde_json::json!({"store": forged["store"], "key": forged["key"], "digest": "0", "keyslots": []});
+    forged["key"] = others["key"].clone();
+    let file = site.path("token");
+    fs::write(&file, forged.to_string()).unwrap();
+    sh(&format!("cryptsetup token remove --token-id 0 {volume}"));
+    sh(&format!("cryptsetup token import --token-id 0 --json-file {} {volume}", file.display()));
+    let before = fs::read(volume).unwrap();
+    let refused = site.fails(65, &["key", "rotate", volume, "--delete-old"]);
+    assert!(refused.contains("its next key was not made to take the place of its key"), "{refused}");
+    assert!(fs::read(volume).unwrap() == before, "nothing is written");
+    site.ok(&["test", &other]);
+    filled.check("refused");
+}
+
 #[test]
 fn sigterm_pauses_and_the_same_command_goes_on() {
     let filled = Filled::new(&[], 24 << 20);
