@@ -4,6 +4,9 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Write},
     os::fd::AsFd,
+    sync::{Mutex, MutexGuard, TryLockError},
+    thread,
+    time::Duration,
 };
 
 use nix::{
@@ -23,13 +26,29 @@ const LOOK_MILLISECONDS: u8 = 100;
 const INTERRUPT: u8 = 3;
 
 /// Asks, until that `is_over`; `None` if it is over, or the person has pressed Ctrl-C or Ctrl-D.
+///
+/// One question at a time: of two that read the same line, each would have a part of the answer, and take it for a wrong one.
 pub fn ask(question: &str, is_over: &dyn Fn() -> bool) -> io::Result<Option<SecretBytes>> {
+    let Some(_alone) = turn(is_over) else { return Ok(None) };
     let mut terminal = OpenOptions::new().read(true).write(true).open(PATH)?;
     let _hidden = Hidden::on(terminal.try_clone()?)?;
     terminal.write_all(question.as_bytes())?;
     let answer = line(&mut terminal, is_over);
     terminal.write_all(b"\n")?;
     answer
+}
+
+/// Waits until nobody else asks; `None` if it is over before.
+fn turn(is_over: &dyn Fn() -> bool) -> Option<MutexGuard<'static, ()>> {
+    static TERMINAL: Mutex<()> = Mutex::new(());
+    while !is_over() {
+        match TERMINAL.try_lock() {
+            Ok(alone) => return Some(alone),
+            Err(TryLockError::Poisoned(alone)) => return Some(alone.into_inner()),
+            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(LOOK_MILLISECONDS.into())),
+        }
+    }
+    None
 }
 
 /// One line, byte by byte into secret memory.
@@ -85,5 +104,24 @@ impl Person for AtTerminal {
     fn ask(&self, question: &str, is_over: &dyn Fn() -> bool) -> Option<SecretBytes> {
         // Without a terminal there is nobody.
         ask(question, is_over).ok().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_question_waits_for_the_other_and_no_longer_than_it_is_wanted() {
+        let alone = turn(&|| false).unwrap();
+        let mut looks = std::cell::Cell::new(0);
+        let is_over = || looks.replace(looks.get() + 1) == 2;
+        assert!(turn(&is_over).is_none());
+        assert_eq!(*looks.get_mut(), 3);
+        thread::scope(|scope| {
+            let other = scope.spawn(|| turn(&|| false).is_some());
+            drop(alone);
+            assert!(other.join().unwrap());
+        });
     }
 }
