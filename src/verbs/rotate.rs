@@ -36,6 +36,7 @@ use crate::{
         self,
         case::{self, Case, Circumstances, Proven, Strictness},
         container::{Container, Use},
+        pins::Pins,
     },
     verbs::{error::Error, keys},
     volumes::{
@@ -304,8 +305,21 @@ impl Job<'_> {
         let proven = self.proven(rekey::side(&self.device, &copies, side)?)?;
         if side == Side::New {
             self.replaced(&proven, &copies)?;
+            self.check_not_done(&proven)?;
         }
         Ok(proven)
+    }
+
+    /// This host pins the new key once the header is in its last form. A header from before that, a backup for one, would have
+    /// data encrypted once more that has the new key already.
+    fn check_not_done(&self, new: &Proven<'_>) -> Result<(), Error> {
+        let uuid = new.volume().uuid();
+        let pin = uuid.map(|uuid| Pins::of(self.config).get(uuid)).transpose().map_err(unlock::Error::from)?.flatten();
+        let reference = self.reference(new.volume())?;
+        match pin.is_some_and(|pin| pin.key == reference) {
+            true => Err(Error::HeaderRestored { device: self.device.path.clone(), new: reference }),
+            false => Ok(()),
+        }
     }
 
     /// The key whose place this one takes. Whoever writes to the disk names any two keys in the header: by its word alone
