@@ -4,7 +4,10 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Write},
     os::fd::AsFd,
-    sync::{Mutex, MutexGuard, TryLockError},
+    sync::{
+        Mutex, MutexGuard, TryLockError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread,
     time::Duration,
 };
@@ -98,12 +101,21 @@ impl Drop for Hidden {
 }
 
 /// The person at the terminal of this process.
-pub struct AtTerminal;
+#[derive(Default)]
+pub struct AtTerminal {
+    /// They have pressed Enter only, or Ctrl-C: a store that has many keys for them to open is not to go on asking.
+    gave_up: AtomicBool,
+}
 
 impl Person for AtTerminal {
     fn ask(&self, question: &str, is_over: &dyn Fn() -> bool) -> Option<SecretBytes> {
         // Without a terminal there is nobody.
-        ask(question, is_over).ok().flatten()
+        let answer = ask(question, &|| self.gave_up.load(Relaxed) || is_over()).ok().flatten();
+        let answer = answer.filter(|answer| !answer.is_empty());
+        if answer.is_none() && !is_over() {
+            self.gave_up.store(true, Relaxed);
+        }
+        answer
     }
 }
 

@@ -310,6 +310,18 @@ fn a_wrong_pin_is_tried_once_in_a_boot_and_then_a_person_is_needed() {
     assert_eq!(tokens.logins(), 4);
 }
 
+/// Some tokens return a general error, and count the try all the same.
+#[test]
+fn a_pin_that_may_be_wrong_is_not_tried_again_either() {
+    let tokens = Tokens::by_our_module("vague");
+    fs::write(tokens.site.keys("pin"), "000000\n").unwrap();
+    let told = tokens.refused();
+    assert!(told.contains("may be wrong: C_Login returns GeneralError"), "{told}");
+    let told = tokens.refused();
+    assert!(told.contains("in this boot"), "{told}");
+    assert_eq!(tokens.logins(), 1);
+}
+
 /// Two who read the same line would each have a part of it: a wrong PIN, given to the token.
 #[test]
 fn a_person_is_asked_for_a_pin_and_for_a_passphrase_one_after_the_other() {
