@@ -128,6 +128,25 @@ fn is_of_data(error: &Error) -> bool {
     matches!(error, Error::Pkcs11(value, _) if of_data(value))
 }
 
+/// The token is gone, or what leads to it: it has tried no PIN.
+fn is_of_connection(error: &Error) -> bool {
+    use RvError::{
+        CryptokiNotInitialized, DeviceRemoved, SessionClosed, SessionHandleInvalid, TokenNotPresent, TokenNotRecognized,
+    };
+    let of_connection = |value: &RvError| {
+        matches!(
+            value,
+            CryptokiNotInitialized
+                | DeviceRemoved
+                | SessionClosed
+                | SessionHandleInvalid
+                | TokenNotPresent
+                | TokenNotRecognized
+        )
+    };
+    matches!(error, Error::Pkcs11(value, _) if of_connection(value))
+}
+
 fn unfit(what: &str, error: &Error) -> Refusal {
     let next = "use a key of the token that may derive (on P-256) or decrypt (RSA), without a PIN for each use";
     Refusal::new(Why::Config, format!("the token's key cannot {what}: {}", told(error)), next)
@@ -229,7 +248,12 @@ impl Token<'_> {
             Err(Error::Pkcs11(RvError::PinLocked, _)) => {
                 refused(Why::Locked, "is locked", "unlock it with the token's own tool")
             }
-            Err(error) => Err(failed("log in to the token", &error)),
+            Err(error) if is_of_connection(&error) => Err(failed("log in to the token", &error)),
+            // Some tokens say no more of a wrong PIN.
+            Err(error) => {
+                let what = format!("may be wrong: {}", told(&error));
+                refused(Why::WrongPin, &what, "check the PIN before the token locks it")
+            }
         }
     }
 

@@ -170,7 +170,7 @@ struct AnswerOption {
 impl AnswerOption {
     /// Who answers.
     fn attendant(&self) -> Result<Attendant, Error> {
-        Ok(self.read()?.map_or_else(|| Attendant::of(AtTerminal), Attendant::answering))
+        Ok(self.read()?.map_or_else(|| Attendant::of(AtTerminal::default()), Attendant::answering))
     }
 
     /// The file without its last newline.

@@ -4,6 +4,12 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Write},
     os::fd::AsFd,
+    sync::{
+        Mutex, MutexGuard, TryLockError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
 };
 
 use nix::{
@@ -23,13 +29,29 @@ const LOOK_MILLISECONDS: u8 = 100;
 const INTERRUPT: u8 = 3;
 
 /// Asks, until that `is_over`; `None` if it is over, or the person has pressed Ctrl-C or Ctrl-D.
+///
+/// One question at a time: of two that read the same line, each would have a part of the answer, and take it for a wrong one.
 pub fn ask(question: &str, is_over: &dyn Fn() -> bool) -> io::Result<Option<SecretBytes>> {
+    let Some(_alone) = turn(is_over) else { return Ok(None) };
     let mut terminal = OpenOptions::new().read(true).write(true).open(PATH)?;
     let _hidden = Hidden::on(terminal.try_clone()?)?;
     terminal.write_all(question.as_bytes())?;
     let answer = line(&mut terminal, is_over);
     terminal.write_all(b"\n")?;
     answer
+}
+
+/// Waits until nobody else asks; `None` if it is over before.
+fn turn(is_over: &dyn Fn() -> bool) -> Option<MutexGuard<'static, ()>> {
+    static TERMINAL: Mutex<()> = Mutex::new(());
+    while !is_over() {
+        match TERMINAL.try_lock() {
+            Ok(alone) => return Some(alone),
+            Err(TryLockError::Poisoned(alone)) => return Some(alone.into_inner()),
+            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(LOOK_MILLISECONDS.into())),
+        }
+    }
+    None
 }
 
 /// One line, byte by byte into secret memory.
@@ -79,11 +101,39 @@ impl Drop for Hidden {
 }
 
 /// The person at the terminal of this process.
-pub struct AtTerminal;
+#[derive(Default)]
+pub struct AtTerminal {
+    /// They have pressed Enter only, or Ctrl-C: a store that has many keys for them to open is not to go on asking.
+    gave_up: AtomicBool,
+}
 
 impl Person for AtTerminal {
     fn ask(&self, question: &str, is_over: &dyn Fn() -> bool) -> Option<SecretBytes> {
         // Without a terminal there is nobody.
-        ask(question, is_over).ok().flatten()
+        let answer = ask(question, &|| self.gave_up.load(Relaxed) || is_over()).ok().flatten();
+        let answer = answer.filter(|answer| !answer.is_empty());
+        if answer.is_none() && !is_over() {
+            self.gave_up.store(true, Relaxed);
+        }
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_question_waits_for_the_other_and_no_longer_than_it_is_wanted() {
+        let alone = turn(&|| false).unwrap();
+        let mut looks = std::cell::Cell::new(0);
+        let is_over = || looks.replace(looks.get() + 1) == 2;
+        assert!(turn(&is_over).is_none());
+        assert_eq!(*looks.get_mut(), 3);
+        thread::scope(|scope| {
+            let other = scope.spawn(|| turn(&|| false).is_some());
+            drop(alone);
+            assert!(other.join().unwrap());
+        });
     }
 }

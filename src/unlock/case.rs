@@ -384,6 +384,18 @@ impl Proven<'_> {
         })
     }
 
+    /// The key whose place this one has taken, by the sealed key's own word; `None` if it says of none.
+    pub fn replaces(&self) -> Result<Option<KeyReference>, Error> {
+        match self.fetch()?.0 {
+            Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
+                self.agree(&payload)?;
+                self.volume().verify_key(&payload.volume_key)?;
+                Ok(payload.replaces)
+            }
+            Fetched::Sealed(_) | Fetched::Released(_) => Ok(None),
+        }
+    }
+
     /// Seals the key anew without its passphrase, of which no keyslot is left.
     pub fn forget_passphrase(&self) -> Result<(), Error> {
         match self.fetch()?.0 {

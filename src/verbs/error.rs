@@ -110,7 +110,7 @@ pub enum Error {
     #[error("the rotation of the key of {} is paused: {percent} % of its data have the new key", .device.display())]
     Paused { device: PathBuf, percent: u64 },
     /// An old header stands on a volume whose key was being rotated.
-    #[error("the header of {} is older than the rotation of its key that was begun here: part of the data has the key {new}", .device.display())]
+    #[error("the header of {} is older than the rotation of its key that was begun here: part of the data, or all, has the key {new}", .device.display())]
     HeaderRestored { device: PathBuf, new: KeyReference },
     /// libcryptsetup has ended, and the header does not say that it is done.
     #[error("the re-encryption of {} ended before its end", .0.display())]

@@ -36,12 +36,14 @@ use crate::{
         self,
         case::{self, Case, Circumstances, Proven, Strictness},
         container::{Container, Use},
+        pins::Pins,
     },
     verbs::{error::Error, keys},
     volumes::{
         backend,
         header::{
             self, Volume, VolumeError,
+            copies::Copies,
             reencryption::{self, Side, State},
             rekey::{self, Hotzone, Run},
         },
@@ -65,7 +67,7 @@ pub struct Request<'a> {
 #[derive(Debug, Serialize)]
 pub struct Rotated {
     pub key: KeyReference,
-    /// The key that it had; `None` if that is not known on this host.
+    /// The key that it had, as the new one says; `None` if that says of none.
     pub old: Option<KeyReference>,
     /// Whether that is deleted.
     pub deleted: bool,
@@ -77,12 +79,15 @@ struct Journal {
     device: PathBuf,
     old: KeyReference,
     new: KeyReference,
+    /// The header may name both keys, so another host may have gone on with it.
+    #[serde(default)]
+    named: bool,
     /// The header names both keys, and data may have been rewritten.
     begun: bool,
 }
 
 /// A key that nothing needs any more: the header, read from the device, has the other key's digest alone, and that key has
-/// been fetched from its store and compared with it.
+/// been fetched from its store, compared with it, and says itself whose place it has taken.
 struct Superseded(KeyReference);
 
 struct Job<'a> {
@@ -144,7 +149,11 @@ impl Job<'_> {
                 return Err(Error::HeaderRestored { device: self.device.path.clone(), new });
             }
             // Killed before the header named it: nothing is under it.
-            Some(journal) if journal.old == now => self.drop_unused(&journal.new)?,
+            Some(journal) if journal.old == now && !journal.named => self.drop_unused(&journal.new)?,
+            // Or just then. This may be a copy of the volume, and the volume itself under the new key by now.
+            Some(journal) if journal.old == now => {
+                tracing::warn!("the key {} stays in its store: a header may name it", journal.new);
+            }
             _ => {}
         }
         let others = rekey::others(&json);
@@ -173,9 +182,11 @@ impl Job<'_> {
             Ok((key, passphrase, case.prove(self.given())?, prepared))
         };
         let (key, passphrase, successor, prepared) = prepare().inspect_err(|_| container.store().abandon(&new.key))?;
-        let journal = Journal { device: self.device.path.clone(), old: old.clone(), new: new.clone(), begun: false };
+        let (device, old, new) = (self.device.path.clone(), old.clone(), new.clone());
+        let journal = Journal { device, old: old.clone(), new, named: false, begun: false };
         state::write(&self.journal, &journal)?;
-        successor.store_successor(key, passphrase, old.clone())?;
+        successor.store_successor(key, passphrase, old)?;
+        state::write(&self.journal, &Journal { named: true, ..journal })?;
         prepared.write(&self.file()?)?;
         successor.record("key rotate begin");
         Ok(())
@@ -241,10 +252,6 @@ impl Job<'_> {
     /// All data is under the new key: the header gets its last form, and the old key is not needed any more.
     fn complete(&self) -> Result<Rotated, Error> {
         let copies = rekey::read(&self.device)?;
-        let old = match reencryption::our_token(&copies.json) {
-            Some((_, token)) if token.has_next() => Some(token.old_reference()),
-            _ => state::read::<Journal>(&self.journal)?.map(|journal| journal.old),
-        };
         let is_strict = reencryption::is_strict(&copies.json);
         let volume = match reencryption::state(&copies.json) {
             State::AllDone => rekey::side(&self.device, &copies, Side::New)?,
@@ -252,6 +259,7 @@ impl Job<'_> {
         };
         let proven = self.proven(volume)?;
         proven.key()?;
+        let old = self.replaced(&proven, &copies)?;
         if is_strict {
             proven.forget_passphrase()?;
         }
@@ -293,7 +301,38 @@ impl Job<'_> {
 
     /// The case of one of the two keys, by the same way as any attach takes.
     fn side(&self, side: Side) -> Result<Proven<'_>, Error> {
-        self.proven(rekey::side(&self.device, &rekey::read(&self.device)?, side)?)
+        let copies = rekey::read(&self.device)?;
+        let proven = self.proven(rekey::side(&self.device, &copies, side)?)?;
+        if side == Side::New {
+            self.replaced(&proven, &copies)?;
+            self.check_not_done(&proven)?;
+        }
+        Ok(proven)
+    }
+
+    /// This host pins the new key once the header is in its last form. A header from before that, a backup for one, would have
+    /// data encrypted once more that has the new key already.
+    fn check_not_done(&self, new: &Proven<'_>) -> Result<(), Error> {
+        let uuid = new.volume().uuid();
+        let pin = uuid.map(|uuid| Pins::of(self.config).get(uuid)).transpose().map_err(unlock::Error::from)?.flatten();
+        let reference = self.reference(new.volume())?;
+        match pin.is_some_and(|pin| pin.key == reference) {
+            true => Err(Error::HeaderRestored { device: self.device.path.clone(), new: reference }),
+            false => Ok(()),
+        }
+    }
+
+    /// The key whose place this one takes. Whoever writes to the disk names any two keys in the header: by its word alone
+    /// nothing is brought under a key, and no key is deleted.
+    fn replaced(&self, new: &Proven<'_>, copies: &Copies) -> Result<Option<KeyReference>, Error> {
+        let replaced = new.replaces()?;
+        match reencryption::our_token(&copies.json) {
+            Some((_, token)) if token.has_next() && replaced != Some(token.old_reference()) => {
+                let why = "its next key was not made to take the place of its key".to_owned();
+                Err(VolumeError::NotRotating { path: self.device.path.clone(), why }.into())
+            }
+            _ => Ok(replaced),
+        }
     }
 
     fn proven(&self, volume: Volume) -> Result<Proven<'_>, Error> {

@@ -229,6 +229,27 @@ fn a_recovery_is_rehearsed_without_changing_anything() {
 }
 
 #[test]
+fn who_gives_up_is_not_asked_again_for_each_key_that_a_store_brings_back() {
+    let site = Site::new();
+    let words = new_paper(&site);
+    let volumes = ["a", "b", "c"].map(|name| site.volume(name, &[]).1);
+    site.ok(&["container", "policy", "cinder", "any(escrow, paper)"]);
+    let sealed = volumes.map(|volume| site.sealed(&volume));
+    let before = sealed.each_ref().map(|path| fs::read(path).unwrap());
+    let answer = site.path("answer");
+    fs::write(&answer, &words).unwrap();
+    site.ok(&["container", "policy", "cinder", "any(owner, escrow)", "--answer", answer.to_str().unwrap()]);
+    sealed.iter().zip(before).for_each(|(path, key)| fs::write(path, key).unwrap());
+    let mut asked = 0;
+    let rotated = at_terminal(&site, &[], &["container", "rotate", "cinder"], |_| {
+        asked += 1;
+        String::new()
+    });
+    assert!(rotated.code != Some(0) && rotated.shown.contains("paper"), "{}", rotated.shown);
+    assert_eq!(asked, 1);
+}
+
+#[test]
 fn a_store_is_made_with_words_in_place_of_an_escrow() {
     let site = Site::bare();
     let keys = site.keys("cinder");

@@ -310,6 +310,33 @@ fn a_wrong_pin_is_tried_once_in_a_boot_and_then_a_person_is_needed() {
     assert_eq!(tokens.logins(), 4);
 }
 
+/// Some tokens return a general error, and count the try all the same.
+#[test]
+fn a_pin_that_may_be_wrong_is_not_tried_again_either() {
+    let tokens = Tokens::by_our_module("vague");
+    fs::write(tokens.site.keys("pin"), "000000\n").unwrap();
+    let told = tokens.refused();
+    assert!(told.contains("may be wrong: C_Login returns GeneralError"), "{told}");
+    let told = tokens.refused();
+    assert!(told.contains("in this boot"), "{told}");
+    assert_eq!(tokens.logins(), 1);
+}
+
+/// Two who read the same line would each have a part of it: a wrong PIN, given to the token.
+#[test]
+fn a_person_is_asked_for_a_pin_and_for_a_passphrase_one_after_the_other() {
+    let tokens = Tokens::by_our_module("uncounted");
+    fs::write(tokens.site.keys("right"), "correct horse battery").unwrap();
+    tokens.configure("[leaves.anna]\npassphrase = \"anna.json\"\n[boot]\nprompt_after_seconds = 1.5\n");
+    tokens.site.ok(&["leaf", "new", "anna", "--answer", tokens.site.keys("right")]);
+    tokens.site.ok(&["container", "policy", "cinder", "any(escrow, hsm, anna)"]);
+    tokens.change("pin = \"pin\"\n", "");
+    let before = tokens.logins();
+    let (opened, told) = tokens.at_a_terminal(PIN);
+    assert!(opened && told.contains("PIN of the token 'owner': ") && !told.contains("passphrase of"), "{told}");
+    assert_eq!(tokens.logins(), before + 1);
+}
+
 #[test]
 fn what_a_token_says_of_its_pin_is_heeded() {
     let tokens = Tokens::by_our_module("final");

@@ -75,7 +75,7 @@ static ck our_token_info(ck slot, void *info) {
 	ck result = token_info(slot, info);
 	/* CKF_USER_PIN_COUNT_LOW and the next two; the flags are behind 32, 32, 16 and 16 letters. */
 	ck *flags = (ck *)((char *)info + 96);
-	if (is("uncounted")) *flags &= ~(ck)0x70000;
+	if (is("uncounted") || is("vague")) *flags &= ~(ck)0x70000;
 	if (is("final")) *flags |= 0x20000;
 	if (is("locked")) *flags |= 0x40000;
 	return result;
@@ -86,7 +86,8 @@ static ck our_login(ck session, ck user, void *pin, ck len) {
 	note_file("/proc/self/cmdline");
 	note_file("/proc/self/environ");
 	if (is("hang-login")) hang();
-	return login(session, user, pin, len);
+	ck result = login(session, user, pin, len);
+	return result && is("vague") ? CKR_GENERAL_ERROR : result;
 }
 
 ck C_GetFunctionList(struct list **list) {

@@ -214,6 +214,48 @@ fn what_cryptsetup_left_in_its_last_moments_is_attached_and_finished() {
     assert!(all_done >= 4);
 }
 
+/// Whoever writes to the disk would have another volume's key deleted, or a volume brought under a key that they know.
+#[test]
+fn a_key_that_the_header_alone_calls_the_old_one_is_not_deleted() {
+    let filled = Filled::new(&[], DATA);
+    let Filled { site, volume, .. } = &filled;
+    let other = site.file("w", HEADER + DATA).into_os_string().into_string().unwrap();
+    site.ok(&["format", &other]);
+    let export = |volume: &str| -> serde_json::Value {
+        serde_json::from_str(&sh(&format!("cryptsetup token export --token-id 0 {volume}"))).unwrap()
+    };
+    let (mut forged, others) = (export(volume), export(&other));
+    forged["next"] = serde_json::json!({"store": forged["store"], "key": forged["key"], "digest": "0", "keyslots": []});
+    forged["key"] = others["key"].clone();
+    let file = site.path("token");
+    fs::write(&file, forged.to_string()).unwrap();
+    sh(&format!("cryptsetup token remove --token-id 0 {volume}"));
+    sh(&format!("cryptsetup token import --token-id 0 --json-file {} {volume}", file.display()));
+    let before = fs::read(volume).unwrap();
+    let refused = site.fails(65, &["key", "rotate", volume, "--delete-old"]);
+    assert!(refused.contains("its next key was not made to take the place of its key"), "{refused}");
+    assert!(fs::read(volume).unwrap() == before, "nothing is written");
+    site.ok(&["test", &other]);
+    filled.check("refused");
+}
+
+/// A rotation was killed when the header was being written, another host has ended it, and a snapshot from before is rotated here.
+#[test]
+fn a_new_key_that_a_header_may_name_is_not_deleted_as_unused() {
+    let filled = Filled::new(&[], DATA);
+    let Filled { site, volume, .. } = &filled;
+    let snapshot = site.path("snapshot");
+    fs::copy(volume, &snapshot).unwrap();
+    let rotated = site.json(&["key", "rotate", volume]);
+    let (old, new) = (&rotated["old"], &rotated["key"]);
+    let journal = serde_json::json!({"device": volume, "old": old, "new": new, "named": true, "begun": false});
+    let uuid = sh(&format!("cryptsetup luksUUID {volume}"));
+    fs::write(Path::new(site.keys("site-state")).join("rekey").join(uuid.trim()), journal.to_string()).unwrap();
+    let told = site.fails(65, &["key", "rotate", snapshot.to_str().unwrap()]);
+    assert!(told.contains("stays in its store") && told.contains("has another volume key"), "{told}");
+    filled.check("after that");
+}
+
 #[test]
 fn sigterm_pauses_and_the_same_command_goes_on() {
     let filled = Filled::new(&[], 24 << 20);
@@ -242,12 +284,21 @@ fn sigterm_pauses_and_the_same_command_goes_on() {
     let keys = site.ok(&["key", "list"]);
     fs::write(volume, [&header[..], &midway[header.len()..]].concat()).unwrap();
     let refused = site.fails(65, &["key", "rotate", volume]);
-    assert!(refused.contains("part of the data has the key") && site.ok(&["key", "list"]) == keys, "{refused}");
-    fs::write(volume, midway).unwrap();
+    assert!(refused.contains("has the key cinder/") && site.ok(&["key", "list"]) == keys, "{refused}");
+    fs::write(volume, &midway).unwrap();
     // On another host, which has neither journal nor memory: the header is enough.
     fs::remove_dir_all(Path::new(site.keys("site-state")).join("rekey")).unwrap();
     site.ok(&["key", "rotate", volume]);
     filled.check("resumed");
+    // A backup of the header from the middle: going on would encrypt the new data once more.
+    let done = fs::read(volume).unwrap();
+    let restored = [&midway[..header.len()], &done[header.len()..]].concat();
+    fs::write(volume, &restored).unwrap();
+    let refused = site.fails(65, &["key", "rotate", volume]);
+    assert!(refused.contains("or all, has the key cinder/"), "{refused}");
+    assert!(fs::read(volume).unwrap() == restored, "nothing is written");
+    fs::write(volume, done).unwrap();
+    filled.check("with its own header again");
 }
 
 #[test]

@@ -162,6 +162,9 @@ pub trait ObjectStore {
     fn create(&self, object: &ManagedObject) -> Result<KeyId, StoreError>;
 }
 
+/// The most names of a listing, on all its pages together: a store that makes new ones up would never end.
+const MOST_NAMES: usize = 1_000_000;
+
 /// The kinds of stores.
 const KINDS: &[StoreType] = &[directory::TYPE, swift::TYPE, barbican::TYPE, tpm_nv::TYPE, bao::TYPE];
 

@@ -59,7 +59,7 @@ pub use mismatch::{Explanation, Finding};
 pub use name::Name;
 pub use nv::{NvIndex, NvMemory, NvOwner};
 pub use pcr::PcrValues;
-pub use pin::{ask, first_line, pin};
+pub use pin::{ask, ask_until, first_line, pin};
 pub use policy::{EPOCHS, Policy, Revocation, SignedPcrs};
 pub use policy_session::Satisfiable;
 pub use signature::{PcrSignature, PcrSignatures, SiteKey, SiteSigner};

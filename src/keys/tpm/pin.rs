@@ -24,7 +24,12 @@ pub fn first_line(path: &Path) -> Result<SecretBytes, TpmError> {
 
 /// Asks at the terminal, unseen.
 pub fn ask(question: &str) -> Result<SecretBytes, TpmError> {
-    let pin = terminal::ask(question, &|| false).ok().flatten().filter(|pin| !pin.is_empty()).ok_or(TpmError::NoPin)?;
+    ask_until(question, &|| false)
+}
+
+/// The same, until that `is_over`.
+pub fn ask_until(question: &str, is_over: &dyn Fn() -> bool) -> Result<SecretBytes, TpmError> {
+    let pin = terminal::ask(question, is_over).ok().flatten().filter(|pin| !pin.is_empty()).ok_or(TpmError::NoPin)?;
     if pin.len() > MOST_BYTES { Err(too_long(Path::new(terminal::PATH))) } else { Ok(pin) }
 }
 

@@ -39,6 +39,8 @@ use crate::{
 
 /// Keyslots of LUKS2 (LUKS2_KEYSLOTS_MAX).
 const KEYSLOTS: u32 = 32;
+/// All keyslots of LUKS2 together have at most so much (LUKS2_MAX_KEYSLOTS_SIZE), whatever a header says of one.
+const MOST_AREA_BYTES: u64 = 128 << 20;
 /// So much is re-encrypted between two header updates unless asked otherwise: so long a signal waits.
 pub const HOTZONE_BYTES: u64 = 64 << 20;
 
@@ -362,7 +364,7 @@ pub fn settle(device: &Device, file: &File) -> Result<(), VolumeError> {
 fn bounded(copies: &Copies, keyslot: &Value) -> io::Result<(u64, usize)> {
     let (at, bytes) = area(keyslot);
     let data = area(&json!({ "area": copies.json["segments"]["0"] })).0;
-    let end = at.checked_add(bytes).filter(|end| at >= 2 * copies.size() && *end <= data);
+    let end = at.checked_add(bytes).filter(|end| at >= 2 * copies.size() && *end <= data && bytes <= MOST_AREA_BYTES);
     let bytes = end.and_then(|_| usize::try_from(bytes).ok());
     Ok((at, bytes.ok_or(io::ErrorKind::InvalidData)?))
 }
@@ -489,6 +491,12 @@ mod tests {
             copies.json["keyslots"]["2"]["area"]["offset"] = offset.into();
             copies.json["keyslots"]["2"]["area"]["size"] = size.into();
             assert!(mend(&file, &copies, [&keys[0], &keys[1]]).is_err(), "{offset} {size}");
+        }
+        // Nor is as much memory taken as a header says that a keyslot has.
+        copies.json["segments"]["0"]["offset"] = (1_u64 << 42).to_string().into();
+        for (bytes, is_right) in [(MOST_AREA_BYTES, true), (MOST_AREA_BYTES + 1, false), (1 << 40, false)] {
+            let keyslot = json!({"area": {"offset": "65536", "size": bytes.to_string()}});
+            assert_eq!(bounded(&copies, &keyslot).is_ok(), is_right, "{bytes}");
         }
     }
 }

@@ -5,9 +5,12 @@ use serde_json::{Value, json};
 use super::{BaoKv, StoreError};
 use crate::{
     base::key::{MAX_SEALED_BYTES, MalformedSealedKey, SealedKey},
-    keys::net::{
-        bao::{BaoError, Question, json as json_of, unexpected},
-        http::{self, Cancel, HttpAnswer},
+    keys::{
+        net::{
+            bao::{BaoError, Question, json as json_of, unexpected},
+            http::{self, Cancel, HttpAnswer},
+        },
+        store::MOST_NAMES,
     },
 };
 
@@ -185,6 +188,9 @@ impl BaoKv {
             // A server that repeats its page would never end.
             if page.len() < PAGE || names.len() == before {
                 return Ok(names);
+            }
+            if names.len() > MOST_NAMES {
+                return Err(unexpected(&answer, &format!("lists more than {MOST_NAMES} secrets")).into());
             }
         }
     }

@@ -104,6 +104,15 @@ fn of_two_writers_one_is_told() {
     let refused = site.store.set_current(&current, "bb");
     assert!(matches!(refused, Err(StoreError::Outdated { generation: 7, .. })));
     assert!(asked.lock().unwrap()[1].contains(r#""options":{"cas":7}"#));
+    // Nor does one that comes late undo the other's.
+    let late = json!({"epoch": "2", "fingerprint": "bb", "rotating": true}).to_string();
+    let later = json!({"data": {"data": {"jwe": late}, "metadata": {"version": 8}}});
+    let gone_on = Site::new(move |request| {
+        assert!(!request.starts_with("post"), "{request}");
+        json(200, later.clone())
+    });
+    let refused = gone_on.store.set_current(&current, "aa");
+    assert!(matches!(refused, Err(StoreError::Outdated { .. })));
     let refused = site.store.create_object("x", b"mine".to_vec());
     assert!(matches!(refused, Err(StoreError::Exists { .. })));
     assert!(asked.lock().unwrap()[2].contains(r#""options":{"cas":0}"#));
@@ -124,6 +133,13 @@ fn a_listing_is_read_by_pages_and_ends_whatever_the_server_says() {
     assert_eq!(at_once.store.names(&[]).unwrap(), names(0..1500));
     let nothing = Site::new(|_| json(404, json!({"errors": []})));
     assert!(nothing.store.names(&["kek"]).unwrap().is_empty());
+    // Pages that are always new.
+    let endless = Site::new(move |request| {
+        let after = request.split_once("after=").map_or(0, |(_, after)| after[..7].parse().unwrap());
+        list((after + 1..after + 80_000).map(|number| format!("{number:07}")).collect())
+    });
+    let told = endless.store.names(&[]).unwrap_err().to_string();
+    assert!(told.contains("lists more than 1000000 secrets"), "{told}");
     let strange = Site::new(|_| json(200, json!({"data": 1})));
     assert!(strange.store.names(&[]).is_err());
 }

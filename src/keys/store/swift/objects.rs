@@ -18,7 +18,7 @@ use crate::{
             http::{HttpAnswer, HttpError, Repeat, Request},
             keystone::SendError,
         },
-        store::StoreError,
+        store::{MOST_NAMES, StoreError},
     },
 };
 
@@ -271,6 +271,10 @@ impl Swift {
             // A store that repeats its page would never end.
             if !full || names.len() == before {
                 return Ok(names);
+            }
+            if names.len() > MOST_NAMES {
+                let what = format!("it lists more than {MOST_NAMES} objects");
+                return Err(StoreError::Answer { action: "list", at: self.to_string(), what });
             }
         }
     }

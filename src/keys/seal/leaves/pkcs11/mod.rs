@@ -249,7 +249,8 @@ impl Token {
             let question = Question { ask, pin: None, attended: true, patience: KEYPAD_PATIENCE };
             return Ok(self.module.ask(&question, cancel));
         }
-        let pin = tpm::ask(&format!("PIN of the token '{label}'{warning}: "));
+        let question = format!("PIN of the token '{label}'{warning}: ");
+        let pin = tpm::ask_until(&question, &|| cancel.is_cancelled());
         let pin = pin.map_err(|source| TokenError::Pin { token: label.clone(), source: Box::new(source) })?;
         // Typing takes its time, which is not the token's.
         Ok(self.module.ask(&Question { ask, pin: Some(&pin), attended: true, patience: PATIENCE }, cancel))
