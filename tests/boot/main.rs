@@ -13,6 +13,8 @@ mod site;
 mod sources;
 mod stories;
 mod swift;
+#[path = "../common/token_program.rs"]
+mod token_program;
 #[path = "../common/tpm_process.rs"]
 mod tpm_process;
 
