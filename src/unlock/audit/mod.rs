@@ -1,6 +1,6 @@
 //! The audit record: one JSON object per line for each key that was made, used or deleted, and for each override.
 //!
-//! It holds names, times and verdicts; no secret ever reaches it. Each record carries the hash of the one before: [`chain`] writes
+//! It holds names, times and verdicts; no secret ever reaches it. Each record carries the hash of the one before: `chain` writes
 //! it, [`verify`] checks it.
 
 mod chain;
