@@ -15,7 +15,7 @@ use crate::{
     verbs::{error::Error, leaf},
 };
 
-/// Manage the leaves of policies: which servers' keys, tokens and persons may open a container
+/// Manage the leaves of policies: which servers, tokens and persons open a container
 #[derive(Subcommand)]
 pub enum Leaf {
     Pin(Pin),

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use super::{attach, detach, error::Error, format, hook, import, passphrase, resize, test};
+use super::{attach, detach, error::Error, format, hook, import, passphrase, resize, rotate, test};
 use crate::{
     base::{
         advice::Advice,
@@ -672,4 +672,73 @@ fn a_name_that_leads_to_another_volumes_mapping_is_in_the_way() {
     assert!(matches!(refused, Some(Error::OtherVolume { .. })), "{refused:?}");
     let refused = attach(&by_link(&other, "other")).err();
     assert!(matches!(refused, Some(Error::LeadsToMapping { .. })), "{refused:?}");
+}
+
+fn rotated(site: &Site, device: &Path, delete_old: bool) -> Result<rotate::Rotated, Error> {
+    let separation = Strictness::default();
+    let request = rotate::Request { device, drop_others: false, delete_old, hotzone_bytes: 1 << 20, separation };
+    rotate::rotate(&site.config, &request, &mut |_, _| {})
+}
+
+/// What a run of this host has left that was killed.
+fn left(site: &Site, device: &Path, old: &KeyReference, new: &KeyReference, begun: bool) {
+    let journal = serde_json::json!({"device": device, "old": old, "new": new, "begun": begun});
+    let uuid = header::probe(device, None).unwrap().uuid().unwrap();
+    fs::create_dir_all(site.config.state.join("rekey")).unwrap();
+    fs::write(site.config.state.join("rekey").join(uuid.to_string()), journal.to_string()).unwrap();
+}
+
+#[test]
+fn a_rotated_volume_opens_by_its_new_key_only() {
+    let site = Site::with("");
+    let (device, old) = formatted(&site, "a", false);
+    attached(&site, &device).unwrap();
+    detach::detach(&site.backend, &"data".parse().unwrap(), crate::volumes::backend::Deferred::No).unwrap();
+    let new = rotated(&site, &device, true).unwrap();
+    assert_eq!((new.old, new.deleted), (Some(old.clone()), true));
+    assert_eq!(site.keys(), std::slice::from_ref(&new.key));
+    attached(&site, &device).unwrap();
+    assert_eq!(site.backend.by("data"), Some(Authority::SealedKey(new.key.clone())));
+    assert!(site.audit().contains(&format!("\"action\":\"key delete\",\"key\":\"{old}\"")), "{}", site.audit());
+    let released = passphrase::of_key(&site.config, &new.key);
+    assert!(matches!(released, Err(Error::Unlock(unlock::Error::NoPassphrase(_)))), "a strict volume's stays secret");
+}
+
+#[test]
+fn a_rotation_deletes_a_key_that_no_header_names_and_never_one_that_data_may_have() {
+    let site = Site::with("");
+    let (device, old) = formatted(&site, "a", false);
+    let (_, unused) = formatted(&site, "b", false);
+    left(&site, &device, &old, &unused, true);
+    let refused = rotated(&site, &device, false).unwrap_err();
+    assert!(matches!(&refused, Error::HeaderRestored { new, .. } if *new == unused), "{refused:?}");
+    assert!(site.keys().contains(&unused));
+    left(&site, &device, &old, &unused, false);
+    rotated(&site, &device, false).unwrap();
+    assert!(!site.keys().contains(&unused) && site.keys().contains(&old));
+}
+
+#[test]
+fn a_key_that_others_need_is_not_rotated() {
+    let site = Site::with("");
+    let (device, key) = formatted(&site, "a", false);
+    let consumer = Consumer {
+        service: "cinder".to_owned(),
+        resource_type: "volume".to_owned(),
+        resource_id: "3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de".to_owned(),
+    };
+    let before = fs::read(&device).unwrap();
+    site.container().store().add_consumer(&key.key, &consumer).unwrap();
+    assert!(rotated(&site, &device, false).unwrap_err().to_string().contains("it has consumers"));
+    assert!(fs::read(&device).unwrap() == before && site.keys() == [key], "nothing is begun");
+}
+
+#[test]
+fn keys_beside_the_data_are_not_made() {
+    let site = Site::with("");
+    let (device, key) = formatted(&site, "a", false);
+    site.keys_beside_the_volumes();
+    let refused = rotated(&site, &device, false).unwrap_err();
+    assert!(matches!(refused, Error::Unlock(unlock::Error::NotSeparate(_))), "{refused:?}");
+    assert_eq!(site.keys(), [key]);
 }

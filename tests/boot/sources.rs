@@ -15,6 +15,7 @@ use crate::{
     machine::{Machine, Parts, STATIC},
     site::{Initrd, PASSPHRASE, Site, UUID},
     stories::{self, boots, boots_by_the_system, is_latched, silent, volume},
+    token_program,
 };
 
 pub const STORIES: &[Story] = &[
@@ -50,7 +51,8 @@ impl Sources {
             "disk" => &self.disk,
             "both" => &self.both,
             "two" => &self.two,
-            BAO => BAO_KEY,
+            BAO | ALL => BAO_KEY,
+            TOKEN => TOKEN_KEY,
             _ => &self.any,
         }
     }
@@ -60,6 +62,13 @@ impl Sources {
 fn store(name: &str, identity: &str) -> String {
     let opens = match name {
         BAO => return BAO_SECTIONS.to_owned(),
+        TOKEN => {
+            return format!(
+                "[stores.token]\ntype = 'directory'\npath = '/mnt/keys/any'\nopens = 'any(escrow, hsm)'\n\
+                 escrow = 'escrow.pem'\n{HSM}"
+            );
+        }
+        ALL => return format!("{BAO_SECTIONS}opens = 'any(escrow, 3 of (tpm, t1, vault, hsm))'\n{VAULT}{HSM}"),
         "disk" => {
             return format!(
                 "[stores.disk]\ntype = 'tpm-nv'\nowner = 'host.pem'\nescrow = 'escrow.pem'\nidentities = ['{identity}']\n"
@@ -157,19 +166,27 @@ fn sources(site: &Site) -> &Sources {
 }
 
 /// What weighs what: a source of keys, and the store that has it.
-pub const KINDS: [(&str, &str); 4] = [
+pub const KINDS: [(&str, &str); 6] = [
     ("the TPM's own memory", "disk"),
     ("the same and a Tang server", "both"),
     ("TPM, Tang servers, a stick", "two"),
     ("an OpenBao server and the TPM", BAO),
+    ("a PKCS#11 token (SoftHSM), a stick", TOKEN),
+    ("OpenBao, a token, Tang and the TPM", ALL),
 ];
-/// Only its initramfs is made: the host layer has the server.
+/// Only their initramfs is made: the host layer has the server and the token.
 const BAO: &str = "bao";
+const TOKEN: &str = "token";
+const ALL: &str = "all";
 const BAO_SECTIONS: &str = "[servers.main]\nbao = ['https://10.0.2.100:443']\nca = 'ca.pem'\n\
     approle = { role_id = 'role_id', secret_id = 'secret_id' }\n\
     [stores.bao]\ntype = 'bao'\nserver = 'main'\npath = 'kv/cryptattach/keys'\nowner = 'host.pem'\n\
     escrow = 'escrow.pem'\nidentities = ['tpm:host.tpm.pem']\n";
 const BAO_KEY: &str = "bao/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de";
+const TOKEN_KEY: &str = "token/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de";
+const VAULT: &str = "[leaves.vault]\ntransit = 'owner'\nserver = 'main'\npublic = 'vault.pem'\n";
+const HSM: &str = "[leaves.hsm]\npkcs11 = 'pkcs11:token=owner;object=ec'\nmodule = '/usr/lib/softhsm/libsofthsm2.so'\n\
+    public = 'hsm.pem'\n";
 
 /// The initramfs NAME of a machine whose root is to be opened out of one of the stores.
 pub fn initrd(site: &Site, name: &str, maker: &str, store: &str) -> PathBuf {
@@ -179,18 +196,33 @@ pub fn initrd(site: &Site, name: &str, maker: &str, store: &str) -> PathBuf {
 fn made(site: &Site, name: &str, maker: &str, of: &str) -> Initrd {
     let key = sources(site).key(of);
     site.sh(&format!("mkdir -p {name}.files && cp -r chip/host/. {name}.files/"));
-    if of == BAO {
+    if [BAO, ALL].contains(&of) {
         ["role_id", "secret_id"].iter().for_each(|file| site.add(name, &format!("etc/cryptattach/{file}"), "a UUID\n"));
+    }
+    if [TOKEN, ALL].contains(&of) {
+        with_token(site, name);
     }
     let (leaves, mount) = match of {
         "disk" | BAO => ("", ""),
-        "both" => (LEAVES, ""),
+        "both" | ALL => (LEAVES, ""),
+        TOKEN => ("", STICK),
         _ => (LEAVES, STICK),
     };
     let sections = [volume("root", UUID, &[key]), store(of, "tpm:host.tpm.pem"), TPM.to_owned()].concat();
     let initrd = site.initrd_by(maker, name, &format!("{sections}{leaves}{mount}"));
     assert!(!initrd.doctor.contains("unfit"), "{}\n{}", initrd.warnings, initrd.doctor);
     initrd
+}
+
+/// What a machine with a token has besides: the program that asks it, a module, and the public keys of the leaves.
+fn with_token(site: &Site, name: &str) {
+    let program = token_program::build().display();
+    site.sh(&format!(
+        "cd {name}.files && mkdir -p usr/libexec usr/lib/softhsm && cp /usr/lib/softhsm/libsofthsm2.so usr/lib/softhsm/
+        cp {program} usr/libexec/ && strip usr/libexec/cryptattach-pkcs11 && mkdir -p etc/cryptattach && cd etc/cryptattach
+        openssl ecparam -name prime256v1 -genkey -noout | openssl pkey -pubout -out hsm.pem
+        openssl genrsa 2048 2>/dev/null | openssl pkey -pubout -out vault.pem"
+    ));
 }
 
 /// A machine with that TPM and that initramfs.

@@ -1,10 +1,6 @@
-//! Tokens of SoftHSM, in a folder of one's own; and the program that asks them.
+//! Tokens of SoftHSM, in a folder of one's own.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-    sync::OnceLock,
-};
+use std::path::PathBuf;
 
 use crate::shell::sh;
 
@@ -23,10 +19,17 @@ impl SoftHsm {
     pub fn new(folder: PathBuf) -> Self {
         std::fs::create_dir(&folder).unwrap();
         std::fs::create_dir(folder.join("tokens")).unwrap();
+        std::fs::create_dir(folder.join("none")).unwrap();
         let softhsm = Self { folder };
-        let config = format!("directories.tokendir = {}\nobjectstore.backend = file\n", softhsm.tokens().display());
-        std::fs::write(softhsm.config(), config).unwrap();
+        softhsm.plug(true);
         softhsm
+    }
+
+    /// From now on the tokens are there, or no token is.
+    pub fn plug(&self, is_in: bool) {
+        let tokens = if is_in { self.tokens() } else { self.folder.join("none") };
+        let config = format!("directories.tokendir = {}\nobjectstore.backend = file\n", tokens.display());
+        std::fs::write(self.config(), config).unwrap();
     }
 
     /// Where the tokens are.
@@ -53,16 +56,4 @@ impl SoftHsm {
     pub fn run(&self, script: &str) -> String {
         sh(&format!("export SOFTHSM2_CONF={}; {{ {script} ; }} 2>&1", self.config().display()))
     }
-}
-
-/// Builds the program beside the tested one.
-pub fn build_program() {
-    static BUILT: OnceLock<()> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let is_release = Path::new(env!("CARGO_BIN_EXE_cryptattach")).parent().unwrap().ends_with("release");
-        let profile = if is_release { "release" } else { "dev" };
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--locked", "--package", "cryptattach-pkcs11", "--profile", profile]);
-        assert!(cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
-    });
 }

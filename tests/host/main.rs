@@ -21,6 +21,8 @@ mod softhsm;
 mod swtpm;
 #[path = "../common/tangd.rs"]
 mod tangd;
+#[path = "../common/token_program.rs"]
+mod token_program;
 #[path = "../common/tpm_process.rs"]
 mod tpm_process;
 #[path = "../common/wiretap.rs"]

@@ -187,7 +187,14 @@ fn a_recovery_is_rehearsed_without_changing_anything() {
     let answer = site.path("answer");
     fs::write(&answer, &words).unwrap();
     let store = PathBuf::from(site.keys("cinder"));
-    let (before, state) = (bytes_of(&store), bytes_of(Path::new(site.keys("site-state"))));
+    // All but the head of the audit record, which has each rehearsal.
+    let all = || {
+        let mut all = bytes_of(Path::new(site.keys("site-state")));
+        all.retain(|path, _| path.parent().is_some_and(|folder| !folder.ends_with("audit")));
+        all.extend(bytes_of(&store));
+        all
+    };
+    let before = all();
     let rehearse = ["container", "rehearse", "cinder", "--answer", answer.to_str().unwrap()];
     let found = site.json(&rehearse);
     assert_eq!((&found["saved"], &found["lost"]), (&3.into(), &serde_json::json!([])), "{found}");
@@ -198,7 +205,7 @@ fn a_recovery_is_rehearsed_without_changing_anything() {
     let asked = at_terminal(&site, &[], &["container", "rehearse", "cinder", "--with", "paper"], |_| words.clone());
     assert!(asked.code == Some(0) && asked.shown.contains("would save 3 of 3 keys"));
     assert!(asked.shown.contains("cinder/kek/1: replaced, no key needs it"));
-    assert_eq!((bytes_of(&store), bytes_of(Path::new(site.keys("site-state")))), (before, state), "nothing changed");
+    assert!(all() == before, "nothing changed");
 
     // The owner's key is on this host, and is not used.
     let stranger = site.keys("stranger.key");

@@ -13,8 +13,9 @@ use serde_json::Value;
 
 use crate::{
     site::{Site, sh},
-    softhsm::{MODULE, PIN, SoftHsm, build_program},
+    softhsm::{MODULE, PIN, SoftHsm},
     tangd::Tangd,
+    token_program,
 };
 
 /// A site whose store `cinder` is opened by a token.
@@ -27,7 +28,7 @@ struct Tokens {
 impl Tokens {
     /// With the token `owner`, and nothing that names it yet.
     fn new() -> Self {
-        build_program();
+        token_program::build();
         let site = Site::new();
         let (volume, _) = site.volume("volume", &[]);
         let hsm = SoftHsm::new(site.keys("hsm").into());
@@ -204,9 +205,7 @@ fn a_token_and_two_servers_open_exactly_when_two_of_them_are_there() {
     tokens.site.ok(&["container", "policy", "cinder", "any(escrow, 2 of (hsm, t1, t2))"]);
     for subset in 0..8_u32 {
         let has = |bit: u32| subset >> bit & 1 == 1;
-        let folder = if has(0) { tokens.hsm.tokens() } else { tokens.site.path("") };
-        let config = format!("directories.tokendir = {}\nobjectstore.backend = file\n", folder.display());
-        fs::write(tokens.hsm.config(), config).unwrap();
+        tokens.hsm.plug(has(0));
         tangs[0].set_up(has(1));
         tangs[1].set_up(has(2));
         match tokens.test() {

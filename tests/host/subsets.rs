@@ -1,5 +1,5 @@
-//! Kill and revive: each subset of a TPM, three Tang servers, an OpenBao server and a person, for three policies. It takes
-//! minutes: `cargo test --test host -- --ignored subsets --nocapture` prints the table.
+//! Kill and revive: each subset of a TPM, three Tang servers, an OpenBao server, a PKCS#11 token and a person, for three
+//! policies. It takes minutes: `cargo test --test host -- --ignored subsets --nocapture` prints the table.
 
 use std::{
     fs,
@@ -12,11 +12,13 @@ use serde_json::Value;
 use crate::{
     bao::{BaoServer, POLICY},
     site::{Site, sh},
+    softhsm::{MODULE, PIN, SoftHsm},
     tangd::Tangd,
+    token_program,
     tpm::Host,
 };
 
-const NAMES: [&str; 6] = ["tpm", "t1", "t2", "t3", "vault", "anna"];
+const NAMES: [&str; 7] = ["tpm", "t1", "t2", "t3", "vault", "hsm", "anna"];
 /// Which of them is there.
 type Subset = [bool; NAMES.len()];
 /// A policy, and when it opens.
@@ -27,15 +29,16 @@ fn count<const N: usize>(of: [bool; N]) -> usize {
 }
 
 const POLICIES: [Case; 3] = [
-    ("any(escrow, all(tpm, 2 of (t1, t2, t3)), all(vault, anna))", |[tpm, t1, t2, t3, vault, anna]| {
-        tpm && count([t1, t2, t3]) >= 2 || vault && anna
+    ("any(escrow, all(tpm, 2 of (t1, t2, t3)), all(vault, any(hsm, anna)))", |[tpm, t1, t2, t3, vault, hsm, anna]| {
+        tpm && count([t1, t2, t3]) >= 2 || vault && (hsm || anna)
     }),
-    ("any(escrow, 3 of (tpm, vault, anna, any(t1, t2, t3)))", |[tpm, t1, t2, t3, vault, anna]| {
-        count([tpm, vault, anna, t1 || t2 || t3]) >= 3
+    ("any(escrow, 3 of (tpm, vault, hsm, anna, any(t1, t2, t3)))", |[tpm, t1, t2, t3, vault, hsm, anna]| {
+        count([tpm, vault, hsm, anna, t1 || t2 || t3]) >= 3
     }),
-    ("any(escrow, all(any(tpm, anna), any(vault, 2 of (t1, t2, t3))))", |[tpm, t1, t2, t3, vault, anna]| {
-        (tpm || anna) && (vault || count([t1, t2, t3]) >= 2)
-    }),
+    (
+        "any(escrow, all(any(tpm, anna), any(all(vault, hsm), 2 of (t1, t2, t3))))",
+        |[tpm, t1, t2, t3, vault, hsm, anna]| (tpm || anna) && (vault && hsm || count([t1, t2, t3]) >= 2),
+    ),
 ];
 
 /// All of them, and a volume in a directory store.
@@ -43,12 +46,14 @@ struct Leaves {
     host: Host,
     tangs: [Tangd; 3],
     bao: BaoServer,
+    hsm: SoftHsm,
     site: Site,
     volume: String,
 }
 
 impl Leaves {
     fn new() -> Self {
+        token_program::build();
         let host = Host::new();
         let (site, tangs, bao) = (host.site(), std::array::from_fn(|_| Tangd::start()), BaoServer::start());
         let keys = site.keys("");
@@ -56,6 +61,9 @@ impl Leaves {
             "cd {keys} && openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out owner.key 2>/dev/null && \
              openssl pkey -in owner.key -pubout -out owner.pem && echo 'the right words' >right && echo 'other words' >wrong"
         ));
+        let hsm = SoftHsm::new(site.keys("hsm").into());
+        hsm.token("owner");
+        fs::write(site.keys("pin"), format!("{PIN}\n")).unwrap();
         for file in ["ca.pem", "role_id", "secret_id"] {
             fs::copy(bao.path(file), site.keys(file)).unwrap();
         }
@@ -69,18 +77,23 @@ impl Leaves {
              [servers.main]\nbao = ['{}']\nca = 'ca.pem'\napprole = {{ role_id = 'role_id', secret_id = 'secret_id' }}\n\
              [tpm]\nidentity = 'host.tpm.pem'\n[leaves.tpm]\npublic = 'host.pem'\n{servers}\
              [leaves.vault]\ntransit = 'owner'\nserver = 'main'\n[leaves.anna]\npassphrase = 'anna.json'\n\
+             [leaves.hsm]\npkcs11 = 'pkcs11:token=owner;object=rsa'\nmodule = '{MODULE}'\npin = 'pin'\n\
+             environment = {{ SOFTHSM2_CONF = '{}' }}\n\
              [stores.s]\ntype = 'directory'\npath = 'sealed'\nowner = 'owner.pem'\nescrow = 'escrow.pem'\n\
              identities = ['owner.key']\n",
-            bao.url
+            bao.url,
+            hsm.config().display()
         );
         fs::write(site.keys("cryptattach.toml"), config + &more).unwrap();
         site.ok(&["container", "create", "s"]);
         let (volume, _) = site.volume("volume", &["--store", "s", "--allow-shared"]);
-        let told = site.fails(64, &["leaf", "pin", "vault"]);
-        let thumbprint = told.trim_end().rsplit(' ').next().unwrap().to_owned();
-        site.ok(&["leaf", "pin", "vault", "--thumbprint", &thumbprint]);
+        for leaf in ["vault", "hsm"] {
+            let told = site.fails(64, &["leaf", "pin", leaf]);
+            let thumbprint = told.trim_end().rsplit(' ').next().unwrap();
+            site.ok(&["leaf", "pin", leaf, "--thumbprint", thumbprint]);
+        }
         site.ok(&["leaf", "new", "anna", "--answer", site.keys("right")]);
-        Self { host, tangs, bao, site, volume }
+        Self { host, tangs, bao, hsm, site, volume }
     }
 
     fn run(&self, arguments: &[&str], [tpm, .., anna]: Subset) -> Output {
@@ -91,8 +104,9 @@ impl Leaves {
     }
 
     /// From now on these are there, and the others are not; TPM and person are so in [`run`](Self::run).
-    fn set_up(&self, [_, t1, t2, t3, vault, _]: Subset) {
+    fn set_up(&self, [_, t1, t2, t3, vault, hsm, _]: Subset) {
         self.tangs.iter().zip([t1, t2, t3]).for_each(|(tang, up)| tang.set_up(up));
+        self.hsm.plug(hsm);
         let refused = POLICY.replace("path \"transit/decrypt", "path \"transit/other");
         self.bao.policy(if vault { POLICY } else { &refused }, &[]);
     }
