@@ -72,8 +72,9 @@ impl Leaves {
         };
         let servers: String = (1..).zip(&tangs).map(tang).collect();
         let config = fs::read_to_string(site.keys("cryptattach.toml")).unwrap();
+        // A token gets no PIN that less than a second is left for.
         let more = format!(
-            "[network]\nconnect_seconds = 1.0\ntry_seconds = 1.0\ntotal_seconds = 1.0\n\
+            "[network]\nconnect_seconds = 1.0\ntry_seconds = 1.0\ntotal_seconds = 3.0\n\
              [servers.main]\nbao = ['{}']\nca = 'ca.pem'\napprole = {{ role_id = 'role_id', secret_id = 'secret_id' }}\n\
              [tpm]\nidentity = 'host.tpm.pem'\n[leaves.tpm]\npublic = 'host.pem'\n{servers}\
              [leaves.vault]\ntransit = 'owner'\nserver = 'main'\n[leaves.anna]\npassphrase = 'anna.json'\n\
