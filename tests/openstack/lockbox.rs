@@ -96,7 +96,7 @@ fn away(cloud: &Cloud) {
     assert!(asks(), "-v shows when the cloud is asked");
     let audit = std::fs::read_to_string(site.path("audit")).unwrap();
     let last = audit.lines().rfind(|line| line.contains("\"attach\"")).unwrap();
-    assert!(last.contains("swift://127.0.0.11:") && last.contains("apart"), "{last}");
+    assert!(last.contains(" of 127.0.0.11") && last.contains("apart"), "{last}");
     cloud.repair();
 
     // Removed, it is told so by the store, and has nothing left.

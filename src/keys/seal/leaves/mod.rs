@@ -19,6 +19,7 @@ use serde_json::Value;
 
 pub use error::LeafError;
 pub use pkcs11::{Answer as TokenAnswer, TokenError};
+pub use tang::Advertisement;
 pub use transit::Versions as TransitVersions;
 
 use super::{ContentKey, Recipient, SealError, clevis::Whom};
