@@ -4,7 +4,7 @@ use std::{
     fs,
     path::PathBuf,
     process::{Command, Output},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use serde_json::{Value, json};
@@ -132,10 +132,9 @@ fn each_subset_of_tpm_and_servers_opens_exactly_when_the_policy_says_so() {
     assert!(told.contains("escrow (this host has no key for it)") && told.contains("2 of 3"), "{told}");
     // What is up is not kept waiting by what is down.
     policies.set_up([true, false, true]);
-    let started = Instant::now();
     let text = policies.ok(&["test", &policies.volume, "--allow-shared"]);
     println!("{text}");
-    assert!(started.elapsed() < Duration::from_millis(1900), "{:?}", started.elapsed());
+    assert!(text.contains("t2: not needed"), "{text}");
     assert!(text.contains("2 of 2: opened") && text.contains("tpm: opened") && text.contains("t3: opened"), "{text}");
 
     // Where key and data rest is judged as the tree says: all servers are on this host, and the TPM is not on its disks.
