@@ -86,8 +86,8 @@ struct Token {
     state: ConfigPath,
     /// For all questions together.
     patience: Duration,
-    /// Since the first question.
-    asked: OnceLock<Instant>,
+    /// What questions have taken so far. What others take meanwhile, a person who types for one, is not the token's time.
+    spent: Mutex<Duration>,
     /// Its public key's thumbprint, if that is known.
     kid: OnceLock<Option<String>>,
 }
@@ -114,7 +114,7 @@ pub(super) fn kind(name: &LeafName, config: &LeafConfig, network: Network) -> Re
         remembered: config.memory.clone(),
         state: config.state.clone(),
         patience: Duration::try_from_secs_f64(network.total_seconds).unwrap_or(PATIENCE),
-        asked: OnceLock::new(),
+        spent: Mutex::default(),
         kid: OnceLock::new(),
     }))
 }
@@ -175,14 +175,21 @@ impl Token {
 
     /// How long the next question may take. All of them are bounded together: a store may have the token asked often.
     fn left(&self, most: Duration) -> Duration {
-        let since = self.asked.get_or_init(Instant::now).elapsed();
-        most.min(self.patience.saturating_sub(since))
+        let spent = *self.spent.lock().unwrap_or_else(PoisonError::into_inner);
+        most.min(self.patience.saturating_sub(spent))
+    }
+
+    fn question(&self, question: &Question<'_>, cancel: &Cancel) -> Answer {
+        let begun = Instant::now();
+        let answer = self.module.ask(question, cancel);
+        *self.spent.lock().unwrap_or_else(PoisonError::into_inner) += begun.elapsed();
+        answer
     }
 
     /// Asks; and once more with the PIN, if the token wants one.
     fn ask(&self, ask: &Value, cancel: &Cancel) -> Result<SecretBytes, TokenError> {
         let question = Question { ask, pin: None, attended: false, patience: self.left(PATIENCE) };
-        match self.module.ask(&question, cancel) {
+        match self.question(&question, cancel) {
             Answer::Done(bytes) => Ok(bytes),
             Answer::NotTaken(error) | Answer::Failed(error) => Err(error),
             Answer::NeedsPin(mut wanting) => {
@@ -207,7 +214,7 @@ impl Token {
                     return Err(self.module.error("no time is left for it"));
                 }
                 tries.begin().map_err(forgetful)?;
-                self.module.ask(&Question { ask, pin: Some(&pin), attended: false, patience }, cancel)
+                self.question(&Question { ask, pin: Some(&pin), attended: false, patience }, cancel)
             }
             _ if is_attended => self.ask_person(ask, wanting, cancel)?,
             Some(file) if tried => return Err(TokenError::Tried { token: token(), file: file.to_path_buf() }),
