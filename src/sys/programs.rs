@@ -62,15 +62,33 @@ pub fn secret_of(
     stdin.write_all(input)?;
     stdin.rewind()?;
     command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).current_dir("/");
-    let mut child = command.spawn()?;
-    let said = listen(&mut child, Instant::now() + patience, is_wanted);
-    // It is not waited for yet, so its number is still its own.
-    let _ = killpg(group_of(&child), Signal::SIGKILL);
-    let status = child.wait()?;
-    let (secret, words) = said?;
+    let Said { output, words, status } =
+        attend(command.spawn()?, Until::End, MOST_SECRET_BYTES, patience, &|_| !is_wanted())?;
     let last_line =
         || String::from_utf8_lossy(words.trim_ascii().rsplit(|byte| *byte == b'\n').next().unwrap_or(b"")).into();
-    Ok(if status.success() { Ok(secret) } else { Err(last_line()) })
+    Ok(if status.is_some_and(|status| status.success()) { Ok(output) } else { Err(last_line()) })
+}
+
+/// Gives a program its input and returns what it says until it closes its output, with how it ended if it did. It has a
+/// process group of its own, which is killed in the end: after `patience` (the error is `TimedOut`), once `is_over` says of
+/// what was said that no more is wanted (`Interrupted`), or with more than `most` bytes (`InvalidData`).
+pub fn converse(
+    command: &mut Command,
+    input: &[&[u8]],
+    most: usize,
+    patience: Duration,
+    is_over: &dyn Fn(&[u8]) -> bool,
+) -> io::Result<(SecretBytes, Option<ExitStatus>)> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+    let mut child = command.spawn()?;
+    let mut stdin = child.stdin.take();
+    for part in input {
+        // A pipe has room for it. A program that did not read it has said why.
+        let _ = stdin.as_mut().map(|stdin| stdin.write_all(part));
+    }
+    drop(stdin);
+    let Said { output, status, .. } = attend(child, Until::Closed, most, patience, is_over)?;
+    Ok((output, status))
 }
 
 /// A command with an environment that has nothing but a path.
@@ -84,14 +102,57 @@ fn group_of(child: &Child) -> Pid {
     Pid::from_raw(child.id() as i32)
 }
 
-/// All that a program says, until it has ended.
-fn listen(child: &mut Child, deadline: Instant, is_wanted: &dyn Fn() -> bool) -> io::Result<(SecretBytes, Vec<u8>)> {
+/// What a program has said, and how it ended if it did by itself.
+struct Said {
+    output: SecretBytes,
+    /// Of its failure.
+    words: Vec<u8>,
+    status: Option<ExitStatus>,
+}
+
+/// When a program has said all.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// Once its output is closed.
+    Closed,
+    /// Once it has ended: what still holds its pipes is no part of the answer.
+    End,
+}
+
+/// Hears a program that leads a process group, and then kills the group.
+fn attend(
+    mut child: Child,
+    until: Until,
+    most: usize,
+    patience: Duration,
+    is_over: &dyn Fn(&[u8]) -> bool,
+) -> io::Result<Said> {
+    let started = Instant::now();
+    let heard = hear(&mut child, until, most, &|| started.elapsed() >= patience, is_over);
+    // Its own end is not waited for at any length: what it has to say, it has said.
+    let grace = patience.saturating_sub(started.elapsed()).min(LONGEST_END);
+    let ended = heard.is_ok() && ends_within(&child, grace);
+    // While it is not reaped, its number is nobody else's.
+    let _ = killpg(group_of(&child), Signal::SIGKILL);
+    let status = child.wait()?;
+    let (output, words) = heard?;
+    Ok(Said { output, words, status: ended.then_some(status) })
+}
+
+/// All that a program says.
+fn hear(
+    child: &mut Child,
+    until: Until,
+    most: usize,
+    is_late: &dyn Fn() -> bool,
+    is_over: &dyn Fn(&[u8]) -> bool,
+) -> io::Result<(SecretBytes, Vec<u8>)> {
     let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
-    let (mut secret, mut length) = (SecretBytes::zeroed(MOST_SECRET_BYTES + 1).map_err(io::Error::other)?, 0);
+    let (mut said, mut length) = (SecretBytes::zeroed(most + 1).map_err(io::Error::other)?, 0);
     let mut words = Vec::new();
     loop {
         if stdout.as_ref().is_some_and(is_ready) {
-            let read = stdout.as_mut().map_or(Ok(0), |stdout| stdout.read(&mut secret.expose_mut()[length..]))?;
+            let read = stdout.as_mut().map_or(Ok(0), |stdout| stdout.read(&mut said.expose_mut()[length..]))?;
             length += read;
             stdout = stdout.filter(|_| read > 0);
         }
@@ -102,21 +163,21 @@ fn listen(child: &mut Child, deadline: Instant, is_wanted: &dyn Fn() -> bool) ->
             words.drain(..words.len().saturating_sub(MOST_WORDS_BYTES));
             stderr = stderr.filter(|_| read > 0);
         }
-        let why = match () {
-            () if length > MOST_SECRET_BYTES => "it says too much",
-            () if !is_wanted() => "it is not needed any more",
-            () if Instant::now() >= deadline => "it did not end in time",
-            // What still holds its pipes is no part of the answer.
-            () if has_ended(child) && !stdout.as_ref().is_some_and(is_ready) => break,
+        let (kind, why) = match () {
+            () if length > most => (io::ErrorKind::InvalidData, "it says too much"),
+            () if until == Until::Closed && stdout.is_none() => break,
+            () if is_over(&said.expose()[..length]) => (io::ErrorKind::Interrupted, "it is not needed any more"),
+            () if is_late() => (io::ErrorKind::TimedOut, "it did not end in time"),
+            () if until == Until::End && has_ended(child) && !stdout.as_ref().is_some_and(is_ready) => break,
             () => {
                 await_words(&stdout, &stderr);
                 continue;
             }
         };
-        return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        return Err(io::Error::new(kind, why));
     }
-    secret.truncate(length);
-    Ok((secret, words))
+    said.truncate(length);
+    Ok((said, words))
 }
 
 fn has_ended(child: &Child) -> bool {
@@ -147,80 +208,15 @@ fn wait(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>>
     }
 }
 
-/// Gives a program its input and returns what it says until it closes its output, with how it ended if it did. It has a
-/// process group of its own, which is killed in the end: after `patience` (the error is `TimedOut`), once `is_over` says of
-/// what was said that no more is wanted (`Interrupted`), or with more than `most` bytes (`InvalidData`).
-pub fn converse(
-    command: &mut Command,
-    input: &[&[u8]],
-    most: usize,
-    patience: Duration,
-    is_over: &dyn Fn(&[u8]) -> bool,
-) -> io::Result<(SecretBytes, Option<ExitStatus>)> {
-    let deadline = Instant::now() + patience;
-    let mut said = SecretBytes::zeroed(most + 1).map_err(io::Error::other)?;
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0).spawn()?;
-    let group = Pid::from_raw(i32::try_from(child.id()).unwrap_or_default());
-    let heard = hear(&mut child, input, &mut said, deadline, is_over);
-    let ended = match heard {
-        // Its own end is not waited for at any length: what it has to say, it has said.
-        Ok(_) => wait_unreaped(group, deadline.min(Instant::now() + LONGEST_END)),
-        Err(_) => false,
-    };
-    // While it is not reaped, its number is nobody else's.
-    let _ = killpg(group, Signal::SIGKILL);
-    let status = child.wait()?;
-    said.truncate(heard?);
-    Ok((said, ended.then_some(status)))
-}
-
-fn hear(
-    child: &mut Child,
-    input: &[&[u8]],
-    said: &mut SecretBytes,
-    deadline: Instant,
-    is_over: &dyn Fn(&[u8]) -> bool,
-) -> io::Result<usize> {
-    let (Some(mut stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
-        return Err(io::ErrorKind::BrokenPipe.into());
-    };
-    for part in input {
-        // A pipe has room for it. A program that did not read it has said why.
-        let _ = stdin.write_all(part);
-    }
-    drop(stdin);
-    let mut len = 0;
+/// Whether a child ends within this time; it is not reaped.
+fn ends_within(child: &Child, patience: Duration) -> bool {
+    let started = Instant::now();
     loop {
-        if is_over(&said.expose()[..len]) {
-            return Err(io::ErrorKind::Interrupted.into());
+        let ended = has_ended(child);
+        if ended || started.elapsed() >= patience {
+            return ended;
         }
-        if Instant::now() >= deadline {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        let mut ready = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut ready, 10_u8)? == 0 {
-            continue;
-        }
-        match stdout.read(&mut said.expose_mut()[len..])? {
-            0 => return Ok(len),
-            more => len += more,
-        }
-        if len == said.len() {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-    }
-}
-
-/// Whether a child has ended by then; it is not reaped.
-fn wait_unreaped(child: Pid, deadline: Instant) -> bool {
-    loop {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        match waitid(Id::Pid(child), flags) {
-            Ok(WaitStatus::StillAlive) if Instant::now() < deadline => thread::sleep(POLL),
-            Ok(WaitStatus::StillAlive) | Err(_) => return false,
-            Ok(_) => return true,
-        }
+        thread::sleep(POLL);
     }
 }
 
