@@ -23,6 +23,7 @@ use serde_json::Value;
 
 use crate::{
     bao::{BaoServer, POLICY},
+    page,
     site::{LoopDevice, Site, sh},
     store_suite,
     tangd::Tangd,
@@ -417,12 +418,7 @@ fn an_initramfs_has_what_logs_in_only_if_that_is_not_enough() {
     assert!(has.contains(&format!("file {}", site.keys("secret_id"))), "{has}");
 }
 
-/// The commands of a section of docs/openbao.md, as they stand there.
-fn commands_of(heading: &str) -> String {
-    let text = include_str!("../../docs/openbao.md");
-    let section = text.split(&format!("# {heading}\n")).nth(1).expect("the section").split("\n#").next().unwrap();
-    section.lines().filter_map(|line| line.strip_prefix("    ")).map(|line| format!("{line}\n")).collect()
-}
+const PAGE: &str = include_str!("../../docs/openbao.md");
 
 #[test]
 fn a_volume_is_opened_by_hand() {
@@ -434,10 +430,10 @@ fn a_volume_is_opened_by_hand() {
     vault.set_policy("any(escrow, vault)");
     let folder = site.path("by-hand");
     fs::create_dir(&folder).unwrap();
-    let confirmed = vault.bao.bash(&folder, &commands_of("Confirm the key"), vault.bao.root());
+    let confirmed = vault.bao.bash(&folder, &page::commands(PAGE, "### Confirm the key"), vault.bao.root());
     assert_eq!(confirmed, thumbprint);
     let id = vault.key_path().rsplit('/').next().unwrap().to_owned();
-    let commands = commands_of("By hand").replace("KEY-ID", &id).replace("EPOCH", "2");
+    let commands = page::commands(PAGE, "## By hand").replace("KEY-ID", &id).replace("EPOCH", "2");
     vault.bao.bash(&folder, &commands, &vault.bao.token());
     sh(&format!(
         "cryptsetup open --test-passphrase --volume-key-file {}/volume.key --key-size 512 {volume}",

@@ -13,6 +13,7 @@ use base64ct::{Base64UrlUnpadded, Encoding};
 use serde_json::{Value, json};
 
 use crate::{
+    page,
     site::{Site, sh},
     tangd::Tangd,
     tpm::Host,
@@ -124,13 +125,8 @@ fn what_clevis_has_bound_is_taken_over_and_clevis_goes_on_to_open_it() {
 
 /// By the commands of docs/clevis.md, as they stand there.
 fn by_hand(volume: &str) -> String {
-    let text = include_str!("../../docs/clevis.md");
-    let section = text.split("## By hand").nth(1).expect("the section").split("\n## ").next().unwrap();
-    let commands = section.lines().filter_map(|line| line.strip_prefix("    "));
-    let script: String = commands.map(|line| format!("{line}\n")).collect();
-    let output = Command::new("bash").args(["-euo", "pipefail", "-c", &script]).env("DEVICE", volume).output().unwrap();
-    assert!(output.status.success(), "{script}\n{}", said(&output));
-    String::from_utf8(output.stdout).unwrap()
+    let script = page::commands(include_str!("../../docs/clevis.md"), "## By hand");
+    page::run("/".as_ref(), &script, &[("DEVICE", volume)])
 }
 
 fn command_line(policy: &str) -> String {

@@ -41,6 +41,7 @@ mod exports;
 mod foreign;
 mod format;
 mod lockbox;
+mod page;
 mod person;
 mod pkcs11;
 mod policy;

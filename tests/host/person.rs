@@ -11,6 +11,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
+    page,
     policy::Policies,
     site::{Site, sh},
     tpm::Host,
@@ -288,14 +289,6 @@ fn a_store_is_made_with_words_in_place_of_an_escrow() {
     assert_eq!(made.code, Some(0));
 }
 
-/// The commands of docs/recovery.md below this heading, as they stand there.
-fn commands(heading: &str) -> String {
-    let text = include_str!("../../docs/recovery.md");
-    let section = text.split(heading).nth(1).expect("the section");
-    let section = section.split("\n##").next().unwrap();
-    section.lines().filter_map(|line| line.strip_prefix("    ")).map(|line| format!("{line}\n")).collect()
-}
-
 #[test]
 fn a_copy_of_the_store_and_the_words_are_enough_by_hand() {
     let site = Site::new();
@@ -316,9 +309,7 @@ fn a_copy_of_the_store_and_the_words_are_enough_by_hand() {
         fs::copy(site.keys("cinder/kek/2.jwe"), folder.join("kek-2.jwe")).unwrap();
         fs::copy(site.sealed(&reference), folder.join("KEY-ID.jwe")).unwrap();
         fs::write(folder.join("typed.txt"), typed + "\n").unwrap();
-        let script = format!("set -euo pipefail\ncd {}\n{}", folder.display(), commands(heading));
-        let output = Command::new("bash").args(["-c", &script]).output().unwrap();
-        assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
+        page::run(&folder, &page::commands(include_str!("../../docs/recovery.md"), heading), &[]);
         sh(&format!(
             "cryptsetup open --test-passphrase --volume-key-file {}/volume.key --key-size 512 {volume}",
             folder.display()

@@ -12,6 +12,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
+    page,
     site::{Site, sh},
     softhsm::{MODULE, PIN, SoftHsm},
     tangd::Tangd,
@@ -478,14 +479,6 @@ fn an_initramfs_gets_the_program_and_the_module_only_for_a_leaf_of_a_boot_volume
     assert!(kept_out.contains("it is the PIN of a token") && kept_out.contains("the keys of a token"), "{kept_out}");
 }
 
-/// The commands of docs/pkcs11.md under a heading, as they stand there.
-fn commands(heading: &str) -> String {
-    let text = include_str!("../../docs/pkcs11.md");
-    let section = text.split(&format!("## {heading}\n")).nth(1).expect("the section");
-    let section = section.split("\n## ").next().unwrap();
-    section.lines().filter_map(|line| line.strip_prefix("    ")).map(|line| format!("{line}\n")).collect()
-}
-
 #[test]
 fn a_container_is_opened_by_hand_with_either_key() {
     let tokens = Tokens::new();
@@ -501,7 +494,7 @@ fn a_container_is_opened_by_hand_with_either_key() {
         fs::create_dir(&folder).unwrap();
         fs::copy(tokens.site.keys(&format!("cinder/kek/{epoch}.jwe")), folder.join("kek-2.jwe")).unwrap();
         fs::copy(tokens.site.sealed(&reference), folder.join("KEY-ID.jwe")).unwrap();
-        let mut script = format!("set -euo pipefail\ncd {}\n{}", folder.display(), commands("Recover by hand"));
+        let mut script = page::commands(include_str!("../../docs/pkcs11.md"), "## Recover by hand");
         // A person types what `read` wants, and knows the rest.
         let answers = [
             ("read -rs PIN", format!("PIN={PIN}")),
@@ -514,9 +507,7 @@ fn a_container_is_opened_by_hand_with_either_key() {
             assert!(script.contains(written), "{script}");
             script = script.replace(written, &meant);
         }
-        let mut bash = Command::new("bash");
-        let output = bash.args(["-c", &script]).env("SOFTHSM2_CONF", tokens.hsm.config()).output().unwrap();
-        assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
+        page::run(&folder, &script, &[("SOFTHSM2_CONF", tokens.hsm.config().to_str().unwrap())]);
         sh(&format!(
             "cryptsetup open --test-passphrase --volume-key-file {0}/volume.key --key-size 512 {1}",
             folder.display(),

@@ -1,15 +1,11 @@
 //! Policies: which leaves open a container, with real Tang servers and a TPM.
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::{Command, Output},
-    time::Instant,
-};
+use std::{fs, path::PathBuf, process::Output, time::Instant};
 
 use serde_json::{Value, json};
 
 use crate::{
+    page,
     site::{Site, sh},
     tangd::Tangd,
     tpm::Host,
@@ -277,14 +273,6 @@ fn a_threshold_that_nobody_can_meet_yet_is_left_out() {
     assert_eq!(policies.current_key("cinder")["recipients"].as_array().unwrap().len(), 3);
 }
 
-/// The commands of docs/recovery.md, as they stand there.
-fn recovery() -> String {
-    let text = include_str!("../../docs/recovery.md");
-    let section = text.split("## A container with a policy").nth(1).expect("the section");
-    let section = section.split("\n## ").next().unwrap();
-    section.lines().filter_map(|line| line.strip_prefix("    ")).map(|line| format!("{line}\n")).collect()
-}
-
 #[test]
 fn a_threshold_of_servers_is_opened_by_hand() {
     let policies = Policies::new();
@@ -297,9 +285,7 @@ fn a_threshold_of_servers_is_opened_by_hand() {
     let key = policies.current_key("cinder");
     fs::write(folder.join("kek-2.jwe"), key.to_string()).unwrap();
     fs::copy(policies.site.sealed(&reference), folder.join("KEY-ID.jwe")).unwrap();
-    let script = format!("set -euo pipefail\ncd {}\n{}", folder.display(), recovery());
-    let output = Command::new("bash").args(["-c", &script]).output().unwrap();
-    assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
+    page::run(&folder, &page::commands(include_str!("../../docs/recovery.md"), "## A container with a policy"), &[]);
     assert_eq!(fs::metadata(folder.join("volume.key")).unwrap().len(), 64);
     sh(&format!(
         "cryptsetup open --test-passphrase --volume-key-file {0}/volume.key --key-size 512 {1}",

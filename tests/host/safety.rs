@@ -173,7 +173,7 @@ fn writers_at_their_memory_limit_do_not_hang() {
     let group =
         MemoryGroup::new("cryptattach-test", 96 << 20).expect("no memory control group can be made on this host");
     let site = Site::new();
-    let volume = site.file("volume", 700 << 20).into_os_string().into_string().unwrap();
+    let volume = site.file("volume", 300 << 20).into_os_string().into_string().unwrap();
     site.ok(&["format", &volume]);
     let name = site.name("pressure");
     let attach = format!(
@@ -190,7 +190,7 @@ fn writers_at_their_memory_limit_do_not_hang() {
     sh(&format!("mkfs.ext4 -q {}", device.display()));
     let files = site.mount(&device);
     let writers = format!(
-        "{} cd {} && for i in 1 2 3; do dd if=/dev/zero of=$i bs=1M count=150 conv=fsync status=none & done; wait",
+        "{} cd {} && for i in 1 2 3; do dd if=/dev/zero of=$i bs=1M count=60 conv=fsync status=none & done; wait",
         group.enter(),
         files.path().display()
     );
