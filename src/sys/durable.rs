@@ -15,8 +15,9 @@ use tempfile::NamedTempFile;
 
 use super::lock;
 
-/// Begins the names of files that are being written; a kill leaves one, and the next writer removes it.
-const UNFINISHED: &str = ".unfinished-";
+/// The file that is being written; a kill leaves it, and the next writer removes it. Writers take turns, so one name will do,
+/// and nobody has to read the whole folder to find it.
+const UNFINISHED: &str = ".unfinished";
 
 /// Only those who may write to the folder may open it, so that a mere reader cannot keep writers waiting.
 const LOCK: &str = ".lock";
@@ -33,12 +34,10 @@ impl Folder {
     pub fn lock(path: &Path) -> io::Result<Self> {
         let folder = File::open(path)?;
         let lock = lock::lock(&path.join(LOCK), lock::PATIENCE)?;
-        for entry in fs::read_dir(path)?.flatten() {
-            if entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
-                let _ = fs::remove_file(entry.path());
-            }
+        match fs::remove_file(path.join(UNFINISHED)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(Self { path: path.to_owned(), folder, _lock: lock }),
         }
-        Ok(Self { path: path.to_owned(), folder, _lock: lock })
     }
 
     /// Makes the folder (mode 0700, with its parents) unless it is there, and locks it.
@@ -82,7 +81,7 @@ impl Folder {
 
     /// The bytes in a flushed file that has no final name yet.
     fn written(&self, bytes: &[u8]) -> io::Result<NamedTempFile> {
-        let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(&self.path)?;
+        let mut file = tempfile::Builder::new().prefix(UNFINISHED).rand_bytes(0).tempfile_in(&self.path)?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         Ok(file)
@@ -145,11 +144,11 @@ mod tests {
         let first = Folder::make(&path).unwrap();
         first.create("a.jwe", b"one").unwrap();
         drop(first);
-        fs::write(path.join(".unfinished-abcdef.jwe"), b"{\"protected\":\"ey").unwrap();
+        fs::write(path.join(UNFINISHED), b"{\"protected\":\"ey").unwrap();
         assert_eq!(stems(&path, ".jwe").unwrap(), ["a"]);
 
         let second = Folder::lock(&path).unwrap();
-        assert!(!path.join(".unfinished-abcdef.jwe").exists(), "the remains are gone");
+        assert!(!path.join(UNFINISHED).exists(), "the remains are gone");
         assert_eq!(second.create("a.jwe", b"two").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::read(path.join("a.jwe")).unwrap(), b"one");
         second.replace("a.jwe", b"two").unwrap();
