@@ -41,6 +41,8 @@ mod exports;
 mod foreign;
 mod format;
 mod lockbox;
+#[path = "move.rs"]
+mod moving;
 mod person;
 mod pkcs11;
 mod policy;
