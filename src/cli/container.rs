@@ -313,7 +313,7 @@ fn days(number: u32) -> Duration {
 }
 
 /// Shows how far it is.
-fn with_bar<T>(rotate: impl FnOnce(&(dyn Fn(usize, usize) + Sync)) -> Result<T, Error>) -> Result<T, Error> {
+pub(super) fn with_bar<T>(rotate: impl FnOnce(&(dyn Fn(usize, usize) + Sync)) -> Result<T, Error>) -> Result<T, Error> {
     let bar = ProgressBar::new(0);
     let style = ProgressStyle::with_template("{bar:40} {pos} of {len} keys, {eta} left");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));

@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::socket::{UnixAddr, getpeername};
 use serde_json::{Value, json};
 
-use super::{AnswerOption, Global, SeparationOptions, attach::Plain, output};
+use super::{AnswerOption, Global, SeparationOptions, attach::Plain, container::with_bar, output};
 use crate::{
     base::{
         clock::date,
@@ -31,7 +31,7 @@ use crate::{
         error::Error,
         explain,
         import::{self, Request},
-        keys, passphrase, rotate,
+        keys, r#move, passphrase, rotate,
     },
     volumes::header::rekey,
 };
@@ -48,6 +48,7 @@ pub enum Key {
     Export(Export),
     Passphrase(Passphrase),
     Rotate(Rotate),
+    Move(Move),
     #[command(hide = true)]
     Serve(Serve),
 }
@@ -204,6 +205,42 @@ pub struct Rotate {
     separation: SeparationOptions,
 }
 
+/// Move a key to another store, or all keys of a store whose volumes are on this host
+///
+/// The key is stored there, read back and opened; then the volume's header names the new place; the old key is deleted
+/// last. Volumes may be attached. Each volume and its new place are checked to be separate before anything is written.
+/// SIGTERM or Ctrl-C pauses a move of all keys (exit code 83); the same command goes on, also after a crash. If a volume is
+/// attached at boot, rebuild the initramfs afterwards.
+#[derive(Args)]
+#[command(
+    group = ArgGroup::new("which").required(true).args(["key", "container"]),
+    after_help = "Examples:
+  cryptattach key move cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de --to vault
+  cryptattach key move cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de --to vault --volume /dev/vdb
+  cryptattach key move --container cinder --to vault      all its keys"
+)]
+pub struct Move {
+    /// The key (STORE/KEY-ID)
+    key: Option<KeyReference>,
+    /// Move all keys of this store
+    #[arg(long, value_name = "STORE")]
+    container: Option<StoreName>,
+    /// The store where the keys go
+    #[arg(long, value_name = "STORE")]
+    to: StoreName,
+    /// The volume that the key opens: a device or file, or a name of [volumes.NAME] [default: the LUKS volume of that UUID,
+    /// in the configuration or below /dev/disk/by-uuid]
+    #[arg(long, value_name = "DEVICE|NAME", requires = "key")]
+    volume: Option<PathBuf>,
+    /// A detached LUKS header
+    #[arg(long, value_name = "FILE", requires = "volume")]
+    header: Option<PathBuf>,
+    #[command(flatten)]
+    answer: AnswerOption,
+    #[command(flatten)]
+    separation: SeparationOptions,
+}
+
 /// Answer systemd-cryptsetup on a socket (standard input) with the passphrase of the volume that it opens
 #[derive(Args)]
 pub struct Serve {}
@@ -214,6 +251,7 @@ impl Key {
             Self::Passphrase(passphrase) => global.attended(&passphrase.answer)?,
             Self::Import(import) => global.attended(&import.answer)?,
             Self::Rotate(rotate) => global.attended(&rotate.answer)?,
+            Self::Move(moving) => global.attended(&moving.answer)?,
             Self::List(_) | Self::Show(_) | Self::Delete(_) | Self::Export(_) | Self::Serve(_) => global.config()?,
         };
         match self {
@@ -224,6 +262,7 @@ impl Key {
             Self::Export(export) => export.run(&config, global.json),
             Self::Passphrase(passphrase) => passphrase.run(&config),
             Self::Rotate(rotate) => rotate.run(&config, global.json),
+            Self::Move(moving) => moving.run(&config, global.json),
             Self::Serve(serve) => serve.run(&config),
         }
     }
@@ -415,6 +454,59 @@ impl Rotate {
     }
 }
 
+impl Move {
+    fn run(&self, config: &Config, json: bool) -> Result<(), Error> {
+        let request = r#move::Request { to: &self.to, separation: self.separation.strictness() };
+        match (&self.key, &self.container) {
+            (Some(key), _) => self.run_one(config, json, &request, key),
+            (None, Some(from)) => self.run_all(config, json, &request, from),
+            (None, None) => Err(Error::Usage("name a key, or a store with --container".to_owned())),
+        }
+    }
+
+    fn run_one(
+        &self,
+        config: &Config,
+        json: bool,
+        request: &r#move::Request<'_>,
+        key: &KeyReference,
+    ) -> Result<(), Error> {
+        let at = |given: &PathBuf| match configured(config, given) {
+            Some(volume) => {
+                let header = volume.header.as_deref().map(Path::to_owned);
+                r#move::At { device: volume.device.path().to_owned(), header: self.header.clone().or(header) }
+            }
+            None => r#move::At { device: given.clone(), header: self.header.clone() },
+        };
+        let moved = r#move::one(config, request, key, self.volume.as_ref().map(at))?;
+        output::print(json, &moved, || vec![moved.key.to_string(), format!("  deleted          {}", moved.old)])
+    }
+
+    fn run_all(
+        &self,
+        config: &Config,
+        json: bool,
+        request: &r#move::Request<'_>,
+        from: &StoreName,
+    ) -> Result<(), Error> {
+        let report = with_bar(|progress| r#move::all(config, request, from, progress))?;
+        let to = request.to;
+        output::print(json, &report, || {
+            let mut lines =
+                vec![format!("keys of '{from}' to '{to}'"), format!("  moved            {}", report.moved.len())];
+            lines.extend(report.left.iter().map(|(id, why)| format!("  LEFT ALONE       {id}: {why}")));
+            lines.extend(report.failed.iter().map(|(id, why)| format!("  FAILED           {id}: {why}")));
+            lines
+        })?;
+        let (from, to) = (from.clone(), to.clone());
+        match (report.waiting, report.failed.len()) {
+            (0, 0) => Ok(()),
+            (0, failed) => Err(Error::NotAllMoved { from, to, failed }),
+            (waiting, _) => Err(Error::MovePaused { from, to, waiting }),
+        }
+    }
+}
+
 /// Progress for programs: at most a line a second on standard error.
 struct Events {
     start: Instant,
@@ -444,10 +536,15 @@ impl Events {
     }
 }
 
+/// The volume that the configuration names so, unless it is a path.
+fn configured<'a>(config: &'a Config, given: &Path) -> Option<&'a VolumeConfig> {
+    let name = given.to_str().filter(|_| !given.exists()).and_then(|name| name.parse::<MappingName>().ok());
+    name.and_then(|name| config.volume(&name).ok())
+}
+
 /// A path, or the device of a volume that the configuration names.
 fn device_of(config: &Config, given: &Path) -> Result<PathBuf, Error> {
-    let name = given.to_str().filter(|_| !given.exists()).and_then(|name| name.parse::<MappingName>().ok());
-    match name.and_then(|name| config.volume(&name).ok()) {
+    match configured(config, given) {
         Some(VolumeConfig { header: Some(_), .. }) => {
             Err(Error::Usage("the key of a volume with a detached header cannot be rotated yet".to_owned()))
         }

@@ -251,6 +251,11 @@ impl Proven<'_> {
         &self.case.volume
     }
 
+    /// Where its key is.
+    pub fn reference(&self) -> &KeyReference {
+        &self.case.reference
+    }
+
     /// The report of the separation check.
     pub fn report(&self) -> &Report {
         self.separated.report()
@@ -398,17 +403,12 @@ impl Proven<'_> {
 
     /// Seals the key anew without its passphrase, of which no keyslot is left.
     pub fn forget_passphrase(&self) -> Result<(), Error> {
-        match self.fetch()?.0 {
-            Fetched::Sealed(Opened { content: Content::VolumeKey(payload), context })
-                if payload.passphrase.is_some() =>
-            {
-                self.agree(&payload)?;
-                self.volume().verify_key(&payload.volume_key)?;
-                let content = Content::VolumeKey(Payload { passphrase: None, ..payload });
-                self.case.key.container().reseal(Opened { context, content })
-            }
-            _ => Ok(()),
+        let (payload, context) = self.payload()?;
+        if payload.passphrase.is_none() {
+            return Ok(());
         }
+        let content = Content::VolumeKey(Payload { passphrase: None, ..payload });
+        self.case.key.container().reseal(Opened { context, content })
     }
 
     fn store_key_for(
@@ -430,12 +430,44 @@ impl Proven<'_> {
             replaces,
         });
         container.create(&reference.key, volume.uuid(), &content)?;
-        let read_back = self.key().and_then(|read| match &content {
+        self.read_back(&content)
+    }
+
+    /// Seals the same key, with all that was sealed with it, for this container, and stores it. It is read back, opened, and
+    /// compared with the volume's header.
+    pub fn store_copy(&self, of: &Proven<'_>) -> Result<(), Error> {
+        let (payload, context) = of.payload()?;
+        let content = Content::VolumeKey(payload);
+        self.case.key.container().create_copy(&self.case.reference.key, context, &content)?;
+        self.read_back(&content)
+    }
+
+    /// Whether all is sealed here that is sealed there, and fits the volume.
+    pub fn is_copy(&self, of: &Proven<'_>) -> Result<bool, Error> {
+        Ok(self.payload()?.0.is(&of.payload()?.0)?)
+    }
+
+    /// What is sealed, if it is the volume's own key.
+    fn payload(&self) -> Result<(Payload, BoundContext), Error> {
+        match self.fetch()?.0 {
+            Fetched::Sealed(Opened { content: Content::VolumeKey(payload), context }) => {
+                self.agree(&payload)?;
+                self.volume().verify_key(&payload.volume_key)?;
+                Ok((payload, context))
+            }
+            Fetched::Sealed(_) | Fetched::Released(_) => Err(Error::NotOurs(self.case.reference.clone())),
+        }
+    }
+
+    /// A new key that cannot be had back is removed again: nothing depends on it yet.
+    fn read_back(&self, content: &Content) -> Result<(), Error> {
+        let Case { reference, key: source, .. } = &self.case;
+        let read_back = self.key().and_then(|read| match content {
             Content::VolumeKey(payload) if payload.volume_key == *read.key() => Ok(()),
             _ => Err(Error::ReadBack(reference.clone())),
         });
         read_back.inspect_err(|_| {
-            if let Err(error) = container.store().delete(&reference.key) {
+            if let Err(error) = source.container().store().delete(&reference.key) {
                 tracing::warn!("cannot delete the unused key {reference} from the store: {error}");
             }
         })

@@ -162,6 +162,9 @@ pub enum Error {
     /// The key has no passphrase with it.
     #[error("the key {0} has no passphrase: its volume was formatted without --keyslot")]
     NoPassphrase(KeyReference),
+    /// The key is no volume's own.
+    #[error("the key {0} is not a volume key: another program has made it")]
+    NotOurs(KeyReference),
     /// A key that was used before is not used for another volume.
     #[error("the key {key} has already been used for {volume}; only an unused key can format a device")]
     KeyUsed {
@@ -216,6 +219,7 @@ impl Advice for Error {
             Self::WouldBeLost { .. }
             | Self::WhileClosed { .. }
             | Self::NoPassphrase(_)
+            | Self::NotOurs(_)
             | Self::NoAuthor(_)
             | Self::AnotherKey(_) => Exit::KeyRefused,
             Self::NoContainerKeys(_)
@@ -307,7 +311,9 @@ impl Advice for Error {
             Self::NotSeparate(refusal) => return refusal.next_step(),
             Self::Memory(error) => return error.next_step(),
             Self::Audit(error) => return error.next_step(),
-            Self::NoContainerKeys(_) | Self::ReadBack(_) | Self::NoPassphrase(_) => return None,
+            Self::NoContainerKeys(_) | Self::ReadBack(_) | Self::NoPassphrase(_) | Self::NotOurs(_) => {
+                return None;
+            },
         })
     }
 }

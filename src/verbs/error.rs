@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, path::PathBuf};
 
+use uuid::Uuid;
+
 use crate::{
     base::{
         advice::Advice,
@@ -109,6 +111,32 @@ pub enum Error {
     /// A rotation was asked to stop.
     #[error("the rotation of the key of {} is paused: {percent} % of its data have the new key", .device.display())]
     Paused { device: PathBuf, percent: u64 },
+    /// A key is not one that can be moved to another store.
+    #[error("the key {key} cannot be moved: {why}")]
+    NotMovable {
+        key: KeyReference,
+        /// In words.
+        why: String,
+    },
+    /// The volume of a key is not at hand.
+    #[error("the volume {volume}, which the key {key} opens, is not on this host: no LUKS2 header has that UUID")]
+    VolumeElsewhere { key: KeyReference, volume: Uuid },
+    /// Some keys would rest on their volumes' devices.
+    #[error("of the volumes, {volumes} would not be apart from their keys in '{to}'; nothing was moved")]
+    NotApartThere {
+        to: StoreName,
+        /// How many.
+        volumes: usize,
+        /// The first one.
+        #[source]
+        source: Box<Error>,
+    },
+    /// Some keys of a container could not be moved.
+    #[error("could not move {failed} keys of '{from}' to '{to}'")]
+    NotAllMoved { from: StoreName, to: StoreName, failed: usize },
+    /// A move of all keys was asked to stop.
+    #[error("the move of the keys of '{from}' to '{to}' is paused: {waiting} keys are still to be moved")]
+    MovePaused { from: StoreName, to: StoreName, waiting: usize },
     /// An old header stands on a volume whose key was being rotated.
     #[error("the header of {} is older than the rotation of its key that was begun here: part of the data, or all, has the key {new}", .device.display())]
     HeaderRestored { device: PathBuf, new: KeyReference },
@@ -138,11 +166,12 @@ impl Advice for Error {
             Self::Backend(error) => error.exit(),
             Self::Name(error) => error.exit(),
             Self::Clevis { source, .. } => source.exit(),
-            Self::Usage(_) | Self::NoName(_) | Self::NoClevis(_) => Exit::Usage,
+            Self::Usage(_) | Self::NoName(_) | Self::NoClevis(_) | Self::NotMovable { .. } => Exit::Usage,
+            Self::NotAllMoved { .. } => Exit::StoreUnavailable,
             Self::AuditBroken { .. } => Exit::AuditBroken,
             Self::UnknownToCrypttab(_) => Exit::Config,
             Self::NoSuchKey { .. } => Exit::NoKey,
-            Self::NotAttached(_) => Exit::Missing,
+            Self::NotAttached(_) | Self::VolumeElsewhere { .. } => Exit::Missing,
             Self::Io { .. } => Exit::Io,
             Self::NotBlank { .. }
             | Self::OtherVolume { .. }
@@ -150,10 +179,10 @@ impl Advice for Error {
             | Self::OthersOpen { .. }
             | Self::Exists(_)
             | Self::StoreExists(_) => Exit::InTheWay,
-            Self::Paused { .. } => Exit::Paused,
+            Self::Paused { .. } | Self::MovePaused { .. } => Exit::Paused,
             Self::Stopped(_) => Exit::Io,
             Self::HeaderRestored { .. } => Exit::Header,
-            Self::HalfFormatted { source, .. } => source.exit(),
+            Self::HalfFormatted { source, .. } | Self::NotApartThere { source, .. } => source.exit(),
         }
     }
 
@@ -181,6 +210,13 @@ impl Advice for Error {
             Self::Paused { device, .. } | Self::Stopped(device) => {
                 format!("go on: cryptattach key rotate {}", device.display()).into()
             }
+            Self::VolumeElsewhere { .. } => {
+                "name its device with --volume, or move the key on the host that has the volume".into()
+            }
+            Self::NotApartThere { source, .. } => return source.next_step(),
+            Self::NotAllMoved { from, to, .. } | Self::MovePaused { from, to, .. } => {
+                format!("go on: cryptattach key move --container {from} --to {to}").into()
+            }
             Self::HeaderRestored { .. } => "write nothing to the volume; restore a backup of the header from after that, and keep both keys".into(),
             Self::NotAttached(_) => "'cryptattach list' shows the attached volumes".into(),
             Self::OtherVolume { name, .. } | Self::LeadsToMapping { name, .. } => {
@@ -194,6 +230,7 @@ impl Advice for Error {
             | Self::Exists(_)
             | Self::StoreExists(_)
             | Self::Usage(_)
+            | Self::NotMovable { .. }
             | Self::Io { .. } => return None,
         })
     }

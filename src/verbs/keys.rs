@@ -3,7 +3,9 @@
 use crate::{
     base::{chain::chain, key::KeyReference},
     config::Config,
+    keys::store::StoreError,
     unlock::{
+        self,
         audit::{self, Event},
         container::Container,
         lockbox::Lockbox,
@@ -16,6 +18,17 @@ use crate::{
 /// forced.
 pub fn delete(config: &Config, container: &Container, key: &KeyReference, force: bool) -> Result<(), Error> {
     container.delete(&key.key, force)?;
+    deleted(config, key, None);
+    Ok(())
+}
+
+/// Deletes a key for ever whose place another one has taken. A run that was killed may have done it: it is put on record once
+/// more rather than never.
+pub(super) fn delete_superseded(config: &Config, container: &Container, key: &KeyReference) -> Result<(), Error> {
+    match container.delete(&key.key, false) {
+        Err(unlock::Error::Store(StoreError::NotFound { .. })) => {}
+        deleted => deleted?,
+    }
     deleted(config, key, None);
     Ok(())
 }

@@ -17,6 +17,7 @@ pub mod import;
 pub mod init;
 pub mod keys;
 pub mod leaf;
+pub mod r#move;
 pub mod passphrase;
 pub mod policy;
 pub mod resize;

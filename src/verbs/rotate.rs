@@ -125,8 +125,8 @@ pub fn rotate(config: &Config, request: &Request<'_>, tell: &mut dyn FnMut(u64, 
     }
 }
 
-/// Where the journal of a volume is, and that nobody else rotates its key on this host.
-fn journal(config: &Config, uuid: Uuid) -> io::Result<(PathBuf, Flock<File>)> {
+/// Where the journal of a volume is, and that nobody else rotates its key on this host, or moves it.
+pub(super) fn journal(config: &Config, uuid: Uuid) -> io::Result<(PathBuf, Flock<File>)> {
     let folder = config.state.join("rekey");
     Folder::make(&folder)?;
     let alone = lock::lock(&folder.join(format!(".{uuid}")), Duration::ZERO)?;
@@ -272,21 +272,14 @@ impl Job<'_> {
         proven.key()?;
         proven.record("key rotate");
         let superseded = old.clone().filter(|old| *old != key).map(Superseded);
-        let deleted = match superseded.filter(|_| self.request.delete_old) {
-            Some(superseded) => self.delete(&superseded)?,
-            None => false,
-        };
+        let superseded = superseded.filter(|_| self.request.delete_old);
+        let deleted = superseded.is_some();
+        if let Some(Superseded(old)) = superseded {
+            keys::delete_superseded(self.config, &*self.container(&old.store)?, &old)?;
+        }
         match fs::remove_file(&self.journal) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove the journal")(error)),
             _ => Ok(Rotated { key, old, deleted }),
-        }
-    }
-
-    fn delete(&self, Superseded(old): &Superseded) -> Result<bool, Error> {
-        let container = self.container(&old.store)?;
-        match keys::delete(self.config, &container, old, false) {
-            Err(Error::Unlock(unlock::Error::Store(StoreError::NotFound { .. }))) => Ok(true),
-            deleted => deleted.map(|()| true),
         }
     }
 
@@ -373,8 +366,8 @@ impl Job<'_> {
     }
 }
 
-/// Set once this process is asked to end: the run then ends between two hotzones, in good order.
-fn stopped_by_signals() -> Result<&'static AtomicBool, Error> {
+/// Set once this process is asked to end: the run then ends between two hotzones, or two keys, in good order.
+pub(super) fn stopped_by_signals() -> Result<&'static AtomicBool, Error> {
     static STOP: AtomicBool = AtomicBool::new(false);
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
     signals.thread_block().map_err(|error| Error::io("block signals")(error.into()))?;

@@ -42,6 +42,8 @@ mod foreign;
 mod format;
 mod lockbox;
 mod page;
+#[path = "move.rs"]
+mod moving;
 mod person;
 mod pkcs11;
 mod policy;

@@ -13,17 +13,17 @@ use std::{
 use crate::site::{LoopDevice, Site, sh};
 
 const HEADER: u64 = 16 << 20;
-const DATA: u64 = 2 << 20;
+pub const DATA: u64 = 2 << 20;
 
 /// A volume with random data, and that data.
-struct Filled {
-    site: Site,
-    volume: String,
-    plain: Vec<u8>,
+pub struct Filled {
+    pub site: Site,
+    pub volume: String,
+    pub plain: Vec<u8>,
 }
 
 impl Filled {
-    fn new(arguments: &[&str], data: u64) -> Self {
+    pub fn new(arguments: &[&str], data: u64) -> Self {
         let site = Site::new();
         let volume = site.file("v", HEADER + data).into_os_string().into_string().unwrap();
         site.ok(&[&["format", &volume], arguments].concat());
@@ -44,7 +44,7 @@ impl Filled {
     }
 
     /// The volume is attached by the key that its header names, and all its data is there.
-    fn check(&self, what: &str) {
+    pub fn check(&self, what: &str) {
         let name = self.site.name("check");
         let device = self.site.attach(&self.volume, &name, &["--read-only"]);
         let is_same = fs::read(device).unwrap() == self.plain;
@@ -346,14 +346,14 @@ enum Operation {
     Sync,
 }
 
-/// A rotation that was recorded: what was on the volume before, what was written, and the key disk at each operation.
-struct Recorded {
+/// A command that was recorded: what was on the volume before, what was written, and the key disk at each operation.
+pub struct Recorded {
     base: Vec<u8>,
     operations: Vec<Operation>,
     snapshots: PathBuf,
 }
 
-fn record(filled: &Filled) -> Recorded {
+pub fn record(filled: &Filled, arguments: &[&str]) -> Recorded {
     let Filled { site, volume, .. } = filled;
     let (library, log, snapshots) = (site.path("write_log.so"), site.path("log"), site.path("snapshots"));
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/write_log.c");
@@ -363,7 +363,7 @@ fn record(filled: &Filled) -> Recorded {
     let script = site.path("snapshot");
     fs::write(&script, format!("cp -a {} {}/$1\n", site.keys(""), snapshots.display())).unwrap();
     let mut command = site.command();
-    command.args(["key", "rotate", volume, "--hotzone", "256"]).stdout(Stdio::null());
+    command.args(arguments).stdout(Stdio::null());
     command.env("LD_PRELOAD", &library).env("LOG_FILE", volume).env("LOG_OUT", &log);
     command.env("LOG_BEFORE", format!("sh {}", script.display()));
     assert!(command.status().unwrap().success());
@@ -380,11 +380,16 @@ fn record(filled: &Filled) -> Recorded {
 }
 
 impl Filled {
-    /// The volume and the key disk as they were: whatever that is, the rotation goes on and nothing is lost.
-    fn trial(&self, what: &str, image: &[u8], keys: &Path) -> &'static str {
+    /// Brings the volume and the key disk back as they were.
+    pub fn restore(&self, image: &[u8], keys: &Path) {
         fs::write(&self.volume, image).unwrap();
         let disk = self.site.keys("");
         sh(&format!("rm -rf {disk}/* && cp -a {}/. {disk}", keys.display()));
+    }
+
+    /// Whatever the crash was, the rotation goes on and nothing is lost.
+    fn trial(&self, what: &str, image: &[u8], keys: &Path) -> &'static str {
+        self.restore(image, keys);
         // Attaching first: it gives the data, or says that it is being rotated. It never touches the volume.
         let name = self.site.name("first");
         let first = self.site.run(&["attach", &self.volume, &name, "--read-only", "--backend", "userspace"]);
@@ -411,64 +416,86 @@ impl Filled {
     }
 }
 
-/// Every write of a rotation is a point where it is killed, or where a disk loses its cache. `CRYPTATTACH_ALL_CRASHES` tries
-/// all of them; else a part that takes a minute.
+/// How often which kind of crash ended how.
+pub type Counts = BTreeMap<(&'static str, &'static str), i32>;
+
+/// Every write that was recorded is a point where the command is killed, or where a disk loses its cache; `trial` gets the
+/// volume and the key disk as they are then. A part of them is tried, or all.
+pub fn replay(
+    recorded: Recorded,
+    what: &str,
+    (all, phase): (bool, usize),
+    counts: &mut Counts,
+    trial: &dyn Fn(&str, &[u8], &Path) -> &'static str,
+) {
+    let Recorded { base, operations, snapshots } = recorded;
+    let count = operations.len();
+    println!("{what}: {count} writes and syncs");
+    let (mut image, mut stable, mut pending, mut random) = (base.clone(), base, Vec::new(), Random(count as u64));
+    for done in 0..=count {
+        match done.checked_sub(1).map(|last| &operations[last]) {
+            Some(Operation::Write(at, data)) => {
+                image[*at..][..data.len()].copy_from_slice(data);
+                pending.push((*at, data));
+            }
+            Some(Operation::Sync) => {
+                stable.clone_from(&image);
+                pending.clear();
+            }
+            None => {}
+        }
+        if all && done % 20 == 0 {
+            println!("{done}: {} crashes so far", counts.values().sum::<i32>());
+        }
+        let is_tried = |every: usize| all || (done + phase) % every == 0;
+        let keys = snapshots.join(done.to_string());
+        // The store has changed between the two: a kill before that.
+        let before = snapshots.join(done.saturating_sub(1).to_string());
+        if done > 0 && !sh(&format!("diff -rq {} {} || true", before.display(), keys.display())).is_empty() {
+            let what = format!("{what} killed after {done} of {count}, before the store changed");
+            *counts.entry(("kill", trial(&what, &image, &before))).or_insert(0) += 1;
+        }
+        if is_tried(3) {
+            let what = format!("{what} killed after {done} of {count}");
+            *counts.entry(("kill", trial(&what, &image, &keys))).or_insert(0) += 1;
+        }
+        for (kind, block) in [("power cut, 4096 bytes whole", 4096), ("power cut, 512 bytes whole", 512)] {
+            if pending.is_empty() || !is_tried(5) {
+                continue;
+            }
+            let mut cut = stable.clone();
+            for (at, data) in &pending {
+                let fate = random.below(10);
+                for (index, bytes) in data.chunks(block).enumerate() {
+                    if fate > 3 && (fate > 7 || random.below(2) == 0) {
+                        cut[at + index * block..][..bytes.len()].copy_from_slice(bytes);
+                    }
+                }
+            }
+            let what = format!("{what} {kind} after {done} of {count}");
+            *counts.entry((kind, trial(&what, &cut, &keys))).or_insert(0) += 1;
+        }
+    }
+}
+
+/// Says how the crashes ended, and how many there were.
+pub fn told(counts: &Counts) -> i32 {
+    counts.iter().for_each(|((kind, outcome), count)| println!("{kind:<28} {outcome:<36} {count:>5}"));
+    let all = counts.values().sum();
+    println!("{all} crashes, 0 losses");
+    all
+}
+
+/// `CRYPTATTACH_ALL_CRASHES` tries all writes of a rotation; else a part that takes a minute.
 #[test]
 fn a_crash_at_any_write_and_lost_or_torn_blocks_lose_nothing() {
     let all = std::env::var_os("CRYPTATTACH_ALL_CRASHES").is_some();
-    let mut counts = BTreeMap::new();
-    for arguments in [&["--keyslot"][..], &[]] {
+    let mut counts = Counts::new();
+    for (phase, arguments) in [&["--keyslot"][..], &[]].into_iter().enumerate() {
         let filled = Filled::new(arguments, DATA);
-        let Recorded { base, operations, snapshots } = record(&filled);
-        let count = operations.len();
-        println!("{arguments:?}: {count} writes and syncs");
-        let (mut image, mut stable, mut pending, mut random) = (base.clone(), base, Vec::new(), Random(count as u64));
-        for done in 0..=count {
-            match done.checked_sub(1).map(|last| &operations[last]) {
-                Some(Operation::Write(at, data)) => {
-                    image[*at..][..data.len()].copy_from_slice(data);
-                    pending.push((*at, data));
-                }
-                Some(Operation::Sync) => {
-                    stable.clone_from(&image);
-                    pending.clear();
-                }
-                None => {}
-            }
-            if all && done % 20 == 0 {
-                println!("{done}: {} crashes so far", counts.values().sum::<i32>());
-            }
-            let is_tried = |every: usize| all || (done + usize::from(!arguments.is_empty())) % every == 0;
-            let keys = snapshots.join(done.to_string());
-            // The store has changed between the two: a kill before that.
-            let before = snapshots.join(done.saturating_sub(1).to_string());
-            if done > 0 && !sh(&format!("diff -rq {} {} || true", before.display(), keys.display())).is_empty() {
-                let what = format!("{arguments:?} killed after {done} of {count}, before the store changed");
-                *counts.entry(("kill", filled.trial(&what, &image, &before))).or_insert(0) += 1;
-            }
-            if is_tried(3) {
-                let what = format!("{arguments:?} killed after {done} of {count}");
-                *counts.entry(("kill", filled.trial(&what, &image, &keys))).or_insert(0) += 1;
-            }
-            for (kind, block) in [("power cut, 4096 bytes whole", 4096), ("power cut, 512 bytes whole", 512)] {
-                if pending.is_empty() || !is_tried(5) {
-                    continue;
-                }
-                let mut cut = stable.clone();
-                for (at, data) in &pending {
-                    let fate = random.below(10);
-                    for (index, bytes) in data.chunks(block).enumerate() {
-                        if fate > 3 && (fate > 7 || random.below(2) == 0) {
-                            cut[at + index * block..][..bytes.len()].copy_from_slice(bytes);
-                        }
-                    }
-                }
-                let what = format!("{arguments:?} {kind} after {done} of {count}");
-                *counts.entry((kind, filled.trial(&what, &cut, &keys))).or_insert(0) += 1;
-            }
-        }
+        let recorded = record(&filled, &["key", "rotate", &filled.volume, "--hotzone", "256"]);
+        let trial = |what: &str, image: &[u8], keys: &Path| filled.trial(what, image, keys);
+        replay(recorded, &format!("{arguments:?}"), (all, 1 - phase), &mut counts, &trial);
     }
-    counts.iter().for_each(|((kind, outcome), count)| println!("{kind:<28} {outcome:<36} {count:>5}"));
-    println!("{} crashes, 0 losses", counts.values().sum::<i32>());
-    assert!(counts.values().sum::<i32>() > 30);
+    assert!(told(&counts) > 30);
 }

@@ -48,6 +48,13 @@ impl Content {
     }
 }
 
+impl Payload {
+    /// Whether both say the same, to the last member.
+    pub fn is(&self, other: &Self) -> Result<bool, SealError> {
+        Ok(self.to_json()? == other.to_json()?)
+    }
+}
+
 #[cfg(test)]
 impl Payload {
     /// With a random key and nothing special, for tests.

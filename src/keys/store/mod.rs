@@ -48,6 +48,10 @@ pub trait KeyStore: Consumers + Send + Sync {
     fn new_id(&self) -> Result<KeyId, StoreError> {
         Ok(KeyId::random())
     }
+    /// Whether it stores a new key under any id that is free, too: that of the same key in another store.
+    fn takes_any_id(&self) -> bool {
+        true
+    }
     /// Gives an id of [`KeyStore::new_id`] back under which nothing was stored.
     fn abandon(&self, _: &KeyId) {}
     /// The key with this id.

@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 pub use opens::{asks_people, logins, may_open_without_tpm, public_keys, servers_to_open, taken_by_leaves};
 pub use rehearsal::{By, Rehearsal, rehearse};
-pub use rotation::Rotation;
+pub use rotation::{Rotation, for_each, lock};
 pub use tenant_keys::{Listed, TenantKeys};
 pub(in crate::unlock) use trust::Seen;
 pub use trust::{Author, TrustError};
@@ -219,15 +219,28 @@ impl Container {
 
     /// Seals and stores a new key.
     pub(in crate::unlock) fn create(&self, id: &KeyId, volume: Option<Uuid>, content: &Content) -> Result<(), Error> {
-        let context = BoundContext {
-            version: 1,
-            key_id: *id,
-            container: self.name.clone(),
-            volume,
-            project: self.tenant.as_ref().and_then(Tenant::project).cloned(),
-            generation: 1,
-            created: now(),
-        };
+        self.create_as(
+            BoundContext {
+                version: 1,
+                key_id: *id,
+                container: self.name.clone(),
+                volume,
+                project: self.tenant.as_ref().and_then(Tenant::project).cloned(),
+                generation: 1,
+                created: now(),
+            },
+            content,
+        )
+    }
+
+    /// Likewise a key of another container. Its generation goes on: it may have been here before, under the same id.
+    pub(in crate::unlock) fn create_copy(&self, id: &KeyId, of: BoundContext, content: &Content) -> Result<(), Error> {
+        let (container, generation) = (self.name.clone(), of.generation + 1);
+        self.create_as(BoundContext { key_id: *id, container, generation, ..of }, content)
+    }
+
+    fn create_as(&self, context: BoundContext, content: &Content) -> Result<(), Error> {
+        let id = &context.key_id;
         let seal = |key: Arc<ContainerKey>| Ok((seal::seal(&context, content, &[Box::new(key.clone())])?, key));
         let (sealed, key) = self.current_key().and_then(seal).inspect_err(|_| self.store.abandon(id))?;
         self.store.create(id, &sealed)?;

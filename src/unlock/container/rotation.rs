@@ -214,18 +214,19 @@ impl Container {
 }
 
 /// Does this for each key, several at once; `progress` is told how many are done, and how many there are.
-pub(super) fn for_each(ids: &[KeyId], progress: &(dyn Fn(usize, usize) + Sync), work: &(dyn Fn(&KeyId) + Sync)) {
+pub fn for_each<T: Sync>(keys: &[T], progress: &(dyn Fn(usize, usize) + Sync), work: &(dyn Fn(&T) + Sync)) {
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    progress(0, ids.len());
+    progress(0, keys.len());
     let all = || {
-        while let Some(id) = ids.get(next.fetch_add(1, Ordering::Relaxed)) {
-            work(id);
-            progress(done.fetch_add(1, Ordering::Relaxed) + 1, ids.len());
+        while let Some(key) = keys.get(next.fetch_add(1, Ordering::Relaxed)) {
+            work(key);
+            progress(done.fetch_add(1, Ordering::Relaxed) + 1, keys.len());
         }
     };
-    thread::scope(|scope| (0..WORKERS.min(ids.len())).for_each(|_| drop(scope.spawn(all))));
+    thread::scope(|scope| (0..WORKERS.min(keys.len())).for_each(|_| drop(scope.spawn(all))));
 }
 
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// What several threads write to, also after one of them has ended by a defect.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -110,6 +110,11 @@ impl Lockbox {
         Ok(context)
     }
 
+    /// Whether there is an entry of a key, which may be used or not.
+    pub fn has(&self, key: &KeyReference) -> bool {
+        self.file(key).exists()
+    }
+
     /// Removes the entry of a key; whether there was one.
     pub fn forget(&self, key: &KeyReference) -> Result<bool, LockboxError> {
         let folder = self.folder(&key.store);

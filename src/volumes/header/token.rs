@@ -44,6 +44,11 @@ impl Token {
         Self { keyslots, next: Some(next), ..self }
     }
 
+    /// The same for a key that is kept elsewhere now.
+    pub fn moved(self, to: &KeyReference) -> Self {
+        Self { store: to.store.clone(), key: to.key, ..self }
+    }
+
     /// Reads a token of ours; `None` if it is someone else's.
     pub fn from_json(json: &Value) -> Option<Result<Self, serde_json::Error>> {
         (json.get("type")?.as_str()? == TYPE).then(|| Self::deserialize(json))
