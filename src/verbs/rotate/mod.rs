@@ -3,26 +3,22 @@
 //! At each instant a stored key that was opened before opens each sector: the header's token names both keys from before the
 //! first sector is written until the last one is. docs/rotation.md has the table of what a crash leaves at each step.
 
+mod throttle;
+
 use std::{
     cell::RefCell,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use nix::{
-    fcntl::Flock,
-    sys::signal::{SigSet, Signal},
-};
+use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use self::throttle::Throttle;
 use crate::{
     base::key::{KeyReference, SecretBytes, StoreName, VolumeKey},
     config::Config,
@@ -31,6 +27,7 @@ use crate::{
         device::{Device, DeviceError, DeviceKind},
         durable::Folder,
         lock, state,
+        stop::Stop,
     },
     unlock::{
         self,
@@ -59,6 +56,8 @@ pub struct Request<'a> {
     pub delete_old: bool,
     /// So much is re-encrypted between two header updates.
     pub hotzone_bytes: u64,
+    /// No more than so much is re-encrypted in a second.
+    pub bytes_per_second: Option<u64>,
     /// How strict to be about separation.
     pub separation: Strictness,
 }
@@ -222,17 +221,19 @@ impl Job<'_> {
         if let Some(journal) = state::read::<Journal>(&self.journal)?.filter(|journal| !journal.begun) {
             state::write(&self.journal, &Journal { begun: true, ..journal })?;
         }
-        let stop = stopped_by_signals()?;
+        let stop = Stop::by_signals().map_err(Error::io("block signals"))?;
         let (mut done, mut all) = (0, 1);
+        let mut throttle = Throttle::new(self.request.bytes_per_second);
+        let stretch = throttle.stretch(self.request.hotzone_bytes);
         let mut watch = |now: u64, of: u64| {
             (done, all) = (now, of.max(1));
             tell(now, of);
-            !stop.load(Ordering::Relaxed)
+            !stop.wait(throttle.pause(Instant::now(), now, of))
         };
-        rekey::run(&self.device, &passphrase, run, self.request.hotzone_bytes, &mut watch)?;
+        rekey::run(&self.device, &passphrase, run, stretch, &mut watch)?;
         match rekey::state(&self.device)? {
             State::None | State::AllDone => self.complete(),
-            State::Clean if stop.load(Ordering::Relaxed) => {
+            State::Clean if stop.is_asked() => {
                 let percent = u64::try_from(u128::from(done) * 100 / u128::from(all)).unwrap_or(100);
                 Err(Error::Paused { device: self.device.path.clone(), percent })
             }
@@ -371,17 +372,4 @@ impl Job<'_> {
             None => self.device.open_exclusive(),
         }
     }
-}
-
-/// Set once this process is asked to end: the run then ends between two hotzones, in good order.
-fn stopped_by_signals() -> Result<&'static AtomicBool, Error> {
-    static STOP: AtomicBool = AtomicBool::new(false);
-    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
-    signals.thread_block().map_err(|error| Error::io("block signals")(error.into()))?;
-    thread::spawn(move || {
-        if signals.wait().is_ok() {
-            STOP.store(true, Ordering::Relaxed);
-        }
-    });
-    Ok(&STOP)
 }
