@@ -330,6 +330,48 @@ fn a_throttled_rotation_tells_how_fast_it_is_and_is_paused_while_it_waits() {
 }
 
 #[test]
+fn status_list_and_explain_say_where_a_rotation_stands() {
+    let filled = Filled::new(&[], 12 << 20);
+    let Filled { site, volume, .. } = &filled;
+    let name = site.name("data");
+    let config = format!("[volumes.{name}]\ndevice = '{volume}'\n");
+    sh(&format!("printf \"{config}\" >> {}", site.keys("cryptattach.toml")));
+    assert!(site.fails(66, &["status", &name]).contains("nothing is attached"), "no rotation, no word of it");
+    filled.midway(&[]);
+    let standing = site.json(&["status", &name]);
+    let done = standing["rotation"]["done_bytes"].as_u64().unwrap();
+    let next = format!("cryptattach key rotate {volume}");
+    assert_eq!((standing["name"].as_str(), standing["source"].as_str()), (Some(&*name), Some(&**volume)));
+    assert_eq!(standing["rotation"]["state"], "paused");
+    assert_eq!(standing["rotation"]["next"], next);
+    let words = format!("re-encrypting, {} %, paused; go on with: {next}", done * 100 / (12 << 20));
+    for verb in [&["status", &name][..], &["list"], &["explain"], &["explain", &name], &["explain", volume]] {
+        assert!(site.ok(verb).contains(&words), "{verb:?}: {}", site.ok(verb));
+    }
+    let listed = |site: &Site| {
+        let all = site.json(&["list"]);
+        all.as_array().unwrap().iter().find(|one| one["volume"] == standing["volume"]).cloned()
+    };
+    assert_eq!(listed(site).unwrap(), standing);
+    // By the header alone, as another host sees it.
+    let journals = Path::new(site.keys("site-state")).join("rekey");
+    let kept = site.path("kept");
+    sh(&format!("cp -a {0} {1} && rm -r {0}", journals.display(), kept.display()));
+    assert!(site.ok(&["explain", volume]).contains(&words));
+    sh(&format!("cp -a {} {}", kept.display(), journals.display()));
+    // By the journal alone: the device is not there.
+    let away = site.path("away");
+    fs::rename(volume, &away).unwrap();
+    assert_eq!(listed(site).unwrap()["rotation"]["state"], "absent");
+    assert!(site.ok(&["explain", away.to_str().unwrap()]).contains(", paused; go on"));
+    fs::rename(&away, volume).unwrap();
+    site.ok(&["key", "rotate", &name]);
+    assert_eq!(listed(site), None);
+    assert!(site.ok(&["explain", &name]).contains("no failure of"));
+    filled.check("told");
+}
+
+#[test]
 fn kill_9_at_any_time_loses_nothing() {
     let (mut kills, mut rounds) = (0, 0);
     let (start, mut random) = (Instant::now(), Random(7));
