@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use clap::Args;
+use serde::Serialize;
 
 use super::{Global, output};
 use crate::{
@@ -11,13 +12,15 @@ use crate::{
         boot,
         error::Error,
         explain::{self, FOLDER, LastFailure},
+        rotate::standing::{self, Standing},
     },
 };
 
 /// Explain why a volume was not attached, and what to do
 ///
 /// Shows the failures of this boot, including those of units and hot-plug, until the volume is attached. Without a
-/// name, shows those of all volumes, and what 'cryptattach boot' has opened and left behind.
+/// name, shows those of all volumes, and what 'cryptattach boot' has opened and left behind. Says how far the rotations
+/// of volume keys are.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach explain
@@ -31,17 +34,56 @@ pub struct Explain {
 
 impl Explain {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
-        let mut failures: Vec<LastFailure> =
+        let failures: Vec<LastFailure> =
             explain::all(Path::new(FOLDER)).map_err(Error::io(format!("read {FOLDER}")))?;
+        let config = global.config().ok();
+        let rotations = config.iter().flat_map(standing::all).collect();
+        let mut found = Found { failures, rotations };
         if let Some(about) = &self.about {
-            failures.retain(explain::about(&[about]));
+            found.failures.retain(explain::about(&[about]));
+            found.rotations.retain(|standing| standing.is_about(about));
+            // Another host may have begun it.
+            if found.rotations.is_empty() {
+                found.rotations.extend(config.and_then(|config| standing::of(&config, Path::new(about))));
+            }
         }
-        output::print(global.json, &failures, || match (&failures[..], &self.about) {
-            ([], Some(about)) => vec![format!("no failure of '{about}' is recorded since the last boot")],
-            ([], None) => with_boot(vec!["no failure is recorded since the last boot".to_owned()]),
-            (failures, None) => with_boot(texts(failures)),
-            (failures, Some(_)) => texts(failures),
+        output::print(global.json, &found.told(), || {
+            let lines = found.lines(self.about.as_deref());
+            if self.about.is_none() { with_boot(lines) } else { lines }
         })
+    }
+}
+
+/// What there is to say.
+struct Found {
+    failures: Vec<LastFailure>,
+    rotations: Vec<Standing>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Told<'a> {
+    Failure(&'a LastFailure),
+    Rotation(&'a Standing),
+}
+
+impl Found {
+    fn told(&self) -> Vec<Told<'_>> {
+        let failures = self.failures.iter().map(Told::Failure);
+        failures.chain(self.rotations.iter().map(Told::Rotation)).collect()
+    }
+
+    fn lines(&self, about: Option<&str>) -> Vec<String> {
+        let mut lines = texts(&self.failures);
+        lines.extend(self.rotations.iter().map(|standing| {
+            let name = standing.name.as_ref().map(|name| format!(" ('{name}')")).unwrap_or_default();
+            format!("{}{name}: {}", standing.source.display(), standing.rotation)
+        }));
+        if lines.is_empty() {
+            let of = about.map(|about| format!(" of '{about}'")).unwrap_or_default();
+            lines.push(format!("no failure{of} is recorded since the last boot"));
+        }
+        lines
     }
 }
 

@@ -9,11 +9,11 @@ use std::{
 };
 
 use clap::{ArgGroup, Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{FormattedDuration, ProgressBar, ProgressStyle};
 use nix::sys::socket::{UnixAddr, getpeername};
 use serde_json::{Value, json};
 
-use super::{AnswerOption, Global, SeparationOptions, attach::Plain, container::with_bar, output};
+use super::{AnswerOption, Global, SeparationOptions, attach::Plain, container::with_bar, output, pace::Pace};
 use crate::{
     base::{
         clock::date,
@@ -185,7 +185,8 @@ pub struct Passphrase {
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach key rotate /dev/vdb
-  cryptattach key rotate data --delete-old          the volume 'data' of the configuration")]
+  cryptattach key rotate data --delete-old          the volume 'data' of the configuration
+  cryptattach key rotate /dev/vdb --rate 50         leaves the disk to others: at most 50 MiB/s")]
 pub struct Rotate {
     /// The encrypted block device or file, or a name of [volumes.NAME]
     #[arg(value_name = "DEVICE|NAME")]
@@ -196,6 +197,9 @@ pub struct Rotate {
     /// Rotate although other keyslots and tokens become useless: a person's passphrase, clevis, systemd
     #[arg(long)]
     drop_others: bool,
+    /// Re-encrypt no more than this many MiB in a second, for those who use the same disk
+    #[arg(long, value_name = "MIB/S", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    rate: Option<u64>,
     /// Re-encrypt this many KiB between two updates of the header
     #[arg(long, value_name = "KIB", default_value_t = rekey::HOTZONE_BYTES / 1024, hide = true, value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
     hotzone: u64,
@@ -427,22 +431,10 @@ impl Rotate {
             drop_others: self.drop_others,
             delete_old: self.delete_old,
             hotzone_bytes: self.hotzone * 1024,
+            bytes_per_second: self.rate.map(|mib| mib << 20),
             separation: self.separation.strictness(),
         };
-        let rotated = if json {
-            rotate::rotate(config, &request, &mut Events::new().tell())
-        } else {
-            let bar = ProgressBar::new(0);
-            let style = ProgressStyle::with_template("{bar:40} {percent} %, {msg}/s, {eta} left");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            let rotated = rotate::rotate(config, &request, &mut |done, all| {
-                bar.set_length(all);
-                bar.set_position(done);
-                bar.set_message(output::size(bar.per_sec() as u64));
-            });
-            bar.finish_and_clear();
-            rotated
-        }?;
+        let rotated = with_progress(json, |tell| rotate::rotate(config, &request, tell))?;
         output::print(json, &rotated, || {
             let mut lines = vec![rotated.key.to_string()];
             lines.extend(rotated.old.as_ref().map(|old| match rotated.deleted {
@@ -507,33 +499,37 @@ impl Move {
     }
 }
 
-/// Progress for programs: at most a line a second on standard error.
-struct Events {
-    start: Instant,
-    told: Option<Instant>,
-    /// What was done when this run began.
-    first: Option<u64>,
-}
-
-impl Events {
-    fn new() -> Self {
-        Self { start: Instant::now(), told: None, first: None }
-    }
-
-    fn tell(mut self) -> impl FnMut(u64, u64) {
-        move |done, all| {
-            let first = *self.first.get_or_insert(done);
-            if done < all && self.told.is_some_and(|told| told.elapsed() < Duration::from_secs(1)) {
+/// Shows how far it is: to people with a bar, to programs with a line a second on standard error.
+fn with_progress<T>(json: bool, work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> T {
+    let mut pace = Pace::default();
+    if json {
+        let mut told = None::<Instant>;
+        return work(&mut |done, all| {
+            let now = Instant::now();
+            let pace = pace.at(now, done, all);
+            if done < all && told.is_some_and(|told| now.duration_since(told) < Duration::from_secs(1)) {
                 return;
             }
-            self.told = Some(Instant::now());
-            let rate = (done.saturating_sub(first)).checked_div(self.start.elapsed().as_secs());
-            let left = rate.and_then(|rate| (all - done.min(all)).checked_div(rate));
+            told = Some(now);
+            let (rate, left) = pace.unzip();
             output::say_json(&json!({
                 "event": "progress", "done_bytes": done, "all_bytes": all, "bytes_per_second": rate, "seconds_left": left,
             }));
-        }
+        });
     }
+    let bar = ProgressBar::new(0);
+    let style = ProgressStyle::with_template("{bar:40} {percent} %{msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let done = work(&mut |done, all| {
+        bar.set_length(all);
+        bar.set_position(done);
+        if let Some((rate, left)) = pace.at(Instant::now(), done, all) {
+            let left = FormattedDuration(Duration::from_secs(left));
+            bar.set_message(format!(", {}/s, {left} left", output::size(rate)));
+        }
+    });
+    bar.finish_and_clear();
+    done
 }
 
 /// The volume that the configuration names so, unless it is a path.

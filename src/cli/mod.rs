@@ -19,6 +19,7 @@ mod list;
 mod lockbox;
 mod man;
 mod output;
+mod pace;
 mod paper;
 mod policy;
 mod resize;

@@ -1,15 +1,20 @@
 //! `cryptattach status`
 
 use clap::Args;
+use serde::Serialize;
 
 use super::{Global, output};
 use crate::{
     base::mapping_name::MappingName,
-    verbs::{detach, error::Error},
+    verbs::{
+        detach,
+        error::Error,
+        rotate::standing::{self, Rotation, Standing},
+    },
     volumes::backend::{MappingStatus, ThisHost},
 };
 
-/// Show the state of an attached volume
+/// Show the state of an attached volume, or how far the rotation of its key is
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach status data
@@ -21,9 +26,43 @@ pub struct Status {
 
 impl Status {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
-        let status = detach::status(&ThisHost, &self.name)?;
-        output::print(global.json, &status, || text(&status))
+        let config = global.config().ok();
+        let status = match detach::status(&ThisHost, &self.name) {
+            Ok(status) => status,
+            Err(error @ Error::NotAttached(_)) => {
+                let mut standings = config.iter().flat_map(standing::all);
+                let standing = standings.find(|standing| standing.name.as_ref() == Some(&self.name));
+                let standing = standing.ok_or(error)?;
+                return output::print(global.json, &standing, || detached(&standing));
+            }
+            Err(error) => return Err(error),
+        };
+        let standing = config.and_then(|config| standing::of(&config, &status.source));
+        let shown = Shown { status, rotation: standing.map(|standing| standing.rotation) };
+        output::print(global.json, &shown, || {
+            let mut lines = text(&shown.status);
+            lines.extend(shown.rotation.iter().map(|rotation| format!("  rotation     {rotation}")));
+            lines
+        })
     }
+}
+
+/// A mapping, and where the rotation of its volume's key stands.
+#[derive(Serialize)]
+pub struct Shown {
+    #[serde(flatten)]
+    pub status: MappingStatus,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<Rotation>,
+}
+
+fn detached(standing: &Standing) -> Vec<String> {
+    vec![
+        standing.name.as_ref().map_or_else(String::new, ToString::to_string) + "  (not attached)",
+        format!("  source       {}", standing.source.display()),
+        format!("  volume       LUKS {}", standing.volume),
+        format!("  rotation     {}", standing.rotation),
+    ]
 }
 
 fn text(status: &MappingStatus) -> Vec<String> {

@@ -40,6 +40,11 @@ pub fn lock_open(file: File, path: &Path, patience: Duration) -> io::Result<Floc
     wait_for(file, path, FlockArg::LockExclusiveNonblock, patience)
 }
 
+/// Whether somebody has it, as far as the kernel says. It is not tried: whoever comes meanwhile would be refused.
+pub fn is_held(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| holder_of(&file).is_some())
+}
+
 fn wait(path: &Path, how: FlockArg, patience: Duration) -> io::Result<Flock<File>> {
     wait_for(open(path)?, path, how, patience)
 }
@@ -85,12 +90,14 @@ fn open(path: &Path) -> io::Result<File> {
 
 /// "flock (pid 412)", as far as the kernel says (proc_locks(5)).
 fn holder(file: &File) -> String {
+    holder_of(file).map_or_else(|| "another process".to_owned(), users::process)
+}
+
+fn holder_of(file: &File) -> Option<u32> {
     let table = fs::read_to_string("/proc/locks").unwrap_or_default();
-    let held = file.metadata().ok().and_then(|metadata| {
-        let (on, inode) = (metadata.dev(), metadata.ino());
-        holder_in(&table, &format!("{:02x}:{:02x}:{inode}", major(on), minor(on)))
-    });
-    held.map_or_else(|| "another process".to_owned(), users::process)
+    let metadata = file.metadata().ok()?;
+    let (on, inode) = (metadata.dev(), metadata.ino());
+    holder_in(&table, &format!("{:02x}:{:02x}:{inode}", major(on), minor(on)))
 }
 
 /// `1: FLOCK  ADVISORY  WRITE 412 08:01:12345 0 EOF`; lines of those who wait have `->` behind the number.
@@ -112,10 +119,12 @@ mod tests {
         let path = folder.path().join(".lock");
         let held = lock(&path, PATIENCE).expect("free");
         assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o600);
+        assert!(is_held(&path));
         let error = lock(&path, Duration::from_millis(50)).expect_err("held");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(error.to_string().contains(&format!("(pid {})", std::process::id())), "{error}");
         drop(held);
+        assert!(!is_held(&path));
         lock(&path, Duration::ZERO).expect("free again");
     }
 

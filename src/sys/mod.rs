@@ -14,6 +14,7 @@ pub mod mounts;
 pub mod process;
 pub mod programs;
 pub mod state;
+pub mod stop;
 pub mod stores;
 pub mod sysfs;
 pub mod systemd;

@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{Arc, Mutex},
 };
 
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ use crate::{
     },
     config::Config,
     keys::store::{StoreError, Stored},
-    sys::{device::Device, state},
+    sys::{device::Device, state, stop::Stop},
     unlock::{
         self,
         case::{Case, Circumstances, Proven, Strictness},
@@ -106,7 +106,7 @@ pub fn all(
     from: &StoreName,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Report, Error> {
-    let stop = rotate::stopped_by_signals()?;
+    let stop = Stop::by_signals().map_err(Error::io("block signals"))?;
     let job = Job::new(config, request, from, None)?;
     let (mut report, mut movable, mut refused) = (Report::default(), Vec::new(), Vec::new());
     for old in job.keys(from)? {
@@ -122,7 +122,7 @@ pub fn all(
         return Err(Error::NotApartThere { to, volumes, source: Box::new(refused.swap_remove(0)) });
     }
     let report = Mutex::new(report);
-    for_each(&movable, progress, &|(old, at)| match stop.load(Ordering::Relaxed) {
+    for_each(&movable, progress, &|(old, at)| match stop.is_asked() {
         true => lock(&report).waiting += 1,
         false => {
             let carried = job.carry(old, at);
@@ -264,7 +264,7 @@ impl<'a> Job<'a> {
         let volume = at.probe()?;
         let cannot = |why| Error::NotMovable { key: old.clone(), why };
         let uuid = volume.uuid().ok_or_else(|| cannot("its volume has no header".to_owned()))?;
-        let (rotation, _alone) = rotate::journal(self.config, uuid).map_err(Error::io("use the state directory"))?;
+        let (rotation, _alone) = rotate::claim(self.config, uuid).map_err(Error::io("use the state directory"))?;
         if rotation.exists() {
             let device = at.device.display();
             return Err(cannot(format!("a rotation has begun: end it with 'cryptattach key rotate {device}'")));

@@ -41,9 +41,9 @@ mod exports;
 mod foreign;
 mod format;
 mod lockbox;
-mod page;
 #[path = "move.rs"]
 mod moving;
+mod page;
 mod person;
 mod pkcs11;
 mod policy;

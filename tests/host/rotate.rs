@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::{BufRead, BufReader, Read},
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Stdio},
@@ -50,6 +51,23 @@ impl Filled {
         let is_same = fs::read(device).unwrap() == self.plain;
         self.site.ok(&["detach", &name]);
         assert!(is_same, "{what}: DATA LOST");
+    }
+
+    /// Paused by SIGTERM in the middle, while it waits between two stretches; what it said.
+    fn midway(&self, more: &[&str]) -> String {
+        let mut command = self.site.command();
+        command.args(["key", "rotate", &self.volume, "--rate", "1", "--json"]).args(more);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let (mut said, mut lines) = (String::new(), BufReader::new(child.stderr.take().unwrap()));
+        let is_midway = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            line["done_bytes"].as_u64().unwrap() >= 1 << 20 && line["bytes_per_second"].is_u64()
+        };
+        while lines.read_line(&mut said).unwrap() > 0 && !is_midway(said.lines().last().unwrap()) {}
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGTERM).unwrap();
+        lines.read_to_string(&mut said).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(83), "{said}");
+        said
     }
 
     fn begin(&self, more: &[&str]) -> Child {
@@ -299,6 +317,58 @@ fn sigterm_pauses_and_the_same_command_goes_on() {
     assert!(fs::read(volume).unwrap() == restored, "nothing is written");
     fs::write(volume, done).unwrap();
     filled.check("with its own header again");
+}
+
+#[test]
+fn a_throttled_rotation_tells_how_fast_it_is_and_is_paused_while_it_waits() {
+    let filled = Filled::new(&[], 12 << 20);
+    let said = filled.midway(&[]);
+    // A stretch is a second's: of the default 64 MiB there would be but one.
+    assert!(said.contains("\"all_bytes\":12582912") && said.contains("go on: cryptattach key rotate"), "{said}");
+    filled.site.ok(&["key", "rotate", &filled.volume]);
+    filled.check("throttled");
+}
+
+#[test]
+fn status_list_and_explain_say_where_a_rotation_stands() {
+    let filled = Filled::new(&[], 12 << 20);
+    let Filled { site, volume, .. } = &filled;
+    let name = site.name("data");
+    let config = format!("[volumes.{name}]\ndevice = '{volume}'\n");
+    sh(&format!("printf \"{config}\" >> {}", site.keys("cryptattach.toml")));
+    assert!(site.fails(66, &["status", &name]).contains("nothing is attached"), "no rotation, no word of it");
+    filled.midway(&[]);
+    let standing = site.json(&["status", &name]);
+    let done = standing["rotation"]["done_bytes"].as_u64().unwrap();
+    let next = format!("cryptattach key rotate {volume}");
+    assert_eq!((standing["name"].as_str(), standing["source"].as_str()), (Some(&*name), Some(&**volume)));
+    assert_eq!(standing["rotation"]["state"], "paused");
+    assert_eq!(standing["rotation"]["next"], next);
+    let words = format!("re-encrypting, {} %, paused; go on with: {next}", done * 100 / (12 << 20));
+    for verb in [&["status", &name][..], &["list"], &["explain"], &["explain", &name], &["explain", volume]] {
+        assert!(site.ok(verb).contains(&words), "{verb:?}: {}", site.ok(verb));
+    }
+    let listed = |site: &Site| {
+        let all = site.json(&["list"]);
+        all.as_array().unwrap().iter().find(|one| one["volume"] == standing["volume"]).cloned()
+    };
+    assert_eq!(listed(site).unwrap(), standing);
+    // By the header alone, as another host sees it.
+    let journals = Path::new(site.keys("site-state")).join("rekey");
+    let kept = site.path("kept");
+    sh(&format!("cp -a {0} {1} && rm -r {0}", journals.display(), kept.display()));
+    assert!(site.ok(&["explain", volume]).contains(&words));
+    sh(&format!("cp -a {} {}", kept.display(), journals.display()));
+    // By the journal alone: the device is not there.
+    let away = site.path("away");
+    fs::rename(volume, &away).unwrap();
+    assert_eq!(listed(site).unwrap()["rotation"]["state"], "absent");
+    assert!(site.ok(&["explain", away.to_str().unwrap()]).contains(", paused; go on"));
+    fs::rename(&away, volume).unwrap();
+    site.ok(&["key", "rotate", &name]);
+    assert_eq!(listed(site), None);
+    assert!(site.ok(&["explain", &name]).contains("no failure of"));
+    filled.check("told");
 }
 
 #[test]

@@ -132,8 +132,7 @@ fn under_way(requirement: &str, json: &Value, device_bytes: u64) -> Refusal {
         let why = format!("its re-encryption is not finished (it requires '{requirement}')");
         return Refusal::new(Kind::UnderWay(reencryption::state(json)), &why);
     }
-    let (done, all) = reencryption::progress(json, device_bytes);
-    let percent = u128::from(done) * 100 / u128::from(all.max(1));
+    let percent = reencryption::percent(reencryption::progress(json, device_bytes));
     Refusal::new(Kind::Rotating, &format!("its key is being rotated: {percent} % of its data have the new key"))
 }
 

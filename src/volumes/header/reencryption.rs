@@ -181,6 +181,11 @@ pub fn progress(json: &Value, device_bytes: u64) -> (u64, u64) {
     (done.saturating_sub(start), device_bytes.saturating_sub(start))
 }
 
+/// The same in a hundred parts.
+pub fn percent((done, all): (u64, u64)) -> u64 {
+    u64::try_from(u128::from(done) * 100 / u128::from(all.max(1))).unwrap_or(100)
+}
+
 /// Whether the header is one that `key rotate` has made and libcryptsetup has brought forward, and nothing else: a
 /// surprise re-encryption is a way to have a disk decrypted (CVE-2021-4122). In words, what is not.
 pub fn check_midway(json: &Value) -> Result<(), String> {

@@ -3,34 +3,32 @@
 //! At each instant a stored key that was opened before opens each sector: the header's token names both keys from before the
 //! first sector is written until the last one is. docs/rotation.md has the table of what a crash leaves at each step.
 
+mod journal;
+pub mod standing;
+mod throttle;
+
 use std::{
     cell::RefCell,
     fs::{self, File},
     io,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-    time::Duration,
+    path::{self, Path, PathBuf},
+    sync::Arc,
+    time::Instant,
 };
 
-use nix::{
-    fcntl::Flock,
-    sys::signal::{SigSet, Signal},
-};
-use serde::{Deserialize, Serialize};
-use uuid::Uuid;
+use nix::fcntl::Flock;
+use serde::Serialize;
 
+pub(super) use self::journal::claim;
+use self::{journal::Journal, throttle::Throttle};
 use crate::{
     base::key::{KeyReference, SecretBytes, StoreName, VolumeKey},
     config::Config,
     keys::store::StoreError,
     sys::{
         device::{Device, DeviceError, DeviceKind},
-        durable::Folder,
-        lock, state,
+        state,
+        stop::Stop,
     },
     unlock::{
         self,
@@ -59,6 +57,8 @@ pub struct Request<'a> {
     pub delete_old: bool,
     /// So much is re-encrypted between two header updates.
     pub hotzone_bytes: u64,
+    /// No more than so much is re-encrypted in a second.
+    pub bytes_per_second: Option<u64>,
     /// How strict to be about separation.
     pub separation: Strictness,
 }
@@ -71,19 +71,6 @@ pub struct Rotated {
     pub old: Option<KeyReference>,
     /// Whether that is deleted.
     pub deleted: bool,
-}
-
-/// What a rotation on this host must know that the header does not say: the file `rekey/UUID` of the state directory.
-#[derive(Serialize, Deserialize)]
-struct Journal {
-    device: PathBuf,
-    old: KeyReference,
-    new: KeyReference,
-    /// The header may name both keys, so another host may have gone on with it.
-    #[serde(default)]
-    named: bool,
-    /// The header names both keys, and data may have been rewritten.
-    begun: bool,
 }
 
 /// A key that nothing needs any more: the header, read from the device, has the other key's digest alone, and that key has
@@ -110,7 +97,7 @@ pub fn rotate(config: &Config, request: &Request<'_>, tell: &mut dyn FnMut(u64, 
     let held = Some(device.open_exclusive()?).filter(|_| device.kind == DeviceKind::File);
     let copies = rekey::read(&device)?;
     let uuid = copies.uuid().ok_or_else(|| VolumeError::NoHeader { path: device.path.clone(), found: None })?;
-    let (journal, alone) = journal(config, uuid).map_err(Error::io("use the state directory"))?;
+    let (journal, alone) = claim(config, uuid).map_err(Error::io("use the state directory"))?;
     let job = Job { config, request, device, held, journal, containers: RefCell::default(), _alone: alone };
     match reencryption::state(&copies.json) {
         State::Clean | State::Crash => job.go_on(tell),
@@ -123,14 +110,6 @@ pub fn rotate(config: &Config, request: &Request<'_>, tell: &mut dyn FnMut(u64, 
         }
         State::None => job.begin_or_go_on(tell),
     }
-}
-
-/// Where the journal of a volume is, and that nobody else rotates its key on this host, or moves it.
-pub(super) fn journal(config: &Config, uuid: Uuid) -> io::Result<(PathBuf, Flock<File>)> {
-    let folder = config.state.join("rekey");
-    Folder::make(&folder)?;
-    let alone = lock::lock(&folder.join(format!(".{uuid}")), Duration::ZERO)?;
-    Ok((folder.join(uuid.to_string()), alone))
 }
 
 impl Job<'_> {
@@ -182,7 +161,9 @@ impl Job<'_> {
             Ok((key, passphrase, case.prove(self.given())?, prepared))
         };
         let (key, passphrase, successor, prepared) = prepare().inspect_err(|_| container.store().abandon(&new.key))?;
-        let (device, old, new) = (self.device.path.clone(), old.clone(), new.clone());
+        // Whoever reads the journal may be in another folder.
+        let device = path::absolute(&self.device.path).map_err(Error::io("resolve the device's path"))?;
+        let (old, new) = (old.clone(), new.clone());
         let journal = Journal { device, old: old.clone(), new, named: false, begun: false };
         state::write(&self.journal, &journal)?;
         successor.store_successor(key, passphrase, old)?;
@@ -222,18 +203,19 @@ impl Job<'_> {
         if let Some(journal) = state::read::<Journal>(&self.journal)?.filter(|journal| !journal.begun) {
             state::write(&self.journal, &Journal { begun: true, ..journal })?;
         }
-        let stop = stopped_by_signals()?;
-        let (mut done, mut all) = (0, 1);
+        let stop = Stop::by_signals().map_err(Error::io("block signals"))?;
+        let mut throttle = Throttle::new(self.request.bytes_per_second);
+        let stretch = throttle.stretch(self.request.hotzone_bytes);
         let mut watch = |now: u64, of: u64| {
-            (done, all) = (now, of.max(1));
             tell(now, of);
-            !stop.load(Ordering::Relaxed)
+            !stop.wait(throttle.pause(Instant::now(), now, of))
         };
-        rekey::run(&self.device, &passphrase, run, self.request.hotzone_bytes, &mut watch)?;
-        match rekey::state(&self.device)? {
+        rekey::run(&self.device, &passphrase, run, stretch, &mut watch)?;
+        let json = rekey::read(&self.device)?.json;
+        match reencryption::state(&json) {
             State::None | State::AllDone => self.complete(),
-            State::Clean if stop.load(Ordering::Relaxed) => {
-                let percent = u64::try_from(u128::from(done) * 100 / u128::from(all)).unwrap_or(100);
+            State::Clean if stop.is_asked() => {
+                let percent = reencryption::percent(reencryption::progress(&json, self.device.size_bytes));
                 Err(Error::Paused { device: self.device.path.clone(), percent })
             }
             State::Clean | State::Crash | State::Foreign => Err(Error::Stopped(self.device.path.clone())),
@@ -364,17 +346,4 @@ impl Job<'_> {
             None => self.device.open_exclusive(),
         }
     }
-}
-
-/// Set once this process is asked to end: the run then ends between two hotzones, or two keys, in good order.
-pub(super) fn stopped_by_signals() -> Result<&'static AtomicBool, Error> {
-    static STOP: AtomicBool = AtomicBool::new(false);
-    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
-    signals.thread_block().map_err(|error| Error::io("block signals")(error.into()))?;
-    thread::spawn(move || {
-        if signals.wait().is_ok() {
-            STOP.store(true, Ordering::Relaxed);
-        }
-    });
-    Ok(&STOP)
 }

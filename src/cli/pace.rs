@@ -1,0 +1,47 @@
+//! How fast something goes, and when it will be done.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+/// As long ago is what counts: a disk that others use is now faster, now slower.
+const WINDOW: Duration = Duration::from_secs(30);
+
+/// What was done at the moments before.
+#[derive(Default)]
+pub struct Pace {
+    moments: VecDeque<(Instant, u64)>,
+}
+
+impl Pace {
+    /// Bytes in a second over the last 30 s, and the seconds that are left; `None` if nothing was done in that time.
+    pub fn at(&mut self, now: Instant, done: u64, all: u64) -> Option<(u64, u64)> {
+        // One that is older has to do if there is no other.
+        while self.moments.len() > 1 && self.moments[1].0 + WINDOW <= now {
+            self.moments.pop_front();
+        }
+        self.moments.push_back((now, done));
+        let (since, first) = self.moments[0];
+        let seconds = now.saturating_duration_since(since).as_secs_f64();
+        let rate = (done.saturating_sub(first) as f64 / seconds) as u64;
+        let is_known = seconds > 0.0 && rate > 0;
+        is_known.then(|| (rate, all.saturating_sub(done).div_ceil(rate)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_that_of_the_last_half_minute() {
+        let (start, mut pace) = (Instant::now(), Pace::default());
+        let mut at = |seconds, done| pace.at(start + Duration::from_secs(seconds), done, 10_000);
+        assert_eq!(at(0, 1000), None, "what was done before says nothing");
+        assert_eq!(at(10, 2000), Some((100, 80)));
+        assert_eq!(at(20, 2000), Some((50, 160)));
+        assert_eq!(at(40, 4000), Some((66, 91)), "since second 10");
+        assert_eq!(at(400, 4000), None, "it stands still");
+    }
+}

@@ -1,0 +1,76 @@
+//! What a rotation on this host must know that the header does not say: a file `rekey/UUID` of the state directory for each.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::fcntl::Flock;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{
+    base::{chain::chain, key::KeyReference},
+    config::Config,
+    sys::{durable::Folder, lock, state},
+};
+
+/// The file.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Journal {
+    /// An absolute path.
+    pub device: PathBuf,
+    pub old: KeyReference,
+    pub new: KeyReference,
+    /// The header may name both keys, so another host may have gone on with it.
+    #[serde(default)]
+    pub named: bool,
+    /// The header names both keys, and data may have been rewritten.
+    pub begun: bool,
+}
+
+fn folder(config: &Config) -> PathBuf {
+    config.state.join("rekey")
+}
+
+fn lock_of(config: &Config, volume: Uuid) -> PathBuf {
+    folder(config).join(format!(".{volume}"))
+}
+
+/// Where the journal of a volume is, and that nobody else rotates its key on this host, or moves it.
+pub(in crate::verbs) fn claim(config: &Config, volume: Uuid) -> io::Result<(PathBuf, Flock<fs::File>)> {
+    Folder::make(&folder(config))?;
+    let alone = lock::lock(&lock_of(config, volume), Duration::ZERO)?;
+    Ok((path(config, volume), alone))
+}
+
+/// Whether a process rotates the key of this volume now.
+pub(super) fn is_running(config: &Config, volume: Uuid) -> bool {
+    lock::is_held(&lock_of(config, volume))
+}
+
+fn path(config: &Config, volume: Uuid) -> PathBuf {
+    folder(config).join(volume.to_string())
+}
+
+/// That of a volume.
+pub(super) fn of(config: &Config, volume: Uuid) -> Option<Journal> {
+    read(&path(config, volume))
+}
+
+/// All of this host.
+pub(super) fn all(config: &Config) -> Vec<(Uuid, Journal)> {
+    let entries = fs::read_dir(folder(config)).into_iter().flatten().flatten();
+    let volume = |entry: &fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+    let journal = |entry: fs::DirEntry| Some((volume(&entry)?, read(&entry.path())?));
+    entries.filter_map(journal).collect()
+}
+
+/// One that cannot be read hides no other.
+fn read(path: &Path) -> Option<Journal> {
+    state::read(path).unwrap_or_else(|error| {
+        tracing::warn!("{}", chain(&error));
+        None
+    })
+}

@@ -1,0 +1,134 @@
+//! Where the rotations stand that this host knows of: by their journals, and by the headers of its volumes.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::journal;
+use crate::{
+    base::mapping_name::MappingName,
+    config::Config,
+    sys::device::Device,
+    volumes::header::{
+        reencryption::{self, State},
+        rekey,
+    },
+};
+
+/// A volume whose key is being rotated.
+#[derive(Debug, Serialize)]
+pub struct Standing {
+    /// What the configuration calls it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<MappingName>,
+    /// The encrypted device.
+    pub source: PathBuf,
+    pub volume: Uuid,
+    pub rotation: Rotation,
+}
+
+/// How far it is.
+#[derive(Debug, Serialize)]
+pub struct Rotation {
+    pub state: Worker,
+    /// Bytes that have the new key, and the bytes of all; `None` if the device does not have the volume now.
+    pub done_bytes: Option<u64>,
+    pub all_bytes: Option<u64>,
+    /// The command that goes on.
+    pub next: Option<String>,
+}
+
+/// Whether somebody works on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Worker {
+    Running,
+    /// Or killed: the same command goes on.
+    Paused,
+    /// The device of the journal is not there, or another one is.
+    Absent,
+}
+
+/// All that the journals of this host tell of, and the volumes of its configuration.
+pub fn all(config: &Config) -> Vec<Standing> {
+    let journals = journal::all(config);
+    let devices = journals.iter().map(|(_, journal)| journal.device.as_path());
+    let devices = devices.chain(config.volumes.values().map(|volume| volume.device.path()));
+    let mut standings: Vec<_> = devices.filter_map(|device| of(config, device)).collect();
+    for (volume, journal) in &journals {
+        if !standings.iter().any(|standing| standing.volume == *volume) {
+            let next = Some(command(&journal.device));
+            let rotation = Rotation { state: Worker::Absent, done_bytes: None, all_bytes: None, next };
+            standings.push(standing(config, &journal.device, *volume, rotation));
+        }
+    }
+    standings.sort_by(|a, b| (a.volume, &a.source).cmp(&(b.volume, &b.source)));
+    standings.dedup_by_key(|standing| standing.volume);
+    standings
+}
+
+/// That of the volume on a device, if its key is being rotated, here or by another host.
+pub fn of(config: &Config, device: &Path) -> Option<Standing> {
+    let looked = Device::look(device).ok()?;
+    let copies = rekey::read(&looked).ok()?;
+    let (volume, json) = (copies.uuid()?, &copies.json);
+    let (done, all) = reencryption::progress(json, looked.size_bytes);
+    let done = match reencryption::state(json) {
+        State::Clean | State::Crash if reencryption::is_rotation(json) => done,
+        State::AllDone if reencryption::is_rotation(json) => all,
+        State::None if reencryption::is_rotation(json) || journal::of(config, volume).is_some() => {
+            let is_new = reencryption::our_token(json).is_some_and(|(_, token)| {
+                match (token.has_next(), journal::of(config, volume)) {
+                    (true, _) => reencryption::settled(json).is_some(),
+                    (false, journal) => journal.is_some_and(|journal| journal.new == token.old_reference()),
+                }
+            });
+            if is_new { all } else { 0 }
+        }
+        _ => return None,
+    };
+    let is_running = journal::is_running(config, volume);
+    let (state, next) = match is_running {
+        true => (Worker::Running, None),
+        false => (Worker::Paused, Some(command(device))),
+    };
+    let rotation = Rotation { state, done_bytes: Some(done), all_bytes: Some(all), next };
+    Some(standing(config, device, volume, rotation))
+}
+
+fn standing(config: &Config, device: &Path, volume: Uuid, rotation: Rotation) -> Standing {
+    let is_it = |path: &Path| {
+        path == device || path.canonicalize().ok().is_some_and(|path| Some(path) == device.canonicalize().ok())
+    };
+    let name = config.volumes.iter().find(|(_, volume)| is_it(volume.device.path())).map(|(name, _)| name.clone());
+    Standing { name, source: device.to_owned(), volume, rotation }
+}
+
+fn command(device: &Path) -> String {
+    format!("cryptattach key rotate {}", device.display())
+}
+
+impl Standing {
+    /// Whether a person means this one: by its name or by its device.
+    pub fn is_about(&self, word: &str) -> bool {
+        let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        self.name.as_ref().is_some_and(|name| name.as_str() == word)
+            || resolved(Path::new(word)) == resolved(&self.source)
+    }
+}
+
+impl std::fmt::Display for Rotation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("re-encrypting")?;
+        if let (Some(done), Some(all)) = (self.done_bytes, self.all_bytes) {
+            write!(f, ", {} %", reencryption::percent((done, all)))?;
+        }
+        f.write_str(match self.state {
+            Worker::Running => ", running",
+            Worker::Paused => ", paused",
+            Worker::Absent => "; its device is not there, or has another volume now: bring it back",
+        })?;
+        self.next.iter().try_for_each(|next| write!(f, "; go on with: {next}"))
+    }
+}
