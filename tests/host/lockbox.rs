@@ -547,3 +547,40 @@ fn deleting_a_key_takes_its_entry_along() {
     assert!(!hosted.entry(&reference).exists());
     hosted.does_not_attach(67, &volume);
 }
+
+#[test]
+fn a_moved_key_has_an_entry_in_the_lockbox_if_it_had_one() {
+    let vault = "[stores.vault]\ntype = 'directory'\npath = 'vault'\nowner = 'cinder.owner.pem'\nno_escrow = true\n\
+                 identities = ['cinder.owner.key']";
+    let hosted = Hosted::new(vault);
+    hosted.ok(&["container", "create", "vault"]);
+    hosted.ok(&["lockbox", "open"]);
+    for has_entry in [true, false] {
+        let path = hosted.site.file(&format!("v{has_entry}"), 64 << 20).into_os_string().into_string().unwrap();
+        let old = hosted.ok(&["format", &path, "--store", "cinder"]);
+        if has_entry {
+            hosted.ok(&["lockbox", "add", &path, &old]);
+        } else {
+            hosted.ok(&["lockbox", "forget", &old]);
+        }
+        let moved = hosted.ok(&["key", "move", &old, "--to", "vault", "--volume", &path]);
+        let new = moved.lines().next().unwrap();
+        assert_eq!((hosted.entry(&old).exists(), hosted.entry(new).exists()), (false, has_entry));
+        if has_entry {
+            fs::rename(hosted.site.keys("vault"), hosted.site.keys("gone")).unwrap();
+            hosted.attaches(&path);
+            fs::rename(hosted.site.keys("gone"), hosted.site.keys("vault")).unwrap();
+        }
+        // A closed lockbox cannot take the entry, so the old key stays; the same command goes on.
+        if has_entry {
+            hosted.ok(&["lockbox", "close"]);
+            fs::create_dir_all(hosted.entry(new).parent().unwrap()).unwrap();
+            fs::write(hosted.entry(new), "an entry").unwrap();
+            let refused = hosted.fails(68, &["key", "move", new, "--to", "cinder", "--volume", &path]);
+            assert!(refused.contains("is closed") && hosted.site.sealed(new).exists(), "{refused}");
+            hosted.ok(&["lockbox", "open"]);
+            hosted.ok(&["key", "move", new, "--to", "cinder", "--volume", &path]);
+            assert!(!hosted.site.sealed(new).exists());
+        }
+    }
+}

@@ -2,12 +2,20 @@
 
 use std::{
     fs,
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 use crate::{
-    rotate::{Counts, DATA, Filled, record, replay, told},
+    rotate::{Counts, DATA, Filled, Random, record, replay, told},
     site::{Site, sh},
 };
 
@@ -174,6 +182,74 @@ fn a_key_that_rests_on_its_volumes_disk_may_be_moved_away() {
     assert!(!beside.join(key.strip_prefix("cinder/").unwrap()).exists());
 }
 
+/// Volumes that the configuration names, with their keys in `cinder`.
+fn many(site: &Site, count: usize) -> Vec<String> {
+    with_vault(site);
+    let names: Vec<_> = (0..count).map(|number| format!("v{number}")).collect();
+    let format = |(index, name): (usize, &String)| {
+        let path = site.file(name, 17 << 20).into_os_string().into_string().unwrap();
+        let keyslot: &[&str] = if index % 2 == 0 { &["--keyslot"] } else { &[] };
+        site.ok(&[&["format", &path, "--store", "cinder"], keyslot].concat());
+        path
+    };
+    let volumes: Vec<_> = names.iter().enumerate().map(format).collect();
+    with_volumes(site, &names.iter().zip(&volumes).map(|(name, path)| (&**name, &**path, "")).collect::<Vec<_>>());
+    volumes
+}
+
+fn begin(site: &Site, from: &str, to: &str) -> Child {
+    let mut command = site.command();
+    command.args(["key", "move", "--container", from, "--to", to]).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().unwrap()
+}
+
+#[test]
+fn sigterm_pauses_a_move_of_all_keys_and_the_same_command_goes_on() {
+    let site = Site::new();
+    let volumes = many(&site, 12);
+    for round in 0.. {
+        let mut child = begin(&site, "cinder", "vault");
+        thread::sleep(Duration::from_millis(200));
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+        match child.wait().unwrap().code() {
+            Some(83) => break,
+            // It was done, or had not begun.
+            code => assert!(round < 20 && matches!(code, None | Some(0)), "{code:?}"),
+        }
+        site.ok(&["key", "move", "--container", "vault", "--to", "cinder"]);
+    }
+    volumes.iter().for_each(|volume| drop(site.ok(&["test", volume])));
+    site.ok(&["key", "move", "--container", "cinder", "--to", "vault"]);
+    assert_eq!((keys(&site, "cinder").len(), keys(&site, "vault").len()), (0, 12));
+    volumes.iter().for_each(|volume| drop(site.ok(&["test", volume])));
+}
+
+#[test]
+fn kill_9_in_a_move_of_all_keys_loses_none() {
+    let site = Site::new();
+    let volumes = many(&site, 12);
+    let (mut kills, mut random) = (0, Random(3));
+    for (from, to) in [("cinder", "vault"), ("vault", "cinder"), ("cinder", "vault")] {
+        loop {
+            let mut child = begin(&site, from, to);
+            thread::sleep(Duration::from_millis(50 + random.below(300)));
+            let _ = child.kill();
+            let status = child.wait().unwrap();
+            volumes.iter().for_each(|volume| drop(site.ok(&["test", volume])));
+            match status.signal() {
+                Some(_) => kills += 1,
+                None => {
+                    assert!(status.success(), "{status:?}");
+                    break;
+                }
+            }
+        }
+        assert_eq!((keys(&site, from).len(), keys(&site, to).len()), (0, 12));
+    }
+    println!("{kills} kills");
+    assert!(kills >= 3, "{kills} kills");
+}
+
 /// The volume attaches as it is; the same command ends the move.
 fn trial(filled: &Filled, old: &str, what: &str) -> &'static str {
     let Filled { site, volume, .. } = filled;
@@ -220,7 +296,7 @@ fn kill_9_before_any_system_call_that_writes_loses_nothing() {
         for call in WRITES {
             for when in 1.. {
                 filled.restore(&image, &disk);
-                let mut command = std::process::Command::new("strace");
+                let mut command = Command::new("strace");
                 command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
                 command.args(["-e", &format!("inject={call}:signal=KILL:when={when}")]);
                 command.arg(env!("CARGO_BIN_EXE_cryptattach")).env("CRYPTATTACH_CONFIG", site.keys("cryptattach.toml"));

@@ -401,10 +401,10 @@ fn kill_9_at_any_time_loses_nothing() {
 }
 
 /// A generator that gives the same numbers each time (Knuth's MMIX).
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, end: u64) -> u64 {
+    pub fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % end
     }
