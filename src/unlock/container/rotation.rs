@@ -213,8 +213,8 @@ impl Container {
     }
 }
 
-/// Does this for each key, several at once; `progress` is told how many are done, and how many there are.
-pub(super) fn for_each(ids: &[KeyId], progress: &(dyn Fn(usize, usize) + Sync), work: &(dyn Fn(&KeyId) + Sync)) {
+/// Does this for each, several at once; `progress` is told how many are done, and how many there are.
+pub(super) fn for_each<T: Sync>(ids: &[T], progress: &(dyn Fn(usize, usize) + Sync), work: &(dyn Fn(&T) + Sync)) {
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     progress(0, ids.len());
     let all = || {
