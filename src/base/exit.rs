@@ -39,7 +39,7 @@ exits! {
     InTheWay = 73, "something is in the way: a device that is not blank, a name that is taken, a file that exists";
     Io = 74, "reading or writing a device failed";
     Busy = 75, "the device or mapping is in use";
-    NoSealedKey = 76, "the store's answer is not a sealed key";
+    NoSealedKey = 76, "the store's answer is not a sealed key, or the file is not a backup";
     PermissionDenied = 77, "permission denied, here or by the key store";
     Config = 78, "the configuration is missing or wrong, or an initramfs does not fit it";
     Tpm = 79, "the TPM does not open the key: another boot state, another TPM, a wrong PIN, or no TPM at all";

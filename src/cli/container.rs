@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{ArgGroup, Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{AnswerOption, Global, output, paper};
+use super::{AnswerOption, Global, backup, output, paper};
 use crate::{
     base::key::StoreName,
     config::{Config, IdentitySpec, LeafName, Policy},
@@ -31,6 +31,8 @@ pub enum Container {
     Rotate(Rotate),
     Policy(PolicyVerb),
     Rehearse(Rehearse),
+    Backup(backup::Backup),
+    Restore(backup::Restore),
 }
 
 /// Create a container and its first container key, and configure it as a store
@@ -149,6 +151,9 @@ pub struct Rehearse {
     /// The escrow's private key: FILE in PEM, or tpm:FILE
     #[arg(long, value_name = "FILE")]
     identity: Option<IdentitySpec>,
+    /// Rehearse over this backup of the container, and not over its store
+    #[arg(long, value_name = "FILE")]
+    backup: Option<PathBuf>,
     #[command(flatten)]
     answer: AnswerOption,
 }
@@ -171,6 +176,8 @@ impl Container {
             Self::Rotate(rotate) => rotate.run(global),
             Self::Policy(policy) => policy.run(global),
             Self::Rehearse(rehearse) => rehearse.run(global),
+            Self::Backup(backup) => backup.run(global),
+            Self::Restore(restore) => restore.run(global),
         }
     }
 }
@@ -253,7 +260,8 @@ impl Rehearse {
                 By::Leaf(&default)
             }
         };
-        let found = with_bar(|progress| container::rehearse(&config, &self.name, &by, progress))?;
+        let backup = self.backup.as_deref();
+        let found = with_bar(|progress| container::rehearse(&config, &self.name, &by, backup, progress))?;
         output::print(global.json, &found, || {
             let (name, opened, keys) = (&self.name, found.container_keys.len(), found.saved + found.lost.len());
             let all = opened + found.lost_container_keys.len() + found.replaced.len();

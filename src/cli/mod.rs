@@ -2,6 +2,7 @@
 
 mod attach;
 mod audit;
+mod backup;
 mod boot;
 mod container;
 mod detach;

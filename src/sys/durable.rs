@@ -4,13 +4,13 @@
 //! (fsync(2)). Writers of a folder take turns, by a lock file in it; readers need no lock, for a file is whole at all times.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, fchown},
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown},
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::Flock;
+use nix::{fcntl::Flock, libc};
 use tempfile::NamedTempFile;
 
 use super::lock;
@@ -86,6 +86,18 @@ impl Folder {
         file.as_file().sync_all()?;
         Ok(file)
     }
+}
+
+/// A file that is not trusted: nothing but a file is read, since a pipe would keep us waiting for ever, and no more than one byte
+/// beyond what fits, so that the reader sees that it is too long.
+pub fn read_bounded(path: &Path, most: usize) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(most as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The folder that a path is in; the current one for a bare name.

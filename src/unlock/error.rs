@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     audit::AuditError,
-    container::TrustError,
+    container::{TrustError, backup::BackupError},
     lockbox::{EntryError, LockboxError},
     tenant::TenantError,
 };
@@ -120,6 +120,9 @@ pub enum Error {
         /// How many.
         left: usize,
     },
+    /// A backup of a container.
+    #[error(transparent)]
+    Backup(Box<BackupError>),
     /// A rehearsal of a recovery.
     #[error("a recovery of '{container}' would lose {keys} keys and {container_keys} container keys")]
     WouldBeLost { container: StoreName, keys: usize, container_keys: usize },
@@ -189,6 +192,12 @@ impl From<LockboxError> for Error {
     }
 }
 
+impl From<BackupError> for Error {
+    fn from(error: BackupError) -> Self {
+        Self::Backup(Box::new(error))
+    }
+}
+
 impl From<StateError> for Error {
     fn from(error: StateError) -> Self {
         Self::Trust(error.into())
@@ -229,6 +238,7 @@ impl Advice for Error {
             | Self::NotForClevis { .. }
             | Self::LockboxIsWeaker { .. } => Exit::Config,
             Self::Lockbox(error) => error.exit(),
+            Self::Backup(error) => error.exit(),
             Self::NeitherStoreNorLockbox { source, .. } => source.exit(),
             Self::Unfinished { .. } => Exit::StoreUnavailable,
             Self::ReadBack(_) => Exit::NoSealedKey,
@@ -296,6 +306,7 @@ impl Advice for Error {
                 .into(),
             Self::NoContainerKey(name) => format!("'cryptattach container create {name}' makes its first one").into(),
             Self::Lockbox(error) => return error.next_step(),
+            Self::Backup(error) => return error.next_step(),
             Self::NeitherStoreNorLockbox { source, .. } => return source.next_step(),
             Self::Unfinished { container, .. } => {
                 format!("run 'cryptattach container rotate {container}' again").into()

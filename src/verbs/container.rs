@@ -139,14 +139,15 @@ pub fn recovery_leaf(config: &Config, name: &StoreName) -> Result<LeafName, Erro
     }
 }
 
-/// Tries whether this alone opens each key of a container. Nothing is changed in the store.
+/// Tries whether this alone opens each key of a container, or of a backup of it. Nothing is changed in the store.
 pub fn rehearse(
     config: &Config,
     name: &StoreName,
     by: &By<'_>,
+    backup: Option<&Path>,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Rehearsal, Error> {
-    let rehearsal = container::rehearse(config, name, by, progress)?;
+    let rehearsal = container::rehearse(config, name, by, backup, progress)?;
     record(config, "container rehearse", name);
     Ok(rehearsal)
 }

@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod audit;
+pub mod backup;
 pub mod boot;
 pub mod clevis;
 pub mod container;

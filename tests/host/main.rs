@@ -30,6 +30,7 @@ mod wiretap;
 
 mod attach;
 mod audit;
+mod backup;
 #[path = "bao.rs"]
 mod bao_stories;
 mod busy;

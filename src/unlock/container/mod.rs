@@ -3,6 +3,7 @@
 //! Verbs ask a container for keys and give it keys; what is between, a public-key operation or a container key, is here.
 
 mod admitted;
+pub mod backup;
 mod opens;
 mod rehearsal;
 mod rotation;
@@ -197,24 +198,31 @@ impl Container {
     /// Opens a sealed key, if it is sealed under a container key and that is one to trust. Everybody can seal to the public
     /// keys of owner, escrow and hosts; so a key that is sealed to those has no author.
     fn open_key(&self, id: &KeyId, sealed: &SealedKey, volume: For, author: Author) -> Result<(Opened, Seen), Error> {
-        let refused = |source| Error::KeyRefused { reference: self.reference(*id), source };
-        let ids = sealed.recipient_kids().filter_map(|kid| kid.parse().ok());
-        let Some(under) = ids.into_iter().find(|id: &ContainerKeyId| id.container == self.name) else {
-            return Err(match sealed.claimed_context() {
-                Ok(BoundContext { container, .. }) if container != self.name => {
-                    let (is, asked) = (container.to_string(), self.name.to_string());
-                    refused(SealError::Other { what: "container", is, asked })
-                }
-                _ => Error::NoAuthor(self.reference(*id)),
-            });
-        };
-        let key = self.container_key(under.epoch)?;
+        let key = self.container_key(self.sealed_under(id, sealed)?)?;
         let learned = self.learn(&key, author)?;
-        let expected = Expected { key_id: *id, container: self.name.clone(), volume };
-        let opened = Identities::of(vec![Box::new(key)]).open(sealed, &expected);
-        let opened = opened.map_err(refused)?;
+        let opened = self.open_under(key, id, sealed, volume)?;
         let seen = self.see(id, opened.context.generation, learned)?;
         Ok((opened, seen))
+    }
+
+    /// The container key that it claims to be sealed under.
+    fn sealed_under(&self, id: &KeyId, sealed: &SealedKey) -> Result<Epoch, Error> {
+        let mut ids = sealed.recipient_kids().filter_map(|kid| kid.parse().ok());
+        let under = ids.find(|id: &ContainerKeyId| id.container == self.name);
+        under.map(|under| under.epoch).ok_or_else(|| match sealed.claimed_context() {
+            Ok(BoundContext { container, .. }) if container != self.name => {
+                let (is, asked) = (container.to_string(), self.name.to_string());
+                let source = SealError::Other { what: "container", is, asked };
+                Error::KeyRefused { reference: self.reference(*id), source }
+            }
+            _ => Error::NoAuthor(self.reference(*id)),
+        })
+    }
+
+    fn open_under(&self, key: Arc<ContainerKey>, id: &KeyId, sealed: &SealedKey, volume: For) -> Result<Opened, Error> {
+        let expected = Expected { key_id: *id, container: self.name.clone(), volume };
+        let opened = Identities::of(vec![Box::new(key)]).open(sealed, &expected);
+        opened.map_err(|source| Error::KeyRefused { reference: self.reference(*id), source })
     }
 
     /// Seals and stores a new key.

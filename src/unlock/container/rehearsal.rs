@@ -1,7 +1,7 @@
 //! Rehearsal of a recovery: would the escrow's key, or a recovery key on paper, alone open each key of a container? Nothing is
 //! changed, and nothing else that this host has is used.
 
-use std::sync::Mutex;
+use std::{path::Path, sync::Mutex};
 
 use super::{
     Author, Container, Use,
@@ -10,7 +10,7 @@ use super::{
 use crate::{
     base::{
         chain::chain,
-        key::{ContainerKeyId, Epoch, KeyId, StoreName},
+        key::{ContainerKeyId, Epoch, KeyId, SealedKey, StoreName},
         person::Attendant,
     },
     config::{Config, IdentitySpec, LeafName},
@@ -54,14 +54,21 @@ impl Rehearsal {
     }
 }
 
-/// Opens each container key and each key of a container by this alone.
+/// Opens each container key and each key of a container, or of a backup of it, by this alone.
 pub fn rehearse(
     config: &Config,
     name: &StoreName,
     by: &By<'_>,
+    backup: Option<&Path>,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Rehearsal, Error> {
-    let mut container = Container::open(config, name, None, Use::Keys)?;
+    let (mut container, file) = match backup {
+        None => (Container::open(config, name, None, Use::Keys)?, None),
+        Some(path) => {
+            let (container, file) = Container::of_backup(config, name, path)?;
+            (container, Some((file, path)))
+        }
+    };
     let alone: Vec<Box<dyn Identity>> = match by {
         By::Identity(spec) => vec![identities::kind(spec).open(&config.tpm)?],
         By::Leaf(leaf) => {
@@ -71,7 +78,12 @@ pub fn rehearse(
     };
     let asking = Asking { attendant: Attendant::default(), ..container.asking.clone() };
     container.alone = Some(Identities::of(alone).with_leaves(Vec::new(), container.names()?).with_person(asking));
-    container.rehearse(progress)
+    if let Some((file, path)) = &file
+        && let Err(error @ Error::Backup(_)) = container.author_of(file, path)
+    {
+        return Err(error);
+    }
+    container.rehearse(file.is_some(), progress)
 }
 
 impl Container {
@@ -84,7 +96,8 @@ impl Container {
         self.identities()?.ask_person(&keys.get(id.epoch)?, leaf).map_err(refused)
     }
 
-    fn rehearse(&self, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Rehearsal, Error> {
+    /// A backup may be older than what this host has seen of the store.
+    fn rehearse(&self, is_backup: bool, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Rehearsal, Error> {
         let keys = self.container_keys()?;
         let (mut container_keys, mut closed) = (Vec::new(), Vec::new());
         for epoch in keys.epochs()? {
@@ -96,6 +109,10 @@ impl Container {
         let ids = self.store.list()?;
         // A machine that knows nothing of the container yet has nothing to compare with.
         let author = if self.trusted_epoch()?.is_some() { Author::Container } else { Author::Pinned };
+        let open = |id: &KeyId, sealed: &SealedKey| match is_backup {
+            true => self.open_for_restore(id, sealed).map(drop),
+            false => self.open_key(id, sealed, For::Any, author).map(drop),
+        };
         let (lost, unsealed) = (Mutex::new(Vec::new()), Mutex::new(0));
         // What new keys are sealed under is needed, and what those that there are are sealed under.
         let needed = Mutex::new(keys.current()?.map(|current| current.epoch).into_iter().collect::<Vec<_>>());
@@ -107,7 +124,7 @@ impl Container {
                 }
                 is_closed
             };
-            match self.rehearse_one(id, author, &is_closed) {
+            match self.rehearse_one(id, &open, &is_closed) {
                 Ok(true) => {}
                 Ok(false) => *lock(&unsealed) += 1,
                 Err(why) => lock(&lost).push((*id, why)),
@@ -128,7 +145,12 @@ impl Container {
     }
 
     /// Whether it is sealed, and opens; or why not.
-    fn rehearse_one(&self, id: &KeyId, author: Author, is_closed: &dyn Fn(Epoch) -> bool) -> Result<bool, String> {
+    fn rehearse_one(
+        &self,
+        id: &KeyId,
+        open: &dyn Fn(&KeyId, &SealedKey) -> Result<(), Error>,
+        is_closed: &dyn Fn(Epoch) -> bool,
+    ) -> Result<bool, String> {
         let sealed = match self.store.get(id) {
             Ok(Stored::Sealed(sealed)) => sealed,
             Ok(Stored::Released(_)) => return Ok(false),
@@ -140,6 +162,6 @@ impl Container {
         if let Some(id) = under.filter(|under| is_closed(under.epoch)) {
             return Err(format!("its container key {id} would be lost"));
         }
-        self.open_key(id, &sealed, For::Any, author).map(|_| true).map_err(|error| chain(&error))
+        open(id, &sealed).map(|()| true).map_err(|error| chain(&error))
     }
 }

@@ -213,7 +213,7 @@ impl Container {
     }
 }
 
-/// Does this for each key, several at once; `progress` is told how many are done, and how many there are.
+/// Does this for each, several at once; `progress` is told how many are done, and how many there are.
 pub fn for_each<T: Sync>(keys: &[T], progress: &(dyn Fn(usize, usize) + Sync), work: &(dyn Fn(&T) + Sync)) {
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     progress(0, keys.len());

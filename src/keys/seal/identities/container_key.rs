@@ -193,6 +193,18 @@ impl ContainerKey {
         Ok(Base64UrlUnpadded::encode_string(&mac))
     }
 
+    /// The word of whoever holds this key that a backup with this SHA-256 is theirs.
+    pub fn vouch_for_backup(&self, digest: &[u8; 32]) -> Result<String, SealError> {
+        let mac = self.mac(format!("cryptattach backup {} {}", self.kid, hex::encode(digest)).as_bytes())?;
+        Ok(Base64UrlUnpadded::encode_string(&mac))
+    }
+
+    /// Whether it is that word.
+    pub fn has_vouched_for_backup(&self, digest: &[u8; 32], said: &str) -> Result<bool, SealError> {
+        let word = self.vouch_for_backup(digest)?;
+        Ok(said.len() == word.len() && memcmp::eq(said.as_bytes(), word.as_bytes()))
+    }
+
     fn mac(&self, text: &[u8]) -> Result<Vec<u8>, SealError> {
         let key = PKey::hmac(self.key.expose())?;
         let mut signer = Signer::new(MessageDigest::sha256(), &key)?;

@@ -2,9 +2,9 @@
 
 use std::{fs, io};
 
-use super::{Directory, io_error, read_bounded};
+use super::{Directory, io_error};
 use crate::{
-    base::key::{Consumer, KeyId},
+    base::key::{Consumer, KeyId, MAX_SEALED_BYTES},
     keys::store::{
         Consumers, StoreError,
         consumers::{self, PART},
@@ -25,7 +25,7 @@ impl Consumers for Directory {
             if !stem.starts_with(&consumers::prefix(id)) {
                 continue;
             }
-            match read_bounded(&folder.join(format!("{stem}{END}"))) {
+            match durable::read_bounded(&folder.join(format!("{stem}{END}")), MAX_SEALED_BYTES) {
                 Ok(json) => found.push(consumers::read(&stem, &json)),
                 // It went away meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}

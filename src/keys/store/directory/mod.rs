@@ -8,14 +8,12 @@ mod consumers;
 mod tests;
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{self, Read},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
 
-use nix::libc;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -139,7 +137,7 @@ impl Directory {
     /// A sealed key, container key or lockbox key.
     fn read(&self, name: &str) -> Result<SealedKey, StoreError> {
         let path = self.path()?.join(format!("{name}{END}"));
-        let bytes = read_bounded(&path).map_err(|error| match error.kind() {
+        let bytes = durable::read_bounded(&path, MAX_SEALED_BYTES).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound if self.is_there(&path) => self.not_found(name),
             _ => io_error("read", &path)(error),
         })?;
@@ -218,7 +216,7 @@ impl Directory {
 
     fn container(&self) -> Result<Option<DirectoryState>, StoreError> {
         let path = self.path()?.join(CONTAINER);
-        match read_bounded(&path) {
+        match durable::read_bounded(&path, MAX_SEALED_BYTES) {
             Ok(bytes) => {
                 serde_json::from_slice(&bytes).map(Some).map_err(|error| io_error("understand", &path)(error.into()))
             }
@@ -329,18 +327,6 @@ impl HostKeys for Directory {
     fn hosts(&self) -> Result<Vec<HostName>, StoreError> {
         self.names("host")
     }
-}
-
-/// A file of the store, which is not trusted: nothing but a file is read, since a pipe would keep us waiting for ever, and no
-/// more than one byte beyond what fits, so that the reader sees that it is too long.
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    file.take(MAX_SEALED_BYTES as u64 + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 fn malformed(path: &Path, source: MalformedSealedKey) -> StoreError {
