@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::socket::{UnixAddr, getpeername};
 use serde_json::{Value, json};
 
-use super::{AnswerOption, Global, SeparationOptions, attach::Plain, output};
+use super::{AnswerOption, Global, SeparationOptions, attach::Plain, erase::Erase, output};
 use crate::{
     base::{
         clock::date,
@@ -48,6 +48,7 @@ pub enum Key {
     Export(Export),
     Passphrase(Passphrase),
     Rotate(Rotate),
+    Erase(Erase),
     #[command(hide = true)]
     Serve(Serve),
 }
@@ -214,6 +215,7 @@ impl Key {
             Self::Passphrase(passphrase) => global.attended(&passphrase.answer)?,
             Self::Import(import) => global.attended(&import.answer)?,
             Self::Rotate(rotate) => global.attended(&rotate.answer)?,
+            Self::Erase(erase) => global.attended(&erase.answer)?,
             Self::List(_) | Self::Show(_) | Self::Delete(_) | Self::Export(_) | Self::Serve(_) => global.config()?,
         };
         match self {
@@ -224,6 +226,7 @@ impl Key {
             Self::Export(export) => export.run(&config, global.json),
             Self::Passphrase(passphrase) => passphrase.run(&config),
             Self::Rotate(rotate) => rotate.run(&config, global.json),
+            Self::Erase(erase) => erase.run(&config, global.json),
             Self::Serve(serve) => serve.run(&config),
         }
     }
@@ -382,7 +385,10 @@ impl Passphrase {
 
 impl Rotate {
     fn run(&self, config: &Config, json: bool) -> Result<(), Error> {
-        let device = device_of(config, &self.device)?;
+        let (device, detached) = device_of(config, &self.device);
+        if detached.is_some() {
+            return Err(Error::Usage("the key of a volume with a detached header cannot be rotated yet".to_owned()));
+        }
         let request = rotate::Request {
             device: &device,
             drop_others: self.drop_others,
@@ -444,15 +450,12 @@ impl Events {
     }
 }
 
-/// A path, or the device of a volume that the configuration names.
-fn device_of(config: &Config, given: &Path) -> Result<PathBuf, Error> {
+/// A path, or the device of a volume that the configuration names; and the path of its detached header.
+pub(super) fn device_of(config: &Config, given: &Path) -> (PathBuf, Option<PathBuf>) {
     let name = given.to_str().filter(|_| !given.exists()).and_then(|name| name.parse::<MappingName>().ok());
     match name.and_then(|name| config.volume(&name).ok()) {
-        Some(VolumeConfig { header: Some(_), .. }) => {
-            Err(Error::Usage("the key of a volume with a detached header cannot be rotated yet".to_owned()))
-        }
-        Some(volume) => Ok(volume.device.path().to_owned()),
-        None => Ok(given.to_owned()),
+        Some(volume) => (volume.device.path().to_owned(), volume.header.as_deref().map(Path::to_owned)),
+        None => (given.to_owned(), None),
     }
 }
 

@@ -6,6 +6,7 @@ mod boot;
 mod container;
 mod detach;
 mod doctor;
+mod erase;
 mod explain;
 mod failure;
 mod format;
@@ -21,6 +22,7 @@ mod man;
 mod output;
 mod paper;
 mod policy;
+mod receipt;
 mod resize;
 mod separation;
 mod status;
@@ -111,6 +113,8 @@ enum Verb {
     Lockbox(lockbox::LockboxVerb),
     #[command(subcommand)]
     Audit(audit::Audit),
+    #[command(subcommand)]
+    Receipt(receipt::Receipt),
     #[command(subcommand)]
     Hook(hook::Hook),
     #[command(hide = true)]
@@ -242,6 +246,7 @@ fn run(cli: &Cli, reports: Reports) -> Result<u8, Error> {
         Verb::Host(host) => host.run(global),
         Verb::Lockbox(lockbox) => lockbox.run(global),
         Verb::Audit(audit) => audit.run(global),
+        Verb::Receipt(receipt) => receipt.run(global),
         Verb::Hook(hook) => hook.run(global),
         Verb::Test(test) => test.run(global),
         Verb::Explain(explain) => explain.run(global),

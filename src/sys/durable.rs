@@ -82,11 +82,22 @@ impl Folder {
 
     /// The bytes in a flushed file that has no final name yet.
     fn written(&self, bytes: &[u8]) -> io::Result<NamedTempFile> {
-        let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(&self.path)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        Ok(file)
+        written(&self.path, bytes)
     }
+}
+
+fn written(folder: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
+    let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    Ok(file)
+}
+
+/// Writes a file in a folder that is not ours to lock, in place of the one of that name.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = folder_of(path);
+    written(folder, bytes)?.persist(path).map_err(|refused| refused.error)?;
+    File::open(folder)?.sync_all()
 }
 
 /// The folder that a path is in; the current one for a bare name.

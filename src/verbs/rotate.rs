@@ -125,8 +125,8 @@ pub fn rotate(config: &Config, request: &Request<'_>, tell: &mut dyn FnMut(u64, 
     }
 }
 
-/// Where the journal of a volume is, and that nobody else rotates its key on this host.
-fn journal(config: &Config, uuid: Uuid) -> io::Result<(PathBuf, Flock<File>)> {
+/// Where the journal of a volume is, and that nobody else rotates or erases its key on this host.
+pub(super) fn journal(config: &Config, uuid: Uuid) -> io::Result<(PathBuf, Flock<File>)> {
     let folder = config.state.join("rekey");
     Folder::make(&folder)?;
     let alone = lock::lock(&folder.join(format!(".{uuid}")), Duration::ZERO)?;
