@@ -48,6 +48,7 @@ exits! {
     BootUnlatched = 82, "boot: the TPM does not prove that PCR 15 is extended, and latch = \"required\"";
     Paused = 83, "key rotate, key move: paused; the same command goes on";
     AuditBroken = 84, "audit: the audit record was cut or changed, or does not fit an anchor";
+    ReceiptRefused = 85, "receipt verify: it is no receipt, or was changed, or is signed by another key";
 }
 
 /// What the exit code 0 means.

@@ -13,7 +13,9 @@ use indicatif::{FormattedDuration, ProgressBar, ProgressStyle};
 use nix::sys::socket::{UnixAddr, getpeername};
 use serde_json::{Value, json};
 
-use super::{AnswerOption, Global, SeparationOptions, attach::Plain, container::with_bar, output, pace::Pace};
+use super::{
+    AnswerOption, Global, SeparationOptions, attach::Plain, container::with_bar, erase::Erase, output, pace::Pace,
+};
 use crate::{
     base::{
         clock::date,
@@ -49,6 +51,7 @@ pub enum Key {
     Passphrase(Passphrase),
     Rotate(Rotate),
     Move(Move),
+    Erase(Erase),
     #[command(hide = true)]
     Serve(Serve),
 }
@@ -256,6 +259,7 @@ impl Key {
             Self::Import(import) => global.attended(&import.answer)?,
             Self::Rotate(rotate) => global.attended(&rotate.answer)?,
             Self::Move(moving) => global.attended(&moving.answer)?,
+            Self::Erase(erase) => global.attended(&erase.answer)?,
             Self::List(_) | Self::Show(_) | Self::Delete(_) | Self::Export(_) | Self::Serve(_) => global.config()?,
         };
         match self {
@@ -267,6 +271,7 @@ impl Key {
             Self::Passphrase(passphrase) => passphrase.run(&config),
             Self::Rotate(rotate) => rotate.run(&config, global.json),
             Self::Move(moving) => moving.run(&config, global.json),
+            Self::Erase(erase) => erase.run(&config, global.json),
             Self::Serve(serve) => serve.run(&config),
         }
     }
@@ -425,7 +430,10 @@ impl Passphrase {
 
 impl Rotate {
     fn run(&self, config: &Config, json: bool) -> Result<(), Error> {
-        let device = device_of(config, &self.device)?;
+        let (device, detached) = device_of(config, &self.device);
+        if detached.is_some() {
+            return Err(Error::Usage("the key of a volume with a detached header cannot be rotated yet".to_owned()));
+        }
         let request = rotate::Request {
             device: &device,
             drop_others: self.drop_others,
@@ -463,12 +471,9 @@ impl Move {
         request: &r#move::Request<'_>,
         key: &KeyReference,
     ) -> Result<(), Error> {
-        let at = |given: &PathBuf| match configured(config, given) {
-            Some(volume) => {
-                let header = volume.header.as_deref().map(Path::to_owned);
-                r#move::At { device: volume.device.path().to_owned(), header: self.header.clone().or(header) }
-            }
-            None => r#move::At { device: given.clone(), header: self.header.clone() },
+        let at = |given: &PathBuf| {
+            let (device, header) = device_of(config, given);
+            r#move::At { device, header: self.header.clone().or(header) }
         };
         let moved = r#move::one(config, request, key, self.volume.as_ref().map(at))?;
         output::print(json, &moved, || vec![moved.key.to_string(), format!("  deleted          {}", moved.old)])
@@ -532,20 +537,12 @@ fn with_progress<T>(json: bool, work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T
     done
 }
 
-/// The volume that the configuration names so, unless it is a path.
-fn configured<'a>(config: &'a Config, given: &Path) -> Option<&'a VolumeConfig> {
+/// A path, or the device of a volume that the configuration names; and the path of its detached header.
+pub(super) fn device_of(config: &Config, given: &Path) -> (PathBuf, Option<PathBuf>) {
     let name = given.to_str().filter(|_| !given.exists()).and_then(|name| name.parse::<MappingName>().ok());
-    name.and_then(|name| config.volume(&name).ok())
-}
-
-/// A path, or the device of a volume that the configuration names.
-fn device_of(config: &Config, given: &Path) -> Result<PathBuf, Error> {
-    match configured(config, given) {
-        Some(VolumeConfig { header: Some(_), .. }) => {
-            Err(Error::Usage("the key of a volume with a detached header cannot be rotated yet".to_owned()))
-        }
-        Some(volume) => Ok(volume.device.path().to_owned()),
-        None => Ok(given.to_owned()),
+    match name.and_then(|name| config.volume(&name).ok()) {
+        Some(volume) => (volume.device.path().to_owned(), volume.header.as_deref().map(Path::to_owned)),
+        None => (given.to_owned(), None),
     }
 }
 

@@ -7,6 +7,7 @@ mod boot;
 mod container;
 mod detach;
 mod doctor;
+mod erase;
 mod explain;
 mod failure;
 mod format;
@@ -23,6 +24,7 @@ mod output;
 mod pace;
 mod paper;
 mod policy;
+mod receipt;
 mod resize;
 mod separation;
 mod status;
@@ -113,6 +115,8 @@ enum Verb {
     Lockbox(lockbox::LockboxVerb),
     #[command(subcommand)]
     Audit(audit::Audit),
+    #[command(subcommand)]
+    Receipt(receipt::Receipt),
     #[command(subcommand)]
     Hook(hook::Hook),
     #[command(hide = true)]
@@ -244,6 +248,7 @@ fn run(cli: &Cli, reports: Reports) -> Result<u8, Error> {
         Verb::Host(host) => host.run(global),
         Verb::Lockbox(lockbox) => lockbox.run(global),
         Verb::Audit(audit) => audit.run(global),
+        Verb::Receipt(receipt) => receipt.run(global),
         Verb::Hook(hook) => hook.run(global),
         Verb::Test(test) => test.run(global),
         Verb::Explain(explain) => explain.run(global),

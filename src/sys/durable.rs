@@ -81,10 +81,7 @@ impl Folder {
 
     /// The bytes in a flushed file that has no final name yet.
     fn written(&self, bytes: &[u8]) -> io::Result<NamedTempFile> {
-        let mut file = tempfile::Builder::new().prefix(UNFINISHED).rand_bytes(0).tempfile_in(&self.path)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        Ok(file)
+        fill(tempfile::Builder::new().prefix(UNFINISHED).rand_bytes(0).tempfile_in(&self.path)?, bytes)
     }
 }
 
@@ -98,6 +95,29 @@ pub fn read_bounded(path: &Path, most: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(most as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// Writes a file in a folder that is not ours to lock, in place of the one of that name.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    written(path, bytes)?.persist(path).map_err(|refused| refused.error)?;
+    File::open(folder_of(path))?.sync_all()
+}
+
+/// Likewise a new one; `AlreadyExists` if there is one of that name.
+pub fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    written(path, bytes)?.persist_noclobber(path).map_err(|refused| refused.error)?;
+    File::open(folder_of(path))?.sync_all()
+}
+
+/// The bytes in a flushed file beside it that has no final name yet, nor the name of anybody else's.
+fn written(path: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
+    fill(tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder_of(path))?, bytes)
+}
+
+fn fill(mut file: NamedTempFile, bytes: &[u8]) -> io::Result<NamedTempFile> {
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    Ok(file)
 }
 
 /// The folder that a path is in; the current one for a bare name.

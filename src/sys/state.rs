@@ -2,7 +2,8 @@
 
 use std::{
     borrow::Cow,
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -10,7 +11,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     base::{advice::Advice, exit::Exit},
-    sys::durable::Folder,
+    sys::durable::{Folder, folder_of},
 };
 
 /// The state directory cannot be read or written.
@@ -53,6 +54,17 @@ pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
     write().map_err(|source| StateError { action: "write", path: path.to_owned(), source })
 }
 
+/// Forgets it; whether anything was remembered.
+pub fn remove(path: &Path) -> Result<bool, StateError> {
+    let removed = fs::remove_file(path).and_then(|()| File::open(folder_of(path))?.sync_all());
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        removed => {
+            removed.map(|()| true).map_err(|source| StateError { action: "remove", path: path.to_owned(), source })
+        }
+    }
+}
+
 /// This boot (random(4), boot_id). Where the kernel does not say, nothing can be remembered for it.
 pub fn boot() -> Option<String> {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
@@ -60,8 +72,17 @@ pub fn boot() -> Option<String> {
 
 /// Writes a file, with the folders above it, in place of the one that is there.
 pub fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    Folder::make(folder)?.replace(name, bytes)
+    Folder::make(folder_of(path))?.replace(name_of(path)?, bytes)
+}
+
+/// The same unless there is one.
+pub fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    match Folder::make(folder_of(path))?.create(name_of(path)?, bytes) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        created => created,
+    }
+}
+
+fn name_of(path: &Path) -> io::Result<&str> {
+    path.file_name().and_then(|name| name.to_str()).ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }

@@ -9,6 +9,7 @@ pub mod enrol;
 mod error;
 pub mod lockbox;
 pub mod pins;
+pub mod receipt;
 pub mod tenant;
 #[cfg(test)]
 pub mod testing;

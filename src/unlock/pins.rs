@@ -53,6 +53,12 @@ impl Pins {
         state::write(&self.file(volume), pin)
     }
 
+    /// Forgets a volume that is no more; whether it was known.
+    pub fn forget(&self, volume: Uuid) -> Result<bool, StateError> {
+        let handed_on = state::remove(&Path::new(HANDED_ON).join(volume.to_string()))?;
+        Ok(state::remove(&self.file(volume))? || handed_on)
+    }
+
     /// Leaves a pin for the system that comes after the initramfs, whose state directory is not there yet.
     pub fn hand_on(&self, volume: Uuid) -> Result<(), StateError> {
         match self.get(volume)? {

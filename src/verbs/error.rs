@@ -12,7 +12,7 @@ use crate::{
         mapping_name::{MappingName, ParseMappingNameError},
     },
     keys::seal::SealError,
-    unlock::{self, enrol::EnrolError},
+    unlock::{self, enrol::EnrolError, receipt::ReceiptError},
     verbs::boot::BootError,
     volumes::{backend::BackendError, separation::MalformedConnectionInfo},
 };
@@ -143,6 +143,37 @@ pub enum Error {
     /// libcryptsetup has ended, and the header does not say that it is done.
     #[error("the re-encryption of {} ended before its end", .0.display())]
     Stopped(PathBuf),
+    /// An erase was begun, and has not come to its end.
+    #[error("the erase of the volume {volume} on {} is begun, and not finished", .device.display())]
+    HalfErased {
+        device: PathBuf,
+        volume: Uuid,
+        #[source]
+        source: Box<Error>,
+    },
+    /// A key is deleted only if it opens the volume.
+    #[error("nothing proves that the key {key} is that of {}, so it is not deleted", .device.display())]
+    NotProven {
+        device: PathBuf,
+        key: KeyReference,
+        #[source]
+        source: Box<Error>,
+    },
+    /// A store gives what it has deleted.
+    #[error("the store has accepted the deletion of the key {0}, and still has it")]
+    StillThere(KeyReference),
+    /// A header does not go.
+    #[error("{} still has a LUKS header after that was wiped", .0.display())]
+    StillHasHeader(PathBuf),
+    /// There is another device under the path by now.
+    #[error("{} has no header of the volume {volume} that could be wiped", .path.display())]
+    NotTheVolume { path: PathBuf, volume: Uuid },
+    /// A second device has the same header.
+    #[error("{} is a copy of the volume on {}, whose erase is begun", .device.display(), .begun.display())]
+    ErasingCopy { device: PathBuf, begun: PathBuf },
+    /// A receipt.
+    #[error(transparent)]
+    Receipt(#[from] ReceiptError),
     /// The user must agree or choose first.
     #[error("{0}")]
     Usage(String),
@@ -182,7 +213,15 @@ impl Advice for Error {
             Self::Paused { .. } | Self::MovePaused { .. } => Exit::Paused,
             Self::Stopped(_) => Exit::Io,
             Self::HeaderRestored { .. } => Exit::Header,
-            Self::HalfFormatted { source, .. } | Self::NotApartThere { source, .. } => source.exit(),
+            Self::HalfFormatted { source, .. }
+            | Self::HalfErased { source, .. }
+            | Self::NotProven { source, .. }
+            | Self::NotApartThere { source, .. } => source.exit(),
+            Self::StillThere(_) => Exit::StoreUnavailable,
+            Self::StillHasHeader(_) => Exit::Io,
+            Self::NotTheVolume { .. } => Exit::Header,
+            Self::ErasingCopy { .. } => Exit::InTheWay,
+            Self::Receipt(error) => error.exit(),
         }
     }
 
@@ -201,6 +240,21 @@ impl Advice for Error {
                 device.display()
             )
             .into(),
+            Self::HalfErased { device, source, .. } => {
+                let first = source.next_step().map(|step| format!("{step}; then ")).unwrap_or_default();
+                format!("{first}go on: cryptattach key erase {}", device.display()).into()
+            }
+            Self::NotProven { key, source, .. } => {
+                let first = source.next_step().map(|step| format!("{step}; or ")).unwrap_or_default();
+                format!("{first}if you know that it is: cryptattach key delete {key} --yes, then erase again").into()
+            }
+            Self::StillThere(_) => "try again when all of the store's replicas run; the store may lie".into(),
+            Self::StillHasHeader(_) => "the device does not keep what is written: destroy it".into(),
+            Self::NotTheVolume { .. } => "name the path that the volume has now ('lsblk --fs' shows the UUIDs)".into(),
+            Self::ErasingCopy { begun, .. } => {
+                format!("end that first: cryptattach key erase {}", begun.display()).into()
+            }
+            Self::Receipt(error) => return error.next_step(),
             Self::NoClevis(_) => "--key-file FILE takes a passphrase of the volume".into(),
             Self::Clevis { source, .. } => {
                 let first = source.next_step().unwrap_or("'clevis luks list' shows it".into());

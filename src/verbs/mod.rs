@@ -7,6 +7,7 @@ pub mod boot;
 pub mod clevis;
 pub mod container;
 pub mod detach;
+pub mod erase;
 pub mod error;
 pub mod explain;
 pub mod failure;

@@ -4,12 +4,14 @@ use std::{
     fs::{self, OpenOptions},
     io::{Seek, SeekFrom, Write},
     path::Path,
+    thread,
 };
 
-use super::{attach, detach, error::Error, format, hook, import, passphrase, resize, rotate, test};
+use super::{attach, detach, erase, error::Error, format, hook, import, passphrase, resize, rotate, test};
 use crate::{
     base::{
         advice::Advice,
+        hex,
         key::{Consumer, KeyId, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
     },
     config::Config,
@@ -18,10 +20,12 @@ use crate::{
         seal::{OwnerKey, SealError},
         store::StoreError,
     },
+    sys::device::DeviceError,
     unlock::{
         self,
         case::Strictness,
         container::TrustError,
+        receipt::{Answer, Desk},
         tenant::{Claim, Tenant, TenantError},
         testing::Site,
     },
@@ -748,4 +752,99 @@ fn keys_beside_the_data_are_not_made() {
     let refused = rotated(&site, &device, false).unwrap_err();
     assert!(matches!(refused, Error::Unlock(unlock::Error::NotSeparate(_))), "{refused:?}");
     assert_eq!(site.keys(), [key]);
+}
+
+fn erased(site: &Site, device: &Path) -> Result<erase::Erased, Error> {
+    let (separation, confirm) = (Strictness::default(), |_: &erase::Doomed<'_>| Ok(()));
+    let request = erase::Request { device, header: None, receipt: None, separation, confirm: &confirm };
+    loop {
+        match erase::erase(&site.config, &request) {
+            // A child of another test has what was open here until it runs its program, and with it the lock.
+            Err(Error::Unlock(unlock::Error::Device(DeviceError::Busy { .. }))) => thread::yield_now(),
+            erased => return erased,
+        }
+    }
+}
+
+#[test]
+fn an_erased_volume_has_neither_key_nor_header_and_a_receipt() {
+    let site = Site::with("");
+    let (device, reference) = formatted(&site, "a", true);
+    let (other, _) = formatted(&site, "b", false);
+    let uuid = header::probe(&device, None).unwrap().uuid().unwrap();
+    let erase::Erased { file, receipt, .. } = erased(&site, &device).unwrap();
+    let key = &receipt.keys[0];
+    assert_eq!((&key.key, key.answer, receipt.volume), (&reference, Answer::Deleted, uuid));
+    assert_eq!(Desk::of(&site.config).verify(&file, None).unwrap().0, receipt);
+    assert!(header_is_blank(&device) && site.store.stored(reference.key).is_none());
+    let digest = hex::encode(&openssl::sha::sha256(&fs::read(&file).unwrap()));
+    assert!(site.audit().contains(&format!("\"action\":\"key erase\",\"device\":\"{}\"", device.display())));
+    assert!(site.audit().contains(&digest), "{}", site.audit());
+    refuses!(site, erased(&site, &device), Error::Unlock(unlock::Error::Volume(VolumeError::NoHeader { .. })));
+    attached(&site, &other).unwrap();
+}
+
+#[test]
+fn what_is_not_agreed_to_or_needed_by_others_is_not_erased() {
+    let site = Site::with("");
+    let (device, reference) = formatted(&site, "a", false);
+    let before = fs::read(&device).unwrap();
+    let no = |_: &erase::Doomed<'_>| Err(Error::Usage("no".to_owned()));
+    let separation = Strictness::default();
+    let request = erase::Request { device: &device, header: None, receipt: None, separation, confirm: &no };
+    refuses!(site, erase::erase(&site.config, &request), Error::Usage(_));
+    let consumer = Consumer { service: "cinder".into(), resource_type: "volume".into(), resource_id: "1".into() };
+    site.container().store().add_consumer(&reference.key, &consumer).unwrap();
+    refuses!(site, erased(&site, &device), Error::Unlock(unlock::Error::InUse { .. }));
+    assert!(fs::read(&device).unwrap() == before && site.keys() == [reference], "nothing is changed");
+    assert!(!site.audit().contains("key erase"), "{}", site.audit());
+}
+
+#[test]
+fn a_store_that_keeps_what_it_has_deleted_is_told_and_the_header_stays_until_it_has_not() {
+    let site = Site::with("");
+    let (device, reference) = formatted(&site, "a", false);
+    site.store.lie(reference.key, site.store.stored(reference.key).unwrap());
+    let half = erased(&site, &device).expect_err("it lies");
+    let Error::HalfErased { source, .. } = &half else { panic!("{half:?}") };
+    assert!(matches!(&**source, Error::StillThere(key) if *key == reference), "{half:?}");
+    assert!(half.next_step().unwrap().contains("go on: cryptattach key erase"), "{half:?}");
+    assert!(!header_is_blank(&device), "it says whose it is");
+    site.store.be_honest(reference.key);
+    let receipt = erased(&site, &device).unwrap().receipt;
+    assert_eq!(receipt.keys[0].answer, Answer::GoneMeanwhile);
+    assert!(header_is_blank(&device));
+}
+
+#[test]
+fn a_store_that_is_away_loses_nothing_and_a_key_that_is_gone_holds_nothing_up() {
+    let site = Site::with("");
+    let (device, reference) = formatted(&site, "a", false);
+    site.store.set_unreachable(true);
+    refuses!(site, erased(&site, &device), Error::Unlock(unlock::Error::Store(_)));
+    site.store.set_unreachable(false);
+    attached(&site, &device).unwrap();
+    detach::detach(&site.backend, &"data".parse().unwrap(), crate::volumes::backend::Deferred::No).unwrap();
+    site.container().store().delete(&reference.key).unwrap();
+    assert_eq!(erased(&site, &device).unwrap().receipt.keys[0].answer, Answer::NotThere);
+    assert!(header_is_blank(&device));
+}
+
+/// Whoever writes to the disk would have another volume's key deleted.
+#[test]
+fn a_key_that_only_the_header_calls_the_volumes_is_not_deleted() {
+    let site = Site::with("");
+    let (device, own) = formatted(&site, "a", false);
+    let (_, victim) = formatted(&site, "b", false);
+    cryptsetup(&["token", "remove", "--token-id", "0"], &device);
+    let token = site.path("token");
+    fs::write(
+        &token,
+        format!(r#"{{"type":"cryptattach","keyslots":[],"store":"{}","key":"{}"}}"#, victim.store, victim.key),
+    )
+    .unwrap();
+    cryptsetup(&["token", "import", "--token-id", "0", "--json-file", token.to_str().unwrap()], &device);
+    let before = fs::read(&device).unwrap();
+    refuses!(site, erased(&site, &device), Error::NotProven { .. });
+    assert!(fs::read(&device).unwrap() == before && site.keys().len() == 2 && own != victim, "nothing is changed");
 }

@@ -38,6 +38,7 @@ mod clevis;
 mod container;
 mod disk;
 mod enrol;
+mod erase;
 mod exports;
 mod foreign;
 mod format;

@@ -41,6 +41,7 @@ mod content;
 mod ecdh_es;
 pub mod identities;
 mod jwk;
+pub mod jws;
 mod key_wrap;
 pub mod leaves;
 mod payload;

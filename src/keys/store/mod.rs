@@ -62,6 +62,13 @@ pub trait KeyStore: Consumers + Send + Sync {
     fn reseal(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError>;
     /// Deletes a key: its volume's data can never be read again (crypto-shred).
     fn delete(&self, id: &KeyId) -> Result<(), StoreError>;
+    /// Whether the key is gone from wherever the store can look: a deletion that only some replicas have heard of is none.
+    fn is_gone(&self, id: &KeyId) -> Result<bool, StoreError> {
+        match self.get(id) {
+            Err(StoreError::NotFound { .. }) => Ok(true),
+            found => found.map(|_| false),
+        }
+    }
     /// The ids of all keys, in order.
     fn list(&self) -> Result<Vec<KeyId>, StoreError>;
     /// Where the bytes of a key rest, or would rest.

@@ -53,6 +53,9 @@ pub struct Event<'a> {
     /// On whose behalf a hook did it, as Keystone says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub caller: Option<&'a Acting>,
+    /// The SHA-256 of the receipt's file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<String>,
     /// What the TPM's index for the audit record had before it was extended by this record's hash.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tpm: Option<String>,

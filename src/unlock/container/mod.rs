@@ -313,7 +313,8 @@ impl Container {
         Ok(key)
     }
 
-    fn places_in_store(&self, id: &KeyId) -> Result<Vec<Place>, Error> {
+    /// Where a key rests in the store.
+    pub fn places_in_store(&self, id: &KeyId) -> Result<Vec<Place>, Error> {
         let mut places = self.store.places(id)?;
         for place in &mut places {
             // It may be remembered, and be read in another directory.

@@ -38,7 +38,7 @@ fn lock_of(config: &Config, volume: Uuid) -> PathBuf {
     folder(config).join(format!(".{volume}"))
 }
 
-/// Where the journal of a volume is, and that nobody else rotates its key on this host, or moves it.
+/// Where the journal of a volume is, and that nobody else rotates its key on this host, moves or erases it.
 pub(in crate::verbs) fn claim(config: &Config, volume: Uuid) -> io::Result<(PathBuf, Flock<fs::File>)> {
     Folder::make(&folder(config))?;
     let alone = lock::lock(&lock_of(config, volume), Duration::ZERO)?;

@@ -12,11 +12,11 @@ use uuid::Uuid;
 use super::header_image::{MAGIC, SECOND_COPIES, SECOND_MAGIC, number};
 
 /// What stands before the JSON area of each copy.
-const BINARY_BYTES: usize = 4096;
+pub(super) const BINARY_BYTES: usize = 4096;
 const SEQUENCE: usize = 16;
 const ALGORITHM: std::ops::Range<usize> = 72..104;
 const SALT: std::ops::Range<usize> = 104..168;
-const UUID: std::ops::Range<usize> = 168..208;
+pub(super) const UUID: std::ops::Range<usize> = 168..208;
 const OFFSET: usize = 256;
 const CHECKSUM: std::ops::Range<usize> = 448..512;
 
@@ -94,6 +94,18 @@ impl Copies {
         Uuid::try_parse_ascii(text).ok()
     }
 
+    /// Counts the writes of the header.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// The bytes of this copy as they are on the device, and where they begin.
+    pub fn bytes(&self, file: &File) -> io::Result<(u64, Vec<u8>)> {
+        let (at, mut bytes) = (self.alone_at.unwrap_or(0), vec![0; self.size]);
+        file.read_exact_at(&mut bytes, at)?;
+        Ok((at, bytes))
+    }
+
     /// Whether both are the same header, of the same sequence number and words.
     pub fn is(&self, other: &Self) -> bool {
         (self.size, self.sequence, &self.json) == (other.size, other.sequence, &other.json)
@@ -113,7 +125,8 @@ impl Copies {
         Ok(())
     }
 
-    fn order(&self) -> [u64; 2] {
+    /// Where the two copies stand; one that is alone comes last.
+    pub fn order(&self) -> [u64; 2] {
         if self.alone_at == Some(0) { [self.size(), 0] } else { [0, self.size()] }
     }
 

@@ -13,6 +13,7 @@ pub mod reencryption;
 pub mod rekey;
 pub mod signatures;
 mod token;
+pub mod wipe;
 
 use std::{
     borrow::Cow,

@@ -5,6 +5,7 @@ use std::{fs::File, io::Read, os::unix::fs::MetadataExt, path::Path};
 use base64ct::{Base64UrlUnpadded, Encoding};
 use openssl::{
     asn1::Asn1Time,
+    ec::EcKey,
     error::ErrorStack,
     pkey::{HasPublic, Id, PKey, PKeyRef, Private, Public},
     x509::X509,
@@ -203,6 +204,11 @@ impl OwnerKey {
         let secret = SecretBytes::copy_of(&pem);
         zeroize::Zeroize::zeroize(&mut pem);
         Ok(secret?)
+    }
+
+    /// The key, if it is on P-256.
+    pub(in crate::keys::seal) fn p256(&self) -> Result<EcKey<Private>, SealError> {
+        self.key.ec_key().map_err(|_| SealError::Unsupported("it is not a key on P-256".to_owned()))
     }
 
     /// The private number of a key on P-256.

@@ -256,6 +256,12 @@ impl KeyStore for Swift {
         self.delete_object(&id.to_string())
     }
 
+    /// All replicas are asked, however long one takes. Swift says the same of a container that is not there.
+    fn is_gone(&self, id: &KeyId) -> Result<bool, StoreError> {
+        let is_gone = self.newest(&id.to_string())?.is_none();
+        self.head().map(|_| is_gone)
+    }
+
     fn list(&self) -> Result<Vec<KeyId>, StoreError> {
         Ok(self.names("")?.iter().filter_map(|name| name.parse().ok()).collect())
     }

@@ -1,0 +1,346 @@
+//! Receipts: what was erased, what each store said, what was verified and what cannot be promised, signed by the host that did it.
+//!
+//! The key that signs is the host's own, made with its first receipt. It opens nothing.
+
+use std::{
+    borrow::Cow,
+    fs::OpenOptions,
+    io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use nix::libc;
+use openssl::sha::sha256;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::{
+    base::{advice::Advice, exit::Exit, hex, key::KeyReference},
+    config::Config,
+    keys::seal::{
+        Identity, OwnerKey, SealError,
+        jws::{self, NotSigned},
+    },
+    sys::{durable, state},
+};
+
+/// The largest receipt that is read; one with many replicas has a tenth of that.
+const MOST_BYTES: u64 = 64 << 10;
+/// The most places of a key that are named.
+pub const MOST_PLACES: usize = 64;
+
+/// What no erase can promise.
+pub const NOT_PROMISED: [&str; 5] = [
+    "copies of the sealed key that were made before, in backups of the store for one: they are not known here",
+    "keys that a host or person had opened before: they may have kept them, and with a copy of the data they read it",
+    "a keyslot's passphrase opens any copy of the header that was made before",
+    "flash memory, journals and snapshots may keep what was written over or deleted",
+    "lockboxes of other hosts keep their entries until those expire",
+];
+
+/// What is signed, and the version of its form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    #[serde(rename = "cryptattach erase receipt 1")]
+    Erase,
+}
+
+/// What was erased, and what is known of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Receipt {
+    pub kind: Kind,
+    /// The host that did it, by its own word.
+    pub host: String,
+    /// Seconds since 1970-01-01 UTC.
+    pub begun: u64,
+    pub ended: u64,
+    /// The volume: the path of its device.
+    pub device: String,
+    /// That of a detached header.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detached_header: Option<String>,
+    pub volume: Uuid,
+    pub header: HeaderWas,
+    pub keys: Vec<KeyWas>,
+    /// Keys that are still there, and open copies of the volume from before.
+    pub kept: Vec<KeyReference>,
+    /// What was looked at afterwards, and found right.
+    pub verified: Vec<String>,
+    /// What nobody may conclude from it.
+    pub not_promised: Vec<String>,
+}
+
+/// The header as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeaderWas {
+    pub sequence: u64,
+    /// Of one copy of the metadata: so many bytes at that place.
+    #[serde(with = "hex")]
+    pub sha256: [u8; 32],
+    pub at: u64,
+    pub bytes: u64,
+    /// The volume key's digest, as the header had it.
+    pub digest: String,
+    /// So many bytes were written over, with the keyslots.
+    pub wiped_bytes: u64,
+}
+
+/// A key that was the volume's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyWas {
+    pub key: KeyReference,
+    /// Its store in words.
+    pub store: String,
+    /// Where it rested there.
+    pub places: Vec<String>,
+    pub answer: Answer,
+    /// Whether this host's lockbox had an entry of it, which is removed; `None` if it has no lockbox.
+    pub lockbox_entry: Option<bool>,
+}
+
+/// What the store said to the deletion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// It has done it.
+    Deleted,
+    /// The command was interrupted; when it went on, the store had the key no more.
+    GoneMeanwhile,
+    /// It did not have the key.
+    NotThere,
+}
+
+impl Answer {
+    /// In words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Deleted => "deleted by its store, which has no such key any more when it is asked again",
+            Self::GoneMeanwhile => "gone from its store when an interrupted erase went on",
+            Self::NotThere => "its store did not have it",
+        }
+    }
+}
+
+/// A receipt cannot be used or made.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiptError {
+    /// It does not have the form.
+    #[error("{} is not a receipt: {why}", .path.display())]
+    NoReceipt { path: PathBuf, why: String },
+    /// The signature does not fit.
+    #[error("{} was changed, or its signature is not its own", .0.display())]
+    Changed(PathBuf),
+    /// Somebody else has signed it.
+    #[error("{} is signed by another key, {is}; expected {expected}", .path.display())]
+    OtherSigner { path: PathBuf, is: String, expected: String },
+    /// Nobody has said whose signature it has to be.
+    #[error("{} is signed by the key {is}, and this host has no such key", .path.display())]
+    UnknownSigner { path: PathBuf, is: String },
+    /// Reading or writing.
+    #[error("cannot {action} {}", .path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The key that signs.
+    #[error("the key that signs receipts cannot be used")]
+    Key(#[source] SealError),
+}
+
+impl Advice for ReceiptError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Exit::Missing,
+            Self::Io { .. } => Exit::Io,
+            Self::Key(error) => error.exit(),
+            _ => Exit::ReceiptRefused,
+        }
+    }
+
+    fn next_step(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::NoReceipt { .. } | Self::Changed(_) => {
+                "take the file that 'cryptattach key erase' has written; the host's audit record has its SHA-256".into()
+            }
+            Self::OtherSigner { .. } => "do not believe it before it is clear who signed it".into(),
+            Self::UnknownSigner { is, .. } => format!(
+                "compare that with what 'cryptattach receipt key' prints on the host that has erased; if it is the same: --signer {is}"
+            )
+            .into(),
+            Self::Key(error) => return error.next_step(),
+            Self::Io { .. } => return None,
+        })
+    }
+}
+
+/// This host's key that signs, and where receipts rest.
+pub struct Desk {
+    folder: PathBuf,
+}
+
+impl Desk {
+    /// In the state directory; nothing is looked at yet.
+    pub fn of(config: &Config) -> Self {
+        Self { folder: config.state.join("receipts") }
+    }
+
+    /// Where a receipt goes that nobody has named a file for.
+    pub fn file(&self, volume: Uuid, begun: u64) -> PathBuf {
+        self.folder.join(format!("{volume}-{begun}.json"))
+    }
+
+    fn key_file(&self) -> PathBuf {
+        self.folder.join("signing.key")
+    }
+
+    /// The key, if there is one.
+    fn key(&self) -> Result<Option<OwnerKey>, ReceiptError> {
+        let path = self.key_file();
+        path.exists().then(|| OwnerKey::read(&path)).transpose().map_err(ReceiptError::Key)
+    }
+
+    /// The key; it is made the first time.
+    fn key_or_new(&self) -> Result<OwnerKey, ReceiptError> {
+        if let Some(key) = self.key()? {
+            return Ok(key);
+        }
+        let key = OwnerKey::generate().map_err(ReceiptError::Key)?;
+        let (pem, path) = (key.private_pem().map_err(ReceiptError::Key)?, self.key_file());
+        state::create(&path, pem.expose()).map_err(io_error("write", &path))?;
+        // Of two commands at once one has made it.
+        self.key()?.ok_or_else(|| io_error("read", &path)(io::ErrorKind::NotFound.into()))
+    }
+
+    /// The public key, as JWK, and its thumbprint; it is made the first time.
+    pub fn public(&self) -> Result<(Value, String), ReceiptError> {
+        let recipient = self.key_or_new()?.recipient().map_err(ReceiptError::Key)?;
+        let jwk = recipient.jwk().map_err(ReceiptError::Key)?;
+        Ok((Value::Object(jwk), recipient.kid().to_owned()))
+    }
+
+    /// Signs a receipt and writes it, in place of one that an interrupted command has written; the SHA-256 of the file.
+    pub fn write(&self, receipt: &Receipt, path: &Path) -> Result<[u8; 32], ReceiptError> {
+        let payload = serde_json::to_vec(receipt).map_err(|error| io_error("write", path)(error.into()))?;
+        let mut signed = jws::sign(&payload, &self.key_or_new()?).map_err(ReceiptError::Key)?;
+        signed.push(b'\n');
+        durable::replace(path, &signed).map_err(io_error("write", path))?;
+        Ok(sha256(&signed))
+    }
+
+    /// Reads a receipt that this signer, or else this host, has signed; and who that is.
+    pub fn verify(&self, path: &Path, signer: Option<&str>) -> Result<(Receipt, String), ReceiptError> {
+        let path_buf = || path.to_owned();
+        let no_receipt = |why: &str| ReceiptError::NoReceipt { path: path_buf(), why: why.to_owned() };
+        let signed = jws::verify(&read(path)?).map_err(|why| match why {
+            NotSigned::Malformed => no_receipt("it is not a JWS with ES256"),
+            NotSigned::Changed => ReceiptError::Changed(path_buf()),
+        })?;
+        let own = || Ok(self.key()?.map(|key| key.kid().to_owned()));
+        let expected = match signer {
+            Some(signer) => Some(signer.to_owned()),
+            None => own()?,
+        };
+        match expected {
+            Some(expected) if expected == signed.signer => {}
+            Some(expected) => {
+                return Err(ReceiptError::OtherSigner { path: path_buf(), is: signed.signer, expected });
+            }
+            None => return Err(ReceiptError::UnknownSigner { path: path_buf(), is: signed.signer }),
+        }
+        let receipt = serde_json::from_slice(&signed.payload).map_err(|error| no_receipt(&error.to_string()))?;
+        Ok((receipt, signed.signer))
+    }
+}
+
+/// Not more than a receipt can have, and only from a file: a pipe might never end.
+fn read(path: &Path) -> Result<Vec<u8>, ReceiptError> {
+    let no_receipt = |why: String| ReceiptError::NoReceipt { path: path.to_owned(), why };
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
+    let file = file.map_err(io_error("open", path))?;
+    if !file.metadata().map_err(io_error("read", path))?.is_file() {
+        return Err(no_receipt("it is not a file".to_owned()));
+    }
+    let mut bytes = Vec::new();
+    file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(io_error("read", path))?;
+    match bytes.len() as u64 > MOST_BYTES {
+        true => Err(no_receipt(format!("it has more than {MOST_BYTES} bytes"))),
+        false => Ok(bytes),
+    }
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ReceiptError {
+    let path = path.to_owned();
+    move |source| ReceiptError::Io { action, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::unlock::testing::Site;
+
+    fn receipt() -> Receipt {
+        Receipt {
+            kind: Kind::Erase,
+            host: "a".to_owned(),
+            begun: 1,
+            ended: 2,
+            device: "/dev/vdb".to_owned(),
+            detached_header: None,
+            volume: Uuid::nil(),
+            header: HeaderWas {
+                sequence: 3,
+                sha256: [7; 32],
+                at: 0,
+                bytes: 16384,
+                digest: "d".to_owned(),
+                wiped_bytes: 9,
+            },
+            keys: Vec::new(),
+            kept: Vec::new(),
+            verified: Vec::new(),
+            not_promised: NOT_PROMISED.map(str::to_owned).to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_receipt_is_believed_by_its_signer_only() {
+        let (site, other) = (Site::with(""), Site::with(""));
+        let [desk, others] = [&site, &other].map(|site| Desk::of(&site.config));
+        let path = site.path("r.json");
+        let nobody = || desk.verify(&path, None).unwrap_err();
+        others.write(&receipt(), &path).unwrap();
+        assert!(matches!(nobody(), ReceiptError::UnknownSigner { .. }), "there is no key here yet");
+        desk.public().unwrap();
+        assert!(matches!(nobody(), ReceiptError::OtherSigner { .. }));
+        let (_, signer) = others.public().unwrap();
+        assert_eq!(desk.verify(&path, Some(&signer)).unwrap(), (receipt(), signer.clone()));
+        desk.write(&receipt(), &path).unwrap();
+        assert!(matches!(desk.verify(&path, Some(&signer)), Err(ReceiptError::OtherSigner { .. })));
+        assert_eq!(desk.verify(&path, None).unwrap().0, receipt());
+    }
+
+    #[test]
+    fn a_signed_thing_of_another_kind_is_no_receipt() {
+        let site = Site::with("");
+        let (desk, path) = (Desk::of(&site.config), site.path("r.json"));
+        let key = desk.key_or_new().unwrap();
+        let json = serde_json::to_value(receipt()).unwrap();
+        let (mut other, mut more) = (json.clone(), json);
+        other["kind"] = "cryptattach move receipt 1".into();
+        more["also"] = true.into();
+        for payload in [other.to_string(), more.to_string(), "[".repeat(40_000), String::new()] {
+            fs::write(&path, jws::sign(payload.as_bytes(), &key).unwrap()).unwrap();
+            let refused = desk.verify(&path, None).unwrap_err();
+            assert!(matches!(refused, ReceiptError::NoReceipt { .. }), "{refused:?}");
+        }
+    }
+}
