@@ -7,24 +7,27 @@ use std::{
     thread,
 };
 
-use super::{attach, detach, erase, error::Error, format, hook, import, passphrase, resize, rotate, test};
+use super::{attach, detach, erase, error::Error, format, hook, import, r#move, passphrase, resize, rotate, test};
 use crate::{
     base::{
         advice::Advice,
         hex,
-        key::{Consumer, KeyId, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, SecretBytes},
+        key::{
+            Consumer, KeyId, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, Place, SecretBytes,
+            StoreName,
+        },
     },
     config::Config,
     keys::{
         net::Caller,
         seal::{OwnerKey, SealError},
-        store::StoreError,
+        store::{StoreError, memory::Memory},
     },
     sys::device::DeviceError,
     unlock::{
         self,
-        case::Strictness,
-        container::TrustError,
+        case::{Case, Circumstances, Strictness},
+        container::{Container, TrustError, Use},
         receipt::{Answer, Desk},
         tenant::{Claim, Tenant, TenantError},
         testing::Site,
@@ -847,4 +850,150 @@ fn a_key_that_only_the_header_calls_the_volumes_is_not_deleted() {
     let before = fs::read(&device).unwrap();
     refuses!(site, erased(&site, &device), Error::NotProven { .. });
     assert!(fs::read(&device).unwrap() == before && site.keys().len() == 2 && own != victim, "nothing is changed");
+}
+
+/// A site with a second store.
+struct Movers {
+    site: Site,
+    vault: StoreName,
+    there: Memory,
+}
+
+impl Movers {
+    fn new() -> Self {
+        let site = Site::with(
+            "[stores.SITE-vault]\ntype = 'directory'\npath = 'none'\nowner = 'owner.pem'\nno_escrow = true\n\
+             identities = ['owner.key']\n",
+        );
+        let (vault, there): (StoreName, _) = (format!("{}-vault", site.name).parse().unwrap(), Memory::default());
+        there.hand_in(&vault);
+        there.set_places(vec![Place::path("sealed key", site.beside_the_keys("c.toml"), true)]);
+        let mut site = site;
+        site.config.default_store = Some(site.name.clone());
+        Self { site, vault, there }
+    }
+
+    fn moved(&self, key: &KeyReference, device: &Path) -> Result<r#move::Moved, Error> {
+        let to = if key.store == self.vault { &self.site.name } else { &self.vault };
+        let request = r#move::Request { to, separation: Strictness::default() };
+        r#move::one(&self.site.config, &request, key, Some(r#move::At { device: device.to_owned(), header: None }))
+    }
+
+    fn named(device: &Path) -> KeyReference {
+        header::probe(device, None).unwrap().luks().unwrap().reference.clone().unwrap()
+    }
+
+    /// The volume attaches.
+    fn check(&self, device: &Path) {
+        attached(&self.site, device).unwrap();
+        detach::detach(&self.site.backend, &"data".parse().unwrap(), crate::volumes::backend::Deferred::No).unwrap();
+    }
+}
+
+#[test]
+fn a_store_that_goes_away_in_a_move_loses_nothing_and_the_same_command_goes_on() {
+    for which in [0, 1] {
+        let mut requests = 0;
+        loop {
+            let movers = Movers::new();
+            let (device, old) = formatted(&movers.site, "a", requests % 2 == 0);
+            let store = [&movers.site.store, &movers.there][which];
+            store.answer_only(Some(requests));
+            let moved = movers.moved(&old, &device);
+            store.answer_only(None);
+            movers.check(&device);
+            let was_done = moved.is_ok();
+            assert!(was_done || requests < 40, "{moved:?}");
+            let moved = movers.moved(&old, &device).unwrap();
+            assert_eq!((&moved.key.store, moved.key.key), (&movers.vault, old.key));
+            movers.check(&device);
+            assert!(movers.site.keys().is_empty() && movers.there.stored(old.key).is_some());
+            if was_done {
+                break;
+            }
+            requests += 1;
+        }
+        assert!(requests > 4, "{requests} requests");
+    }
+}
+
+#[test]
+fn a_store_that_gives_another_key_back_gets_none() {
+    let movers = Movers::new();
+    let (device, old) = formatted(&movers.site, "a", false);
+    let (_, other) = formatted(&movers.site, "b", false);
+    let before = fs::read(&device).unwrap();
+    movers.there.lie_about_all(movers.site.store.stored(other.key).unwrap());
+    let refused = movers.moved(&old, &device).unwrap_err();
+    assert!(matches!(refused, Error::Unlock(_)), "{refused:?}");
+    assert!(fs::read(&device).unwrap() == before && movers.site.keys().contains(&old), "all is as it was");
+    movers.check(&device);
+}
+
+#[test]
+fn a_key_gets_a_new_id_where_its_own_is_taken() {
+    let movers = Movers::new();
+    let (device, old) = formatted(&movers.site, "a", true);
+    let (_, other) = formatted(&movers.site, "b", false);
+    let taken = movers.site.store.stored(other.key).unwrap();
+    movers.there.put(old.key, taken.clone());
+    let moved = movers.moved(&old, &device).unwrap();
+    assert_ne!(moved.key.key, old.key);
+    assert_eq!(movers.there.stored(old.key), Some(taken), "what is there stays");
+    assert_eq!(Movers::named(&device), moved.key);
+    movers.check(&device);
+    assert!(!movers.site.keys().contains(&old));
+}
+
+/// The stored copy of a run that was killed long ago lacks what was sealed with the key since.
+#[test]
+fn a_copy_that_says_less_than_the_key_does_not_take_its_place() {
+    let movers = Movers::new();
+    let (device, old) = formatted(&movers.site, "a", true);
+    let config = &movers.site.config;
+    let proven = |reference: &KeyReference| {
+        let container = Container::open(config, &reference.store, None, Use::Keys).unwrap();
+        let volume = header::probe(&device, None).unwrap();
+        Case::of(config, volume, reference.clone(), container.into()).prove(Circumstances::default()).unwrap()
+    };
+    let copy = KeyReference { store: movers.vault.clone(), key: old.key };
+    proven(&copy).store_copy(&proven(&old)).unwrap();
+    proven(&copy).forget_passphrase().unwrap();
+    // Nor if the header names it.
+    header::probe(&device, None).unwrap().move_token(&old, &copy).unwrap();
+    let refused = movers.moved(&old, &device).unwrap_err();
+    assert!(matches!(&refused, Error::NotMovable { why, .. } if why.contains("is no copy of it")), "{refused:?}");
+    assert!(movers.site.keys().contains(&old), "it is not deleted");
+    header::probe(&device, None).unwrap().move_token(&copy, &old).unwrap();
+    let moved = movers.moved(&old, &device).unwrap();
+    assert_ne!(moved.key, copy);
+    let request = passphrase::Request { device: &device, header: None, key: None };
+    passphrase::release(config, request).expect("it has its passphrase");
+}
+
+#[test]
+fn keys_that_others_know_by_their_ids_are_not_moved() {
+    let movers = Movers::new();
+    let (device, key) = formatted(&movers.site, "a", false);
+    let refused = |key: &KeyReference, device: &Path| match movers.moved(key, device).unwrap_err() {
+        Error::NotMovable { why, .. } => why,
+        error => panic!("{error:?}"),
+    };
+    let (other, _) = formatted(&movers.site, "b", false);
+    assert!(refused(&key, &other).contains("names another key"));
+    let object = of_project(&movers.site, "AAAA");
+    assert!(refused(&object, &device).contains("a tenant's"));
+    let consumer = Consumer {
+        service: "cinder".to_owned(),
+        resource_type: "volume".to_owned(),
+        resource_id: "3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de".to_owned(),
+    };
+    movers.site.container().store().add_consumer(&key.key, &consumer).unwrap();
+    assert!(refused(&key, &device).contains("it has consumers"));
+    movers.site.container().store().remove_consumer(&key.key, &consumer).unwrap();
+    // Nor while its rotation is to be gone on with.
+    left(&movers.site, &device, &key, &key, false);
+    assert!(refused(&key, &device).contains("a rotation has begun"));
+    assert!(movers.there.asked().iter().all(|asked| !asked.starts_with("create")), "nothing is stored");
+    movers.check(&device);
 }

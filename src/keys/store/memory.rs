@@ -25,6 +25,8 @@ struct State {
     failures: VecDeque<StoreError>,
     fails_at: Option<(String, StoreError)>,
     unreachable: bool,
+    /// How many requests are answered until none is.
+    answers: Option<usize>,
     lies: BTreeMap<String, SealedKey>,
     lie: Option<SealedKey>,
     consumers: BTreeMap<KeyId, BTreeSet<Consumer>>,
@@ -58,6 +60,11 @@ impl Memory {
     /// From now on every request fails, or none.
     pub fn set_unreachable(&self, unreachable: bool) {
         self.state().unreachable = unreachable;
+    }
+
+    /// This many requests are answered, and then none, until that is taken back.
+    pub fn answer_only(&self, requests: Option<usize>) {
+        self.state().answers = requests;
     }
 
     /// From now on reading `name` (a key's id, `kek/EPOCH` or `host/NAME`) gives another key than the one that is stored.
@@ -111,9 +118,11 @@ impl Memory {
         if let Some((_, error)) = state.fails_at.take_if(|(at, _)| at == action) {
             return Err(error);
         }
+        let is_away = state.unreachable || state.answers == Some(0);
+        state.answers = state.answers.map(|left| left.saturating_sub(1));
         match state.failures.pop_front() {
             Some(error) => Err(error),
-            None if state.unreachable => {
+            None if is_away => {
                 let source = io::ErrorKind::HostUnreachable.into();
                 Err(StoreError::Io { action, path: "memory".into(), source })
             }
