@@ -129,6 +129,40 @@ fn bao_conforms() {
 }
 
 #[test]
+fn a_backup_of_a_directory_is_restored_into_bao_and_back() {
+    let vault = Vault::new();
+    let site = &vault.site;
+    let (bao, directory) =
+        ("type = 'bao'\nserver = 'main'\npath = 'kv/cryptattach/keys'", "type = 'directory'\npath = 's'");
+    vault.change(bao, directory);
+    fs::create_dir(site.keys("s")).unwrap();
+    site.ok(&["container", "create", "s"]);
+    let volume = vault.volume();
+    site.ok(&["container", "rotate", "s"]);
+    let key = site.ok(&["key", "list", "--store", "s"]).split_whitespace().next().unwrap().to_owned();
+    site.ok(&["container", "backup", "s", site.keys("first")]);
+
+    vault.change(directory, bao);
+    let done = site.json(&["container", "restore", "s", site.keys("first")]);
+    assert_eq!((&done["written"], &done["unchanged"]), (&3.into(), &0.into()));
+    fs::rename(site.keys("s"), site.keys("away")).unwrap();
+    assert_eq!(vault.test(&volume)["policy"], Value::Null);
+    assert_eq!(site.json(&["container", "restore", "s", site.keys("first")])["unchanged"], 3);
+    assert_eq!(site.json(&["container", "rotate", "s"])["resealed"], 1);
+    site.ok(&["container", "backup", "s", site.keys("second")]);
+
+    // What bao has deleted comes back under its own id.
+    site.ok(&["key", "delete", &key, "--yes"]);
+    site.fails(67, &["test", &volume, "--allow-shared"]);
+    assert_eq!(site.json(&["container", "restore", "s", site.keys("second")])["written"], 1);
+    vault.test(&volume);
+
+    vault.change(bao, directory);
+    site.ok(&["container", "restore", "s", site.keys("second"), "--create"]);
+    vault.test(&volume);
+}
+
+#[test]
 fn a_store_in_bao_keeps_volumes_keys_and_no_former_version() {
     let vault = Vault::new();
     let (site, bao) = (&vault.site, &vault.bao);

@@ -302,6 +302,41 @@ fn a_full_memory_is_told_in_bytes_and_every_key_can_still_be_replaced() {
 }
 
 #[test]
+fn a_backup_is_restored_into_the_tpm_as_far_as_there_is_room_and_into_a_directory() {
+    let machine = Machine::new();
+    let volumes = ["one", "two"].map(|name| machine.volume(name));
+    let site = &machine.site;
+    let backup = site.keys("backup");
+    site.ok(&["container", "backup", "disk", backup]);
+    let empty = || machine.indices().iter().for_each(|index| drop(machine.tool(&format!("tpm2_nvundefine {index}"))));
+    empty();
+    assert_eq!(site.json(&["container", "restore", "disk", backup])["written"], 3);
+    volumes.iter().for_each(|volume| site.attaches(volume));
+
+    // Room for the container key and no more.
+    empty();
+    let taken = (0x0180_ca80..0x0180_cafd).map(|number| format!("0x{number:x}")).collect::<Vec<_>>().join(" ");
+    let tcti = machine.host.swtpm.tcti();
+    sh(&format!(
+        "for n in {taken}; do TPM2TOOLS_TCTI={tcti} tpm2_nvdefine -C o -s 1 -a 'ownerread|ownerwrite' $n >/dev/null; done"
+    ));
+    let told = site.fails(69, &["container", "restore", "disk", backup]);
+    assert!(told.contains("of 128 indices"), "{told}");
+    for index in ["0x180ca80", "0x180ca81", "0x180ca82"] {
+        machine.tool(&format!("tpm2_nvundefine {index}"));
+    }
+    let done = site.json(&["container", "restore", "disk", backup]);
+    assert_eq!((&done["written"], &done["unchanged"]), (&2.into(), &1.into()));
+    volumes.iter().for_each(|volume| site.attaches(volume));
+
+    let path = site.keys("cryptattach.toml");
+    let text = fs::read_to_string(path).unwrap();
+    fs::write(path, text.replace("type = \"tpm-nv\"\n", "type = \"directory\"\npath = \"disk\"\n")).unwrap();
+    assert_eq!(site.json(&["container", "restore", "disk", backup, "--create"])["written"], 3);
+    volumes.iter().for_each(|volume| site.attaches(volume));
+}
+
+#[test]
 fn a_chip_without_room_is_told_in_bytes() {
     let machine = Machine::new();
     let volume = machine.volume("volume");
