@@ -42,6 +42,7 @@ mod exports;
 mod foreign;
 mod format;
 mod lockbox;
+mod loops;
 mod person;
 mod pkcs11;
 mod policy;
