@@ -49,6 +49,7 @@ exits! {
     Paused = 83, "key rotate, key move: paused; the same command goes on";
     AuditBroken = 84, "audit: the audit record was cut or changed, or does not fit an anchor";
     ReceiptRefused = 85, "receipt verify: it is no receipt, or was changed, or is signed by another key";
+    DependencyLoop = 86, "a store needs itself: its disk is opened by a key that is in the store, or in one that needs it";
 }
 
 /// What the exit code 0 means.

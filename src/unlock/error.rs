@@ -8,6 +8,7 @@ use super::{
     audit::AuditError,
     container::{TrustError, backup::BackupError},
     lockbox::{EntryError, LockboxError},
+    loops::LoopError,
     tenant::TenantError,
 };
 use crate::{
@@ -141,6 +142,9 @@ pub enum Error {
     /// Key and data are on the same device, or nothing proves that they are not.
     #[error(transparent)]
     NotSeparate(#[from] Refusal),
+    /// A store needs itself.
+    #[error(transparent)]
+    Loop(#[from] LoopError),
     /// On whose behalf a hook acts.
     #[error(transparent)]
     Tenant(#[from] TenantError),
@@ -243,6 +247,7 @@ impl Advice for Error {
             Self::Unfinished { .. } => Exit::StoreUnavailable,
             Self::ReadBack(_) => Exit::NoSealedKey,
             Self::NotSeparate(refusal) => refusal.exit(),
+            Self::Loop(error) => error.exit(),
             Self::Audit(error) => error.exit(),
         }
     }
@@ -320,6 +325,7 @@ impl Advice for Error {
             Self::Tenant(error) => return error.next_step(),
             Self::Tpm(error) => return error.next_step(),
             Self::NotSeparate(refusal) => return refusal.next_step(),
+            Self::Loop(error) => return error.next_step(),
             Self::Memory(error) => return error.next_step(),
             Self::Audit(error) => return error.next_step(),
             Self::NoContainerKeys(_) | Self::ReadBack(_) | Self::NoPassphrase(_) | Self::NotOurs(_) => {

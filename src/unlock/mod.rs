@@ -8,6 +8,7 @@ pub mod container;
 pub mod enrol;
 mod error;
 pub mod lockbox;
+pub mod loops;
 pub mod pins;
 pub mod receipt;
 pub mod tenant;

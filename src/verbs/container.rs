@@ -14,6 +14,7 @@ use crate::{
         self,
         audit::{self, Event},
         container::{self, By, Container, Rehearsal, Rotation, Use},
+        loops,
     },
     verbs::{
         error::Error,
@@ -64,6 +65,7 @@ pub fn create(config: &Path, request: &Request<'_>) -> Result<Config, Error> {
         return Err(Error::StoreExists((*name).clone()));
     } else {
         let config = setup::configuration(config)?;
+        loops::check(&config, name, &[])?;
         make(&config, name, access)?;
         config
     };

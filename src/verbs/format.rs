@@ -20,6 +20,7 @@ use crate::{
     unlock::{
         case::{self, Case, Circumstances, Strictness},
         container::{Container, Use},
+        loops,
     },
     verbs::error::Error,
     volumes::{
@@ -68,6 +69,7 @@ pub fn format(config: &Config, request: &Request<'_>) -> Result<Formatted, Error
         let volume = plan(request, &ground.device, &reference, &key, passphrase.as_ref())?;
         let case = Case::of_new_key(config, volume, reference.clone(), container.clone());
         let proven = case.prove(Circumstances { strictness: request.separation, ..Circumstances::default() })?;
+        loops::check(config, &store_name, &proven.report().key_places())?;
         Ok((key, passphrase, proven))
     };
     let (key, passphrase, proven) = prepare().inspect_err(|_| container.store().abandon(&reference.key))?;

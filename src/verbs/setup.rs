@@ -16,6 +16,7 @@ use crate::{
         store::{self, Directory},
     },
     sys::durable::folder_of,
+    unlock::loops,
     verbs::error::Error,
 };
 
@@ -107,6 +108,7 @@ impl NewStore<'_> {
         };
         let config = Config::parse(&(text + &section), path)?;
         store::check(&config)?;
+        loops::check(&config, self.name, &[])?;
         Ok(Extended { config, section })
     }
 

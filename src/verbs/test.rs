@@ -19,6 +19,7 @@ use crate::{
     unlock::{
         case::{Asked, Case, Circumstances, Strictness},
         container::Source,
+        loops,
     },
     verbs::{
         as_texts,
@@ -103,6 +104,7 @@ pub fn try_out(config: &Config, request: Request<'_>) -> Result<Passed, Error> {
     let given = Circumstances { strictness: request.separation, in_memory: Some(&in_image), target: None };
     let proven = case.prove(given)?;
     clock.done("separation", proven.report().verdict.word().to_owned());
+    loops::check(config, &reference.store, &proven.report().key_places())?;
     let (_, tried) = proven.try_out()?;
     clock.done("key", tried.found);
     let volume = proven.volume();

@@ -155,7 +155,9 @@ pub fn suite(folder: &Path, store: &dyn KeyStore) {
     assert_eq!(listed, expected);
     consumers_suite(store, &id, &other);
 
+    assert!(!store.is_gone(&id).unwrap());
     store.delete(&id).unwrap();
+    assert!(store.is_gone(&id).unwrap() && !store.is_gone(&other).unwrap());
     assert!(matches!(store.get(&id), Err(StoreError::NotFound { .. })), "deleted");
     assert!(matches!(store.delete(&id), Err(StoreError::NotFound { .. })), "deleted twice");
     assert!(matches!(store.reseal(&id, &third), Err(StoreError::NotFound { .. })), "re-sealing does not create");

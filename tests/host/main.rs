@@ -43,6 +43,7 @@ mod exports;
 mod foreign;
 mod format;
 mod lockbox;
+mod loops;
 #[path = "move.rs"]
 mod moving;
 mod page;

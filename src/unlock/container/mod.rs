@@ -172,6 +172,11 @@ impl Container {
         &*self.store
     }
 
+    /// What this host keeps to open keys, and where it says so.
+    pub fn own_places(&self) -> &[Place] {
+        &self.own_places
+    }
+
     /// A key's reference.
     pub fn reference(&self, key: KeyId) -> KeyReference {
         KeyReference { store: self.name.clone(), key }

@@ -1,15 +1,50 @@
 //! Which host an address means. No name is looked up: DNS may say something else to the storage than to this host.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use super::inventory::{Inventory, ListedDevice, ListedHost};
-use crate::{base::address::HostAddress, sys::sysfs::Sysfs};
+use crate::{
+    base::{
+        address::HostAddress,
+        key::{Replica, is_device_name},
+    },
+    config,
+    sys::sysfs::Sysfs,
+};
 
 /// The hosts that are known: this one and those of the inventory.
 pub(super) struct KnownHosts<'a> {
     pub inventory: &'a Inventory,
     /// The addresses of this host; `None` if the kernel does not tell them.
     own: Option<Vec<IpAddr>>,
+}
+
+/// This host, as its interfaces and the inventory show it.
+pub struct Hosts(Inventory);
+
+impl Hosts {
+    /// By the configured inventory, or without one if that cannot be read.
+    pub fn known_here(config: &config::Separation) -> Self {
+        Self(Inventory::of(config).unwrap_or(Inventory::empty()))
+    }
+
+    /// Whether this address or name is this host's.
+    pub fn is_here(&self, host: &str) -> bool {
+        self.known().at_text(host) == HostId::This
+    }
+
+    /// The directory of a replica's device, if that is on this host.
+    pub fn directory(&self, replica: &Replica) -> Option<PathBuf> {
+        self.known().directory(replica)
+    }
+
+    fn known(&self) -> KnownHosts<'_> {
+        KnownHosts::known_to(&Sysfs::this(), &self.0)
+    }
 }
 
 /// A host, as far as it is known.
@@ -112,6 +147,20 @@ impl<'a> KnownHosts<'a> {
         self.entries(host).find_map(|host| {
             self.inventory.devices.iter().find(|listed| listed.host == host.name && listed.device == device)
         })
+    }
+
+    /// The directory of a replica's device, if that is on this host.
+    pub fn directory(&self, replica: &Replica) -> Option<PathBuf> {
+        let at = self.at_text(&replica.host);
+        if at != HostId::This || !is_device_name(&replica.device) {
+            return None;
+        }
+        match self.device(&at, &replica.device) {
+            Some(ListedDevice { path: Some(path), .. }) => Some(path.clone()),
+            Some(ListedDevice { serial: Some(_), .. }) => None,
+            // Swift's own default (object-server.conf, option "devices").
+            _ => Some(Path::new("/srv/node").join(&replica.device)),
+        }
     }
 
     fn entries(&self, host: &HostId<'_>) -> impl Iterator<Item = &'a ListedHost> {

@@ -78,6 +78,11 @@ impl Lineage {
         self.tree.leaves(&|step| !step.encrypts())
     }
 
+    /// The encrypted devices whose plaintext is on the way, each once: nothing is there before they are opened.
+    pub fn encrypted(&self) -> Vec<PathBuf> {
+        self.tree.encrypted()
+    }
+
     /// What could not be followed, in words.
     pub fn gaps(&self) -> Vec<&str> {
         self.tree.gaps(&|_| true)

@@ -41,6 +41,7 @@ mod verdict;
 use std::path::Path;
 
 pub use disk::{Disk, Leaf, Memory, SameBy};
+pub use identity_of_hosts::Hosts;
 pub use inventory::{Contradiction, Inventory, InventoryError};
 pub use lineage::Lineage;
 pub use policy::{Refusal, Refused, Separated, prove};

@@ -1,12 +1,9 @@
 //! Whether a place of the key is too near to the volume.
 
-use std::path::Path;
-
 use super::{
     Surroundings,
     disk::{Leaf, SameBy},
     identity_of_hosts::{HostId, KnownHosts, Same, unknown_hosts},
-    inventory::ListedDevice,
     lineage::Lineage,
     remote::{Protocol, Remote},
     served_by::Holder,
@@ -16,7 +13,7 @@ use super::{
 use crate::{
     base::{
         address::Endpoint,
-        key::{Location, Place, Replica, is_device_name},
+        key::{Location, Place, Replica},
     },
     config::SeparationLevel,
     sys::sysfs::Sysfs,
@@ -76,17 +73,10 @@ impl<'a> Placement<'a> {
 
     /// The directory of a replica's device, if that matters and it is on this host, as the volume is.
     fn directory(&self, sysfs: &Sysfs, replica: &Replica) -> Option<Node> {
-        let at = self.hosts.at_text(&replica.host);
-        let is_here = at == HostId::This && self.holders.iter().any(|holder| holder.host == at);
-        if self.level != SeparationLevel::Device || !is_here || !is_device_name(&replica.device) {
+        if self.level != SeparationLevel::Device || !self.holders.iter().any(|holder| holder.host == HostId::This) {
             return None;
         }
-        let path = match self.hosts.device(&at, &replica.device) {
-            Some(ListedDevice { path: Some(path), .. }) => path.clone(),
-            Some(ListedDevice { serial: Some(_), .. }) => return None,
-            // Swift's own default (object-server.conf, option "devices").
-            _ => Path::new("/srv/node").join(&replica.device),
-        };
+        let path = self.hosts.directory(replica)?;
         sysfs.look(&path).is_ok().then(|| Lineage::of_existing(sysfs, &path).tree)
     }
 

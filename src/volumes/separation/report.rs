@@ -37,6 +37,13 @@ pub struct Report {
     pub gaps: Vec<Gap>,
 }
 
+impl Report {
+    /// The places of the key.
+    pub fn key_places(&self) -> Vec<Place> {
+        self.places.iter().map(|(place, _)| place.clone()).collect()
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_lineage(f, "volume", &self.device.display(), &self.volume)?;

@@ -192,6 +192,30 @@ impl Node {
         })
     }
 
+    /// What is encrypted below each step that encrypts, each once.
+    pub(crate) fn encrypted(&self) -> Vec<PathBuf> {
+        let here = self.below.iter().filter(|_| self.step.encrypts()).filter_map(Self::opened);
+        let mut found = Vec::new();
+        for path in here.chain(self.below.iter().flat_map(Self::encrypted)) {
+            if !found.contains(&path) {
+                found.push(path);
+            }
+        }
+        found
+    }
+
+    /// The path of a device, or of a file that stands for one.
+    fn opened(&self) -> Option<PathBuf> {
+        // The kernel writes a slash in a name so.
+        let device = |name: &str| Path::new("/dev").join(name.replace('!', "/"));
+        match &self.step {
+            Step::Path { path, .. } => Some(path.clone()),
+            Step::Device(found) => Some(device(&found.name)),
+            Step::Leaf(Leaf::Disk(disk)) => Some(device(&disk.name)),
+            Step::Leaf(_) | Step::FileSystem { .. } | Step::Threshold { .. } | Step::Gap { .. } => None,
+        }
+    }
+
     fn collect<'a, T: PartialEq>(
         &'a self,
         lets_pass: &dyn Fn(&Step) -> bool,

@@ -104,6 +104,27 @@ fn a_key_on_the_volumes_own_opened_mapping_is_shared() {
 }
 
 #[test]
+fn each_encrypted_device_on_the_way_is_named() {
+    let crypt = [("dm/uuid", "CRYPT-LUKS2-1"), ("dm/name", "data")];
+    let on_sda2 = |host: MadeUp| {
+        let host = host.with_stack("dm-0", "253:0", &crypt, &["pci0/block/sda/sda2"]);
+        host.with_mount("253:0", "/merged", "ext4 /dev/mapper/data rw")
+    };
+    let paths = |paths: &[&str]| paths.iter().map(std::path::PathBuf::from).collect::<Vec<_>>();
+    assert_eq!(on_sda2(MadeUp::host()).lineage("/merged/keys").encrypted(), paths(&["/dev/sda2"]));
+    // A loop device over our export of a loop device over a file on a mapping.
+    let host = on_sda2(MadeUp::host())
+        .with_stack("loop0", "7:0", &[("loop/backing_file", "/merged/keys")], &[])
+        .with_stack("loop1", "7:1", &[("loop/backing_file", "/run/plain")], &[])
+        .with_mount("0:50", "/run/plain", "fuse.cryptattach /dev/loop0 rw");
+    assert_eq!(host.lineage("/dev/loop1").encrypted(), paths(&["/dev/loop0", "/dev/sda2"]));
+    assert_eq!(host.lineage("/keys").encrypted(), paths(&[]));
+    let integrity = [("dm/uuid", "CRYPT-INTEGRITY-data")];
+    let host = MadeUp::host().with_stack("dm-0", "253:0", &integrity, &["pci0/block/sda/sda2"]);
+    assert_eq!(host.lineage("/dev/dm-0").encrypted(), paths(&[]), "it encrypts nothing");
+}
+
+#[test]
 fn two_paths_to_one_disk_are_one_disk() {
     let same = [("device/wwid", "naa.600A0B")];
     let host = MadeUp::host().with_disk("sdc", "8:32", &same).with_disk("sdd", "8:48", &same).with_stack(
