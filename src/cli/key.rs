@@ -5,16 +5,14 @@ use std::{
     io::{self, IsTerminal, Read, Write},
     os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 use clap::{ArgGroup, Args, Subcommand};
-use indicatif::{FormattedDuration, ProgressBar, ProgressStyle};
 use nix::sys::socket::{UnixAddr, getpeername};
 use serde_json::{Value, json};
 
 use super::{
-    AnswerOption, Global, SeparationOptions, attach::Plain, container::with_bar, erase::Erase, output, pace::Pace,
+    AnswerOption, Global, SeparationOptions, attach::Plain, erase::Erase, r#move::Move, output, rotate::Rotate,
 };
 use crate::{
     base::{
@@ -33,9 +31,8 @@ use crate::{
         error::Error,
         explain,
         import::{self, Request},
-        keys, r#move, passphrase, rotate,
+        keys, passphrase,
     },
-    volumes::header::rekey,
 };
 
 const PASSPHRASE: &str = "the passphrase";
@@ -177,75 +174,6 @@ pub struct Passphrase {
     header: Option<PathBuf>,
     #[command(flatten)]
     answer: AnswerOption,
-}
-
-/// Give a detached volume a new volume key: encrypts all its data anew, in place
-///
-/// The old and the new key are both stored until the end, and the header names both. SIGTERM or Ctrl-C pauses it (exit
-/// code 83); the same command goes on, also after a crash and on another host. The old key stays in its store unless
-/// --delete-old is given; it opens snapshots and copies from before. Discarded sectors become random data: run fstrim
-/// afterwards.
-#[derive(Args)]
-#[command(after_help = "Examples:
-  cryptattach key rotate /dev/vdb
-  cryptattach key rotate data --delete-old          the volume 'data' of the configuration
-  cryptattach key rotate /dev/vdb --rate 50         leaves the disk to others: at most 50 MiB/s")]
-pub struct Rotate {
-    /// The encrypted block device or file, or a name of [volumes.NAME]
-    #[arg(value_name = "DEVICE|NAME")]
-    device: PathBuf,
-    /// Delete the old key at the end: snapshots and copies from before cannot be opened any more
-    #[arg(long)]
-    delete_old: bool,
-    /// Rotate although other keyslots and tokens become useless: a person's passphrase, clevis, systemd
-    #[arg(long)]
-    drop_others: bool,
-    /// Re-encrypt no more than this many MiB in a second, for those who use the same disk
-    #[arg(long, value_name = "MIB/S", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
-    rate: Option<u64>,
-    /// Re-encrypt this many KiB between two updates of the header
-    #[arg(long, value_name = "KIB", default_value_t = rekey::HOTZONE_BYTES / 1024, hide = true, value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
-    hotzone: u64,
-    #[command(flatten)]
-    answer: AnswerOption,
-    #[command(flatten)]
-    separation: SeparationOptions,
-}
-
-/// Move a key to another store, or all keys of a store whose volumes are on this host
-///
-/// The key is stored there, read back and opened; then the volume's header names the new place; the old key is deleted
-/// last. Volumes may be attached. Each volume and its new place are checked to be separate before anything is written.
-/// SIGTERM or Ctrl-C pauses a move of all keys (exit code 83); the same command goes on, also after a crash. If a volume is
-/// attached at boot, rebuild the initramfs afterwards.
-#[derive(Args)]
-#[command(
-    group = ArgGroup::new("which").required(true).args(["key", "container"]),
-    after_help = "Examples:
-  cryptattach key move cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de --to vault
-  cryptattach key move cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de --to vault --volume /dev/vdb
-  cryptattach key move --container cinder --to vault      all its keys"
-)]
-pub struct Move {
-    /// The key (STORE/KEY-ID)
-    key: Option<KeyReference>,
-    /// Move all keys of this store
-    #[arg(long, value_name = "STORE")]
-    container: Option<StoreName>,
-    /// The store where the keys go
-    #[arg(long, value_name = "STORE")]
-    to: StoreName,
-    /// The volume that the key opens: a device or file, or a name of [volumes.NAME] [default: the LUKS volume of that UUID,
-    /// in the configuration or below /dev/disk/by-uuid]
-    #[arg(long, value_name = "DEVICE|NAME", requires = "key")]
-    volume: Option<PathBuf>,
-    /// A detached LUKS header
-    #[arg(long, value_name = "FILE", requires = "volume")]
-    header: Option<PathBuf>,
-    #[command(flatten)]
-    answer: AnswerOption,
-    #[command(flatten)]
-    separation: SeparationOptions,
 }
 
 /// Answer systemd-cryptsetup on a socket (standard input) with the passphrase of the volume that it opens
@@ -426,115 +354,6 @@ impl Passphrase {
         };
         write(&out, &passphrase, PASSPHRASE)
     }
-}
-
-impl Rotate {
-    fn run(&self, config: &Config, json: bool) -> Result<(), Error> {
-        let (device, detached) = device_of(config, &self.device);
-        if detached.is_some() {
-            return Err(Error::Usage("the key of a volume with a detached header cannot be rotated yet".to_owned()));
-        }
-        let request = rotate::Request {
-            device: &device,
-            drop_others: self.drop_others,
-            delete_old: self.delete_old,
-            hotzone_bytes: self.hotzone * 1024,
-            bytes_per_second: self.rate.map(|mib| mib << 20),
-            separation: self.separation.strictness(),
-        };
-        let rotated = with_progress(json, |tell| rotate::rotate(config, &request, tell))?;
-        output::print(json, &rotated, || {
-            let mut lines = vec![rotated.key.to_string()];
-            lines.extend(rotated.old.as_ref().map(|old| match rotated.deleted {
-                true => format!("  deleted          {old}"),
-                false => format!("  old key          {old} (delete it: cryptattach key delete {old} --yes)"),
-            }));
-            lines
-        })
-    }
-}
-
-impl Move {
-    fn run(&self, config: &Config, json: bool) -> Result<(), Error> {
-        let request = r#move::Request { to: &self.to, separation: self.separation.strictness() };
-        match (&self.key, &self.container) {
-            (Some(key), _) => self.run_one(config, json, &request, key),
-            (None, Some(from)) => self.run_all(config, json, &request, from),
-            (None, None) => Err(Error::Usage("name a key, or a store with --container".to_owned())),
-        }
-    }
-
-    fn run_one(
-        &self,
-        config: &Config,
-        json: bool,
-        request: &r#move::Request<'_>,
-        key: &KeyReference,
-    ) -> Result<(), Error> {
-        let at = |given: &PathBuf| {
-            let (device, header) = device_of(config, given);
-            r#move::At { device, header: self.header.clone().or(header) }
-        };
-        let moved = r#move::one(config, request, key, self.volume.as_ref().map(at))?;
-        output::print(json, &moved, || vec![moved.key.to_string(), format!("  deleted          {}", moved.old)])
-    }
-
-    fn run_all(
-        &self,
-        config: &Config,
-        json: bool,
-        request: &r#move::Request<'_>,
-        from: &StoreName,
-    ) -> Result<(), Error> {
-        let report = with_bar(|progress| r#move::all(config, request, from, progress))?;
-        let to = request.to;
-        output::print(json, &report, || {
-            let mut lines =
-                vec![format!("keys of '{from}' to '{to}'"), format!("  moved            {}", report.moved.len())];
-            lines.extend(report.left.iter().map(|(id, why)| format!("  LEFT ALONE       {id}: {why}")));
-            lines.extend(report.failed.iter().map(|(id, why)| format!("  FAILED           {id}: {why}")));
-            lines
-        })?;
-        let (from, to) = (from.clone(), to.clone());
-        match (report.waiting, report.failed.len()) {
-            (0, 0) => Ok(()),
-            (0, failed) => Err(Error::NotAllMoved { from, to, failed }),
-            (waiting, _) => Err(Error::MovePaused { from, to, waiting }),
-        }
-    }
-}
-
-/// Shows how far it is: to people with a bar, to programs with a line a second on standard error.
-fn with_progress<T>(json: bool, work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> T {
-    let mut pace = Pace::default();
-    if json {
-        let mut told = None::<Instant>;
-        return work(&mut |done, all| {
-            let now = Instant::now();
-            let pace = pace.at(now, done, all);
-            if done < all && told.is_some_and(|told| now.duration_since(told) < Duration::from_secs(1)) {
-                return;
-            }
-            told = Some(now);
-            let (rate, left) = pace.unzip();
-            output::say_json(&json!({
-                "event": "progress", "done_bytes": done, "all_bytes": all, "bytes_per_second": rate, "seconds_left": left,
-            }));
-        });
-    }
-    let bar = ProgressBar::new(0);
-    let style = ProgressStyle::with_template("{bar:40} {percent} %{msg}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    let done = work(&mut |done, all| {
-        bar.set_length(all);
-        bar.set_position(done);
-        if let Some((rate, left)) = pace.at(Instant::now(), done, all) {
-            let left = FormattedDuration(Duration::from_secs(left));
-            bar.set_message(format!(", {}/s, {left} left", output::size(rate)));
-        }
-    });
-    bar.finish_and_clear();
-    done
 }
 
 /// A path, or the device of a volume that the configuration names; and the path of its detached header.

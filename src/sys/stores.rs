@@ -91,6 +91,11 @@ impl Footing {
         })
     }
 
+    /// Whether the other one is below this one.
+    pub fn stands_on(&self, other: &Self) -> bool {
+        self.0[1..].iter().any(|stretch| stretch.store == other.0[0].store)
+    }
+
     /// The stores at the end of all ways, in order.
     pub fn roots(&self) -> BTreeSet<Store> {
         let above: BTreeSet<_> = self.0.iter().filter_map(|stretch| stretch.above).collect();

@@ -137,6 +137,15 @@ pub enum Error {
     /// A move of all keys was asked to stop.
     #[error("the move of the keys of '{from}' to '{to}' is paused: {waiting} keys are still to be moved")]
     MovePaused { from: StoreName, to: StoreName, waiting: usize },
+    /// A signal came before its turn.
+    #[error("{} was not begun: the rotation of its container was asked to stop", .0.display())]
+    Kept(PathBuf),
+    /// Which of two devices is the volume, a person has to say.
+    #[error("{} and {} have the same UUID: one is a copy of the other", .device.display(), .copy.display())]
+    Copied { device: PathBuf, copy: PathBuf },
+    /// Not each volume of a container has a new key.
+    #[error("not all volumes of container '{container}' have new keys: {left} left, {failed} failed")]
+    NotAllRotated { container: StoreName, left: usize, failed: usize },
     /// An old header stands on a volume whose key was being rotated.
     #[error("the header of {} is older than the rotation of its key that was begun here: part of the data, or all, has the key {new}", .device.display())]
     HeaderRestored { device: PathBuf, new: KeyReference },
@@ -208,9 +217,10 @@ impl Advice for Error {
             | Self::OtherVolume { .. }
             | Self::LeadsToMapping { .. }
             | Self::OthersOpen { .. }
+            | Self::Copied { .. }
             | Self::Exists(_)
             | Self::StoreExists(_) => Exit::InTheWay,
-            Self::Paused { .. } | Self::MovePaused { .. } => Exit::Paused,
+            Self::Paused { .. } | Self::Kept(_) | Self::NotAllRotated { .. } | Self::MovePaused { .. } => Exit::Paused,
             Self::Stopped(_) => Exit::Io,
             Self::HeaderRestored { .. } => Exit::Header,
             Self::HalfFormatted { source, .. }
@@ -271,6 +281,11 @@ impl Advice for Error {
             Self::NotAllMoved { from, to, .. } | Self::MovePaused { from, to, .. } => {
                 format!("go on: cryptattach key move --container {from} --to {to}").into()
             }
+            Self::Kept(_) => "run the same command again".into(),
+            Self::Copied { .. } => "remove the copy, or give it another UUID ('cryptsetup luksUUID'): the old key may be the last one that opens it".into(),
+            Self::NotAllRotated { container, .. } => {
+                format!("the same command goes on with those; 'cryptattach key rotate --container {container} --anew' begins again").into()
+            }
             Self::HeaderRestored { .. } => "write nothing to the volume; restore a backup of the header from after that, and keep both keys".into(),
             Self::NotAttached(_) => "'cryptattach list' shows the attached volumes".into(),
             Self::OtherVolume { name, .. } | Self::LeadsToMapping { name, .. } => {
@@ -306,6 +321,11 @@ impl From<EnrolError> for Error {
 }
 
 impl Error {
+    /// A rotation of what it cannot be done for.
+    pub fn detached_header() -> Self {
+        Self::Usage("the key of a volume with a detached header cannot be rotated yet".to_owned())
+    }
+
     /// A closure that wraps an I/O error with what was tried.
     pub fn io(action: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let action = action.into();

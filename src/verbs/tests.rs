@@ -683,15 +683,9 @@ fn a_name_that_leads_to_another_volumes_mapping_is_in_the_way() {
 
 fn rotated(site: &Site, device: &Path, delete_old: bool) -> Result<rotate::Rotated, Error> {
     let separation = Strictness::default();
-    let request = rotate::Request {
-        device,
-        drop_others: false,
-        delete_old,
-        hotzone_bytes: 1 << 20,
-        bytes_per_second: None,
-        separation,
-    };
-    rotate::rotate(&site.config, &request, &mut |_, _| {})
+    let how =
+        rotate::How { drop_others: false, delete_old, hotzone_bytes: 1 << 20, bytes_per_second: None, separation };
+    rotate::rotate(&site.config, device, &how, &mut |_, _| {})
 }
 
 /// What a run of this host has left that was killed.

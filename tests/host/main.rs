@@ -52,6 +52,7 @@ mod pkcs11;
 mod policy;
 mod refusals;
 mod rotate;
+mod rotate_container;
 mod safety;
 mod secrets;
 mod separation;

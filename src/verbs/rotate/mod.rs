@@ -3,6 +3,9 @@
 //! At each instant a stored key that was opened before opens each sector: the header's token names both keys from before the
 //! first sector is written until the last one is. docs/rotation.md has the table of what a crash leaves at each step.
 
+mod batch;
+pub mod container;
+mod found;
 mod journal;
 pub mod standing;
 mod throttle;
@@ -48,9 +51,9 @@ use crate::{
     },
 };
 
-/// Which volume, and how.
-pub struct Request<'a> {
-    pub device: &'a Path,
+/// How.
+#[derive(Clone, Copy)]
+pub struct How {
     /// Rotate although keyslots or tokens of others become useless.
     pub drop_others: bool,
     /// Delete the old key once nothing needs it.
@@ -77,28 +80,59 @@ pub struct Rotated {
 /// been fetched from its store, compared with it, and says itself whose place it has taken.
 struct Superseded(KeyReference);
 
+/// Each store is opened once, and so are its container keys.
+struct Containers<'a> {
+    config: &'a Config,
+    open: RefCell<Vec<(StoreName, Arc<Container>)>>,
+}
+
+impl<'a> Containers<'a> {
+    fn of(config: &'a Config) -> Self {
+        Self { config, open: RefCell::default() }
+    }
+
+    fn open(&self, name: &StoreName) -> Result<Arc<Container>, Error> {
+        let mut open = self.open.borrow_mut();
+        if let Some((_, container)) = open.iter().find(|(store, _)| store == name) {
+            return Ok(container.clone());
+        }
+        let container = Arc::new(Container::open(self.config, name, None, Use::Keys)?);
+        open.push((name.clone(), container.clone()));
+        Ok(container)
+    }
+}
+
 struct Job<'a> {
     config: &'a Config,
-    request: &'a Request<'a>,
+    how: &'a How,
     device: Device,
     /// The file, locked. A block device is claimed for each write: libcryptsetup claims it itself.
     held: Option<File>,
     journal: PathBuf,
-    /// Each store is opened once, and so are its container keys.
-    containers: RefCell<Vec<(StoreName, Arc<Container>)>>,
+    containers: &'a Containers<'a>,
     _alone: Flock<File>,
 }
 
 /// Rotates the key, or goes on with a rotation that was begun here or on another host. `tell` hears how many bytes have the new
 /// key, and how many there are.
-pub fn rotate(config: &Config, request: &Request<'_>, tell: &mut dyn FnMut(u64, u64)) -> Result<Rotated, Error> {
-    let device = Device::look(request.device)?;
+pub fn rotate(config: &Config, device: &Path, how: &How, tell: &mut dyn FnMut(u64, u64)) -> Result<Rotated, Error> {
+    rotate_with(&Containers::of(config), device, how, tell)
+}
+
+fn rotate_with(
+    containers: &Containers<'_>,
+    device: &Path,
+    how: &How,
+    tell: &mut dyn FnMut(u64, u64),
+) -> Result<Rotated, Error> {
+    let config = containers.config;
+    let device = Device::look(device)?;
     backend::require_free(&device)?;
     let held = Some(device.open_exclusive()?).filter(|_| device.kind == DeviceKind::File);
     let copies = rekey::read(&device)?;
     let uuid = copies.uuid().ok_or_else(|| VolumeError::NoHeader { path: device.path.clone(), found: None })?;
     let (journal, alone) = claim(config, uuid).map_err(Error::io("use the state directory"))?;
-    let job = Job { config, request, device, held, journal, containers: RefCell::default(), _alone: alone };
+    let job = Job { config, how, device, held, journal, containers, _alone: alone };
     match reencryption::state(&copies.json) {
         State::Clean | State::Crash => job.go_on(tell),
         // The allow-list says what it is.
@@ -136,7 +170,7 @@ impl Job<'_> {
             _ => {}
         }
         let others = rekey::others(&json);
-        if !others.is_empty() && !self.request.drop_others {
+        if !others.is_empty() && !self.how.drop_others {
             return Err(Error::OthersOpen { device: self.device.path.clone(), others });
         }
         self.prepare(volume, &now)?;
@@ -188,7 +222,7 @@ impl Job<'_> {
                 Hotzone::Torn { blocks } => return Err(VolumeError::Torn { path: path.clone(), blocks }.into()),
             }
             let passphrase = self.side(Side::New)?.passphrase()?;
-            rekey::run(&self.device, &passphrase, Run::Recover, self.request.hotzone_bytes, &mut |_, _| true)?;
+            rekey::run(&self.device, &passphrase, Run::Recover, self.how.hotzone_bytes, &mut |_, _| true)?;
         }
         match rekey::state(&self.device)? {
             State::Clean => self.run(Run::GoOn, tell),
@@ -204,8 +238,8 @@ impl Job<'_> {
             state::write(&self.journal, &Journal { begun: true, ..journal })?;
         }
         let stop = Stop::by_signals().map_err(Error::io("block signals"))?;
-        let mut throttle = Throttle::new(self.request.bytes_per_second);
-        let stretch = throttle.stretch(self.request.hotzone_bytes);
+        let mut throttle = Throttle::new(self.how.bytes_per_second);
+        let stretch = throttle.stretch(self.how.hotzone_bytes);
         let mut watch = |now: u64, of: u64| {
             tell(now, of);
             !stop.wait(throttle.pause(Instant::now(), now, of))
@@ -254,7 +288,7 @@ impl Job<'_> {
         proven.key()?;
         proven.record("key rotate");
         let superseded = old.clone().filter(|old| *old != key).map(Superseded);
-        let superseded = superseded.filter(|_| self.request.delete_old);
+        let superseded = superseded.filter(|_| self.how.delete_old);
         let deleted = superseded.is_some();
         if let Some(Superseded(old)) = superseded {
             keys::delete_superseded(self.config, &*self.container(&old.store)?, &old)?;
@@ -317,17 +351,11 @@ impl Job<'_> {
     }
 
     fn container(&self, name: &StoreName) -> Result<Arc<Container>, Error> {
-        let mut open = self.containers.borrow_mut();
-        if let Some((_, container)) = open.iter().find(|(store, _)| store == name) {
-            return Ok(container.clone());
-        }
-        let container = Arc::new(Container::open(self.config, name, None, Use::Keys)?);
-        open.push((name.clone(), container.clone()));
-        Ok(container)
+        self.containers.open(name)
     }
 
     fn given(&self) -> Circumstances<'static> {
-        Circumstances { strictness: self.request.separation, ..Circumstances::default() }
+        Circumstances { strictness: self.how.separation, ..Circumstances::default() }
     }
 
     fn probe(&self) -> Result<Volume, VolumeError> {
