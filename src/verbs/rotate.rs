@@ -133,6 +133,11 @@ pub(super) fn journal(config: &Config, uuid: Uuid) -> io::Result<(PathBuf, Flock
     Ok((folder.join(uuid.to_string()), alone))
 }
 
+/// The new key of a rotation that was begun on this host and has not ended.
+pub(super) fn new_key(journal: &Path) -> Result<Option<KeyReference>, Error> {
+    Ok(state::read::<Journal>(journal)?.map(|journal| journal.new))
+}
+
 impl Job<'_> {
     /// No re-encryption is under way: one is to begin, was about to, or has just ended.
     fn begin_or_go_on(&self, tell: &mut dyn FnMut(u64, u64)) -> Result<Rotated, Error> {
