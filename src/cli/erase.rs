@@ -61,7 +61,7 @@ impl Erase {
                 erased.receipt.keys.iter().map(|key| format!("  key      {}: {}", key.key, key.answer.words())),
             );
             lines.extend(erased.receipt.kept.iter().map(|key| {
-                format!("  kept     {key}, which opens copies from before (cryptattach key delete {key} --yes)")
+                format!("  kept     {key}, which may open copies of it (cryptattach key delete {key} --yes)")
             }));
             lines.push(format!("  receipt  {}", erased.file.display()));
             lines.push(format!("  signer   {}", erased.signer));

@@ -65,7 +65,7 @@ pub struct Receipt {
     pub volume: Uuid,
     pub header: HeaderWas,
     pub keys: Vec<KeyWas>,
-    /// Keys that are still there, and open copies of the volume from before.
+    /// Keys that are still there, and may open copies of the volume: the one before a rotation.
     pub kept: Vec<KeyReference>,
     /// What was looked at afterwards, and found right.
     pub verified: Vec<String>,
@@ -234,28 +234,26 @@ impl Desk {
         Ok(sha256(&signed))
     }
 
-    /// Reads a receipt that this signer, or else this host, has signed; and who that is.
-    pub fn verify(&self, path: &Path, signer: Option<&str>) -> Result<(Receipt, String), ReceiptError> {
-        let path_buf = || path.to_owned();
-        let no_receipt = |why: &str| ReceiptError::NoReceipt { path: path_buf(), why: why.to_owned() };
-        let signed = jws::verify(&read(path)?).map_err(|why| match why {
-            NotSigned::Malformed => no_receipt("it is not a JWS with ES256"),
-            NotSigned::Changed => ReceiptError::Changed(path_buf()),
-        })?;
-        let own = || Ok(self.key()?.map(|key| key.kid().to_owned()));
-        let expected = match signer {
-            Some(signer) => Some(signer.to_owned()),
-            None => own()?,
-        };
-        match expected {
-            Some(expected) if expected == signed.signer => {}
-            Some(expected) => {
-                return Err(ReceiptError::OtherSigner { path: path_buf(), is: signed.signer, expected });
-            }
-            None => return Err(ReceiptError::UnknownSigner { path: path_buf(), is: signed.signer }),
+    /// The thumbprint of the key, if there is one.
+    pub fn signer(&self) -> Result<Option<String>, ReceiptError> {
+        Ok(self.key()?.map(|key| key.kid().to_owned()))
+    }
+}
+
+/// Reads a receipt that has to be signed by the key with this thumbprint.
+pub fn verify(path: &Path, signer: Option<&str>) -> Result<Receipt, ReceiptError> {
+    let no_receipt = |why: &str| ReceiptError::NoReceipt { path: path.to_owned(), why: why.to_owned() };
+    let signed = jws::verify(&read(path)?).map_err(|why| match why {
+        NotSigned::Malformed => no_receipt("it is not a JWS with ES256"),
+        NotSigned::Changed => ReceiptError::Changed(path.to_owned()),
+    })?;
+    let (path, is) = (path.to_owned(), signed.signer);
+    match signer {
+        Some(expected) if expected == is => {
+            serde_json::from_slice(&signed.payload).map_err(|error| no_receipt(&error.to_string()))
         }
-        let receipt = serde_json::from_slice(&signed.payload).map_err(|error| no_receipt(&error.to_string()))?;
-        Ok((receipt, signed.signer))
+        Some(expected) => Err(ReceiptError::OtherSigner { path, is, expected: expected.to_owned() }),
+        None => Err(ReceiptError::UnknownSigner { path, is }),
     }
 }
 
@@ -316,16 +314,16 @@ mod tests {
         let (site, other) = (Site::with(""), Site::with(""));
         let [desk, others] = [&site, &other].map(|site| Desk::of(&site.config));
         let path = site.path("r.json");
-        let nobody = || desk.verify(&path, None).unwrap_err();
+        let verified = |desk: &Desk| verify(&path, desk.signer().unwrap().as_deref());
+        let nobody = || verified(&desk).unwrap_err();
         others.write(&receipt(), &path).unwrap();
         assert!(matches!(nobody(), ReceiptError::UnknownSigner { .. }), "there is no key here yet");
         desk.public().unwrap();
         assert!(matches!(nobody(), ReceiptError::OtherSigner { .. }));
-        let (_, signer) = others.public().unwrap();
-        assert_eq!(desk.verify(&path, Some(&signer)).unwrap(), (receipt(), signer.clone()));
+        assert_eq!(verified(&others).unwrap(), receipt());
         desk.write(&receipt(), &path).unwrap();
-        assert!(matches!(desk.verify(&path, Some(&signer)), Err(ReceiptError::OtherSigner { .. })));
-        assert_eq!(desk.verify(&path, None).unwrap().0, receipt());
+        assert!(matches!(verified(&others), Err(ReceiptError::OtherSigner { .. })));
+        assert_eq!(verified(&desk).unwrap(), receipt());
     }
 
     #[test]
@@ -339,7 +337,7 @@ mod tests {
         more["also"] = true.into();
         for payload in [other.to_string(), more.to_string(), "[".repeat(40_000), String::new()] {
             fs::write(&path, jws::sign(payload.as_bytes(), &key).unwrap()).unwrap();
-            let refused = desk.verify(&path, None).unwrap_err();
+            let refused = verify(&path, Some(key.kid())).unwrap_err();
             assert!(matches!(refused, ReceiptError::NoReceipt { .. }), "{refused:?}");
         }
     }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use nix::fcntl::Flock;
+use openssl::sha::sha256;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -163,8 +164,23 @@ impl<'a> Job<'a> {
         {
             return Err(Error::ErasingCopy { device: self.place.path.clone(), begun: place.to_owned() });
         }
+        if journal.keys.iter().all(|key| key.answer.is_none()) {
+            // As far as is known nothing is gone yet. The volume may have been used since, and have another key.
+            if self.header()?.is_some_and(|(_, header)| header.sha256 != journal.header.sha256) {
+                return self.begin();
+            }
+            self.confirm(&journal)?;
+        }
+        if let Some(receipt) = self.receipt()?.filter(|receipt| *receipt != journal.receipt) {
+            journal.receipt = receipt;
+        }
         (journal.device, journal.detached) = self.paths()?;
         Ok(journal)
+    }
+
+    fn confirm(&self, journal: &Journal) -> Result<(), Error> {
+        let keys = journal.keys.iter().map(|key| &key.key).collect();
+        (self.request.confirm)(&Doomed { device: &self.data.path, volume: self.volume, keys })
     }
 
     /// The device, and a detached header, whatever directory the command is run in next.
@@ -173,43 +189,46 @@ impl<'a> Job<'a> {
         Ok((absolute(&self.data.path)?, self.request.header.map(absolute).transpose()?))
     }
 
-    /// Proves that each key is this volume's, asks whether it is to go, and writes that down. Nothing is changed before.
-    fn begin(&self) -> Result<Journal, Error> {
+    /// The header as it is on the device; `None` if no copy is whole.
+    fn header(&self) -> Result<Option<(Copies, HeaderWas)>, DeviceError> {
         let read = || -> io::Result<_> {
             let Some(copies) = Copies::read(&self.file)? else { return Ok(None) };
             let (at, bytes) = copies.bytes(&self.file)?;
-            Ok(Some((copies, at, bytes)))
+            let (sequence, sha256, bytes) = (copies.sequence(), sha256(&bytes), copies.size());
+            Ok(Some((copies, HeaderWas { sequence, sha256, at, bytes, digest: String::new(), wiped_bytes: 0 })))
         };
-        let failed = DeviceError::io("read", &self.place.path);
-        let Some((copies, at, bytes)) = read().map_err(failed)? else { return Err(not_ours(self.request)) };
+        read().map_err(DeviceError::io("read", &self.place.path))
+    }
+
+    /// The file that is asked for. What is there is not written over.
+    fn receipt(&self) -> Result<Option<PathBuf>, Error> {
+        let Some(path) = self.request.receipt else { return Ok(None) };
+        let path = std::path::absolute(path).map_err(Error::io("find the current directory"))?;
+        if path.exists() { Err(Error::Exists(path)) } else { Ok(Some(path)) }
+    }
+
+    /// Proves that each key is this volume's, asks whether it is to go, and writes that down. Nothing is changed before.
+    fn begin(&self) -> Result<Journal, Error> {
+        let Some((copies, mut header)) = self.header()? else { return Err(not_ours(self.request)) };
         let begun = now();
-        let receipt = match self.request.receipt {
-            Some(path) if path.exists() => return Err(Error::Exists(path.to_owned())),
-            Some(path) => std::path::absolute(path).map_err(Error::io("find the current directory"))?,
-            None => Desk::of(self.config).file(self.volume, begun),
-        };
+        let receipt = self.receipt()?.unwrap_or_else(|| Desk::of(self.config).file(self.volume, begun));
         let volumes = self.volumes(&copies)?;
+        let extent = self.extent(&copies, &volumes);
+        let digest = volumes.first().and_then(Volume::luks).map(|luks| luks.digest.clone());
+        (header.digest, header.wiped_bytes) = (digest.unwrap_or_default(), extent.bytes());
         let (device, detached) = self.paths()?;
         let mut journal = Journal {
             device,
             detached,
             volume: self.volume,
             begun,
-            header: HeaderWas {
-                sequence: copies.sequence(),
-                sha256: openssl::sha::sha256(&bytes),
-                at,
-                bytes: copies.size(),
-                digest: volumes.first().and_then(Volume::luks).map(|luks| luks.digest.clone()).unwrap_or_default(),
-                wiped_bytes: 0,
-            },
-            extent: self.extent(&copies, &volumes),
+            header,
+            extent,
             keys: Vec::new(),
             kept: Vec::new(),
             receipt,
             wiping: None,
         };
-        journal.header.wiped_bytes = journal.extent.bytes();
         let is_midway = volumes.len() > 1;
         let mut before = Vec::new();
         for volume in volumes {
@@ -217,6 +236,9 @@ impl<'a> Job<'a> {
             before.push(replaced.filter(|_| key.was_there));
             journal.keys.push(key);
         }
+        // One that a rotation had made, and that the header does not name.
+        let made = rotate::new_key(&self.rotation)?.filter(|new| journal.keys.iter().all(|key| key.key != *new));
+        journal.kept.extend(made.filter(|new| self.is_there(new)));
         match (&journal.keys[..], &before[..]) {
             ([_], [before]) => journal.kept.extend(before.clone().filter(|old| self.is_there(old))),
             ([new, old], [before, ..]) if new.was_there && before.as_ref() != Some(&old.key) => {
@@ -227,8 +249,7 @@ impl<'a> Job<'a> {
         }
         // It has to be there before it is needed.
         Desk::of(self.config).public()?;
-        let keys = journal.keys.iter().map(|key| &key.key).collect();
-        (self.request.confirm)(&Doomed { device: &self.data.path, volume: self.volume, keys })?;
+        self.confirm(&journal)?;
         audit::permit(self.config, &self.event("key erase begin", &journal))?;
         self.write(&journal)?;
         Ok(journal)
@@ -386,15 +407,12 @@ impl<'a> Job<'a> {
             not_promised: receipt::NOT_PROMISED.map(str::to_owned).to_vec(),
         };
         let desk = Desk::of(self.config);
-        // Another file may have room where that one has not.
-        let asked = self.request.receipt.map(std::path::absolute).transpose();
-        let file = asked.map_err(Error::io("find the current directory"))?.unwrap_or_else(|| journal.receipt.clone());
-        let digest = desk.write(&receipt, &file)?;
+        let digest = desk.write(&receipt, &journal.receipt)?;
         let (_, signer) = desk.public()?;
         let event = self.event("key erase", &journal);
         audit::done(self.config, &Event { receipt: Some(hex::encode(&digest)), ..event });
         state::remove(&self.journal)?;
-        Ok(Erased { file, signer, receipt })
+        Ok(Erased { file: journal.receipt, signer, receipt })
     }
 
     fn event<'e>(&'e self, action: &'e str, journal: &Journal) -> Event<'e> {

@@ -215,6 +215,10 @@ fn what_fails_on_the_way_is_told_and_gone_on_with() {
     assert!(told.contains("No space left") && told.contains(&format!("go on: cryptattach key erase {path}")), "{told}");
     assert!(!keys(&site).contains(&key));
     let elsewhere = site.path("receipt.json").display().to_string();
+    fs::write(&elsewhere, "a receipt of another day").unwrap();
+    assert!(site.fails(73, &["key", "erase", &path, "--yes", "--receipt", &elsewhere]).contains("exists already"));
+    assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "a receipt of another day");
+    fs::remove_file(&elsewhere).unwrap();
     site.ok(&["key", "erase", &path, "--yes", "--receipt", &elsewhere]);
     assert_eq!(verified(&site, &elsewhere)["keys"][0]["answer"], "deleted");
 
@@ -280,6 +284,9 @@ fn a_receipt_that_was_edited_or_signed_by_another_or_is_none_is_refused() {
     let signer = site.json(&["receipt", "key"])["thumbprint"].as_str().unwrap().to_owned();
     assert!(thief.fails(85, &["receipt", "verify", &theirs, "--signer", &signer]).contains(&signer));
     thief.ok(&["receipt", "verify", &ours, "--signer", &signer]);
+    // An auditor needs the program only.
+    thief.ok(&["--config", "/nonexistent", "receipt", "verify", &ours, "--signer", &signer]);
+    assert!(thief.fails(78, &["--config", "/nonexistent", "receipt", "verify", &ours]).contains("/nonexistent"));
 
     // Hostile sizes and shapes: each is refused at once.
     let whole = fs::read(&ours).unwrap();
@@ -327,4 +334,30 @@ fn a_person_at_the_terminal_has_to_say_yes_in_capital_letters() {
     }
     let (done, told) = answer("YES\n");
     assert!(done && keys(&site).is_empty(), "{told}");
+}
+
+/// The store goes away before anything is gone, the volume is used on, and has another key when it is to be erased again.
+#[test]
+fn an_erase_that_had_changed_nothing_asks_again_and_looks_again() {
+    let site = Site::new();
+    let (path, uuid, key) = volume(&site, "v", &[]);
+    sh(&format!(
+        "strace -f -qq -o /dev/null -P {} -e trace=unlink,unlinkat -e inject=unlink,unlinkat:signal=KILL:when=1 {} --config {} key \
+         erase {path} --yes 2>/dev/null || true",
+        site.sealed(&key).display(),
+        env!("CARGO_BIN_EXE_cryptattach"),
+        site.keys("cryptattach.toml")
+    ));
+    assert!(Path::new(site.keys("site-state")).join("erase").join(&uuid).exists() && keys(&site) == key);
+    assert!(site.fails(64, &["key", "erase", &path]).contains("confirm with --yes"));
+    site.attaches(&path);
+    let new = site.json(&["key", "rotate", &path, "--delete-old"])["key"].as_str().unwrap().to_owned();
+    assert!(site.fails(64, &["key", "erase", &path]).contains(&new));
+    // A rotation that was killed before its header was written has left a key.
+    let (_, _, unused) = volume(&site, "other", &[]);
+    let journal = serde_json::json!({"device": path, "old": new, "new": unused, "named": true, "begun": false});
+    fs::write(Path::new(site.keys("site-state")).join("rekey").join(&uuid), journal.to_string()).unwrap();
+    let receipt = site.json(&["key", "erase", &path, "--yes"])["receipt"].clone();
+    assert_eq!((&receipt["keys"][0]["key"], &receipt["keys"][0]["answer"]), (&new.as_str().into(), &"deleted".into()));
+    assert_eq!((&receipt["kept"], keys(&site)), (&serde_json::json!([unused]), unused.clone()));
 }

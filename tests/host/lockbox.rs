@@ -191,6 +191,20 @@ fn opened_once_it_attaches_while_the_store_is_away() {
 }
 
 #[test]
+fn an_erased_volume_is_in_no_lockbox() {
+    let hosted = Hosted::new("");
+    hosted.ok(&["lockbox", "open"]);
+    let (volume, reference) = hosted.volume("one");
+    hosted.attaches(&volume);
+    assert!(hosted.entry(&reference).exists());
+    let erased: serde_json::Value =
+        serde_json::from_str(&hosted.ok(&["key", "erase", &volume, "--yes", "--json"])).unwrap();
+    assert_eq!(erased["receipt"]["keys"][0]["lockbox_entry"], true);
+    assert!(!hosted.entry(&reference).exists());
+    assert!(hosted.status()["entries"].as_array().unwrap().is_empty());
+}
+
+#[test]
 fn other_programs_have_their_passphrase_while_the_store_is_away() {
     let hosted = Hosted::new("");
     hosted.ok(&["lockbox", "open"]);

@@ -14,6 +14,7 @@ use crate::{
     base::{chain::chain, key::KeyReference},
     config::Config,
     sys::{durable::Folder, lock, state},
+    verbs::error::Error,
 };
 
 /// The file.
@@ -43,6 +44,11 @@ pub(in crate::verbs) fn claim(config: &Config, volume: Uuid) -> io::Result<(Path
     Folder::make(&folder(config))?;
     let alone = lock::lock(&lock_of(config, volume), Duration::ZERO)?;
     Ok((path(config, volume), alone))
+}
+
+/// The new key of a rotation that was begun on this host and has not ended.
+pub(in crate::verbs) fn new_key(journal: &Path) -> Result<Option<KeyReference>, Error> {
+    Ok(state::read::<Journal>(journal)?.map(|journal| journal.new))
 }
 
 /// Whether a process rotates the key of this volume now.

@@ -22,7 +22,7 @@ use std::{
 use nix::fcntl::Flock;
 use serde::Serialize;
 
-pub(super) use self::journal::claim;
+pub(super) use self::journal::{claim, new_key};
 use self::{journal::Journal, throttle::Throttle};
 use crate::{
     base::key::{KeyReference, SecretBytes, StoreName, VolumeKey},
