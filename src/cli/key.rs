@@ -31,7 +31,9 @@ use crate::{
         error::Error,
         explain,
         import::{self, Request},
-        keys, r#move, passphrase, rotate,
+        keys,
+        r#move::{self, At},
+        new_passphrase, passphrase, rotate,
     },
     volumes::header::rekey,
 };
@@ -182,14 +184,24 @@ pub struct Passphrase {
 /// code 83); the same command goes on, also after a crash and on another host. The old key stays in its store unless
 /// --delete-old is given; it opens snapshots and copies from before. Discarded sectors become random data: run fstrim
 /// afterwards.
+///
+/// With --passphrase the volume key stays: the keyslot of a volume formatted with --keyslot gets a new passphrase. The
+/// volume may be attached. Whoever has an old header and the old passphrase still has the volume key.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach key rotate /dev/vdb
+  cryptattach key rotate /dev/vdb --passphrase
   cryptattach key rotate data --delete-old          the volume 'data' of the configuration")]
 pub struct Rotate {
     /// The encrypted block device or file, or a name of [volumes.NAME]
     #[arg(value_name = "DEVICE|NAME")]
     device: PathBuf,
+    /// Rotate the passphrase of the keyslot, and not the volume key
+    #[arg(long, conflicts_with_all = ["delete_old", "drop_others", "hotzone"])]
+    passphrase: bool,
+    /// A detached LUKS header
+    #[arg(long, value_name = "FILE", requires = "passphrase")]
+    header: Option<PathBuf>,
     /// Delete the old key at the end: snapshots and copies from before cannot be opened any more
     #[arg(long)]
     delete_old: bool,
@@ -421,6 +433,9 @@ impl Passphrase {
 
 impl Rotate {
     fn run(&self, config: &Config, json: bool) -> Result<(), Error> {
+        if self.passphrase {
+            return self.rotate_passphrase(config, json);
+        }
         let device = device_of(config, &self.device)?;
         let request = rotate::Request {
             device: &device,
@@ -454,6 +469,18 @@ impl Rotate {
     }
 }
 
+impl Rotate {
+    fn rotate_passphrase(&self, config: &Config, json: bool) -> Result<(), Error> {
+        let At { device, header } = at(config, &self.device, self.header.as_ref());
+        let separation = self.separation.strictness();
+        let request = new_passphrase::Request { device: &device, header: header.as_deref(), separation };
+        let rotated = new_passphrase::rotate(config, &request)?;
+        output::print(json, &rotated, || {
+            vec![rotated.key.to_string(), format!("  new passphrase   opens keyslot {}", rotated.keyslot)]
+        })
+    }
+}
+
 impl Move {
     fn run(&self, config: &Config, json: bool) -> Result<(), Error> {
         let request = r#move::Request { to: &self.to, separation: self.separation.strictness() };
@@ -471,13 +498,7 @@ impl Move {
         request: &r#move::Request<'_>,
         key: &KeyReference,
     ) -> Result<(), Error> {
-        let at = |given: &PathBuf| match configured(config, given) {
-            Some(volume) => {
-                let header = volume.header.as_deref().map(Path::to_owned);
-                r#move::At { device: volume.device.path().to_owned(), header: self.header.clone().or(header) }
-            }
-            None => r#move::At { device: given.clone(), header: self.header.clone() },
-        };
+        let at = |given: &PathBuf| at(config, given, self.header.as_ref());
         let moved = r#move::one(config, request, key, self.volume.as_ref().map(at))?;
         output::print(json, &moved, || vec![moved.key.to_string(), format!("  deleted          {}", moved.old)])
     }
@@ -540,6 +561,15 @@ impl Events {
 fn configured<'a>(config: &'a Config, given: &Path) -> Option<&'a VolumeConfig> {
     let name = given.to_str().filter(|_| !given.exists()).and_then(|name| name.parse::<MappingName>().ok());
     name.and_then(|name| config.volume(&name).ok())
+}
+
+/// Where a volume is that is given by its path or by its name in the configuration.
+fn at(config: &Config, given: &Path, header: Option<&PathBuf>) -> At {
+    let (device, configured) = match configured(config, given) {
+        Some(volume) => (volume.device.path(), volume.header.as_deref()),
+        None => (given, None),
+    };
+    At { device: device.to_owned(), header: header.cloned().or(configured.map(Path::to_owned)) }
 }
 
 /// A path, or the device of a volume that the configuration names.

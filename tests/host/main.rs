@@ -43,6 +43,7 @@ mod format;
 mod lockbox;
 #[path = "move.rs"]
 mod moving;
+mod passphrase;
 mod person;
 mod pkcs11;
 mod policy;
