@@ -15,6 +15,7 @@ use crate::{
     config::Config,
     verbs::{
         error::Error,
+        new_passphrase,
         rotate::{
             self, How,
             container::{Event, Report, Undone},
@@ -29,10 +30,14 @@ use crate::{
 /// code 83); the same command goes on, also after a crash and on another host. The old key stays in its store unless
 /// --delete-old is given; it opens snapshots and copies from before. Discarded sectors become random data: run fstrim
 /// afterwards.
+///
+/// With --passphrase the volume key stays: the keyslot of a volume formatted with --keyslot gets a new passphrase. The
+/// volume may be attached. Whoever has an old header and the old passphrase still has the volume key.
 #[derive(Args)]
 #[command(group(ArgGroup::new("what").required(true).args(["device", "container"])))]
 #[command(after_help = "Examples:
   cryptattach key rotate /dev/vdb
+  cryptattach key rotate /dev/vdb --passphrase      a new passphrase for its keyslot
   cryptattach key rotate data --delete-old          the volume 'data' of the configuration
   cryptattach key rotate /dev/vdb --rate 50         leaves the disk to others: at most 50 MiB/s
   cryptattach key rotate --container keys           all volumes on this host whose keys are in the store 'keys'
@@ -52,6 +57,12 @@ pub struct Rotate {
     /// Begin again: volumes that an unfinished rotation of the container has done get new keys once more
     #[arg(long, conflicts_with = "device")]
     anew: bool,
+    /// Rotate the passphrase of the keyslot, and not the volume key
+    #[arg(long, requires = "device", conflicts_with_all = ["delete_old", "drop_others", "hotzone", "rate"])]
+    passphrase: bool,
+    /// A detached LUKS header
+    #[arg(long, value_name = "FILE", requires = "passphrase")]
+    header: Option<PathBuf>,
     /// Delete the old key at the end: snapshots and copies from before cannot be opened any more
     #[arg(long)]
     delete_old: bool,
@@ -80,6 +91,7 @@ impl Rotate {
             separation: self.separation.strictness(),
         };
         match (&self.device, &self.container) {
+            (Some(device), _) if self.passphrase => self.passphrase(config, device, json),
             (Some(device), _) => Self::one(config, device, &how, json),
             (None, Some(container)) => self.all(config, container, how, json),
             (None, None) => Err(Error::Usage("name a volume, or a container with --container".to_owned())),
@@ -101,6 +113,16 @@ impl Rotate {
                 false => format!("  old key          {old} (delete it: cryptattach key delete {old} --yes)"),
             }));
             lines
+        })
+    }
+
+    fn passphrase(&self, config: &Config, given: &Path, json: bool) -> Result<(), Error> {
+        let (device, configured) = device_of(config, given);
+        let (header, separation) = (self.header.clone().or(configured), self.separation.strictness());
+        let request = new_passphrase::Request { device: &device, header: header.as_deref(), separation };
+        let rotated = new_passphrase::rotate(config, &request)?;
+        output::print(json, &rotated, || {
+            vec![rotated.key.to_string(), format!("  new passphrase   opens keyslot {}", rotated.keyslot)]
         })
     }
 

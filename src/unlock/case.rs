@@ -23,7 +23,7 @@ use crate::{
     },
     volumes::{
         Authority, Unlocked,
-        header::{self, CIPHER, Volume},
+        header::{self, CIPHER, Volume, VolumeError},
         separation::{self, Inventory, Report, Separated, Surroundings, Target},
     },
 };
@@ -407,8 +407,60 @@ impl Proven<'_> {
         if payload.passphrase.is_none() {
             return Ok(());
         }
-        let content = Content::VolumeKey(Payload { passphrase: None, ..payload });
-        self.case.key.container().reseal(Opened { context, content })
+        self.reseal(context, Payload { passphrase: None, passphrase_next: None, ..payload })
+    }
+
+    fn reseal(&self, context: BoundContext, payload: Payload) -> Result<(), Error> {
+        self.case.key.container().reseal(Opened { context, content: Content::VolumeKey(payload) })
+    }
+
+    /// The passphrase that is to take the place of the one of the keyslot, as the store has it; it is made and sealed with the
+    /// key now, unless an earlier run has done that.
+    pub fn next_passphrase(&self) -> Result<SecretBytes, Error> {
+        let (payload, context) = self.payload()?;
+        if payload.passphrase.is_none() {
+            return Err(Error::NoPassphrase(self.case.reference.clone()));
+        }
+        if payload.passphrase_next.is_none() {
+            self.reseal(context, Payload { passphrase_next: Some(random_passphrase()?), ..payload })?;
+        }
+        let (payload, _) = self.payload()?;
+        payload.passphrase_next.ok_or_else(|| Error::ReadBack(self.case.reference.clone()))
+    }
+
+    /// Whether a passphrase is sealed with the key that is to take the place of the keyslot's.
+    pub fn has_next_passphrase(&self) -> Result<bool, Error> {
+        Ok(self.payload()?.0.passphrase_next.is_some())
+    }
+
+    /// Has the next passphrase take its place, once it has opened a keyslot that our token claims; the old one is forgotten.
+    pub fn take_next_passphrase(&self) -> Result<(), Error> {
+        let (payload, context) = self.payload()?;
+        let Some(next) = payload.passphrase_next else { return Ok(()) };
+        self.keyslot_of(&next, &payload.volume_key)?;
+        self.reseal(context, Payload { passphrase: Some(next), passphrase_next: None, ..payload })
+    }
+
+    /// The keyslot, of those that our token claims, that the sealed passphrase opens. An older form of the sealed key, with a next
+    /// passphrase, would have the wrong one; from now on this host takes none.
+    pub fn keyslot(&self) -> Result<u32, Error> {
+        match self.payload()?.0 {
+            Payload { passphrase: Some(passphrase), passphrase_next: None, volume_key, .. } => {
+                let number = self.keyslot_of(&passphrase, &volume_key)?;
+                self.remember();
+                Ok(number)
+            }
+            Payload { passphrase: None, .. } => Err(Error::NoPassphrase(self.case.reference.clone())),
+            _ => Err(Error::ReadBack(self.case.reference.clone())),
+        }
+    }
+
+    fn keyslot_of(&self, passphrase: &SecretBytes, key: &VolumeKey) -> Result<u32, Error> {
+        let claimed = self.volume().claimed_keyslots()?;
+        match self.volume().open_keyslot_of(passphrase, Some(&claimed))? {
+            (opened, number) if opened == *key => Ok(number),
+            _ => Err(VolumeError::WrongPassphrase { path: self.volume().device.path.clone() }.into()),
+        }
     }
 
     fn store_key_for(
@@ -427,6 +479,7 @@ impl Proven<'_> {
             iv_offset_sectors: volume.geometry.iv_offset_sectors,
             digest: volume.luks().map(|header| header.digest.clone()),
             passphrase,
+            passphrase_next: None,
             replaces,
         });
         container.create(&reference.key, volume.uuid(), &content)?;

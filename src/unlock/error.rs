@@ -137,7 +137,7 @@ pub enum Error {
     #[error("the UUID of {} has been changed: its header says {now}; the key {reference} was sealed for {was}", .device.display())]
     UuidChanged { reference: KeyReference, device: PathBuf, was: Uuid, now: Uuid },
     /// What the store gave back is not what was stored.
-    #[error("the store returned another volume key than the one stored as {0}")]
+    #[error("the store does not return what was stored as {0}")]
     ReadBack(KeyReference),
     /// Key and data are on the same device, or nothing proves that they are not.
     #[error(transparent)]

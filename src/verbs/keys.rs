@@ -7,6 +7,7 @@ use crate::{
     unlock::{
         self,
         audit::{self, Event},
+        case::Proven,
         container::Container,
         lockbox::Lockbox,
         tenant::Acting,
@@ -31,6 +32,21 @@ pub(super) fn delete_superseded(config: &Config, container: &Container, key: &Ke
     }
     deleted(config, key, None);
     Ok(())
+}
+
+/// Has the lockbox open a volume by its key as that is now, if the lockbox does by what the key was.
+pub(super) fn keep_in_lockbox(config: &Config, was: &KeyReference, now: &Proven<'_>) -> Result<(), Error> {
+    if !Lockbox::of(config).is_some_and(|lockbox| lockbox.has(was)) {
+        return Ok(());
+    }
+    match now.add_to_lockbox() {
+        // So the policy of the container wants it.
+        Err(error @ unlock::Error::LockboxIsWeaker { .. }) => {
+            tracing::warn!("the lockbox cannot keep {}: {}", now.reference(), chain(&error));
+            Ok(())
+        }
+        added => Ok(added.map(drop)?),
+    }
 }
 
 /// What follows in any case once a key is deleted: what is left of it here does not make that undone.

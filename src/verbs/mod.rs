@@ -20,6 +20,7 @@ pub mod init;
 pub mod keys;
 pub mod leaf;
 pub mod r#move;
+pub mod new_passphrase;
 pub mod passphrase;
 pub mod policy;
 pub mod resize;

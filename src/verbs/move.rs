@@ -26,7 +26,6 @@ use crate::{
         self,
         case::{Case, Circumstances, Proven, Strictness},
         container::{Container, Use, for_each, lock},
-        lockbox::Lockbox,
     },
     verbs::{error::Error, keys, rotate},
     volumes::header::{self, Volume, VolumeError, rekey},
@@ -276,7 +275,7 @@ impl<'a> Job<'a> {
         // As it is on the device now, and by what the new store has.
         let moved = self.there(at.probe()?, new.clone())?;
         let superseded = self.superseded(old, &moved)?;
-        self.keep_in_lockbox(old, &moved)?;
+        keys::keep_in_lockbox(self.config, old, &moved)?;
         moved.record("key move");
         let Superseded(gone) = &superseded;
         keys::delete_superseded(self.config, &self.from, gone)?;
@@ -344,21 +343,6 @@ impl<'a> Job<'a> {
                 let why = format!("{}, which the header of its volume names, is no copy of it", moved.reference());
                 Err(Error::NotMovable { key: old.clone(), why })
             }
-        }
-    }
-
-    /// Has the lockbox open the volume by the new key, if it does by the old one.
-    fn keep_in_lockbox(&self, old: &KeyReference, moved: &Proven<'_>) -> Result<(), Error> {
-        if !Lockbox::of(self.config).is_some_and(|lockbox| lockbox.has(old)) {
-            return Ok(());
-        }
-        match moved.add_to_lockbox() {
-            // So the policy of the new container wants it.
-            Err(error @ unlock::Error::LockboxIsWeaker { .. }) => {
-                tracing::warn!("the lockbox cannot keep {}: {}", moved.reference(), chain(&error));
-                Ok(())
-            }
-            added => Ok(added.map(drop)?),
         }
     }
 

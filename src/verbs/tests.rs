@@ -7,7 +7,9 @@ use std::{
     thread,
 };
 
-use super::{attach, detach, erase, error::Error, format, hook, import, r#move, passphrase, resize, rotate, test};
+use super::{
+    attach, detach, erase, error::Error, format, hook, import, r#move, new_passphrase, passphrase, resize, rotate, test,
+};
 use crate::{
     base::{
         advice::Advice,
@@ -991,4 +993,85 @@ fn keys_that_others_know_by_their_ids_are_not_moved() {
     assert!(refused(&key, &device).contains("a rotation has begun"));
     assert!(movers.there.asked().iter().all(|asked| !asked.starts_with("create")), "nothing is stored");
     movers.check(&device);
+}
+
+fn with_new_passphrase(site: &Site, device: &Path) -> Result<new_passphrase::Rotated, Error> {
+    let request = new_passphrase::Request { device, header: None, separation: Strictness::default() };
+    new_passphrase::rotate(&site.config, &request)
+}
+
+/// What the store gives opens the keyslot.
+fn released(site: &Site, device: &Path) -> SecretBytes {
+    let request = passphrase::Request { device, header: None, key: None };
+    let passphrase = passphrase::release(&site.config, request).unwrap();
+    header::probe(device, None).unwrap().open_keyslot(&passphrase).expect("it opens the keyslot");
+    passphrase
+}
+
+#[test]
+fn a_store_that_goes_away_while_a_passphrase_is_rotated_loses_none_and_the_same_command_goes_on() {
+    for requests in 0.. {
+        let site = Site::with("");
+        let (device, _) = formatted(&site, "a", true);
+        let old = released(&site, &device);
+        site.store.answer_only(Some(requests));
+        let rotated = with_new_passphrase(&site, &device);
+        site.store.answer_only(None);
+        released(&site, &device);
+        let was_done = rotated.is_ok();
+        assert!(was_done || requests < 60, "{rotated:?}");
+        with_new_passphrase(&site, &device).unwrap();
+        assert!(released(&site, &device) != old);
+        let volume = header::probe(&device, None).unwrap();
+        assert!(matches!(volume.open_keyslot(&old), Err(VolumeError::WrongPassphrase { .. })));
+        assert_eq!(volume.claimed_keyslots().unwrap().len(), 1);
+        if was_done {
+            assert!(requests > 10, "{requests} requests");
+            break;
+        }
+    }
+}
+
+/// With the older form the new keyslot would be removed, and the old one kept.
+#[test]
+fn a_store_that_brings_the_old_passphrase_back_has_no_keyslot_removed() {
+    let site = Site::with("");
+    let (device, key) = formatted(&site, "a", true);
+    // Killed before the old keyslot was removed: as many requests as are answered until then.
+    let mut earlier = Vec::new();
+    for requests in 0.. {
+        site.store.answer_only(Some(requests));
+        let rotated = with_new_passphrase(&site, &device);
+        site.store.answer_only(None);
+        if rotated.is_ok() {
+            break;
+        }
+        earlier.push((site.store.stored(key.key).unwrap(), fs::read(&device).unwrap()));
+    }
+    let new = released(&site, &device);
+    let last = site.store.stored(key.key).unwrap();
+    for (form, image) in earlier.into_iter().filter(|(form, _)| *form != last) {
+        fs::write(&device, image).unwrap();
+        site.store.lie(key.key, form);
+        assert!(with_new_passphrase(&site, &device).is_err(), "this host has seen a later form");
+        site.store.be_honest(key.key);
+        if header::probe(&device, None).unwrap().claimed_keyslots().unwrap().len() > 1 {
+            header::probe(&device, None).unwrap().open_keyslot(&new).expect("it is not removed");
+        }
+    }
+}
+
+#[test]
+fn a_passphrase_that_others_know_by_its_key_is_not_rotated() {
+    let site = Site::with("");
+    let (device, key) = formatted(&site, "a", true);
+    let consumer = Consumer {
+        service: "cinder".to_owned(),
+        resource_type: "volume".to_owned(),
+        resource_id: "3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de".to_owned(),
+    };
+    let before = fs::read(&device).unwrap();
+    site.container().store().add_consumer(&key.key, &consumer).unwrap();
+    assert!(with_new_passphrase(&site, &device).unwrap_err().to_string().contains("it has consumers"));
+    assert!(fs::read(&device).unwrap() == before, "nothing is begun");
 }

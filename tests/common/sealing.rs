@@ -28,6 +28,7 @@ pub fn payload(volume_key: &VolumeKey) -> Payload {
         iv_offset_sectors: 0,
         digest: None,
         passphrase: None,
+        passphrase_next: None,
         replaces: None,
     }
 }

@@ -47,6 +47,7 @@ mod loops;
 #[path = "move.rs"]
 mod moving;
 mod page;
+mod passphrase;
 mod person;
 mod pkcs11;
 mod policy;

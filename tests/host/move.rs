@@ -274,15 +274,26 @@ fn trial(filled: &Filled, old: &str, what: &str) -> &'static str {
 }
 
 /// The key disk as it is now.
-fn snapshot(site: &Site) -> PathBuf {
+pub fn snapshot(site: &Site) -> PathBuf {
     let snapshot = site.path("snapshot");
     sh(&format!("rm -rf {0} && cp -a {1} {0}", snapshot.display(), site.keys("")));
     snapshot
 }
 
 /// What changes something, in a store, in the state directory or on the volume.
-const WRITES: [&str; 10] =
+pub const WRITES: [&str; 10] =
     ["write", "pwrite64", "fsync", "rename", "renameat2", "link", "linkat", "unlink", "mkdir", "ftruncate"];
+
+/// Whether the command was killed before this one of its system calls of that name; else it was done.
+pub fn killed_before(site: &Site, call: &str, when: usize, arguments: &[&str]) -> bool {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
+    command.args(["-e", &format!("inject={call}:signal=KILL:when={when}")]);
+    command.arg(env!("CARGO_BIN_EXE_cryptattach")).env("CRYPTATTACH_CONFIG", site.keys("cryptattach.toml"));
+    let status = command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+    assert!(status.success() || status.signal().is_some() || status.code() == Some(137), "{status:?}");
+    !status.success()
+}
 
 #[test]
 fn kill_9_before_any_system_call_that_writes_loses_nothing() {
@@ -296,13 +307,7 @@ fn kill_9_before_any_system_call_that_writes_loses_nothing() {
         for call in WRITES {
             for when in 1.. {
                 filled.restore(&image, &disk);
-                let mut command = Command::new("strace");
-                command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
-                command.args(["-e", &format!("inject={call}:signal=KILL:when={when}")]);
-                command.arg(env!("CARGO_BIN_EXE_cryptattach")).env("CRYPTATTACH_CONFIG", site.keys("cryptattach.toml"));
-                command.args(["key", "move", &old, "--to", "vault", "--volume", volume]);
-                let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
-                if status.success() {
+                if !killed_before(site, call, when, &["key", "move", &old, "--to", "vault", "--volume", volume]) {
                     break;
                 }
                 let outcome = trial(&filled, &old, &format!("{arguments:?} killed before {call} {when}"));

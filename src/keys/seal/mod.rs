@@ -25,6 +25,7 @@
 //!     iv_offset_sectors: 0,
 //!     digest: None,
 //!     passphrase: None,
+//!     passphrase_next: None,
 //!     replaces: None,
 //! };
 //! let sealed = seal(&context, &Content::VolumeKey(payload), &[Box::new(owner.recipient()?)])?;

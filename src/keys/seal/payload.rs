@@ -33,6 +33,8 @@ pub struct Payload {
     pub digest: Option<String>,
     /// The passphrase of the one keyslot: 64 lower-case hexadecimal digits.
     pub passphrase: Option<SecretBytes>,
+    /// The one that takes its place, from before a keyslot has it until it is proved to open that.
+    pub passphrase_next: Option<SecretBytes>,
     /// The key that the volume had before its key was rotated: who has pinned that one may take this one for it.
     pub replaces: Option<KeyReference>,
 }
@@ -67,6 +69,7 @@ impl Payload {
             iv_offset_sectors: 0,
             digest: None,
             passphrase: None,
+            passphrase_next: None,
             replaces: None,
         }
     }
@@ -87,6 +90,8 @@ struct Written<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     passphrase: Option<Text<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    passphrase_next: Option<Text<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     replaces: Option<&'a KeyReference>,
 }
 
@@ -104,6 +109,8 @@ struct Read<'a> {
     iv_offset_sectors: u64,
     digest: Option<String>,
     passphrase: Option<&'a str>,
+    #[serde(default)]
+    passphrase_next: Option<&'a str>,
     #[serde(default)]
     replaces: Option<KeyReference>,
 }
@@ -179,6 +186,7 @@ impl Payload {
             iv_offset_sectors: self.iv_offset_sectors,
             digest: self.digest.as_deref(),
             passphrase: self.passphrase.as_ref().map(Text),
+            passphrase_next: self.passphrase_next.as_ref().map(Text),
             replaces: self.replaces.as_ref(),
         };
         write_json(&written, MOST_JSON_BYTES)
@@ -190,6 +198,7 @@ impl Payload {
         let volume_key = decode(read.volume_key)?
             .filter(|key| KeySize::from_bits(read.key_size_bits) == Some(key.size()))
             .ok_or_else(|| SealError::Payload(format!("expected a key of {} bits", read.key_size_bits)))?;
+        let text = |text: &str| SecretBytes::copy_of(text.as_bytes());
         Ok(Self {
             volume_key,
             cipher: read.cipher,
@@ -197,7 +206,8 @@ impl Payload {
             data_offset_bytes: read.data_offset_bytes,
             iv_offset_sectors: read.iv_offset_sectors,
             digest: read.digest,
-            passphrase: read.passphrase.map(|text| SecretBytes::copy_of(text.as_bytes())).transpose()?,
+            passphrase: read.passphrase.map(text).transpose()?,
+            passphrase_next: read.passphrase_next.map(text).transpose()?,
             replaces: read.replaces,
         })
     }

@@ -19,6 +19,7 @@ fn content() -> Content {
         data_offset_bytes: 16 << 20,
         digest: Some("sha256:1000:c2FsdA==:ZGlnZXN0".to_owned()),
         passphrase: Some(SecretBytes::copy_of(b"00ff").unwrap()),
+        passphrase_next: Some(SecretBytes::copy_of(b"11ee").unwrap()),
         ..Payload::random()
     })
 }

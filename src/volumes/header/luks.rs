@@ -19,7 +19,7 @@ use super::{
     CIPHER, Format, Header, HeaderImage, LuksHeader, SectorSize, Volume, VolumeError, allow_list, header_image,
     keyslots, library,
     metadata::Metadata,
-    reencryption, signatures,
+    signatures,
     token::{ClevisToken, Token},
 };
 use crate::{
@@ -184,30 +184,6 @@ impl LuksHeader {
         };
         let failed = |source| VolumeError::Library { action: "write the token to", path: path.to_owned(), source };
         library::call(add).map_err(failed)
-    }
-
-    /// Has our token on the device name another place of its key, through libcryptsetup: both copies, under its lock. `None`
-    /// if that header is not the one that was checked, or has no such token.
-    pub(super) fn move_token(
-        &self,
-        device: &Path,
-        from: &KeyReference,
-        to: &KeyReference,
-    ) -> Result<Option<()>, VolumeError> {
-        let path = self.detached.as_deref().unwrap_or(device);
-        let replace = || {
-            let mut context = CryptInit::init(path)?;
-            context.context_handle().load::<()>(Some(EncryptionFormat::Luks2), None)?;
-            let json = context.status_handle().dump_json()?;
-            let is_checked = json == load_header(&self.image)?.status_handle().dump_json()?;
-            let ours = reencryption::our_token(&json).filter(|(_, token)| is_checked && token.old_reference() == *from);
-            let Some((number, token)) = ours else { return Ok(None) };
-            let number = number.parse().map_err(|_| LibcryptErr::InvalidConversion)?;
-            let token = serde_json::to_value(token.moved(to)).map_err(LibcryptErr::JsonError)?;
-            context.token_handle().json_set(TokenInput::ReplaceToken(number, &token)).map(|_| Some(()))
-        };
-        let failed = |source| VolumeError::Library { action: "write the token to", path: path.to_owned(), source };
-        library::call(replace).map_err(failed)
     }
 
     /// Adds a keyslot for a random passphrase, and the token that `token` makes for its number: both, or neither.
@@ -387,7 +363,7 @@ fn load(image: &HeaderImage, device: &Path) -> Result<CryptDevice, LibcryptErr> 
     Ok(context)
 }
 
-fn load_header(image: &HeaderImage) -> Result<CryptDevice, LibcryptErr> {
+pub(super) fn load_header(image: &HeaderImage) -> Result<CryptDevice, LibcryptErr> {
     let mut context = CryptInit::init(&image.path())?;
     context.context_handle().load::<()>(None, None)?;
     Ok(context)

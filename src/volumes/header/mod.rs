@@ -2,6 +2,7 @@
 
 mod allow_list;
 pub mod blank;
+mod claimed;
 pub mod copies;
 mod header_image;
 mod keyslots;
@@ -33,7 +34,6 @@ use crate::{
     sys::device::{Device, DeviceError},
 };
 pub use allow_list::Refusal;
-use copies::Copies;
 pub use header_image::HeaderImage;
 pub use keyslots::Keyslot;
 pub use library::LibraryError;
@@ -232,19 +232,6 @@ impl Volume {
     /// Writes into a LUKS2 header where the key is; nothing else there is changed.
     pub fn write_token(&self, reference: &KeyReference) -> Result<(), VolumeError> {
         self.takes_token()?.write_token(&self.device.path, reference)
-    }
-
-    /// Has the token on the device name another place of the same key. Nothing else is written, so the volume may be attached.
-    pub fn move_token(&self, from: &KeyReference, to: &KeyReference) -> Result<(), VolumeError> {
-        let (path, luks) =
-            (&self.device.path, self.luks().ok_or_else(|| self.no_token("it has no header".to_owned()))?);
-        let io = DeviceError::io("read the header of", path);
-        match Copies::read(luks.image.file()).map_err(io)? {
-            Some(copies) if reencryption::is_rotation(&copies.json) => {
-                Err(self.no_token("a rotation of its key has begun".to_owned()))
-            }
-            _ => luks.move_token(path, from, to)?.ok_or_else(|| VolumeError::HeaderChanged { path: path.clone() }),
-        }
     }
 
     /// Adds a keyslot for a passphrase of 256 random bits to a LUKS2 header, and the token of it; its number.

@@ -49,6 +49,12 @@ impl Token {
         Self { store: to.store.clone(), key: to.key, ..self }
     }
 
+    /// The same with one more keyslot.
+    pub fn claiming(mut self, keyslot: u32) -> Self {
+        self.keyslots.push(keyslot.to_string());
+        self
+    }
+
     /// Reads a token of ours; `None` if it is someone else's.
     pub fn from_json(json: &Value) -> Option<Result<Self, serde_json::Error>> {
         (json.get("type")?.as_str()? == TYPE).then(|| Self::deserialize(json))
