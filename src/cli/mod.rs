@@ -10,6 +10,7 @@ mod doctor;
 mod explain;
 mod failure;
 mod format;
+mod header;
 mod hook;
 mod host;
 mod init;
@@ -102,6 +103,8 @@ enum Verb {
     Key(key::Key),
     #[command(subcommand)]
     Container(container::Container),
+    #[command(subcommand)]
+    Header(header::Header),
     #[command(subcommand)]
     Leaf(leaf::Leaf),
     #[command(subcommand)]
@@ -238,6 +241,7 @@ fn run(cli: &Cli, reports: Reports) -> Result<u8, Error> {
         Verb::Doctor(doctor) => doctor.run(global),
         Verb::Key(key) => key.run(global),
         Verb::Container(container) => container.run(global),
+        Verb::Header(header) => header.run(global),
         Verb::Leaf(leaf) => leaf.run(global),
         Verb::Policy(policy) => policy.run(global),
         Verb::Host(host) => host.run(global),

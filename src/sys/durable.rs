@@ -89,6 +89,12 @@ impl Folder {
     }
 }
 
+/// Writes a new file, whole or not at all, which its owner alone can read; `AlreadyExists` if there is one.
+pub fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or(io::ErrorKind::InvalidInput)?;
+    Folder::lock(folder_of(path))?.create(name, bytes)
+}
+
 /// A file that is not trusted: nothing but a file is read, since a pipe would keep us waiting for ever, and no more than one byte
 /// beyond what fits, so that the reader sees that it is too long.
 pub fn read_bounded(path: &Path, most: usize) -> io::Result<Vec<u8>> {

@@ -12,6 +12,7 @@ pub mod explain;
 pub mod failure;
 pub mod format;
 pub mod generator;
+pub mod header;
 pub mod hook;
 pub mod hotplug;
 pub mod import;

@@ -126,7 +126,7 @@ pub fn rotate(config: &Config, request: &Request<'_>, tell: &mut dyn FnMut(u64, 
 }
 
 /// Where the journal of a volume is, and that nobody else rotates its key on this host.
-fn journal(config: &Config, uuid: Uuid) -> io::Result<(PathBuf, Flock<File>)> {
+pub(super) fn journal(config: &Config, uuid: Uuid) -> io::Result<(PathBuf, Flock<File>)> {
     let folder = config.state.join("rekey");
     Folder::make(&folder)?;
     let alone = lock::lock(&folder.join(format!(".{uuid}")), Duration::ZERO)?;

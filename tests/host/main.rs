@@ -41,6 +41,7 @@ mod enrol;
 mod exports;
 mod foreign;
 mod format;
+mod header;
 mod lockbox;
 mod person;
 mod pkcs11;

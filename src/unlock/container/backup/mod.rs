@@ -41,7 +41,7 @@ use crate::{
         seal::ContainerKey,
         store::{StoreError, Stored},
     },
-    sys::durable::{self, Folder, folder_of},
+    sys::durable,
     unlock::{Error, enrol::Register},
 };
 pub use error::BackupError;
@@ -138,14 +138,8 @@ pub fn collect(config: &Config, name: &StoreName, progress: &(dyn Fn(usize, usiz
 impl Backup {
     /// Writes it into a new file, whole or not at all, which its owner alone can read.
     pub fn write(self, path: &Path) -> Result<BackedUp, BackupError> {
-        let write = || {
-            let name = path.file_name().and_then(|name| name.to_str()).ok_or(std::io::ErrorKind::InvalidInput)?;
-            Folder::lock(folder_of(path))?.create(name, self.file.bytes())
-        };
-        match write() {
-            Ok(()) => Ok(self.content),
-            Err(source) => Err(BackupError::File { action: "write", path: path.to_owned(), source }),
-        }
+        let failed = |source| BackupError::File { action: "write", path: path.to_owned(), source };
+        durable::create(path, self.file.bytes()).map(|()| self.content).map_err(failed)
     }
 }
 
