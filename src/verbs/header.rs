@@ -147,7 +147,7 @@ mod tests {
         keys::store::{ContainerKeys, KeyStore},
         unlock::testing::Site,
         verbs::{format, rotate},
-        volumes::header::{VolumeError, rekey},
+        volumes::header::rekey,
     };
 
     fn formatted(site: &Site, name: &str, keyslot: bool) -> PathBuf {
