@@ -11,6 +11,7 @@ mod explain;
 mod failure;
 mod format;
 mod header;
+mod holder;
 mod hook;
 mod host;
 mod init;

@@ -42,6 +42,7 @@ mod exports;
 mod foreign;
 mod format;
 mod header;
+mod holder;
 mod lockbox;
 mod person;
 mod pkcs11;

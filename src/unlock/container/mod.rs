@@ -23,7 +23,7 @@ use std::{
 use uuid::Uuid;
 
 pub use opens::{asks_people, logins, may_open_without_tpm, public_keys, servers_to_open, taken_by_leaves};
-pub use rehearsal::{By, Rehearsal, rehearse};
+pub use rehearsal::{By, Rehearsal, prove_pair, rehearse};
 pub use rotation::Rotation;
 pub use tenant_keys::{Listed, TenantKeys};
 pub(in crate::unlock) use trust::Seen;
