@@ -132,14 +132,14 @@ pub enum Error {
         public: PathBuf,
         private: IdentitySpec,
         #[source]
-        source: SealError,
+        source: Box<SealError>,
     },
     /// This host would not open what it is about to seal.
     #[error("this host would not open the next container key of '{container}'")]
     WouldLockOut {
         container: StoreName,
         #[source]
-        source: SealError,
+        source: Box<SealError>,
     },
     /// The sealed key and the header disagree about the volume.
     #[error("the sealed key {reference} does not fit the header of {}: {what}", .device.display())]

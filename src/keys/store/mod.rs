@@ -48,6 +48,10 @@ pub trait KeyStore: Consumers + Send + Sync {
     fn new_id(&self) -> Result<KeyId, StoreError> {
         Ok(KeyId::random())
     }
+    /// Whether a key can be stored under an id of another store, or under its own once more.
+    fn takes_any_id(&self) -> bool {
+        true
+    }
     /// Gives an id of [`KeyStore::new_id`] back under which nothing was stored.
     fn abandon(&self, _: &KeyId) {}
     /// The key with this id.

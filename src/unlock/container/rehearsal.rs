@@ -96,7 +96,7 @@ pub fn prove_pair(config: &Config, name: &StoreName, public: &Path, private: &Id
     ContainerKey::open(&sealed, &alone, &id).map(drop).map_err(|source| Error::NoPair {
         public: public.to_owned(),
         private: private.clone(),
-        source,
+        source: Box::new(source),
     })
 }
 
@@ -107,7 +107,9 @@ impl Container {
         let next = ContainerKey::random(&self.name, current.as_deref())?;
         let sealed = next.seal_to(self.key_recipients(&next)?, now())?;
         let opened = ContainerKey::open(&sealed, &self.identities()?, &self.key_id(next.epoch()));
-        opened.map(drop).map_err(|source| Error::WouldLockOut { container: self.name.clone(), source })
+        opened
+            .map(drop)
+            .map_err(|source| Error::WouldLockOut { container: self.name.clone(), source: Box::new(source) })
     }
 
     /// Asks a person for a leaf of the current container key; the same opens those before.

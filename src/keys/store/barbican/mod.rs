@@ -230,6 +230,10 @@ impl KeyStore for Barbican {
         self.begin(SEALED)
     }
 
+    fn takes_any_id(&self) -> bool {
+        false
+    }
+
     fn get(&self, id: &KeyId) -> Result<Stored, StoreError> {
         let secret = self.secret(id)?;
         if secret.name.as_deref() == Some(SEALED) {
