@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{ArgGroup, Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{AnswerOption, Global, backup, output, paper};
+use super::{AnswerOption, Global, backup, holder::HolderVerb, output, paper};
 use crate::{
     base::key::StoreName,
     config::{Config, IdentitySpec, LeafName, Policy},
@@ -17,6 +17,7 @@ use crate::{
     verbs::{
         container::{self, New, Request},
         error::Error,
+        holder::Holder,
         leaf::Hands,
         policy,
         setup::NewPlace,
@@ -30,6 +31,12 @@ pub enum Container {
     Show(Show),
     Rotate(Rotate),
     Policy(PolicyVerb),
+    /// Change whose key the owner's is
+    #[command(subcommand)]
+    Owner(HolderVerb),
+    /// Change whose key the escrow's is
+    #[command(subcommand)]
+    Escrow(HolderVerb),
     Rehearse(Rehearse),
     Backup(backup::Backup),
     Restore(backup::Restore),
@@ -175,6 +182,8 @@ impl Container {
             Self::Show(show) => show.run(global),
             Self::Rotate(rotate) => rotate.run(global),
             Self::Policy(policy) => policy.run(global),
+            Self::Owner(owner) => owner.run(global, Holder::Owner),
+            Self::Escrow(escrow) => escrow.run(global, Holder::Escrow),
             Self::Rehearse(rehearse) => rehearse.run(global),
             Self::Backup(backup) => backup.run(global),
             Self::Restore(restore) => restore.run(global),
@@ -316,7 +325,7 @@ impl PolicyVerb {
     }
 }
 
-fn days(number: u32) -> Duration {
+pub(super) fn days(number: u32) -> Duration {
     Duration::from_secs(u64::from(number) * 24 * 3600)
 }
 
@@ -333,7 +342,7 @@ pub(super) fn with_bar<T>(rotate: impl FnOnce(&(dyn Fn(usize, usize) + Sync)) ->
     Ok(rotated)
 }
 
-fn lines_of(name: &StoreName, rotation: &Rotation) -> Vec<String> {
+pub(super) fn lines_of(name: &StoreName, rotation: &Rotation) -> Vec<String> {
     let mut lines = vec![
         format!("container key {name}/kek/{}, fingerprint {}", rotation.epoch, rotation.fingerprint),
         format!("  sealed anew      {}", rotation.resealed),
@@ -349,7 +358,7 @@ fn lines_of(name: &StoreName, rotation: &Rotation) -> Vec<String> {
     lines
 }
 
-fn finished(name: &StoreName, rotation: &Rotation) -> Result<(), Error> {
+pub(super) fn finished(name: &StoreName, rotation: &Rotation) -> Result<(), Error> {
     match rotation.failed.len() {
         0 => Ok(()),
         left => Err(unlock::Error::Unfinished { container: name.clone(), left }.into()),

@@ -11,6 +11,8 @@ mod erase;
 mod explain;
 mod failure;
 mod format;
+mod header;
+mod holder;
 mod hook;
 mod host;
 mod init;
@@ -107,6 +109,8 @@ enum Verb {
     Key(key::Key),
     #[command(subcommand)]
     Container(container::Container),
+    #[command(subcommand)]
+    Header(header::Header),
     #[command(subcommand)]
     Leaf(leaf::Leaf),
     #[command(subcommand)]
@@ -245,6 +249,7 @@ fn run(cli: &Cli, reports: Reports) -> Result<u8, Error> {
         Verb::Doctor(doctor) => doctor.run(global),
         Verb::Key(key) => key.run(global),
         Verb::Container(container) => container.run(global),
+        Verb::Header(header) => header.run(global),
         Verb::Leaf(leaf) => leaf.run(global),
         Verb::Policy(policy) => policy.run(global),
         Verb::Host(host) => host.run(global),

@@ -103,7 +103,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     File::open(folder_of(path))?.sync_all()
 }
 
-/// Likewise a new one; `AlreadyExists` if there is one of that name.
+/// Likewise a new one, which its owner alone can read; `AlreadyExists` if there is one of that name.
 pub fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
     written(path, bytes)?.persist_noclobber(path).map_err(|refused| refused.error)?;
     File::open(folder_of(path))?.sync_all()

@@ -18,7 +18,7 @@ use crate::{
         exit::Exit,
         key::{Consumer, ContainerKeyId, HostName, KeyReference, SecretMemoryError, StoreName},
     },
-    config::{ConfigError, LeafName, Policy},
+    config::{ConfigError, IdentitySpec, LeafName, Policy},
     keys::{seal::SealError, store::StoreError, tpm::TpmError},
     sys::{device::DeviceError, state::StateError},
     volumes::{
@@ -127,6 +127,21 @@ pub enum Error {
     /// A rehearsal of a recovery.
     #[error("a recovery of '{container}' would lose {keys} keys and {container_keys} container keys")]
     WouldBeLost { container: StoreName, keys: usize, container_keys: usize },
+    /// A private key that does not belong to a public one.
+    #[error("the private key {private} does not open what is sealed to {}", .public.display())]
+    NoPair {
+        public: PathBuf,
+        private: IdentitySpec,
+        #[source]
+        source: Box<SealError>,
+    },
+    /// This host would not open what it is about to seal.
+    #[error("this host would not open the next container key of '{container}'")]
+    WouldLockOut {
+        container: StoreName,
+        #[source]
+        source: Box<SealError>,
+    },
     /// The sealed key and the header disagree about the volume.
     #[error("the sealed key {reference} does not fit the header of {}: {what}", .device.display())]
     Mismatch { reference: KeyReference, device: PathBuf, what: String },
@@ -233,6 +248,8 @@ impl Advice for Error {
             | Self::WhileClosed { .. }
             | Self::NoPassphrase(_)
             | Self::NotOurs(_)
+            | Self::NoPair { .. }
+            | Self::WouldLockOut { .. }
             | Self::NoAuthor(_)
             | Self::AnotherKey(_) => Exit::KeyRefused,
             Self::NoContainerKeys(_)
@@ -319,6 +336,11 @@ impl Advice for Error {
             Self::WouldBeLost { container, .. } => format!(
                 "restore damaged keys from a replica or backup of the store; 'cryptattach container policy {container} POLICY' adds \
                  a leaf to what opens them"
+            )
+            .into(),
+            Self::NoPair { .. } => "nothing was changed: name the private key of the new public key".into(),
+            Self::WouldLockOut { container, .. } => format!(
+                "nothing was changed: name what opens it in 'identities' of [stores.{container}] (for a new owner, --identity does)"
             )
             .into(),
             Self::Trust(error) => return error.next_step(),

@@ -14,7 +14,7 @@ use crate::{
     keys::seal::SealError,
     unlock::{self, enrol::EnrolError, receipt::ReceiptError},
     verbs::boot::BootError,
-    volumes::{backend::BackendError, separation::MalformedConnectionInfo},
+    volumes::{backend::BackendError, header::backup::HeaderBackupError, separation::MalformedConnectionInfo},
 };
 
 /// A verb failed.
@@ -35,6 +35,9 @@ pub enum Error {
     /// The backend.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// A copy of a header.
+    #[error(transparent)]
+    Header(#[from] HeaderBackupError),
     /// The volume has no UUID to name the mapping after.
     #[error("{} has no header to name the mapping after", .0.display())]
     NoName(PathBuf),
@@ -204,6 +207,7 @@ impl Advice for Error {
             Self::Boot(error) => error.exit(),
             Self::Enrol(error) => error.exit(),
             Self::Backend(error) => error.exit(),
+            Self::Header(error) => error.exit(),
             Self::Name(error) => error.exit(),
             Self::Clevis { source, .. } => source.exit(),
             Self::Usage(_) | Self::NoName(_) | Self::NoClevis(_) | Self::NotMovable { .. } => Exit::Usage,
@@ -242,6 +246,7 @@ impl Advice for Error {
             Self::Boot(error) => return error.next_step(),
             Self::Enrol(error) => return error.next_step(),
             Self::Backend(error) => return error.next_step(),
+            Self::Header(error) => return error.next_step(),
             Self::Name(error) => return error.next_step(),
             Self::NoName(_) => "name the mapping: cryptattach attach DEVICE NAME".into(),
             Self::NotBlank { .. } => "check that this is the right device; --force overwrites its contents".into(),

@@ -27,7 +27,7 @@ fn objects(store: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 /// Keys of another program, sealed.
-fn keys(site: &Site, number: usize) {
+pub fn keys(site: &Site, number: usize) {
     let config = Config::read(site.keys("cryptattach.toml").as_ref()).unwrap();
     let name: StoreName = "cinder".parse().unwrap();
     let container = Container::open(&config, &name, None, Use::Keys).unwrap();

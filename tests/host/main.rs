@@ -42,6 +42,8 @@ mod erase;
 mod exports;
 mod foreign;
 mod format;
+mod header;
+mod holder;
 mod lockbox;
 mod loops;
 #[path = "move.rs"]

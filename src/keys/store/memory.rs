@@ -30,6 +30,7 @@ struct State {
     lies: BTreeMap<String, SealedKey>,
     lie: Option<SealedKey>,
     consumers: BTreeMap<KeyId, BTreeSet<Consumer>>,
+    makes_up_ids: bool,
     asked: Vec<String>,
 }
 
@@ -90,6 +91,11 @@ impl Memory {
     /// Where the keys rest; a name that nothing can be followed to, unless set.
     pub fn set_places(&self, places: Vec<Place>) {
         self.state().places = Some(places);
+    }
+
+    /// From now on it takes no ids but its own, like Barbican.
+    pub fn make_up_ids(&self) {
+        self.state().makes_up_ids = true;
     }
 
     /// What was asked so far, in order: "get ID", "create kek/1", ...
@@ -178,6 +184,10 @@ fn not_found(name: &str) -> StoreError {
 }
 
 impl KeyStore for Memory {
+    fn takes_any_id(&self) -> bool {
+        !self.state().makes_up_ids
+    }
+
     fn get(&self, id: &KeyId) -> Result<Stored, StoreError> {
         self.read(&id.to_string()).map(Stored::Sealed)
     }

@@ -23,7 +23,7 @@ use std::{
 use uuid::Uuid;
 
 pub use opens::{asks_people, logins, may_open_without_tpm, public_keys, servers_to_open, taken_by_leaves};
-pub use rehearsal::{By, Rehearsal, rehearse};
+pub use rehearsal::{By, Rehearsal, prove_pair, rehearse};
 pub use rotation::{Rotation, for_each, lock};
 pub use tenant_keys::{Listed, TenantKeys};
 pub(in crate::unlock) use trust::Seen;
@@ -44,7 +44,7 @@ use crate::{
     config::{Config, Network, Sealing},
     keys::{
         seal::{self, Asking, ContainerKey, Content, Expected, For, Identities, Opened, SealError, identities},
-        store::{self, KeyStore, Released, RingAnswer, Stored, parse_endpoints},
+        store::{self, KeyStore, Released, RingAnswer, StoreError, Stored, parse_endpoints},
     },
     unlock::{Error, lockbox::Lockbox, tenant::Tenant},
 };
@@ -316,6 +316,20 @@ impl Container {
         let key = Arc::new(key.map_err(refused)?);
         opened.insert(epoch, key.clone());
         Ok(key)
+    }
+
+    /// The keys that claim to be of this volume.
+    pub fn keys_of_volume(&self, volume: Uuid) -> Result<Vec<KeyId>, Error> {
+        let (ids, found, failed) = (self.store.list()?, Mutex::new(Vec::new()), Mutex::new(None));
+        rotation::for_each(&ids, &|_, _| {}, &|id| match self.store.get(id) {
+            Ok(Stored::Sealed(key)) if key.claimed_context().is_ok_and(|claimed| claimed.volume == Some(volume)) => {
+                rotation::lock(&found).push(*id);
+            }
+            Ok(_) | Err(StoreError::NotFound { .. } | StoreError::Malformed { .. }) => {}
+            Err(error) => *rotation::lock(&failed) = Some(error),
+        });
+        let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        failed.into_inner().unwrap_or_default().map_or(Ok(found), |error| Err(error.into()))
     }
 
     /// Where a key rests in the store.

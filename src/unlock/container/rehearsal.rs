@@ -10,12 +10,13 @@ use super::{
 use crate::{
     base::{
         chain::chain,
+        clock::now,
         key::{ContainerKeyId, Epoch, KeyId, SealedKey, StoreName},
         person::Attendant,
     },
     config::{Config, IdentitySpec, LeafName},
     keys::{
-        seal::{Asking, For, Identities, Identity, identities},
+        seal::{self, Asking, ContainerKey, For, Identities, Identity, identities},
         store::Stored,
     },
     unlock::Error,
@@ -86,7 +87,31 @@ pub fn rehearse(
     container.rehearse(file.is_some(), progress)
 }
 
+/// Shows that a private key opens what is sealed to a public one.
+pub fn prove_pair(config: &Config, name: &StoreName, public: &Path, private: &IdentitySpec) -> Result<(), Error> {
+    let key = ContainerKey::random(name, None)?;
+    let sealed = key.seal_to(seal::recipients([public])?, now())?;
+    let alone = Identities::of(vec![identities::kind(private).open(&config.tpm)?]);
+    let id = ContainerKeyId { container: name.clone(), epoch: key.epoch() };
+    ContainerKey::open(&sealed, &alone, &id).map(drop).map_err(|source| Error::NoPair {
+        public: public.to_owned(),
+        private: private.clone(),
+        source: Box::new(source),
+    })
+}
+
 impl Container {
+    /// Shows that the next container key, if it was sealed now, would open on this host.
+    pub fn opens_next(&self) -> Result<(), Error> {
+        let current = self.container_keys()?.current()?.map(|current| self.container_key(current.epoch)).transpose()?;
+        let next = ContainerKey::random(&self.name, current.as_deref())?;
+        let sealed = next.seal_to(self.key_recipients(&next)?, now())?;
+        let opened = ContainerKey::open(&sealed, &self.identities()?, &self.key_id(next.epoch()));
+        opened
+            .map(drop)
+            .map_err(|source| Error::WouldLockOut { container: self.name.clone(), source: Box::new(source) })
+    }
+
     /// Asks a person for a leaf of the current container key; the same opens those before.
     fn ask_person(&self, leaf: &LeafName) -> Result<(), Error> {
         let keys = self.container_keys()?;

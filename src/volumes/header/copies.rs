@@ -88,6 +88,11 @@ impl Copies {
         self.size as u64
     }
 
+    /// Whether both copies are there.
+    pub fn is_whole(&self) -> bool {
+        self.alone_at.is_none()
+    }
+
     /// The volume's UUID, if it is one.
     pub fn uuid(&self) -> Option<Uuid> {
         let text = self.binary[UUID].split(|byte| *byte == 0).next()?;

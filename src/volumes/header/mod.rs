@@ -1,6 +1,7 @@
 //! Volumes: what is encrypted, and how. Headers are untrusted until the allow-list has passed them.
 
 mod allow_list;
+pub mod backup;
 pub mod blank;
 mod claimed;
 pub mod copies;

@@ -110,7 +110,8 @@ pub fn side(device: &Device, copies: &Copies, side: Side) -> Result<Volume, Volu
     view(device, copies, &json.ok_or_else(damaged)?)
 }
 
-fn view(device: &Device, copies: &Copies, json: &Value) -> Result<Volume, VolumeError> {
+/// The volume of a header in memory, judged as any header is.
+pub(super) fn view(device: &Device, copies: &Copies, json: &Value) -> Result<Volume, VolumeError> {
     let image = HeaderImage::of(device.size_bytes, copies, json).map_err(DeviceError::io("read", &device.path))?;
     UntrustedHeader::parse(device.clone(), None, image)?.check()
 }

@@ -138,12 +138,8 @@ pub fn collect(config: &Config, name: &StoreName, progress: &(dyn Fn(usize, usiz
 impl Backup {
     /// Writes it into a new file, whole or not at all, which its owner alone can read.
     pub fn write(self, path: &Path) -> Result<BackedUp, BackupError> {
-        durable::create(path, self.file.bytes()).map_err(|source| BackupError::File {
-            action: "write",
-            path: path.to_owned(),
-            source,
-        })?;
-        Ok(self.content)
+        let failed = |source| BackupError::File { action: "write", path: path.to_owned(), source };
+        durable::create(path, self.file.bytes()).map(|()| self.content).map_err(failed)
     }
 }
 

@@ -315,6 +315,11 @@ impl Job<'_> {
                 lock(done).left_alone.push(told);
                 return Ok(());
             }
+            There::Nothing | There::Other if matches!(slot, Slot::Key(_)) && !self.container.store().takes_any_id() => {
+                // Nor is one deleted that would not come back.
+                lock(done).not_held.push((told, "it makes up ids by itself".to_owned()));
+                return Ok(());
+            }
             There::Nothing | There::Other => {
                 let Some(sealed) = self.file.sealed(slot) else { return Ok(()) };
                 let (sealed, is_anew) = match self.form(slot, sealed) {
@@ -334,10 +339,17 @@ impl Job<'_> {
                 match slot.create(self.container.store(), &sealed) {
                     Ok(()) => {}
                     // A store may list late.
-                    Err(StoreError::Exists { .. }) => return self.write(slot, self.look_at(slot)?, done),
-                    // The store has no such part, or makes up ids by itself.
+                    Err(StoreError::Exists { .. }) => {
+                        match self.look_at(slot)? {
+                            There::Same => lock(done).unchanged += 1,
+                            There::Later => lock(done).later.push(told),
+                            There::Nothing | There::Other => lock(done).left_alone.push(told),
+                        }
+                        return Ok(());
+                    }
+                    // The store has no such part.
                     Err(error @ StoreError::NotFound { .. }) => {
-                        lock(done).not_held.push((told, format!("{}; it cannot be put back there", chain(&error))));
+                        lock(done).not_held.push((told, chain(&error)));
                         return Ok(());
                     }
                     Err(error) => return Err(error.into()),

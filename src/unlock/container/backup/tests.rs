@@ -137,6 +137,19 @@ fn what_is_there_is_replaced_only_when_asked() {
 }
 
 #[test]
+fn a_store_that_makes_up_ids_says_what_it_does_not_hold_and_loses_nothing() {
+    let (site, keys) = site();
+    let (path, _) = back_up(&site, "backup");
+    let wrong = site.store.stored(keys[1]).unwrap();
+    site.store.put(keys[0], wrong.clone());
+    KeyStore::delete(&site.store, &keys[2]).unwrap();
+    site.store.make_up_ids();
+    let done = restored(&site, &path, REPLACE).unwrap();
+    assert_eq!((done.written, done.not_held.len()), (0, 2), "{done:?}");
+    assert_eq!(site.store.stored(keys[0]), Some(wrong), "what could not come back is not deleted");
+}
+
+#[test]
 fn a_later_form_stays_whatever_is_asked() {
     let (site, keys) = site();
     let (path, _) = back_up(&site, "backup");

@@ -1,0 +1,122 @@
+//! Members of a store's section in the configuration, changed by a program: all else in the file stays as it is, comments included.
+
+use std::{fs, path::Path};
+
+use toml::Value;
+
+use super::{error::Error, setup};
+use crate::{
+    base::key::StoreName,
+    config::Config,
+    keys::store,
+    sys::durable::{Folder, folder_of},
+};
+
+/// A configuration that is not written yet, and of which every part is understood.
+pub struct Edited {
+    pub config: Config,
+    text: String,
+}
+
+/// The configuration in this file with other members of a store.
+pub fn edited(path: &Path, name: &StoreName, members: &[(&str, Value)]) -> Result<Edited, Error> {
+    let text = fs::read_to_string(path).map_err(Error::io(format!("read {}", path.display())))?;
+    let text = with_members(&text, name, members)?;
+    let config = Config::parse(&text, path)?;
+    store::check(&config)?;
+    Ok(Edited { config, text })
+}
+
+/// A member of a store's section, as the file has it.
+pub fn member(path: &Path, name: &StoreName, member: &str) -> Result<Option<Value>, Error> {
+    let text = fs::read_to_string(path).map_err(Error::io(format!("read {}", path.display())))?;
+    let table = text.parse::<toml::Table>().ok();
+    Ok(table.and_then(|table| table.get("stores")?.get(name.as_str())?.get(member).cloned()))
+}
+
+impl Edited {
+    /// Writes it, whole or not at all, with the mode and the owner that the file has.
+    pub fn write(self) -> Result<Config, Error> {
+        let path = &self.config.path;
+        let write = || {
+            let path = path.canonicalize()?;
+            let name = path.file_name().and_then(|name| name.to_str()).ok_or(std::io::ErrorKind::InvalidInput)?;
+            Folder::lock(folder_of(&path))?.replace_content(name, self.text.as_bytes())
+        };
+        write().map_err(Error::io(format!("write {}", path.display())))?;
+        Ok(setup::configuration(path)?)
+    }
+}
+
+fn with_members(text: &str, name: &StoreName, members: &[(&str, Value)]) -> Result<String, Error> {
+    let new: Vec<_> = members.iter().map(|(member, value)| format!("{member} = {value}")).collect();
+    let by_hand = || {
+        Error::Usage(format!(
+            "the section of store '{name}' is not written as a table [stores.{name}] of single lines: write {} there, and run \
+             'cryptattach container rotate {name}'",
+            new.join(" and ")
+        ))
+    };
+    let is_header = |text: &str| {
+        let header = text.split('#').next().unwrap_or_default().trim();
+        header == format!("[stores.{name}]") || header == format!("[stores.\"{name}\"]")
+    };
+    let mut lines: Vec<&str> = text.lines().collect();
+    let start = lines.iter().position(|line| is_header(line)).ok_or_else(by_hand)? + 1;
+    for ((member, _), new) in members.iter().zip(&new) {
+        let end = lines[start..].iter().position(|line| line.trim_start().starts_with('['));
+        let end = end.map_or(lines.len(), |at| start + at);
+        let is_it =
+            |line: &&str| line.trim_start().strip_prefix(member).is_some_and(|rest| rest.trim_start().starts_with('='));
+        match lines[start..end].iter().position(is_it) {
+            Some(at) => lines[start + at] = new,
+            None => lines.insert(start, new),
+        }
+    }
+    let changed = lines.join("\n") + "\n";
+    // Not a guess: nothing else has changed.
+    let read = |text: &str| text.parse::<toml::Table>().ok();
+    let mut expected = read(text).ok_or_else(by_hand)?;
+    let section = expected.get_mut("stores").and_then(|stores| stores.get_mut(name.as_str())?.as_table_mut());
+    let section = section.ok_or_else(by_hand)?;
+    members.iter().for_each(|(member, value)| drop(section.insert((*member).to_owned(), value.clone())));
+    if read(&changed) == Some(expected) { Ok(changed) } else { Err(by_hand()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_these_members_of_the_store_change_in_the_file() {
+        let name = "cinder".parse().unwrap();
+        let changed = |text: &str| with_members(text, &name, &[("opens", "all(a, b)".into())]);
+        let others = "# mine\n[stores.b]\nopens = \"x\"\n\n[leaves.a] # one\n";
+        let cases = [
+            (
+                format!("[stores.cinder]\ntype = 't'\n{others}"),
+                format!("[stores.cinder]\nopens = \"all(a, b)\"\ntype = 't'\n{others}"),
+            ),
+            (
+                format!("{others}[stores.cinder] # two\ntype = 't'\n  opens='y' # old\n"),
+                format!("{others}[stores.cinder] # two\ntype = 't'\nopens = \"all(a, b)\"\n"),
+            ),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(changed(&text).unwrap(), expected);
+        }
+        for by_hand in [
+            "stores = { cinder = { type = 't' } }\n",
+            "[stores]\ncinder.type = 't'\n",
+            "[stores.cinder]\nopens = \"\"\"\nx\"\"\"\n",
+            "note = \"\"\"\n[stores.cinder]\n\"\"\"\n[stores.\"cinder\"]\ntype = 't'\n",
+        ] {
+            assert!(changed(by_hand).unwrap_err().to_string().contains("container rotate"), "{by_hand}");
+        }
+        let two = [("owner", "new".into()), ("identities", vec!["a", "b"].into())];
+        assert_eq!(
+            with_members("[stores.cinder]\nowner = 'old'\nidentities = [] # none\n[x]\n", &name, &two).unwrap(),
+            "[stores.cinder]\nowner = \"new\"\nidentities = [\"a\", \"b\"]\n[x]\n"
+        );
+    }
+}

@@ -1,0 +1,101 @@
+//! Headers of volumes, backed up and restored: as cryptsetup does it, and where it must not.
+
+use std::{
+    fs,
+    os::unix::{fs::FileExt, process::ExitStatusExt},
+    path::Path,
+    process::Command,
+};
+
+use crate::site::{LoopDevice, Site, sh};
+
+const HEADER: usize = 16 << 20;
+
+fn overwrite(volume: &str, at: u64, len: usize) {
+    fs::OpenOptions::new().write(true).open(volume).unwrap().write_all_at(&vec![0x55; len], at).unwrap();
+}
+
+#[test]
+fn a_header_goes_to_cryptsetup_and_back() {
+    let site = Site::new();
+    let (volume, key) = site.volume("one", &["--keyslot"]);
+    let (ours, theirs) = (site.path("ours"), site.path("theirs"));
+    let [our_file, their_file] = [&ours, &theirs].map(|path| path.to_str().unwrap());
+    let device = LoopDevice::new(volume.as_ref(), "");
+    let saved = site.json(&["header", "backup", device.path(), our_file]);
+    assert_eq!((&saved["key"], saved["bytes"].as_u64()), (&key.clone().into(), Some(HEADER as u64)));
+    assert_eq!(sh(&format!("stat -c %a {our_file}")), "600");
+    sh(&format!("cryptsetup luksHeaderBackup {volume} --header-backup-file {their_file}"));
+    assert!(fs::read(&ours).unwrap() == fs::read(&theirs).unwrap(), "it is the same file");
+    sh(&format!("cryptsetup luksDump {our_file}"));
+
+    overwrite(&volume, 0, HEADER);
+    let told = site.ok(&["header", "restore", device.path(), their_file]);
+    assert!(told.contains(": restored") && told.contains(&key), "{told}");
+    site.attaches(device.path());
+    let passphrase = format!("{} key passphrase --for {volume}", env!("CARGO_BIN_EXE_cryptattach"));
+    sh(&format!(
+        "{passphrase} --config {} | cryptsetup open --test-passphrase --key-file=- {volume}",
+        site.keys("cryptattach.toml")
+    ));
+    assert!(site.ok(&["header", "restore", device.path(), our_file]).contains("nothing was written"));
+    assert!(fs::read_to_string(site.keys("audit")).unwrap().contains("header restore"));
+}
+
+#[test]
+fn an_attached_volumes_header_is_saved_and_not_restored() {
+    let site = Site::new();
+    let (volume, _) = site.volume("one", &[]);
+    let file = site.path("header").into_os_string().into_string().unwrap();
+    let name = site.name("one");
+    site.attach(&volume, &name, &[]);
+    site.ok(&["header", "backup", &volume, &file]);
+    assert!(site.fails(75, &["header", "restore", &volume, &file]).contains("is attached already"));
+    site.ok(&["detach", &name]);
+    site.ok(&["key", "rotate", &volume]);
+    let told = site.fails(65, &["header", "restore", &volume, &file, "--older"]);
+    assert!(told.contains("another volume key") && told.contains("data would be lost"), "{told}");
+    site.attaches(&volume);
+}
+
+/// Runs it and kills it before its write or flush of this number; whether it was killed.
+fn killed_at(site: &Site, number: u32, arguments: &[&str]) -> bool {
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=pwrite64,fsync", "-e"]);
+    strace.arg(format!("inject=pwrite64,fsync:signal=KILL:when={number}"));
+    strace.arg(env!("CARGO_BIN_EXE_cryptattach")).args(arguments);
+    let output = strace.env("CRYPTATTACH_CONFIG", site.keys("cryptattach.toml")).output().unwrap();
+    assert!(output.status.success() || output.status.signal() == Some(9), "{output:?}");
+    !output.status.success()
+}
+
+#[test]
+fn a_restore_that_is_killed_at_any_write_goes_on() {
+    for (damaged, one_copy_is_whole) in [(0..512, true), (16 << 10..17 << 10, true), (0..HEADER, false)] {
+        let site = Site::new();
+        let (volume, _) = site.volume("one", &["--keyslot"]);
+        let file = site.path("header").into_os_string().into_string().unwrap();
+        site.ok(&["header", "backup", &volume, &file]);
+        let data = fs::read(&volume).unwrap()[HEADER..].to_vec();
+        let damage = || overwrite(&volume, damaged.start as u64, damaged.len());
+        let mut kills = 0;
+        for number in 1.. {
+            damage();
+            let is_killed = killed_at(&site, number, &["header", "restore", &volume, &file]);
+            if one_copy_is_whole || !is_killed {
+                site.ok(&["test", &volume]);
+            }
+            if !is_killed {
+                break;
+            }
+            kills += 1;
+            site.ok(&["header", "restore", &volume, &file]);
+            site.ok(&["test", &volume]);
+            assert!(site.ok(&["header", "restore", &volume, &file]).contains("nothing was written"), "{number}");
+            assert!(fs::read(&volume).unwrap()[HEADER..] == data, "no data is written over");
+        }
+        println!("{kills} kills");
+        assert!(kills >= 6, "the keyslots and two copies, each with a flush: {kills}");
+        assert!(Path::new(&file).exists());
+    }
+}
