@@ -145,9 +145,12 @@ impl<'a> Job<'a> {
         let file = place.open_exclusive()?;
         let held = (place.identity != data.identity).then(|| data.claim(false)).transpose()?;
         let found = wipe::volume(&file).map_err(DeviceError::io("read", &place.path))?;
-        let volume = match found {
-            Some(volume) => volume,
-            None => begun_at(config, request)?.ok_or_else(|| not_ours(request))?,
+        // After a restart the path may be another volume's, and the command that is run again a script's.
+        let volume = match (found, begun_at(config, request)?) {
+            (Some(volume), Some(begun)) if volume != begun => {
+                return Err(Error::NotTheVolume { path: place.path, volume: begun });
+            }
+            (found, begun) => found.or(begun).ok_or_else(|| not_ours(request))?,
         };
         let (rotation, alone) = rotate::claim(config, volume).map_err(Error::io("use the state directory"))?;
         let journal = folder(config).join(volume.to_string());
@@ -239,14 +242,14 @@ impl<'a> Job<'a> {
         // One that a rotation had made, and that the header does not name.
         let made = rotate::new_key(&self.rotation)?.filter(|new| journal.keys.iter().all(|key| key.key != *new));
         journal.kept.extend(made.filter(|new| self.is_there(new)));
-        match (&journal.keys[..], &before[..]) {
-            ([_], [before]) => journal.kept.extend(before.clone().filter(|old| self.is_there(old))),
-            ([new, old], [before, ..]) if new.was_there && before.as_ref() != Some(&old.key) => {
-                let why = "its next key was not made to take the place of its key".to_owned();
-                return Err(VolumeError::NotRotating { path: self.data.path.clone(), why }.into());
-            }
-            _ => {}
+        if let ([new, old], [replaced, ..]) = (&journal.keys[..], &before[..])
+            && new.was_there
+            && replaced.as_ref() != Some(&old.key)
+        {
+            let why = "its next key was not made to take the place of its key".to_owned();
+            return Err(VolumeError::NotRotating { path: self.data.path.clone(), why }.into());
         }
+        journal.kept.extend(before.pop().flatten().filter(|old| self.is_there(old)));
         // It has to be there before it is needed.
         Desk::of(self.config).public()?;
         self.confirm(&journal)?;
@@ -437,7 +440,7 @@ fn folder(config: &Config) -> PathBuf {
     config.state.join("erase")
 }
 
-/// The volume whose erase was begun under this path, where no header says so any more.
+/// The volume whose erase was begun under this path.
 fn begun_at(config: &Config, request: &Request<'_>) -> Result<Option<Uuid>, Error> {
     let folder = folder(config);
     let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());

@@ -265,7 +265,11 @@ impl Advice for Error {
             }
             Self::StillThere(_) => "try again when all of the store's replicas run; the store may lie".into(),
             Self::StillHasHeader(_) => "the device does not keep what is written: destroy it".into(),
-            Self::NotTheVolume { .. } => "name the path that the volume has now ('lsblk --fs' shows the UUIDs)".into(),
+            Self::NotTheVolume { volume, .. } => format!(
+                "its erase was begun under this path: name the path that it has now ('lsblk --fs' shows the UUIDs); if it is no more, \
+                 remove erase/{volume} from the state directory"
+            )
+            .into(),
             Self::ErasingCopy { begun, .. } => {
                 format!("end that first: cryptattach key erase {}", begun.display()).into()
             }

@@ -245,6 +245,12 @@ fn what_fails_on_the_way_is_told_and_gone_on_with() {
         "{told}"
     );
     assert!(fs::read(&copy).unwrap() == before);
+    // Nor another volume of ours.
+    fs::remove_file(&blank).unwrap();
+    let (another, _, anothers) = volume(&site, "w", &[]);
+    assert!(site.fails(65, &["key", "erase", &another, "--yes"]).contains("remove erase/"));
+    assert!(keys(&site).contains(&anothers));
+    site.attaches(&another);
     let erased = site.json(&["key", "erase", &moved, "--yes"]);
     assert_eq!(erased["receipt"]["device"], moved.as_str());
     assert_eq!(site.json(&["key", "erase", &copy, "--yes"])["receipt"]["keys"][0]["answer"], "not-there");
