@@ -112,6 +112,8 @@ pub fn all(
         match job.look(&old) {
             Ok(at) => movable.push((old, at)),
             Err(error @ Error::Unlock(unlock::Error::NotSeparate(_))) => refused.push(error),
+            // A store may list a key that was moved before.
+            Err(Error::Unlock(unlock::Error::Store(StoreError::NotFound { id, .. }))) if id == old.key.to_string() => {}
             Err(error) => report.note(&old, &error),
         }
     }
@@ -138,8 +140,6 @@ pub fn all(
 impl Report {
     fn note(&mut self, old: &KeyReference, error: &Error) {
         match error {
-            // A store may list a key that was moved before.
-            Error::Unlock(unlock::Error::Store(StoreError::NotFound { .. })) => {}
             Error::NotMovable { why, .. } => self.left.push((old.key, why.clone())),
             Error::VolumeElsewhere { volume, .. } => {
                 self.left.push((old.key, format!("its volume {volume} is not on this host")));
@@ -205,6 +205,9 @@ impl<'a> Job<'a> {
     fn look(&self, old: &KeyReference) -> Result<At, Error> {
         let cannot = |why: &str| Error::NotMovable { key: old.clone(), why: why.to_owned() };
         let begun = state::read::<Journal>(&self.journal(old))?;
+        if let Some(Journal { new, .. }) = begun.as_ref().filter(|begun| begun.new.store != *self.request.to) {
+            return Err(cannot(&format!("its move to '{}' has begun: end that first", new.store)));
+        }
         let uuid = match self.from.store().get(&old.key) {
             Ok(Stored::Released(_)) => return Err(cannot("the store itself keeps it, for other programs")),
             Ok(Stored::Sealed(sealed)) => {
@@ -270,15 +273,18 @@ impl<'a> Job<'a> {
         }
         let new = match named(&volume) {
             Some(named) if named.store == *self.request.to => named.clone(),
-            _ => self.copy(old, at, volume)?,
+            _ => self.copy(old, at, uuid, volume)?,
         };
         // As it is on the device now, and by what the new store has.
         let moved = self.there(at.probe()?, new.clone())?;
         let superseded = self.superseded(old, &moved)?;
         keys::keep_in_lockbox(self.config, old, &moved)?;
         moved.record("key move");
-        let Superseded(gone) = &superseded;
-        keys::delete_superseded(self.config, &self.from, gone)?;
+        match superseded {
+            Some(Superseded(old)) => keys::delete_superseded(self.config, &self.from, &old)?,
+            // It was killed before it could put that on record.
+            None => keys::deleted(self.config, old, None),
+        }
         match fs::remove_file(self.journal(old)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove the journal")(error)),
             _ => Ok(Moved { key: new, old: old.clone(), device: at.device.clone() }),
@@ -286,7 +292,7 @@ impl<'a> Job<'a> {
     }
 
     /// Stores the key in its new place, then has the header name that.
-    fn copy(&self, old: &KeyReference, at: &At, volume: Volume) -> Result<KeyReference, Error> {
+    fn copy(&self, old: &KeyReference, at: &At, uuid: Uuid, volume: Volume) -> Result<KeyReference, Error> {
         let begun = state::read::<Journal>(&self.journal(old))?;
         let wished = begun.map_or_else(|| self.to.reference(old.key), |begun| begun.new);
         if let Err(StoreError::NotFound { .. }) = self.from.store().get(&old.key) {
@@ -302,7 +308,6 @@ impl<'a> Job<'a> {
         let (target, is_there) = self.target(&from, wished)?;
         let new = target.reference().clone();
         if !is_there {
-            let uuid = from.volume().uuid().unwrap_or_default();
             state::write(&self.journal(old), &Journal { volume: uuid, at: at.clone(), new: new.clone() })?;
             target.store_copy(&from)?;
         }
@@ -329,17 +334,16 @@ impl<'a> Job<'a> {
         target.map(|target| (target, false)).inspect_err(|_| self.to.store().abandon(&new.key))
     }
 
-    /// Only here a key is found to be superseded.
-    fn superseded(&self, old: &KeyReference, moved: &Proven<'_>) -> Result<Superseded, Error> {
+    /// Only here a key is found to be superseded; `None` if an earlier run has deleted it.
+    fn superseded(&self, old: &KeyReference, moved: &Proven<'_>) -> Result<Option<Superseded>, Error> {
         moved.key()?;
-        let says_no_more = match self.from.store().get(&old.key) {
-            // An earlier run has deleted it.
-            Err(StoreError::NotFound { .. }) => true,
-            _ => moved.is_copy(&self.here(moved.volume().clone(), old)?)?,
-        };
-        match says_no_more && named(moved.volume()) == Some(moved.reference()) {
-            true => Ok(Superseded(old.clone())),
-            false => {
+        let is_named = named(moved.volume()) == Some(moved.reference());
+        match self.from.store().get(&old.key) {
+            Err(StoreError::NotFound { .. }) if is_named => Ok(None),
+            _ if is_named && moved.is_copy(&self.here(moved.volume().clone(), old)?)? => {
+                Ok(Some(Superseded(old.clone())))
+            }
+            _ => {
                 let why = format!("{}, which the header of its volume names, is no copy of it", moved.reference());
                 Err(Error::NotMovable { key: old.clone(), why })
             }

@@ -991,6 +991,13 @@ fn keys_that_others_know_by_their_ids_are_not_moved() {
     // Nor while its rotation is to be gone on with.
     left(&movers.site, &device, &key, &key, false);
     assert!(refused(&key, &device).contains("a rotation has begun"));
+    // Nor to a third store while its move to another one is.
+    let journal = movers.site.config.state.join("move").join(movers.site.name.as_str());
+    fs::create_dir_all(&journal).unwrap();
+    let begun =
+        serde_json::json!({"volume": uuid::Uuid::nil(), "at": {"device": device}, "new": format!("third/{}", key.key)});
+    fs::write(journal.join(key.key.to_string()), begun.to_string()).unwrap();
+    assert!(refused(&key, &device).contains("its move to 'third' has begun"));
     assert!(movers.there.asked().iter().all(|asked| !asked.starts_with("create")), "nothing is stored");
     movers.check(&device);
 }
