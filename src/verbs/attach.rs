@@ -12,7 +12,7 @@ use crate::{
     verbs::error::Error,
     volumes::{
         backend::{Activate, BackendKind, Backends, ExportKind, Mapping},
-        header::{self, PlainParameters, Volume},
+        header::{self, PlainParameters, Volume, VolumeError},
         separation::Target,
     },
 };
@@ -60,7 +60,7 @@ pub struct Options {
 
 /// Attaches a volume.
 pub fn attach(config: &Config, backends: &dyn Backends, request: Request<'_>) -> Result<Mapping, Error> {
-    let volume = header::find(request.device, request.header, request.plain.as_ref())?;
+    let volume = volume(&request)?;
     let options = activation(&request, &volume)?;
     let backend = backends.choose(backend_kind(&request)?, &volume.device)?;
     let active = backend.active(&volume, &options)?;
@@ -80,6 +80,12 @@ pub fn attach(config: &Config, backends: &dyn Backends, request: Request<'_>) ->
     let mapping = backend.activate(&key, &options)?;
     proven.record("attach");
     Ok(mapping)
+}
+
+/// The volume; also one in the middle of a rotation, if its header says which keys it has.
+fn volume(request: &Request<'_>) -> Result<Volume, VolumeError> {
+    let find = if request.key.is_none() && request.tenant.is_none() { header::find_to_map } else { header::find };
+    find(request.device, request.header, request.plain.as_ref())
 }
 
 /// Whether nothing speaks against the key that is asked for: the volume names no other one. If it does, the key has to open it.

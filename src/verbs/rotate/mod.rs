@@ -343,8 +343,7 @@ impl Job<'_> {
         let replaced = new.replaces()?;
         match reencryption::our_token(&copies.json) {
             Some((_, token)) if token.has_next() && replaced != Some(token.old_reference()) => {
-                let why = "its next key was not made to take the place of its key".to_owned();
-                Err(VolumeError::NotRotating { path: self.device.path.clone(), why }.into())
+                Err(VolumeError::no_successor(&self.device.path).into())
             }
             _ => Ok(replaced),
         }

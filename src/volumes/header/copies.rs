@@ -88,6 +88,11 @@ impl Copies {
         self.size as u64
     }
 
+    /// Each header that is written has a higher one.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
     /// The volume's UUID, if it is one.
     pub fn uuid(&self) -> Option<Uuid> {
         let text = self.binary[UUID].split(|byte| *byte == 0).next()?;
