@@ -9,10 +9,10 @@ use crate::{
         case::{Asked, Case, Circumstances, Strictness},
         tenant::Tenant,
     },
-    verbs::error::Error,
+    verbs::{error::Error, rotate},
     volumes::{
         backend::{Activate, BackendKind, Backends, ExportKind, Mapping},
-        header::{self, PlainParameters, Volume, VolumeError},
+        header::{self, PlainParameters, Volume},
         separation::Target,
     },
 };
@@ -60,7 +60,7 @@ pub struct Options {
 
 /// Attaches a volume.
 pub fn attach(config: &Config, backends: &dyn Backends, request: Request<'_>) -> Result<Mapping, Error> {
-    let volume = volume(&request)?;
+    let volume = volume(config, &request)?;
     let options = activation(&request, &volume)?;
     let backend = backends.choose(backend_kind(&request)?, &volume.device)?;
     let active = backend.active(&volume, &options)?;
@@ -83,9 +83,13 @@ pub fn attach(config: &Config, backends: &dyn Backends, request: Request<'_>) ->
 }
 
 /// The volume; also one in the middle of a rotation, if its header says which keys it has.
-fn volume(request: &Request<'_>) -> Result<Volume, VolumeError> {
+fn volume(config: &Config, request: &Request<'_>) -> Result<Volume, Error> {
     let find = if request.key.is_none() && request.tenant.is_none() { header::find_to_map } else { header::find };
-    find(request.device, request.header, request.plain.as_ref())
+    let volume = find(request.device, request.header, request.plain.as_ref())?;
+    if let (Some(rest), Some(uuid)) = (&volume.rest, volume.uuid()) {
+        rotate::check_newest(config, request.device, uuid, rest.midway.sequence)?;
+    }
+    Ok(volume)
 }
 
 /// Whether nothing speaks against the key that is asked for: the volume names no other one. If it does, the key has to open it.

@@ -410,7 +410,9 @@ fn a_volume_in_the_middle_of_a_rotation_is_attached_and_what_is_written_then_sta
             let device = site.attach(volume, &name, &[]);
             assert!(fs::read(&device).unwrap() == *plain, "{arguments:?}");
             assert!(site.fails(75, &["key", "rotate", volume]).contains("is attached already"));
-            assert!(site.ok(&["status", &name]).contains("re-encrypting, "), "{}", site.ok(&["status", &name]));
+            let told = site.ok(&["status", &name]);
+            let next = format!("paused; go on with: cryptattach detach {name} && cryptattach key rotate {volume}");
+            assert!(told.contains("re-encrypting, ") && told.contains(&next), "{told}");
             // All over the volume, so across the place where the keys change, at odd places and of odd lengths.
             let writer = fs::OpenOptions::new().write(true).open(&device).unwrap();
             let mut random = Random(9);
@@ -443,6 +445,31 @@ fn a_header_from_the_middle_is_refused_once_this_host_has_ended_the_rotation() {
     assert!(refused.contains("has another volume key than the one"), "{refused}");
     fs::write(volume, done).unwrap();
     filled.check("with its own header again");
+}
+
+/// By such a header data would be decrypted with the old key that has the new one, and lost.
+#[test]
+fn an_older_header_of_the_same_rotation_is_neither_attached_nor_gone_on_with() {
+    let filled = Filled::new(&[], 12 << 20);
+    let Filled { site, volume, .. } = &filled;
+    filled.midway(&[]);
+    let older = fs::read(volume).unwrap()[..HEADER as usize].to_vec();
+    filled.midway(&[]);
+    let newest = fs::read(volume).unwrap();
+    let restored = [&older[..], &newest[older.len()..]].concat();
+    fs::write(volume, &restored).unwrap();
+    for verb in [&["key", "rotate", volume][..], &["attach", volume, &site.name("x"), "--backend", "userspace"]] {
+        let refused = site.fails(65, verb);
+        assert!(
+            refused.contains("is older than what the rotation of its key") && refused.contains("restore"),
+            "{refused}"
+        );
+    }
+    assert!(fs::read(volume).unwrap() == restored, "nothing is written");
+    fs::write(volume, newest).unwrap();
+    filled.check("with the newest header");
+    site.ok(&["key", "rotate", volume]);
+    filled.check("rotated to the end");
 }
 
 #[test]

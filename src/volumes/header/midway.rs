@@ -21,7 +21,7 @@ pub struct Midway {
     /// The old key's part begins at this byte of the data.
     pub from_bytes: u64,
     /// The header's sequence number: each stretch that is re-encrypted has a new one.
-    sequence: u64,
+    pub sequence: u64,
 }
 
 /// The part of a volume that has the old key.
