@@ -38,7 +38,8 @@ impl Status {
             Err(error) => return Err(error),
         };
         let standing = config.and_then(|config| standing::of(&config, &status.source));
-        let shown = Shown { status, rotation: standing.map(|standing| standing.rotation) };
+        let rotation = standing.map(|standing| standing.rotation.of_mapping(&status.name));
+        let shown = Shown { status, rotation };
         output::print(global.json, &shown, || {
             let mut lines = text(&shown.status);
             lines.extend(shown.rotation.iter().map(|rotation| format!("  rotation     {rotation}")));

@@ -70,6 +70,8 @@ pub struct Case<'a> {
     name: Option<MappingName>,
     volume_id: Option<String>,
     pinning: Pinning,
+    /// The case of the old key, if the volume is in the middle of a rotation.
+    rest: Option<Box<Case<'a>>>,
 }
 
 /// What this host's memory of the volume has to do with the case.
@@ -112,6 +114,7 @@ pub struct Proven<'a> {
     separated: Separated,
     /// The key that is pinned, and whether the header has its digest; `None` if none is pinned, or what is counts no longer.
     pinned: Option<(KeyReference, bool)>,
+    rest: Option<Box<Proven<'a>>>,
 }
 
 const SEALED: fn(KeyReference) -> Authority = Authority::SealedKey;
@@ -131,9 +134,25 @@ impl<'a> Case<'a> {
         let Asked { key, tenant, name, volume_id } = asked;
         let reference = reference(key, &volume)?;
         let container = Arc::new(Container::open(config, &reference.store, tenant.as_ref(), Use::Unlock)?);
+        if let Some(rest) = &volume.rest {
+            let rest = Self::of_rest(config, (*rest.volume).clone(), &container)?;
+            let new = Self::of_rotation(config, volume, reference, container);
+            return Ok(Self { name, volume_id, rest: Some(Box::new(rest)), ..new });
+        }
         // The volumes of tenants come and go, and one must not stand in another's way.
         let pinning = if tenant.is_some() { Pinning::Check } else { Pinning::Pin };
         Ok(Self { name, volume_id, pinning, ..Self::of(config, volume, reference, container) })
+    }
+
+    /// The case of the part that has the old key. This host knows the volume by that until the rotation has ended; by a header
+    /// from before its end, the new data would be taken for old.
+    fn of_rest(config: &'a Config, volume: Volume, container: &Arc<Container>) -> Result<Self, Error> {
+        let reference = reference(None, &volume)?;
+        let container = match container.reference(reference.key) == reference {
+            true => container.clone(),
+            false => Arc::new(Container::open(config, &reference.store, None, Use::Unlock)?),
+        };
+        Ok(Self { pinning: Pinning::Check, ..Self::of(config, volume, reference, container) })
     }
 
     /// The same in a container that is open.
@@ -144,7 +163,7 @@ impl<'a> Case<'a> {
             Content::Object(_) => Ok(()),
         };
         let key = ViaLockbox::look(container, reference.key, For::volume(volume.uuid()), &fits);
-        Self { config, volume, reference, key, name: None, volume_id: None, pinning: Pinning::Pin }
+        Self { config, volume, reference, key, name: None, volume_id: None, pinning: Pinning::Pin, rest: None }
     }
 
     /// The case of a volume whose key is made now: what this host knew of the volume counts no longer.
@@ -178,7 +197,8 @@ impl<'a> Case<'a> {
     }
 
     /// Checks that nothing which opens the volume rests on the volume's device, and judges by the policy.
-    pub fn prove(self, given: Circumstances<'_>) -> Result<Proven<'a>, Error> {
+    pub fn prove(mut self, given: Circumstances<'_>) -> Result<Proven<'a>, Error> {
+        let rest = self.rest.take().map(|rest| rest.prove(given)).transpose()?.map(Box::new);
         let Circumstances { target, strictness, in_memory } = given;
         let mut places = self.key.places()?;
         places.retain(|place| !in_memory.is_some_and(|in_memory| in_memory(place)));
@@ -200,7 +220,7 @@ impl<'a> Case<'a> {
                 return Err(refused.refusal.into());
             }
         };
-        Ok(Proven { pinned: self.pinned()?, case: self, separated })
+        Ok(Proven { pinned: self.pinned()?, case: self, separated, rest })
     }
 
     fn pinned(&self) -> Result<Option<(KeyReference, bool)>, Error> {
@@ -580,7 +600,14 @@ impl Proven<'_> {
         replaces: Option<&KeyReference>,
     ) -> Result<Unlocked, Error> {
         self.check_pin(replaces)?;
-        Ok(Unlocked::by_stored_key(&self.separated, self.volume(), key, by)?)
+        let rest = match &self.rest {
+            Some(rest) if replaces != Some(&rest.case.reference) => {
+                return Err(VolumeError::no_successor(&self.volume().device.path).into());
+            }
+            Some(rest) => Some(rest.key()?),
+            None => None,
+        };
+        Ok(Unlocked::by_stored_key(&self.separated, self.volume(), key, by, rest)?)
     }
 
     /// Marks a key that opens one volume as used. Failing to do so is a warning: the volume exists already.

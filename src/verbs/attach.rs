@@ -9,7 +9,7 @@ use crate::{
         case::{Asked, Case, Circumstances, Strictness},
         tenant::Tenant,
     },
-    verbs::error::Error,
+    verbs::{error::Error, rotate},
     volumes::{
         backend::{Activate, BackendKind, Backends, ExportKind, Mapping},
         header::{self, PlainParameters, Volume},
@@ -60,7 +60,7 @@ pub struct Options {
 
 /// Attaches a volume.
 pub fn attach(config: &Config, backends: &dyn Backends, request: Request<'_>) -> Result<Mapping, Error> {
-    let volume = header::find(request.device, request.header, request.plain.as_ref())?;
+    let volume = volume(config, &request)?;
     let options = activation(&request, &volume)?;
     let backend = backends.choose(backend_kind(&request)?, &volume.device)?;
     let active = backend.active(&volume, &options)?;
@@ -80,6 +80,16 @@ pub fn attach(config: &Config, backends: &dyn Backends, request: Request<'_>) ->
     let mapping = backend.activate(&key, &options)?;
     proven.record("attach");
     Ok(mapping)
+}
+
+/// The volume; also one in the middle of a rotation, if its header says which keys it has.
+fn volume(config: &Config, request: &Request<'_>) -> Result<Volume, Error> {
+    let find = if request.key.is_none() && request.tenant.is_none() { header::find_to_map } else { header::find };
+    let volume = find(request.device, request.header, request.plain.as_ref())?;
+    if let (Some(rest), Some(uuid)) = (&volume.rest, volume.uuid()) {
+        rotate::check_newest(config, request.device, uuid, rest.midway.sequence)?;
+    }
+    Ok(volume)
 }
 
 /// Whether nothing speaks against the key that is asked for: the volume names no other one. If it does, the key has to open it.

@@ -150,7 +150,7 @@ pub enum Error {
     #[error("not all volumes of container '{container}' have new keys: {left} left, {failed} failed")]
     NotAllRotated { container: StoreName, left: usize, failed: usize },
     /// An old header stands on a volume whose key was being rotated.
-    #[error("the header of {} is older than the rotation of its key that was begun here: part of the data, or all, has the key {new}", .device.display())]
+    #[error("the header of {} is older than what the rotation of its key has reached here: part of the data, or all, has the key {new}", .device.display())]
     HeaderRestored { device: PathBuf, new: KeyReference },
     /// libcryptsetup has ended, and the header does not say that it is done.
     #[error("the re-encryption of {} ended before its end", .0.display())]

@@ -16,7 +16,7 @@ use crate::{
         hex,
         key::{
             Consumer, KeyId, KeyReference, KeySize, ManagedObject, ObjectFacts, ObjectKind, Place, SecretBytes,
-            StoreName,
+            StoreName, VolumeKey,
         },
     },
     config::Config,
@@ -25,10 +25,10 @@ use crate::{
         seal::{OwnerKey, SealError},
         store::{StoreError, memory::Memory},
     },
-    sys::device::DeviceError,
+    sys::device::{Device, DeviceError},
     unlock::{
         self,
-        case::{Case, Circumstances, Strictness},
+        case::{self, Asked, Case, Circumstances, Strictness},
         container::{Container, TrustError, Use},
         receipt::{self, Answer, Desk},
         tenant::{Claim, Tenant, TenantError},
@@ -37,7 +37,7 @@ use crate::{
     volumes::{
         Authority,
         backend::{BackendError, Mapping},
-        header::{self, VolumeError},
+        header::{self, Midway, Volume, VolumeError, reencryption::State, rekey},
     },
 };
 
@@ -726,6 +726,61 @@ fn a_rotation_deletes_a_key_that_no_header_names_and_never_one_that_data_may_hav
     left(&site, &device, &old, &unused, false);
     rotated(&site, &device, false).unwrap();
     assert!(!site.keys().contains(&unused) && site.keys().contains(&old));
+}
+
+/// Brings a volume into the middle of a rotation, whose new key says that it takes this one's place.
+fn to_the_middle(site: &Site, path: &Path, old: &KeyReference, replaces: &KeyReference) -> KeyReference {
+    let container = std::sync::Arc::new(site.container());
+    let case = Case::of(&site.config, header::probe(path, None).unwrap(), old.clone(), container.clone());
+    let unlocked = case.prove(Circumstances::default()).unwrap().key().unwrap();
+    let new = container.new_reference().unwrap();
+    let (key, passphrase) = (VolumeKey::random(KeySize::Bits512).unwrap(), case::random_passphrase().unwrap());
+    let prepared = rekey::prepare(unlocked.volume(), [unlocked.key(), &key], &passphrase, &new).unwrap();
+    let case = Case::of_rotation(&site.config, prepared.volume.clone(), new.clone(), container);
+    let sealed = SecretBytes::copy_of(passphrase.expose()).unwrap();
+    case.prove(Circumstances::default()).unwrap().store_successor(key, sealed, replaces.clone()).unwrap();
+    let device = Device::look(path).unwrap();
+    prepared.write(&OpenOptions::new().read(true).write(true).open(path).unwrap()).unwrap();
+    rekey::run(&device, &passphrase, rekey::Run::Begin, 64 << 10, &mut |done, _| done == 0).unwrap();
+    assert_eq!(rekey::state(&device).unwrap(), State::Clean);
+    new
+}
+
+#[test]
+fn a_volume_in_the_middle_of_a_rotation_is_mapped_with_both_keys_or_not_at_all() {
+    let site = Site::with("");
+    let (device, old) = formatted(&site, "a", false);
+    let new = to_the_middle(&site, &device, &old, &old);
+    // All others know one key only: they refuse it, and say how to go on.
+    let refused = header::probe(&device, None).unwrap_err();
+    assert!(refused.next_step().unwrap().contains("key rotate"), "{refused:?}");
+    let asked = attach::Request { key: Some(new.clone()), ..attach_request(&device) };
+    let asked = attach::attach(&site.config, &site.backend, asked);
+    refuses!(site, asked, Error::Unlock(unlock::Error::Volume(VolumeError::Refused { .. })));
+    // So does a backend that maps one key, as dm-crypt does; both were proven before.
+    refuses!(site, attached(&site, &device), Error::Backend(BackendError::Volume(VolumeError::TwoKeys { .. })));
+    let volume = header::find_to_map(&device, None, None).unwrap();
+    let midway = volume.rest.as_ref().unwrap().midway;
+    let now = |volume: &Volume| Midway::of(&fs::File::open(&device).unwrap(), volume.uuid()).unwrap();
+    assert!(midway.from_bytes > 0 && now(&volume) == Some(midway));
+    let case = Case::find(&site.config, volume.clone(), Asked::default()).unwrap();
+    let unlocked = case.prove(Circumstances::default()).unwrap().key().unwrap();
+    assert!(unlocked.key_of_rest().is_some_and(|rest| rest != unlocked.key()) && unlocked.only_key().is_err());
+    // A worker that is told of this header finds out that the rotation has gone on.
+    rotated(&site, &device, false).unwrap();
+    assert_eq!(now(&volume), None);
+    attached(&site, &device).unwrap();
+    assert_eq!(site.backend.by("data"), Some(Authority::SealedKey(new)));
+}
+
+/// Whoever writes to the disk names any key of the store as the next one.
+#[test]
+fn a_key_that_was_not_made_to_take_the_place_of_another_is_no_half_of_a_volume() {
+    let site = Site::with("");
+    let (device, old) = formatted(&site, "a", false);
+    let (_, other) = formatted(&site, "b", false);
+    to_the_middle(&site, &device, &old, &other);
+    refuses!(site, attached(&site, &device), Error::Unlock(unlock::Error::Volume(VolumeError::NotRotating { .. })));
 }
 
 #[test]

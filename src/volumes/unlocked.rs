@@ -15,7 +15,7 @@ use crate::base::key::{KeyReference, SecretBytes, VolumeKey};
 /// ```compile_fail,E0451
 /// # use cryptattach::{base::key::VolumeKey, volumes::{Unlocked, header::Volume}};
 /// fn unproven(volume: Volume, key: VolumeKey) -> Unlocked {
-///     Unlocked { volume, key, by: cryptattach::volumes::Authority::Passphrase } // the members are private
+///     Unlocked { volume, key, by: cryptattach::volumes::Authority::Passphrase, rest: None } // the members are private
 /// }
 /// ```
 ///
@@ -29,6 +29,8 @@ pub struct Unlocked {
     volume: Volume,
     key: VolumeKey,
     by: Authority,
+    /// The old key, if and only if a part of the volume has that.
+    rest: Option<Box<Unlocked>>,
 }
 
 /// What has unlocked a volume.
@@ -46,7 +48,7 @@ impl Unlocked {
     /// Opens a keyslot with a person's passphrase.
     pub fn by_passphrase(volume: &Volume, passphrase: &SecretBytes) -> Result<Self, VolumeError> {
         let key = volume.open_keyslot(passphrase)?;
-        Ok(Self { volume: volume.clone(), key, by: Authority::Passphrase })
+        Self { volume: volume.clone(), key, by: Authority::Passphrase, rest: None }.checked()
     }
 
     /// The key that a store had, with the proof that it rests apart from this volume: the proof says which key that is, and
@@ -56,13 +58,27 @@ impl Unlocked {
         volume: &Volume,
         key: VolumeKey,
         by: fn(KeyReference) -> Authority,
+        rest: Option<Unlocked>,
     ) -> Result<Self, VolumeError> {
         if !proof.is_of(&volume.device) {
             let (path, proven) = (volume.device.path.clone(), proof.report().device.clone());
             return Err(VolumeError::OtherProof { path, proven });
         }
         volume.verify_key(&key)?;
-        Ok(Self { volume: volume.clone(), key, by: by(proof.key().clone()) })
+        Self { volume: volume.clone(), key, by: by(proof.key().clone()), rest: rest.map(Box::new) }.checked()
+    }
+
+    /// Nobody has a volume of two keys with one of them.
+    fn checked(self) -> Result<Self, VolumeError> {
+        let fits = match (&self.volume.rest, &self.rest) {
+            (Some(rest), Some(unlocked)) => {
+                let digest = |volume: &Volume| volume.luks().map(|luks| luks.digest.clone());
+                digest(&rest.volume) == digest(&unlocked.volume) && self.key.size() == unlocked.key.size()
+            }
+            (None, None) => true,
+            _ => false,
+        };
+        if fits { Ok(self) } else { Err(VolumeError::TwoKeys { path: self.volume.device.path }) }
     }
 
     /// The volume.
@@ -73,6 +89,19 @@ impl Unlocked {
     /// Its key.
     pub fn key(&self) -> &VolumeKey {
         &self.key
+    }
+
+    /// The old key, of the part that [`Volume::rest`] names.
+    pub fn key_of_rest(&self) -> Option<&VolumeKey> {
+        self.rest.as_ref().map(|rest| &rest.key)
+    }
+
+    /// The key of all its data, for who can have one only.
+    pub fn only_key(&self) -> Result<&VolumeKey, VolumeError> {
+        match self.rest {
+            None => Ok(&self.key),
+            Some(_) => Err(VolumeError::TwoKeys { path: self.volume.device.path.clone() }),
+        }
     }
 
     /// What has unlocked it.
@@ -124,9 +153,10 @@ mod tests {
         let proven = volume(&path);
         let proof = prove(&proven).unwrap();
 
-        let unlocked = Unlocked::by_stored_key(&proof, &proven, key(32), Authority::SealedKey).unwrap();
+        let unlocked = Unlocked::by_stored_key(&proof, &proven, key(32), Authority::SealedKey, None).unwrap();
         assert_eq!(unlocked.by(), &Authority::SealedKey(reference.clone()));
-        let unlock = |volume: &Volume, key| Unlocked::by_stored_key(&proof, volume, key, Authority::SealedKey).err();
+        let unlock =
+            |volume: &Volume, key| Unlocked::by_stored_key(&proof, volume, key, Authority::SealedKey, None).err();
         assert!(matches!(unlock(&volume(&other), key(32)), Some(VolumeError::OtherProof { .. })));
         assert!(matches!(unlock(&proven, key(64)), Some(VolumeError::WrongKey { .. })));
 

@@ -295,8 +295,7 @@ fn sigterm_pauses_and_the_same_command_goes_on() {
             }
         }
     }
-    let refused = site.fails(65, &["attach", volume, &site.name("x"), "--backend", "userspace"]);
-    assert!(refused.contains("% of its data have the new key") && refused.contains("key rotate"), "{refused}");
+    filled.check("paused");
     // An old header over half new data: nothing may be written then, and the new key is needed.
     let midway = fs::read(volume).unwrap();
     let keys = site.ok(&["key", "list"]);
@@ -398,6 +397,100 @@ fn kill_9_at_any_time_loses_nothing() {
     }
     println!("{kills} kills in {rounds} rotations");
     assert!(kills >= 10 && rounds >= 2, "{kills} kills in {rounds} rotations");
+}
+
+#[test]
+fn a_volume_in_the_middle_of_a_rotation_is_attached_and_what_is_written_then_stays() {
+    for arguments in [&[][..], &["--keyslot"], &["--sector-size", "512"]] {
+        let mut filled = Filled::new(arguments, 8 << 20);
+        for _ in 0..2 {
+            filled.midway(&[]);
+            let Filled { site, volume, plain } = &mut filled;
+            let name = site.name("midway");
+            let device = site.attach(volume, &name, &[]);
+            assert!(fs::read(&device).unwrap() == *plain, "{arguments:?}");
+            assert!(site.fails(75, &["key", "rotate", volume]).contains("is attached already"));
+            let told = site.ok(&["status", &name]);
+            let next = format!("paused; go on with: cryptattach detach {name} && cryptattach key rotate {volume}");
+            assert!(told.contains("re-encrypting, ") && told.contains(&next), "{told}");
+            // All over the volume, so across the place where the keys change, at odd places and of odd lengths.
+            let writer = fs::OpenOptions::new().write(true).open(&device).unwrap();
+            let mut random = Random(9);
+            for _ in 0..200 {
+                let (at, length) = (random.below(8 << 20) as usize, random.below(300_000) as usize);
+                let data: Vec<_> = (0..length.min((8 << 20) - at)).map(|_| random.below(256) as u8).collect();
+                std::os::unix::fs::FileExt::write_all_at(&writer, &data, at as u64).unwrap();
+                plain[at..][..data.len()].copy_from_slice(&data);
+            }
+            drop(writer);
+            site.ok(&["detach", &name]);
+            filled.check("written to in the middle");
+        }
+        filled.site.ok(&["key", "rotate", &filled.volume, "--delete-old"]);
+        filled.check("written to in the middle, and rotated to the end");
+    }
+}
+
+#[test]
+fn a_header_from_the_middle_is_refused_once_this_host_has_ended_the_rotation() {
+    let filled = Filled::new(&[], 8 << 20);
+    let Filled { site, volume, .. } = &filled;
+    filled.midway(&[]);
+    let midway = fs::read(volume).unwrap();
+    site.ok(&["key", "rotate", volume]);
+    let done = fs::read(volume).unwrap();
+    let at = HEADER as usize;
+    fs::write(volume, [&midway[..at], &done[at..]].concat()).unwrap();
+    let refused = site.fails(65, &["attach", volume, &site.name("x"), "--backend", "userspace"]);
+    assert!(refused.contains("has another volume key than the one"), "{refused}");
+    fs::write(volume, done).unwrap();
+    filled.check("with its own header again");
+}
+
+/// By such a header data would be decrypted with the old key that has the new one, and lost.
+#[test]
+fn an_older_header_of_the_same_rotation_is_neither_attached_nor_gone_on_with() {
+    let filled = Filled::new(&[], 12 << 20);
+    let Filled { site, volume, .. } = &filled;
+    filled.midway(&[]);
+    let older = fs::read(volume).unwrap()[..HEADER as usize].to_vec();
+    filled.midway(&[]);
+    let newest = fs::read(volume).unwrap();
+    let restored = [&older[..], &newest[older.len()..]].concat();
+    fs::write(volume, &restored).unwrap();
+    for verb in [&["key", "rotate", volume][..], &["attach", volume, &site.name("x"), "--backend", "userspace"]] {
+        let refused = site.fails(65, verb);
+        assert!(
+            refused.contains("is older than what the rotation of its key") && refused.contains("restore"),
+            "{refused}"
+        );
+    }
+    assert!(fs::read(volume).unwrap() == restored, "nothing is written");
+    fs::write(volume, newest).unwrap();
+    filled.check("with the newest header");
+    site.ok(&["key", "rotate", volume]);
+    filled.check("rotated to the end");
+}
+
+#[test]
+fn a_volume_that_was_killed_in_a_stretch_is_not_attached() {
+    let filled = Filled::new(&[], DATA);
+    let Filled { site, volume, .. } = &filled;
+    let Recorded { base, operations, .. } = record(&filled);
+    let mut image = base;
+    for operation in &operations {
+        if let Operation::Write(at, data) = operation {
+            image[*at..][..data.len()].copy_from_slice(data);
+            // The first write to the data is in a stretch.
+            if *at as u64 >= HEADER {
+                break;
+            }
+        }
+    }
+    fs::write(volume, &image).unwrap();
+    let refused = site.fails(65, &["attach", volume, &site.name("x"), "--backend", "userspace"]);
+    assert!(refused.contains("have the new key") && refused.contains("key rotate"), "{refused}");
+    assert!(fs::read(volume).unwrap() == image, "nothing is written");
 }
 
 /// A generator that gives the same numbers each time (Knuth's MMIX).

@@ -29,6 +29,10 @@ pub(super) struct Journal {
     pub named: bool,
     /// The header names both keys, and data may have been rewritten.
     pub begun: bool,
+    /// The newest header that this host has seen on the device. By an older one, data that has the new key would be taken for
+    /// old.
+    #[serde(default)]
+    pub sequence: u64,
 }
 
 fn folder(config: &Config) -> PathBuf {

@@ -21,6 +21,7 @@ use std::{
 
 use nix::fcntl::Flock;
 use serde::Serialize;
+use uuid::Uuid;
 
 pub(super) use self::journal::{claim, new_key};
 use self::{journal::Journal, throttle::Throttle};
@@ -134,7 +135,10 @@ fn rotate_with(
     let (journal, alone) = claim(config, uuid).map_err(Error::io("use the state directory"))?;
     let job = Job { config, how, device, held, journal, containers, _alone: alone };
     match reencryption::state(&copies.json) {
-        State::Clean | State::Crash => job.go_on(tell),
+        State::Clean | State::Crash => {
+            check_newest(config, &job.device.path, uuid, copies.sequence())?;
+            job.go_on(tell)
+        }
         // The allow-list says what it is.
         State::Foreign => Err(job.probe().err().map_or_else(|| Error::Stopped(job.device.path.clone()), Error::from)),
         State::AllDone if reencryption::is_rotation(&copies.json) => job.complete(),
@@ -143,6 +147,14 @@ fn rotate_with(
             job.begin_or_go_on(tell)
         }
         State::None => job.begin_or_go_on(tell),
+    }
+}
+
+/// Refuses a header from the middle of a rotation, if this host has seen a later one.
+pub(super) fn check_newest(config: &Config, device: &Path, volume: Uuid, sequence: u64) -> Result<(), Error> {
+    match journal::of(config, volume).filter(|journal| sequence < journal.sequence) {
+        Some(Journal { new, .. }) => Err(Error::HeaderRestored { device: device.to_owned(), new }),
+        None => Ok(()),
     }
 }
 
@@ -198,7 +210,7 @@ impl Job<'_> {
         // Whoever reads the journal may be in another folder.
         let device = path::absolute(&self.device.path).map_err(Error::io("resolve the device's path"))?;
         let (old, new) = (old.clone(), new.clone());
-        let journal = Journal { device, old: old.clone(), new, named: false, begun: false };
+        let journal = Journal { device, old: old.clone(), new, named: false, begun: false, sequence: 0 };
         state::write(&self.journal, &journal)?;
         successor.store_successor(key, passphrase, old)?;
         state::write(&self.journal, &Journal { named: true, ..journal })?;
@@ -234,9 +246,7 @@ impl Job<'_> {
     /// Has libcryptsetup re-encrypt to the end, unless a signal asks it to stop.
     fn run(&self, run: Run, tell: &mut dyn FnMut(u64, u64)) -> Result<Rotated, Error> {
         let passphrase = self.passphrase(run)?;
-        if let Some(journal) = state::read::<Journal>(&self.journal)?.filter(|journal| !journal.begun) {
-            state::write(&self.journal, &Journal { begun: true, ..journal })?;
-        }
+        self.note_newest()?;
         let stop = Stop::by_signals().map_err(Error::io("block signals"))?;
         let mut throttle = Throttle::new(self.how.bytes_per_second);
         let stretch = throttle.stretch(self.how.hotzone_bytes);
@@ -245,6 +255,7 @@ impl Job<'_> {
             !stop.wait(throttle.pause(Instant::now(), now, of))
         };
         rekey::run(&self.device, &passphrase, run, stretch, &mut watch)?;
+        self.note_newest()?;
         let json = rekey::read(&self.device)?.json;
         match reencryption::state(&json) {
             State::None | State::AllDone => self.complete(),
@@ -254,6 +265,15 @@ impl Job<'_> {
             }
             State::Clean | State::Crash | State::Foreign => Err(Error::Stopped(self.device.path.clone())),
         }
+    }
+
+    /// What the device has now is the newest header: none from before is gone on with here. It is on the disk before the
+    /// journal says so.
+    fn note_newest(&self) -> Result<(), Error> {
+        let Some(journal) = state::read::<Journal>(&self.journal)? else { return Ok(()) };
+        self.file()?.sync_all().map_err(DeviceError::io("write", &self.device.path))?;
+        let sequence = rekey::read(&self.device)?.sequence();
+        Ok(state::write(&self.journal, &Journal { begun: true, sequence, ..journal })?)
     }
 
     /// The passphrase of both keyslots. Both keys have to open before a sector is written.
@@ -337,8 +357,7 @@ impl Job<'_> {
         let replaced = new.replaces()?;
         match reencryption::our_token(&copies.json) {
             Some((_, token)) if token.has_next() && replaced != Some(token.old_reference()) => {
-                let why = "its next key was not made to take the place of its key".to_owned();
-                Err(VolumeError::NotRotating { path: self.device.path.clone(), why }.into())
+                Err(VolumeError::no_successor(&self.device.path).into())
             }
             _ => Ok(replaced),
         }

@@ -118,6 +118,13 @@ impl Standing {
     }
 }
 
+impl Rotation {
+    /// The same of a volume that is attached: it goes on once it is not.
+    pub fn of_mapping(self, name: &MappingName) -> Self {
+        Self { next: self.next.map(|next| format!("cryptattach detach {name} && {next}")), ..self }
+    }
+}
+
 impl std::fmt::Display for Rotation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("re-encrypting")?;

@@ -160,7 +160,7 @@ impl Backend for DmCrypt {
     }
 
     fn activate(&self, unlocked: &Unlocked, options: &Activate) -> Result<Mapping, BackendError> {
-        let (volume, key) = (unlocked.volume(), unlocked.key());
+        let (volume, key) = (unlocked.volume(), unlocked.only_key()?);
         let device = &volume.device.path;
         let failed = |source: library::LibraryError| match source.errno() {
             // libcryptsetup compares the key with the digest.

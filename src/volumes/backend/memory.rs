@@ -78,6 +78,7 @@ impl Backend for Memory {
     }
 
     fn activate(&self, unlocked: &Unlocked, options: &Activate) -> Result<Mapping, BackendError> {
+        unlocked.only_key()?;
         let volume = unlocked.volume();
         let mapped = Mapped {
             source: volume.device.path.clone(),

@@ -59,6 +59,11 @@ impl Refusal {
         Self { why: printable(why), kind }
     }
 
+    /// Whether our own rotation of its key is not finished, and nothing else is odd.
+    pub(super) fn is_rotating(&self) -> bool {
+        self.kind == Kind::Rotating
+    }
+
     /// What to do next.
     pub fn next_step(&self) -> &'static str {
         match self.kind {

@@ -139,6 +139,7 @@ impl UntrustedHeader {
             header: Header::Luks(header),
             geometry: checked.geometry,
             key_size: checked.key_size,
+            rest: None,
         })
     }
 }

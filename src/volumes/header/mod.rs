@@ -10,6 +10,7 @@ mod keyslots;
 pub mod library;
 mod luks;
 mod metadata;
+mod midway;
 mod plain;
 pub mod reencryption;
 pub mod rekey;
@@ -39,6 +40,7 @@ pub use header_image::HeaderImage;
 pub use keyslots::Keyslot;
 pub use library::LibraryError;
 pub use luks::{HEADER_BYTES, NewHeader};
+pub use midway::{Midway, Rest, find_to_map};
 pub use token::ClevisToken;
 
 /// Format of a volume's header.
@@ -104,6 +106,8 @@ pub struct Volume {
     pub geometry: Geometry,
     /// Size of the volume key, where the header tells: a strict LUKS2 header does not.
     pub key_size: Option<KeySize>,
+    /// The part of the data that has another key yet. Only [`find_to_map`] lets such a volume through.
+    pub rest: Option<Rest>,
 }
 
 /// What stands before the data, or says what does.
@@ -184,7 +188,13 @@ pub fn plain(device: &Path, parameters: &PlainParameters) -> Result<Volume, Volu
     let offset = parameters.offset_sectors.saturating_mul(512);
     let geometry = allow_list::geometry(parameters.sector_size, offset, None, device.size_bytes).map_err(refused)?;
     let geometry = Geometry { iv_offset_sectors: parameters.skip_sectors, ..geometry };
-    Ok(Volume { device, header: Header::Plain(parameters.hash), geometry, key_size: Some(parameters.key_size) })
+    Ok(Volume {
+        device,
+        header: Header::Plain(parameters.hash),
+        geometry,
+        key_size: Some(parameters.key_size),
+        rest: None,
+    })
 }
 
 impl Volume {
@@ -331,6 +341,9 @@ pub enum VolumeError {
     /// A re-encryption that is not ours to go on with.
     #[error("the re-encryption of {} is none of 'cryptattach key rotate': {why}", .path.display())]
     NotRotating { path: PathBuf, why: String },
+    /// Its data has two keys, and what is to be done takes one.
+    #[error("the key of {} is being rotated: its data has two keys now, which only the userspace backend maps", .path.display())]
+    TwoKeys { path: PathBuf },
     /// Storage has damaged what it was writing.
     #[error("{blocks} blocks of {} are neither as they were nor as they would be", .path.display())]
     Torn {
@@ -359,6 +372,14 @@ pub enum VolumeError {
     Memory(#[from] SecretMemoryError),
 }
 
+impl VolumeError {
+    /// The two keys that a header names have nothing to do with each other.
+    pub fn no_successor(path: &Path) -> Self {
+        let why = "its next key was not made to take the place of its key".to_owned();
+        Self::NotRotating { path: path.to_owned(), why }
+    }
+}
+
 impl Advice for VolumeError {
     fn exit(&self) -> Exit {
         match self {
@@ -374,6 +395,7 @@ impl Advice for VolumeError {
             | Self::NoKeyslot { .. }
             | Self::NoToken { .. }
             | Self::NotRotating { .. }
+            | Self::TwoKeys { .. }
             | Self::Torn { .. }
             | Self::Library { .. } => Exit::Header,
             Self::HeaderChanged { .. } => Exit::Busy,
@@ -395,6 +417,12 @@ impl Advice for VolumeError {
             }
             Self::HeaderChanged { .. } => "find out which program uses the device, then try again",
             Self::NotRotating { .. } => "'cryptsetup luksDump' shows it; finish it with the program that has begun it",
+            Self::TwoKeys { path } => {
+                let path = path.display();
+                return Some(
+                    format!("go on with it: cryptattach key rotate {path}; or attach with --backend userspace").into(),
+                );
+            }
             Self::Torn { .. } => {
                 "the disk has damaged what it was writing: nothing more is written; make a copy of the whole device, and restore the \
                  blocks from a backup"

@@ -181,6 +181,18 @@ pub fn progress(json: &Value, device_bytes: u64) -> (u64, u64) {
     (done.saturating_sub(start), device_bytes.saturating_sub(start))
 }
 
+/// Between two stretches: where the part of the data begins that has the old key, which is all that follows.
+pub fn boundary(json: &Value) -> Option<u64> {
+    let (old, new) = (by_flag(json, PREVIOUS)?, by_flag(json, FINAL)?);
+    let data = data_segments(json);
+    let has_key_of = |(id, _): &(&String, &Value), backup| digest_of(json, id) == digest_of(json, backup);
+    let done = data.iter().take_while(|segment| has_key_of(segment, new)).count();
+    let is_clean = state(json) == State::Clean && data[done..].iter().all(|segment| has_key_of(segment, old));
+    let start = |segment: &(&String, &Value)| number(&segment.1["offset"]);
+    let (first, rest) = (data.first().map(start)?, data.get(done).map(start)?);
+    rest.checked_sub(first).filter(|_| is_clean)
+}
+
 /// The same in a hundred parts.
 pub fn percent((done, all): (u64, u64)) -> u64 {
     u64::try_from(u128::from(done) * 100 / u128::from(all.max(1))).unwrap_or(100)
@@ -331,6 +343,19 @@ mod tests {
         let mib = |(done, all): (u64, u64)| (done >> 20, all >> 20);
         let done: Vec<_> = killed().iter().map(|(json, _)| mib(progress(json, 20 << 20))).collect();
         assert_eq!(done[..4], [(0, 4), (2, 4), (2, 4), (4, 4)]);
+        let old_from: Vec<_> = killed().iter().map(|(json, _)| boundary(json)).collect();
+        assert_eq!(old_from, [Some(0), Some(2 << 20), None, None, None, None]);
+        // An old part before a new one is none of ours.
+        let mut json = header!("clean");
+        for digest in json["digests"].as_object_mut().unwrap().values_mut() {
+            let segments = digest["segments"].as_array_mut().unwrap();
+            segments.iter_mut().for_each(|segment| match segment.as_str() {
+                Some("0") => *segment = json!("1"),
+                Some("1") => *segment = json!("0"),
+                _ => {}
+            });
+        }
+        assert_eq!((state(&json), boundary(&json)), (State::Clean, None));
         for (json, expected) in killed() {
             assert_eq!(state(&json), expected, "{json}");
             assert_eq!(check_midway(&json).is_ok(), expected != State::None, "{:?}", check_midway(&json));

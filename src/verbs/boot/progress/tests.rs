@@ -159,7 +159,7 @@ fn volume(asks_people: bool) -> Volume {
     };
     let geometry =
         Geometry { sector_size: SectorSize::B512, data_offset_bytes: 0, size_bytes: 1 << 30, iv_offset_sectors: 0 };
-    Volume { device, header: Header::Luks(header), geometry, key_size: None }
+    Volume { device, header: Header::Luks(header), geometry, key_size: None, rest: None }
 }
 
 /// A volume that a person has a passphrase of.

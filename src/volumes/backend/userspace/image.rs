@@ -11,7 +11,6 @@ use std::{
     },
 };
 
-use cryptattach_xts::{Key, Xts};
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
@@ -20,10 +19,11 @@ use nix::{
 
 use super::{
     buffers::{Buffer, Buffers},
+    ciphers::Ciphers,
     discard::discard,
     ranges::{Access, Ranges},
 };
-use crate::{base::key::VolumeKey, volumes::header::Geometry};
+use crate::volumes::header::Geometry;
 
 /// Written again and again where zeroes are to be read.
 static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -31,7 +31,7 @@ static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 /// A volume's plaintext, over its open device.
 pub struct Image {
     backing: File,
-    cipher: Xts,
+    cipher: Ciphers,
     data_offset: u64,
     /// It may grow.
     size: AtomicU64,
@@ -81,8 +81,7 @@ impl Image {
     /// The device is switched to direct I/O where that works. Otherwise it is read and written through the page cache,
     /// which is safe, but a host that is short of memory may stall: writing back our plaintext's pages then needs
     /// memory for the ciphertext's pages.
-    pub fn new(backing: File, geometry: &Geometry, key: &VolumeKey, device_block_bytes: u32) -> Self {
-        let cipher = cipher(geometry, key);
+    pub fn new(backing: File, geometry: &Geometry, cipher: Ciphers, device_block_bytes: u32) -> Self {
         let sector = u64::from(geometry.sector_size.bytes());
         let (data_offset, size) = (geometry.data_offset_bytes, geometry.size_bytes);
         // Widening to the device's blocks must not touch what is before or behind the data.
@@ -241,11 +240,6 @@ impl Image {
     }
 }
 
-fn cipher(geometry: &Geometry, key: &VolumeKey) -> Xts {
-    let key = Key::of(key.expose()).expect("a volume key has the size of an XTS key");
-    Xts::new(key, geometry.sector_size.bytes() as usize, geometry.iv_offset_sectors)
-}
-
 /// Whether the file does direct I/O in blocks of that size; the file is left in direct mode if so.
 fn reads_directly(file: &File, block: usize) -> bool {
     let mut buffer = Arc::<Buffers>::default().take(block);
@@ -267,11 +261,33 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{base::key::SecretBytes, volumes::header::SectorSize};
+    use crate::{
+        base::key::{SecretBytes, VolumeKey},
+        volumes::header::SectorSize,
+    };
 
-    fn key() -> VolumeKey {
-        let bytes: Vec<u8> = (0..64).collect();
+    /// One of 100 keys.
+    fn key(number: u8) -> VolumeKey {
+        let bytes: Vec<u8> = (number..number + 64).collect();
         VolumeKey::from_secret(SecretBytes::copy_of(&bytes).unwrap()).unwrap()
+    }
+
+    fn one(geometry: &Geometry) -> Ciphers {
+        Ciphers::one(geometry, &key(0))
+    }
+
+    /// What rests on the device, without what is tested here.
+    fn encrypted(geometry: &Geometry, mut plain: Vec<u8>, old_from: usize) -> Vec<u8> {
+        for (number, part) in [(0, 0..old_from), (1, old_from..plain.len())] {
+            let key = key(number);
+            let key = cryptattach_xts::Key::of(key.expose()).unwrap();
+            let sector_bytes = geometry.sector_size.bytes() as usize;
+            let xts = cryptattach_xts::Xts::new(key, sector_bytes, geometry.iv_offset_sectors);
+            for at in part.step_by(sector_bytes) {
+                xts.encrypt_in_place(at as u64, &mut plain[at..at + sector_bytes]);
+            }
+        }
+        plain
     }
 
     fn geometry(sector_bytes: u32, data_offset_bytes: u64, size_bytes: u64) -> Geometry {
@@ -315,11 +331,17 @@ mod tests {
             sector_bytes in prop::sample::select(vec![512_u32, 1024, 2048, 4096]),
             device_block_bytes in prop::sample::select(vec![512_u32, 4096, 1 << 20]),
             data_offset in prop::sample::select(vec![0_u64, 4096, 1536, 16 << 20]),
+            // From there the data has another key.
+            old_from in prop::sample::select(vec![None, Some(0), Some(5 * 4096), Some(SIZE)]),
             steps in prop::collection::vec(step(SIZE), 1..40),
         ) {
             let geometry = geometry(sector_bytes, data_offset, SIZE);
             let backing = file(data_offset + SIZE);
-            let image = Image::new(backing.try_clone().unwrap(), &geometry, &key(), device_block_bytes);
+            let ciphers = match old_from {
+                None => one(&geometry),
+                Some(from) => one(&geometry).with_rest(&geometry, from, &key(1)),
+            };
+            let image = Image::new(backing.try_clone().unwrap(), &geometry, ciphers, device_block_bytes);
             let image = image.with_discards(true);
             let mut model = vec![0; SIZE as usize];
             image.write_at(0, &model).unwrap();
@@ -365,9 +387,8 @@ mod tests {
             image.flush().unwrap();
             drop(image);
             set_direct(&backing, false).unwrap();
-            cipher(&geometry, &key()).encrypt_in_place(0, &mut model);
             let mut expected = vec![0; data_offset as usize];
-            expected.extend(model);
+            expected.extend(encrypted(&geometry, model, old_from.unwrap_or(SIZE) as usize));
             let mut rests = vec![0; expected.len()];
             backing.read_exact_at(&mut rests, 0).unwrap();
             prop_assert!(rests == expected);
@@ -378,7 +399,7 @@ mod tests {
     /// Eight threads write each its own eighth of every 4096-byte sector: no writer may undo another's part.
     #[test]
     fn partial_writes_do_not_undo_each_other() {
-        let image = Arc::new(Image::new(file(SIZE), &geometry(4096, 0, SIZE), &key(), 512));
+        let image = Arc::new(Image::new(file(SIZE), &geometry(4096, 0, SIZE), one(&geometry(4096, 0, SIZE)), 512));
         let writers: Vec<_> = (0..8_u8)
             .map(|writer| {
                 let image = Arc::clone(&image);
@@ -398,7 +419,7 @@ mod tests {
     /// Of two that write the same sectors, one wins, in every sector; and who reads meanwhile sees one of them, whole.
     #[test]
     fn overlapping_writes_do_not_mix() {
-        let image = Image::new(file(SIZE), &geometry(4096, 0, SIZE), &key(), 512);
+        let image = Image::new(file(SIZE), &geometry(4096, 0, SIZE), one(&geometry(4096, 0, SIZE)), 512);
         let whole = |data: &[u8]| data.chunks(4096).all(|sector| sector.iter().all(|byte| *byte == sector[0]));
         image.write_at(0, &vec![1; SIZE as usize]).unwrap();
         thread::scope(|scope| {
@@ -422,14 +443,14 @@ mod tests {
     fn a_device_that_ends_early_is_an_error() {
         let mut short = file(0);
         short.write_all(&[0; 8192]).unwrap();
-        let image = Image::new(short, &geometry(512, 0, SIZE), &key(), 512);
+        let image = Image::new(short, &geometry(512, 0, SIZE), one(&geometry(512, 0, SIZE)), 512);
         assert_eq!(image.read_at(0, 8192).unwrap().len(), 8192);
         assert_eq!(image.read_at(4096, 8192).err().unwrap().kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]
     fn works_without_direct_io() {
-        let image = Image::new(file(SIZE + 512), &geometry(512, 512, SIZE), &key(), 4096);
+        let image = Image::new(file(SIZE + 512), &geometry(512, 512, SIZE), one(&geometry(512, 512, SIZE)), 4096);
         assert_eq!(image.unit_bytes(), 512, "an offset that is no multiple of the device's block excludes direct I/O");
     }
 }

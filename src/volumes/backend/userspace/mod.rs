@@ -42,6 +42,7 @@ use crate::{
 };
 
 mod buffers;
+mod ciphers;
 mod control;
 mod control_group;
 mod discard;
@@ -141,7 +142,7 @@ impl Userspace {
     }
 
     /// Starts a worker and waits until the mapping is there.
-    fn start(&self, request: Attach, key: &VolumeKey, lock: &Flock<File>) -> Result<(), BackendError> {
+    fn start(&self, request: Attach, keys: &[&VolumeKey], lock: &Flock<File>) -> Result<(), BackendError> {
         let action = || format!("cannot start a worker for '{}'", request.name);
         let (socket, theirs) = UnixStream::pair().map_err(BackendError::failed(action()))?;
         // The worker has the lock as well, should this process die.
@@ -153,7 +154,7 @@ impl Userspace {
             .map_err(BackendError::failed(action()))?;
         let (name, device) = (request.name.clone(), request.device.clone());
         control_group::give_its_own(worker.id(), &name);
-        match converse(&socket, request, key) {
+        match converse(&socket, request, keys) {
             Ok(WorkerReply::Failed { action, cause }) => {
                 worker.wait().map_err(BackendError::failed(format!("cannot wait for the worker of '{name}'")))?;
                 WorkerReply::Failed { action, cause }.into_result(&device)
@@ -185,10 +186,10 @@ impl Userspace {
 }
 
 /// Tells the worker what to attach and makes a loop device of the file that it then offers.
-fn converse(socket: &UnixStream, request: Attach, key: &VolumeKey) -> Result<WorkerReply, BackendError> {
+fn converse(socket: &UnixStream, request: Attach, keys: &[&VolumeKey]) -> Result<WorkerReply, BackendError> {
     let (name, file, read_only) = (request.name.clone(), request.paths.file(&request.name), request.read_only);
     let silent = || BackendError::failed(format!("the worker of '{name}' does not answer"));
-    let block_size_bytes = match order(socket, request, key).map_err(silent())? {
+    let block_size_bytes = match order(socket, request, keys).map_err(silent())? {
         WorkerReply::Mounted { block_size_bytes } => block_size_bytes,
         answer => return Ok(answer),
     };
@@ -210,10 +211,10 @@ fn converse(socket: &UnixStream, request: Attach, key: &VolumeKey) -> Result<Wor
     answer
 }
 
-fn order(mut socket: &UnixStream, request: Attach, key: &VolumeKey) -> io::Result<WorkerReply> {
+fn order(mut socket: &UnixStream, request: Attach, keys: &[&VolumeKey]) -> io::Result<WorkerReply> {
     socket.set_read_timeout(Some(READY_PATIENCE))?;
     protocol::send(socket, &Request::Attach(request))?;
-    socket.write_all(key.expose())?;
+    keys.iter().try_for_each(|key| socket.write_all(key.expose()))?;
     protocol::receive(socket)
 }
 
@@ -232,8 +233,9 @@ impl Backend for Userspace {
     }
 
     fn activate(&self, unlocked: &Unlocked, options: &Activate) -> Result<Mapping, BackendError> {
-        let (volume, key) = (unlocked.volume(), unlocked.key());
-        let request = request(&self.paths, volume, options, key.size().bits())?;
+        let volume = unlocked.volume();
+        let keys: Vec<_> = std::iter::once(unlocked.key()).chain(unlocked.key_of_rest()).collect();
+        let request = request(&self.paths, volume, options, keys[0].size().bits())?;
         if options.allow_discards && request.export == ExportKind::Fuse {
             tracing::warn!("the FUSE export does not pass discards; use --export ublk or nbd");
         }
@@ -245,12 +247,12 @@ impl Backend for Userspace {
         self.paths.require_link(&options.name)?;
         let _claim = self.with_all(|all| once::claim(&self.paths, all, &volume.device, &options.name))?;
         let mut export = request.export;
-        match self.start(request.clone(), key, &lock) {
+        match self.start(request.clone(), &keys, &lock) {
             // It was not asked for, and the driver may be older than what libublk needs.
             Err(error @ BackendError::Failed { .. }) if export == ExportKind::Ublk && options.export.is_none() => {
                 tracing::warn!("{error}; using a loop device over FUSE instead");
                 export = ExportKind::Fuse;
-                self.start(Attach { export, ..request }, key, &lock)?;
+                self.start(Attach { export, ..request }, &keys, &lock)?;
             }
             started => started?,
         }
@@ -375,5 +377,6 @@ fn request(paths: &Paths, volume: &Volume, options: &Activate, key_size_bits: u3
         data_offset_bytes: geometry.data_offset_bytes,
         size_bytes: geometry.size_bytes,
         iv_offset_sectors: geometry.iv_offset_sectors,
+        midway: volume.rest.as_ref().map(|rest| rest.midway),
     })
 }

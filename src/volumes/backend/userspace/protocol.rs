@@ -17,7 +17,7 @@ use crate::{
     sys::device::{DeviceError, Identity},
     volumes::{
         backend::{BackendError, ExportKind},
-        header::{Geometry, SectorSize},
+        header::{Geometry, Midway, SectorSize},
     },
 };
 
@@ -70,6 +70,9 @@ pub struct Attach {
     pub size_bytes: u64,
     /// Added to the sector number for the tweak, in units of 512 bytes.
     pub iv_offset_sectors: u64,
+    /// Where the data begins that has another key, which follows the first one and is as long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub midway: Option<Midway>,
 }
 
 impl Attach {

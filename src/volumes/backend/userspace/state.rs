@@ -206,6 +206,7 @@ mod tests {
             data_offset_bytes: 0,
             size_bytes: 1 << 30,
             iv_offset_sectors: 0,
+            midway: None,
         };
         let state = State::begin(&request).unwrap();
         state.create(&paths).unwrap();

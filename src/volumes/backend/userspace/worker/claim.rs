@@ -3,7 +3,10 @@
 use std::fs::File;
 
 use super::super::{protocol::Attach, state::State};
-use crate::sys::device::{Device, DeviceError};
+use crate::{
+    sys::device::{Device, DeviceError},
+    volumes::header::Midway,
+};
 
 /// Opens the encrypted device such that no second worker, mount or mapping has it. It is the device whose header was read.
 pub fn open(request: &Attach) -> Result<(Device, File), DeviceError> {
@@ -19,7 +22,13 @@ pub fn open(request: &Attach) -> Result<(Device, File), DeviceError> {
         return Err(DeviceError::TooSmall { path: path.clone(), size_bytes: device.size_bytes, needed_bytes });
     }
     let opened = if request.read_only { device.claim(false) } else { device.open_exclusive() };
-    Ok((device, opened.map_err(|error| blame(error, request))?))
+    let file = opened.map_err(|error| blame(error, request))?;
+    // Nobody else can write to it now. A rotation of its key may have gone on since its header was read.
+    let midway = Midway::of(&file, request.volume).map_err(DeviceError::io("read", path))?;
+    if midway != request.midway {
+        return Err(DeviceError::Busy { path: path.clone(), holders: vec!["a rotation of its key".to_owned()] });
+    }
+    Ok((device, file))
 }
 
 /// Names the mapping that has the device, if it is one of ours.

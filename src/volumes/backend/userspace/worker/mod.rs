@@ -85,8 +85,8 @@ fn follow_orders() -> Result<(), BackendError> {
 fn attach(request: &Attach, socket: UnixStream, lock: OwnedFd) -> Result<(), BackendError> {
     let (sender, events) = channel();
     let set_up = memory_lock::guard_memory()
-        .and_then(|()| receive_key(request, &socket))
-        .and_then(|key| Serving::set_up(request, key, sender));
+        .and_then(|()| Ok((receive_key(request, &socket)?, receive_rest(request, &socket)?)))
+        .and_then(|(key, rest)| Serving::set_up(request, key, rest, sender));
     let mut serving = match set_up {
         Ok(serving) => serving,
         Err(error) => {
@@ -132,6 +132,10 @@ fn receive_key(request: &Attach, mut socket: &UnixStream) -> Result<VolumeKey, B
     let mut bytes = SecretBytes::zeroed(request.key_size_bits as usize / 8).map_err(BackendError::failed(action))?;
     socket.read_exact(bytes.expose_mut()).map_err(BackendError::failed(action))?;
     VolumeKey::from_secret(bytes).ok_or_else(|| BackendError::failed(action)("no AES-XTS key has that size"))
+}
+
+fn receive_rest(request: &Attach, socket: &UnixStream) -> Result<Option<VolumeKey>, BackendError> {
+    request.midway.map(|_| receive_key(request, socket)).transpose()
 }
 
 /// A worker to be started: nothing of the parent's environment, a plain name in `ps`, no secret on the command line.

@@ -20,6 +20,7 @@ use nix::{
 
 use super::{
     super::{
+        ciphers::Ciphers,
         control::{self, Order, OrderReply},
         export::{Export, Exported, Happening},
         image::Image,
@@ -59,7 +60,12 @@ pub struct Serving {
 
 impl Serving {
     /// Makes all but the loop device, or nothing: what was made before a failure is dropped, and so undone.
-    pub fn set_up(request: &Attach, key: VolumeKey, events: Sender<Event>) -> Result<Self, BackendError> {
+    pub fn set_up(
+        request: &Attach,
+        key: VolumeKey,
+        rest: Option<VolumeKey>,
+        events: Sender<Event>,
+    ) -> Result<Self, BackendError> {
         let (name, paths) = (&request.name, request.paths.clone());
         let unknown = || cannot(request, "understand its geometry")("no such key or sector size");
         let geometry = request.geometry().ok_or_else(unknown)?;
@@ -71,9 +77,13 @@ impl Serving {
         memory_lock::ask_for_precedence();
         forward_signals(events.clone()).map_err(cannot(request, "wait for signals"))?;
 
-        let image = Image::new(backing, &geometry, &key, device.logical_block_bytes);
+        let mut ciphers = Ciphers::one(&geometry, &key);
+        if let (Some(midway), Some(rest)) = (request.midway, &rest) {
+            ciphers = ciphers.with_rest(&geometry, midway.from_bytes, rest);
+        }
+        let image = Image::new(backing, &geometry, ciphers, device.logical_block_bytes);
         let image = Arc::new(image.with_discards(request.allow_discards));
-        drop(key);
+        drop((key, rest));
         if request.export != ExportKind::Fuse {
             let orders = events.clone();
             let take = move |order, stream| drop(orders.send(Event::Order(order, stream)));
