@@ -1137,3 +1137,24 @@ fn a_passphrase_that_others_know_by_its_key_is_not_rotated() {
     assert!(with_new_passphrase(&site, &device).unwrap_err().to_string().contains("it has consumers"));
     assert!(fs::read(&device).unwrap() == before, "nothing is begun");
 }
+
+#[test]
+fn a_key_is_moved_in_the_middle_of_its_passphrases_rotation_which_goes_on_there() {
+    let movers = Movers::new();
+    let (device, old) = formatted(&movers.site, "a", true);
+    let claimed = || header::probe(&device, None).unwrap().claimed_keyslots().unwrap().len();
+    for requests in 0.. {
+        movers.site.store.answer_only(Some(requests));
+        let stopped = with_new_passphrase(&movers.site, &device);
+        movers.site.store.answer_only(None);
+        assert!(stopped.is_err());
+        if claimed() == 2 {
+            break;
+        }
+    }
+    let before = released(&movers.site, &device);
+    let moved = movers.moved(&old, &device).unwrap();
+    assert!(released(&movers.site, &device) == before && claimed() == 2);
+    assert_eq!(with_new_passphrase(&movers.site, &device).unwrap().key, moved.key);
+    assert!(released(&movers.site, &device) != before && claimed() == 1);
+}
