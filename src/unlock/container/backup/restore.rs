@@ -4,8 +4,8 @@
 //! |---|---|
 //! | container keys that the store lacks | nothing is sealed under them yet |
 //! | which one is the current one; this host trusts it | keys are sealed under it |
-//! | keys that the store lacks, with their consumers | those that are there open |
-//! | hosts' lockbox keys, the register | hosts are admitted anew or restored by the same command |
+//! | keys and hosts' lockbox keys that the store lacks; a key's consumers | those that are there open |
+//! | the administrator's register | some hosts are not in it yet |
 //!
 //! Each object is created, never overwritten, so that the same command goes on after a crash.
 
