@@ -166,7 +166,7 @@ fn a_rotation_of_a_container_that_is_killed_or_paused_goes_on_and_does_nothing_t
         }
         thread::sleep(Duration::from_millis(300));
         nix::sys::signal::kill(Pid::from_raw(child.id() as i32), signal).unwrap();
-        drop(told.count());
+        told.for_each(drop);
         let expected = if signal == Signal::SIGTERM { Some(83) } else { None };
         assert_eq!(child.wait().unwrap().code(), expected);
     }
