@@ -5,7 +5,7 @@ use std::{fs::File, os::unix::fs::FileExt};
 use cryptattach::volumes::header::{
     HeaderImage,
     copies::Copies,
-    reencryption::{Side, State, check_midway, finished, one_side, progress, settled, state},
+    reencryption::{Side, State, boundary, check_midway, finished, one_side, progress, settled, state},
     rekey,
 };
 use cryptattach_fuzz::{MOST_JSON_BYTES, check_text, luks2};
@@ -30,7 +30,7 @@ libfuzzer_sys::fuzz_target!(|json: &[u8]| {
     image.file().write_all_at(&luks2(&binary, json), 0).expect("room");
     let Some(copies) = Copies::read(image.file()).expect("memory") else { return };
     let json = copies.json.clone();
-    let _ = progress(&json, 64 << 20);
+    let _ = (progress(&json, 64 << 20), boundary(&json));
     let _ = rekey::others(&json);
     if let Err(why) = check_midway(&json) {
         check_text(&why);

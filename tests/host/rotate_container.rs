@@ -1,7 +1,15 @@
 //! Rotation of all keys of a container: order, what is left and what fails, pause, kill -9, leaks.
 
-use std::{fs, path::Path, process::Stdio, thread, time::Duration};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::Stdio,
+    thread,
+    time::Duration,
+};
 
+use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::Value;
 
 use crate::site::{LoopDevice, Site, sh};
@@ -141,31 +149,27 @@ fn the_volumes_of_a_container_are_rotated_and_what_is_left_or_fails_is_named() {
 fn a_rotation_of_a_container_that_is_killed_or_paused_goes_on_and_does_nothing_twice() {
     let many = Many::new();
     let Many { site, store, .. } = &many;
-    let volumes: Vec<_> = ["a", "b", "c"].map(|name| many.volume(name, 3, &[])).into();
+    let volumes: Vec<_> = ["a", "b", "c"].map(|name| many.volume(name, 8, &[])).into();
     for (path, _) in &volumes {
         many.list(path.rsplit('/').next().unwrap(), path);
     }
-    let begin = || {
+    // While one is being re-encrypted, and before that; slow enough that none of the runs comes to the end.
+    for (signal, is_midway) in
+        [(Signal::SIGTERM, true), (Signal::SIGKILL, true), (Signal::SIGKILL, false), (Signal::SIGTERM, true)]
+    {
         let mut command = site.command();
-        command.args(["key", "rotate", "--container", store, "--because-leaked", "--rate", "1"]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-    };
-    let (mut kills, mut pauses) = (0, 0);
-    for round in 0..5 {
-        let mut child = begin();
-        thread::sleep(Duration::from_millis(300 + 170 * round));
-        match round % 3 {
-            0 => nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGTERM)
-                .unwrap(),
-            _ => child.kill().unwrap(),
+        command.args(["key", "rotate", "--container", store, "--because-leaked", "--rate", "1", "--json"]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut told = BufReader::new(child.stderr.take().unwrap()).lines();
+        if is_midway {
+            assert!(told.any(|line| line.unwrap().contains("\"progress\"")));
         }
-        match child.wait().unwrap().code() {
-            Some(83) => pauses += 1,
-            None => kills += 1,
-            code => panic!("{code:?}"),
-        }
+        thread::sleep(Duration::from_millis(300));
+        nix::sys::signal::kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+        told.for_each(drop);
+        let expected = if signal == Signal::SIGTERM { Some(83) } else { None };
+        assert_eq!(child.wait().unwrap().code(), expected);
     }
-    assert!(kills > 0 && pauses > 0, "{kills} kills, {pauses} pauses");
     let journal = Path::new(site.keys("site-state")).join("rotations").join(store);
     assert!(journal.exists());
     let (report, _) = many.rotate(0, &["--because-leaked"]);
