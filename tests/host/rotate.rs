@@ -476,7 +476,7 @@ fn an_older_header_of_the_same_rotation_is_neither_attached_nor_gone_on_with() {
 fn a_volume_that_was_killed_in_a_stretch_is_not_attached() {
     let filled = Filled::new(&[], DATA);
     let Filled { site, volume, .. } = &filled;
-    let Recorded { base, operations, .. } = record(&filled);
+    let Recorded { base, operations, .. } = record(&filled, &["key", "rotate", volume]);
     let mut image = base;
     for operation in &operations {
         if let Operation::Write(at, data) = operation {
