@@ -11,6 +11,7 @@ use std::{
 use cryptattach::{
     base::key::{KeySize, VolumeKey},
     volumes::backend::userspace::{
+        ciphers::Ciphers,
         image::Image,
         nbd::{handshake::Agreed, protocol::*, transmission::Session},
     },
@@ -25,7 +26,7 @@ static IMAGE: LazyLock<Arc<Image>> = LazyLock::new(|| {
     let sector_size = SectorSize::B512;
     let geometry = Geometry { sector_size, data_offset_bytes: 0, size_bytes: SIZE, iv_offset_sectors: 0 };
     let key = VolumeKey::random(KeySize::Bits512).expect("a key");
-    Arc::new(Image::new(file, &geometry, &key, 512))
+    Arc::new(Image::new(file, &geometry, Ciphers::one(&geometry, &key), 512))
 });
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

@@ -4,6 +4,7 @@ use cryptattach_xts::{Key, Xts};
 
 use crate::{base::key::VolumeKey, volumes::header::Geometry};
 
+/// What encrypts each byte of a volume.
 pub struct Ciphers {
     first: Xts,
     /// From there on, in bytes of the plaintext.
@@ -23,6 +24,7 @@ impl Ciphers {
         Self { rest: Some((from, xts(geometry, key))), ..self }
     }
 
+    /// Which implementation of AES it is, in words.
     pub fn engine_name(&self) -> &'static str {
         self.first.engine_name()
     }

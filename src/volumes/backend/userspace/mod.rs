@@ -42,7 +42,7 @@ use crate::{
 };
 
 mod buffers;
-mod ciphers;
+pub mod ciphers;
 mod control;
 mod control_group;
 mod discard;
