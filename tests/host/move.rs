@@ -203,13 +203,22 @@ fn begin(site: &Site, from: &str, to: &str) -> Child {
     command.spawn().unwrap()
 }
 
+/// Waits until the store has so many keys, or the command has ended.
+fn wait_for_keys(site: &Site, store: &str, count: usize, child: &mut Child) {
+    let is_key = |entry: &fs::DirEntry| entry.file_name().as_encoded_bytes().ends_with(b".jwe");
+    let stored = || fs::read_dir(site.keys(store)).unwrap().flatten().filter(is_key).count();
+    while stored() < count && child.try_wait().unwrap().is_none() {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn sigterm_pauses_a_move_of_all_keys_and_the_same_command_goes_on() {
     let site = Site::new();
-    let volumes = many(&site, 12);
+    let volumes = many(&site, 24);
     for round in 0.. {
         let mut child = begin(&site, "cinder", "vault");
-        thread::sleep(Duration::from_millis(200));
+        wait_for_keys(&site, "vault", 1, &mut child);
         kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
         match child.wait().unwrap().code() {
             Some(83) => break,
@@ -220,7 +229,7 @@ fn sigterm_pauses_a_move_of_all_keys_and_the_same_command_goes_on() {
     }
     volumes.iter().for_each(|volume| drop(site.ok(&["test", volume])));
     site.ok(&["key", "move", "--container", "cinder", "--to", "vault"]);
-    assert_eq!((keys(&site, "cinder").len(), keys(&site, "vault").len()), (0, 12));
+    assert_eq!((keys(&site, "cinder").len(), keys(&site, "vault").len()), (0, 24));
     volumes.iter().for_each(|volume| drop(site.ok(&["test", volume])));
 }
 
@@ -230,9 +239,11 @@ fn kill_9_in_a_move_of_all_keys_loses_none() {
     let volumes = many(&site, 12);
     let (mut kills, mut random) = (0, Random(3));
     for (from, to) in [("cinder", "vault"), ("vault", "cinder"), ("cinder", "vault")] {
-        loop {
+        // By the progress and not by time: a fast machine is killed as often as a slow one.
+        for count in 1.. {
             let mut child = begin(&site, from, to);
-            thread::sleep(Duration::from_millis(50 + random.below(300)));
+            wait_for_keys(&site, to, count, &mut child);
+            thread::sleep(Duration::from_micros(random.below(5000)));
             let _ = child.kill();
             let status = child.wait().unwrap();
             volumes.iter().for_each(|volume| drop(site.ok(&["test", volume])));
