@@ -1,5 +1,5 @@
 # The same targets in CI and on a laptop. Each installs what it misses.
-.PHONY: deb demo fuzz test test-unit test-fuzz test-host test-openstack test-vm bench bench-ublk bench-attach bench-boot bench-initramfs bench-keys bench-sources bench-stores bench-tpm torture
+.PHONY: deb demo fuzz test test-unit test-fuzz test-host test-openstack test-vm bench bench-ublk bench-attach bench-boot bench-initramfs bench-keys bench-rotate bench-sources bench-stores bench-tpm torture
 
 deb:
 	scripts/deb
@@ -37,6 +37,9 @@ bench-initramfs:
 
 bench-keys:
 	benches/keys
+
+bench-rotate:
+	benches/rotate
 
 bench-stores:
 	benches/stores
