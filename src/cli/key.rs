@@ -76,7 +76,7 @@ pub struct Delete {
     /// Confirm the deletion
     #[arg(long)]
     yes: bool,
-    /// Delete it although it has consumers: services that have said that they need it
+    /// Delete it although it has consumers (services that have said that they need it), or a rotation needs it
     #[arg(long, requires = "yes")]
     force: bool,
 }

@@ -152,7 +152,7 @@ impl<'a> Job<'a> {
             }
             (found, begun) => found.or(begun).ok_or_else(|| not_ours(request))?,
         };
-        let (rotation, alone) = rotate::claim(config, volume).map_err(Error::io("use the state directory"))?;
+        let (rotation, alone) = rotate::claim(config, volume)?;
         let journal = folder(config).join(volume.to_string());
         Ok(Self { config, request, data, place, file, _data: held, volume, journal, rotation, _alone: alone })
     }

@@ -143,6 +143,17 @@ pub enum Error {
     /// A signal came before its turn.
     #[error("{} was not begun: the rotation of its container was asked to stop", .0.display())]
     Kept(PathBuf),
+    /// Another command has the volume in hand.
+    #[error("another command works on the key or the header of the volume {volume}")]
+    AtWork {
+        volume: Uuid,
+        /// Says which one.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A rotation needs a key until its end.
+    #[error("the key {key} is needed: the rotation of {} is not finished, and has data under its old and its new key", .device.display())]
+    Rotating { key: KeyReference, device: PathBuf },
     /// Which of two devices is the volume, a person has to say.
     #[error("{} and {} have the same UUID: one is a copy of the other", .device.display(), .copy.display())]
     Copied { device: PathBuf, copy: PathBuf },
@@ -224,6 +235,7 @@ impl Advice for Error {
             | Self::Copied { .. }
             | Self::Exists(_)
             | Self::StoreExists(_) => Exit::InTheWay,
+            Self::AtWork { .. } | Self::Rotating { .. } => Exit::Busy,
             Self::Paused { .. } | Self::Kept(_) | Self::NotAllRotated { .. } | Self::MovePaused { .. } => Exit::Paused,
             Self::Stopped(_) => Exit::Io,
             Self::HeaderRestored { .. } => Exit::Header,
@@ -291,6 +303,8 @@ impl Advice for Error {
                 format!("go on: cryptattach key move --container {from} --to {to}").into()
             }
             Self::Kept(_) => "run the same command again".into(),
+            Self::AtWork { .. } => "wait until it has ended".into(),
+            Self::Rotating { device, .. } => format!("end it: cryptattach key rotate {}", device.display()).into(),
             Self::Copied { .. } => "remove the copy, or give it another UUID ('cryptsetup luksUUID'): the old key may be the last one that opens it".into(),
             Self::NotAllRotated { container, .. } => {
                 format!("the same command goes on with those; 'cryptattach key rotate --container {container} --anew' begins again").into()

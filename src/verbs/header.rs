@@ -78,7 +78,7 @@ pub fn restore(config: &Config, request: &Request<'_>) -> Result<Restored, Error
     backend::require_free(&device)?;
     let held = device.open_exclusive()?;
     let backup = HeaderBackup::read(file)?;
-    let (journal, _alone) = rotate::claim(config, backup.uuid()).map_err(Error::io("use the state directory"))?;
+    let (journal, _alone) = rotate::claim(config, backup.uuid())?;
     if journal.exists() {
         return Err(HeaderBackupError::MidWay(device.path.clone()).into());
     }

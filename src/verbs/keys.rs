@@ -12,12 +12,15 @@ use crate::{
         lockbox::Lockbox,
         tenant::Acting,
     },
-    verbs::error::Error,
+    verbs::{error::Error, rotate},
 };
 
-/// Deletes a key for ever: in its store, and its entry in this host's lockbox. One that others need is deleted only if that is
-/// forced.
+/// Deletes a key for ever: in its store, and its entry in this host's lockbox. One that others need, or a rotation that is under
+/// way, is deleted only if that is forced.
 pub fn delete(config: &Config, container: &Container, key: &KeyReference, force: bool) -> Result<(), Error> {
+    if let Some(device) = rotate::needs(config, key).filter(|_| !force) {
+        return Err(Error::Rotating { key: key.clone(), device });
+    }
     container.delete(&key.key, force)?;
     deleted(config, key, None);
     Ok(())

@@ -21,7 +21,11 @@ use crate::{
     },
     config::Config,
     keys::store::{StoreError, Stored},
-    sys::{device::Device, state, stop::Stop},
+    sys::{
+        device::{Device, Identity},
+        state,
+        stop::Stop,
+    },
     unlock::{
         self,
         case::{Case, Circumstances, Proven, Strictness},
@@ -86,8 +90,8 @@ struct Job<'a> {
     to: Arc<Container>,
     /// The volume that a person has named.
     given: Option<At>,
-    /// The volumes that the configuration names.
-    configured: BTreeMap<Uuid, At>,
+    /// The volumes that the configuration names, by what their headers say.
+    configured: BTreeMap<Uuid, Vec<At>>,
 }
 
 /// Moves one key. The volume is looked for unless it is given.
@@ -142,7 +146,8 @@ impl Report {
         match error {
             Error::NotMovable { why, .. } => self.left.push((old.key, why.clone())),
             Error::VolumeElsewhere { volume, .. } => {
-                self.left.push((old.key, format!("its volume {volume} is not on this host")));
+                let why = "its volume {} is not on this host, or in a file: 'key move' takes that by --volume";
+                self.left.push((old.key, why.replace("{}", &volume.to_string())));
             }
             error => self.failed.push((old.key, chain(error))),
         }
@@ -152,6 +157,10 @@ impl Report {
 impl At {
     fn probe(&self) -> Result<Volume, VolumeError> {
         header::probe(&self.device, self.header.as_deref())
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        Some(Device::look(self.header.as_deref().unwrap_or(&self.device)).ok()?.identity)
     }
 
     /// The UUID of the LUKS2 header there, if one can be read.
@@ -173,14 +182,9 @@ impl<'a> Job<'a> {
         };
         let boot = config.boot.volumes.iter().filter_map(|volume| at(volume.device.path(), volume.header.as_deref()));
         let own = config.volumes.values().filter_map(|volume| at(volume.device.path(), volume.header.as_deref()));
-        Ok(Self {
-            config,
-            request,
-            from: open(from)?,
-            to: open(request.to)?,
-            given,
-            configured: boot.chain(own).collect(),
-        })
+        let mut configured: BTreeMap<Uuid, Vec<At>> = BTreeMap::new();
+        boot.chain(own).for_each(|(uuid, at)| configured.entry(uuid).or_default().push(at));
+        Ok(Self { config, request, from: open(from)?, to: open(request.to)?, given, configured })
     }
 
     /// The keys that are in the container, and those whose move was killed in the last moment.
@@ -255,10 +259,17 @@ impl<'a> Job<'a> {
             return Ok(given.clone());
         }
         let by_uuid = At { device: Path::new("/dev/disk/by-uuid").join(uuid.to_string()), header: None };
+        let configured = self.configured.get(&uuid).into_iter().flatten().cloned();
         let mut known =
-            self.configured.get(&uuid).cloned().into_iter().chain(begun.map(|begun| begun.at)).chain([by_uuid]);
-        let found = known.find(|at| at.uuid() == Some(uuid));
-        found.ok_or_else(|| Error::VolumeElsewhere { key: key.clone(), volume: uuid })
+            configured.chain(begun.map(|begun| begun.at)).chain([by_uuid]).filter(|at| at.uuid() == Some(uuid));
+        let Some(found) = known.next() else {
+            return Err(Error::VolumeElsewhere { key: key.clone(), volume: uuid });
+        };
+        // With one of them changed and the old key gone, the other one would not come up again.
+        match known.find(|at| at.identity() != found.identity()) {
+            Some(copy) => Err(Error::Copied { device: found.device, copy: copy.device }),
+            None => Ok(found),
+        }
     }
 
     /// Moves a key, or goes on with that.
@@ -266,7 +277,7 @@ impl<'a> Job<'a> {
         let volume = at.probe()?;
         let cannot = |why| Error::NotMovable { key: old.clone(), why };
         let uuid = volume.uuid().ok_or_else(|| cannot("its volume has no header".to_owned()))?;
-        let (rotation, _alone) = rotate::claim(self.config, uuid).map_err(Error::io("use the state directory"))?;
+        let (rotation, _alone) = rotate::claim(self.config, uuid)?;
         if rotation.exists() {
             let device = at.device.display();
             return Err(cannot(format!("a rotation has begun: end it with 'cryptattach key rotate {device}'")));

@@ -43,7 +43,7 @@ pub fn rotate(config: &Config, request: &Request<'_>) -> Result<Rotated, Error> 
     let none = || unlock::Error::NoReference(request.device.to_owned());
     let (luks, reference) =
         volume.luks().and_then(|luks| luks.reference.clone().map(|key| (luks, key))).ok_or_else(none)?;
-    let (rotation, _alone) = rotate::claim(config, luks.uuid).map_err(Error::io("use the state directory"))?;
+    let (rotation, _alone) = rotate::claim(config, luks.uuid)?;
     if rotation.exists() {
         let device = request.device.display();
         return Err(Error::Usage(format!(

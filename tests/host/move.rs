@@ -143,6 +143,25 @@ fn a_container_is_moved_but_for_what_is_not_here_or_not_to_be_moved() {
 }
 
 #[test]
+fn of_two_volumes_with_one_uuid_a_person_has_to_say_which_it_is() {
+    let site = Site::new();
+    with_vault(&site);
+    let path = site.file("volume", 20 << 20).into_os_string().into_string().unwrap();
+    let key = site.ok(&["format", &path, "--store", "cinder"]);
+    let copy = site.path("copy").into_os_string().into_string().unwrap();
+    fs::copy(&path, &copy).unwrap();
+    with_volumes(&site, &[("volume", &path, ""), ("copy", &copy, "")]);
+    let refused = site.fails(73, &["key", "move", &key, "--to", "vault"]);
+    assert!(refused.contains("have the same UUID"), "{refused}");
+    let output = site.run(&["key", "move", "--container", "cinder", "--to", "vault", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(!output.status.success() && report["failed"][0][1].as_str().unwrap().contains("same UUID"), "{report}");
+    assert_eq!(keys(&site, "cinder"), [key.clone()]);
+    site.ok(&["key", "move", &key, "--to", "vault", "--volume", &path]);
+    site.attaches(&path);
+}
+
+#[test]
 fn nothing_is_moved_if_one_of_the_keys_would_rest_on_its_volumes_disk() {
     let site = Site::new();
     with_vault(&site);

@@ -282,7 +282,7 @@ fn sigterm_pauses_and_the_same_command_goes_on() {
     for round in 0..20 {
         header = fs::read(volume).unwrap();
         header.truncate(HEADER as usize);
-        let mut child = filled.begin(&[]);
+        let mut child = filled.begin(&["--rate", "8"]);
         thread::sleep(Duration::from_millis(400));
         // While the store is asked it ends as any program does.
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGTERM).unwrap();
@@ -299,6 +299,12 @@ fn sigterm_pauses_and_the_same_command_goes_on() {
     // An old header over half new data: nothing may be written then, and the new key is needed.
     let midway = fs::read(volume).unwrap();
     let keys = site.ok(&["key", "list"]);
+    for key in keys.lines() {
+        assert!(
+            site.fails(75, &["key", "delete", key, "--yes"])
+                .contains(&format!("end it: cryptattach key rotate {volume}"))
+        );
+    }
     fs::write(volume, [&header[..], &midway[header.len()..]].concat()).unwrap();
     let refused = site.fails(65, &["key", "rotate", volume]);
     assert!(refused.contains("has the key cinder/") && site.ok(&["key", "list"]) == keys, "{refused}");

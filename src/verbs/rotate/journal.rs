@@ -44,10 +44,16 @@ fn lock_of(config: &Config, volume: Uuid) -> PathBuf {
 }
 
 /// Where the journal of a volume is, and that nobody else rotates its key on this host, moves or erases it.
-pub(in crate::verbs) fn claim(config: &Config, volume: Uuid) -> io::Result<(PathBuf, Flock<fs::File>)> {
-    Folder::make(&folder(config))?;
-    let alone = lock::lock(&lock_of(config, volume), Duration::ZERO)?;
-    Ok((path(config, volume), alone))
+pub(in crate::verbs) fn claim(config: &Config, volume: Uuid) -> Result<(PathBuf, Flock<fs::File>), Error> {
+    let alone = || {
+        Folder::make(&folder(config))?;
+        lock::lock(&lock_of(config, volume), Duration::ZERO)
+    };
+    match alone() {
+        Ok(alone) => Ok((path(config, volume), alone)),
+        Err(source) if source.kind() == io::ErrorKind::TimedOut => Err(Error::AtWork { volume, source }),
+        Err(source) => Err(Error::io("use the state directory")(source)),
+    }
 }
 
 /// The new key of a rotation that was begun on this host and has not ended.
@@ -67,6 +73,12 @@ fn path(config: &Config, volume: Uuid) -> PathBuf {
 /// That of a volume.
 pub(super) fn of(config: &Config, volume: Uuid) -> Option<Journal> {
     read(&path(config, volume))
+}
+
+/// The rotation that needs this key, as this host knows.
+pub(in crate::verbs) fn needs(config: &Config, key: &KeyReference) -> Option<PathBuf> {
+    let needed = all(config).into_iter().find(|(_, journal)| journal.old == *key || journal.new == *key);
+    needed.map(|(_, journal)| journal.device)
 }
 
 /// All of this host.

@@ -23,7 +23,7 @@ use nix::fcntl::Flock;
 use serde::Serialize;
 use uuid::Uuid;
 
-pub(super) use self::journal::{claim, new_key};
+pub(super) use self::journal::{claim, needs, new_key};
 use self::{journal::Journal, throttle::Throttle};
 use crate::{
     base::key::{KeyReference, SecretBytes, StoreName, VolumeKey},
@@ -132,7 +132,7 @@ fn rotate_with(
     let held = Some(device.open_exclusive()?).filter(|_| device.kind == DeviceKind::File);
     let copies = rekey::read(&device)?;
     let uuid = copies.uuid().ok_or_else(|| VolumeError::NoHeader { path: device.path.clone(), found: None })?;
-    let (journal, alone) = claim(config, uuid).map_err(Error::io("use the state directory"))?;
+    let (journal, alone) = claim(config, uuid)?;
     let job = Job { config, how, device, held, journal, containers, _alone: alone };
     match reencryption::state(&copies.json) {
         State::Clean | State::Crash => {
