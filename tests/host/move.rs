@@ -156,7 +156,7 @@ fn of_two_volumes_with_one_uuid_a_person_has_to_say_which_it_is() {
     let output = site.run(&["key", "move", "--container", "cinder", "--to", "vault", "--json"]);
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(!output.status.success() && report["failed"][0][1].as_str().unwrap().contains("same UUID"), "{report}");
-    assert_eq!(keys(&site, "cinder"), [key.clone()]);
+    assert_eq!(keys(&site, "cinder"), std::slice::from_ref(&key));
     site.ok(&["key", "move", &key, "--to", "vault", "--volume", &path]);
     site.attaches(&path);
 }
