@@ -132,10 +132,12 @@ pub fn luks2(metadata: &Metadata, json: &Value, device_bytes: u64) -> Result<Che
 }
 
 /// A re-encryption is told by how far it is, for what helps at one moment destroys the volume at another.
-fn under_way(requirement: &str, json: &Value, device_bytes: u64) -> Refusal {
+pub(super) fn under_way(requirement: &str, json: &Value, device_bytes: u64) -> Refusal {
     if reencryption::check_midway(json).is_err() {
         let why = format!("its re-encryption is not finished (it requires '{requirement}')");
-        return Refusal::new(Kind::UnderWay(reencryption::state(json)), &why);
+        // Somebody has changed the header of our rotation: cryptsetup would destroy what it resumes.
+        let state = if reencryption::is_rotation(json) { State::Foreign } else { reencryption::state(json) };
+        return Refusal::new(Kind::UnderWay(state), &why);
     }
     let percent = reencryption::percent(reencryption::progress(json, device_bytes));
     Refusal::new(Kind::Rotating, &format!("its key is being rotated: {percent} % of its data have the new key"))
