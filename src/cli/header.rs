@@ -41,6 +41,9 @@ pub struct Restore {
     /// Also if that changes keyslots and tokens back to what they were: old passphrases open the volume again
     #[arg(long)]
     older: bool,
+    /// Also on a device that does not say any more that it is the volume: all of its header is lost
+    #[arg(long)]
+    lost: bool,
     #[command(flatten)]
     separation: SeparationOptions,
     #[command(flatten)]
@@ -71,8 +74,8 @@ impl Backup {
 impl Restore {
     fn run(&self, global: &Global) -> Result<(), Error> {
         let config = global.attended(&self.answer)?;
-        let Self { device, file, older, separation, .. } = self;
-        let request = header::Request { device, file, older: *older, separation: separation.strictness() };
+        let Self { device, file, older, lost, separation, .. } = self;
+        let request = header::Request { device, file, older: *older, lost: *lost, separation: separation.strictness() };
         let restored = header::restore(&config, &request)?;
         output::print(global.json, &restored, || {
             let done = if restored.written { "restored" } else { "the same: nothing was written" };

@@ -193,7 +193,12 @@ impl Desk {
 
     /// Where a receipt goes that nobody has named a file for.
     pub fn file(&self, volume: Uuid, begun: u64) -> PathBuf {
-        self.folder.join(format!("{volume}-{begun}.json"))
+        // A copy of a volume may be erased within the same second.
+        let name = |count: u32| match count {
+            0 => self.folder.join(format!("{volume}-{begun}.json")),
+            _ => self.folder.join(format!("{volume}-{begun}-{count}.json")),
+        };
+        (0..).map(name).find(|file| !file.exists()).unwrap_or_else(|| name(0))
     }
 
     fn key_file(&self) -> PathBuf {

@@ -152,6 +152,7 @@ impl<'a> Job<'a> {
             }
             (found, begun) => found.or(begun).ok_or_else(|| not_ours(request))?,
         };
+        require_its_header(&data, &place, volume)?;
         let (rotation, alone) = rotate::claim(config, volume)?;
         let journal = folder(config).join(volume.to_string());
         Ok(Self { config, request, data, place, file, _data: held, volume, journal, rotation, _alone: alone })
@@ -207,7 +208,12 @@ impl<'a> Job<'a> {
     fn receipt(&self) -> Result<Option<PathBuf>, Error> {
         let Some(path) = self.request.receipt else { return Ok(None) };
         let path = std::path::absolute(path).map_err(Error::io("find the current directory"))?;
-        if path.exists() { Err(Error::Exists(path)) } else { Ok(Some(path)) }
+        if !durable::folder_of(&path).is_dir() {
+            return Err(Error::io("find the folder of the receipt")(io::ErrorKind::NotFound.into()));
+        }
+        let is_begun = state::read::<Journal>(&self.journal)?.is_some_and(|begun| begun.receipt == path);
+        // A command that was killed has written it.
+        if path.exists() && !is_begun { Err(Error::Exists(path)) } else { Ok(Some(path)) }
     }
 
     /// Proves that each key is this volume's, asks whether it is to go, and writes that down. Nothing is changed before.
@@ -296,6 +302,7 @@ impl<'a> Job<'a> {
             Ok(Key { key, store: store.clone(), places, was_there, answer: None, lockbox_entry: None })
         };
         if container.store().is_gone(&reference.key)? {
+            self.require_no_other(&reference)?;
             return Ok((key(false)?, None));
         }
         let consumers = container.store().consumers(&reference.key)?;
@@ -314,6 +321,19 @@ impl<'a> Job<'a> {
             return Err(Error::Usage(format!("the key {reference} is not erased here: {why}")));
         }
         Ok((key(true)?, proven.replaces()?))
+    }
+
+    /// An old header names a key of old, and whoever writes to the disk any: the volume's own key must not stay behind.
+    fn require_no_other(&self, named: &KeyReference) -> Result<(), Error> {
+        let mut others = Vec::new();
+        for store in self.config.stores.keys() {
+            let container = Container::open(self.config, store, None, Use::Keys)?;
+            others.extend(container.keys_of_volume(self.volume)?.into_iter().map(|key| container.reference(key)));
+        }
+        match others.is_empty() {
+            true => Ok(()),
+            false => Err(Error::KeyElsewhere { device: self.data.path.clone(), named: named.clone(), others }),
+        }
     }
 
     fn is_there(&self, key: &KeyReference) -> bool {
@@ -410,8 +430,13 @@ impl<'a> Job<'a> {
             not_promised: receipt::NOT_PROMISED.map(str::to_owned).to_vec(),
         };
         let desk = Desk::of(self.config);
+        // What is there is written over only if an interrupted run of this has written it.
+        let signer = desk.public()?.1;
+        let is_own = |written: Receipt| (written.volume, written.begun) == (receipt.volume, receipt.begun);
+        if journal.receipt.exists() && !receipt::verify(&journal.receipt, Some(&signer)).is_ok_and(is_own) {
+            return Err(Error::Exists(journal.receipt));
+        }
         let digest = desk.write(&receipt, &journal.receipt)?;
-        let (_, signer) = desk.public()?;
         let event = self.event("key erase", &journal);
         audit::done(self.config, &Event { receipt: Some(hex::encode(&digest)), ..event });
         state::remove(&self.journal)?;
@@ -434,6 +459,22 @@ impl Key {
             lockbox_entry: self.lockbox_entry,
         }
     }
+}
+
+/// A detached header says by itself no more than that it is one; the volume's own may be in the wrong place of the command.
+fn require_its_header(data: &Device, header: &Device, volume: Uuid) -> Result<(), Error> {
+    if data.identity == header.identity {
+        return Ok(());
+    }
+    let own = Device::open(&data.path)
+        .and_then(|(device, file)| wipe::volume(&file).map_err(DeviceError::io("read", &device.path)))?;
+    let starts = header::probe(&header.path, None).map_or(0, |volume| volume.geometry.data_offset_bytes);
+    let why = match own {
+        Some(own) if own != volume => "the device has a header of its own, of another volume",
+        _ if starts > 0 && header.size_bytes > starts => "it is a volume itself, with its data",
+        _ => return Ok(()),
+    };
+    Err(Error::NotItsHeader { device: data.path.clone(), header: header.path.clone(), why })
 }
 
 fn folder(config: &Config) -> PathBuf {

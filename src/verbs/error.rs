@@ -143,6 +143,20 @@ pub enum Error {
     /// A signal came before its turn.
     #[error("{} was not begun: the rotation of its container was asked to stop", .0.display())]
     Kept(PathBuf),
+    /// The header names a key that is not there, and others are.
+    #[error(
+        "{} says that its key is {named}, which its store does not have; but there are other keys of this volume: {}",
+        .device.display(), .others.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    KeyElsewhere { device: PathBuf, named: KeyReference, others: Vec<KeyReference> },
+    /// A device and a header that do not belong together.
+    #[error("{} is not the header of {}: {why}", .header.display(), .device.display())]
+    NotItsHeader {
+        device: PathBuf,
+        header: PathBuf,
+        /// In words.
+        why: &'static str,
+    },
     /// Another command has the volume in hand.
     #[error("another command works on the key or the header of the volume {volume}")]
     AtWork {
@@ -245,7 +259,8 @@ impl Advice for Error {
             | Self::NotApartThere { source, .. } => source.exit(),
             Self::StillThere(_) => Exit::StoreUnavailable,
             Self::StillHasHeader(_) => Exit::Io,
-            Self::NotTheVolume { .. } => Exit::Header,
+            Self::NotTheVolume { .. } | Self::NotItsHeader { .. } => Exit::Header,
+            Self::KeyElsewhere { .. } => Exit::NoKey,
             Self::ErasingCopy { .. } => Exit::InTheWay,
             Self::Receipt(error) => error.exit(),
         }
@@ -303,6 +318,15 @@ impl Advice for Error {
                 format!("go on: cryptattach key move --container {from} --to {to}").into()
             }
             Self::Kept(_) => "run the same command again".into(),
+            Self::KeyElsewhere { named, others, .. } => {
+                let to = others.first().map_or_else(String::new, |key| key.store.to_string());
+                format!(
+                    "if the header is an old one, 'cryptattach key move {named} --to {to} --volume DEVICE' puts it right; keys that \
+                     nothing needs are deleted by 'cryptattach key delete'"
+                )
+                .into()
+            }
+            Self::NotItsHeader { .. } => "check which header is the volume's: one file too many would be erased".into(),
             Self::AtWork { .. } => "wait until it has ended".into(),
             Self::Rotating { device, .. } => format!("end it: cryptattach key rotate {}", device.display()).into(),
             Self::Copied { .. } => "remove the copy, or give it another UUID ('cryptsetup luksUUID'): the old key may be the last one that opens it".into(),

@@ -24,6 +24,7 @@ use crate::{
             self, Volume,
             backup::{Differs, HeaderBackup, HeaderBackupError, take},
             copies::Copies,
+            rekey, wipe,
         },
     },
 };
@@ -54,6 +55,8 @@ pub struct Request<'a> {
     pub file: &'a Path,
     /// Also if that changes keyslots or tokens back.
     pub older: bool,
+    /// Also where nothing is left of the header.
+    pub lost: bool,
     pub separation: Strictness,
 }
 
@@ -73,7 +76,7 @@ pub fn back_up(config: &Config, device: &Path, file: &Path) -> Result<Saved, Err
 
 /// Puts a header back on a detached volume, if the key that its store has opens it, before and after.
 pub fn restore(config: &Config, request: &Request<'_>) -> Result<Restored, Error> {
-    let Request { device, file, older, separation } = request;
+    let Request { device, file, older, lost, separation } = request;
     let device = Device::look(device)?;
     backend::require_free(&device)?;
     let held = device.open_exclusive()?;
@@ -84,6 +87,10 @@ pub fn restore(config: &Config, request: &Request<'_>) -> Result<Restored, Error
     }
     let now = Copies::read(&held).map_err(DeviceError::io("read", &device.path))?;
     let differs = backup.compare(&device, now.as_ref(), &held)?;
+    let trace = wipe::volume(&held).map_err(DeviceError::io("read", &device.path))?;
+    if now.is_none() && trace != Some(backup.uuid()) {
+        require_lost(config, &device, backup.uuid(), *lost)?;
+    }
     if let Differs::Changes(changes) = &differs
         && !older
     {
@@ -109,6 +116,30 @@ pub fn restore(config: &Config, request: &Request<'_>) -> Result<Restored, Error
     let written = differs != Differs::No;
     let changed = if let Differs::Changes(changes) = differs { changes } else { Vec::new() };
     Ok(Restored { volume: backup.uuid(), key, written, changed })
+}
+
+/// Where a device does not say that it is the volume, its beginning may be anybody's data.
+fn require_lost(config: &Config, device: &Device, volume: Uuid, lost: bool) -> Result<(), Error> {
+    let is = |other: &Path| Device::look(other).is_ok_and(|other| other.identity == device.identity);
+    let boot = config.boot.volumes.iter().map(|volume| (volume.device.path(), volume.header.is_some()));
+    let own = config.volumes.values().map(|volume| (volume.device.path(), volume.header.is_some()));
+    let configured: Vec<_> = boot.chain(own).collect();
+    if configured.iter().any(|(other, is_detached)| *is_detached && is(other)) {
+        return Err(HeaderBackupError::HeaderElsewhere(device.path.clone()).into());
+    }
+    let by_uuid = Path::new("/dev/disk/by-uuid").join(volume.to_string());
+    let others = configured.iter().map(|(other, _)| *other).chain([&*by_uuid]);
+    let has_it = |other: &&Path| {
+        let copies = |other: Device| rekey::read(&other).ok()?.uuid();
+        !is(other) && Device::look(other).ok().and_then(copies) == Some(volume)
+    };
+    if let Some(other) = others.into_iter().find(has_it) {
+        return Err(HeaderBackupError::AnotherIs { device: other.to_owned(), volume }.into());
+    }
+    match lost {
+        true => Ok(()),
+        false => Err(HeaderBackupError::NoTrace { device: device.path.clone(), volume }.into()),
+    }
 }
 
 fn reference(volume: &Volume) -> Result<KeyReference, Error> {
@@ -173,7 +204,7 @@ mod tests {
     }
 
     fn restored(site: &Site, device: &Path, file: &Path, older: bool) -> Result<Restored, Error> {
-        restore(&site.config, &Request { device, file, older, separation: Strictness::default() })
+        restore(&site.config, &Request { device, file, older, lost: true, separation: Strictness::default() })
     }
 
     #[track_caller]
@@ -220,6 +251,24 @@ mod tests {
     }
 
     #[test]
+    fn what_does_not_say_that_it_is_the_volume_is_not_written_over() {
+        let site = Site::with("");
+        let (device, data) = (formatted(&site, "a", false), site.blank("b"));
+        let file = backed_up(&site, &device, "header");
+        fs::write(&data, vec![0xAA; 32 << 20]).unwrap();
+        let separation = Strictness::default();
+        let request = |lost| Request { device: &data, file: &file, older: true, lost, separation };
+        let refused = restore(&site.config, &request(false)).unwrap_err();
+        assert!(matches!(refused, Error::Header(HeaderBackupError::NoTrace { .. })), "{refused:?}");
+        assert!(fs::read(&data).unwrap().iter().all(|byte| *byte == 0xAA), "nothing is written");
+        // A part of the header is enough to know it by.
+        overwrite(&device, 0, &[0; 16 << 10]);
+        let request = Request { device: &device, ..request(false) };
+        assert!(restore(&site.config, &request).unwrap().written);
+        restore(&site.config, &Request { device: &data, lost: true, ..request }).unwrap();
+    }
+
+    #[test]
     fn a_header_from_before_a_rotation_is_never_restored() {
         let site = Site::with("");
         let device = formatted(&site, "a", false);
@@ -250,6 +299,9 @@ mod tests {
         });
         let HeaderBackupError::Older { changes, .. } = refused(&site, &device, &file, false) else { panic!("older") };
         assert!(changes.contains(&"keyslot 0 comes back".to_owned()), "{changes:?}");
+        // A later number in the file proves nothing.
+        (0..5).for_each(|_| change(&file, |_| ()));
+        assert!(matches!(refused(&site, &device, &file, false), HeaderBackupError::Older { .. }));
         assert_eq!(restored(&site, &device, &file, true).unwrap().changed, changes);
         assert!(!restored(&site, &device, &file, false).unwrap().written);
     }

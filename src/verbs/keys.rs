@@ -30,7 +30,7 @@ pub fn delete(config: &Config, container: &Container, key: &KeyReference, force:
 /// more rather than never.
 pub(super) fn delete_superseded(config: &Config, container: &Container, key: &KeyReference) -> Result<(), Error> {
     match container.delete(&key.key, false) {
-        Err(unlock::Error::Store(StoreError::NotFound { .. })) => {}
+        Err(unlock::Error::Store(StoreError::NotFound { .. })) => drop(container.store().is_gone(&key.key)?),
         deleted => deleted?,
     }
     deleted(config, key, None);

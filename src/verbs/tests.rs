@@ -885,6 +885,34 @@ fn a_store_that_is_away_loses_nothing_and_a_key_that_is_gone_holds_nothing_up() 
     assert!(header_is_blank(&device));
 }
 
+/// An old header that was put back, or somebody who writes to the disk, names another key: then the volume's own would stay.
+#[test]
+fn a_volume_whose_key_is_elsewhere_than_its_header_says_is_not_erased() {
+    let site = Site::with("");
+    let (device, own) = formatted(&site, "a", false);
+    let named = KeyReference { store: own.store.clone(), key: KeyId::random() };
+    header::probe(&device, None).unwrap().move_token(&own, &named).unwrap();
+    let before = fs::read(&device).unwrap();
+    let refused = erased(&site, &device).unwrap_err();
+    assert!(matches!(&refused, Error::KeyElsewhere { others, .. } if *others == [own.clone()]), "{refused:?}");
+    assert!(fs::read(&device).unwrap() == before && site.keys() == [own], "nothing is changed");
+}
+
+#[test]
+fn a_device_and_a_header_that_do_not_belong_together_are_not_erased() {
+    let site = Site::with("");
+    let ((one, _), (other, _)) = (formatted(&site, "a", false), formatted(&site, "b", false));
+    let plain = site.blank("c");
+    for (device, header) in [(&one, &other), (&plain, &other)] {
+        let confirm = |_: &erase::Doomed<'_>| Ok(());
+        let separation = Strictness::default();
+        let request = erase::Request { device, header: Some(header), receipt: None, separation, confirm: &confirm };
+        let before = fs::read(header).unwrap();
+        refuses!(site, erase::erase(&site.config, &request), Error::NotItsHeader { .. });
+        assert!(fs::read(header).unwrap() == before && site.keys().len() == 2, "nothing is changed");
+    }
+}
+
 /// Whoever writes to the disk would have another volume's key deleted.
 #[test]
 fn a_key_that_only_the_header_calls_the_volumes_is_not_deleted() {

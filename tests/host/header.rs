@@ -30,7 +30,8 @@ fn a_header_goes_to_cryptsetup_and_back() {
     sh(&format!("cryptsetup luksDump {our_file}"));
 
     overwrite(&volume, 0, HEADER);
-    let told = site.ok(&["header", "restore", device.path(), their_file]);
+    assert!(site.fails(73, &["header", "restore", device.path(), their_file]).contains("nothing on "));
+    let told = site.ok(&["header", "restore", device.path(), their_file, "--lost"]);
     assert!(told.contains(": restored") && told.contains(&key), "{told}");
     site.attaches(device.path());
     let passphrase = format!("{} key passphrase --for {volume}", env!("CARGO_BIN_EXE_cryptattach"));
@@ -58,6 +59,30 @@ fn an_attached_volumes_header_is_saved_and_not_restored() {
     site.attaches(&volume);
 }
 
+/// One device name that was mistyped, and the data of another volume would begin with a header.
+#[test]
+fn a_volume_that_has_its_header_elsewhere_keeps_its_data() {
+    let site = Site::new();
+    let (volume, _) = site.volume("one", &[]);
+    let file = site.path("header").into_os_string().into_string().unwrap();
+    site.ok(&["header", "backup", &volume, &file]);
+    let [other, detached] = ["other", "detached"].map(|name| site.path(name).into_os_string().into_string().unwrap());
+    sh(&format!("truncate -s 32M {other}"));
+    site.ok(&["format", &other, "--header", &detached]);
+    sh(&format!("dd if=/dev/urandom of={other} bs=1M count=32 conv=notrunc status=none"));
+    let (config, data) = (site.keys("cryptattach.toml"), fs::read(&other).unwrap());
+    let before = fs::read_to_string(config).unwrap();
+    let listed = |text: &str| fs::write(config, before.clone() + text).unwrap();
+    let refused = |why: &str| {
+        let told = site.fails(73, &["header", "restore", &other, &file, "--lost"]);
+        assert!(told.contains(why) && fs::read(&other).unwrap() == data, "{told}");
+    };
+    listed(&format!("[volumes.other]\ndevice = \"{other}\"\nheader = \"{detached}\"\n"));
+    refused("is not on the device itself");
+    listed(&format!("[volumes.one]\ndevice = \"{volume}\"\n"));
+    refused("is the volume");
+}
+
 /// Runs it and kills it before its write or flush of this number; whether it was killed.
 fn killed_at(site: &Site, number: u32, arguments: &[&str]) -> bool {
     let mut strace = Command::new("strace");
@@ -81,7 +106,7 @@ fn a_restore_that_is_killed_at_any_write_goes_on() {
         let mut kills = 0;
         for number in 1.. {
             damage();
-            let is_killed = killed_at(&site, number, &["header", "restore", &volume, &file]);
+            let is_killed = killed_at(&site, number, &["header", "restore", &volume, &file, "--lost"]);
             if one_copy_is_whole || !is_killed {
                 site.ok(&["test", &volume]);
             }
@@ -89,7 +114,7 @@ fn a_restore_that_is_killed_at_any_write_goes_on() {
                 break;
             }
             kills += 1;
-            site.ok(&["header", "restore", &volume, &file]);
+            site.ok(&["header", "restore", &volume, &file, "--lost"]);
             site.ok(&["test", &volume]);
             assert!(site.ok(&["header", "restore", &volume, &file]).contains("nothing was written"), "{number}");
             assert!(fs::read(&volume).unwrap()[HEADER..] == data, "no data is written over");

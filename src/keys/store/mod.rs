@@ -64,9 +64,14 @@ pub trait KeyStore: Consumers + Send + Sync {
     fn delete(&self, id: &KeyId) -> Result<(), StoreError>;
     /// Whether the key is gone from wherever the store can look: a deletion that only some replicas have heard of is none.
     fn is_gone(&self, id: &KeyId) -> Result<bool, StoreError> {
-        match self.get(id) {
-            Err(StoreError::NotFound { .. }) => Ok(true),
-            found => found.map(|_| false),
+        let gone = match self.get(id) {
+            Err(gone @ StoreError::NotFound { .. }) => gone,
+            found => return found.map(|_| false),
+        };
+        // The place where a disk is not mounted has no keys either.
+        match self.container_keys().map(ContainerKeys::current).transpose()? {
+            Some(None) => Err(StoreError::Vacant(gone.to_string())),
+            _ => Ok(true),
         }
     }
     /// The ids of all keys, in order.
@@ -264,6 +269,9 @@ pub enum StoreError {
     /// The container is not there.
     #[error("{at} does not exist")]
     NoContainer { at: String },
+    /// It does not have the key, and nothing that a container has.
+    #[error("{0}, but there is no container either")]
+    Vacant(String),
     /// The store answers, but not what was asked for.
     #[error("cannot {action} {at}: {what}")]
     Answer {
@@ -309,7 +317,7 @@ impl Advice for StoreError {
             Self::Config(error) => error.exit(),
             Self::Auth(error) => error.exit(),
             Self::Unreachable { source, .. } => source.exit(),
-            Self::Io { .. } | Self::Answer { .. } => Exit::StoreUnavailable,
+            Self::Io { .. } | Self::Answer { .. } | Self::Vacant(_) => Exit::StoreUnavailable,
             Self::Nv(error) => error.exit(),
             Self::Bao(error) => error.exit(),
             Self::Memory(error) => error.exit(),
@@ -322,7 +330,9 @@ impl Advice for StoreError {
                 "check the store in the configuration; an escrow copy of the key may exist in a backup"
             }
             Self::Malformed { .. } => "restore this key from a replica or backup of the key store",
-            Self::Io { .. } => "check that the key store's device is present, mounted, and has free space",
+            Self::Io { .. } | Self::Vacant(_) => {
+                "check that the key store's device is present, mounted, and has free space"
+            }
             Self::Denied { .. } => {
                 "check the user with which the store's configuration logs in, and the container's access lists ('cryptattach container show')"
             }

@@ -54,8 +54,17 @@ pub enum HeaderBackupError {
     OldKey(PathBuf),
     #[error("the header backup has another layout than the header of {}", .0.display())]
     Layout(PathBuf),
-    #[error("the header backup is older than the header of {}; restored, it would change: {}", .device.display(), .changes.join(", "))]
+    #[error("the header backup is not the header of {}; restored, it would change: {}", .device.display(), .changes.join(", "))]
     Older { device: PathBuf, changes: Vec<String> },
+    /// Nothing there says that it is the volume.
+    #[error("nothing on {} says that it is the volume {volume}", .device.display())]
+    NoTrace { device: PathBuf, volume: Uuid },
+    /// Its header is a file, or it has none.
+    #[error("the configuration says that the header of {} is not on the device itself", .0.display())]
+    HeaderElsewhere(PathBuf),
+    /// Another device is the volume, with its header.
+    #[error("{} is the volume {volume}, and has its header", .device.display())]
+    AnotherIs { device: PathBuf, volume: Uuid },
     /// The header on the device, which would say whether its key was rotated, is lost.
     #[error(
         "nothing proves that the key of the header backup is the present one: the store '{store}' has other keys of the volume {volume}: {}",
@@ -70,7 +79,9 @@ impl Advice for HeaderBackupError {
             Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => Exit::Missing,
             Self::File { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => Exit::InTheWay,
             Self::File { .. } => Exit::Io,
-            Self::Foreign { .. } => Exit::InTheWay,
+            Self::Foreign { .. } | Self::NoTrace { .. } | Self::HeaderElsewhere(_) | Self::AnotherIs { .. } => {
+                Exit::InTheWay
+            }
             Self::MidWay(_)
             | Self::NoBackup { .. }
             | Self::OtherVolume { .. }
@@ -92,7 +103,12 @@ impl Advice for HeaderBackupError {
                         .into(),
                 );
             }
-            Self::OtherVolume { .. } | Self::Foreign { .. } => "check that this is the right device",
+            Self::OtherVolume { .. } | Self::Foreign { .. } | Self::HeaderElsewhere(_) | Self::AnotherIs { .. } => {
+                "check that this is the right device"
+            }
+            Self::NoTrace { .. } => {
+                "check that this is the right device: what is at its beginning is written over; if all of its header is lost: --lost"
+            }
             Self::OldKey(_) => "take a header backup from after the last rotation: with this one, data would be lost",
             Self::Older { .. } => {
                 "--older restores it nevertheless: passphrases and tokens are then those of the time of the backup"
@@ -210,8 +226,7 @@ impl HeaderBackup {
             // A passphrase may have been changed in its place: that changes the salt, which the JSON area has.
             true if now.is_whole() && same_keyslots().map_err(failed)? => Differs::No,
             true => Differs::Repairs,
-            // The device has gone back behind the backup.
-            false if self.copies.sequence() > now.sequence() => Differs::Repairs,
+            // Whatever the sequence numbers say: whoever holds the file can write a higher one.
             false => Differs::Changes(changes),
         })
     }

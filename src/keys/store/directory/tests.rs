@@ -4,7 +4,11 @@ use base64ct::{Base64UrlUnpadded, Encoding};
 use serde_json::json;
 
 use super::*;
-use crate::base::key::{BoundContext, JweRecipient};
+use crate::base::{
+    advice::Advice,
+    exit::Exit,
+    key::{BoundContext, JweRecipient},
+};
 
 fn sealed(id: KeyId, generation: u64) -> SealedKey {
     let container = "cinder".parse().unwrap();
@@ -116,4 +120,17 @@ fn one_of_many_writers_wins() {
     });
     assert_eq!(wins.len(), 1, "exactly one create succeeds");
     assert_eq!(store.read_key(&id).unwrap(), sealed(id, wins[0]));
+}
+
+/// The disk is not mounted: whoever deletes a key there has deleted none.
+#[test]
+fn a_directory_without_a_container_does_not_say_that_a_key_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, id) = (Directory::open(folder.path()), KeyId::random());
+    let vacant = store.is_gone(&id).unwrap_err();
+    assert!(matches!(vacant, StoreError::Vacant(_)) && vacant.exit() == Exit::StoreUnavailable, "{vacant:?}");
+    store.set_current(&Current { epoch: Epoch::FIRST, rotating: false }, "").unwrap();
+    assert!(store.is_gone(&id).unwrap());
+    KeyStore::create(&store, &id, &sealed(id, 1)).unwrap();
+    assert!(!store.is_gone(&id).unwrap());
 }
