@@ -4,6 +4,7 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeSet,
     fs::OpenOptions,
     io::{self, Read},
     os::unix::fs::OpenOptionsExt,
@@ -17,7 +18,12 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
-    base::{advice::Advice, exit::Exit, hex, key::KeyReference},
+    base::{
+        advice::Advice,
+        exit::Exit,
+        hex,
+        key::{KeyId, KeyReference, StoreName},
+    },
     config::Config,
     keys::seal::{
         Identity, OwnerKey, SealError,
@@ -237,6 +243,15 @@ impl Desk {
         signed.push(b'\n');
         durable::replace(path, &signed).map_err(io_error("write", path))?;
         Ok(sha256(&signed))
+    }
+
+    /// The keys of a store that this host has erased, as its receipts here say. What it has not signed says nothing.
+    pub fn erased(&self, store: &StoreName) -> Result<BTreeSet<KeyId>, ReceiptError> {
+        let Some(signer) = self.signer()? else { return Ok(BTreeSet::new()) };
+        let names = durable::stems(&self.folder, ".json").map_err(io_error("read", &self.folder))?;
+        let receipts = names.iter().map(|name| verify(&self.folder.join(format!("{name}.json")), Some(&signer)));
+        let keys = receipts.flatten().flat_map(|receipt| receipt.keys).map(|was| was.key);
+        Ok(keys.filter(|key| key.store == *store).map(|key| key.key).collect())
     }
 
     /// The thumbprint of the key, if there is one.

@@ -186,3 +186,17 @@ fn a_hostile_file_is_refused_and_nothing_is_written() {
     site.ok(&["container", "restore", "cinder", file]);
     assert_eq!(objects(site.keys("cinder").as_ref()), objects(&lost));
 }
+
+#[test]
+fn a_key_that_was_erased_comes_back_only_when_asked() {
+    let site = Site::new();
+    let (volume, key) = site.volume("one", &[]);
+    let file = site.path("backup").into_os_string().into_string().unwrap();
+    site.ok(&["container", "backup", "cinder", &file]);
+    site.ok(&["key", "erase", &volume, "--yes"]);
+    let told = site.fails(68, &["container", "restore", "cinder", &file]);
+    assert!(told.contains("which this host has erased"), "{told}");
+    assert!(site.ok(&["key", "list"]).is_empty());
+    site.ok(&["container", "restore", "cinder", &file, "--older"]);
+    assert_eq!(site.ok(&["key", "list"]), key);
+}

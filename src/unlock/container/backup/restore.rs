@@ -38,6 +38,7 @@ use crate::{
             rotation::{for_each, lock},
         },
         enrol::{Admitted, Register},
+        receipt::Desk,
     },
 };
 
@@ -109,7 +110,9 @@ pub fn restore(
     let container = Container::open(config, name, None, Use::Keys)?;
     let stored = container.container_keys()?.current()?.map(|current| current.epoch);
     let register = Register::of(&config.state);
-    let job = Job { container, backup, file: &file, register, how, is_sealed_anew: stored > Some(author.epoch()) };
+    let erased = Desk::of(config).erased(name).map_err(BackupError::from)?;
+    let job =
+        Job { container, backup, file: &file, register, how, erased, is_sealed_anew: stored > Some(author.epoch()) };
     job.check_author(stored)?;
 
     let there = job.look()?;
@@ -180,6 +183,8 @@ struct Job<'a> {
     file: &'a BackupFile,
     register: Register,
     how: How,
+    /// Keys that receipts of this host say are gone.
+    erased: BTreeSet<KeyId>,
     /// The store's container key is a later one than the backup's: what is restored is sealed under that.
     is_sealed_anew: bool,
 }
@@ -239,13 +244,23 @@ impl Job<'_> {
         Ok(match slot.get(self.container.store()) {
             Ok(Stored::Sealed(stored)) if stored == ours => There::Same,
             Ok(Stored::Sealed(stored)) => match (stored.claimed_generation(), ours.claimed_generation()) {
-                (Ok(stored), Ok(ours)) if stored > ours => There::Later,
+                (Ok(is), Ok(ours)) if is > ours && self.is_whole(slot, &stored)? => There::Later,
                 _ => There::Other,
             },
             Ok(Stored::Released(_)) | Err(StoreError::Malformed { .. }) => There::Other,
             Err(StoreError::NotFound { .. }) => There::Nothing,
             Err(error) => return Err(error),
         })
+    }
+
+    /// A store can claim any generation. Only a key that opens is a later form of it.
+    fn is_whole(&self, slot: &Slot, stored: &SealedKey) -> Result<bool, StoreError> {
+        let Slot::Key(id) = slot else { return Ok(true) };
+        match self.container.open_key(id, stored, For::Any, Author::Container) {
+            Ok(_) => Ok(true),
+            Err(Error::Store(error)) if !matches!(error, StoreError::NotFound { .. }) => Err(error),
+            Err(_) => Ok(false),
+        }
     }
 
     /// What would be written that was retired or removed since the backup was made, in words.
@@ -261,6 +276,7 @@ impl Job<'_> {
             match slot {
                 Slot::ContainerKey(_) if is_old => brings.push(slot.to_string()),
                 Slot::Host(host) if is_old || self.was_removed(host)? => brings.push(slot.to_string()),
+                Slot::Key(id) if self.erased.contains(id) => brings.push(format!("{slot}, which this host has erased")),
                 Slot::Key(id) if is_old || self.container.seen_generation(id)? > self.generation(slot) => {
                     keys.push(slot.to_string());
                 }

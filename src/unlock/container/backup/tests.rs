@@ -289,3 +289,20 @@ fn a_stranger_cannot_restore() {
     assert!(matches!(restored(&site, &path, AS_IT_IS), Err(Error::ContainerKeyRefused { .. })));
     assert!(site.store.list().unwrap().is_empty() && site.store.epochs().unwrap().is_empty());
 }
+
+/// A store can claim any number, and damage may come after a rotation.
+#[test]
+fn a_damaged_key_is_no_later_form_of_it() {
+    let (site, keys) = site();
+    let (path, _) = back_up(&site, "backup");
+    rotate(&site);
+    let mut damaged = site.store.stored(keys[0]).unwrap();
+    damaged.ciphertext.replace_range(..2, if damaged.ciphertext.starts_with("AA") { "BB" } else { "AA" });
+    site.store.put(keys[0], damaged);
+    assert!(site.container().object(&keys[0]).is_err());
+    let told = restored(&site, &path, OLDER).unwrap();
+    assert_eq!((told.left_alone.len(), told.later.len()), (1, 2), "{told:?}");
+    let done = restored(&site, &path, How { replace: true, ..OLDER }).unwrap();
+    assert_eq!((done.replaced.len(), done.sealed_anew), (1, 1), "{done:?}");
+    keys.iter().for_each(|id| drop(site.container().object(id).unwrap()));
+}
