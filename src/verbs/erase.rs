@@ -152,7 +152,7 @@ impl<'a> Job<'a> {
             }
             (found, begun) => found.or(begun).ok_or_else(|| not_ours(request))?,
         };
-        require_its_header(&data, &place, volume)?;
+        require_its_header(&data, &place)?;
         let (rotation, alone) = rotate::claim(config, volume)?;
         let journal = folder(config).join(volume.to_string());
         Ok(Self { config, request, data, place, file, _data: held, volume, journal, rotation, _alone: alone })
@@ -462,7 +462,7 @@ impl Key {
 }
 
 /// A detached header says by itself no more than that it is one; the volume's own may be in the wrong place of the command.
-fn require_its_header(data: &Device, header: &Device, volume: Uuid) -> Result<(), Error> {
+fn require_its_header(data: &Device, header: &Device) -> Result<(), Error> {
     if data.identity == header.identity {
         return Ok(());
     }
@@ -470,7 +470,7 @@ fn require_its_header(data: &Device, header: &Device, volume: Uuid) -> Result<()
         .and_then(|(device, file)| wipe::volume(&file).map_err(DeviceError::io("read", &device.path)))?;
     let starts = header::probe(&header.path, None).map_or(0, |volume| volume.geometry.data_offset_bytes);
     let why = match own {
-        Some(own) if own != volume => "the device has a header of its own, of another volume",
+        Some(_) => "the device has a header of its own",
         _ if starts > 0 && header.size_bytes > starts => "it is a volume itself, with its data",
         _ => return Ok(()),
     };

@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use super::{error::Error, rotate};
 use crate::{
-    base::key::KeyReference,
-    config::Config,
+    base::{chain::chain, key::KeyReference},
+    config::{Config, crypttab},
     sys::{
         device::{Device, DeviceError},
         durable,
@@ -112,6 +112,12 @@ pub fn restore(config: &Config, request: &Request<'_>) -> Result<Restored, Error
     }
     let proven = Case::find(config, header::probe(&device.path, None)?, Asked::default())?.prove(given())?;
     proven.key()?;
+    if !proven.volume().claimed_keyslots()?.is_empty()
+        && let Err(error) = proven.keyslot()
+    {
+        let next = format!("'cryptattach key rotate --passphrase {}' makes one", device.path.display());
+        tracing::warn!("the passphrase that is sealed with {key} opens no keyslot ({}); {next}", chain(&error));
+    }
     proven.record("header restore");
     let written = differs != Differs::No;
     let changed = if let Differs::Changes(changes) = differs { changes } else { Vec::new() };
@@ -123,7 +129,9 @@ fn require_lost(config: &Config, device: &Device, volume: Uuid, lost: bool) -> R
     let is = |other: &Path| Device::look(other).is_ok_and(|other| other.identity == device.identity);
     let boot = config.boot.volumes.iter().map(|volume| (volume.device.path(), volume.header.is_some()));
     let own = config.volumes.values().map(|volume| (volume.device.path(), volume.header.is_some()));
-    let configured: Vec<_> = boot.chain(own).collect();
+    let crypttab = crypttab::read(Path::new(crypttab::PATH)).map_err(Error::io("read /etc/crypttab"))?;
+    let listed = crypttab.iter().map(|entry| (entry.device.path(), entry.header().is_some()));
+    let configured: Vec<_> = boot.chain(own).chain(listed).collect();
     if configured.iter().any(|(other, is_detached)| *is_detached && is(other)) {
         return Err(HeaderBackupError::HeaderElsewhere(device.path.clone()).into());
     }

@@ -350,7 +350,8 @@ impl<'a> Job<'a> {
         moved.key()?;
         let is_named = named(moved.volume()) == Some(moved.reference());
         match self.from.store().get(&old.key) {
-            Err(StoreError::NotFound { .. }) if is_named => Ok(None),
+            // Where the disk is not mounted it is not there either.
+            Err(StoreError::NotFound { .. }) if is_named && self.from.store().is_gone(&old.key)? => Ok(None),
             _ if is_named && moved.is_copy(&self.here(moved.volume().clone(), old)?)? => {
                 Ok(Some(Superseded(old.clone())))
             }

@@ -903,7 +903,10 @@ fn a_device_and_a_header_that_do_not_belong_together_are_not_erased() {
     let site = Site::with("");
     let ((one, _), (other, _)) = (formatted(&site, "a", false), formatted(&site, "b", false));
     let plain = site.blank("c");
-    for (device, header) in [(&one, &other), (&plain, &other)] {
+    // A copy of its own header, too: that would be wiped, and the header stay.
+    let copy = site.beside_the_keys("copy");
+    fs::copy(&one, &copy).unwrap();
+    for (device, header) in [(&one, &other), (&plain, &other), (&one, &copy)] {
         let confirm = |_: &erase::Doomed<'_>| Ok(());
         let separation = Strictness::default();
         let request = erase::Request { device, header: Some(header), receipt: None, separation, confirm: &confirm };

@@ -321,6 +321,10 @@ impl Container {
     /// The keys that claim to be of this volume.
     pub fn keys_of_volume(&self, volume: Uuid) -> Result<Vec<KeyId>, Error> {
         let (ids, found, failed) = (self.store.list()?, Mutex::new(Vec::new()), Mutex::new(None));
+        // Where a disk is not mounted there are no keys either.
+        if ids.is_empty() && self.container_keys()?.current()?.is_none() {
+            return Err(StoreError::Vacant(format!("'{}' has no keys", self.name)).into());
+        }
         rotation::for_each(&ids, &|_, _| {}, &|id| match self.store.get(id) {
             Ok(Stored::Sealed(key)) if key.claimed_context().is_ok_and(|claimed| claimed.volume == Some(volume)) => {
                 rotation::lock(&found).push(*id);
