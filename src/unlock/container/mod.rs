@@ -320,20 +320,20 @@ impl Container {
 
     /// The keys that claim to be of this volume.
     pub fn keys_of_volume(&self, volume: Uuid) -> Result<Vec<KeyId>, Error> {
-        let (ids, found, failed) = (self.store.list()?, Mutex::new(Vec::new()), Mutex::new(None));
+        let (ids, found) = (self.store.list()?, Mutex::new(Vec::new()));
         // Where a disk is not mounted there are no keys either.
         if ids.is_empty() && self.container_keys()?.current()?.is_none() {
             return Err(StoreError::Vacant(format!("'{}' has no keys", self.name)).into());
         }
-        rotation::for_each(&ids, &|_, _| {}, &|id| match self.store.get(id) {
+        rotation::try_for_each(&ids, &|_, _| {}, &|id| match self.store.get(id) {
             Ok(Stored::Sealed(key)) if key.claimed_context().is_ok_and(|claimed| claimed.volume == Some(volume)) => {
-                rotation::lock(&found).push(*id);
+                lock(&found).push(*id);
+                Ok(())
             }
-            Ok(_) | Err(StoreError::NotFound { .. } | StoreError::Malformed { .. }) => {}
-            Err(error) => *rotation::lock(&failed) = Some(error),
-        });
-        let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
-        failed.into_inner().unwrap_or_default().map_or(Ok(found), |error| Err(error.into()))
+            Ok(_) | Err(StoreError::NotFound { .. } | StoreError::Malformed { .. }) => Ok(()),
+            Err(error) => Err(error),
+        })?;
+        Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Where a key rests in the store.

@@ -226,6 +226,22 @@ pub fn for_each<T: Sync>(keys: &[T], progress: &(dyn Fn(usize, usize) + Sync), w
     thread::scope(|scope| (0..WORKERS.min(keys.len())).for_each(|_| drop(scope.spawn(all))));
 }
 
+/// Likewise, until one fails: none is begun after that.
+pub(super) fn try_for_each<T: Sync, E: Send>(
+    keys: &[T],
+    progress: &(dyn Fn(usize, usize) + Sync),
+    work: &(dyn Fn(&T) -> Result<(), E> + Sync),
+) -> Result<(), E> {
+    let failed = Mutex::new(None);
+    for_each(keys, progress, &|key| {
+        let is_over = lock(&failed).is_some();
+        if !is_over && let Err(error) = work(key) {
+            *lock(&failed) = Some(error);
+        }
+    });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
 /// What several threads write to, also after one of them has ended by a defect.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -14,7 +14,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex},
 };
 
@@ -28,7 +28,7 @@ use self::{
 };
 use super::{
     Container, Use,
-    rotation::{for_each, lock},
+    rotation::{lock, try_for_each},
 };
 use crate::{
     base::{
@@ -83,22 +83,16 @@ pub fn collect(config: &Config, name: &StoreName, progress: &(dyn Fn(usize, usiz
     let author = container.trusted_key(current.epoch)?;
     let slots = Slot::all(container.store())?;
     let (objects, left_out, unsealed) = (Mutex::new(BTreeMap::new()), Mutex::new(Vec::new()), Mutex::new(0));
-    let stopped = Mutex::new(None);
-    for_each(&slots, progress, &|slot| {
-        if lock(&stopped).is_some() {
-            return;
-        }
+    try_for_each(&slots, progress, &|slot| {
         match container.read_slot(slot) {
             Ok(Read::Sealed(of)) => lock(&objects).extend(of),
             Ok(Read::Unsealed) => *lock(&unsealed) += 1,
             Ok(Read::Gone) => {}
             Err(error @ StoreError::Malformed { .. }) => lock(&left_out).push((slot.to_string(), chain(&error))),
-            Err(error) => *lock(&stopped) = Some(error),
+            Err(error) => return Err(error),
         }
-    });
-    if let Some(error) = stopped.into_inner().unwrap_or_default() {
-        return Err(error.into());
-    }
+        Ok(())
+    })?;
     if keys.current()? != Some(current) {
         return Err(BackupError::Meanwhile(name.clone()).into());
     }
@@ -196,12 +190,10 @@ fn read(path: &Path) -> Result<BackupFile, BackupError> {
 
 /// Refuses a file that is there, before much is read.
 pub fn require_new(path: &Path) -> Result<(), BackupError> {
-    match path.symlink_metadata() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(BackupError::File { action: "write", path: path.to_owned(), source }),
-        Ok(_) => {
-            let source = std::io::ErrorKind::AlreadyExists.into();
-            Err(BackupError::File { action: "write", path: PathBuf::from(path), source })
-        }
-    }
+    let source = match path.symlink_metadata() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => source,
+        Ok(_) => std::io::ErrorKind::AlreadyExists.into(),
+    };
+    Err(BackupError::File { action: "write", path: path.to_owned(), source })
 }

@@ -35,7 +35,7 @@ use crate::{
         Error,
         container::{
             Author, Container, TrustError, Use,
-            rotation::{for_each, lock},
+            rotation::{lock, try_for_each},
         },
         enrol::{Admitted, Register},
         receipt::Desk,
@@ -223,20 +223,12 @@ impl Job<'_> {
         let listed: BTreeSet<_> = Slot::all(self.container.store())?.into_iter().collect();
         let (slots, absent): (Vec<_>, Vec<_>) = self.file.slots().cloned().partition(|slot| listed.contains(slot));
         let found = Mutex::new(absent.into_iter().map(|slot| (slot, There::Nothing)).collect::<BTreeMap<_, _>>());
-        let stopped = Mutex::new(None);
-        for_each(&slots, &|_, _| {}, &|slot| {
-            if lock(&stopped).is_some() {
-                return;
-            }
-            match self.look_at(slot) {
-                Ok(there) => drop(lock(&found).insert(slot.clone(), there)),
-                Err(error) => *lock(&stopped) = Some(error),
-            }
-        });
-        match stopped.into_inner().unwrap_or_default() {
-            Some(error) => Err(error.into()),
-            None => Ok(found.into_inner().unwrap_or_default()),
-        }
+        try_for_each(&slots, &|_, _| {}, &|slot| {
+            let there = self.look_at(slot)?;
+            lock(&found).insert(slot.clone(), there);
+            Ok::<_, StoreError>(())
+        })?;
+        Ok(found.into_inner().unwrap_or_default())
     }
 
     fn look_at(&self, slot: &Slot) -> Result<There, StoreError> {
@@ -309,17 +301,11 @@ impl Job<'_> {
         done: &Mutex<Restored>,
         step: &(dyn Fn() + Sync),
     ) -> Result<(), Error> {
-        let stopped = Mutex::new(None);
-        for_each(slots, &|_, _| {}, &|(slot, there)| {
-            if lock(&stopped).is_some() {
-                return;
-            }
-            match self.write(slot, *there, done) {
-                Ok(()) => step(),
-                Err(error) => *lock(&stopped) = Some(error),
-            }
-        });
-        stopped.into_inner().unwrap_or_default().map_or(Ok(()), Err)
+        try_for_each(slots, &|_, _| {}, &|(slot, there)| {
+            self.write(slot, *there, done)?;
+            step();
+            Ok(())
+        })
     }
 
     fn write(&self, slot: &Slot, there: There, done: &Mutex<Restored>) -> Result<(), Error> {
