@@ -5,13 +5,19 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
+
+use nix::fcntl::Flock;
 
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     base::{advice::Advice, exit::Exit},
-    sys::durable::{Folder, folder_of},
+    sys::{
+        durable::{Folder, folder_of},
+        lock,
+    },
 };
 
 /// The state directory cannot be read or written.
@@ -63,6 +69,23 @@ pub fn remove(path: &Path) -> Result<bool, StateError> {
             removed.map(|()| true).map_err(|source| StateError { action: "remove", path: path.to_owned(), source })
         }
     }
+}
+
+/// That nobody else works on what is remembered under this name in the folder. The error is `TimedOut` if somebody does, and says
+/// who.
+pub fn claim(folder: &Path, name: &str) -> io::Result<Flock<File>> {
+    Folder::make(folder)?;
+    lock::lock(&lock_of(folder, name), Duration::ZERO)
+}
+
+/// Whether somebody has claimed it.
+pub fn is_claimed(folder: &Path, name: &str) -> bool {
+    lock::is_held(&lock_of(folder, name))
+}
+
+/// No name of what is remembered begins with a dot.
+fn lock_of(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!(".{name}"))
 }
 
 /// This boot (random(4), boot_id). Where the kernel does not say, nothing can be remembered for it.

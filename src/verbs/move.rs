@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
@@ -23,7 +22,7 @@ use crate::{
     keys::store::{StoreError, Stored},
     sys::{
         device::{Device, Identity},
-        state,
+        durable, state,
         stop::Stop,
     },
     unlock::{
@@ -190,14 +189,9 @@ impl<'a> Job<'a> {
     /// The keys that are in the container, and those whose move was killed in the last moment.
     fn keys(&self, from: &StoreName) -> Result<Vec<KeyReference>, Error> {
         let mut keys: BTreeSet<_> = self.from.store().list()?.into_iter().collect();
-        match fs::read_dir(self.config.state.join("move").join(from.as_str())) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            begun => {
-                let names =
-                    begun.map_err(Error::io("read the state directory"))?.flatten().map(|entry| entry.file_name());
-                keys.extend(names.filter_map(|name| name.to_str()?.parse::<KeyId>().ok()));
-            }
-        }
+        let begun = durable::stems(&self.config.state.join("move").join(from.as_str()), "");
+        let begun = begun.map_err(Error::io("read the state directory"))?;
+        keys.extend(begun.iter().filter_map(|name| name.parse::<KeyId>().ok()));
         Ok(keys.into_iter().map(|key| self.from.reference(key)).collect())
     }
 
@@ -296,10 +290,8 @@ impl<'a> Job<'a> {
             // It was killed before it could put that on record.
             None => keys::deleted(self.config, old, None),
         }
-        match fs::remove_file(self.journal(old)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove the journal")(error)),
-            _ => Ok(Moved { key: new, old: old.clone(), device: at.device.clone() }),
-        }
+        state::remove(&self.journal(old))?;
+        Ok(Moved { key: new, old: old.clone(), device: at.device.clone() })
     }
 
     /// Stores the key in its new place, then has the header name that.

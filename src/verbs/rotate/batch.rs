@@ -2,10 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io,
+    fs::File,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use nix::fcntl::Flock;
@@ -19,7 +17,7 @@ use crate::{
         key::{KeyReference, StoreName},
     },
     config::Config,
-    sys::{durable::Folder, lock, state},
+    sys::state,
     verbs::error::Error,
 };
 
@@ -50,11 +48,7 @@ impl Batch {
     /// Goes on with the one that was begun before, or begins one.
     pub fn claim(config: &Config, container: &StoreName, because_leaked: bool, anew: bool) -> Result<Self, Error> {
         let folder = config.state.join("rotations");
-        let claim = || {
-            Folder::make(&folder)?;
-            lock::lock(&folder.join(format!(".{container}")), Duration::ZERO)
-        };
-        let alone = claim().map_err(Error::io("use the state directory"))?;
+        let alone = state::claim(&folder, container.as_str()).map_err(Error::io("use the state directory"))?;
         let path = folder.join(container.as_str());
         let before = state::read::<Journal>(&path)?.filter(|_| !anew);
         let journal = match before {
@@ -103,9 +97,7 @@ impl Batch {
 
     /// Nothing is left: the next one begins anew.
     pub fn end(self) -> Result<(), Error> {
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove the journal")(error)),
-            _ => Ok(()),
-        }
+        state::remove(&self.path)?;
+        Ok(())
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use nix::fcntl::Flock;
@@ -13,7 +12,7 @@ use uuid::Uuid;
 use crate::{
     base::{chain::chain, key::KeyReference},
     config::Config,
-    sys::{durable::Folder, lock, state},
+    sys::{durable, state},
     verbs::error::Error,
 };
 
@@ -39,17 +38,9 @@ fn folder(config: &Config) -> PathBuf {
     config.state.join("rekey")
 }
 
-fn lock_of(config: &Config, volume: Uuid) -> PathBuf {
-    folder(config).join(format!(".{volume}"))
-}
-
 /// Where the journal of a volume is, and that nobody else rotates its key on this host, moves or erases it.
 pub(in crate::verbs) fn claim(config: &Config, volume: Uuid) -> Result<(PathBuf, Flock<fs::File>), Error> {
-    let alone = || {
-        Folder::make(&folder(config))?;
-        lock::lock(&lock_of(config, volume), Duration::ZERO)
-    };
-    match alone() {
+    match state::claim(&folder(config), &volume.to_string()) {
         Ok(alone) => Ok((path(config, volume), alone)),
         Err(source) if source.kind() == io::ErrorKind::TimedOut => Err(Error::AtWork { volume, source }),
         Err(source) => Err(Error::io("use the state directory")(source)),
@@ -63,7 +54,7 @@ pub(in crate::verbs) fn new_key(journal: &Path) -> Result<Option<KeyReference>, 
 
 /// Whether a process rotates the key of this volume now.
 pub(super) fn is_running(config: &Config, volume: Uuid) -> bool {
-    lock::is_held(&lock_of(config, volume))
+    state::is_claimed(&folder(config), &volume.to_string())
 }
 
 fn path(config: &Config, volume: Uuid) -> PathBuf {
@@ -83,10 +74,9 @@ pub(in crate::verbs) fn needs(config: &Config, key: &KeyReference) -> Option<Pat
 
 /// All of this host.
 pub(super) fn all(config: &Config) -> Vec<(Uuid, Journal)> {
-    let entries = fs::read_dir(folder(config)).into_iter().flatten().flatten();
-    let volume = |entry: &fs::DirEntry| entry.file_name().to_str()?.parse().ok();
-    let journal = |entry: fs::DirEntry| Some((volume(&entry)?, read(&entry.path())?));
-    entries.filter_map(journal).collect()
+    let volumes = durable::stems(&folder(config), "").unwrap_or_default();
+    let volumes = volumes.iter().filter_map(|name| name.parse().ok());
+    volumes.filter_map(|volume| Some((volume, of(config, volume)?))).collect()
 }
 
 /// One that cannot be read hides no other.

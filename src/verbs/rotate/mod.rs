@@ -12,8 +12,7 @@ mod throttle;
 
 use std::{
     cell::RefCell,
-    fs::{self, File},
-    io,
+    fs::File,
     path::{self, Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -313,10 +312,8 @@ impl Job<'_> {
         if let Some(Superseded(old)) = superseded {
             keys::delete_superseded(self.config, &*self.container(&old.store)?, &old)?;
         }
-        match fs::remove_file(&self.journal) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove the journal")(error)),
-            _ => Ok(Rotated { key, old, deleted }),
-        }
+        state::remove(&self.journal)?;
+        Ok(Rotated { key, old, deleted })
     }
 
     /// Removes a key that no header names.
