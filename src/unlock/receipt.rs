@@ -5,13 +5,10 @@
 use std::{
     borrow::Cow,
     collections::BTreeSet,
-    fs::OpenOptions,
-    io::{self, Read},
-    os::unix::fs::OpenOptionsExt,
+    io,
     path::{Path, PathBuf},
 };
 
-use nix::libc;
 use openssl::sha::sha256;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -33,7 +30,7 @@ use crate::{
 };
 
 /// The largest receipt that is read; one with many replicas has a tenth of that.
-const MOST_BYTES: u64 = 64 << 10;
+const MOST_BYTES: usize = 64 << 10;
 /// The most places of a key that are named.
 pub const MOST_PLACES: usize = 64;
 
@@ -277,19 +274,13 @@ pub fn verify(path: &Path, signer: Option<&str>) -> Result<Receipt, ReceiptError
     }
 }
 
-/// Not more than a receipt can have, and only from a file: a pipe might never end.
+/// Not more than a receipt can have.
 fn read(path: &Path) -> Result<Vec<u8>, ReceiptError> {
     let no_receipt = |why: String| ReceiptError::NoReceipt { path: path.to_owned(), why };
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
-    let file = file.map_err(io_error("open", path))?;
-    if !file.metadata().map_err(io_error("read", path))?.is_file() {
-        return Err(no_receipt("it is not a file".to_owned()));
-    }
-    let mut bytes = Vec::new();
-    file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(io_error("read", path))?;
-    match bytes.len() as u64 > MOST_BYTES {
-        true => Err(no_receipt(format!("it has more than {MOST_BYTES} bytes"))),
-        false => Ok(bytes),
+    match durable::read_bounded(path, MOST_BYTES) {
+        Ok(bytes) if bytes.len() > MOST_BYTES => Err(no_receipt(format!("it has more than {MOST_BYTES} bytes"))),
+        Err(error) if error.kind() == io::ErrorKind::Other => Err(no_receipt("it is not a file".to_owned())),
+        read => read.map_err(io_error("open", path)),
     }
 }
 
