@@ -54,7 +54,7 @@ impl Separation {
         let target = self.connection_info.as_deref().map(read_target).transpose()?;
         Device::look(&self.device)?;
         let in_token = || match header::probe(&self.device, self.header.as_deref()) {
-            Ok(volume) => Ok(volume.luks().and_then(|header| header.reference.clone())),
+            Ok(volume) => Ok(volume.reference().cloned()),
             // The question is a fair one before format, too.
             Err(VolumeError::NoHeader { .. }) => Ok(None),
             Err(error) => Err(error),

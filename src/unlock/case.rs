@@ -632,8 +632,7 @@ impl Proven<'_> {
 
 /// The key that is asked for, or else the one that the header's token names.
 fn reference(asked: Option<KeyReference>, volume: &Volume) -> Result<KeyReference, Error> {
-    let in_token = || volume.luks().and_then(|header| header.reference.clone());
-    asked.or_else(in_token).ok_or_else(|| no_reference(volume))
+    asked.or_else(|| volume.reference().cloned()).ok_or_else(|| no_reference(volume))
 }
 
 /// The header names no key of ours: what it says instead.

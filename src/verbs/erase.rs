@@ -273,7 +273,7 @@ impl<'a> Job<'a> {
             (State::Clean | State::Crash | State::AllDone, Some(_)) => both(),
             (State::None, Some(next)) => {
                 let now = probe()?;
-                if now.luks().and_then(|luks| luks.reference.as_ref()) == Some(&next) {
+                if now.reference() == Some(&next) {
                     return Ok(vec![now]);
                 }
                 both()
@@ -291,8 +291,7 @@ impl<'a> Job<'a> {
     /// A key of this volume, by more than the header's word: else whoever writes to the disk has any key deleted. And the key
     /// that it has taken the place of, if that is still there.
     fn key(&self, volume: Volume, is_midway: bool) -> Result<(Key, Option<KeyReference>), Error> {
-        let named = volume.luks().and_then(|luks| luks.reference.clone());
-        let Some(reference) = named else { return Err(case::no_reference(&volume).into()) };
+        let Some(reference) = volume.reference().cloned() else { return Err(case::no_reference(&volume).into()) };
         let store = store::kind(self.config.store(&reference.store)?)?.describe();
         let container = Arc::new(Container::open(self.config, &reference.store, None, Use::Keys)?);
         let key = |was_there| -> Result<_, Error> {

@@ -68,7 +68,7 @@ pub fn back_up(config: &Config, device: &Path, file: &Path) -> Result<Saved, Err
     let volume = header::probe(&device.path, None)?;
     let failed = |source| HeaderBackupError::File { action: "write", path: file.to_owned(), source };
     durable::create(file, &bytes).map_err(failed)?;
-    let key = volume.luks().and_then(|luks| luks.reference.clone());
+    let key = volume.reference().cloned();
     let told = key.as_ref().map(ToString::to_string);
     audit::done(config, &Event { action: "header backup", device: Some(&device.path), key: told, ..Event::default() });
     Ok(Saved { volume: volume.uuid().unwrap_or_default(), key, bytes: bytes.len() })
@@ -151,8 +151,7 @@ fn require_lost(config: &Config, device: &Device, volume: Uuid, lost: bool) -> R
 }
 
 fn reference(volume: &Volume) -> Result<KeyReference, Error> {
-    let named = volume.luks().and_then(|luks| luks.reference.clone());
-    Ok(named.ok_or_else(|| unlock::Error::NoReference(volume.device.path.clone()))?)
+    Ok(volume.reference().cloned().ok_or_else(|| unlock::Error::NoReference(volume.device.path.clone()))?)
 }
 
 /// A key that was rotated may still be in the store, and would open the header of its time.

@@ -238,7 +238,7 @@ impl<'a> Job<'a> {
         }
         let at = self.find(old, uuid, begun)?;
         let volume = at.probe()?;
-        let place = match named(&volume) {
+        let place = match volume.reference() {
             Some(named) if named == old => self.to.reference(old.key),
             Some(named) if named.store == *self.request.to => named.clone(),
             Some(named) => return Err(cannot(&format!("the header of its volume names another key, {named}"))),
@@ -276,7 +276,7 @@ impl<'a> Job<'a> {
             let device = at.device.display();
             return Err(cannot(format!("a rotation has begun: end it with 'cryptattach key rotate {device}'")));
         }
-        let new = match named(&volume) {
+        let new = match volume.reference() {
             Some(named) if named.store == *self.request.to => named.clone(),
             _ => self.copy(old, at, uuid, volume)?,
         };
@@ -340,7 +340,7 @@ impl<'a> Job<'a> {
     /// Only here a key is found to be superseded; `None` if an earlier run has deleted it.
     fn superseded(&self, old: &KeyReference, moved: &Proven<'_>) -> Result<Option<Superseded>, Error> {
         moved.key()?;
-        let is_named = named(moved.volume()) == Some(moved.reference());
+        let is_named = moved.volume().reference() == Some(moved.reference());
         match self.from.store().get(&old.key) {
             // Where the disk is not mounted it is not there either.
             Err(StoreError::NotFound { .. }) if is_named && self.from.store().is_gone(&old.key)? => Ok(None),
@@ -364,8 +364,4 @@ impl<'a> Job<'a> {
         let given = Circumstances { strictness, ..Circumstances::default() };
         Ok(Case::of(self.config, volume, new, self.to.clone()).prove(given)?)
     }
-}
-
-fn named(volume: &Volume) -> Option<&KeyReference> {
-    volume.luks()?.reference.as_ref()
 }

@@ -171,8 +171,7 @@ impl<'p> Seen<'p> {
         if !self.planned.keys.is_empty() {
             return Some(self.planned.keys.clone());
         }
-        let luks = self.header()?.luks();
-        Some(luks.and_then(|luks| luks.reference.clone()).into_iter().collect())
+        Some(self.header()?.reference().cloned().into_iter().collect())
     }
 }
 

@@ -145,7 +145,7 @@ impl Progress {
 
     fn found(&mut self, number: VolumeNo, found: Arc<FoundVolume>, now: Instant) -> Vec<Action> {
         let awaited = &mut self.volumes[number];
-        let token = found.volume.luks().and_then(|luks| luks.reference.clone());
+        let token = found.volume.reference().cloned();
         let keys = &awaited.planned.keys;
         let keys = if keys.is_empty() { token.into_iter().collect() } else { keys.clone() };
         awaited.since = now;

@@ -379,8 +379,7 @@ impl Job<'_> {
     }
 
     fn reference(&self, volume: &Volume) -> Result<KeyReference, Error> {
-        let named = volume.luks().and_then(|luks| luks.reference.clone());
-        Ok(named.ok_or_else(|| unlock::Error::NoReference(self.device.path.clone()))?)
+        Ok(volume.reference().cloned().ok_or_else(|| unlock::Error::NoReference(self.device.path.clone()))?)
     }
 
     /// The device for writing, and for nobody else.

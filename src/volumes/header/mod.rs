@@ -214,6 +214,11 @@ impl Volume {
         }
     }
 
+    /// Where its key is, if its header has a token of ours.
+    pub fn reference(&self) -> Option<&KeyReference> {
+        self.luks()?.reference.as_ref()
+    }
+
     /// The volume's UUID, if it has a header.
     pub fn uuid(&self) -> Option<Uuid> {
         self.luks().map(|header| header.uuid)
