@@ -368,6 +368,12 @@ impl Config {
         self.volumes.get(name).ok_or_else(|| ConfigError::UnknownVolume { name: name.clone(), path: self.path.clone() })
     }
 
+    /// The devices of all volumes that it names, with their detached headers.
+    pub fn devices(&self) -> impl Iterator<Item = (&Path, Option<&Path>)> {
+        let boot = self.boot.volumes.iter().map(|volume| (volume.device.path(), volume.header.as_deref()));
+        boot.chain(self.volumes.values().map(|volume| (volume.device.path(), volume.header.as_deref())))
+    }
+
     /// The store of that name.
     pub fn store(&self, name: &StoreName) -> Result<&StoreConfig, ConfigError> {
         self.stores.get(name).ok_or_else(|| ConfigError::UnknownStore {

@@ -13,6 +13,7 @@ use std::{
 
 use nix::libc;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{
     kernel_files::{KernelFile, MissingKernelFile},
@@ -45,6 +46,16 @@ pub enum DeviceKind {
     Block(u64),
     /// A regular file.
     File,
+}
+
+/// Where udev has a link to the device with a volume.
+pub fn by_uuid(volume: Uuid) -> PathBuf {
+    Path::new("/dev/disk/by-uuid").join(volume.to_string())
+}
+
+/// What a path leads to in the end; the path itself where it leads nowhere.
+pub fn resolved(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 /// Which device or file that is. A path may lead to another one a moment later.

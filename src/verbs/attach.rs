@@ -94,7 +94,7 @@ fn volume(config: &Config, request: &Request<'_>) -> Result<Volume, Error> {
 
 /// Whether nothing speaks against the key that is asked for: the volume names no other one. If it does, the key has to open it.
 fn is_of_token(request: &Request<'_>, volume: &Volume) -> bool {
-    let named = volume.luks().and_then(|luks| luks.reference.as_ref());
+    let named = volume.reference();
     request.key.as_ref().is_none_or(|key| named.is_none_or(|named| named == key))
 }
 

@@ -11,7 +11,7 @@ use super::{container::record, error::Error};
 use crate::{
     base::key::{Place, StoreName},
     config::Config,
-    sys::durable::folder_of,
+    sys::{device::by_uuid, durable::folder_of},
     unlock::{
         audit::{self, Event},
         container::backup::{self, BackedUp, BackupError, How, Restored},
@@ -52,7 +52,7 @@ fn in_sight(config: &Config, backends: &dyn Backends, volumes: &BTreeSet<Uuid>) 
         let (device, header) = (volume.device.path(), volume.header.as_deref());
         Some((device.to_owned(), header::probe(device, header).ok()?.uuid()?))
     });
-    let by_uuid = volumes.iter().map(|uuid| (Path::new("/dev/disk/by-uuid").join(uuid.to_string()), *uuid));
+    let by_uuid = volumes.iter().map(|uuid| (by_uuid(*uuid), *uuid));
     let all = attached.chain(configured).chain(by_uuid.filter(|(path, _)| path.exists()));
     all.filter(|(_, uuid)| volumes.contains(uuid)).collect()
 }

@@ -18,7 +18,7 @@ use crate::{
     config::Config,
     keys::store::{self, StoreError},
     sys::{
-        device::{Device, DeviceError, DeviceKind, Identity},
+        device::{Device, DeviceError, DeviceKind, Identity, resolved},
         durable, state,
     },
     unlock::{
@@ -483,7 +483,6 @@ fn folder(config: &Config) -> PathBuf {
 /// The volume whose erase was begun under this path.
 fn begun_at(config: &Config, request: &Request<'_>) -> Result<Option<Uuid>, Error> {
     let folder = folder(config);
-    let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let place = |device: &Path, header: Option<&Path>| (resolved(device), header.map(resolved));
     let asked = place(request.device, request.header);
     for name in durable::stems(&folder, "").map_err(Error::io("read the state directory"))? {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     base::{chain::chain, clock::now, exit::Exit, mapping_name::MappingName},
-    sys::{state, systemd},
+    sys::{device::resolved, state, systemd},
     verbs::{
         error::Error,
         failure::{self, Failure},
@@ -108,10 +108,6 @@ pub fn about(words: &[&str]) -> impl Fn(&LastFailure) -> bool {
         failure.name.as_ref().is_some_and(|name| words.contains(&name.as_str()))
             || failure.device.as_deref().is_some_and(|device| paths.contains(&resolved(device)))
     }
-}
-
-fn resolved(path: &Path) -> PathBuf {
-    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 /// One file per device, whichever of its names was used.

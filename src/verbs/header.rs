@@ -9,7 +9,7 @@ use crate::{
     base::{chain::chain, key::KeyReference},
     config::{Config, crypttab},
     sys::{
-        device::{Device, DeviceError},
+        device::{Device, DeviceError, by_uuid},
         durable,
     },
     unlock::{
@@ -127,21 +127,16 @@ pub fn restore(config: &Config, request: &Request<'_>) -> Result<Restored, Error
 /// Where a device does not say that it is the volume, its beginning may be anybody's data.
 fn require_lost(config: &Config, device: &Device, volume: Uuid, lost: bool) -> Result<(), Error> {
     let is = |other: &Path| Device::look(other).is_ok_and(|other| other.identity == device.identity);
-    let boot = config.boot.volumes.iter().map(|volume| (volume.device.path(), volume.header.is_some()));
-    let own = config.volumes.values().map(|volume| (volume.device.path(), volume.header.is_some()));
     let crypttab = crypttab::read(Path::new(crypttab::PATH)).map_err(Error::io("read /etc/crypttab"))?;
-    let listed = crypttab.iter().map(|entry| (entry.device.path(), entry.header().is_some()));
-    let configured: Vec<_> = boot.chain(own).chain(listed).collect();
-    if configured.iter().any(|(other, is_detached)| *is_detached && is(other)) {
+    let listed = crypttab.iter().map(|entry| (entry.device.path(), entry.header()));
+    let configured: Vec<_> = config.devices().chain(listed).collect();
+    if configured.iter().any(|(other, header)| header.is_some() && is(other)) {
         return Err(HeaderBackupError::HeaderElsewhere(device.path.clone()).into());
     }
-    let by_uuid = Path::new("/dev/disk/by-uuid").join(volume.to_string());
-    let others = configured.iter().map(|(other, _)| *other).chain([&*by_uuid]);
-    let has_it = |other: &&Path| {
-        let copies = |other: Device| rekey::read(&other).ok()?.uuid();
-        !is(other) && Device::look(other).ok().and_then(copies) == Some(volume)
-    };
-    if let Some(other) = others.into_iter().find(has_it) {
+    let by_uuid = by_uuid(volume);
+    let mut others = configured.iter().map(|(other, _)| *other).chain([&*by_uuid]);
+    let has_it = |other: &&Path| rekey::found(other).is_some_and(|(at, is)| at != device.identity && is == volume);
+    if let Some(other) = others.find(has_it) {
         return Err(HeaderBackupError::AnotherIs { device: other.to_owned(), volume }.into());
     }
     match lost {

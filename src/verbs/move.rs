@@ -21,7 +21,7 @@ use crate::{
     config::Config,
     keys::store::{StoreError, Stored},
     sys::{
-        device::{Device, Identity},
+        device::{Identity, by_uuid},
         durable, state,
         stop::Stop,
     },
@@ -158,14 +158,9 @@ impl At {
         header::probe(&self.device, self.header.as_deref())
     }
 
-    fn identity(&self) -> Option<Identity> {
-        Some(Device::look(self.header.as_deref().unwrap_or(&self.device)).ok()?.identity)
-    }
-
-    /// The UUID of the LUKS2 header there, if one can be read.
-    fn uuid(&self) -> Option<Uuid> {
-        let device = Device::look(self.header.as_deref().unwrap_or(&self.device)).ok()?;
-        rekey::read(&device).ok()?.uuid()
+    /// Where its LUKS2 header is, and the UUID that it has, if one can be read.
+    fn found(&self) -> Option<(Identity, Uuid)> {
+        rekey::found(self.header.as_deref().unwrap_or(&self.device))
     }
 }
 
@@ -175,14 +170,13 @@ impl<'a> Job<'a> {
             return Err(Error::Usage(format!("the keys of '{from}' are there already")));
         }
         let open = |name| Container::open(config, name, None, Use::Keys).map(Arc::new);
-        let at = |device: &Path, header: Option<&Path>| {
-            let at = At { device: device.to_owned(), header: header.map(Path::to_owned) };
-            Some((at.uuid()?, at))
-        };
-        let boot = config.boot.volumes.iter().filter_map(|volume| at(volume.device.path(), volume.header.as_deref()));
-        let own = config.volumes.values().filter_map(|volume| at(volume.device.path(), volume.header.as_deref()));
         let mut configured: BTreeMap<Uuid, Vec<At>> = BTreeMap::new();
-        boot.chain(own).for_each(|(uuid, at)| configured.entry(uuid).or_default().push(at));
+        for (device, header) in config.devices() {
+            let at = At { device: device.to_owned(), header: header.map(Path::to_owned) };
+            if let Some((_, uuid)) = at.found() {
+                configured.entry(uuid).or_default().push(at);
+            }
+        }
         Ok(Self { config, request, from: open(from)?, to: open(request.to)?, given, configured })
     }
 
@@ -252,16 +246,18 @@ impl<'a> Job<'a> {
         if let Some(given) = &self.given {
             return Ok(given.clone());
         }
-        let by_uuid = At { device: Path::new("/dev/disk/by-uuid").join(uuid.to_string()), header: None };
+        let by_uuid = At { device: by_uuid(uuid), header: None };
         let configured = self.configured.get(&uuid).into_iter().flatten().cloned();
-        let mut known =
-            configured.chain(begun.map(|begun| begun.at)).chain([by_uuid]).filter(|at| at.uuid() == Some(uuid));
-        let Some(found) = known.next() else {
+        let mut known = configured.chain(begun.map(|begun| begun.at)).chain([by_uuid]).filter_map(|at| {
+            let (identity, is) = at.found()?;
+            (is == uuid).then_some((at, identity))
+        });
+        let Some((found, identity)) = known.next() else {
             return Err(Error::VolumeElsewhere { key: key.clone(), volume: uuid });
         };
         // With one of them changed and the old key gone, the other one would not come up again.
-        match known.find(|at| at.identity() != found.identity()) {
-            Some(copy) => Err(Error::Copied { device: found.device, copy: copy.device }),
+        match known.find(|(_, other)| *other != identity) {
+            Some((copy, _)) => Err(Error::Copied { device: found.device, copy: copy.device }),
             None => Ok(found),
         }
     }

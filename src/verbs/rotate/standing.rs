@@ -8,8 +8,8 @@ use uuid::Uuid;
 use super::journal;
 use crate::{
     base::mapping_name::MappingName,
-    config::Config,
-    sys::device::Device,
+    config::{Config, VolumeConfig},
+    sys::device::{Device, resolved},
     volumes::header::{
         reencryption::{self, State},
         rekey,
@@ -74,17 +74,15 @@ pub fn of(config: &Config, device: &Path) -> Option<Standing> {
     let copies = rekey::read(&looked).ok()?;
     let (volume, json) = (copies.uuid()?, &copies.json);
     let (done, all) = reencryption::progress(json, looked.size_bytes);
-    let done = match reencryption::state(json) {
-        State::Clean | State::Crash if reencryption::is_rotation(json) => done,
-        State::AllDone if reencryption::is_rotation(json) => all,
-        State::None if reencryption::is_rotation(json) || journal::of(config, volume).is_some() => {
-            let is_new = reencryption::our_token(json).is_some_and(|(_, token)| {
-                match (token.has_next(), journal::of(config, volume)) {
-                    (true, _) => reencryption::settled(json).is_some(),
-                    (false, journal) => journal.is_some_and(|journal| journal.new == token.old_reference()),
-                }
-            });
-            if is_new { all } else { 0 }
+    let done = match (reencryption::state(json), reencryption::is_rotation(json)) {
+        (State::Clean | State::Crash, true) => done,
+        (State::AllDone, true) => all,
+        (State::None, true) => all_if(all, reencryption::settled(json).is_some()),
+        // The header does not say it yet, or no more.
+        (State::None, false) => {
+            let new = journal::of(config, volume)?.new;
+            let (_, token) = reencryption::our_token(json).unzip();
+            all_if(all, token.is_some_and(|token| token.old_reference() == new))
         }
         _ => return None,
     };
@@ -97,11 +95,14 @@ pub fn of(config: &Config, device: &Path) -> Option<Standing> {
     Some(standing(config, device, volume, rotation))
 }
 
+fn all_if(all: u64, is_done: bool) -> u64 {
+    if is_done { all } else { 0 }
+}
+
 fn standing(config: &Config, device: &Path, volume: Uuid, rotation: Rotation) -> Standing {
-    let is_it = |path: &Path| {
-        path == device || path.canonicalize().ok().is_some_and(|path| Some(path) == device.canonicalize().ok())
-    };
-    let name = config.volumes.iter().find(|(_, volume)| is_it(volume.device.path())).map(|(name, _)| name.clone());
+    let at = resolved(device);
+    let is_it = |volume: &VolumeConfig| resolved(volume.device.path()) == at;
+    let name = config.volumes.iter().find(|(_, volume)| is_it(volume)).map(|(name, _)| name.clone());
     Standing { name, source: device.to_owned(), volume, rotation }
 }
 
@@ -112,7 +113,6 @@ fn command(device: &Path) -> String {
 impl Standing {
     /// Whether a person means this one: by its name or by its device.
     pub fn is_about(&self, word: &str) -> bool {
-        let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
         self.name.as_ref().is_some_and(|name| name.as_str() == word)
             || resolved(Path::new(word)) == resolved(&self.source)
     }

@@ -10,6 +10,7 @@ use std::{
     fs::File,
     io,
     os::unix::fs::FileExt,
+    path::Path,
 };
 
 use cryptattach_xts::{Key, Xts};
@@ -23,6 +24,7 @@ use libcryptsetup_rs::{
 };
 use openssl::sha::sha256;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::{
     HeaderImage, Volume, VolumeError,
@@ -34,7 +36,7 @@ use super::{
 };
 use crate::{
     base::key::{KeyReference, SecretBytes, VolumeKey},
-    sys::device::{Device, DeviceError},
+    sys::device::{Device, DeviceError, Identity},
 };
 
 /// Keyslots of LUKS2 (LUKS2_KEYSLOTS_MAX).
@@ -79,6 +81,12 @@ pub fn read(device: &Device) -> Result<Copies, VolumeError> {
     let file = device.reopen()?;
     let copies = Copies::read(&file).map_err(DeviceError::io("read", &device.path))?;
     copies.ok_or_else(|| VolumeError::NoHeader { path: device.path.clone(), found: None })
+}
+
+/// Which device or file is at a path, and the UUID of the LUKS2 header there, if one can be read.
+pub fn found(path: &Path) -> Option<(Identity, Uuid)> {
+    let device = Device::look(path).ok()?;
+    Some((device.identity, read(&device).ok()?.uuid()?))
 }
 
 /// What opens the volume besides its key: keyslots and tokens that are not ours, in words.
