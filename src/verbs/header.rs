@@ -176,27 +176,14 @@ mod tests {
 
     use super::*;
     use crate::{
-        base::key::KeySize,
         keys::store::{ContainerKeys, KeyStore},
         unlock::testing::Site,
-        verbs::{format, rotate},
+        verbs::{rotate, tests},
         volumes::header::rekey,
     };
 
     fn formatted(site: &Site, name: &str, keyslot: bool) -> PathBuf {
-        let device = site.blank(name);
-        let request = format::Request {
-            device: &device,
-            store: None,
-            keyslot,
-            header: None,
-            key_size: KeySize::Bits512,
-            sector_size: None,
-            force: false,
-            separation: Strictness::default(),
-        };
-        format::format(&site.config, &request).unwrap();
-        device
+        tests::formatted(site, name, keyslot).0
     }
 
     fn backed_up(site: &Site, device: &Path, name: &str) -> PathBuf {

@@ -41,7 +41,12 @@ use crate::{
     },
 };
 
-fn formatted(site: &Site, name: &str, keyslot: bool) -> (std::path::PathBuf, KeyReference) {
+/// A volume of Cinder's, which needs a key.
+fn consumer(id: &str) -> Consumer {
+    Consumer { service: "cinder".to_owned(), resource_type: "volume".to_owned(), resource_id: id.to_owned() }
+}
+
+pub(super) fn formatted(site: &Site, name: &str, keyslot: bool) -> (std::path::PathBuf, KeyReference) {
     let device = site.blank(name);
     let reference = format::format(&site.config, &format_request(&device, keyslot)).unwrap().reference;
     (device, reference)
@@ -540,11 +545,6 @@ fn a_key_that_others_need_is_deleted_by_force_only() {
     let key = of_project(&site, "AAAA");
     let (a, b) = (Tenant::vouched_for(&site.name, "AAAA", None), Tenant::vouched_for(&site.name, "BBBB", None));
     let (of, others) = (site.keys_of(&a), site.keys_of(&b));
-    let consumer = |id: &str| Consumer {
-        service: "cinder".to_owned(),
-        resource_type: "volume".to_owned(),
-        resource_id: id.to_owned(),
-    };
     is_not_found(hook::add_consumer(&site.config, &others, &key, &consumer("1")));
     for id in ["1", "1", "2"] {
         hook::add_consumer(&site.config, &of, &key, &consumer(id)).unwrap();
@@ -787,11 +787,7 @@ fn a_key_that_was_not_made_to_take_the_place_of_another_is_no_half_of_a_volume()
 fn a_key_that_others_need_is_not_rotated() {
     let site = Site::with("");
     let (device, key) = formatted(&site, "a", false);
-    let consumer = Consumer {
-        service: "cinder".to_owned(),
-        resource_type: "volume".to_owned(),
-        resource_id: "3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de".to_owned(),
-    };
+    let consumer = consumer("3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de");
     let before = fs::read(&device).unwrap();
     site.container().store().add_consumer(&key.key, &consumer).unwrap();
     assert!(rotated(&site, &device, false).unwrap_err().to_string().contains("it has consumers"));
@@ -848,7 +844,7 @@ fn what_is_not_agreed_to_or_needed_by_others_is_not_erased() {
     let separation = Strictness::default();
     let request = erase::Request { device: &device, header: None, receipt: None, separation, confirm: &no };
     refuses!(site, erase::erase(&site.config, &request), Error::Usage(_));
-    let consumer = Consumer { service: "cinder".into(), resource_type: "volume".into(), resource_id: "1".into() };
+    let consumer = consumer("1");
     site.container().store().add_consumer(&reference.key, &consumer).unwrap();
     refuses!(site, erased(&site, &device), Error::Unlock(unlock::Error::InUse { .. }));
     assert!(fs::read(&device).unwrap() == before && site.keys() == [reference], "nothing is changed");
@@ -1066,11 +1062,7 @@ fn keys_that_others_know_by_their_ids_are_not_moved() {
     assert!(refused(&key, &other).contains("names another key"));
     let object = of_project(&movers.site, "AAAA");
     assert!(refused(&object, &device).contains("a tenant's"));
-    let consumer = Consumer {
-        service: "cinder".to_owned(),
-        resource_type: "volume".to_owned(),
-        resource_id: "3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de".to_owned(),
-    };
+    let consumer = consumer("3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de");
     movers.site.container().store().add_consumer(&key.key, &consumer).unwrap();
     assert!(refused(&key, &device).contains("it has consumers"));
     movers.site.container().store().remove_consumer(&key.key, &consumer).unwrap();
@@ -1158,11 +1150,7 @@ fn a_store_that_brings_the_old_passphrase_back_has_no_keyslot_removed() {
 fn a_passphrase_that_others_know_by_its_key_is_not_rotated() {
     let site = Site::with("");
     let (device, key) = formatted(&site, "a", true);
-    let consumer = Consumer {
-        service: "cinder".to_owned(),
-        resource_type: "volume".to_owned(),
-        resource_id: "3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de".to_owned(),
-    };
+    let consumer = consumer("3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de");
     let before = fs::read(&device).unwrap();
     site.container().store().add_consumer(&key.key, &consumer).unwrap();
     assert!(with_new_passphrase(&site, &device).unwrap_err().to_string().contains("it has consumers"));

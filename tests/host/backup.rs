@@ -5,8 +5,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Stdio,
-    thread::sleep,
-    time::Duration,
 };
 
 use cryptattach::{
@@ -15,7 +13,10 @@ use cryptattach::{
     unlock::container::{Container, Use},
 };
 
-use crate::site::{LoopDevice, Site, sh};
+use crate::{
+    busy::wait_for_progress,
+    site::{LoopDevice, Site, sh},
+};
 
 /// The sealed objects of a directory store, by their paths in it.
 fn objects(store: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -102,9 +103,7 @@ fn a_restore_that_is_killed_goes_on_by_the_same_command() {
         let mut restore = site.command();
         restore.args(["container", "restore", "cinder", file, "--create"]).stdout(Stdio::null()).stderr(Stdio::null());
         let mut restore = restore.spawn().unwrap();
-        while objects(&store).len() < at_least && restore.try_wait().unwrap().is_none() {
-            sleep(Duration::from_micros(100));
-        }
+        wait_for_progress(&mut restore, || objects(&store).len() >= at_least);
         restore.kill().unwrap();
         restore.wait().unwrap();
         let there = objects(&store);

@@ -1,6 +1,11 @@
 //! Mappings in use, workers that die, clients that die.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command},
+    time::Duration,
+};
 
 use crate::site::{LoopDevice, Site, sh};
 
@@ -229,6 +234,13 @@ fn a_signal_to_a_worker_does_not_take_away_who_has_its_name_next() {
 pub fn worker(name: &str) -> String {
     let state = fs::read(Path::new("/run/cryptattach").join(name).join("state.json")).unwrap();
     serde_json::from_slice::<serde_json::Value>(&state).unwrap()["worker"]["pid"].to_string()
+}
+
+/// Waits until a command has come so far, or has ended: a fast machine is killed at the same point as a slow one.
+pub fn wait_for_progress(child: &mut Child, reached: impl Fn() -> bool) {
+    while !reached() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_micros(100));
+    }
 }
 
 pub fn wait_until(what: &str, mut reached: impl FnMut() -> bool) {

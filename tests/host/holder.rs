@@ -1,10 +1,13 @@
 //! Another owner or escrow of a container: proven first, told what the former one still opens, and resumed after a kill.
 
-use std::{fs, path::Path, process::Stdio, thread::sleep, time::Duration};
+use std::{fs, path::Path, process::Stdio};
 
 use cryptattach::base::key::SealedKey;
 
-use crate::site::{Site, sh};
+use crate::{
+    busy::wait_for_progress,
+    site::{Site, sh},
+};
 
 /// A new key pair `NAME.key`, `NAME.pem`.
 fn pair(site: &Site, name: &str) -> (&'static str, &'static str) {
@@ -102,9 +105,7 @@ fn a_replacement_that_is_killed_goes_on_by_the_same_command() {
             keys.filter(|path| path.exists() && is_under(path, latest + 1)).count()
         };
         let has_begun = || config(&site).contains(public);
-        while !(has_begun() && count() >= resealed) && replace.try_wait().unwrap().is_none() {
-            sleep(Duration::from_micros(100));
-        }
+        wait_for_progress(&mut replace, || has_begun() && count() >= resealed);
         replace.kill().unwrap();
         killed += usize::from(!replace.wait().unwrap().success());
         site.ok(&["test", &volume]);

@@ -15,6 +15,7 @@ use nix::{
 };
 
 use crate::{
+    busy::wait_for_progress,
     rotate::{Counts, DATA, Filled, Random, record, replay, told},
     site::{Site, sh},
 };
@@ -226,9 +227,7 @@ fn begin(site: &Site, from: &str, to: &str) -> Child {
 fn wait_for_keys(site: &Site, store: &str, count: usize, child: &mut Child) {
     let is_key = |entry: &fs::DirEntry| entry.file_name().as_encoded_bytes().ends_with(b".jwe");
     let stored = || fs::read_dir(site.keys(store)).unwrap().flatten().filter(is_key).count();
-    while stored() < count && child.try_wait().unwrap().is_none() {
-        thread::sleep(Duration::from_millis(1));
-    }
+    wait_for_progress(child, || stored() >= count);
 }
 
 #[test]
@@ -258,7 +257,6 @@ fn kill_9_in_a_move_of_all_keys_loses_none() {
     let volumes = many(&site, 12);
     let (mut kills, mut random) = (0, Random(3));
     for (from, to) in [("cinder", "vault"), ("vault", "cinder"), ("cinder", "vault")] {
-        // By the progress and not by time: a fast machine is killed as often as a slow one.
         for count in 1.. {
             let mut child = begin(&site, from, to);
             wait_for_keys(&site, to, count, &mut child);
