@@ -16,7 +16,6 @@ use std::{
 };
 
 use openssl::{pkey::PKey, x509::X509};
-use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::{http::ClientIdentity, keystone::Caller};
@@ -155,14 +154,6 @@ impl Advice for CloudsError {
     }
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct File {
-    clouds: Node,
-    #[serde(rename = "public-clouds")]
-    public_clouds: Node,
-}
-
 /// The texts that together say what a cloud is.
 #[derive(Clone, Copy, Default)]
 pub struct Texts<'a> {
@@ -200,12 +191,15 @@ impl Cloud {
         secret: Option<SecretBytes>,
         caller: Option<Arc<Caller>>,
     ) -> Result<Self, CloudsError> {
-        let file = |text: &str| -> Result<File, CloudsError> {
-            let malformed = |error| CloudsError::Malformed { path: path.to_owned(), why: place(&error) };
-            serde_saphyr::from_str(text).map_err(malformed)
+        let file = |text: &str| -> Result<Node, CloudsError> {
+            text.parse().map_err(|place| CloudsError::Malformed { path: path.to_owned(), why: format!("{place}") })
         };
-        let (clouds, secure) = (file(texts.clouds)?.clouds, file(texts.secure.unwrap_or_default())?.clouds);
-        let public = file(texts.public.unwrap_or_default())?.public_clouds;
+        let member = |text: Option<&str>, name: &str| -> Result<Node, CloudsError> {
+            Ok(file(text.unwrap_or_default())?.get(name).cloned().unwrap_or_default())
+        };
+        let clouds = member(Some(texts.clouds), "clouds")?;
+        let secure = member(texts.secure, "clouds")?;
+        let public = member(texts.public, "public-clouds")?;
         let known = || clouds.map().into_iter().flatten().map(|(name, _)| name.clone()).collect::<Vec<_>>().join(", ");
         let unknown = || CloudsError::Unknown { path: path.to_owned(), name: name.clone(), known: known() };
         let mut entry = clouds.map().and_then(|clouds| clouds.get(&name)).ok_or_else(unknown)?.clone();
@@ -538,13 +532,6 @@ pub fn read_secret(path: &Path) -> Result<SecretBytes, CloudsError> {
     let failed = |source| CloudsError::Read { path: path.to_owned(), source };
     SecretBytes::copy_of(text.trim_end_matches(['\r', '\n']).as_bytes())
         .map_err(|error| failed(io::Error::other(error)))
-}
-
-fn place(error: &serde_saphyr::Error) -> String {
-    error.location().map_or_else(
-        || "it cannot be read as YAML".to_owned(),
-        |at| format!("see line {}, column {}", at.line(), at.column()),
-    )
 }
 
 #[cfg(test)]
