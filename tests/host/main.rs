@@ -33,6 +33,7 @@ mod audit;
 mod backup;
 #[path = "bao.rs"]
 mod bao_stories;
+mod bare;
 mod busy;
 mod clevis;
 mod container;
