@@ -15,7 +15,8 @@ fn cryptsetup_alone_after_the_same_crashes() {
     let volume = site.file("v", HEADER + DATA).into_os_string().into_string().unwrap();
     let passphrase = site.path("passphrase");
     let passphrase = passphrase.to_str().unwrap();
-    let cheap = format!("-q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file {passphrase}");
+    let by = format!("-q --key-file {passphrase}");
+    let cheap = format!("{by} --pbkdf pbkdf2 --pbkdf-force-iterations 1000");
     sh(&format!(
         "echo passphrase >{passphrase}; cryptsetup luksFormat --type luks2 {cheap} {volume}; \
          head -c {DATA} /dev/urandom | dd of={volume} bs=1M seek=16 iflag=fullblock conv=notrunc status=none"
@@ -37,7 +38,7 @@ fn cryptsetup_alone_after_the_same_crashes() {
             false => true,
             true => {
                 run(&reencrypt("--resume-only"))
-                    || run(&format!("cryptsetup repair {cheap} {volume}")) && run(&reencrypt("--resume-only"))
+                    || run(&format!("cryptsetup repair {by} {volume}")) && run(&reencrypt("--resume-only"))
             }
         };
         let now = data(&fs::read(&volume).unwrap());
@@ -46,7 +47,7 @@ fn cryptsetup_alone_after_the_same_crashes() {
             (true, true, true) => "fine",
             (true, ..) => "it never opens again",
             (false, true, _) => "DATA LOST, exit code 0",
-            (false, false, _) => "DATA LOST, exit code not 0",
+            (false, false, _) => "it stays in the middle",
         }
     };
     let mut counts = Counts::new();
