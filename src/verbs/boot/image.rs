@@ -162,7 +162,7 @@ impl<'p> Seen<'p> {
     }
 
     fn header(&self) -> Option<&Volume> {
-        let probe = || header::probe(self.planned.device.path(), self.planned.header.as_deref()).ok();
+        let probe = || header::find_to_map(self.planned.device.path(), self.planned.header.as_deref(), None).ok();
         self.header.get_or_init(probe).as_ref()
     }
 
