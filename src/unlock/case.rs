@@ -603,12 +603,18 @@ impl Proven<'_> {
         open: impl FnOnce(&Proven<'_>) -> Result<Unlocked, Error>,
     ) -> Result<Unlocked, Error> {
         self.check_pin(replaces.as_ref())?;
-        let rest = match (&self.rest, passphrase) {
-            (None, _) => None,
-            (Some(rest), Some(passphrase)) if replaces.as_ref() == Some(&rest.case.reference) => {
-                Some(Rest { unlocked: Box::new(open(rest)?), passphrase })
+        let path = &self.volume().device.path;
+        let rest = match &self.rest {
+            Some(rest) if replaces.as_ref() != Some(&rest.case.reference) => {
+                return Err(VolumeError::no_successor(path).into());
             }
-            (Some(_), _) => return Err(VolumeError::no_successor(&self.volume().device.path).into()),
+            Some(rest) => {
+                let unlocked = Box::new(open(rest)?);
+                // A strict volume's is forgotten at the end.
+                let passphrase = passphrase.ok_or_else(|| VolumeError::HasEnded { path: path.clone() })?;
+                Some(Rest { unlocked, passphrase })
+            }
+            None => None,
         };
         Ok(Unlocked::by_stored_key(&self.separated, self.volume(), key, by, rest)?)
     }

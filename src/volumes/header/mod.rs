@@ -349,6 +349,9 @@ pub enum VolumeError {
     /// Its data has two keys, and one of them is at hand.
     #[error("the key of {} is being rotated: its data has two keys now, and only both of them open it", .path.display())]
     TwoKeys { path: PathBuf },
+    /// The header is older than what it says.
+    #[error("the header of {} is from the middle of a rotation of its key that has ended", .path.display())]
+    HasEnded { path: PathBuf },
     /// A rotation of its key was killed in a stretch.
     #[error("a stretch of {} is half written: 'cryptattach key rotate' was killed there", .path.display())]
     HalfWritten { path: PathBuf },
@@ -404,6 +407,7 @@ impl Advice for VolumeError {
             | Self::NoToken { .. }
             | Self::NotRotating { .. }
             | Self::TwoKeys { .. }
+            | Self::HasEnded { .. }
             | Self::HalfWritten { .. }
             | Self::Torn { .. }
             | Self::Library { .. } => Exit::Header,
@@ -428,6 +432,10 @@ impl Advice for VolumeError {
             Self::NotRotating { .. } => "'cryptsetup luksDump' shows it; finish it with the program that has begun it",
             Self::TwoKeys { path } => {
                 return Some(format!("go on with it: cryptattach key rotate {}", path.display()).into());
+            }
+            Self::HasEnded { .. } => {
+                "by this header new data is taken for old: restore the one from after the end; if it was restored by mistake, write \
+                 nothing to the device"
             }
             Self::HalfWritten { path } => {
                 let path = path.display();
