@@ -22,7 +22,7 @@ use crate::{
         tenant::Tenant,
     },
     volumes::{
-        Authority, Unlocked,
+        Authority, Rest, Unlocked,
         header::{self, CIPHER, Volume, VolumeError},
         separation::{self, Inventory, Report, Separated, Surroundings, Target},
     },
@@ -132,27 +132,25 @@ impl<'a> Case<'a> {
     /// The case of a volume whose key exists. The store is not asked yet.
     pub fn find(config: &'a Config, volume: Volume, asked: Asked) -> Result<Self, Error> {
         let Asked { key, tenant, name, volume_id } = asked;
-        let reference = reference(key, &volume)?;
+        let reference = reference(key.map(|key| volume.current(key)), &volume)?;
         let container = Arc::new(Container::open(config, &reference.store, tenant.as_ref(), Use::Unlock)?);
-        if let Some(rest) = &volume.rest {
-            let rest = Self::of_rest(config, (*rest.volume).clone(), &container)?;
-            let new = Self::of_rotation(config, volume, reference, container);
-            return Ok(Self { name, volume_id, rest: Some(Box::new(rest)), ..new });
-        }
         // The volumes of tenants come and go, and one must not stand in another's way.
         let pinning = if tenant.is_some() { Pinning::Check } else { Pinning::Pin };
-        Ok(Self { name, volume_id, pinning, ..Self::of(config, volume, reference, container) })
+        let case = Self { name, volume_id, pinning, ..Self::of(config, volume, reference, container) };
+        case.with_rest(Use::Unlock)
     }
 
-    /// The case of the part that has the old key. This host knows the volume by that until the rotation has ended; by a header
-    /// from before its end, the new data would be taken for old.
-    fn of_rest(config: &'a Config, volume: Volume, container: &Arc<Container>) -> Result<Self, Error> {
-        let reference = reference(None, &volume)?;
-        let container = match container.reference(reference.key) == reference {
-            true => container.clone(),
-            false => Arc::new(Container::open(config, &reference.store, None, Use::Unlock)?),
+    /// With the case of the part that has the old key, if the volume is in the middle of a rotation. This host knows the volume
+    /// by that until the rotation has ended; by a header from before its end, the new data would be taken for old.
+    pub fn with_rest(self, used: Use) -> Result<Self, Error> {
+        let Some(rest) = &self.volume.rest else { return Ok(self) };
+        let (volume, reference) = ((*rest.volume).clone(), reference(None, &rest.volume)?);
+        let container = match self.key.container().reference(reference.key) == reference {
+            true => self.key.shared_container(),
+            false => Arc::new(Container::open(self.config, &reference.store, None, used)?),
         };
-        Ok(Self { pinning: Pinning::Check, ..Self::of(config, volume, reference, container) })
+        let rest = Self { pinning: Pinning::Check, ..Self::of(self.config, volume, reference, container) };
+        Ok(Self { pinning: Pinning::Leave, rest: Some(Box::new(rest)), ..self })
     }
 
     /// The same in a container that is open.
@@ -183,7 +181,7 @@ impl<'a> Case<'a> {
 
     /// Whether the store has to be reached: the lockbox has no entry that may be used.
     pub fn needs_store(&self) -> bool {
-        !self.key.has_entry()
+        !self.key.has_entry() || self.rest.as_ref().is_some_and(|rest| rest.needs_store())
     }
 
     /// The volume.
@@ -356,31 +354,35 @@ impl Proven<'_> {
     /// As [`Proven::key`], and how the key was had. Nothing is changed: a key that counts as unused still does.
     pub fn try_out(&self) -> Result<(Unlocked, Tried), Error> {
         let (fetched, source) = self.fetch()?;
-        let (key, by, replaces, found) = match fetched {
+        let (key, by, half, found) = match fetched {
             Fetched::Sealed(Opened { content: Content::VolumeKey(payload), context }) => {
                 self.agree(&payload)?;
                 let others = match (&payload.passphrase, self.volume().luks()) {
-                    (Some(passphrase), Some(_)) => match self.volume().open_keyslot(passphrase) {
-                        Ok(key) if key == payload.volume_key => {
-                            "; its passphrase opens the keyslot, for other programs"
+                    // In the middle of a rotation it is for libcryptsetup, and a keyslot for it need not stay.
+                    (Some(passphrase), Some(_)) if self.rest.is_none() => {
+                        match self.volume().open_keyslot(passphrase) {
+                            Ok(key) if key == payload.volume_key => {
+                                "; its passphrase opens the keyslot, for other programs"
+                            }
+                            _ => "; its passphrase opens NO keyslot: other programs cannot open the volume",
                         }
-                        _ => "; its passphrase opens NO keyslot: other programs cannot open the volume",
-                    },
+                    }
                     _ => "",
                 };
                 let found = format!("sealed, generation {}{others}", context.generation);
-                (payload.volume_key, SEALED, payload.replaces, found)
+                (payload.volume_key, SEALED, (payload.replaces, payload.passphrase), found)
             }
             Fetched::Sealed(Opened { content: Content::Object(object), .. }) => {
                 let key = self.volume().unlock(&object.passphrase()?)?;
-                (key, SEALED, None, "sealed; a passphrase that opens a keyslot".to_owned())
+                (key, SEALED, Default::default(), "sealed; a passphrase that opens a keyslot".to_owned())
             }
             Fetched::Released(Released { object, .. }) => {
                 let key = self.volume().unlock(&object.passphrase()?)?;
-                (key, RELEASED, None, "NOT sealed; a passphrase that opens a keyslot".to_owned())
+                (key, RELEASED, Default::default(), "NOT sealed; a passphrase that opens a keyslot".to_owned())
             }
         };
-        Ok((self.unlocked(key, by, replaces.as_ref())?, Tried { source, found }))
+        let unlocked = self.unlocked(key, by, half, |rest| Ok(rest.try_out()?.0))?;
+        Ok((unlocked, Tried { source, found }))
     }
 
     /// Seals the key of a new or imported volume, stores it, and makes sure that it can be had back. One that cannot is
@@ -574,10 +576,10 @@ impl Proven<'_> {
     }
 
     fn open(&self, fetched: Fetched) -> Result<Unlocked, Error> {
-        let (key, by, replaces) = match fetched {
+        let (key, by, half) = match fetched {
             Fetched::Sealed(Opened { content: Content::VolumeKey(payload), .. }) => {
                 self.agree(&payload)?;
-                (payload.volume_key, SEALED, payload.replaces)
+                (payload.volume_key, SEALED, (payload.replaces, payload.passphrase))
             }
             object => {
                 let none = || Error::NoPassphrase(self.case.reference.clone());
@@ -587,24 +589,31 @@ impl Proven<'_> {
                 let is_for_it =
                     |context: &BoundContext| context.volume.is_some() && context.volume == self.volume().uuid();
                 let is_sealed_for_it = matches!(&object, Fetched::Sealed(Opened { context, .. }) if is_for_it(context));
-                (key, if is_sealed_for_it { SEALED } else { RELEASED }, None)
+                (key, if is_sealed_for_it { SEALED } else { RELEASED }, Default::default())
             }
         };
-        self.unlocked(key, by, replaces.as_ref())
+        self.unlocked(key, by, half, |rest| rest.key())
     }
 
     fn unlocked(
         &self,
         key: VolumeKey,
         by: fn(KeyReference) -> Authority,
-        replaces: Option<&KeyReference>,
+        (replaces, passphrase): (Option<KeyReference>, Option<SecretBytes>),
+        open: impl FnOnce(&Proven<'_>) -> Result<Unlocked, Error>,
     ) -> Result<Unlocked, Error> {
-        self.check_pin(replaces)?;
+        self.check_pin(replaces.as_ref())?;
+        let path = &self.volume().device.path;
         let rest = match &self.rest {
-            Some(rest) if replaces != Some(&rest.case.reference) => {
-                return Err(VolumeError::no_successor(&self.volume().device.path).into());
+            Some(rest) if replaces.as_ref() != Some(&rest.case.reference) => {
+                return Err(VolumeError::no_successor(path).into());
             }
-            Some(rest) => Some(rest.key()?),
+            Some(rest) => {
+                let unlocked = Box::new(open(rest)?);
+                // A strict volume's is forgotten at the end.
+                let passphrase = passphrase.ok_or_else(|| VolumeError::HasEnded { path: path.clone() })?;
+                Some(Rest { unlocked, passphrase })
+            }
             None => None,
         };
         Ok(Unlocked::by_stored_key(&self.separated, self.volume(), key, by, rest)?)

@@ -192,7 +192,7 @@ impl Search<'_> {
     /// The key of a volume, and whether nothing else opens it.
     fn volume(&mut self, volume: &Path) -> Option<(KeyReference, bool)> {
         let look = || {
-            let found = header::probe(volume, None).ok()?;
+            let found = header::find_to_map(volume, None, None).ok()?;
             let luks: &LuksHeader = found.luks()?;
             Some((luks.reference.clone()?, !luks.asks_people && luks.clevis.is_empty()))
         };

@@ -60,7 +60,11 @@ pub struct Options {
 
 /// Attaches a volume.
 pub fn attach(config: &Config, backends: &dyn Backends, request: Request<'_>) -> Result<Mapping, Error> {
-    let volume = volume(config, &request)?;
+    let volume = match &request.tenant {
+        None => rotate::find_to_map(config, request.device, request.header, request.plain.as_ref())?,
+        // Keys of tenants are not rotated.
+        Some(_) => header::find(request.device, request.header, request.plain.as_ref())?,
+    };
     let options = activation(&request, &volume)?;
     let backend = backends.choose(backend_kind(&request)?, &volume.device)?;
     let active = backend.active(&volume, &options)?;
@@ -77,25 +81,16 @@ pub fn attach(config: &Config, backends: &dyn Backends, request: Request<'_>) ->
     if let Some(mapping) = active {
         return Ok(mapping);
     }
+    let key = rotate::recovered(config, key, options.read_only)?;
     let mapping = backend.activate(&key, &options)?;
     proven.record("attach");
     Ok(mapping)
 }
 
-/// The volume; also one in the middle of a rotation, if its header says which keys it has.
-fn volume(config: &Config, request: &Request<'_>) -> Result<Volume, Error> {
-    let find = if request.key.is_none() && request.tenant.is_none() { header::find_to_map } else { header::find };
-    let volume = find(request.device, request.header, request.plain.as_ref())?;
-    if let (Some(rest), Some(uuid)) = (&volume.rest, volume.uuid()) {
-        rotate::check_newest(config, request.device, uuid, rest.midway.sequence)?;
-    }
-    Ok(volume)
-}
-
 /// Whether nothing speaks against the key that is asked for: the volume names no other one. If it does, the key has to open it.
 fn is_of_token(request: &Request<'_>, volume: &Volume) -> bool {
     let named = volume.reference();
-    request.key.as_ref().is_none_or(|key| named.is_none_or(|named| named == key))
+    request.key.clone().is_none_or(|key| named.is_none_or(|named| *named == volume.current(key)))
 }
 
 /// The backend that is asked for; an export is the userspace backend's.

@@ -28,7 +28,7 @@ pub struct Appeared {
 ///
 /// Nothing for a device without our token. A refused header counts as foreign; attaching it says why.
 pub fn appeared(config: Option<&Config>, device: &Path, links: &[PathBuf]) -> Result<Appeared, Error> {
-    let volume = match header::probe(device, None) {
+    let volume = match header::find_to_map(device, None, None) {
         Ok(volume) => Some(volume),
         Err(error @ VolumeError::Device(_)) => return Err(error.into()),
         Err(error) => {

@@ -28,6 +28,7 @@ use crate::{
             image::{self, Image, KeptOut},
         },
         error::Error,
+        rotate,
     },
     volumes::header::{self, PlainParameters, Volume},
 };
@@ -94,7 +95,7 @@ impl Clock {
 pub fn try_out(config: &Config, request: Request<'_>) -> Result<Passed, Error> {
     let now = Instant::now();
     let mut clock = Clock { start: now, last: now, steps: Vec::new() };
-    let volume = header::find(request.device, request.header, request.plain.as_ref())?;
+    let volume = rotate::find_to_map(config, request.device, request.header, request.plain.as_ref())?;
     clock.done("header", header(&volume));
     let case = Case::find(config, volume, Asked { key: request.key, ..Asked::default() })?;
     let reference = case.reference().clone();
@@ -110,7 +111,12 @@ pub fn try_out(config: &Config, request: Request<'_>) -> Result<Passed, Error> {
     let volume = proven.volume();
     clock.done(
         "volume key",
-        if volume.luks().is_some() { "matches the header's digest" } else { "has the right size" }.into(),
+        match (volume.luks(), &volume.rest) {
+            (Some(_), None) => "matches the header's digest",
+            (Some(_), Some(_)) => "both keys, the new one and the old one, match the header's digests",
+            (None, _) => "has the right size",
+        }
+        .into(),
     );
     if request.as_boot {
         clock.done("boot", at_boot(config, &reference, by_boot)?);
@@ -127,7 +133,12 @@ fn header(volume: &Volume) -> String {
     let Some(luks) = volume.luks() else { return "none: plain dm-crypt".to_owned() };
     let detached = luks.detached.as_ref().map(|path| format!(", detached in {}", path.display())).unwrap_or_default();
     let version = if luks.format == header::Format::Luks1 { 1 } else { 2 };
-    format!("LUKS{version} {}{detached}", luks.uuid)
+    let keys = match (&volume.rest, volume.midway()) {
+        (None, _) => "",
+        (Some(_), Ok(_)) => ", re-encrypting: a part of its data has the old key yet",
+        (Some(_), Err(_)) => ", re-encrypting, killed: attaching it recovers the stretch that was being written",
+    };
+    format!("LUKS{version} {}{detached}{keys}", luks.uuid)
 }
 
 /// The keys that a boot asks for at once, if the configuration lists the device among the boot's volumes.

@@ -5,4 +5,4 @@ pub mod header;
 pub mod separation;
 mod unlocked;
 
-pub use unlocked::{Authority, Unlocked};
+pub use unlocked::{Authority, Rest, Unlocked};

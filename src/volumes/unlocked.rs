@@ -4,7 +4,10 @@ use super::{
     header::{Volume, VolumeError},
     separation::Separated,
 };
-use crate::base::key::{KeyReference, SecretBytes, VolumeKey};
+use crate::{
+    base::key::{KeyReference, SecretBytes, VolumeKey},
+    sys::device::DeviceError,
+};
 
 /// A volume and its key.
 ///
@@ -30,7 +33,14 @@ pub struct Unlocked {
     key: VolumeKey,
     by: Authority,
     /// The old key, if and only if a part of the volume has that.
-    rest: Option<Box<Unlocked>>,
+    rest: Option<Rest>,
+}
+
+/// What opens the part of a volume that has the old key yet.
+pub struct Rest {
+    pub unlocked: Box<Unlocked>,
+    /// It opens a keyslot of each key: by that libcryptsetup has both.
+    pub passphrase: SecretBytes,
 }
 
 /// What has unlocked a volume.
@@ -58,20 +68,31 @@ impl Unlocked {
         volume: &Volume,
         key: VolumeKey,
         by: fn(KeyReference) -> Authority,
-        rest: Option<Unlocked>,
+        rest: Option<Rest>,
     ) -> Result<Self, VolumeError> {
         if !proof.is_of(&volume.device) {
             let (path, proven) = (volume.device.path.clone(), proof.report().device.clone());
             return Err(VolumeError::OtherProof { path, proven });
         }
         volume.verify_key(&key)?;
-        Self { volume: volume.clone(), key, by: by(proof.key().clone()), rest: rest.map(Box::new) }.checked()
+        Self { volume: volume.clone(), key, by: by(proof.key().clone()), rest }.checked()
+    }
+
+    /// The same volume with the same keys, by the header that its device has now: the stretch is recovered in which a run
+    /// was killed.
+    pub(crate) fn recovered(self, volume: Volume) -> Result<Self, VolumeError> {
+        if volume.device.identity != self.volume.device.identity {
+            return Err(DeviceError::Replaced(volume.device.path).into());
+        }
+        volume.verify_key(&self.key)?;
+        let rest = self.rest.filter(|_| volume.rest.is_some());
+        Self { volume, rest, ..self }.checked()
     }
 
     /// Nobody has a volume of two keys with one of them.
     fn checked(self) -> Result<Self, VolumeError> {
         let fits = match (&self.volume.rest, &self.rest) {
-            (Some(rest), Some(unlocked)) => {
+            (Some(rest), Some(Rest { unlocked, .. })) => {
                 let digest = |volume: &Volume| volume.luks().map(|luks| luks.digest.clone());
                 digest(&rest.volume) == digest(&unlocked.volume) && self.key.size() == unlocked.key.size()
             }
@@ -91,17 +112,9 @@ impl Unlocked {
         &self.key
     }
 
-    /// The old key, of the part that [`Volume::rest`] names.
-    pub fn key_of_rest(&self) -> Option<&VolumeKey> {
-        self.rest.as_ref().map(|rest| &rest.key)
-    }
-
-    /// The key of all its data, for who can have one only.
-    pub fn only_key(&self) -> Result<&VolumeKey, VolumeError> {
-        match self.rest {
-            None => Ok(&self.key),
-            Some(_) => Err(VolumeError::TwoKeys { path: self.volume.device.path.clone() }),
-        }
+    /// The old key, of the part that [`Volume::rest`] names, and the passphrase of both keys' keyslots.
+    pub fn rest(&self) -> Option<(&VolumeKey, &SecretBytes)> {
+        self.rest.as_ref().map(|rest| (&rest.unlocked.key, &rest.passphrase))
     }
 
     /// What has unlocked it.

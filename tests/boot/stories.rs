@@ -12,6 +12,8 @@ pub const STORIES: &[Story] = &[
     ("the network store opens the root", network),
     ("a directory on another disk opens the root", stick),
     ("of three sources two are dead and the third opens the root", two_of_three),
+    ("a root whose key is being rotated is opened by both keys", paused),
+    ("a root whose rotation was killed in a stretch is recovered", rotation_killed),
     ("a dead store leaves the prompt to a person", dead_store),
     ("without an answer of DHCP a person is asked", no_dhcp),
     ("a disk that comes late is waited for", late_disk),
@@ -144,6 +146,52 @@ fn two_of_three(site: &Site, story: &str) {
     machine.see("PROCESSES");
     machine.see("END");
     assert!(!machine.has_shown("askpass"), "{}", machine.shown);
+}
+
+/// A copy of the root disk in the middle of a rotation, and the new key: the command `how` is ended by a signal, after `wait`,
+/// until the header has this mark.
+fn rotating(site: &Site, name: &str, [how, wait, signal, mark]: [&str; 4]) -> String {
+    let header = format!("cryptsetup luksDump --dump-json-metadata {name}.img");
+    let json = site.sh(&format!(
+        "cp --sparse=always root.img {name}.img
+        sed 's/^state = .*/state = \"{name}.state\"/' host.toml >{name}.toml
+        is_there() {{ {header} | grep -Eq '{mark}'; }}
+        for i in $(seq 60); do
+            $CRYPTATTACH --config {name}.toml key rotate {name}.img --drop-others --allow-shared {how} >/dev/null & pid=$!
+            {wait}
+            kill -{signal} $pid || true
+            wait $pid || true
+            ! is_there || break
+        done
+        {header}"
+    ));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let tokens: Vec<_> = json["tokens"].as_object().unwrap().values().collect();
+    let next = &tokens[0]["next"];
+    let is_killed = json.to_string().contains("in-reencryption");
+    assert!(tokens.len() == 1 && is_killed == (signal == "KILL") && next.is_object(), "{json}");
+    format!("{}/{}", next["store"].as_str().unwrap(), next["key"].as_str().unwrap())
+}
+
+fn boots_by_both_keys(site: &Site, story: &str, name: &str, new: &str) -> Machine {
+    let mut parts = with_network(site, &net_initrd(site), &site.server());
+    parts.disks = vec![("root".to_owned(), site.file(&format!("{name}.img")))];
+    let mut machine = site.start(story, &parts);
+    machine.see("the key of root is being rotated: its two stored keys open it together, and no passphrase does");
+    boots(&mut machine, new);
+    machine
+}
+
+fn paused(site: &Site, story: &str) {
+    let wait = "for j in $(seq 600); do is_there && break; sleep 0.1; done";
+    let new = rotating(site, "paused", ["--rate 100", wait, "TERM", "\"iv_tweak\": *\"[1-9]"]);
+    boots_by_both_keys(site, story, "paused", &new);
+}
+
+fn rotation_killed(site: &Site, story: &str) {
+    let new = rotating(site, "killed", ["--hotzone 8192", "sleep 0.$((i * 7 % 10))", "KILL", "in-reencryption"]);
+    let machine = boots_by_both_keys(site, story, "killed", &new);
+    assert!(machine.has_shown("was killed while it wrote: recovering that stretch"), "{}", machine.shown);
 }
 
 fn dead_store(site: &Site, story: &str) {

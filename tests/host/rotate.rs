@@ -449,6 +449,12 @@ fn a_header_from_the_middle_is_refused_once_this_host_has_ended_the_rotation() {
     fs::write(volume, [&midway[..at], &done[at..]].concat()).unwrap();
     let refused = site.fails(65, &["attach", volume, &site.name("x"), "--backend", "userspace"]);
     assert!(refused.contains("has another volume key than the one"), "{refused}");
+    // To a host that knows nothing of the volume the new key says that it is over.
+    let (pins, away) = (Path::new(&site.keys("site-state")).join("volumes"), site.path("pins"));
+    sh(&format!("cp -a {0} {1} && rm -r {0}", pins.display(), away.display()));
+    let refused = site.fails(65, &["attach", volume, &site.name("x"), "--backend", "userspace"]);
+    assert!(refused.contains("that has ended"), "{refused}");
+    sh(&format!("rm -rf {0} && cp -a {1} {0}", pins.display(), away.display()));
     fs::write(volume, done).unwrap();
     filled.check("with its own header again");
 }
@@ -478,13 +484,12 @@ fn an_older_header_of_the_same_rotation_is_neither_attached_nor_gone_on_with() {
     filled.check("rotated to the end");
 }
 
-#[test]
-fn a_volume_that_was_killed_in_a_stretch_is_not_attached() {
-    let filled = Filled::new(&[], DATA);
-    let Filled { site, volume, .. } = &filled;
-    let Recorded { base, operations, .. } = record(&filled, &["key", "rotate", volume]);
-    let mut image = base;
+/// A volume as a kill leaves it in a stretch: what is in that is partly old, partly new.
+fn killed(filled: &Filled) -> Vec<u8> {
+    let Recorded { base, operations, snapshots } = record(filled, &["key", "rotate", &filled.volume]);
+    let (mut image, mut done) = (base, 0);
     for operation in &operations {
+        done += 1;
         if let Operation::Write(at, data) = operation {
             image[*at..][..data.len()].copy_from_slice(data);
             // The first write to the data is in a stretch.
@@ -493,10 +498,58 @@ fn a_volume_that_was_killed_in_a_stretch_is_not_attached() {
             }
         }
     }
-    fs::write(volume, &image).unwrap();
-    let refused = site.fails(65, &["attach", volume, &site.name("x"), "--backend", "userspace"]);
-    assert!(refused.contains("have the new key") && refused.contains("key rotate"), "{refused}");
-    assert!(fs::read(volume).unwrap() == image, "nothing is written");
+    filled.restore(&image, &snapshots.join(done.to_string()));
+    image
+}
+
+#[test]
+fn an_attach_for_writing_recovers_the_stretch_in_which_a_rotation_was_killed() {
+    for arguments in [&[][..], &["--keyslot"]] {
+        let mut filled = Filled::new(arguments, DATA);
+        let image = killed(&filled);
+        let Filled { site, volume, plain } = &mut filled;
+        let name = site.name("killed");
+        let attach = ["attach", volume, &name, "--backend", "userspace"];
+        let refused = site.fails(65, &[&attach[..], &["--read-only"]].concat());
+        assert!(refused.contains("is half written") && refused.contains("attach for writing recovers it"), "{refused}");
+        // Nobody else is at work on it: that would be a running 'key rotate'.
+        let journals = Path::new(&site.keys("site-state")).join("rekey");
+        let uuid = sh(&format!("cryptsetup luksUUID {volume}"));
+        let mut other = std::process::Command::new("flock")
+            .args([&*journals.join(format!(".{uuid}")).to_string_lossy(), "sh", "-c", "echo has it; exec cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        BufReader::new(other.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
+        site.fails(75, &attach);
+        drop(other.stdin.take());
+        other.wait().unwrap();
+        // A block that is neither old nor new: whoever writes more loses more.
+        let mut damaged = image.clone();
+        damaged[HEADER as usize + 5000..][..100].fill(7);
+        fs::write(&*volume, &damaged).unwrap();
+        let refused = site.fails(65, &attach);
+        assert!(refused.contains("1 blocks of") && fs::read(&*volume).unwrap() == damaged, "{refused}");
+
+        fs::write(&*volume, &image).unwrap();
+        assert!(site.ok(&["test", volume]).contains("killed"));
+        assert!(fs::read(&*volume).unwrap() == image, "nothing is written");
+        let output = site.run(&attach);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("recovering that stretch"), "{said}");
+        let device = String::from_utf8(output.stdout).unwrap();
+        assert!(fs::read(device.trim_end()).unwrap() == *plain, "{arguments:?}");
+        let new = [7; 70_000];
+        let writer = fs::OpenOptions::new().write(true).open(device.trim_end()).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&writer, &new, 4096).unwrap();
+        plain[4096..][..new.len()].copy_from_slice(&new);
+        drop(writer);
+        site.ok(&["detach", &name]);
+        filled.check("recovered by attaching");
+        filled.site.ok(&["key", "rotate", &filled.volume, "--delete-old"]);
+        filled.check("recovered by attaching, and rotated to the end");
+    }
 }
 
 /// A generator that gives the same numbers each time (Knuth's MMIX).
@@ -561,7 +614,7 @@ impl Filled {
     /// Whatever the crash was, the rotation goes on and nothing is lost.
     fn trial(&self, what: &str, image: &[u8], keys: &Path) -> &'static str {
         self.restore(image, keys);
-        // Attaching first: it gives the data, or says that it is being rotated. It never touches the volume.
+        // Attaching first: read-only it gives the data or says that a stretch is half written, and never touches the volume.
         let name = self.site.name("first");
         let first = self.site.run(&["attach", &self.volume, &name, "--read-only", "--backend", "userspace"]);
         let said = String::from_utf8_lossy(&first.stderr).into_owned();
@@ -571,9 +624,17 @@ impl Filled {
             self.site.ok(&["detach", &name]);
             assert!(is_same, "{what}: attached WRONG DATA");
         } else {
-            assert!(said.contains("have the new key"), "{what}: {said}");
+            assert!(said.contains("is half written"), "{what}: {said}");
         }
         assert!(fs::read(&self.volume).unwrap() == image, "{what}: attaching has written");
+        // For writing it recovers that: so do half of them.
+        let by_attach = !first.status.success() && what.bytes().map(u32::from).sum::<u32>() % 2 == 0;
+        if by_attach {
+            let device = self.site.attach(&self.volume, &name, &[]);
+            let is_same = fs::read(device).unwrap() == self.plain;
+            self.site.ok(&["detach", &name]);
+            assert!(is_same, "{what}: recovered by attaching, WRONG DATA");
+        }
         let output = self.site.run(&["key", "rotate", &self.volume]);
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{what}: {told}");
@@ -581,6 +642,7 @@ impl Filled {
         match (first.status.success(), told.contains("mended"), said.contains("all data of")) {
             (true, _, true) => "attached, header finished in memory",
             (true, ..) => "attached",
+            (false, ..) if by_attach => "recovered by attaching",
             (false, true, _) => "mended, resumed",
             (false, false, _) => "resumed",
         }

@@ -62,6 +62,11 @@ impl ViaLockbox {
         &self.container
     }
 
+    /// The same for another key of it.
+    pub fn shared_container(&self) -> Arc<Container> {
+        self.container.clone()
+    }
+
     /// Whether there is an entry that may be used: then the store need not be reached.
     pub fn has_entry(&self) -> bool {
         self.remembered.is_some()

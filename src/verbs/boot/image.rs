@@ -150,7 +150,7 @@ fn stores(config: &Config, volumes: &[Seen<'_>]) -> BTreeSet<StoreName> {
     volumes.iter().flat_map(of).filter(|name| config.stores.contains_key(name)).collect()
 }
 
-/// A planned volume as it is seen now. Its header is read once, and only where the plan does not say enough.
+/// A planned volume as it is seen now. Its header is read once.
 struct Seen<'p> {
     planned: &'p Planned,
     header: OnceCell<Option<Volume>>,
@@ -162,16 +162,21 @@ impl<'p> Seen<'p> {
     }
 
     fn header(&self) -> Option<&Volume> {
-        let probe = || header::probe(self.planned.device.path(), self.planned.header.as_deref()).ok();
+        let probe = || header::find_to_map(self.planned.device.path(), self.planned.header.as_deref(), None).ok();
         self.header.get_or_init(probe).as_ref()
     }
 
-    /// Its keys; `None` while its header cannot be read.
+    /// Its keys, both of them in the middle of a rotation; `None` while its header cannot be read.
     fn keys(&self) -> Option<Vec<KeyReference>> {
-        if !self.planned.keys.is_empty() {
-            return Some(self.planned.keys.clone());
+        let both = self.header().map(|volume| {
+            let rest = volume.rest.as_ref().map(|rest| &*rest.volume);
+            [Some(volume), rest].into_iter().flatten().filter_map(Volume::reference).cloned().collect::<Vec<_>>()
+        });
+        match (&self.planned.keys[..], both) {
+            ([], both) => both,
+            (planned, Some(both)) if both.len() > 1 => Some([planned, &both].concat()),
+            (planned, _) => Some(planned.to_vec()),
         }
-        Some(self.header()?.reference().cloned().into_iter().collect())
     }
 }
 

@@ -34,11 +34,8 @@ use crate::{
         lockbox::{Lockbox, LockboxError},
         pins::Pins,
     },
-    verbs::error::Error,
-    volumes::{
-        Unlocked,
-        header::{self, Volume},
-    },
+    verbs::{error::Error, rotate},
+    volumes::{Unlocked, header::Volume},
 };
 
 /// What opened a volume, or failed to.
@@ -142,7 +139,14 @@ impl Sources {
         if let Some(header) = &planned.header {
             self.await_path(number, header)?;
         }
-        Ok(header::probe(planned.device.path(), planned.header.as_deref())?)
+        let volume = rotate::find_to_map(&self.config, planned.device.path(), planned.header.as_deref(), None)?;
+        if volume.rest.is_some() {
+            tracing::warn!(
+                "the key of {} is being rotated: its two stored keys open it together, and no passphrase does",
+                planned.name
+            );
+        }
+        Ok(volume)
     }
 
     /// The volume's key, once the way to it is there.
@@ -151,13 +155,13 @@ impl Sources {
             OpenedBy::Store(reference) => {
                 self.await_store(number, &reference.store)?;
                 self.await_leaves(number, &reference.store, false)?;
-                self.case(volume, reference, self.container(&reference.store)?)
+                self.case(volume, reference, self.container(&reference.store)?, Use::BootByStore)?
             }
             OpenedBy::Lockbox(reference) => {
                 self.lockbox.once(|| self.open_lockbox(number))?;
                 // Of its own: whether the lockbox is open is looked at once.
                 let container = Container::open(&self.config, &reference.store, None, Use::BootByLockbox)?;
-                let case = self.case(volume, reference, Arc::new(container));
+                let case = self.case(volume, reference, Arc::new(container), Use::BootByLockbox)?;
                 if case.needs_store() {
                     self.await_store(number, &reference.store)?;
                     self.await_leaves(number, &reference.store, true)?;
@@ -182,8 +186,19 @@ impl Sources {
         Pins::of(&self.config)
     }
 
-    fn case(&self, volume: &Volume, reference: &KeyReference, container: Arc<Container>) -> Case<'_> {
-        Case::of(&self.config, volume.clone(), reference.clone(), container)
+    fn case(
+        &self,
+        volume: &Volume,
+        reference: &KeyReference,
+        container: Arc<Container>,
+        used: Use,
+    ) -> Result<Case<'_>, unlock::Error> {
+        Case::of(&self.config, volume.clone(), reference.clone(), container).with_rest(used)
+    }
+
+    /// What was fetched, ready to be mapped.
+    pub fn recovered(&self, unlocked: Unlocked, read_only: bool) -> Result<Unlocked, Error> {
+        rotate::recovered(&self.config, unlocked, read_only)
     }
 
     /// Opens the lockbox.

@@ -288,7 +288,8 @@ impl Boot {
                 let sources = self.sources.clone();
                 self.spawn(move || {
                     let unlocked = sources.fetch(number, &found.volume, &by);
-                    match unlocked.and_then(|unlocked| found.attach(&unlocked, by.clone())) {
+                    let ready = |unlocked, read_only| sources.recovered(unlocked, read_only);
+                    match unlocked.and_then(|unlocked| found.attach(unlocked, by.clone(), ready)) {
                         Ok(opened) => Change::Attached(number, opened),
                         Err(error) => Change::Failed(number, by, error),
                     }
@@ -296,7 +297,8 @@ impl Boot {
             }
             Action::Try(number, found, passphrase) => self.spawn(move || {
                 let unlocked = Unlocked::by_passphrase(&found.volume, &passphrase).map_err(Error::from);
-                Change::Tried(number, unlocked.and_then(|unlocked| found.attach(&unlocked, OpenedBy::Passphrase)))
+                let ready = |unlocked, _| Ok(unlocked);
+                Change::Tried(number, unlocked.and_then(|unlocked| found.attach(unlocked, OpenedBy::Passphrase, ready)))
             }),
             Action::ShowPrompt(prompt, volumes, question) => self.show_prompt(prompt, &volumes, question),
             Action::Answer(answer) => self.answers.give(answer),

@@ -106,7 +106,7 @@ fn present(config: &Config, said: &CommandLine) -> Vec<Planned> {
     let devices = fs::read_dir("/sys/class/block").into_iter().flatten().flatten();
     let ours = devices.filter_map(|entry| {
         let path = Path::new("/dev").join(entry.file_name());
-        let volume = header::probe(&path, None).ok()?;
+        let volume = header::find_to_map(&path, None, None).ok()?;
         let reference = volume.luks()?.reference.clone()?;
         config.store(&reference.store).ok()?;
         let entry = Entry::new(format!("luks-{}", volume.uuid()?), path.to_str()?.parse().ok()?, said.options());

@@ -147,7 +147,8 @@ impl Progress {
         let awaited = &mut self.volumes[number];
         let token = found.volume.reference().cloned();
         let keys = &awaited.planned.keys;
-        let keys = if keys.is_empty() { token.into_iter().collect() } else { keys.clone() };
+        let keys: Vec<_> = if keys.is_empty() { token.into_iter().collect() } else { keys.clone() };
+        let keys: Vec<_> = keys.into_iter().map(|key| found.volume.current(key)).collect();
         awaited.since = now;
         awaited.state = State::Found(found.clone());
         let sources = sources_of(&self.config, &keys);

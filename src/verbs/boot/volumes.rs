@@ -170,8 +170,13 @@ impl FoundVolume {
         active.is_ok_and(|mapping| mapping.is_some())
     }
 
-    /// Attaches the volume, unless another thread has; what attached it.
-    pub fn attach(&self, unlocked: &Unlocked, by: OpenedBy) -> Result<Opened, Error> {
+    /// Attaches the volume, unless another thread has; what attached it. `ready` makes the last preparations, for one thread only.
+    pub fn attach(
+        &self,
+        unlocked: Unlocked,
+        by: OpenedBy,
+        ready: impl FnOnce(Unlocked, bool) -> Result<Unlocked, Error>,
+    ) -> Result<Opened, Error> {
         let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(opened) = &*attached {
             return Ok(opened.clone());
@@ -180,8 +185,9 @@ impl FoundVolume {
         let opened = if backend.active(&self.volume, &self.options)?.is_some() {
             Opened { by: OpenedBy::Before, evidence: Evidence::default() }
         } else {
-            backend.activate(unlocked, &self.options)?;
-            Opened { by, evidence: Evidence::of(unlocked, self) }
+            let unlocked = ready(unlocked, self.options.read_only)?;
+            backend.activate(&unlocked, &self.options)?;
+            Opened { by, evidence: Evidence::of(&unlocked, self) }
         };
         Ok(attached.insert(opened).clone())
     }

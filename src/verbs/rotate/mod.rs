@@ -7,6 +7,7 @@ mod batch;
 pub mod container;
 mod found;
 mod journal;
+mod killed;
 pub mod standing;
 mod throttle;
 
@@ -22,8 +23,11 @@ use nix::fcntl::Flock;
 use serde::Serialize;
 use uuid::Uuid;
 
-pub(super) use self::journal::{claim, needs, new_key};
 use self::{journal::Journal, throttle::Throttle};
+pub(super) use self::{
+    journal::{claim, needs, new_key},
+    killed::recovered,
+};
 use crate::{
     base::key::{KeyReference, SecretBytes, StoreName, VolumeKey},
     config::Config,
@@ -43,10 +47,10 @@ use crate::{
     volumes::{
         backend,
         header::{
-            self, Volume, VolumeError,
+            self, PlainParameters, Volume, VolumeError,
             copies::Copies,
             reencryption::{self, Side, State},
-            rekey::{self, Hotzone, Run},
+            rekey::{self, Run},
         },
     },
 };
@@ -126,13 +130,9 @@ fn rotate_with(
     tell: &mut dyn FnMut(u64, u64),
 ) -> Result<Rotated, Error> {
     let config = containers.config;
-    let device = Device::look(device)?;
-    backend::require_free(&device)?;
-    let held = Some(device.open_exclusive()?).filter(|_| device.kind == DeviceKind::File);
-    let copies = rekey::read(&device)?;
-    let uuid = copies.uuid().ok_or_else(|| VolumeError::NoHeader { path: device.path.clone(), found: None })?;
-    let (journal, alone) = claim(config, uuid)?;
-    let job = Job { config, how, device, held, journal, containers, _alone: alone };
+    let job = Job::claim(containers, Device::look(device)?, how)?;
+    let copies = rekey::read(&job.device)?;
+    let uuid = uuid(&job.device, &copies)?;
     match reencryption::state(&copies.json) {
         State::Clean | State::Crash => {
             check_newest(config, &job.device.path, uuid, copies.sequence())?;
@@ -149,11 +149,40 @@ fn rotate_with(
     }
 }
 
+fn uuid(device: &Device, copies: &Copies) -> Result<Uuid, VolumeError> {
+    copies.uuid().ok_or_else(|| VolumeError::NoHeader { path: device.path.clone(), found: None })
+}
+
+/// The volume, for who maps it: one in the middle of a rotation has a rest. Its header is the newest one that this host knows.
+pub(super) fn find_to_map(
+    config: &Config,
+    device: &Path,
+    detached: Option<&Path>,
+    described: Option<&PlainParameters>,
+) -> Result<Volume, Error> {
+    let volume = header::find_to_map(device, detached, described)?;
+    if let (Some(rest), Some(uuid)) = (&volume.rest, volume.uuid()) {
+        check_newest(config, device, uuid, rest.header.sequence())?;
+    }
+    Ok(volume)
+}
+
 /// Refuses a header from the middle of a rotation, if this host has seen a later one.
-pub(super) fn check_newest(config: &Config, device: &Path, volume: Uuid, sequence: u64) -> Result<(), Error> {
+fn check_newest(config: &Config, device: &Path, volume: Uuid, sequence: u64) -> Result<(), Error> {
     match journal::of(config, volume).filter(|journal| sequence < journal.sequence) {
         Some(Journal { new, .. }) => Err(Error::HeaderRestored { device: device.to_owned(), new }),
         None => Ok(()),
+    }
+}
+
+impl<'a> Job<'a> {
+    /// Nobody else has the device, nor rotates its key.
+    fn claim(containers: &'a Containers<'a>, device: Device, how: &'a How) -> Result<Self, Error> {
+        let config = containers.config;
+        backend::require_free(&device)?;
+        let held = Some(device.open_exclusive()?).filter(|_| device.kind == DeviceKind::File);
+        let (journal, alone) = claim(config, uuid(&device, &rekey::read(&device)?)?)?;
+        Ok(Self { config, how, device, held, journal, containers, _alone: alone })
     }
 }
 
@@ -223,17 +252,7 @@ impl Job<'_> {
         let copies = rekey::read(&self.device)?;
         if reencryption::state(&copies.json) == State::Crash {
             let [old, new] = [self.side(Side::Old)?.key()?, self.side(Side::New)?.key()?];
-            let path = &self.device.path;
-            let mended = rekey::mend(&self.file()?, &copies, [old.key(), new.key()]);
-            match mended.map_err(DeviceError::io("read", path))? {
-                Hotzone::Sound => {}
-                Hotzone::Mended => {
-                    tracing::warn!("the checksums of {} had not reached the disk: mended", path.display())
-                }
-                Hotzone::Torn { blocks } => return Err(VolumeError::Torn { path: path.clone(), blocks }.into()),
-            }
-            let passphrase = self.side(Side::New)?.passphrase()?;
-            rekey::run(&self.device, &passphrase, Run::Recover, self.how.hotzone_bytes, &mut |_, _| true)?;
+            self.recover(&copies, [old.key(), new.key()], &self.side(Side::New)?.passphrase()?)?;
         }
         match rekey::state(&self.device)? {
             State::Clean => self.run(Run::GoOn, tell),

@@ -32,7 +32,7 @@ use crate::{
     },
     volumes::{
         Unlocked,
-        header::{CIPHER, Format, Header, Volume, VolumeError, library},
+        header::{CIPHER, Format, Header, Midway, Volume, VolumeError, library},
     },
 };
 
@@ -160,8 +160,8 @@ impl Backend for DmCrypt {
     }
 
     fn activate(&self, unlocked: &Unlocked, options: &Activate) -> Result<Mapping, BackendError> {
-        let (volume, key) = (unlocked.volume(), unlocked.only_key()?);
-        let device = &volume.device.path;
+        let volume = unlocked.volume();
+        let (device, midway) = (&volume.device.path, volume.midway()?);
         let failed = |source: library::LibraryError| match source.errno() {
             // libcryptsetup compares the key with the digest.
             Some(libc::EPERM) => VolumeError::WrongKey { path: device.clone() }.into(),
@@ -176,24 +176,17 @@ impl Backend for DmCrypt {
         let userspace = Userspace::default();
         let _claim = once::claim(&Paths::default(), &[self, &userspace], &volume.device, &options.name)?;
         let opened = Opened::again(&volume.device)?;
-        let mut context = context(volume, key, &opened).map_err(failed)?;
-        library::call(|| {
-            context.context_handle().volume_key_keyring(true)?;
-            context.activate_handle().activate_by_volume_key(
-                Some(options.name.as_str()),
-                Some(key.expose()),
-                flags(options),
-            )
-        })
-        .map_err(failed)?;
-        // The kernel's own word: libcryptsetup was given a path and not the open device.
-        match self.lies_on(&options.name, &volume.device) {
-            Ok(true) => Ok(mapping(&options.name, false)),
-            looked => {
-                self.deactivate(&options.name, Deferred::No)?;
-                Err(looked.err().unwrap_or_else(|| DeviceError::Replaced(device.clone()).into()))
+        activate(unlocked, &opened, options)?.map_err(failed)?;
+        // The kernel's own word: libcryptsetup was given a path and not the open device. Nobody else can write to that now; a
+        // rotation of its key may have gone on since its header was read.
+        let judge = || match self.lies_on(&options.name, &volume.device)? {
+            false => Err(DeviceError::Replaced(device.clone()).into()),
+            true if Midway::of(&opened.0, volume.uuid()).map_err(DeviceError::io("read", device))? != midway => {
+                Err(VolumeError::HeaderChanged { path: device.clone() }.into())
             }
-        }
+            true => Ok(mapping(&options.name, false)),
+        };
+        judge().or_else(|error| self.deactivate(&options.name, Deferred::No).and(Err(error)))
     }
 
     fn resize(&self, name: &MappingName, unlocked: &Unlocked) -> Result<u64, BackendError> {
@@ -312,6 +305,29 @@ impl Opened {
     fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
     }
+}
+
+/// Has libcryptsetup make the mapping: by the volume key, or where there are two by the passphrase of their keyslots, for it
+/// takes no two keys. It makes one table of both parts, and names the keys in it as its own re-encryption expects.
+fn activate(
+    unlocked: &Unlocked,
+    opened: &Opened,
+    options: &Activate,
+) -> Result<Result<(), library::LibraryError>, VolumeError> {
+    let (volume, key, name) = (unlocked.volume(), unlocked.key(), Some(options.name.as_str()));
+    let Some((rest, (_, passphrase))) = volume.rest.as_ref().zip(unlocked.rest()) else {
+        return Ok(context(volume, key, opened).and_then(|mut context| {
+            library::call(|| {
+                context.context_handle().volume_key_keyring(true)?;
+                context.activate_handle().activate_by_volume_key(name, Some(key.expose()), flags(options))
+            })
+        }));
+    };
+    let (_image, mut context) = rest.load(&opened.path())?;
+    Ok(library::call(|| {
+        context.context_handle().volume_key_keyring(true)?;
+        context.activate_handle().activate_by_passphrase(name, None, passphrase.expose(), flags(options)).map(drop)
+    }))
 }
 
 fn context(volume: &Volume, key: &VolumeKey, opened: &Opened) -> Result<CryptDevice, library::LibraryError> {

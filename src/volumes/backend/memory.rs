@@ -78,8 +78,8 @@ impl Backend for Memory {
     }
 
     fn activate(&self, unlocked: &Unlocked, options: &Activate) -> Result<Mapping, BackendError> {
-        unlocked.only_key()?;
         let volume = unlocked.volume();
+        volume.midway()?;
         let mapped = Mapped {
             source: volume.device.path.clone(),
             footing: Footing::of(volume.device.identity),

@@ -358,7 +358,8 @@ impl NewHeader<'_> {
     }
 }
 
-fn load(image: &HeaderImage, device: &Path) -> Result<CryptDevice, LibcryptErr> {
+/// libcryptsetup's context over a header in memory, and the device with the data.
+pub(super) fn load(image: &HeaderImage, device: &Path) -> Result<CryptDevice, LibcryptErr> {
     let mut context = CryptInit::init_with_data_device(Either::Right((&image.path(), device)))?;
     context.context_handle().load::<()>(None, None)?;
     Ok(context)

@@ -346,9 +346,15 @@ pub enum VolumeError {
     /// A re-encryption that is not ours to go on with.
     #[error("the re-encryption of {} is none of 'cryptattach key rotate': {why}", .path.display())]
     NotRotating { path: PathBuf, why: String },
-    /// Its data has two keys, and what is to be done takes one.
-    #[error("the key of {} is being rotated: its data has two keys now, which only the userspace backend maps", .path.display())]
+    /// Its data has two keys, and one of them is at hand.
+    #[error("the key of {} is being rotated: its data has two keys now, and only both of them open it", .path.display())]
     TwoKeys { path: PathBuf },
+    /// The header is older than what it says.
+    #[error("the header of {} is from the middle of a rotation of its key that has ended", .path.display())]
+    HasEnded { path: PathBuf },
+    /// A rotation of its key was killed in a stretch.
+    #[error("a stretch of {} is half written: 'cryptattach key rotate' was killed there", .path.display())]
+    HalfWritten { path: PathBuf },
     /// Storage has damaged what it was writing.
     #[error("{blocks} blocks of {} are neither as they were nor as they would be", .path.display())]
     Torn {
@@ -401,6 +407,8 @@ impl Advice for VolumeError {
             | Self::NoToken { .. }
             | Self::NotRotating { .. }
             | Self::TwoKeys { .. }
+            | Self::HasEnded { .. }
+            | Self::HalfWritten { .. }
             | Self::Torn { .. }
             | Self::Library { .. } => Exit::Header,
             Self::HeaderChanged { .. } => Exit::Busy,
@@ -423,9 +431,17 @@ impl Advice for VolumeError {
             Self::HeaderChanged { .. } => "find out which program uses the device, then try again",
             Self::NotRotating { .. } => "'cryptsetup luksDump' shows it; finish it with the program that has begun it",
             Self::TwoKeys { path } => {
+                return Some(format!("go on with it: cryptattach key rotate {}", path.display()).into());
+            }
+            Self::HasEnded { .. } => {
+                "by this header new data is taken for old: restore the one from after the end; if it was restored by mistake, write \
+                 nothing to the device"
+            }
+            Self::HalfWritten { path } => {
                 let path = path.display();
                 return Some(
-                    format!("go on with it: cryptattach key rotate {path}; or attach with --backend userspace").into(),
+                    format!("an attach for writing recovers it; so does 'cryptattach key rotate {path}', and goes on")
+                        .into(),
                 );
             }
             Self::Torn { .. } => {

@@ -31,6 +31,7 @@ use super::{
     copies::Copies,
     library,
     luks::{UntrustedHeader, least_pbkdf},
+    midway::with_keyslots,
     reencryption::{self, Side, State, area, checksums, hotzone, our_token, strings},
     token::Next,
 };
@@ -133,16 +134,10 @@ pub fn prepare(
 ) -> Result<Prepared, VolumeError> {
     let device = &volume.device;
     let io = |source| VolumeError::from(DeviceError::io("read", &device.path)(source));
-    let before = read(device)?;
     let no_token = || VolumeError::NoToken { path: device.path.clone(), why: "it has none of ours".to_owned() };
     let luks = volume.luks().ok_or_else(no_token)?;
-    let image =
-        HeaderImage::read(&device.reopen()?, device.size_bytes, volume.geometry.data_offset_bytes).map_err(io)?;
-    image.take_metadata(&luks.image).map_err(io)?;
-    let is_same = Copies::read(image.file()).map_err(io)?.is_some_and(|checked| checked.is(&before));
-    if !is_same {
-        return Err(VolumeError::HeaderChanged { path: device.path.clone() });
-    }
+    let before = Copies::read(luks.image.file()).map_err(io)?.ok_or_else(no_token)?;
+    let image = with_keyslots(device, volume.geometry.data_offset_bytes, &before)?;
     let (token_id, token) = our_token(&before.json).ok_or_else(no_token)?;
     let is_free = |number: &u32| before.json["keyslots"].get(number.to_string()).is_none();
     let mut free = (0..KEYSLOTS).filter(is_free);

@@ -234,8 +234,9 @@ impl Backend for Userspace {
 
     fn activate(&self, unlocked: &Unlocked, options: &Activate) -> Result<Mapping, BackendError> {
         let volume = unlocked.volume();
-        let keys: Vec<_> = std::iter::once(unlocked.key()).chain(unlocked.key_of_rest()).collect();
-        let request = request(&self.paths, volume, options, keys[0].size().bits())?;
+        let keys: Vec<_> = std::iter::once(unlocked.key()).chain(unlocked.rest().map(|(key, _)| key)).collect();
+        let midway = volume.midway()?;
+        let request = Attach { midway, ..request(&self.paths, volume, options, keys[0].size().bits())? };
         if options.allow_discards && request.export == ExportKind::Fuse {
             tracing::warn!("the FUSE export does not pass discards; use --export ublk or nbd");
         }
@@ -377,6 +378,6 @@ fn request(paths: &Paths, volume: &Volume, options: &Activate, key_size_bits: u3
         data_offset_bytes: geometry.data_offset_bytes,
         size_bytes: geometry.size_bytes,
         iv_offset_sectors: geometry.iv_offset_sectors,
-        midway: volume.rest.as_ref().map(|rest| rest.midway),
+        midway: None,
     })
 }
