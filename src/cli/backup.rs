@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{AnswerOption, Global, container::with_bar, output};
+use super::{AnswerOption, Global, bar::with_bar, output};
 use crate::{
     base::{clock::date, key::StoreName},
     unlock::{
@@ -68,7 +68,8 @@ pub struct Restore {
 impl Backup {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         let config = global.attended(&self.answer)?;
-        let done = with_bar(|progress| backup::back_up(&config, &ThisHost, &self.name, &self.file, progress))?;
+        let done =
+            with_bar(global.json, |progress| backup::back_up(&config, &ThisHost, &self.name, &self.file, progress))?;
         output::print(global.json, &done, || {
             let name = &self.name;
             let mut lines = vec![
@@ -98,7 +99,7 @@ impl Restore {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         let config = global.attended(&self.answer)?;
         let how = How { create: self.create, replace: self.replace, older: self.older };
-        let done = with_bar(|progress| backup::restore(&config, &self.name, &self.file, how, progress))?;
+        let done = with_bar(global.json, |progress| backup::restore(&config, &self.name, &self.file, how, progress))?;
         output::print(global.json, &done, || lines_of(&done))?;
         let container = self.name.clone();
         match (done.not_held.len(), done.left_alone.len()) {

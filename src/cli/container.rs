@@ -3,9 +3,8 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{AnswerOption, Global, backup, holder::HolderVerb, output, paper};
+use super::{AnswerOption, Global, backup, bar::with_bar, holder::HolderVerb, output, paper};
 use crate::{
     base::key::StoreName,
     config::{Config, IdentitySpec, LeafName, Policy},
@@ -251,7 +250,8 @@ fn show(config: &Config, name: &StoreName, json: bool) -> Result<(), Error> {
 impl Rotate {
     fn run(&self, global: &Global) -> Result<(), Error> {
         let config = global.attended(&self.answer)?;
-        let rotation = with_bar(|progress| container::rotate(&config, &self.name, days(self.keep_days), progress))?;
+        let rotation =
+            with_bar(global.json, |progress| container::rotate(&config, &self.name, days(self.keep_days), progress))?;
         output::print(global.json, &rotation, || lines_of(&self.name, &rotation))?;
         finished(&self.name, &rotation)
     }
@@ -270,7 +270,7 @@ impl Rehearse {
             }
         };
         let backup = self.backup.as_deref();
-        let found = with_bar(|progress| container::rehearse(&config, &self.name, &by, backup, progress))?;
+        let found = with_bar(global.json, |progress| container::rehearse(&config, &self.name, &by, backup, progress))?;
         output::print(global.json, &found, || {
             let (name, opened, keys) = (&self.name, found.container_keys.len(), found.saved + found.lost.len());
             let all = opened + found.lost_container_keys.len() + found.replaced.len();
@@ -302,8 +302,9 @@ impl PolicyVerb {
     fn run(&self, global: &Global) -> Result<(), Error> {
         let Self { name, policy, keep_days, answer } = self;
         let attendant = answer.attendant()?;
-        let changed =
-            with_bar(|progress| policy::change(&global.config, name, policy, days(*keep_days), &attendant, progress))?;
+        let changed = with_bar(global.json, |progress| {
+            policy::change(&global.config, name, policy, days(*keep_days), &attendant, progress)
+        })?;
         output::print(global.json, &changed, || {
             let mut lines = lines_of(name, &changed.rotation);
             lines.push(format!("  opens            {}", changed.policy));
@@ -327,19 +328,6 @@ impl PolicyVerb {
 
 pub(super) fn days(number: u32) -> Duration {
     Duration::from_secs(u64::from(number) * 24 * 3600)
-}
-
-/// Shows how far it is.
-pub(super) fn with_bar<T>(rotate: impl FnOnce(&(dyn Fn(usize, usize) + Sync)) -> Result<T, Error>) -> Result<T, Error> {
-    let bar = ProgressBar::new(0);
-    let style = ProgressStyle::with_template("{bar:40} {pos} of {len} keys, {eta} left");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    let rotated = rotate(&|done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-    })?;
-    bar.finish_and_clear();
-    Ok(rotated)
 }
 
 pub(super) fn lines_of(name: &StoreName, rotation: &Rotation) -> Vec<String> {

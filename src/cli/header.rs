@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::{AnswerOption, Global, SeparationOptions, output};
-use crate::verbs::{error::Error, header};
+use crate::{
+    base::key::KeyReference,
+    verbs::{error::Error, header},
+};
 
 /// Back up the headers of LUKS2 volumes, and restore them
 #[derive(Subcommand)]
@@ -32,7 +35,11 @@ pub struct Backup {
 /// The backup has to be of this volume and of its present key, and the key in the store has to open it, before anything
 /// is written. Then the volume would unlock. Resumes if interrupted.
 #[derive(Args)]
-#[command(name = "restore", after_help = "Example:\n  cryptattach header restore /dev/vdb /media/usb/vdb.header")]
+#[command(
+    name = "restore",
+    after_help = "Examples:\n  cryptattach header restore /dev/vdb /media/usb/vdb.header
+  cryptattach header restore /dev/vdb /media/usb/vdb.header --key vault/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de"
+)]
 pub struct Restore {
     /// The volume's device
     device: PathBuf,
@@ -44,6 +51,9 @@ pub struct Restore {
     /// Also on a device that does not say any more that it is the volume: all of its header is lost
     #[arg(long)]
     lost: bool,
+    /// Where the volume's key is now, if the backup is from before 'key move': the restored header names it
+    #[arg(long, value_name = "REFERENCE")]
+    key: Option<KeyReference>,
     #[command(flatten)]
     separation: SeparationOptions,
     #[command(flatten)]
@@ -74,8 +84,9 @@ impl Backup {
 impl Restore {
     fn run(&self, global: &Global) -> Result<(), Error> {
         let config = global.attended(&self.answer)?;
-        let Self { device, file, older, lost, separation, .. } = self;
-        let request = header::Request { device, file, older: *older, lost: *lost, separation: separation.strictness() };
+        let Self { device, file, older, lost, key, separation, .. } = self;
+        let (key, separation) = (key.as_ref(), separation.strictness());
+        let request = header::Request { device, file, older: *older, lost: *lost, key, separation };
         let restored = header::restore(&config, &request)?;
         output::print(global.json, &restored, || {
             let done = if restored.written { "restored" } else { "the same: nothing was written" };

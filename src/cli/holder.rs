@@ -6,7 +6,8 @@ use clap::{ArgGroup, Args, Subcommand};
 
 use super::{
     AnswerOption, Global,
-    container::{days, finished, lines_of, with_bar},
+    bar::with_bar,
+    container::{days, finished, lines_of},
     output,
 };
 use crate::{
@@ -59,7 +60,7 @@ impl HolderVerb {
         let Self::Replace(Replace { name, file, identity, keep_days, answer, .. }) = self;
         let attendant = answer.attendant()?;
         let request = Request { name, holder, public: file, private: identity.as_ref(), keep: days(*keep_days) };
-        let done = with_bar(|progress| holder::replace(&global.config, &request, &attendant, progress))?;
+        let done = with_bar(global.json, |progress| holder::replace(&global.config, &request, &attendant, progress))?;
         output::print(global.json, &done, || {
             let mut lines = lines_of(name, &done.rotation);
             lines.push(format!("  {holder:<17}{}", done.public.display()));

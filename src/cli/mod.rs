@@ -3,6 +3,7 @@
 mod attach;
 mod audit;
 mod backup;
+mod bar;
 mod boot;
 mod container;
 mod detach;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 
-use super::{AnswerOption, SeparationOptions, container::with_bar, key::device_of, output};
+use super::{AnswerOption, SeparationOptions, bar::with_bar, key::device_of, output};
 use crate::{
     base::key::{KeyReference, StoreName},
     config::Config,
@@ -79,7 +79,7 @@ impl Move {
         request: &r#move::Request<'_>,
         from: &StoreName,
     ) -> Result<(), Error> {
-        let report = with_bar(|progress| r#move::all(config, request, from, progress))?;
+        let report = with_bar(json, |progress| r#move::all(config, request, from, progress))?;
         let to = request.to;
         output::print(json, &report, || {
             let mut lines =

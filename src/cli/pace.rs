@@ -15,7 +15,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Bytes in a second over the last 30 s, and the seconds that are left; `None` if nothing was done in that time.
+    /// What is done in a second over the last 30 s, and the seconds that are left; `None` if nothing was done in that time.
     pub fn at(&mut self, now: Instant, done: u64, all: u64) -> Option<(u64, u64)> {
         // One that is older has to do if there is no other.
         while self.moments.len() > 1 && self.moments[1].0 + WINDOW <= now {
@@ -24,9 +24,9 @@ impl Pace {
         self.moments.push_back((now, done));
         let (since, first) = self.moments[0];
         let seconds = now.saturating_duration_since(since).as_secs_f64();
-        let rate = (done.saturating_sub(first) as f64 / seconds) as u64;
-        let is_known = seconds > 0.0 && rate > 0;
-        is_known.then(|| (rate, all.saturating_sub(done).div_ceil(rate)))
+        let rate = done.saturating_sub(first) as f64 / seconds;
+        let is_known = seconds > 0.0 && rate > 0.0;
+        is_known.then(|| (rate as u64, (all.saturating_sub(done) as f64 / rate).ceil() as u64))
     }
 }
 
@@ -41,7 +41,7 @@ mod tests {
         assert_eq!(at(0, 1000), None, "what was done before says nothing");
         assert_eq!(at(10, 2000), Some((100, 80)));
         assert_eq!(at(20, 2000), Some((50, 160)));
-        assert_eq!(at(40, 4000), Some((66, 91)), "since second 10");
+        assert_eq!(at(40, 4000), Some((66, 90)), "since second 10");
         assert_eq!(at(400, 4000), None, "it stands still");
     }
 }

@@ -15,7 +15,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     base::{advice::Advice, exit::Exit},
     sys::{
-        durable::{Folder, folder_of},
+        durable::{Folder, folder_of, stems},
         lock,
     },
 };
@@ -58,6 +58,16 @@ pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
         put(path, &json)
     };
     write().map_err(|source| StateError { action: "write", path: path.to_owned(), source })
+}
+
+/// Remembers what the name alone says.
+pub fn mark(path: &Path) -> Result<(), StateError> {
+    create(path, b"").map_err(|source| StateError { action: "write", path: path.to_owned(), source })
+}
+
+/// The names of what is remembered in a folder.
+pub fn names(folder: &Path) -> Result<Vec<String>, StateError> {
+    stems(folder, "").map_err(|source| StateError { action: "read", path: folder.to_owned(), source })
 }
 
 /// Forgets it; whether anything was remembered.

@@ -154,7 +154,7 @@ fn a_key_under_a_planted_container_key_is_refused_where_another_one_is_trusted()
     let attack = Attack::new();
     let name = &attack.site.name;
     std::fs::remove_dir_all(attack.site.config.state.join("volumes")).unwrap();
-    attack.site.container().rotate(Duration::ZERO, &|_, _| ()).unwrap();
+    attack.site.container().rotate(Duration::ZERO, &|_| ()).unwrap();
     let volume = attack.header(&attack.evil);
     let first = ContainerKey::random(name, None).unwrap();
     let second = ContainerKey::random(name, Some(&first)).unwrap();
@@ -177,7 +177,7 @@ fn a_pinned_volume_opens_although_its_container_key_cannot_be_connected_any_more
     let attack = Attack::new();
     // An initramfs is older than the last rotations; the proofs between are gone.
     for _ in 0..3 {
-        attack.site.container().rotate(Duration::ZERO, &|_, _| ()).unwrap();
+        attack.site.container().rotate(Duration::ZERO, &|_| ()).unwrap();
     }
     let file = attack.site.config.state.join("containers").join(attack.site.name.as_str());
     std::fs::write(file, "{\"epoch\":\"1\",\"fingerprint\":\"00\"}").unwrap();
@@ -226,7 +226,7 @@ fn a_rotation_leaves_alone_what_nobody_vouches_for_and_ends() {
     let mut forged = attack.forged(&volume, 1, attack.owner());
     forged.unprotected.clear();
     attack.site.store.put(planted, forged.clone());
-    let rotation = attack.site.container().rotate(Duration::ZERO, &|_, _| ()).unwrap();
+    let rotation = attack.site.container().rotate(Duration::ZERO, &|_| ()).unwrap();
     assert_eq!((rotation.resealed, &rotation.left_alone), (1, &vec![planted]), "{rotation:?}");
     assert_eq!(attack.site.store.stored(planted), Some(forged), "it stays as it is");
     assert_eq!(attack.site.store.current().unwrap().map(|current: Current| current.rotating), Some(false));
@@ -251,7 +251,7 @@ fn a_host_is_not_removed_with_the_container_key_that_it_has_planted_before() {
         if announced {
             site.store.set_current(&Current { epoch: planted.epoch(), rotating: true }, "").unwrap();
         }
-        let rotation = site.container().remove_host(&host, &|_, _| ()).unwrap();
+        let rotation = site.container().remove_host(&host, &|_| ()).unwrap();
         assert!(rotation.failed.is_empty() && rotation.resealed == 1, "{rotation:?}");
         assert_ne!(rotation.fingerprint, planted.fingerprint().unwrap(), "announced: {announced}");
         assert_eq!(site.container().hosts().unwrap(), []);
@@ -263,13 +263,13 @@ fn a_host_is_not_removed_with_the_container_key_that_it_has_planted_before() {
 fn a_rotation_does_not_go_on_with_a_key_that_a_host_got_meanwhile_and_hides_that() {
     let attack = Attack::new();
     let (site, host): (_, HostName) = (&attack.site, "compute-7".parse().unwrap());
-    site.container().rotate(Duration::ZERO, &|_, _| ()).unwrap();
+    site.container().rotate(Duration::ZERO, &|_| ()).unwrap();
     let hidden = site.store.stored("kek/2").unwrap();
     site.store.set_current(&Current { epoch: "2".parse().unwrap(), rotating: true }, "").unwrap();
     let recipient = OwnerKey::generate().unwrap().recipient().unwrap();
     site.container().admit_host(&host, &recipient).unwrap();
     site.store.put("kek/2", hidden);
-    let rotation = site.container().remove_host(&host, &|_, _| ()).unwrap();
+    let rotation = site.container().remove_host(&host, &|_| ()).unwrap();
     assert_eq!(rotation.epoch, "3".parse().unwrap());
 }
 
@@ -291,7 +291,7 @@ fn a_generation_that_nobody_vouches_for_is_not_remembered() {
         let volume = header::probe(&attack.device, None).unwrap();
         // A host that was removed knows the volume key, and the container key before the last one.
         let before = Box::new(attack.site.container().current_key().unwrap());
-        attack.site.container().rotate(Duration::from_secs(3600), &|_, _| ()).unwrap();
+        attack.site.container().rotate(Duration::from_secs(3600), &|_| ()).unwrap();
         let good = attack.site.store.stored(attack.reference.key).unwrap();
         let planted = std::sync::Arc::new(ContainerKey::random(&attack.site.name, None).unwrap());
         let recipient = if known {
@@ -334,14 +334,14 @@ fn a_rotation_seals_under_no_container_key_but_its_own() {
     for lie in [stranger, planted] {
         let place = format!("kek/{}", lie.epoch());
         site.store.lie(&place, lie.seal_to(vec![attack.owner()], 1).unwrap());
-        let refused = site.container().rotate(Duration::ZERO, &|_, _| ()).err();
+        let refused = site.container().rotate(Duration::ZERO, &|_| ()).err();
         let is_told = matches!(refused, Some(Error::Trust(TrustError::Another { .. } | TrustError::Unproven(_))));
         assert!(is_told, "{refused:?}");
         assert_eq!(site.store.stored(attack.reference.key), good);
         site.store.be_honest(&place);
         ContainerKeys::delete(&site.store, lie.epoch()).unwrap();
     }
-    assert_eq!(site.container().rotate(Duration::ZERO, &|_, _| ()).unwrap().resealed, 1);
+    assert_eq!(site.container().rotate(Duration::ZERO, &|_| ()).unwrap().resealed, 1);
     attack.opened().unwrap();
 }
 

@@ -5,6 +5,7 @@ mod attacks;
 pub mod audit;
 pub mod case;
 pub mod container;
+mod deletions;
 pub mod enrol;
 mod error;
 pub mod lockbox;

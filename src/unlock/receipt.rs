@@ -4,7 +4,6 @@
 
 use std::{
     borrow::Cow,
-    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
 };
@@ -15,12 +14,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
-    base::{
-        advice::Advice,
-        exit::Exit,
-        hex,
-        key::{KeyId, KeyReference, StoreName},
-    },
+    base::{advice::Advice, exit::Exit, hex, key::KeyReference},
     config::Config,
     keys::seal::{
         Identity, OwnerKey, SealError,
@@ -233,22 +227,25 @@ impl Desk {
         Ok((Value::Object(jwk), recipient.kid().to_owned()))
     }
 
-    /// Signs a receipt and writes it, in place of one that an interrupted command has written; the SHA-256 of the file.
-    pub fn write(&self, receipt: &Receipt, path: &Path) -> Result<[u8; 32], ReceiptError> {
+    /// Signs a receipt and writes it; the SHA-256 of the file. What is there stays, and `None` is returned, unless an interrupted
+    /// run of the same erase has written it.
+    pub fn write(&self, receipt: &Receipt, path: &Path) -> Result<Option<[u8; 32]>, ReceiptError> {
         let payload = serde_json::to_vec(receipt).map_err(|error| io_error("write", path)(error.into()))?;
-        let mut signed = jws::sign(&payload, &self.key_or_new()?).map_err(ReceiptError::Key)?;
+        let key = self.key_or_new()?;
+        let mut signed = jws::sign(&payload, &key).map_err(ReceiptError::Key)?;
         signed.push(b'\n');
-        durable::replace(path, &signed).map_err(io_error("write", path))?;
-        Ok(sha256(&signed))
-    }
-
-    /// The keys of a store that this host has erased, as its receipts here say. What it has not signed says nothing.
-    pub fn erased(&self, store: &StoreName) -> Result<BTreeSet<KeyId>, ReceiptError> {
-        let Some(signer) = self.signer()? else { return Ok(BTreeSet::new()) };
-        let names = durable::stems(&self.folder, ".json").map_err(io_error("read", &self.folder))?;
-        let receipts = names.iter().map(|name| verify(&self.folder.join(format!("{name}.json")), Some(&signer)));
-        let keys = receipts.flatten().flat_map(|receipt| receipt.keys).map(|was| was.key);
-        Ok(keys.filter(|key| key.store == *store).map(|key| key.key).collect())
+        let is_own = |written: Receipt| (written.volume, written.begun) == (receipt.volume, receipt.begun);
+        let written = match durable::create(path, &signed) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if !verify(path, Some(key.kid())).is_ok_and(is_own) {
+                    return Ok(None);
+                }
+                durable::replace(path, &signed)
+            }
+            written => written,
+        };
+        written.map_err(io_error("write", path))?;
+        Ok(Some(sha256(&signed)))
     }
 
     /// The thumbprint of the key, if there is one.
@@ -332,7 +329,10 @@ mod tests {
         desk.public().unwrap();
         assert!(matches!(nobody(), ReceiptError::OtherSigner { .. }));
         assert_eq!(verified(&others).unwrap(), receipt());
-        desk.write(&receipt(), &path).unwrap();
+        assert_eq!(desk.write(&receipt(), &path).unwrap(), None, "what others have written stays");
+        fs::remove_file(&path).unwrap();
+        assert!(desk.write(&receipt(), &path).unwrap().is_some());
+        assert!(desk.write(&receipt(), &path).unwrap().is_some(), "its own is written once more");
         assert!(matches!(verified(&others), Err(ReceiptError::OtherSigner { .. })));
         assert_eq!(verified(&desk).unwrap(), receipt());
     }

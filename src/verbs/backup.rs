@@ -14,7 +14,10 @@ use crate::{
     sys::{device::by_uuid, durable::folder_of},
     unlock::{
         audit::{self, Event},
-        container::backup::{self, BackedUp, BackupError, How, Restored},
+        container::{
+            Progress,
+            backup::{self, BackedUp, BackupError, How, Restored},
+        },
     },
     volumes::{
         backend::Backends,
@@ -29,7 +32,7 @@ pub fn back_up(
     backends: &dyn Backends,
     name: &StoreName,
     file: &Path,
-    progress: &(dyn Fn(usize, usize) + Sync),
+    progress: &Progress<'_>,
 ) -> Result<BackedUp, Error> {
     backup::require_new(file)?;
     let backup = backup::collect(config, name, progress)?;
@@ -75,7 +78,7 @@ pub fn restore(
     name: &StoreName,
     file: &Path,
     how: How,
-    progress: &(dyn Fn(usize, usize) + Sync),
+    progress: &Progress<'_>,
 ) -> Result<Restored, Error> {
     let flags = [(how.older, "--older"), (how.replace, "--replace")];
     let flags: Vec<_> = flags.into_iter().filter_map(|(given, flag)| given.then_some(flag)).collect();

@@ -13,7 +13,7 @@ use crate::{
     unlock::{
         self,
         audit::{self, Event},
-        container::{self, By, Container, Rehearsal, Rotation, Use},
+        container::{self, By, Container, Progress, Rehearsal, Rotation, Use},
         loops,
     },
     verbs::{
@@ -113,12 +113,7 @@ pub fn facts(config: &Config, name: &StoreName) -> Result<(Facts, Option<Told>),
 }
 
 /// Makes the next container key and seals all keys under it.
-pub fn rotate(
-    config: &Config,
-    name: &StoreName,
-    keep: Duration,
-    progress: &(dyn Fn(usize, usize) + Sync),
-) -> Result<Rotation, Error> {
+pub fn rotate(config: &Config, name: &StoreName, keep: Duration, progress: &Progress<'_>) -> Result<Rotation, Error> {
     let rotation = Container::open(config, name, None, Use::Keys)?.rotate(keep, progress)?;
     record(config, "container rotate", name);
     Ok(rotation)
@@ -147,7 +142,7 @@ pub fn rehearse(
     name: &StoreName,
     by: &By<'_>,
     backup: Option<&Path>,
-    progress: &(dyn Fn(usize, usize) + Sync),
+    progress: &Progress<'_>,
 ) -> Result<Rehearsal, Error> {
     let rehearsal = container::rehearse(config, name, by, backup, progress)?;
     record(config, "container rehearse", name);

@@ -157,10 +157,11 @@ pub enum Error {
         /// In words.
         why: &'static str,
     },
-    /// Another command has the volume in hand.
-    #[error("another command works on the key or the header of the volume {volume}")]
+    /// Another command has it in hand.
+    #[error("another command works on {what}")]
     AtWork {
-        volume: Uuid,
+        /// In words.
+        what: String,
         /// Says which one.
         #[source]
         source: std::io::Error,
@@ -371,6 +372,14 @@ impl Error {
     /// A rotation of what it cannot be done for.
     pub fn detached_header() -> Self {
         Self::Usage("the key of a volume with a detached header cannot be rotated yet".to_owned())
+    }
+
+    /// What somebody has claimed, or what cannot be claimed.
+    pub(super) fn claimed(what: String, source: std::io::Error) -> Self {
+        match source.kind() {
+            std::io::ErrorKind::TimedOut => Self::AtWork { what, source },
+            _ => Self::io("use the state directory")(source),
+        }
     }
 
     /// A closure that wraps an I/O error with what was tried.

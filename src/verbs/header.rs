@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{error::Error, rotate};
 use crate::{
-    base::{chain::chain, key::KeyReference},
+    base::key::KeyReference,
     config::{Config, crypttab},
     sys::{
         device::{Device, DeviceError, by_uuid},
@@ -15,13 +15,13 @@ use crate::{
     unlock::{
         self,
         audit::{self, Event},
-        case::{Asked, Case, Circumstances, Strictness},
+        case::{Asked, Case, Circumstances, Proven, Strictness},
         container::{Container, Use},
     },
     volumes::{
         backend,
         header::{
-            self, Volume,
+            self, Volume, VolumeError,
             backup::{Differs, HeaderBackup, HeaderBackupError, take},
             copies::Copies,
             rekey, wipe,
@@ -57,6 +57,8 @@ pub struct Request<'a> {
     pub older: bool,
     /// Also where nothing is left of the header.
     pub lost: bool,
+    /// Where the volume's key is now, if the backup is from before it was moved.
+    pub key: Option<&'a KeyReference>,
     pub separation: Strictness,
 }
 
@@ -76,11 +78,12 @@ pub fn back_up(config: &Config, device: &Path, file: &Path) -> Result<Saved, Err
 
 /// Puts a header back on a detached volume, if the key that its store has opens it, before and after.
 pub fn restore(config: &Config, request: &Request<'_>) -> Result<Restored, Error> {
-    let Request { device, file, older, lost, separation } = request;
+    let Request { device, file, older, lost, key: moved, separation } = request;
     let device = Device::look(device)?;
     backend::require_free(&device)?;
     let held = device.open_exclusive()?;
-    let backup = HeaderBackup::read(file)?;
+    let mut backup = HeaderBackup::read(file)?;
+    moved.map_or(Ok(()), |key| backup.name_key(key))?;
     let (journal, _alone) = rotate::claim(config, backup.uuid())?;
     if journal.exists() {
         return Err(HeaderBackupError::MidWay(device.path.clone()).into());
@@ -104,6 +107,10 @@ pub fn restore(config: &Config, request: &Request<'_>) -> Result<Restored, Error
     let given = || Circumstances { strictness: *separation, ..Circumstances::default() };
     let proven = Case::find(config, volume, Asked::default())?.prove(given())?;
     proven.key()?;
+    let is_opened = opens_its_keyslot(&proven)?;
+    if !is_opened && differs != Differs::No && !older {
+        return Err(HeaderBackupError::OldPassphrase { device: device.path.clone(), key }.into());
+    }
     if now.is_none() && !older {
         require_latest_key(config, backup.uuid(), &key, proven.replaces()?.as_ref())?;
     }
@@ -112,11 +119,9 @@ pub fn restore(config: &Config, request: &Request<'_>) -> Result<Restored, Error
     }
     let proven = Case::find(config, header::probe(&device.path, None)?, Asked::default())?.prove(given())?;
     proven.key()?;
-    if !proven.volume().claimed_keyslots()?.is_empty()
-        && let Err(error) = proven.keyslot()
-    {
+    if !is_opened {
         let next = format!("'cryptattach key rotate --passphrase {}' makes one", device.path.display());
-        tracing::warn!("the passphrase that is sealed with {key} opens no keyslot ({}); {next}", chain(&error));
+        tracing::warn!("the passphrase that is sealed with {key} opens no keyslot; {next}");
     }
     proven.record("header restore");
     let written = differs != Differs::No;
@@ -124,13 +129,29 @@ pub fn restore(config: &Config, request: &Request<'_>) -> Result<Restored, Error
     Ok(Restored { volume: backup.uuid(), key, written, changed })
 }
 
+/// Whether other programs, which are given the sealed passphrase, can open what the header claims for them.
+fn opens_its_keyslot(proven: &Proven<'_>) -> Result<bool, Error> {
+    use unlock::Error::{NoPassphrase, ReadBack, Volume};
+    if proven.volume().claimed_keyslots()?.is_empty() {
+        return Ok(true);
+    }
+    match proven.keyslot() {
+        Ok(_) => Ok(true),
+        Err(Volume(VolumeError::WrongPassphrase { .. }) | NoPassphrase(_) | ReadBack(_)) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Where a device does not say that it is the volume, its beginning may be anybody's data.
 fn require_lost(config: &Config, device: &Device, volume: Uuid, lost: bool) -> Result<(), Error> {
     let is = |other: &Path| Device::look(other).is_ok_and(|other| other.identity == device.identity);
     let crypttab = crypttab::read(Path::new(crypttab::PATH)).map_err(Error::io("read /etc/crypttab"))?;
+    let has_none = |entry: &&crypttab::Entry| entry.has(&["plain", "swap"]);
     let listed = crypttab.iter().map(|entry| (entry.device.path(), entry.header()));
     let configured: Vec<_> = config.devices().chain(listed).collect();
-    if configured.iter().any(|(other, header)| header.is_some() && is(other)) {
+    if configured.iter().any(|(other, header)| header.is_some() && is(other))
+        || crypttab.iter().filter(has_none).any(|entry| is(entry.device.path()))
+    {
         return Err(HeaderBackupError::HeaderElsewhere(device.path.clone()).into());
     }
     let by_uuid = by_uuid(volume);
@@ -193,7 +214,17 @@ mod tests {
     }
 
     fn restored(site: &Site, device: &Path, file: &Path, older: bool) -> Result<Restored, Error> {
-        restore(&site.config, &Request { device, file, older, lost: true, separation: Strictness::default() })
+        restore_from(site, device, file, older, None)
+    }
+
+    fn restore_from(
+        site: &Site,
+        device: &Path,
+        file: &Path,
+        older: bool,
+        key: Option<&KeyReference>,
+    ) -> Result<Restored, Error> {
+        restore(&site.config, &Request { device, file, older, lost: true, key, separation: Strictness::default() })
     }
 
     #[track_caller]
@@ -246,7 +277,7 @@ mod tests {
         let file = backed_up(&site, &device, "header");
         fs::write(&data, vec![0xAA; 32 << 20]).unwrap();
         let separation = Strictness::default();
-        let request = |lost| Request { device: &data, file: &file, older: true, lost, separation };
+        let request = |lost| Request { device: &data, file: &file, older: true, lost, key: None, separation };
         let refused = restore(&site.config, &request(false)).unwrap_err();
         assert!(matches!(refused, Error::Header(HeaderBackupError::NoTrace { .. })), "{refused:?}");
         assert!(fs::read(&data).unwrap().iter().all(|byte| *byte == 0xAA), "nothing is written");

@@ -15,7 +15,7 @@ use crate::{
         person::Attendant,
     },
     config::{IdentitySpec, LeafName},
-    unlock::container::{self, Container, Rotation, Use},
+    unlock::container::{self, Container, Progress, Rotation, Use},
     verbs::{
         container::record,
         edit,
@@ -80,7 +80,7 @@ pub fn replace(
     config: &Path,
     request: &Request<'_>,
     attendant: &Attendant,
-    progress: &(dyn Fn(usize, usize) + Sync),
+    progress: &Progress<'_>,
 ) -> Result<Replaced, Error> {
     let Request { name, holder, public, private, keep } = *request;
     let old = setup::configuration(config)?;

@@ -28,7 +28,7 @@ use crate::{
     unlock::{
         self,
         case::{Case, Circumstances, Proven, Strictness},
-        container::{Container, Use, for_each, lock},
+        container::{Container, Progress, Step, Use, for_each, lock},
     },
     verbs::{error::Error, keys, rotate},
     volumes::header::{self, Volume, VolumeError, rekey},
@@ -101,13 +101,8 @@ pub fn one(config: &Config, request: &Request<'_>, old: &KeyReference, volume: O
 }
 
 /// Moves all keys of a container whose volumes are on this host, or goes on with that. Each is looked at before the first one
-/// is moved. `progress` is told how many are done, and how many there are.
-pub fn all(
-    config: &Config,
-    request: &Request<'_>,
-    from: &StoreName,
-    progress: &(dyn Fn(usize, usize) + Sync),
-) -> Result<Report, Error> {
+/// is moved.
+pub fn all(config: &Config, request: &Request<'_>, from: &StoreName, progress: &Progress<'_>) -> Result<Report, Error> {
     let stop = Stop::by_signals().map_err(Error::io("block signals"))?;
     let job = Job::new(config, request, from, None)?;
     let (mut report, mut movable, mut refused) = (Report::default(), Vec::new(), Vec::new());
@@ -117,7 +112,7 @@ pub fn all(
             Err(error @ Error::Unlock(unlock::Error::NotSeparate(_))) => refused.push(error),
             // A store may list a key that was moved before.
             Err(Error::Unlock(unlock::Error::Store(StoreError::NotFound { id, .. }))) if id == old.key.to_string() => {}
-            Err(error) => report.note(&old, &error),
+            Err(error) => report.note(&old, &error, progress),
         }
     }
     if !refused.is_empty() {
@@ -133,7 +128,7 @@ pub fn all(
             let mut report = lock(&report);
             match carried {
                 Ok(moved) => report.moved.push(moved),
-                Err(error) => report.note(old, &error),
+                Err(error) => report.note(old, &error, progress),
             }
         }
     });
@@ -141,15 +136,17 @@ pub fn all(
 }
 
 impl Report {
-    fn note(&mut self, old: &KeyReference, error: &Error) {
-        match error {
-            Error::NotMovable { why, .. } => self.left.push((old.key, why.clone())),
+    fn note(&mut self, old: &KeyReference, error: &Error, progress: &Progress<'_>) {
+        let (what, list, why) = match error {
+            Error::NotMovable { why, .. } => ("left alone", &mut self.left, why.clone()),
             Error::VolumeElsewhere { volume, .. } => {
                 let why = "its volume {} is not on this host, or in a file: 'key move' takes that by --volume";
-                self.left.push((old.key, why.replace("{}", &volume.to_string())));
+                ("left alone", &mut self.left, why.replace("{}", &volume.to_string()))
             }
-            error => self.failed.push((old.key, chain(error))),
-        }
+            error => ("failed", &mut self.failed, chain(error)),
+        };
+        progress(Step::Not(what, &old.key, &why));
+        list.push((old.key, why));
     }
 }
 

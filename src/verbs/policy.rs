@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 use crate::{
     base::{key::StoreName, person::Attendant},
     config::{LeafName, Policy},
-    unlock::container::{Container, Rotation, Use},
+    unlock::container::{Container, Progress, Rotation, Use},
     verbs::{as_texts, container::record, edit, error::Error, setup},
 };
 
@@ -35,7 +35,7 @@ pub fn change(
     policy: &Policy,
     keep: Duration,
     attendant: &Attendant,
-    progress: &(dyn Fn(usize, usize) + Sync),
+    progress: &Progress<'_>,
 ) -> Result<Changed, Error> {
     let old = setup::configuration(config)?;
     let before = old.store(name)?.sealing.policy.clone();

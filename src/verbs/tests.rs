@@ -265,7 +265,7 @@ fn an_older_form_of_a_key_is_refused_once_a_later_one_was_seen() {
     let (device, reference) = formatted(&site, "a", false);
     let before = site.store.stored(reference.key).unwrap();
     site.container().make_first_key().unwrap();
-    site.container().rotate(std::time::Duration::ZERO, &|_, _| ()).unwrap();
+    site.container().rotate(std::time::Duration::ZERO, &|_| ()).unwrap();
     attached(&site, &device).unwrap();
     detach::detach(&site.backend, &"data".parse().unwrap(), crate::volumes::backend::Deferred::No).unwrap();
     site.store.put(reference.key, before);

@@ -187,15 +187,42 @@ fn a_hostile_file_is_refused_and_nothing_is_written() {
 }
 
 #[test]
-fn a_key_that_was_erased_comes_back_only_when_asked() {
+fn a_key_that_was_erased_or_deleted_comes_back_only_when_asked() {
     let site = Site::new();
-    let (volume, key) = site.volume("one", &[]);
+    let (volume, erased) = site.volume("one", &[]);
+    let (_, deleted) = site.volume("two", &[]);
     let file = site.path("backup").into_os_string().into_string().unwrap();
     site.ok(&["container", "backup", "cinder", &file]);
-    site.ok(&["key", "erase", &volume, "--yes"]);
+    // Wherever its receipt is, and whatever becomes of that.
+    let receipt = site.path("receipt").into_os_string().into_string().unwrap();
+    site.ok(&["key", "erase", &volume, "--yes", "--receipt", &receipt]);
+    fs::write(receipt, "damaged").unwrap();
+    site.ok(&["key", "delete", &deleted, "--yes"]);
     let told = site.fails(68, &["container", "restore", "cinder", &file]);
-    assert!(told.contains("which this host has erased"), "{told}");
+    for key in [&erased, &deleted] {
+        assert!(told.contains(&format!("key {}, which this host has deleted", &key[7..])), "{told}");
+    }
     assert!(site.ok(&["key", "list"]).is_empty());
-    site.ok(&["container", "restore", "cinder", &file, "--older"]);
-    assert_eq!(site.ok(&["key", "list"]), key);
+    let restore = ["container", "restore", "cinder", &file, "--older"];
+    assert_eq!(site.json(&restore)["brought_back"].as_array().unwrap().len(), 2);
+    // Now it has not deleted them any more.
+    fs::remove_file(site.sealed(&erased)).unwrap();
+    assert_eq!(site.json(&restore[..4])["written"], 1);
+    assert_eq!(site.ok(&["key", "list"]).lines().count(), 2);
+}
+
+/// What cannot be deleted was not.
+#[test]
+fn a_key_whose_deletion_has_failed_comes_back_unasked() {
+    let site = Site::new();
+    let (_, key) = site.volume("one", &[]);
+    let file = site.path("backup").into_os_string().into_string().unwrap();
+    site.ok(&["container", "backup", "cinder", &file]);
+    let sealed = site.sealed(&key);
+    sh(&format!("mount --bind {0} {0}", sealed.display()));
+    let told = site.run(&["key", "delete", &key, "--yes"]);
+    sh(&format!("umount {}", sealed.display()));
+    assert!(!told.status.success(), "{told:?}");
+    fs::remove_file(sealed).unwrap();
+    assert_eq!(site.json(&["container", "restore", "cinder", &file])["written"], 1);
 }

@@ -6,7 +6,7 @@ use cryptattach::{
     base::key::{Epoch, HostName, SealedKey, StoreName},
     config::Config,
     keys::seal::OwnerKey,
-    unlock::container::{Container, Use},
+    unlock::container::{Container, Step, Use},
 };
 use serde_json::Value;
 
@@ -129,7 +129,7 @@ fn hosts_come_and_go_even_if_a_rotation_was_killed_between() {
     // Removed after a next key was made that it can open: only the one after that is without it.
     containers.rotation_is_killed();
     assert!(containers.is_for(4, &goes));
-    let rotation = containers.container().remove_host(&two, &|_, _| {}).unwrap();
+    let rotation = containers.container().remove_host(&two, &|_| {}).unwrap();
     assert_eq!(rotation.epoch, "5".parse::<Epoch>().unwrap());
     assert!(containers.is_for(5, &stays) && !containers.is_for(5, &goes));
     assert_eq!(containers.container().hosts().unwrap(), [one]);
@@ -148,9 +148,9 @@ fn a_rotation_takes_back_nothing_of_one_that_began_later() {
     let (goes, host) = (OwnerKey::generate().unwrap(), "two".parse::<HostName>().unwrap());
     containers.container().admit_host(&host, &goes.recipient().unwrap()).unwrap();
     let meanwhile = Once::new();
-    let remove = |done, _| {
-        if done == 1 {
-            meanwhile.call_once(|| drop(containers.container().remove_host(&host, &|_, _| {}).unwrap()));
+    let remove = |step: Step<'_>| {
+        if let Step::Done(1, _) = step {
+            meanwhile.call_once(|| drop(containers.container().remove_host(&host, &|_| {}).unwrap()));
         }
     };
     let rotation = containers.container().rotate(Duration::from_secs(3600), &remove).unwrap();

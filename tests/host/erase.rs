@@ -256,6 +256,48 @@ fn what_fails_on_the_way_is_told_and_gone_on_with() {
     assert_eq!(site.json(&["key", "erase", &copy, "--yes"])["receipt"]["keys"][0]["answer"], "not-there");
 }
 
+/// Before anybody is asked, the receipt has a place; and what is in that place at the end stays.
+#[test]
+fn a_receipt_keeps_to_its_place() {
+    let site = Site::new();
+    let (path, uuid, key) = volume(&site, "v", &[]);
+    let folder = site.path("receipts");
+    let file = folder.join("v.json").display().to_string();
+    // Nothing is begun.
+    assert!(site.fails(74, &["key", "erase", &path, "--receipt", &file]).contains("folder of the receipt"));
+    assert!(!Path::new(site.keys("site-state")).join("erase").join(&uuid).exists() && keys(&site) == key);
+    fs::create_dir(&folder).unwrap();
+    let killed = |trace: &str, at: &str| {
+        sh(&format!(
+            "strace -f -qq -o /dev/null -P {at} -e trace={trace} -e inject={trace}:signal=KILL:when=1 {} --config {} key erase {path} \
+             --yes --receipt {file} 2>/dev/null || true",
+            env!("CARGO_BIN_EXE_cryptattach"),
+            site.keys("cryptattach.toml")
+        ));
+    };
+    killed("unlink,unlinkat", &site.sealed(&key).display().to_string());
+    // The folder is gone when it goes on: that is told before the question.
+    fs::remove_dir(&folder).unwrap();
+    for more in [&[][..], &["--receipt", &file]] {
+        let told = site.fails(74, &[&["key", "erase", &path], more].concat());
+        assert!(told.contains("folder of the receipt") && !told.contains("confirm with --yes"), "{told}");
+    }
+    // A folder of somebody's, who puts a file there while the volume is wiped.
+    fs::create_dir(&folder).unwrap();
+    killed("pwrite64", &path);
+    fs::write(&file, "somebody's").unwrap();
+    assert!(site.fails(73, &["key", "erase", &path, "--yes"]).contains("exists already"));
+    assert_eq!(fs::read_to_string(&file).unwrap(), "somebody's");
+    fs::remove_file(&file).unwrap();
+    // Killed once more, when the receipt has its name and the journal is still there: it is written in its own place.
+    let journal = Path::new(site.keys("site-state")).join("erase").join(&uuid);
+    killed("unlink,unlinkat", &journal.display().to_string());
+    assert!(journal.exists() && Path::new(&file).exists());
+    site.ok(&["key", "erase", &path, "--yes", "--receipt", &file]);
+    assert!(!journal.exists());
+    assert_eq!(verified(&site, &file)["volume"], uuid.as_str());
+}
+
 /// Somebody makes a receipt say what did not happen.
 #[test]
 fn a_receipt_that_was_edited_or_signed_by_another_or_is_none_is_refused() {

@@ -83,6 +83,90 @@ fn a_volume_that_has_its_header_elsewhere_keeps_its_data() {
     refused("is the volume");
 }
 
+/// What /etc/crypttab and udev know, too. The command has a /etc and a /dev/disk of its own.
+#[test]
+fn a_device_that_crypttab_or_udev_knows_otherwise_is_not_written_over() {
+    let site = Site::new();
+    let (volume, _) = site.volume("one", &[]);
+    let device = LoopDevice::new(volume.as_ref(), "");
+    let file = site.path("header").into_os_string().into_string().unwrap();
+    let uuid = site.json(&["header", "backup", &volume, &file])["volume"].as_str().unwrap().to_owned();
+    let other = site.file("other", 32 << 20).into_os_string().into_string().unwrap();
+    sh(&format!("dd if=/dev/urandom of={other} bs=1M count=32 conv=notrunc status=none"));
+    let data = fs::read(&other).unwrap();
+    let refused = |crypttab: &str, link: &str, why: &str| {
+        let own = format!(
+            "mkdir -p /dev/disk && etc=$(mktemp -d) && mount -t tmpfs etc $etc && cp -a /etc/. $etc && \
+             echo '{crypttab}' >$etc/crypttab && mount --bind $etc /etc && mount -t tmpfs disk /dev/disk && \
+             mkdir /dev/disk/by-uuid && ln -s {} /dev/disk/by-uuid/{link} && \
+             exec {} header restore {other} {file} --lost",
+            device.path(),
+            env!("CARGO_BIN_EXE_cryptattach")
+        );
+        let mut unshare = Command::new("unshare");
+        unshare.args(["-m", "sh", "-c", &own]).env("CRYPTATTACH_CONFIG", site.keys("cryptattach.toml"));
+        let output = unshare.output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(73) && told.contains(why), "{told}");
+        assert!(fs::read(&other).unwrap() == data, "{told}");
+    };
+    refused(&format!("x {other} none luks,header=/boot/x"), "no", "is not on the device itself");
+    refused(&format!("x {other} none plain,cipher=aes-xts-plain64"), "no", "is not on the device itself");
+    refused(&format!("x {volume} none luks"), "no", "is the volume");
+    refused("", &uuid, "is the volume");
+}
+
+#[test]
+fn a_backup_from_before_a_move_names_the_new_place_when_it_is_told() {
+    let site = Site::new();
+    let (volume, old) = site.volume("one", &[]);
+    let (_, others) = site.volume("two", &[]);
+    let file = site.path("header").into_os_string().into_string().unwrap();
+    site.ok(&["header", "backup", &volume, &file]);
+    crate::moving::with_vault(&site);
+    let new = site.ok(&["key", "move", &old, "--to", "vault", "--volume", &volume]);
+    let new = new.lines().next().unwrap();
+    overwrite(&volume, 0, HEADER);
+    let damaged = fs::read(&volume).unwrap();
+    let restore = ["header", "restore", &volume, &file, "--lost"];
+    site.fails(67, &restore);
+    // Nobody's word is enough.
+    site.fails(68, &[&restore[..], &["--key", &others]].concat());
+    assert!(fs::read(&volume).unwrap() == damaged);
+    assert_eq!(site.json(&[&restore[..], &["--key", new]].concat())["key"], new);
+    site.attaches(&volume);
+    let token = sh(&format!("cryptsetup token export --token-id 0 {volume}"));
+    assert!(token.contains("vault") && !token.contains("cinder"), "{token}");
+    assert!(site.ok(&[&restore[..], &["--key", new]].concat()).contains("nothing was written"));
+}
+
+#[test]
+fn a_backup_whose_passphrase_is_no_longer_sealed_comes_back_only_when_asked() {
+    let site = Site::new();
+    let (volume, key) = site.volume("one", &["--keyslot"]);
+    let file = site.path("header").into_os_string().into_string().unwrap();
+    site.ok(&["header", "backup", &volume, &file]);
+    site.ok(&["key", "rotate", "--passphrase", &volume]);
+    overwrite(&volume, 0, HEADER);
+    let damaged = fs::read(&volume).unwrap();
+    let restore = ["header", "restore", &volume, &file, "--lost"];
+    let told = site.fails(65, &restore);
+    assert!(
+        told.contains(&format!("sealed with the key {key} opens no keyslot")) && told.contains("--older"),
+        "{told}"
+    );
+    assert!(fs::read(&volume).unwrap() == damaged);
+    site.ok(&[&restore[..], &["--older"]].concat());
+    site.attaches(&volume);
+    // The next step that it says.
+    site.ok(&["key", "rotate", "--passphrase", &volume]);
+    let passphrase = format!("{} key passphrase --for {volume}", env!("CARGO_BIN_EXE_cryptattach"));
+    sh(&format!(
+        "{passphrase} --config {} | cryptsetup open --test-passphrase --key-file=- {volume}",
+        site.keys("cryptattach.toml")
+    ));
+}
+
 /// Runs it and kills it before its write or flush of this number; whether it was killed.
 fn killed_at(site: &Site, number: u32, arguments: &[&str]) -> bool {
     let mut strace = Command::new("strace");

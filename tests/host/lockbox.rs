@@ -78,7 +78,7 @@ impl Hosted {
     fn remove(&self) {
         let container = self.container();
         lockbox::withdraw(container.host_keys().unwrap(), &self.host).unwrap();
-        let rotation = container.remove_host(&self.host, &|_, _| {}).unwrap();
+        let rotation = container.remove_host(&self.host, &|_| {}).unwrap();
         assert!(rotation.failed.is_empty());
     }
 

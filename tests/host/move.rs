@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// A second store, `vault`, on the key disk.
-fn with_vault(site: &Site) {
+pub fn with_vault(site: &Site) {
     let keys = site.keys("");
     sh(&format!(
         "cd {keys} && openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out vault.key 2>/dev/null && \
@@ -276,6 +276,41 @@ fn kill_9_in_a_move_of_all_keys_loses_none() {
     }
     println!("{kills} kills");
     assert!(kills >= 3, "{kills} kills");
+}
+
+/// A store that is a file system of its own, which is not mounted, is not one that has lost its keys.
+#[test]
+fn a_store_that_is_not_mounted_stops_a_move_and_nothing_is_lost() {
+    let site = Site::new();
+    let (volume, old) = site.volume("one", &[]);
+    with_vault(&site);
+    let vault = site.keys("vault");
+    // The target: a folder that is empty without its file system.
+    let kept = site.keys("kept");
+    sh(&format!("cp -a {vault} {kept} && mkdir -p {vault}.empty && mount --bind {vault}.empty {vault}"));
+    let move_it = ["key", "move", &old, "--to", "vault", "--volume", &volume];
+    let told = site.run(&move_it);
+    sh(&format!("umount {vault}"));
+    assert!(!told.status.success(), "{told:?}");
+    site.attaches(&volume);
+    // The source, after the header names the new place: the old key is there when its file system is.
+    sh(&format!(
+        "strace -f -qq -o /dev/null -P {} -e trace=unlink,unlinkat -e inject=unlink,unlinkat:signal=KILL:when=1 {} --config {} key move \
+         {old} --to vault --volume {volume} 2>/dev/null || true",
+        site.sealed(&old).display(),
+        env!("CARGO_BIN_EXE_cryptattach"),
+        site.keys("cryptattach.toml")
+    ));
+    assert_eq!((keys(&site, "cinder").len(), keys(&site, "vault").len()), (1, 1));
+    let cinder = site.keys("cinder");
+    sh(&format!("mkdir {cinder}.empty && mount --bind {cinder}.empty {cinder}"));
+    let told = site.run(&move_it);
+    sh(&format!("umount {cinder}"));
+    assert!(!told.status.success(), "an old key that is still there is not told as deleted: {told:?}");
+    site.attaches(&volume);
+    site.ok(&move_it);
+    assert!(keys(&site, "cinder").is_empty());
+    site.attaches(&volume);
 }
 
 /// The volume attaches as it is; the same command ends the move.

@@ -342,7 +342,7 @@ impl<'a> Site<'a> {
 const ONE_TENANT: &str = "tenants = \"one\"";
 
 /// No store is without a choice of escrow.
-const SEALING: &str = "owner = \"owner.pem\"\nescrow = \"escrow.pem\"\nidentities = [\"owner.key\"]\n";
+pub const SEALING: &str = "owner = \"owner.pem\"\nescrow = \"escrow.pem\"\nidentities = [\"owner.key\"]\n";
 
 /// Every storage address of the test's Swift is of this machine; as hosts of a site they are different ones.
 const INVENTORY: &str = r#"

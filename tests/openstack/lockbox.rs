@@ -21,7 +21,7 @@ use crate::{
 pub const STORIES: &[Story] = &[("a_lockbox_attaches_while_the_cloud_is_away", away)];
 
 /// Taken out of the kernel's keyring when the story ends.
-struct Open(String);
+pub struct Open(String);
 
 impl Drop for Open {
     fn drop(&mut self) {
@@ -29,12 +29,15 @@ impl Drop for Open {
     }
 }
 
-fn away(cloud: &Cloud) {
-    let site = Site::new(cloud);
-    let volume = site.file("volume");
-    let reference = site.ok(&["format", &volume]);
+/// A host that is admitted: its own key is in host.key.
+struct Admitted {
+    host: HostName,
+    container: Container,
+    admission: lockbox::Admission,
+    _open: Open,
+}
 
-    // The administrator admits the host, whose own key is in host.key; then the owner's key leaves the host.
+fn admit(site: &Site<'_>) -> Admitted {
     let host: HostName = site.name("host").parse().unwrap();
     let _open = Open(format!("cryptattach:lockbox:{host}"));
     sh(&format!(
@@ -48,11 +51,29 @@ fn away(cloud: &Cloud) {
     recipients.push(Box::new(OwnerRecipient::read(&site.path("host.pem")).unwrap()));
     let admission = lockbox::admit(container.host_keys().unwrap(), &host, &recipients).unwrap();
     container.admit_host(&host, &admission.recipient).unwrap();
+    site.configure(&format!(
+        "[lockbox]\nhost = \"{host}\"\nstore = \"cinder\"\nidentities = [\"host.key\"]\npath = \"lockbox\"\n"
+    ));
+    Admitted { host, container, admission, _open }
+}
+
+/// The host of the site has an open lockbox, until the value goes.
+pub fn admitted(site: &Site<'_>) -> Open {
+    let Admitted { _open: open, .. } = admit(site);
+    site.ok(&["lockbox", "open"]);
+    open
+}
+
+fn away(cloud: &Cloud) {
+    let site = Site::new(cloud);
+    let volume = site.file("volume");
+    let reference = site.ok(&["format", &volume]);
+
+    // The administrator admits the host; then the owner's key leaves the host.
+    let Admitted { host, container, admission, _open } = admit(&site);
     let text = std::fs::read_to_string(site.path("cryptattach.toml")).unwrap();
     let text = text.replace("identities = [\"owner.key\"]", "identities = []");
-    let lockbox =
-        format!("[lockbox]\nhost = \"{host}\"\nstore = \"cinder\"\nidentities = [\"host.key\"]\npath = \"lockbox\"\n");
-    site.write("cryptattach.toml", &format!("{text}{lockbox}"));
+    site.write("cryptattach.toml", &text);
 
     let name = site.name("v");
     let attach = ["attach", &volume, &name, "--backend", "userspace"];
@@ -101,7 +122,7 @@ fn away(cloud: &Cloud) {
 
     // Removed, it is told so by the store, and has nothing left.
     lockbox::withdraw(container.host_keys().unwrap(), &host).unwrap();
-    let rotation = container.remove_host(&host, &|_, _| {}).unwrap();
+    let rotation = container.remove_host(&host, &|_| {}).unwrap();
     assert!(rotation.failed.is_empty() && rotation.resealed == 1);
     let text = site.fails(67, &["lockbox", "open"]);
     assert!(text.contains("is not admitted, or was removed") && text.contains("1 entry was removed"), "{text}");

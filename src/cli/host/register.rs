@@ -148,7 +148,7 @@ impl Remove {
         let (mut container_keys, mut still_admitted) = (Vec::new(), BTreeSet::new());
         for store in stores {
             let container = Container::open(config, store, None, Use::Keys)?;
-            let rotation = container.remove_host(&self.host, &|_, _| {})?;
+            let rotation = container.remove_host(&self.host, &|_| {})?;
             match rotation.failed.len() {
                 0 => container_keys.push(format!("{store}/kek/{}", rotation.epoch)),
                 left => return Err(unlock::Error::Unfinished { container: store.clone(), left }.into()),

@@ -6,7 +6,7 @@
 
 use std::sync::PoisonError;
 
-use super::{Container, Rotation, TrustError, rotation::KEEP};
+use super::{Container, Progress, Rotation, TrustError, rotation::KEEP};
 use crate::{
     base::{
         clock::now,
@@ -65,7 +65,7 @@ impl Container {
     /// Removes a host: the next container key is not sealed to it, and all keys are sealed anew under that. If some could
     /// not be ([`Rotation::failed`]), it is to be called again. Each call makes a new key: whom the current one is for, the host
     /// itself may have written.
-    pub fn remove_host(&self, host: &HostName, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Rotation, Error> {
+    pub fn remove_host(&self, host: &HostName, progress: &Progress<'_>) -> Result<Rotation, Error> {
         self.rotate_without(Some(host), KEEP, progress)
     }
 

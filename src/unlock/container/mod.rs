@@ -4,6 +4,7 @@
 
 mod admitted;
 pub mod backup;
+mod each;
 mod opens;
 mod rehearsal;
 mod rotation;
@@ -22,9 +23,10 @@ use std::{
 
 use uuid::Uuid;
 
+pub use each::{Progress, Step, for_each, lock};
 pub use opens::{asks_people, logins, may_open_without_tpm, public_keys, servers_to_open, taken_by_leaves};
 pub use rehearsal::{By, Rehearsal, prove_pair, rehearse};
-pub use rotation::{Rotation, for_each, lock};
+pub use rotation::Rotation;
 pub use tenant_keys::{Listed, TenantKeys};
 pub(in crate::unlock) use trust::Seen;
 pub use trust::{Author, TrustError};
@@ -46,7 +48,7 @@ use crate::{
         seal::{self, Asking, ContainerKey, Content, Expected, For, Identities, Opened, SealError, identities},
         store::{self, KeyStore, Released, RingAnswer, StoreError, Stored, parse_endpoints},
     },
-    unlock::{Error, lockbox::Lockbox, tenant::Tenant},
+    unlock::{Error, deletions::Deletions, lockbox::Lockbox, tenant::Tenant},
 };
 
 /// A container of keys.
@@ -257,7 +259,13 @@ impl Container {
         let seal = |key: Arc<ContainerKey>| Ok((seal::seal(&context, content, &[Box::new(key.clone())])?, key));
         let (sealed, key) = self.current_key().and_then(seal).inspect_err(|_| self.store.abandon(id))?;
         self.store.create(id, &sealed)?;
+        self.deletions().take_back(id)?;
         self.has_sealed_under(&key)
+    }
+
+    /// The keys that this host has deleted.
+    fn deletions(&self) -> Deletions {
+        Deletions::of(&self.state, &self.name)
     }
 
     /// Seals a key anew under the current container key, and replaces its sealed form.
@@ -325,7 +333,7 @@ impl Container {
         if ids.is_empty() && self.container_keys()?.current()?.is_none() {
             return Err(StoreError::Vacant(format!("'{}' has no keys", self.name)).into());
         }
-        rotation::try_for_each(&ids, &|_, _| {}, &|id| match self.store.get(id) {
+        each::try_for_each(&ids, &|_| {}, &|id| match self.store.get(id) {
             Ok(Stored::Sealed(key)) if key.claimed_context().is_ok_and(|claimed| claimed.volume == Some(volume)) => {
                 lock(&found).push(*id);
                 Ok(())

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Mutex};
 
 use super::{
     Author, Container, Use,
-    rotation::{for_each, lock},
+    each::{Progress, Step, for_each, lock},
 };
 use crate::{
     base::{
@@ -61,7 +61,7 @@ pub fn rehearse(
     name: &StoreName,
     by: &By<'_>,
     backup: Option<&Path>,
-    progress: &(dyn Fn(usize, usize) + Sync),
+    progress: &Progress<'_>,
 ) -> Result<Rehearsal, Error> {
     let (mut container, file) = match backup {
         None => (Container::open(config, name, None, Use::Keys)?, None),
@@ -122,7 +122,7 @@ impl Container {
     }
 
     /// A backup may be older than what this host has seen of the store.
-    fn rehearse(&self, is_backup: bool, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Rehearsal, Error> {
+    fn rehearse(&self, is_backup: bool, progress: &Progress<'_>) -> Result<Rehearsal, Error> {
         let keys = self.container_keys()?;
         let (mut container_keys, mut closed) = (Vec::new(), Vec::new());
         for epoch in keys.epochs()? {
@@ -152,7 +152,10 @@ impl Container {
             match self.rehearse_one(id, &open, &is_closed) {
                 Ok(true) => {}
                 Ok(false) => *lock(&unsealed) += 1,
-                Err(why) => lock(&lost).push((*id, why)),
+                Err(why) => {
+                    progress(Step::Not("lost", id, &why));
+                    lock(&lost).push((*id, why));
+                }
             }
         });
         let (lost, unsealed) = (std::mem::take(&mut *lock(&lost)), *lock(&unsealed));

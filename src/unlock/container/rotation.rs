@@ -6,14 +6,13 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    thread,
     time::Duration,
 };
 
-use super::{Author, Container, TrustError};
+use super::{Author, Container, Progress, Step, TrustError, each::for_each, lock};
 use crate::{
     base::{
         chain::chain,
@@ -26,9 +25,6 @@ use crate::{
     },
     unlock::Error,
 };
-
-/// Re-sealing waits for the store most of the time.
-const WORKERS: usize = 8;
 
 /// How long a container key stays after its successor was made: Swift lists a key late by its reclaim age at most.
 pub const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -66,9 +62,8 @@ impl Container {
 
     /// Makes the next container key and seals all keys anew; or if that was begun and not finished, finishes it.
     ///
-    /// Container keys that have not been the current one for `keep` are deleted. `progress` is told how many keys are done,
-    /// and how many there are.
-    pub fn rotate(&self, keep: Duration, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Rotation, Error> {
+    /// Container keys that have not been the current one for `keep` are deleted.
+    pub fn rotate(&self, keep: Duration, progress: &Progress<'_>) -> Result<Rotation, Error> {
         self.rotate_without(None, keep, progress)
     }
 
@@ -77,7 +72,7 @@ impl Container {
         &self,
         host: Option<&HostName>,
         keep: Duration,
-        progress: &(dyn Fn(usize, usize) + Sync),
+        progress: &Progress<'_>,
     ) -> Result<Rotation, Error> {
         let keys = self.container_keys()?;
         let mut target = match keys.current()? {
@@ -168,19 +163,22 @@ impl Container {
         ContainerKeyId { container: self.name.clone(), epoch }
     }
 
-    fn reseal_all(
-        &self,
-        target: &Arc<ContainerKey>,
-        progress: &(dyn Fn(usize, usize) + Sync),
-    ) -> Result<Rotation, Error> {
+    fn reseal_all(&self, target: &Arc<ContainerKey>, progress: &Progress<'_>) -> Result<Rotation, Error> {
         let ids = self.store.list()?;
         let resealed = AtomicUsize::new(0);
         let (failed, left_alone) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
         for_each(&ids, progress, &|id| match self.reseal_one(id, target) {
             Ok(true) => drop(resealed.fetch_add(1, Ordering::Relaxed)),
             Ok(false) => {}
-            Err(Error::NoAuthor(_)) => lock(&left_alone).push(*id),
-            Err(error) => lock(&failed).push((*id, chain(&error))),
+            Err(Error::NoAuthor(_)) => {
+                progress(Step::Not("left alone", id, "nobody vouches for it"));
+                lock(&left_alone).push(*id);
+            }
+            Err(error) => {
+                let why = chain(&error);
+                progress(Step::Not("failed", id, &why));
+                lock(&failed).push((*id, why));
+            }
         });
         let (failed, left_alone) = (std::mem::take(&mut *lock(&failed)), std::mem::take(&mut *lock(&left_alone)));
         let resealed = resealed.into_inner();
@@ -211,38 +209,4 @@ impl Container {
         self.remember(seen);
         Ok(true)
     }
-}
-
-/// Does this for each, several at once; `progress` is told how many are done, and how many there are.
-pub fn for_each<T: Sync>(keys: &[T], progress: &(dyn Fn(usize, usize) + Sync), work: &(dyn Fn(&T) + Sync)) {
-    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    progress(0, keys.len());
-    let all = || {
-        while let Some(key) = keys.get(next.fetch_add(1, Ordering::Relaxed)) {
-            work(key);
-            progress(done.fetch_add(1, Ordering::Relaxed) + 1, keys.len());
-        }
-    };
-    thread::scope(|scope| (0..WORKERS.min(keys.len())).for_each(|_| drop(scope.spawn(all))));
-}
-
-/// Likewise, until one fails: none is begun after that.
-pub(super) fn try_for_each<T: Sync, E: Send>(
-    keys: &[T],
-    progress: &(dyn Fn(usize, usize) + Sync),
-    work: &(dyn Fn(&T) -> Result<(), E> + Sync),
-) -> Result<(), E> {
-    let failed = Mutex::new(None);
-    for_each(keys, progress, &|key| {
-        let is_over = lock(&failed).is_some();
-        if !is_over && let Err(error) = work(key) {
-            *lock(&failed) = Some(error);
-        }
-    });
-    failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
-}
-
-/// What several threads write to, also after one of them has ended by a defect.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

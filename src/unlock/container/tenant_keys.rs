@@ -153,7 +153,14 @@ impl Container {
         if !consumers.is_empty() && !force {
             return Err(Error::InUse { key: self.reference(*id), consumers });
         }
-        self.store.delete(id).map_err(|error| self.as_told(id, error))?;
+        self.deletions().note(id)?;
+        if let Err(error) = self.store.delete(id) {
+            // What is still there was not deleted.
+            if self.store.is_gone(id).is_ok_and(|gone| !gone) && !matches!(error, StoreError::NotFound { .. }) {
+                self.deletions().take_back(id)?;
+            }
+            return Err(self.as_told(id, error));
+        }
         for consumer in &consumers {
             match self.store.remove_consumer(id, consumer) {
                 // Barbican deletes them with their secret.

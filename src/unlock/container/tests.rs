@@ -1,10 +1,13 @@
 //! Containers over a store in memory: rotation, pins, use, and the lockbox before the store.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use uuid::Uuid;
 
-use super::{Author, Container, Source, TrustError, Use, ViaLockbox};
+use super::{Author, Container, Source, Step, TrustError, Use, ViaLockbox, lock};
 use crate::{
     base::key::{KeyId, ManagedObject, ObjectFacts, SecretBytes},
     config::IdentitySpec,
@@ -31,7 +34,7 @@ fn kept(container: &Container) -> KeyId {
 }
 
 fn rotate(site: &Site) -> super::Rotation {
-    site.container().rotate(Duration::ZERO, &|_, _| ()).unwrap()
+    site.container().rotate(Duration::ZERO, &|_| ()).unwrap()
 }
 
 #[test]
@@ -40,7 +43,14 @@ fn a_rotation_goes_on_where_a_key_has_stopped_it() {
     site.container().make_first_key().unwrap();
     let ids: Vec<KeyId> = (0..3).map(|_| kept(&site.container())).collect();
     site.store.lie(ids[1], site.store.stored(ids[0]).unwrap());
-    let stopped = rotate(&site);
+    let told = Mutex::new(Vec::new());
+    let hear = |step: Step<'_>| {
+        if let Step::Not(what, id, _) = step {
+            lock(&told).push((what, *id));
+        }
+    };
+    let stopped = site.container().rotate(Duration::ZERO, &hear).unwrap();
+    assert_eq!(*lock(&told), [("failed", ids[1])], "at once");
     assert_eq!((stopped.resealed, stopped.failed.len()), (2, 1), "{stopped:?}");
     assert_eq!(stopped.failed[0].0, ids[1]);
     assert_eq!(stopped.deleted, [], "a key is still sealed under the one before");
@@ -97,7 +107,7 @@ fn a_rotation_that_ends_before_its_key_is_announced_can_be_done_again() {
     site.container().make_first_key().unwrap();
     let id = kept(&site.container());
     site.store.fail_at("set current", StoreError::Denied { action: "write to", at: "memory".to_owned() });
-    let ended = site.container().rotate(Duration::ZERO, &|_, _| ()).unwrap_err();
+    let ended = site.container().rotate(Duration::ZERO, &|_| ()).unwrap_err();
     assert!(matches!(ended, Error::Store(StoreError::Denied { .. })), "{ended:?}");
     site.container().object(&id).expect("it opens meanwhile");
     kept(&site.container());

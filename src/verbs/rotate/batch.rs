@@ -48,7 +48,8 @@ impl Batch {
     /// Goes on with the one that was begun before, or begins one.
     pub fn claim(config: &Config, container: &StoreName, because_leaked: bool, anew: bool) -> Result<Self, Error> {
         let folder = config.state.join("rotations");
-        let alone = state::claim(&folder, container.as_str()).map_err(Error::io("use the state directory"))?;
+        let alone = state::claim(&folder, container.as_str())
+            .map_err(|source| Error::claimed(format!("the rotation of container '{container}'"), source))?;
         let path = folder.join(container.as_str());
         let before = state::read::<Journal>(&path)?.filter(|_| !anew);
         let journal = match before {

@@ -1,7 +1,7 @@
 //! What a rotation on this host must know that the header does not say: a file `rekey/UUID` of the state directory for each.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -40,11 +40,10 @@ fn folder(config: &Config) -> PathBuf {
 
 /// Where the journal of a volume is, and that nobody else rotates its key on this host, moves or erases it.
 pub(in crate::verbs) fn claim(config: &Config, volume: Uuid) -> Result<(PathBuf, Flock<fs::File>), Error> {
-    match state::claim(&folder(config), &volume.to_string()) {
-        Ok(alone) => Ok((path(config, volume), alone)),
-        Err(source) if source.kind() == io::ErrorKind::TimedOut => Err(Error::AtWork { volume, source }),
-        Err(source) => Err(Error::io("use the state directory")(source)),
-    }
+    let alone = state::claim(&folder(config), &volume.to_string());
+    let alone =
+        alone.map_err(|source| Error::claimed(format!("the key or the header of the volume {volume}"), source))?;
+    Ok((path(config, volume), alone))
 }
 
 /// The new key of a rotation that was begun on this host and has not ended.

@@ -15,17 +15,17 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
-    HeaderImage, Volume, VolumeError,
+    Header, HeaderImage, Volume, VolumeError,
     copies::Copies,
     header_image::LARGEST_BYTES,
-    reencryption::{self, State, digest_of},
+    reencryption::{self, State, digest_of, our_token},
     rekey, signatures,
 };
 use crate::{
     base::{
         advice::Advice,
         exit::Exit,
-        key::{KeyId, StoreName},
+        key::{KeyId, KeyReference, StoreName},
     },
     sys::{device::Device, durable},
 };
@@ -52,6 +52,10 @@ pub enum HeaderBackupError {
     Foreign { device: PathBuf, found: String },
     #[error("the header backup is from another volume key than the one that {} has now", .0.display())]
     OldKey(PathBuf),
+    #[error("the passphrase that is sealed with the key {key} opens no keyslot of the header backup for {}", .device.display())]
+    OldPassphrase { device: PathBuf, key: KeyReference },
+    #[error("the header backup has no token of ours that could name a key")]
+    NoToken,
     #[error("the header backup has another layout than the header of {}", .0.display())]
     Layout(PathBuf),
     #[error("the header backup is not the header of {}; restored, it would change: {}", .device.display(), .changes.join(", "))]
@@ -87,6 +91,8 @@ impl Advice for HeaderBackupError {
             | Self::OtherVolume { .. }
             | Self::OldKey(_)
             | Self::Layout(_)
+            | Self::NoToken
+            | Self::OldPassphrase { .. }
             | Self::Older { .. }
             | Self::OtherKeys { .. } => Exit::Header,
         }
@@ -117,7 +123,15 @@ impl Advice for HeaderBackupError {
                 "find out which of them is the present one; --older restores this header nevertheless: write nothing to the volume \
                  until its data was read"
             }
-            Self::File { .. } | Self::NoBackup { .. } | Self::Layout(_) => return None,
+            Self::OldPassphrase { device, .. } => {
+                let step = format!(
+                    "take a backup from after the last 'key rotate --passphrase'; --older restores this one nevertheless: then \
+                     'cryptattach key rotate --passphrase {}' makes a keyslot that opens",
+                    device.display()
+                );
+                return Some(step.into());
+            }
+            Self::File { .. } | Self::NoBackup { .. } | Self::Layout(_) | Self::NoToken => return None,
         };
         Some(step.into())
     }
@@ -191,9 +205,24 @@ impl HeaderBackup {
         self.copies.uuid().unwrap_or_default()
     }
 
-    /// The volume as it would be on this device: judged as any header is.
+    /// Has it name another place of the key. What it says of keys is proven by nothing here.
+    pub fn name_key(&mut self, key: &KeyReference) -> Result<(), HeaderBackupError> {
+        let named = our_token(&self.copies.json).and_then(|(number, token)| {
+            let token = serde_json::to_value(token.moved(key)).ok()?;
+            Some((number.to_owned(), token))
+        });
+        let (number, token) = named.ok_or(HeaderBackupError::NoToken)?;
+        self.copies.json["tokens"][number] = token;
+        Ok(())
+    }
+
+    /// The volume as it would be on this device, with its keyslots: judged as any header is.
     pub fn on(&self, device: &Device) -> Result<Volume, VolumeError> {
-        rekey::view(device, &self.copies, &self.copies.json)
+        let mut volume = rekey::view(device, &self.copies, &self.copies.json)?;
+        if let Header::Luks(header) = &mut volume.header {
+            header.keyslots_in = Some(self.image.clone());
+        }
+        Ok(volume)
     }
 
     /// Compares it with the header that it is to replace; `None`: neither copy of that is whole.

@@ -133,6 +133,7 @@ impl UntrustedHeader {
             keyslots: checked.keyslots,
             detached: self.detached,
             image: self.image,
+            keyslots_in: None,
         };
         Ok(Volume {
             device: self.device,
@@ -239,9 +240,12 @@ impl LuksHeader {
         only: Option<&[u32]>,
     ) -> Result<(VolumeKey, u32), VolumeError> {
         let path = self.detached.as_deref().unwrap_or(&volume.device.path);
-        let (header_bytes, file) = match &self.detached {
-            Some(header) => Device::open(header).map(|(header, file)| (header.size_bytes, file))?,
-            None => (volume.device.size_bytes, volume.device.reopen()?),
+        let (header_bytes, file) = match (&self.keyslots_in, &self.detached) {
+            (Some(image), _) => {
+                (header_image::LARGEST_BYTES, image.file().try_clone().map_err(DeviceError::io("read", path))?)
+            }
+            (None, Some(header)) => Device::open(header).map(|(header, file)| (header.size_bytes, file))?,
+            (None, None) => (volume.device.size_bytes, volume.device.reopen()?),
         };
         let keyslots_end = match volume.geometry.data_offset_bytes {
             0 => header_bytes,

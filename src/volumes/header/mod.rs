@@ -140,6 +140,8 @@ pub struct LuksHeader {
     pub detached: Option<PathBuf>,
     /// The bytes that were checked, and no others, are what is activated.
     pub image: HeaderImage,
+    /// The keyslots of a header that is not in its place yet.
+    pub keyslots_in: Option<HeaderImage>,
 }
 
 /// What the user says of a volume that has no header.

@@ -12,7 +12,7 @@ use crate::{
         exit::Exit,
         key::{ContainerKeyId, StoreName},
     },
-    unlock::{enrol::EnrolError, receipt::ReceiptError},
+    unlock::enrol::EnrolError,
     volumes::separation::Refusal,
 };
 
@@ -63,9 +63,6 @@ pub enum BackupError {
     ReadBack(String),
     #[error(transparent)]
     Register(Box<EnrolError>),
-    /// What this host has erased is not known.
-    #[error(transparent)]
-    Receipt(#[from] ReceiptError),
 }
 
 impl From<EnrolError> for BackupError {
@@ -86,7 +83,6 @@ impl Advice for BackupError {
             Self::TooLarge { .. } | Self::Meanwhile(_) | Self::NotHeld { .. } => Exit::StoreUnavailable,
             Self::Differ { .. } => Exit::InTheWay,
             Self::Register(error) => error.exit(),
-            Self::Receipt(error) => error.exit(),
         }
     }
 
@@ -119,7 +115,6 @@ impl Advice for BackupError {
             }
             Self::NotHeld { .. } => "restore into a store of another kind, under the same name",
             Self::Register(error) => return error.next_step(),
-            Self::Receipt(error) => return error.next_step(),
             Self::File { .. } => return None,
         };
         Some(step.into())

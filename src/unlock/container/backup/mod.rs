@@ -28,7 +28,7 @@ use self::{
 };
 use super::{
     Container, Use,
-    rotation::{lock, try_for_each},
+    each::{Progress, lock, try_for_each},
 };
 use crate::{
     base::{
@@ -76,7 +76,7 @@ pub struct Backup {
 }
 
 /// Collects all that a container has.
-pub fn collect(config: &Config, name: &StoreName, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Backup, Error> {
+pub fn collect(config: &Config, name: &StoreName, progress: &Progress<'_>) -> Result<Backup, Error> {
     let container = Container::open(config, name, None, Use::Keys)?;
     let keys = container.container_keys()?;
     let current = keys.current()?.ok_or_else(|| Error::NoContainerKey(name.clone()))?;

@@ -34,11 +34,10 @@ use crate::{
     unlock::{
         Error,
         container::{
-            Author, Container, TrustError, Use,
-            rotation::{lock, try_for_each},
+            Author, Container, Progress, Step, TrustError, Use,
+            each::{lock, try_for_each},
         },
         enrol::{Admitted, Register},
-        receipt::Desk,
     },
 };
 
@@ -93,14 +92,13 @@ enum There {
     Other,
 }
 
-/// Writes what a backup has and the container's store lacks. `progress` is told how many objects are done, and how many there
-/// are.
+/// Writes what a backup has and the container's store lacks.
 pub fn restore(
     config: &Config,
     name: &StoreName,
     path: &Path,
     how: How,
-    progress: &(dyn Fn(usize, usize) + Sync),
+    progress: &Progress<'_>,
 ) -> Result<Restored, Error> {
     let (backup, file) = Container::of_backup(config, name, path)?;
     let author = backup.author_of(&file, path)?;
@@ -110,9 +108,9 @@ pub fn restore(
     let container = Container::open(config, name, None, Use::Keys)?;
     let stored = container.container_keys()?.current()?.map(|current| current.epoch);
     let register = Register::of(&config.state);
-    let erased = Desk::of(config).erased(name).map_err(BackupError::from)?;
+    let deleted = container.deletions().all()?;
     let job =
-        Job { container, backup, file: &file, register, how, erased, is_sealed_anew: stored > Some(author.epoch()) };
+        Job { container, backup, file: &file, register, how, deleted, is_sealed_anew: stored > Some(author.epoch()) };
     job.check_author(stored)?;
 
     let there = job.look()?;
@@ -141,7 +139,7 @@ pub fn restore(
         there.into_iter().partition(|(slot, _)| matches!(slot, Slot::ContainerKey(_)));
     let count = AtomicUsize::new(0);
     let all = container_keys.len() + others.len();
-    let step = || progress(count.fetch_add(1, Ordering::Relaxed) + 1, all);
+    let step = || progress(Step::Done(count.fetch_add(1, Ordering::Relaxed) + 1, all));
     job.write_all(&container_keys, &done, &step)?;
     if stored < Some(author.epoch()) {
         job.container.container_keys()?.set_current(&file.head.current(), &author.fingerprint()?)?;
@@ -183,8 +181,8 @@ struct Job<'a> {
     file: &'a BackupFile,
     register: Register,
     how: How,
-    /// Keys that receipts of this host say are gone.
-    erased: BTreeSet<KeyId>,
+    /// Keys that this host has deleted or erased.
+    deleted: BTreeSet<KeyId>,
     /// The store's container key is a later one than the backup's: what is restored is sealed under that.
     is_sealed_anew: bool,
 }
@@ -223,7 +221,7 @@ impl Job<'_> {
         let listed: BTreeSet<_> = Slot::all(self.container.store())?.into_iter().collect();
         let (slots, absent): (Vec<_>, Vec<_>) = self.file.slots().cloned().partition(|slot| listed.contains(slot));
         let found = Mutex::new(absent.into_iter().map(|slot| (slot, There::Nothing)).collect::<BTreeMap<_, _>>());
-        try_for_each(&slots, &|_, _| {}, &|slot| {
+        try_for_each(&slots, &|_| {}, &|slot| {
             let there = self.look_at(slot)?;
             lock(&found).insert(slot.clone(), there);
             Ok::<_, StoreError>(())
@@ -268,7 +266,9 @@ impl Job<'_> {
             match slot {
                 Slot::ContainerKey(_) if is_old => brings.push(slot.to_string()),
                 Slot::Host(host) if is_old || self.was_removed(host)? => brings.push(slot.to_string()),
-                Slot::Key(id) if self.erased.contains(id) => brings.push(format!("{slot}, which this host has erased")),
+                Slot::Key(id) if self.deleted.contains(id) => {
+                    brings.push(format!("{slot}, which this host has deleted"));
+                }
                 Slot::Key(id) if is_old || self.container.seen_generation(id)? > self.generation(slot) => {
                     keys.push(slot.to_string());
                 }
@@ -301,7 +301,7 @@ impl Job<'_> {
         done: &Mutex<Restored>,
         step: &(dyn Fn() + Sync),
     ) -> Result<(), Error> {
-        try_for_each(slots, &|_, _| {}, &|(slot, there)| {
+        try_for_each(slots, &|_| {}, &|(slot, there)| {
             self.write(slot, *there, done)?;
             step();
             Ok(())
@@ -367,6 +367,7 @@ impl Job<'_> {
             }
         }
         if let Slot::Key(id) = slot {
+            self.container.deletions().take_back(id)?;
             self.add_consumers(id)?;
         }
         Ok(())

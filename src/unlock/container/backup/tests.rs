@@ -39,13 +39,13 @@ fn site() -> (Site, Vec<KeyId>) {
 
 fn back_up(site: &Site, name: &str) -> (PathBuf, BackedUp) {
     let path = site.beside_the_keys(name);
-    let backup = collect(&site.config, &site.name, &|_, _| ()).unwrap();
+    let backup = collect(&site.config, &site.name, &|_| ()).unwrap();
     let content = backup.write(&path).unwrap();
     (path, content)
 }
 
 fn restored(site: &Site, path: &Path, how: How) -> Result<Restored, Error> {
-    restore(&site.config, &site.name, path, how, &|_, _| ())
+    restore(&site.config, &site.name, path, how, &|_| ())
 }
 
 fn refused(site: &Site, path: &Path, how: How) -> BackupError {
@@ -56,7 +56,7 @@ fn refused(site: &Site, path: &Path, how: How) -> BackupError {
 }
 
 fn rotate(site: &Site) {
-    site.container().rotate(Duration::ZERO, &|_, _| ()).unwrap();
+    site.container().rotate(Duration::ZERO, &|_| ()).unwrap();
 }
 
 /// From now on the container is in another store, which is empty.
@@ -223,10 +223,10 @@ fn nobody_but_the_holder_of_the_container_key_makes_a_backup() {
     fs::write(&path, text.replace("\"rotating\":false", "\"rotating\":true")).unwrap();
     assert!(matches!(refused(&site, &path, OLDER), BackupError::Forged { .. }));
     let owner = site.beside_the_keys("owner.key").to_str().unwrap().parse().unwrap();
-    let found = rehearse(&site.config, &site.name, &By::Identity(&owner), Some(&path), &|_, _| ());
+    let found = rehearse(&site.config, &site.name, &By::Identity(&owner), Some(&path), &|_| ());
     assert!(matches!(found, Err(Error::Backup(error)) if matches!(*error, BackupError::Forged { .. })));
     fs::write(&path, &text).unwrap();
-    let found = rehearse(&site.config, &site.name, &By::Identity(&owner), Some(&path), &|_, _| ()).unwrap();
+    let found = rehearse(&site.config, &site.name, &By::Identity(&owner), Some(&path), &|_| ()).unwrap();
     assert_eq!((found.saved, found.lost.len()), (3, 0));
 
     // Anybody can seal a container key to the owner, and vouch with that.
@@ -267,7 +267,7 @@ fn a_backup_is_written_once_and_for_its_owner_alone() {
     let (path, _) = back_up(&site, "backup");
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let before = fs::read(&path).unwrap();
-    let again = collect(&site.config, &site.name, &|_, _| ()).unwrap().write(&path);
+    let again = collect(&site.config, &site.name, &|_| ()).unwrap().write(&path);
     assert!(matches!(again, Err(BackupError::File { .. })));
     assert_eq!(fs::read(&path).unwrap(), before);
 }
@@ -276,7 +276,7 @@ fn a_backup_is_written_once_and_for_its_owner_alone() {
 fn a_store_that_fails_in_the_middle_gives_no_backup() {
     let (site, _) = site();
     site.store.fail_at("list consumers", StoreError::Denied { action: "read from", at: "memory".to_owned() });
-    assert!(matches!(collect(&site.config, &site.name, &|_, _| ()), Err(Error::Store(StoreError::Denied { .. }))));
+    assert!(matches!(collect(&site.config, &site.name, &|_| ()), Err(Error::Store(StoreError::Denied { .. }))));
 }
 
 #[test]

@@ -156,6 +156,7 @@ fn volume(asks_people: bool) -> Volume {
         keyslots: Vec::new(),
         detached: None,
         image: HeaderImage::empty(4096).unwrap(),
+        keyslots_in: None,
     };
     let geometry =
         Geometry { sector_size: SectorSize::B512, data_offset_bytes: 0, size_bytes: 1 << 30, iv_offset_sectors: 0 };
