@@ -23,7 +23,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 pub(super) use self::journal::{claim, needs, new_key};
-use self::{journal::Journal, throttle::Throttle};
+pub(super) use self::throttle::Throttle;
+use self::journal::Journal;
 use crate::{
     base::key::{KeyReference, SecretBytes, StoreName, VolumeKey},
     config::Config,
