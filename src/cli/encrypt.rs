@@ -70,8 +70,12 @@ impl Encrypt {
                 encrypted.key.to_string(),
                 format!("  attach it        cryptattach attach {device} NAME"),
                 "  grow it          once attached: resize2fs, xfs_growfs or btrfs filesystem resize".to_owned(),
-                format!("  at boot          [volumes.NAME] device = \"UUID={}\"; /dev/mapper/NAME in /etc/fstab", encrypted.volume),
-                "  old plaintext    may be left in spare blocks of a flash disk, in snapshots and in backups".to_owned(),
+                format!(
+                    "  at boot          [volumes.NAME] device = \"UUID={}\"; /dev/mapper/NAME in /etc/fstab",
+                    encrypted.volume
+                ),
+                "  old plaintext    may be left in spare blocks of a flash disk, in snapshots and in backups"
+                    .to_owned(),
             ]
         })
     }

@@ -4,11 +4,7 @@
 //! Two places tell how far it is. Before the header is written, a record near the device's end has the header and says that
 //! the first part is there, too. From then on the header says it.
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-};
+use std::{fs::File, io, os::unix::fs::FileExt};
 
 use cryptattach_xts::Xts;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -162,7 +158,8 @@ impl Record {
         }
         // It may have been mounted since, and its start be the same.
         let next = self.progress.next.as_ref();
-        let changed = next.map(|part| Ok::<_, io::Error>((part, encrypted(file, xts, part.at, part.bytes)?))).transpose()?;
+        let changed =
+            next.map(|part| Ok::<_, io::Error>((part, encrypted(file, xts, part.at, part.bytes)?))).transpose()?;
         Ok(match changed.filter(|(part, ciphertext)| !part.is(ciphertext)) {
             Some((part, _)) => Start::Used(part.at),
             None => Start::Waits,

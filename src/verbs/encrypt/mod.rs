@@ -102,8 +102,7 @@ impl Job<'_> {
         let Self { device, request, .. } = self;
         let unfit = |unfit| EncryptError::Unfit { path: device.path.clone(), unfit };
         let found = filesystem::find(&device.path, &self.file)?.map_err(unfit)?;
-        let (kind, size_bytes, most_bytes) =
-            (found.kind, found.size_bytes, in_place::most_bytes(device.size_bytes));
+        let (kind, size_bytes, most_bytes) = (found.kind, found.size_bytes, in_place::most_bytes(device.size_bytes));
         if size_bytes > most_bytes {
             return Err(EncryptError::NoRoom { path: device.path.clone(), kind, size_bytes, most_bytes }.into());
         }
@@ -114,10 +113,11 @@ impl Job<'_> {
         let prepare = || -> Result<_, Error> {
             let key = VolumeKey::random(request.key_size)?;
             // A larger sector is one that the file system cannot use.
-            let fitting = [4096, 2048, 1024].into_iter().find(|bytes| {
-                found.unit_bytes.is_multiple_of(*bytes) && device.size_bytes.is_multiple_of(*bytes)
-            });
-            let sector_size = fitting.and_then(|bytes| SectorSize::from_bytes(bytes as u32)).unwrap_or(SectorSize::B512);
+            let fitting = [4096, 2048, 1024]
+                .into_iter()
+                .find(|bytes| found.unit_bytes.is_multiple_of(*bytes) && device.size_bytes.is_multiple_of(*bytes));
+            let sector_size =
+                fitting.and_then(|bytes| SectorSize::from_bytes(bytes as u32)).unwrap_or(SectorSize::B512);
             let header = NewHeader {
                 uuid: Uuid::new_v4(),
                 key: &key,
@@ -211,9 +211,7 @@ impl Job<'_> {
         }
         match self.look()? {
             Found::Header(copies) => self.complete(copies),
-            Found::Record(_) | Found::Nothing => {
-                Err(EncryptError::fault(&device.path)(Fault::ReadBack(0)).into())
-            }
+            Found::Record(_) | Found::Nothing => Err(EncryptError::fault(&device.path)(Fault::ReadBack(0)).into()),
         }
     }
 

@@ -4,7 +4,10 @@ use std::{os::unix::process::CommandExt, path::Path, time::Duration};
 
 use super::error::EncryptError;
 use crate::{
-    sys::{device::Device, programs},
+    sys::{
+        device::{Device, DeviceError, DeviceKind},
+        programs,
+    },
     verbs::error::Error,
     volumes::{
         filesystem::{self, Kind},
@@ -27,7 +30,13 @@ pub(super) fn shrink(device: &Device) -> Result<(), Error> {
     drop(claimed);
     // 1: errors were corrected (e2fsck(8)).
     run(&device.path, "e2fsck", &["-f", "-p"], None, 1)?;
-    run(&device.path, "resize2fs", &[], Some(format!("{}K", most / 1024)), 0)
+    run(&device.path, "resize2fs", &[], Some(format!("{}K", most / 1024)), 0)?;
+    // resize2fs cuts a file off behind the file system.
+    if device.kind == DeviceKind::File {
+        let file = device.open_exclusive()?;
+        file.set_len(device.size_bytes).map_err(DeviceError::io("make room in", &device.path))?;
+    }
+    Ok(())
 }
 
 fn run(device: &Path, program: &'static str, options: &[&str], size: Option<String>, most: i32) -> Result<(), Error> {

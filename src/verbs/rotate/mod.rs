@@ -22,9 +22,9 @@ use nix::fcntl::Flock;
 use serde::Serialize;
 use uuid::Uuid;
 
+use self::journal::Journal;
 pub(super) use self::journal::{claim, needs, new_key};
 pub(super) use self::throttle::Throttle;
-use self::journal::Journal;
 use crate::{
     base::key::{KeyReference, SecretBytes, StoreName, VolumeKey},
     config::Config,

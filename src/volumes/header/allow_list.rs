@@ -4,8 +4,7 @@
 //! re-encryption would rewrite, digests that take hours to compute.
 
 use super::{
-    CIPHER, Geometry, SectorSize,
-    encrypting,
+    CIPHER, Geometry, SectorSize, encrypting,
     keyslots::Keyslot,
     metadata::{Digest, Keyslot as Described, Metadata, Segment},
     reencryption::{self, State},
@@ -332,7 +331,9 @@ fn reference(metadata: &Metadata, digest: &str) -> Result<Option<KeyReference>, 
     }
     let token = token.map_err(|error| tokens(format!("its token of type 'cryptattach' is malformed: {error}")))?;
     if token.encrypting.is_some() {
-        return Err(tokens("its token says that it is being encrypted in place, the rest of the header does not".to_owned()));
+        return Err(tokens(
+            "its token says that it is being encrypted in place, the rest of the header does not".to_owned(),
+        ));
     }
     Ok(Some(token.reference(digest)))
 }

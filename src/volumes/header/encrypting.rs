@@ -72,7 +72,12 @@ impl Progress {
             }
         };
         let is_wiped_right = *wiped == 0 || *left == 0 && *wiped <= self.behind(device_bytes).1;
-        are_whole && is_first_apart && is_next_right && is_wiped_right && (FIRST_BYTES..=device_bytes).contains(of) && left <= of
+        are_whole
+            && is_first_apart
+            && is_next_right
+            && is_wiped_right
+            && (FIRST_BYTES..=device_bytes).contains(of)
+            && left <= of
     }
 }
 
@@ -137,7 +142,9 @@ mod tests {
             ("no next part", |p| p.next = None),
             ("a next part though all is done", |p| p.left = 0),
             ("a next part of no bytes", |p| p.next.as_mut().unwrap().bytes = 0),
-            ("a next part over the first one", |p| p.next = Some(Part { at: 0, bytes: 5 << 20, sha256: String::new() })),
+            ("a next part over the first one", |p| {
+                p.next = Some(Part { at: 0, bytes: 5 << 20, sha256: String::new() })
+            }),
             ("a part longer than the shift", |p| {
                 p.left = 19 << 20;
                 p.next = Some(Part { at: 2 << 20, bytes: 17 << 20, sha256: String::new() });

@@ -40,7 +40,14 @@ pub struct Next {
 impl Token {
     /// A token for a key and the keyslots whose passphrase is sealed with it.
     pub fn new(reference: &KeyReference, keyslots: Vec<String>) -> Self {
-        Self { kind: TYPE.to_owned(), keyslots, store: reference.store.clone(), key: reference.key, next: None, encrypting: None }
+        Self {
+            kind: TYPE.to_owned(),
+            keyslots,
+            store: reference.store.clone(),
+            key: reference.key,
+            next: None,
+            encrypting: None,
+        }
     }
 
     /// The same with the key that is to take its place, and the keyslots that are needed until then.
