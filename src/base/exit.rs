@@ -46,7 +46,7 @@ exits! {
     ProofRefused = 80, "a host's proof is refused: a bundle, challenge or answer that is wrong, changed, used already or too old";
     BootUnfinished = 81, "boot: not all volumes could be attached in time";
     BootUnlatched = 82, "boot: the TPM does not prove that PCR 15 is extended, and latch = \"required\"";
-    Paused = 83, "key rotate, key move: paused, or volumes of the container are left; the same command goes on";
+    Paused = 83, "encrypt, key rotate, key move: paused, or volumes of the container are left; the same command goes on";
     AuditBroken = 84, "audit: the audit record was cut or changed, or does not fit an anchor";
     ReceiptRefused = 85, "receipt verify: it is no receipt, or was changed, or is signed by another key";
     DependencyLoop = 86, "a store needs itself: its disk is opened by a key that is in the store, or in one that needs it";

@@ -8,6 +8,7 @@ mod boot;
 mod container;
 mod detach;
 mod doctor;
+mod encrypt;
 mod erase;
 mod explain;
 mod failure;
@@ -96,6 +97,7 @@ struct Global {
 enum Verb {
     Init(init::Init),
     Format(format::Format),
+    Encrypt(encrypt::Encrypt),
     Attach(attach::Attach),
     Detach(detach::Detach),
     Resize(resize::Resize),
@@ -241,6 +243,7 @@ fn run(cli: &Cli, reports: Reports) -> Result<u8, Error> {
         Verb::Boot(boot) => return boot.run(global, reports),
         Verb::Init(init) => init.run(global),
         Verb::Format(format) => format.run(global),
+        Verb::Encrypt(encrypt) => encrypt.run(global),
         Verb::Attach(attach) => attach.run(global),
         Verb::Detach(detach) => detach.run(global),
         Verb::Resize(resize) => resize.run(global),

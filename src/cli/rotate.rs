@@ -162,7 +162,7 @@ fn report_lines(report: &Report) -> Vec<String> {
 
 /// Shows how far it is: to people with a bar, to programs with a line a second on standard error. What becomes of a volume is
 /// told at once.
-fn with_progress<T>(json: bool, work: impl FnOnce(&mut dyn FnMut(Event<'_>)) -> T) -> T {
+pub(super) fn with_progress<T>(json: bool, work: impl FnOnce(&mut dyn FnMut(Event<'_>)) -> T) -> T {
     let (mut pace, mut told) = (Pace::default(), None::<Instant>);
     let bar = if json { ProgressBar::hidden() } else { ProgressBar::new(0) };
     let style = ProgressStyle::with_template("{bar:40} {percent} %{msg}");

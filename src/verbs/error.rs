@@ -13,7 +13,7 @@ use crate::{
     },
     keys::seal::SealError,
     unlock::{self, enrol::EnrolError, receipt::ReceiptError},
-    verbs::boot::BootError,
+    verbs::{boot::BootError, encrypt::EncryptError},
     volumes::{backend::BackendError, header::backup::HeaderBackupError, separation::MalformedConnectionInfo},
 };
 
@@ -29,6 +29,9 @@ pub enum Error {
     /// What a boot is to attach, or has not attached.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// A device that is to be encrypted in place.
+    #[error(transparent)]
+    Encrypt(#[from] EncryptError),
     /// The enrolment of a host.
     #[error(transparent)]
     Enrol(Box<EnrolError>),
@@ -231,6 +234,7 @@ impl Advice for Error {
             Self::Unlock(error) => error.exit(),
             Self::ConnectionInfo(error) => error.exit(),
             Self::Boot(error) => error.exit(),
+            Self::Encrypt(error) => error.exit(),
             Self::Enrol(error) => error.exit(),
             Self::Backend(error) => error.exit(),
             Self::Header(error) => error.exit(),
@@ -272,6 +276,7 @@ impl Advice for Error {
             Self::Unlock(error) => return error.next_step(),
             Self::ConnectionInfo(error) => return error.next_step(),
             Self::Boot(error) => return error.next_step(),
+            Self::Encrypt(error) => return error.next_step(),
             Self::Enrol(error) => return error.next_step(),
             Self::Backend(error) => return error.next_step(),
             Self::Header(error) => return error.next_step(),

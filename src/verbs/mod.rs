@@ -8,6 +8,7 @@ pub mod clevis;
 pub mod container;
 pub mod detach;
 mod edit;
+pub mod encrypt;
 pub mod erase;
 pub mod error;
 pub mod explain;

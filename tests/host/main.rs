@@ -38,6 +38,7 @@ mod busy;
 mod clevis;
 mod container;
 mod disk;
+mod encrypt;
 mod enrol;
 mod erase;
 mod exports;

@@ -563,16 +563,16 @@ impl Random {
 }
 
 /// One write, or a sync.
-enum Operation {
+pub enum Operation {
     Write(usize, Vec<u8>),
     Sync,
 }
 
 /// A command that was recorded: what was on the volume before, what was written, and the key disk at each operation.
 pub struct Recorded {
-    base: Vec<u8>,
-    operations: Vec<Operation>,
-    snapshots: PathBuf,
+    pub base: Vec<u8>,
+    pub operations: Vec<Operation>,
+    pub snapshots: PathBuf,
 }
 
 pub fn record(filled: &Filled, arguments: &[&str]) -> Recorded {

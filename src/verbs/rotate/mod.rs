@@ -23,10 +23,11 @@ use nix::fcntl::Flock;
 use serde::Serialize;
 use uuid::Uuid;
 
-use self::{journal::Journal, throttle::Throttle};
+use self::journal::Journal;
 pub(super) use self::{
     journal::{claim, needs, new_key},
     killed::recovered,
+    throttle::Throttle,
 };
 use crate::{
     base::key::{KeyReference, SecretBytes, StoreName, VolumeKey},

@@ -1,4 +1,5 @@
-//! Where the rotations stand that this host knows of: by their journals, and by the headers of its volumes.
+//! Where the rotations and encryptions in place stand that this host knows of: by their journals, and by the headers of its
+//! volumes.
 
 use std::path::{Path, PathBuf};
 
@@ -10,13 +11,15 @@ use crate::{
     base::mapping_name::MappingName,
     config::{Config, VolumeConfig},
     sys::device::{Device, resolved},
+    verbs::encrypt,
     volumes::header::{
+        encrypting,
         reencryption::{self, State},
         rekey,
     },
 };
 
-/// A volume whose key is being rotated.
+/// A volume whose key is being rotated, or that is being encrypted in place.
 #[derive(Debug, Serialize)]
 pub struct Standing {
     /// What the configuration calls it.
@@ -31,12 +34,21 @@ pub struct Standing {
 /// How far it is.
 #[derive(Debug, Serialize)]
 pub struct Rotation {
+    pub kind: Kind,
     pub state: Worker,
     /// Bytes that have the new key, and the bytes of all; `None` if the device does not have the volume now.
     pub done_bytes: Option<u64>,
     pub all_bytes: Option<u64>,
     /// The command that goes on.
     pub next: Option<String>,
+}
+
+/// What is being done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    Rotate,
+    Encrypt,
 }
 
 /// Whether somebody works on it.
@@ -52,15 +64,21 @@ pub enum Worker {
 
 /// All that the journals of this host tell of, and the volumes of its configuration.
 pub fn all(config: &Config) -> Vec<Standing> {
-    let journals = journal::all(config);
-    let devices = journals.iter().map(|(_, journal)| journal.device.as_path());
+    let rotations = journal::all(config).into_iter().map(|(volume, journal)| (volume, journal.device, Kind::Rotate));
+    let encryptions = encrypt::journal::all(config).into_iter();
+    let encryptions = encryptions.map(|(volume, journal)| (volume, journal.device, Kind::Encrypt));
+    let journals: Vec<_> = rotations.chain(encryptions).collect();
+    let devices = journals.iter().map(|(_, device, _)| device.as_path());
     let devices = devices.chain(config.volumes.values().map(|volume| volume.device.path()));
     let mut standings: Vec<_> = devices.filter_map(|device| of(config, device)).collect();
-    for (volume, journal) in &journals {
+    for (volume, device, kind) in &journals {
         if !standings.iter().any(|standing| standing.volume == *volume) {
-            let next = Some(command(&journal.device));
-            let rotation = Rotation { state: Worker::Absent, done_bytes: None, all_bytes: None, next };
-            standings.push(standing(config, &journal.device, *volume, rotation));
+            let next = Some(command(*kind, device));
+            // An encryption that was stopped before the header was written.
+            let is_early = *kind == Kind::Encrypt && Device::look(device).is_ok();
+            let state = if is_early { Worker::Paused } else { Worker::Absent };
+            let rotation = Rotation { kind: *kind, state, done_bytes: None, all_bytes: None, next };
+            standings.push(standing(config, device, *volume, rotation));
         }
     }
     standings.sort_by(|a, b| (a.volume, &a.source).cmp(&(b.volume, &b.source)));
@@ -68,11 +86,14 @@ pub fn all(config: &Config) -> Vec<Standing> {
     standings
 }
 
-/// That of the volume on a device, if its key is being rotated, here or by another host.
+/// That of the volume on a device, if its key is being rotated, or if it is being encrypted, here or by another host.
 pub fn of(config: &Config, device: &Path) -> Option<Standing> {
     let looked = Device::look(device).ok()?;
     let copies = rekey::read(&looked).ok()?;
     let (volume, json) = (copies.uuid()?, &copies.json);
+    if let Some(progress) = encrypting::progress(json, looked.size_bytes) {
+        return Some(at_work(config, device, volume, Kind::Encrypt, progress.done(looked.size_bytes)));
+    }
     let (done, all) = reencryption::progress(json, looked.size_bytes);
     let done = match (reencryption::state(json), reencryption::is_rotation(json)) {
         (State::Clean | State::Crash, true) => done,
@@ -86,13 +107,16 @@ pub fn of(config: &Config, device: &Path) -> Option<Standing> {
         }
         _ => return None,
     };
-    let is_running = journal::is_running(config, volume);
-    let (state, next) = match is_running {
+    Some(at_work(config, device, volume, Kind::Rotate, (done, all)))
+}
+
+fn at_work(config: &Config, device: &Path, volume: Uuid, kind: Kind, (done, all): (u64, u64)) -> Standing {
+    let (state, next) = match journal::is_running(config, volume) {
         true => (Worker::Running, None),
-        false => (Worker::Paused, Some(command(device))),
+        false => (Worker::Paused, Some(command(kind, device))),
     };
-    let rotation = Rotation { state, done_bytes: Some(done), all_bytes: Some(all), next };
-    Some(standing(config, device, volume, rotation))
+    let rotation = Rotation { kind, state, done_bytes: Some(done), all_bytes: Some(all), next };
+    standing(config, device, volume, rotation)
 }
 
 fn all_if(all: u64, is_done: bool) -> u64 {
@@ -106,8 +130,12 @@ fn standing(config: &Config, device: &Path, volume: Uuid, rotation: Rotation) ->
     Standing { name, source: device.to_owned(), volume, rotation }
 }
 
-fn command(device: &Path) -> String {
-    format!("cryptattach key rotate {}", device.display())
+fn command(kind: Kind, device: &Path) -> String {
+    let verb = match kind {
+        Kind::Rotate => "key rotate",
+        Kind::Encrypt => "encrypt",
+    };
+    format!("cryptattach {verb} {}", device.display())
 }
 
 impl Standing {
@@ -127,7 +155,10 @@ impl Rotation {
 
 impl std::fmt::Display for Rotation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("re-encrypting")?;
+        f.write_str(match self.kind {
+            Kind::Rotate => "re-encrypting",
+            Kind::Encrypt => "being encrypted in place",
+        })?;
         if let (Some(done), Some(all)) = (self.done_bytes, self.all_bytes) {
             write!(f, ", {} %", reencryption::percent((done, all)))?;
         }

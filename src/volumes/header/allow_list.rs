@@ -4,7 +4,7 @@
 //! re-encryption would rewrite, digests that take hours to compute.
 
 use super::{
-    CIPHER, Geometry, SectorSize,
+    CIPHER, Geometry, SectorSize, encrypting,
     keyslots::Keyslot,
     metadata::{Digest, Keyslot as Described, Metadata, Segment},
     reencryption::{self, State},
@@ -43,6 +43,8 @@ pub enum Kind {
     UnderWay(State),
     /// Our own rotation of its key is not finished.
     Rotating,
+    /// It is being encrypted in place, by us.
+    Encrypting,
     /// Trying a passphrase would take too long, or too much memory.
     TooMuchWork,
     /// It does not fit the device that it stands on.
@@ -71,6 +73,7 @@ impl Refusal {
                 "nothing is wrong with the volume: cryptsetup opens it, and 'cryptsetup reencrypt' can change how it is encrypted"
             }
             Kind::Rotating => "'cryptattach key rotate' with this device goes on where it was stopped; then try again",
+            Kind::Encrypting => "'cryptattach encrypt' with this device goes on where it was stopped; then try again",
             Kind::UnderWay(State::Clean | State::None) => {
                 "'cryptsetup reencrypt --resume-only' finishes a re-encryption; it must not be killed near its end; then try again"
             }
@@ -109,6 +112,9 @@ pub struct Checked {
 
 /// Checks LUKS2 metadata, `json` as it is typed, for a data device of `device_bytes`.
 pub fn luks2(metadata: &Metadata, json: &Value, device_bytes: u64) -> Result<Checked, Refusal> {
+    if encrypting::is_begun(json) {
+        return Err(being_encrypted(json, device_bytes));
+    }
     if let Some(unknown) = metadata.config.requirements.as_ref().and_then(|r| r.mandatory.first()) {
         return Err(match unknown.contains("reencrypt") {
             true => under_way(unknown, json, device_bytes),
@@ -141,6 +147,16 @@ pub(super) fn under_way(requirement: &str, json: &Value, device_bytes: u64) -> R
     }
     let percent = reencryption::percent(reencryption::progress(json, device_bytes));
     Refusal::new(Kind::Rotating, &format!("its key is being rotated: {percent} % of its data have the new key"))
+}
+
+fn being_encrypted(json: &Value, device_bytes: u64) -> Refusal {
+    match encrypting::progress(json, device_bytes) {
+        Some(progress) => {
+            let percent = reencryption::percent(progress.done(device_bytes));
+            Refusal::new(Kind::Encrypting, &format!("it is being encrypted in place: {percent} % are done"))
+        }
+        None => refused("it says that it is being encrypted in place, and how far that is makes no sense".to_owned()),
+    }
 }
 
 /// Checks what a LUKS1 header says; it has no sector sizes, segments or tokens.
@@ -314,6 +330,11 @@ fn reference(metadata: &Metadata, digest: &str) -> Result<Option<KeyReference>, 
         return Err(tokens("it has more than one token of type 'cryptattach'".to_owned()));
     }
     let token = token.map_err(|error| tokens(format!("its token of type 'cryptattach' is malformed: {error}")))?;
+    if token.encrypting.is_some() {
+        return Err(tokens(
+            "its token says that it is being encrypted in place, the rest of the header does not".to_owned(),
+        ));
+    }
     Ok(Some(token.reference(digest)))
 }
 

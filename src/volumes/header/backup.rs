@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::{
     Header, HeaderImage, Volume, VolumeError,
     copies::Copies,
+    encrypting,
     header_image::LARGEST_BYTES,
     reencryption::{self, State, digest_of, our_token},
     rekey, signatures,
@@ -46,6 +47,8 @@ pub enum HeaderBackupError {
     /// A copy of it is stale a moment later, and an older header in its place loses data.
     #[error("the key of {} is being rotated, or its data is being re-encrypted", .0.display())]
     MidWay(PathBuf),
+    #[error("{} is being encrypted in place", .0.display())]
+    Encrypting(PathBuf),
     #[error("the header backup belongs to the volume {is}, but {} is the volume {now}", .device.display())]
     OtherVolume { device: PathBuf, is: Uuid, now: Uuid },
     #[error("{} has no LUKS2 header, but holds {found}", .device.display())]
@@ -87,6 +90,7 @@ impl Advice for HeaderBackupError {
                 Exit::InTheWay
             }
             Self::MidWay(_)
+            | Self::Encrypting(_)
             | Self::NoBackup { .. }
             | Self::OtherVolume { .. }
             | Self::OldKey(_)
@@ -102,6 +106,11 @@ impl Advice for HeaderBackupError {
         let step = match self {
             Self::File { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
                 "a backup never overwrites a file: name a new one"
+            }
+            Self::Encrypting(device) => {
+                return Some(
+                    format!("'cryptattach encrypt {}' finishes it; back the header up then", device.display()).into(),
+                );
             }
             Self::MidWay(device) => {
                 return Some(
@@ -161,9 +170,7 @@ pub fn take(device: &Device) -> Result<Vec<u8>, HeaderBackupError> {
     let no_header = |why: &str| HeaderBackupError::NoBackup { path: device.path.clone(), why: why.to_owned() };
     let file = device.reopen().map_err(io::Error::other).map_err(failed)?;
     let before = Copies::read(&file).map_err(failed)?.ok_or_else(|| no_header("there is no LUKS2 header"))?;
-    if reencryption::state(&before.json) != State::None {
-        return Err(HeaderBackupError::MidWay(device.path.clone()));
-    }
+    check_whole(&before.json, device)?;
     let len = len_of(&before).filter(|len| *len <= device.size_bytes);
     let len = len.ok_or_else(|| no_header("its keyslots reach beyond the device"))?;
     let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
@@ -172,6 +179,15 @@ pub fn take(device: &Device) -> Result<Vec<u8>, HeaderBackupError> {
     match after.is_some_and(|after| after.is(&before)) {
         true => Ok(bytes),
         false => Err(failed(io::Error::other("another program has changed the header meanwhile"))),
+    }
+}
+
+/// Refuses a header that says how far something is.
+fn check_whole(json: &Value, device: &Device) -> Result<(), HeaderBackupError> {
+    match reencryption::state(json) {
+        State::None => Ok(()),
+        _ if encrypting::is_begun(json) => Err(HeaderBackupError::Encrypting(device.path.clone())),
+        _ => Err(HeaderBackupError::MidWay(device.path.clone())),
     }
 }
 
@@ -240,9 +256,7 @@ impl HeaderBackup {
         if is != of_device {
             return Err(HeaderBackupError::OtherVolume { device: path(), is, now: of_device });
         }
-        if reencryption::state(&now.json) != State::None {
-            return Err(HeaderBackupError::MidWay(path()));
-        }
+        check_whole(&now.json, device)?;
         if key_digest(&self.copies.json) != key_digest(&now.json) {
             return Err(HeaderBackupError::OldKey(path()));
         }

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::encrypting::Progress;
 use crate::base::key::{KeyId, KeyReference, StoreName};
 
 /// The token's type; also the name by which libcryptsetup looks for a plug-in.
@@ -20,6 +21,9 @@ pub struct Token {
     /// The key that takes its place, from before a rotation begins until it has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) next: Option<Next>,
+    /// While the volume is being encrypted in place: how far that is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) encrypting: Option<Progress>,
 }
 
 /// `{"store":"cinder","key":"77b0...","digest":"1","keyslots":[]}`.
@@ -36,7 +40,14 @@ pub struct Next {
 impl Token {
     /// A token for a key and the keyslots whose passphrase is sealed with it.
     pub fn new(reference: &KeyReference, keyslots: Vec<String>) -> Self {
-        Self { kind: TYPE.to_owned(), keyslots, store: reference.store.clone(), key: reference.key, next: None }
+        Self {
+            kind: TYPE.to_owned(),
+            keyslots,
+            store: reference.store.clone(),
+            key: reference.key,
+            next: None,
+            encrypting: None,
+        }
     }
 
     /// The same with the key that is to take its place, and the keyslots that are needed until then.
@@ -53,6 +64,11 @@ impl Token {
     pub fn claiming(mut self, keyslot: u32) -> Self {
         self.keyslots.push(keyslot.to_string());
         self
+    }
+
+    /// The same of a volume that is being encrypted in place, or is not any more.
+    pub fn with_progress(self, encrypting: Option<Progress>) -> Self {
+        Self { encrypting, ..self }
     }
 
     /// Reads a token of ours; `None` if it is someone else's.
