@@ -92,10 +92,12 @@ fn killed(machine: &mut Machine) {
         let disk = filled(machine, arguments);
         let path = disk.path();
         machine.ok(&format!(
-            "for i in $(seq 60); do
-                 cryptattach key rotate {path} --hotzone 256 2>/run/said & pid=$!
-                 sleep 1.$((i * 7 % 10)); kill -9 $pid; wait $pid || true
-                 cryptsetup luksDump --dump-json-metadata {path} | grep -q in-reencryption && exit 0
+            "is_there() {{ cryptsetup luksDump --dump-json-metadata {path} | grep -q in-reencryption; }}
+             for i in $(seq 30); do
+                 cryptattach key rotate {path} --hotzone 2048 2>/run/said & pid=$!
+                 while kill -0 $pid 2>/dev/null && ! is_there; do :; done
+                 kill -9 $pid; wait $pid || true
+                 is_there && exit 0
              done; cat /run/said; exit 1"
         ));
         let refused = machine.fails(65, &format!("cryptattach attach {path} data --read-only"));
