@@ -108,7 +108,7 @@ fn xfs(block: &[u8]) -> Option<Result<FileSystem, Unfit>> {
         return None;
     }
     let long = |at: usize| block[at..at + 8].iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
-    let block_bytes = long(4) & 0xffff_ffff;
+    let block_bytes = long(4) >> 32;
     let (blocks, real_time_blocks, log) = (long(8), long(16), long(48));
     if real_time_blocks != 0 || log == 0 {
         return Some(Err(Unfit::Spread(Kind::Xfs)));
