@@ -84,6 +84,7 @@ fn ext(block: &[u8]) -> Option<Result<FileSystem, Unfit>> {
     const ERRORS: u16 = 2;
     const NEEDS_RECOVERY: u32 = 4;
     const JOURNAL_DEVICE: u32 = 8;
+    const HAS_JOURNAL: u32 = 4;
     const SIXTY_FOUR_BITS: u32 = 0x80;
     let number = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
     let short = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
@@ -91,7 +92,8 @@ fn ext(block: &[u8]) -> Option<Result<FileSystem, Unfit>> {
         return None;
     }
     let (features, state) = (number(96), short(58));
-    if features & JOURNAL_DEVICE != 0 {
+    let is_journal_elsewhere = number(92) & HAS_JOURNAL != 0 && number(224) == 0;
+    if features & JOURNAL_DEVICE != 0 || is_journal_elsewhere {
         return Some(Err(Unfit::Spread(Kind::Ext)));
     }
     if features & NEEDS_RECOVERY != 0 || state & CLEAN == 0 || state & ERRORS != 0 {

@@ -47,14 +47,15 @@ pub struct Part {
 
 impl Progress {
     /// Bytes that are done, and the bytes of all.
-    pub fn done(&self, device_bytes: u64) -> (u64, u64) {
-        (self.of.saturating_sub(self.left).saturating_add(self.wiped), device_bytes.saturating_sub(SHIFT_BYTES))
+    pub fn done(&self) -> (u64, u64) {
+        let done = self.of.saturating_sub(self.left).saturating_add(self.wiped);
+        (done, self.of.saturating_add(self.behind().1))
     }
 
-    /// Where what is behind the data begins, and its bytes: it held plaintext.
-    pub fn behind(&self, device_bytes: u64) -> (u64, u64) {
+    /// Where what is behind the data begins, and its bytes up to the first part: it held plaintext.
+    pub fn behind(&self) -> (u64, u64) {
         let at = self.of.saturating_add(SHIFT_BYTES);
-        (at, device_bytes.saturating_sub(at))
+        (at, self.first.at.saturating_sub(at))
     }
 
     fn is_bounded(&self, device_bytes: u64) -> bool {
@@ -71,7 +72,7 @@ impl Progress {
                 next.at >= FIRST_BYTES && (1..=SHIFT_BYTES).contains(&next.bytes) && end == *left
             }
         };
-        let is_wiped_right = *wiped == 0 || *left == 0 && *wiped <= self.behind(device_bytes).1;
+        let is_wiped_right = *wiped == 0 || *left == 0 && *wiped <= self.behind().1;
         are_whole
             && is_first_apart
             && is_next_right
