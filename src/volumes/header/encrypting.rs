@@ -132,7 +132,7 @@ mod tests {
     fn what_leads_out_of_its_bounds_is_no_progress() {
         assert!(right().is_bounded(DEVICE));
         assert!(Progress { next: None, left: FIRST_BYTES, ..right() }.is_bounded(DEVICE));
-        assert!(Progress { next: None, left: 0, wiped: 8 << 20, ..right() }.is_bounded(DEVICE));
+        assert!(Progress { next: None, left: 0, wiped: 7 << 20, ..right() }.is_bounded(DEVICE));
         type Change = fn(&mut Progress);
         let changes: [(&str, Change); 17] = [
             ("beyond the device", |p| p.of = 65 << 20),
@@ -157,7 +157,7 @@ mod tests {
             ("a longer first part", |p| p.first.bytes *= 2),
             ("wiped too early", |p| p.wiped = 4096),
             ("wiped too much", |p| {
-                (p.left, p.next, p.wiped) = (0, None, 9 << 20);
+                (p.left, p.next, p.wiped) = (0, None, 8 << 20);
             }),
         ];
         for (what, change) in changes {
