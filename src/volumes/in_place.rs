@@ -113,7 +113,7 @@ pub fn prepare(
     bytes[16..48].copy_from_slice(&sha256(&header));
     bytes.extend_from_slice(&header);
     write_checked(file, at - FIRST_BYTES, &bytes)?;
-    Ok(Record::read(file, device_bytes)?.ok_or(Fault::ReadBack(at - FIRST_BYTES))?)
+    Record::read(file, device_bytes)?.ok_or(Fault::ReadBack(at - FIRST_BYTES))
 }
 
 impl Record {

@@ -214,6 +214,37 @@ fn a_file_system_that_fills_its_loop_device_is_encrypted_through_kills_and_grows
 }
 
 #[test]
+fn xfs_and_btrfs_are_encrypted_too() {
+    for (name, make, grow, check) in [
+        ("xfs", "mkfs.xfs -q -d size=320m", "xfs_growfs", "xfs_repair -n"),
+        ("btrfs", "mkfs.btrfs -q -b 320m", "btrfs filesystem resize max", "btrfs check --readonly"),
+    ] {
+        let site = Site::new();
+        let file = site.file(name, 340 * MIB);
+        let device = LoopDevice::new(&file, "");
+        sh(&format!("{make} {}", device.path()));
+        let mounted = site.mount(device.path().as_ref());
+        let at = mounted.path().display().to_string();
+        sh(&format!("for n in $(seq 30); do head -c $((n * 90000)) /dev/urandom > {at}/file$n; done"));
+        let text: String = (0..100_000).map(|line| format!("{MARK}{line}\n")).collect();
+        fs::write(mounted.path().join("text"), text).unwrap();
+        let sums = sh(&format!("cd {at} && sha256sum file* text"));
+        drop(mounted);
+        site.ok(&["encrypt", device.path()]);
+        let plaintext = site.attach(device.path(), &site.name(name), &[]);
+        sh(&format!("{check} {}", plaintext.display()));
+        let mounted = site.mount(&plaintext);
+        assert_eq!(sh(&format!("cd {at} && sha256sum file* text")), sums, "{name}");
+        sh(&format!("{grow} {at}"));
+        let bytes = sh(&format!("df --output=size -B1 {at} | tail -1")).trim().parse::<u64>().unwrap();
+        assert!(bytes > 300 * MIB || name == "xfs", "{name}: {bytes}");
+        drop(mounted);
+        site.ok(&["detach", &site.name(name)]);
+        assert_eq!(find(&fs::read(&file).unwrap(), MARK.as_bytes()), None, "{name}: plaintext stays");
+    }
+}
+
+#[test]
 fn a_half_encrypted_device_is_told_as_that_and_nobody_opens_it() {
     let filled = plain(24, 0);
     let Filled { site, volume, .. } = &filled;

@@ -91,7 +91,7 @@ pub fn is_begun(json: &Value) -> bool {
 /// How far it is, if the header is one that we make, and keeps within the device.
 pub fn progress(json: &Value, device_bytes: u64) -> Option<Progress> {
     let is_alone = json["config"]["requirements"]["mandatory"] == json!([REQUIREMENT]);
-    let is_shifted = json["segments"]["0"]["offset"] == SHIFT_BYTES.to_string();
+    let is_shifted = json["segments"]["0"]["offset"] == json!(SHIFT_BYTES.to_string());
     let (_, token) = our_token(json).filter(|_| is_alone && is_shifted)?;
     token.encrypting.filter(|progress| progress.is_bounded(device_bytes))
 }
