@@ -5,6 +5,7 @@ use std::{fs::File, os::unix::fs::FileExt};
 use cryptattach::volumes::header::{
     HeaderImage,
     copies::Copies,
+    encrypting,
     reencryption::{Side, State, boundary, check_midway, finished, one_side, progress, settled, state},
     rekey,
 };
@@ -32,6 +33,17 @@ libfuzzer_sys::fuzz_target!(|json: &[u8]| {
     let json = copies.json.clone();
     let _ = (progress(&json, 64 << 20), boundary(&json));
     let _ = rekey::others(&json);
+    const DEVICE: u64 = 64 << 20;
+    if let Some(progress) = encrypting::progress(&json, DEVICE) {
+        let (done, all) = progress.done();
+        let ((at, bytes), first) = (progress.behind(), &progress.first);
+        assert!(done <= all && progress.wiped <= bytes && at + bytes == first.at && first.at + first.bytes <= DEVICE);
+        let shifted = |next: &encrypting::Part| next.at + next.bytes + encrypting::SHIFT_BYTES;
+        assert!(progress.next.iter().all(|next| next.at >= first.bytes && shifted(next) <= at));
+        let done = encrypting::with(&json, None).expect("it has our token");
+        assert_eq!((encrypting::is_begun(&done), encrypting::progress(&done, DEVICE)), (false, None));
+        check_written(&copies, image.file(), &encrypting::with(&json, Some(progress)).expect("as it was"));
+    }
     if let Err(why) = check_midway(&json) {
         check_text(&why);
     }

@@ -15,7 +15,7 @@ use crate::{
     volumes::in_place,
 };
 
-/// Encrypt a device with a file system in place: its data are kept, and it becomes a volume
+/// Make a volume of a device with a file system, in place: encrypts its data
 ///
 /// Takes ext4, xfs and btrfs, not mounted, with 18 MiB free behind them; --shrink makes that room in ext4. SIGTERM or
 /// Ctrl-C pauses it (exit code 83); the same command goes on, also after a crash, and on another host. Meanwhile nothing

@@ -113,7 +113,7 @@ pub fn prepare(
     bytes[16..48].copy_from_slice(&sha256(&header));
     bytes.extend_from_slice(&header);
     write_checked(file, at - FIRST_BYTES, &bytes)?;
-    Ok(Record::read(file, device_bytes)?.ok_or(Fault::ReadBack(at - FIRST_BYTES))?)
+    Record::read(file, device_bytes)?.ok_or(Fault::ReadBack(at - FIRST_BYTES))
 }
 
 impl Record {
@@ -205,7 +205,7 @@ pub fn run(
     heal(file, &mut copies)?;
     loop {
         let Some(now) = encrypting::progress(&copies.json, device_bytes) else { return Ok(true) };
-        let (done, all) = now.done(device_bytes);
+        let (done, all) = now.done();
         if !watch(done, all) {
             return Ok(false);
         }
@@ -225,18 +225,17 @@ pub fn run(
                 Some(Progress { left: part.at, next, ..now.clone() })
             }
             Progress { left: 1.., first, .. } => {
-                let ciphertext = read(file, first.at, first.bytes)?;
-                if !first.is(&ciphertext) {
-                    return Err(Fault::Changed(first.at));
-                }
-                file.write_all_at(&ciphertext, SHIFT_BYTES)?;
+                file.write_all_at(&waiting(file, first)?, SHIFT_BYTES)?;
                 file.sync_all()?;
                 Some(Progress { left: 0, ..now.clone() })
             }
-            Progress { wiped, .. } => {
-                let (at, bytes) = now.behind(device_bytes);
+            Progress { wiped, first, .. } => {
+                // It is there until all is done. A header from before the end, of a volume that is in use since, ends here.
+                waiting(file, first)?;
+                let ((at, bytes), end) = (now.behind(), first.at + first.bytes);
                 if *wiped == 0 {
                     wipe(file, 2 * copies.size(), SHIFT_BYTES - 2 * copies.size())?;
+                    wipe(file, end, device_bytes - end)?;
                 }
                 let part = step.min(bytes - wiped);
                 wipe(file, at + wiped, part)?;
@@ -244,10 +243,22 @@ pub fn run(
                 Some(Progress { wiped: wiped + part, ..now.clone() }).filter(|after| after.wiped < bytes)
             }
         };
+        let is_last = after.is_none();
         let json = encrypting::with(&copies.json, after).ok_or(io::ErrorKind::InvalidData).map_err(io::Error::from)?;
         copies.write(file, &json)?;
         copies = read_back(file)?;
+        if is_last {
+            // No more than ciphertext: nothing is lost if that does not come to its end.
+            wipe(file, now.first.at, now.first.bytes)?;
+            file.sync_all()?;
+        }
     }
+}
+
+/// The first part, where it waits.
+fn waiting(file: &File, first: &Part) -> Result<Vec<u8>, Fault> {
+    let ciphertext = read(file, first.at, first.bytes)?;
+    if first.is(&ciphertext) { Ok(ciphertext) } else { Err(Fault::Changed(first.at)) }
 }
 
 /// Makes both copies the same: one from before would say that plaintext is where ciphertext is by now.

@@ -91,14 +91,15 @@ impl Filled {
         let is_done = first.status.success() && told.contains("is encrypted already");
         assert!(output.status.success() || is_done, "{what}: {told}");
         self.check_encrypted(what);
-        assert_eq!(self.site.ok(&["list"]), "", "{what}");
+        let listed = self.site.ok(&["list"]);
+        assert!(!listed.contains("in place"), "{what}: {listed}");
         if is_done { "done" } else { outcome }
     }
 
     /// Paused by SIGTERM once so much is done.
     fn pause(&self, bytes: u64) -> String {
         let mut command = self.site.command();
-        command.args(["encrypt", &self.volume, "--rate", "4", "--step", "64", "--json"]);
+        command.args(["encrypt", &self.volume, "--rate", "8", "--step", "64", "--json"]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let (mut said, mut lines) = (String::new(), BufReader::new(child.stderr.take().unwrap()));
         let is_there = |line: &str| {
@@ -146,7 +147,7 @@ fn a_file_system_that_fills_its_loop_device_is_encrypted_through_kills_and_grows
     let file = site.file("disk", 96 * MIB);
     let device = LoopDevice::new(&file, "");
     let path = device.path();
-    sh(&format!("mkfs.ext4 -q {path}"));
+    sh(&format!("mkfs.ext4 -q -b 4096 {path}"));
     let mounted = site.mount(path.as_ref());
     let text: String = (0..300_000).map(|line| format!("{MARK}{line}\n")).collect();
     fs::write(mounted.path().join("text"), text).unwrap();
@@ -213,6 +214,37 @@ fn a_file_system_that_fills_its_loop_device_is_encrypted_through_kills_and_grows
 }
 
 #[test]
+fn xfs_and_btrfs_are_encrypted_too() {
+    for (name, make, grow, check) in [
+        ("xfs", "mkfs.xfs -q -d size=320m", "xfs_growfs", "xfs_repair -n"),
+        ("btrfs", "mkfs.btrfs -q -b 320m", "btrfs filesystem resize max", "btrfs check --readonly"),
+    ] {
+        let site = Site::new();
+        let file = site.file(name, 340 * MIB);
+        let device = LoopDevice::new(&file, "");
+        sh(&format!("{make} {}", device.path()));
+        let mounted = site.mount(device.path().as_ref());
+        let at = mounted.path().display().to_string();
+        sh(&format!("for n in $(seq 30); do head -c $((n * 90000)) /dev/urandom > {at}/file$n; done"));
+        let text: String = (0..100_000).map(|line| format!("{MARK}{line}\n")).collect();
+        fs::write(mounted.path().join("text"), text).unwrap();
+        let sums = sh(&format!("cd {at} && sha256sum file* text"));
+        drop(mounted);
+        site.ok(&["encrypt", device.path()]);
+        let plaintext = site.attach(device.path(), &site.name(name), &[]);
+        sh(&format!("{check} {}", plaintext.display()));
+        let mounted = site.mount(&plaintext);
+        assert_eq!(sh(&format!("cd {at} && sha256sum file* text")), sums, "{name}");
+        sh(&format!("{grow} {at}"));
+        let bytes = sh(&format!("df --output=size -B1 {at} | tail -1")).trim().parse::<u64>().unwrap();
+        assert!(bytes > 300 * MIB || name == "xfs", "{name}: {bytes}");
+        drop(mounted);
+        site.ok(&["detach", &site.name(name)]);
+        assert_eq!(find(&fs::read(&file).unwrap(), MARK.as_bytes()), None, "{name}: plaintext stays");
+    }
+}
+
+#[test]
 fn a_half_encrypted_device_is_told_as_that_and_nobody_opens_it() {
     let filled = plain(24, 0);
     let Filled { site, volume, .. } = &filled;
@@ -241,7 +273,7 @@ fn a_half_encrypted_device_is_told_as_that_and_nobody_opens_it() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{verb:?}");
         assert!(
-            said.contains("is being encrypted in place: ") && said.contains("'cryptattach encrypt'"),
+            said.contains("is being encrypted in place") && said.contains("'cryptattach encrypt"),
             "{verb:?}: {said}"
         );
     }
@@ -271,9 +303,13 @@ fn a_half_encrypted_device_is_told_as_that_and_nobody_opens_it() {
 fn an_older_header_of_the_same_run_ruins_nothing_here_nor_on_another_host() {
     let filled = plain(24, 0);
     let Filled { site, volume, .. } = &filled;
-    filled.pause(2 * MIB);
+    filled.pause(MIB);
     let older = fs::read(volume).unwrap()[..32 << 10].to_vec();
+    // As long as less than the header's length was done since, all plaintext that it tells of is still there.
     filled.pause(8 * MIB);
+    let image = [&older[..], &fs::read(volume).unwrap()[older.len()..]].concat();
+    fs::write(volume, &image).unwrap();
+    filled.pause(20 * MIB);
     let newest = fs::read(volume).unwrap();
     let refused = |image: &[u8], what: &str| {
         let image = [&older[..], &image[older.len()..]].concat();
@@ -340,17 +376,7 @@ fn what_is_no_unused_file_system_is_refused_and_stays_as_it_is() {
     }
     // The key would rest on the device itself: the same file system has both.
     let beside = site.path("beside").display().to_string();
-    site.ok(&[
-        "init",
-        "--store",
-        "beside",
-        "--path",
-        &beside,
-        "--escrow",
-        site.keys("escrow.pem"),
-        "--separation",
-        "strict",
-    ][..6]);
+    site.ok(&["init", "--store", "beside", "--path", &beside, "--escrow", site.keys("escrow.pem")]);
     site.fails(72, &["encrypt", volume, "--store", "beside"]);
     assert!(fs::read(volume).unwrap() == plain);
     site.ok(&["encrypt", volume, "--store", "cinder"]);
@@ -359,7 +385,8 @@ fn what_is_no_unused_file_system_is_refused_and_stays_as_it_is() {
 
 #[test]
 fn a_device_that_was_used_between_two_runs_is_encrypted_as_it_is_then() {
-    let mut filled = plain(6, 0);
+    // A device of an odd size.
+    let mut filled = plain(6, 1536);
     let recorded = record(&filled, &["encrypt", &filled.volume]);
     // Killed after the record was written. Then somebody writes: anywhere, or behind the first MiB only.
     for change in
@@ -373,6 +400,13 @@ fn a_device_that_was_used_between_two_runs_is_encrypted_as_it_is_then() {
         assert!(output.status.success() && said.contains("was used since its encryption was begun"), "{said}");
         filled.check_encrypted(change);
     }
+    // Its key is gone: the record is one of long ago.
+    filled.before(&recorded, |at| at == 0);
+    filled.plain = recorded.base[..6 << 20].to_vec();
+    let key = filled.site.ok(&["key", "list"]);
+    filled.site.ok(&["key", "delete", &key, "--yes"]);
+    filled.site.ok(&["encrypt", &filled.volume]);
+    filled.check_encrypted("without the key of the record");
     // The superblock is gone, and somebody has written: nobody knows what counts.
     let image = filled.before(&recorded, |at| at == 16 << 10);
     let mut changed = image.clone();
@@ -399,19 +433,19 @@ fn a_header_that_lies_about_it_is_refused() {
     let Filled { site, volume, .. } = &filled;
     let recorded = record(&filled, &["encrypt", volume]);
     let done = fs::read(volume).unwrap();
-    // The header from before the first part was moved, on the volume that is done; the first part and the record as well.
-    let midway = filled.before(&recorded, |at| at == HEADER + MIB as usize);
-    sh(&format!(
-        "rm -rf {0}/* && cp -a {1}/. {0}",
-        site.keys(""),
-        recorded.snapshots.join(recorded.operations.len().to_string()).display()
-    ));
-    let end = midway.len() - (2 << 20);
-    let lying = [&midway[..32 << 10], &done[32 << 10..end], &midway[end..]].concat();
-    fs::write(volume, &lying).unwrap();
-    let refused = site.fails(65, &["encrypt", volume]);
-    assert!(refused.contains("is not what is to be encrypted next"), "{refused}");
-    assert!(fs::read(volume).unwrap() == lying);
+    let keys = recorded.snapshots.join(recorded.operations.len().to_string());
+    let mut midway = Vec::new();
+    // Headers from before the last part but the first was moved, from before the first was, and from before all was wiped, on
+    // the volume that is done. It may have data everywhere by now.
+    for write in [HEADER + MIB as usize, HEADER, 32 << 10] {
+        let before = filled.before(&recorded, |at| at == write);
+        let lying = [&before[..32 << 10], &done[32 << 10..]].concat();
+        filled.restore(&lying, &keys);
+        let refused = site.fails(65, &["encrypt", volume]);
+        assert!(refused.contains("is not what is to be encrypted next"), "{write}: {refused}");
+        assert!(fs::read(volume).unwrap() == lying, "{write}");
+        midway = before;
+    }
     // A token of another volume's key.
     let (other, _) = site.volume("other", &[]);
     let others: serde_json::Value =

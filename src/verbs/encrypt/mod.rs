@@ -20,7 +20,11 @@ pub use self::error::EncryptError;
 use self::journal::Journal;
 use super::rotate::{self, Throttle};
 use crate::{
-    base::key::{KeyReference, KeySize, StoreName, VolumeKey},
+    base::{
+        advice::Advice,
+        exit::Exit,
+        key::{KeyReference, KeySize, StoreName, VolumeKey},
+    },
     config::Config,
     keys::store::StoreError,
     sys::{
@@ -155,23 +159,26 @@ impl Job<'_> {
     fn commit_or_begin(&self, record: &Record, tell: &mut dyn FnMut(u64, u64)) -> Result<Encrypted, Error> {
         let volume = encrypting::volume(&self.device, &record.copies)?;
         let reference = self.reference(&volume)?;
-        let key = self.proven(volume)?.key()?;
+        let is_fit = || Ok::<_, Error>(filesystem::find(&self.device.path, &self.file)?.is_ok());
+        let key = match self.proven(volume).and_then(|proven| Ok(proven.key()?)) {
+            // A record of long ago.
+            Err(error) if error.exit() == Exit::NoKey && is_fit()? => return self.begin(tell),
+            key => key?,
+        };
         let xts = cipher(key.key(), key.volume())?;
         let at = match record.start(&self.file, &xts).map_err(DeviceError::io("read", &self.device.path))? {
             Start::Waits => return self.commit(record, &xts, tell),
             Start::Used(at) => at,
         };
-        match filesystem::find(&self.device.path, &self.file)? {
-            // Whoever wrote to it since had the file system as it was. Nothing has the key but what waits at the end.
-            Ok(_) => {
-                tracing::warn!(
-                    "{} was used since its encryption was begun: it begins again, and the key {reference} stays in its store, unused",
-                    self.device.path.display()
-                );
-                self.begin(tell)
-            }
-            Err(_) => Err(EncryptError::HalfWritten { path: self.device.path.clone(), at, key: reference }.into()),
+        if !is_fit()? {
+            return Err(EncryptError::HalfWritten { path: self.device.path.clone(), at, key: reference }.into());
         }
+        // Whoever wrote to it since had the file system as it was.
+        tracing::warn!(
+            "{} was used since its encryption was begun: it begins again, and the key {reference} stays in its store, unused",
+            self.device.path.display()
+        );
+        self.begin(tell)
     }
 
     fn commit(&self, record: &Record, xts: &Xts, tell: &mut dyn FnMut(u64, u64)) -> Result<Encrypted, Error> {

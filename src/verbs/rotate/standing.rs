@@ -92,7 +92,7 @@ pub fn of(config: &Config, device: &Path) -> Option<Standing> {
     let copies = rekey::read(&looked).ok()?;
     let (volume, json) = (copies.uuid()?, &copies.json);
     if let Some(progress) = encrypting::progress(json, looked.size_bytes) {
-        return Some(at_work(config, device, volume, Kind::Encrypt, progress.done(looked.size_bytes)));
+        return Some(at_work(config, device, volume, Kind::Encrypt, progress.done()));
     }
     let (done, all) = reencryption::progress(json, looked.size_bytes);
     let done = match (reencryption::state(json), reencryption::is_rotation(json)) {

@@ -152,7 +152,7 @@ pub(super) fn under_way(requirement: &str, json: &Value, device_bytes: u64) -> R
 fn being_encrypted(json: &Value, device_bytes: u64) -> Refusal {
     match encrypting::progress(json, device_bytes) {
         Some(progress) => {
-            let percent = reencryption::percent(progress.done(device_bytes));
+            let percent = reencryption::percent(progress.done());
             Refusal::new(Kind::Encrypting, &format!("it is being encrypted in place: {percent} % are done"))
         }
         None => refused("it says that it is being encrypted in place, and how far that is makes no sense".to_owned()),

@@ -47,14 +47,15 @@ pub struct Part {
 
 impl Progress {
     /// Bytes that are done, and the bytes of all.
-    pub fn done(&self, device_bytes: u64) -> (u64, u64) {
-        (self.of.saturating_sub(self.left).saturating_add(self.wiped), device_bytes.saturating_sub(SHIFT_BYTES))
+    pub fn done(&self) -> (u64, u64) {
+        let done = self.of.saturating_sub(self.left).saturating_add(self.wiped);
+        (done, self.of.saturating_add(self.behind().1))
     }
 
-    /// Where what is behind the data begins, and its bytes: it held plaintext.
-    pub fn behind(&self, device_bytes: u64) -> (u64, u64) {
+    /// Where what is behind the data begins, and its bytes up to the first part: it held plaintext.
+    pub fn behind(&self) -> (u64, u64) {
         let at = self.of.saturating_add(SHIFT_BYTES);
-        (at, device_bytes.saturating_sub(at))
+        (at, self.first.at.saturating_sub(at))
     }
 
     fn is_bounded(&self, device_bytes: u64) -> bool {
@@ -71,7 +72,7 @@ impl Progress {
                 next.at >= FIRST_BYTES && (1..=SHIFT_BYTES).contains(&next.bytes) && end == *left
             }
         };
-        let is_wiped_right = *wiped == 0 || *left == 0 && *wiped <= self.behind(device_bytes).1;
+        let is_wiped_right = *wiped == 0 || *left == 0 && *wiped <= self.behind().1;
         are_whole
             && is_first_apart
             && is_next_right
@@ -90,7 +91,7 @@ pub fn is_begun(json: &Value) -> bool {
 /// How far it is, if the header is one that we make, and keeps within the device.
 pub fn progress(json: &Value, device_bytes: u64) -> Option<Progress> {
     let is_alone = json["config"]["requirements"]["mandatory"] == json!([REQUIREMENT]);
-    let is_shifted = json["segments"]["0"]["offset"] == SHIFT_BYTES.to_string();
+    let is_shifted = json["segments"]["0"]["offset"] == json!(SHIFT_BYTES.to_string());
     let (_, token) = our_token(json).filter(|_| is_alone && is_shifted)?;
     token.encrypting.filter(|progress| progress.is_bounded(device_bytes))
 }
@@ -131,7 +132,7 @@ mod tests {
     fn what_leads_out_of_its_bounds_is_no_progress() {
         assert!(right().is_bounded(DEVICE));
         assert!(Progress { next: None, left: FIRST_BYTES, ..right() }.is_bounded(DEVICE));
-        assert!(Progress { next: None, left: 0, wiped: 8 << 20, ..right() }.is_bounded(DEVICE));
+        assert!(Progress { next: None, left: 0, wiped: 7 << 20, ..right() }.is_bounded(DEVICE));
         type Change = fn(&mut Progress);
         let changes: [(&str, Change); 17] = [
             ("beyond the device", |p| p.of = 65 << 20),
@@ -156,7 +157,7 @@ mod tests {
             ("a longer first part", |p| p.first.bytes *= 2),
             ("wiped too early", |p| p.wiped = 4096),
             ("wiped too much", |p| {
-                (p.left, p.next, p.wiped) = (0, None, 9 << 20);
+                (p.left, p.next, p.wiped) = (0, None, 8 << 20);
             }),
         ];
         for (what, change) in changes {
