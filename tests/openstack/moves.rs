@@ -30,9 +30,9 @@ fn site<'a>(cloud: &'a Cloud, bao: &BaoServer, count: usize) -> (Site<'a>, Vec<S
     let site = Site::new(cloud);
     site.configure(SHORT);
     site.barbican("barbican", true);
-    // It is on this machine; as a host of a site it is another one.
-    let inventory = fs::read_to_string(site.path("inventory.toml")).unwrap();
-    site.write("inventory.toml", &format!("{inventory}[[host]]\nname = \"vault\"\naddresses = [\"127.0.0.1\"]\n"));
+    // OpenBao is on this machine.
+    let text = fs::read_to_string(site.path("cryptattach.toml")).unwrap();
+    site.write("cryptattach.toml", &text.replace("[separation]\n", "[separation]\nlevel = \"device\"\n"));
     for file in ["ca.pem", "role_id", "secret_id"] {
         fs::copy(bao.path(file), site.path(file)).unwrap();
     }
