@@ -38,7 +38,7 @@ pub struct Backup {
 #[command(
     name = "restore",
     after_help = "Examples:\n  cryptattach header restore /dev/vdb /media/usb/vdb.header
-  cryptattach header restore /dev/vdb /media/usb/vdb.header --key vault/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de"
+  cryptattach header restore /dev/vdb vdb.header --key vault/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de"
 )]
 pub struct Restore {
     /// The volume's device

@@ -28,9 +28,16 @@ pub const STORIES: &[Story] = &[("rotated_while_the_store_goes_and_comes_nothing
 })];
 
 pub fn two_hundred(cloud: &Cloud) {
+    let volumes = std::env::var("VOLUMES").map_or(200, |volumes| volumes.parse().unwrap());
     torture(
         cloud,
-        Many { volumes: 200, bytes: 64 << 20, least_kills: 40, least_outages: 10, most_milliseconds: 20_000 },
+        Many {
+            volumes,
+            bytes: 64 << 20,
+            least_kills: volumes / 5,
+            least_outages: volumes / 20,
+            most_milliseconds: 20_000,
+        },
     );
 }
 
@@ -98,9 +105,10 @@ fn torture(cloud: &Cloud, many: Many) {
     let left: Vec<_> =
         left.map(|entry| entry.file_name()).filter(|name| !name.as_encoded_bytes().starts_with(b".")).collect();
     assert!(left.is_empty(), "{left:?}");
-    let keys = site.ok(&["key", "list"]);
-    assert!(before.iter().all(|before| !keys.contains(before.key.split_once('/').unwrap().1)), "an old key is there");
-    let kept = keys.lines().count() - before.len();
+    // A list may be late, for nothing replicates here what a server has missed: each old key is asked for below.
+    let listed = site.ok(&["key", "list"]);
+    let (old, listed) = (before.iter().filter(|before| listed.contains(&before.key)).count(), listed.lines().count());
+    let kept = listed - before.len() - old;
     let thief = thief(cloud, &site, &backup);
     sh(&format!("rm -r {0} && cp -a {1} {0}", entries.display(), copy.display()));
     let codes = Codes::default();
@@ -116,7 +124,7 @@ fn torture(cloud: &Cloud, many: Many) {
     let codes = codes.into_inner().unwrap();
     println!(
         "compared and tried after {:.0?}: {} volumes as before, 0 lost, {} tries of old things, none opens: {codes:?}; keys that \
-         nothing names: {kept}",
+         nothing names: {kept}; old keys that are listed though gone: {old}",
         begun.elapsed(),
         before.len(),
         codes.values().sum::<usize>()
@@ -219,20 +227,20 @@ fn thief<'a>(cloud: &'a Cloud, site: &Site<'_>, backup: &str) -> Site<'a> {
 
 fn nothing_opens(site: &Site<'_>, thief: &Site<'_>, before: &Before, codes: &Codes) {
     let Before { path, key, header, passphrase, plain, first } = before;
-    let refused = |what, site: &Site<'_>, arguments: &[&str]| {
+    let refused = |what, site: &Site<'_>, codes_of: &[i32], arguments: &[&str]| {
         let output = site.run(arguments);
         let (code, told) = (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr));
-        assert!([65, 67, 68].contains(&code), "{what}: {arguments:?}: {code} {told}");
+        assert!(codes_of.contains(&code), "{what}: {arguments:?}: {code} {told}");
         *codes.lock().unwrap().entry((what, code)).or_default() += 1;
     };
     let name = site.name(&format!("o{}", &path[path.rfind('/').unwrap() + 2..]));
     let attach = ["attach", path, &name, "--backend", "userspace", "--read-only"];
     // On the host itself, whose lockbox has all of its old entries again.
-    refused("old key", site, &[&attach[..], &["--key", key]].concat());
-    refused("old header", site, &[&attach[..], &["--header", header]].concat());
-    refused("old header restored", site, &["header", "restore", path, header, "--older", "--lost"]);
+    refused("old key", site, &[67], &[&attach[..], &["--key", key]].concat());
+    refused("old header", site, &[65, 67, 68], &[&attach[..], &["--header", header]].concat());
+    refused("old header restored", site, &[65], &["header", "restore", path, header, "--older", "--lost"]);
     // By the old key itself, which the thief has.
-    refused("stolen key", thief, &[&attach[..], &["--key", key]].concat());
+    refused("stolen key", thief, &[65, 68], &[&attach[..], &["--key", key]].concat());
     if let Some(passphrase) = passphrase {
         let mut cryptsetup = Command::new("cryptsetup");
         let opened = with_input(cryptsetup.args(["open", "--test-passphrase", "--key-file=-", path]), passphrase);
