@@ -23,11 +23,18 @@ pub struct Detach {
     /// If the mapping is in use, remove it when its last user closes it
     #[arg(long)]
     deferred: bool,
+    /// After a rotation of its key was killed: let the I/O fail that waits for it. Users of the mapping get I/O errors, and
+    /// what they have not written yet is lost
+    #[arg(long, conflicts_with = "deferred")]
+    force: bool,
 }
 
 impl Detach {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         let deferred = if self.deferred { Deferred::Yes } else { Deferred::No };
+        if self.force {
+            detach::fail_hanging(&ThisHost, &self.name)?;
+        }
         let backend = detach::detach(&ThisHost, &self.name, deferred)?;
         if global.json {
             output::print(true, &json!({"name": self.name, "backend": backend}), String::new)?;

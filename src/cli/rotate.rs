@@ -150,7 +150,9 @@ fn report_lines(report: &Report) -> Vec<String> {
             true => format!(", deleted {old}"),
             false => format!(", old key {old}"),
         });
-        lines.push(format!("  done             {}: {}{}", done.device.display(), done.key, old.unwrap_or_default()));
+        let attached = done.attached.as_ref().map(|name| format!(", attached as '{name}'")).unwrap_or_default();
+        let (device, old) = (done.device.display(), old.unwrap_or_default());
+        lines.push(format!("  done             {device}: {}{old}{attached}", done.key));
     }
     for (what, undone) in left.iter().map(|one| ("left  ", one)).chain(failed.iter().map(|one| ("FAILED", one))) {
         let Undone { device, why, next, .. } = undone;

@@ -259,6 +259,11 @@ impl Device {
         self.claim(true)
     }
 
+    /// Opens a block device for writing beside the mapping that has it.
+    pub fn open_beside(&self) -> Result<File, DeviceError> {
+        self.reopen_with(OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC))
+    }
+
     /// Opens it for nobody else: a block device with `O_EXCL`, so that a mounted one is busy; a file locked as a whole
     /// (fcntl(2), F_OFD_SETLK), and for writing only if no loop device stands for it. Other programs' flock(2), by which
     /// cryptsetup reads and writes headers, goes on beside that lock.

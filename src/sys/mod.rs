@@ -11,6 +11,7 @@ pub mod lock;
 pub mod loop_device;
 pub mod memory;
 pub mod mounts;
+pub mod precedence;
 pub mod process;
 pub mod programs;
 pub mod state;

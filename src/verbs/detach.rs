@@ -19,6 +19,14 @@ pub fn detach(backends: &dyn Backends, name: &MappingName, deferred: Deferred) -
     Err(Error::NotAttached(name.clone()))
 }
 
+/// Has the I/O on a mapping fail that waits for a rotation of its key which was killed.
+pub fn fail_hanging(backends: &dyn Backends, name: &MappingName) -> Result<(), Error> {
+    for (_, backend) in backends.available() {
+        backend.fail_hanging(name)?;
+    }
+    Ok(())
+}
+
 /// What is known of a mapping.
 pub fn status(backends: &dyn Backends, name: &MappingName) -> Result<MappingStatus, Error> {
     for (_, backend) in backends.available() {

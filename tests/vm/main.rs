@@ -27,6 +27,7 @@ mod machine;
 mod mapping;
 mod measured;
 mod midway;
+mod rotate;
 mod separation;
 mod speed;
 mod token;
@@ -50,7 +51,9 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(2);
     // The longest stories first.
     let mut trials: Vec<Trial> = tpm::STORIES.iter().map(own_machine).chain(installed::trials()).collect();
-    let plain = [mapping::STORIES, hooks::STORIES, formats::STORIES, midway::STORIES, separation::STORIES].concat();
+    let plain =
+        [mapping::STORIES, hooks::STORIES, formats::STORIES, midway::STORIES, separation::STORIES, rotate::STORIES]
+            .concat();
     let systemd = [token::STORIES, hotplug::STORIES, units::STORIES].concat();
     let newer = sharing(ublk::boot, ublk::STORIES).map(|trial| trial.with_ignored_flag(!ublk::is_possible()));
     // Stories of two machines in turn: a story waits while another one has its machine.

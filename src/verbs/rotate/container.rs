@@ -16,6 +16,7 @@ use crate::{
         chain::chain,
         exit::Exit,
         key::{KeyReference, StoreName},
+        mapping_name::MappingName,
     },
     config::Config,
     sys::stop::Stop,
@@ -57,6 +58,9 @@ pub struct Done {
     pub old: Option<KeyReference>,
     /// Whether the old one is deleted.
     pub deleted: bool,
+    /// The mapping that it was attached as all the while.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attached: Option<MappingName>,
 }
 
 /// A volume without.
@@ -113,8 +117,8 @@ pub fn rotate(config: &Config, request: &Request<'_>, tell: &mut dyn FnMut(Event
                 }
                 tell(Event::Volume("done", &found.device, None));
                 let Found { device, volume, .. } = found;
-                let super::Rotated { key, old, deleted } = rotated;
-                report.done.push(Done { device, volume, key, old, deleted });
+                let super::Rotated { key, old, deleted, attached } = rotated;
+                report.done.push(Done { device, volume, key, old, deleted, attached });
             }
             Err(error) => {
                 let undone = undone(found, &error);

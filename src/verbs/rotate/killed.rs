@@ -36,7 +36,7 @@ pub(in crate::verbs) fn recovered(config: &Config, unlocked: Unlocked, read_only
         bytes_per_second: None,
         separation: Strictness::default(),
     };
-    let job = Job::claim(&containers, device.clone(), &how)?;
+    let job = Job::claim(&containers, device.clone(), None, &how)?;
     if !rekey::read(&device)?.is(&rest.header) {
         return Err(VolumeError::HeaderChanged { path: device.path }.into());
     }
@@ -63,6 +63,6 @@ impl Job<'_> {
             Hotzone::Mended => tracing::warn!("the checksums of {} had not reached the disk: mended", path.display()),
             Hotzone::Torn { blocks } => return Err(VolumeError::Torn { path: path.clone(), blocks }.into()),
         }
-        Ok(rekey::run(&self.device, passphrase, Run::Recover, self.how.hotzone_bytes, &mut |_, _| true)?)
+        Ok(rekey::run(&self.device, None, passphrase, Run::Recover, self.how.hotzone_bytes, &mut |_, _| true)?)
     }
 }

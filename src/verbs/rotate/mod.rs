@@ -1,4 +1,4 @@
-//! Rotate a volume's own key: all its data is encrypted anew, in place, while the volume is detached.
+//! Rotate a volume's own key: all its data is encrypted anew, in place, while the volume is detached, or attached by dm-crypt.
 //!
 //! At each instant a stored key that was opened before opens each sector: the header's token names both keys from before the
 //! first sector is written until the last one is. docs/rotation.md has the table of what a crash leaves at each step.
@@ -13,7 +13,8 @@ mod throttle;
 
 use std::{
     cell::RefCell,
-    fs::File,
+    fs::{DirBuilder, File},
+    os::unix::fs::DirBuilderExt,
     path::{self, Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -30,12 +31,15 @@ pub(super) use self::{
     throttle::Throttle,
 };
 use crate::{
-    base::key::{KeyReference, SecretBytes, StoreName, VolumeKey},
+    base::{
+        key::{KeyReference, SecretBytes, StoreName, VolumeKey},
+        mapping_name::MappingName,
+    },
     config::Config,
     keys::store::StoreError,
     sys::{
         device::{Device, DeviceError, DeviceKind},
-        state,
+        precedence, state,
         stop::Stop,
     },
     unlock::{
@@ -46,7 +50,7 @@ use crate::{
     },
     verbs::{error::Error, keys},
     volumes::{
-        backend,
+        backend::{self, BackendError, online::LOCKS},
         header::{
             self, PlainParameters, Volume, VolumeError,
             copies::Copies,
@@ -79,6 +83,9 @@ pub struct Rotated {
     pub old: Option<KeyReference>,
     /// Whether that is deleted.
     pub deleted: bool,
+    /// The mapping that it was attached as all the while.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attached: Option<MappingName>,
 }
 
 /// A key that nothing needs any more: the header, read from the device, has the other key's digest alone, and that key has
@@ -111,6 +118,8 @@ struct Job<'a> {
     config: &'a Config,
     how: &'a How,
     device: Device,
+    /// It is attached: libcryptsetup works below this mapping.
+    online: Option<MappingName>,
     /// The file, locked. A block device is claimed for each write: libcryptsetup claims it itself.
     held: Option<File>,
     journal: PathBuf,
@@ -131,10 +140,17 @@ fn rotate_with(
     tell: &mut dyn FnMut(u64, u64),
 ) -> Result<Rotated, Error> {
     let config = containers.config;
-    let job = Job::claim(containers, Device::look(device)?, how)?;
+    let device = Device::look(device)?;
+    let uuid = uuid(&device, &rekey::read(&device)?)?;
+    let online = backend::online(&device, uuid)?;
+    let job = Job::claim(containers, device, online, how)?;
+    // Nobody else writes to it from here on.
     let copies = rekey::read(&job.device)?;
-    let uuid = uuid(&job.device, &copies)?;
     match reencryption::state(&copies.json) {
+        State::Crash if let Some(name) = job.online => {
+            let why = "a run was killed in the middle of a stretch".to_owned();
+            Err(BackendError::NotOnline { device: job.device.path, name, why }.into())
+        }
         State::Clean | State::Crash => {
             check_newest(config, &job.device.path, uuid, copies.sequence())?;
             job.go_on(tell)
@@ -168,6 +184,18 @@ pub(super) fn find_to_map(
     Ok(volume)
 }
 
+/// The volume may be the one that this process comes from. While a stretch is suspended, nothing is read from it: no page of
+/// the program, none of swap.
+fn protect_this_process() -> Result<(), Error> {
+    precedence::ask_for_precedence();
+    let locked = precedence::lock_memory();
+    locked
+        .map_err(BackendError::failed("cannot lock this process's memory, which a volume in use may be needed for"))?;
+    // libcryptsetup's locks: it does not make them where /run itself has been made anew.
+    let folder = DirBuilder::new().recursive(true).mode(0o700).create(LOCKS);
+    folder.map_err(Error::io(format!("make {LOCKS}")))
+}
+
 /// Refuses a header from the middle of a rotation, if this host has seen a later one.
 fn check_newest(config: &Config, device: &Path, volume: Uuid, sequence: u64) -> Result<(), Error> {
     match journal::of(config, volume).filter(|journal| sequence < journal.sequence) {
@@ -177,13 +205,23 @@ fn check_newest(config: &Config, device: &Path, volume: Uuid, sequence: u64) -> 
 }
 
 impl<'a> Job<'a> {
-    /// Nobody else has the device, nor rotates its key.
-    fn claim(containers: &'a Containers<'a>, device: Device, how: &'a How) -> Result<Self, Error> {
+    /// Nobody else has the device, but for the mapping that is named, nor rotates its key.
+    fn claim(
+        containers: &'a Containers<'a>,
+        device: Device,
+        online: Option<MappingName>,
+        how: &'a How,
+    ) -> Result<Self, Error> {
         let config = containers.config;
-        backend::require_free(&device)?;
-        let held = Some(device.open_exclusive()?).filter(|_| device.kind == DeviceKind::File);
+        let held = match online {
+            Some(_) => protect_this_process().map(|()| None)?,
+            None => {
+                backend::require_free(&device)?;
+                Some(device.open_exclusive()?).filter(|_| device.kind == DeviceKind::File)
+            }
+        };
         let (journal, alone) = claim(config, uuid(&device, &rekey::read(&device)?)?)?;
-        Ok(Self { config, how, device, held, journal, containers, _alone: alone })
+        Ok(Self { config, how, device, online, held, journal, containers, _alone: alone })
     }
 }
 
@@ -266,14 +304,16 @@ impl Job<'_> {
     fn run(&self, run: Run, tell: &mut dyn FnMut(u64, u64)) -> Result<Rotated, Error> {
         let passphrase = self.passphrase(run)?;
         self.note_newest()?;
+        self.require_still_there()?;
         let stop = Stop::by_signals().map_err(Error::io("block signals"))?;
         let mut throttle = Throttle::new(self.how.bytes_per_second);
-        let stretch = throttle.stretch(self.how.hotzone_bytes);
+        let most = self.online.as_ref().map_or(u64::MAX, |_| rekey::MOST_ONLINE_BYTES);
+        let stretch = throttle.stretch(self.how.hotzone_bytes.min(most));
         let mut watch = |now: u64, of: u64| {
             tell(now, of);
             !stop.wait(throttle.pause(Instant::now(), now, of))
         };
-        rekey::run(&self.device, &passphrase, run, stretch, &mut watch)?;
+        rekey::run(&self.device, self.online.as_ref(), &passphrase, run, stretch, &mut watch)?;
         self.note_newest()?;
         let json = rekey::read(&self.device)?.json;
         match reencryption::state(&json) {
@@ -283,6 +323,18 @@ impl Job<'_> {
                 Err(Error::Paused { device: self.device.path.clone(), percent })
             }
             State::Clean | State::Crash | State::Foreign => Err(Error::Stopped(self.device.path.clone())),
+        }
+    }
+
+    /// The keys may have been fetched for long: the mapping may have gone meanwhile, or one may have come.
+    fn require_still_there(&self) -> Result<(), Error> {
+        let volume = rekey::read(&self.device)?.uuid().unwrap_or_default();
+        match (backend::online(&self.device, volume)?, &self.online) {
+            (None, Some(before)) => Err(BackendError::NotActive(before.clone()).into()),
+            (Some(name), before) if before.as_ref() != Some(&name) => {
+                Err(BackendError::AttachedAlready { device: self.device.path.clone(), name }.into())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -333,7 +385,7 @@ impl Job<'_> {
             keys::delete_superseded(self.config, &*self.container(&old.store)?, &old)?;
         }
         state::remove(&self.journal)?;
-        Ok(Rotated { key, old, deleted })
+        Ok(Rotated { key, old, deleted, attached: self.online.clone() })
     }
 
     /// Removes a key that no header names.
@@ -402,11 +454,12 @@ impl Job<'_> {
         Ok(volume.reference().cloned().ok_or_else(|| unlock::Error::NoReference(self.device.path.clone()))?)
     }
 
-    /// The device for writing, and for nobody else.
+    /// The device for writing, and for nobody else but the mapping.
     fn file(&self) -> Result<File, DeviceError> {
-        match &self.held {
-            Some(held) => held.try_clone().map_err(DeviceError::io("open", &self.device.path)),
-            None => self.device.open_exclusive(),
+        match (&self.held, &self.online) {
+            (Some(held), _) => held.try_clone().map_err(DeviceError::io("open", &self.device.path)),
+            (None, Some(_)) => self.device.open_beside(),
+            (None, None) => self.device.open_exclusive(),
         }
     }
 }

@@ -19,10 +19,11 @@ use zeroize::Zeroize;
 use super::{
     Activate, Backend, BackendError, BackendKind, Deferred, Mapping, MappingStatus,
     once::{self, Occupied},
+    online::{self, TEMPORARY},
     userspace::{Paths, Userspace},
 };
 use crate::{
-    base::{key::VolumeKey, mapping_name::MappingName},
+    base::{chain::chain, key::VolumeKey, mapping_name::MappingName},
     sys::{
         block::DeviceNumber,
         device::{Device, DeviceError, DeviceKind},
@@ -41,13 +42,13 @@ const DM_UUID_PREFIX: &str = "CRYPT-";
 
 /// The kernel's dm-crypt.
 pub struct DmCrypt {
-    dm: DM,
+    pub(super) dm: DM,
 }
 
 /// What the device-mapper knows of a mapping.
-struct Found {
-    info: DeviceInfo,
-    uuid: String,
+pub(super) struct Found {
+    pub info: DeviceInfo,
+    pub uuid: String,
 }
 
 impl DmCrypt {
@@ -69,8 +70,13 @@ impl DmCrypt {
         }
     }
 
-    fn find(&self, name: &MappingName) -> Result<Option<Found>, BackendError> {
-        match self.dm.device_info(&DevId::Name(dm_name(name)?)) {
+    pub(super) fn find(&self, name: &MappingName) -> Result<Option<Found>, BackendError> {
+        self.look(dm_name(name)?)
+    }
+
+    /// What the device-mapper has by that name, whoever has made it.
+    pub(super) fn look(&self, name: &DmName) -> Result<Option<Found>, BackendError> {
+        match self.dm.device_info(&DevId::Name(name)) {
             Ok(info) => {
                 let uuid = info.uuid().map(ToString::to_string).unwrap_or_default();
                 Ok(Some(Found { info, uuid }))
@@ -81,8 +87,9 @@ impl DmCrypt {
     }
 
     /// A mapping of libcryptsetup's.
-    fn find_ours(&self, name: &MappingName) -> Result<Option<Found>, BackendError> {
-        Ok(self.find(name)?.filter(|found| found.uuid.starts_with(DM_UUID_PREFIX)))
+    pub(super) fn find_ours(&self, name: &MappingName) -> Result<Option<Found>, BackendError> {
+        let is_mapping = |uuid: &str| uuid.starts_with(DM_UUID_PREFIX) && !uuid.starts_with(TEMPORARY);
+        Ok(self.find(name)?.filter(|found| is_mapping(&found.uuid)))
     }
 
     /// All mappings of libcryptsetup's, by name.
@@ -111,11 +118,14 @@ impl DmCrypt {
         Ok(found.uuid == expected && self.lies_on(name, &volume.device)?)
     }
 
-    fn lies_on(&self, name: &MappingName, device: &Device) -> Result<bool, BackendError> {
-        let below = self
-            .dm
-            .table_deps(&DevId::Name(dm_name(name)?), DmOptions::default())
-            .map_err(BackendError::failed(format!("cannot find the device below the mapping '{name}'")))?;
+    pub(super) fn lies_on(&self, name: &MappingName, device: &Device) -> Result<bool, BackendError> {
+        // While the volume's key is being rotated, something stands in between.
+        let between = self.stack(name)?.map_or_else(Vec::new, |stack| stack.names);
+        let mut below = Vec::new();
+        for name in [name.as_str()].into_iter().chain(between.iter().map(String::as_str)) {
+            let look = || self.dm.table_deps(&DevId::Name(DmName::new(name)?), DmOptions::default());
+            below.extend(look().map_err(BackendError::failed(format!("cannot find the device below '{name}'")))?);
+        }
         Ok(below.iter().any(|dependency| match device.kind {
             DeviceKind::Block(number) => libc::makedev(dependency.major, dependency.minor) == number,
             DeviceKind::File => loop_backs(dependency.major, dependency.minor, &device.path),
@@ -131,6 +141,17 @@ impl DmCrypt {
         let bytes = parameters.split(' ').nth(1).and_then(|key| key.strip_prefix(':')?.split(':').next()?.parse().ok());
         parameters.zeroize();
         bytes.map(|bytes: u32| bytes * 8)
+    }
+
+    /// Nothing is below the mapping but its device.
+    fn require_alone(&self, name: &MappingName, found: &Found) -> Result<(), BackendError> {
+        match self.stack(name)? {
+            Some(_) if volume_uuid(&found.uuid).is_some_and(online::is_running) => {
+                Err(BackendError::BeingRotated(name.clone()))
+            }
+            Some(stack) => Err(BackendError::LeftOver { name: name.clone(), hangs: stack.hangs() }),
+            None => Ok(()),
+        }
     }
 
     fn foreign(&self, name: &MappingName, found: &Found) -> BackendError {
@@ -195,6 +216,7 @@ impl Backend for DmCrypt {
         if !self.is_mapping_of(&found, volume, name)? {
             return Err(self.foreign(name, &found));
         }
+        self.require_alone(name, &found)?;
         let action = format!("cannot resize the mapping '{name}'");
         let failed = |source: library::LibraryError| BackendError::failed(action.as_str())(source);
         let (has, room) = (library::call(|| table(name)).map_err(failed)?.size_bytes, volume.geometry.size_bytes);
@@ -218,9 +240,15 @@ impl Backend for DmCrypt {
     }
 
     fn deactivate(&self, name: &MappingName, deferred: Deferred) -> Result<(), BackendError> {
-        let found = self.find(name)?.ok_or_else(|| BackendError::NotActive(name.clone()))?;
-        if !found.uuid.starts_with(DM_UUID_PREFIX) {
-            return Err(self.foreign(name, &found));
+        let (found, stack) = (self.find(name)?, self.stack(name)?);
+        match (found, stack) {
+            (None, None) => return Err(BackendError::NotActive(name.clone())),
+            (Some(found), _) if !found.uuid.starts_with(DM_UUID_PREFIX) => return Err(self.foreign(name, &found)),
+            (Some(found), _) if volume_uuid(&found.uuid).is_some_and(online::is_running) => {
+                return Err(BackendError::BeingRotated(name.clone()));
+            }
+            (_, Some(stack)) => return self.remove_left_over(name, &stack),
+            (Some(_), None) => {}
         }
         let flags = match deferred {
             Deferred::Yes => DmFlags::DM_DEFERRED_REMOVE,
@@ -245,8 +273,13 @@ impl Backend for DmCrypt {
             table.key_size_bits = self.keyring_key_bits(name).unwrap_or(0);
         }
         let device = device_path(name);
-        let trouble = (found.info.flags().contains(DmFlags::DM_DEFERRED_REMOVE))
-            .then(|| "it will be removed when its last user closes it".to_owned());
+        let volume = volume_uuid(&found.uuid);
+        let left_over = self.stack(name)?.filter(|_| !volume.is_some_and(online::is_running));
+        let trouble = match left_over {
+            Some(stack) => Some(chain(&BackendError::LeftOver { name: name.clone(), hangs: stack.hangs() })),
+            None => (found.info.flags().contains(DmFlags::DM_DEFERRED_REMOVE))
+                .then(|| "it will be removed when its last user closes it".to_owned()),
+        };
         Ok(Some(MappingStatus {
             name: name.clone(),
             backend: BackendKind::DmCrypt,
@@ -254,7 +287,7 @@ impl Backend for DmCrypt {
             device,
             export: None,
             source: table.source,
-            volume: volume_uuid(&found.uuid),
+            volume,
             cipher: table.cipher,
             key_size_bits: table.key_size_bits,
             sector_size_bytes: table.sector_size_bytes,
@@ -262,6 +295,14 @@ impl Backend for DmCrypt {
             read_only: found.info.flags().contains(DmFlags::DM_READONLY),
             trouble,
         }))
+    }
+
+    fn fail_hanging(&self, name: &MappingName) -> Result<(), BackendError> {
+        let Some(stack) = self.stack(name)? else { return Ok(()) };
+        if self.find(name)?.is_some_and(|found| volume_uuid(&found.uuid).is_some_and(online::is_running)) {
+            return Err(BackendError::BeingRotated(name.clone()));
+        }
+        DmCrypt::fail_hanging(self, &stack)
     }
 
     fn device(&self, name: &MappingName) -> Result<Option<PathBuf>, BackendError> {

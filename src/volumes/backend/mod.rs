@@ -18,6 +18,7 @@ pub mod dm_crypt;
 #[cfg(test)]
 pub mod memory;
 pub mod once;
+pub mod online;
 pub mod userspace;
 
 /// Makes and removes mappings.
@@ -32,6 +33,10 @@ pub trait Backend {
     fn resize(&self, name: &MappingName, unlocked: &Unlocked) -> Result<u64, BackendError>;
     /// Removes a mapping; all its data is on the volume before this returns.
     fn deactivate(&self, name: &MappingName, deferred: Deferred) -> Result<(), BackendError>;
+    /// Has the I/O fail that waits for a rotation of the key which was killed; nothing is done if none does.
+    fn fail_hanging(&self, _name: &MappingName) -> Result<(), BackendError> {
+        Ok(())
+    }
     /// What is known of the mapping of that name; `None` if this backend has none.
     fn status(&self, name: &MappingName) -> Result<Option<MappingStatus>, BackendError>;
     /// The plaintext device's path, as [`Backend::status`] has it: who uses it is not looked for, which takes much longer.
@@ -91,6 +96,21 @@ impl Backends for ThisHost {
 pub fn require_free(device: &Device) -> Result<(), BackendError> {
     let backends = ThisHost.available();
     once::require_free(&backends.iter().map(|(_, backend)| &**backend).collect::<Vec<_>>(), device, None)
+}
+
+/// The mapping below which the volume on a device gets a new key; `None` if the device is free. Refused where it takes a free
+/// one.
+pub fn online(device: &Device, volume: Uuid) -> Result<Option<MappingName>, BackendError> {
+    let backends = ThisHost.available();
+    let names = once::occupants(&backends.iter().map(|(_, backend)| &**backend).collect::<Vec<_>>(), device)?;
+    let Some(name) = names.first() else { return Ok(None) };
+    let in_the_way = || BackendError::AttachedAlready { device: device.path.clone(), name: name.clone() };
+    let dm_crypt = DmCrypt::open().map_err(|_| in_the_way())?;
+    if names.len() > 1 || dm_crypt.find_ours(name)?.is_none() {
+        return Err(in_the_way());
+    }
+    dm_crypt.check_online(device, name, volume)?;
+    Ok(Some(name.clone()))
 }
 
 /// Which backend made a mapping.
@@ -224,6 +244,24 @@ pub enum BackendError {
     /// What the device stands for is attached under another name, perhaps by another device name.
     #[error("{} is attached already, as '{name}'", .device.display())]
     AttachedAlready { device: PathBuf, name: MappingName },
+    /// Its key is rotated offline only.
+    #[error("the key of {} cannot be rotated while it is attached as '{name}': {why}", .device.display())]
+    NotOnline {
+        device: PathBuf,
+        name: MappingName,
+        /// In words.
+        why: String,
+    },
+    /// A process re-encrypts it.
+    #[error("the key of '{0}' is being rotated now")]
+    BeingRotated(MappingName),
+    /// A process that re-encrypted it was killed.
+    #[error("a rotation of the key of '{name}' was killed, and has left its devices below it{}", if *.hangs { "; whoever reads or writes what it was rewriting waits" } else { "" })]
+    LeftOver {
+        name: MappingName,
+        /// I/O waits for ever.
+        hangs: bool,
+    },
     /// There is no mapping of that name.
     #[error("nothing is attached as '{0}'")]
     NotActive(MappingName),
@@ -254,7 +292,11 @@ impl Advice for BackendError {
             Self::Volume(error) => error.exit(),
             Self::NotActive(_) => Exit::Missing,
             Self::Foreign { .. } => Exit::InTheWay,
-            Self::Busy { .. } | Self::AttachedAlready { .. } => Exit::Busy,
+            Self::Busy { .. }
+            | Self::AttachedAlready { .. }
+            | Self::NotOnline { .. }
+            | Self::BeingRotated(_)
+            | Self::LeftOver { .. } => Exit::Busy,
             Self::Unavailable(_) | Self::Failed { .. } => Exit::System,
         }
     }
@@ -266,6 +308,18 @@ impl Advice for BackendError {
             Self::Busy { name, .. } => format!("end that use, or run: cryptattach detach {name} --deferred").into(),
             Self::AttachedAlready { name, .. } => {
                 format!("use that mapping ('cryptattach status {name}' shows it), or detach it first").into()
+            }
+            Self::NotOnline { name, device, .. } => {
+                format!("detach it, then rotate: cryptattach detach {name} && cryptattach key rotate {}", device.display()).into()
+            }
+            Self::BeingRotated(_) => "wait until it has ended, or pause it with SIGTERM".into(),
+            Self::LeftOver { name, hangs: true } => format!(
+                "unmount what is on it, if that does not wait, too; then run: cryptattach detach {name}. If that is refused, \
+                 'cryptattach detach {name} --force' gives its users I/O errors, and what they have not written yet is lost"
+            )
+            .into(),
+            Self::LeftOver { name, hangs: false } => {
+                format!("unmount what is on it, then run: cryptattach detach {name}").into()
             }
             Self::Foreign { .. } => "choose another name".into(),
             Self::Unavailable(_) => "--backend userspace maps the volume without device-mapper".into(),

@@ -47,14 +47,21 @@ pub fn require_free(
     device: &Device,
     name: Option<&MappingName>,
 ) -> Result<(), BackendError> {
-    let footing = Footing::of(device.identity);
-    for backend in backends {
-        let other = |mapping: &Occupied| Some(&mapping.name) != name && mapping.footing.overlaps(&footing);
-        if let Some(Occupied { name, .. }) = backend.occupied()?.into_iter().find(other) {
-            return Err(BackendError::AttachedAlready { device: device.path.clone(), name });
-        }
+    match occupants(backends, device)?.into_iter().find(|other| Some(other) != name) {
+        Some(name) => Err(BackendError::AttachedAlready { device: device.path.clone(), name }),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// The mappings that use a device's store.
+pub fn occupants(backends: &[&dyn Backend], device: &Device) -> Result<Vec<MappingName>, BackendError> {
+    let footing = Footing::of(device.identity);
+    let mut names = Vec::new();
+    for backend in backends {
+        let mappings = backend.occupied()?.into_iter().filter(|mapping| mapping.footing.overlaps(&footing));
+        names.extend(mappings.map(|mapping| mapping.name));
+    }
+    Ok(names)
 }
 
 /// A lock that is held is another command's, still under way.

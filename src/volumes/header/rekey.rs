@@ -36,7 +36,10 @@ use super::{
     token::Next,
 };
 use crate::{
-    base::key::{KeyReference, SecretBytes, VolumeKey},
+    base::{
+        key::{KeyReference, SecretBytes, VolumeKey},
+        mapping_name::MappingName,
+    },
     sys::device::{Device, DeviceError, Identity},
 };
 
@@ -46,6 +49,8 @@ const KEYSLOTS: u32 = 32;
 const MOST_AREA_BYTES: u64 = 128 << 20;
 /// So much is re-encrypted between two header updates unless asked otherwise: so long a signal waits.
 pub const HOTZONE_BYTES: u64 = 64 << 20;
+/// No more of a volume that is attached: so long its users wait.
+pub const MOST_ONLINE_BYTES: u64 = 8 << 20;
 
 /// A header with both keys, in memory.
 pub struct Prepared {
@@ -197,9 +202,11 @@ impl Prepared {
     }
 }
 
-/// Re-encrypts: `tell` hears how many bytes are done and how many there are, and says whether to go on.
+/// Re-encrypts, below the mapping if there is one: `tell` hears how many bytes are done and how many there are, and says whether
+/// to go on.
 pub fn run(
     device: &Device,
+    mapping: Option<&MappingName>,
     passphrase: &SecretBytes,
     run: Run,
     hotzone_bytes: u64,
@@ -245,7 +252,8 @@ pub fn run(
         context.settings_handle().set_pbkdf_type(&least_pbkdf())?;
         let cipher = Some(("aes", "xts-plain64"));
         let mut handle = context.reencrypt_handle();
-        handle.reencrypt_init_by_passphrase(None, passphrase.expose(), for_old, for_new, cipher, parameters)?;
+        let mapping = mapping.map(MappingName::as_str);
+        handle.reencrypt_init_by_passphrase(mapping, passphrase.expose(), for_old, for_new, cipher, parameters)?;
         match run {
             Run::Recover => Ok(()),
             Run::Begin | Run::GoOn => handle.reencrypt2(Some(watch), Some(&mut Watch { tell })),

@@ -1,12 +1,11 @@
 //! What keeps the worker's memory from the disk and from other processes, and the worker from what it does not need.
-#![allow(unsafe_code)] // close_range(2) and prctl(PR_SET_IO_FLUSHER), which nix does not wrap
+#![allow(unsafe_code)] // close_range(2), which nix does not wrap
 
 use std::{fs, os::fd::AsFd};
 
 use nix::{
     libc,
     sys::{
-        mman::{MlockAllFlags, mlockall},
         prctl,
         resource::{Resource, setrlimit},
         stat::{Mode, umask},
@@ -14,10 +13,7 @@ use nix::{
     unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, setsid},
 };
 
-use crate::volumes::backend::BackendError;
-
-/// linux/prctl.h, since Linux 5.6
-const PR_SET_IO_FLUSHER: libc::c_int = 57;
+use crate::{sys::precedence, volumes::backend::BackendError};
 
 /// Closes all files but standard input, output and error: a worker lives on, and would hold pipes and locks of the
 /// script that started it.
@@ -51,20 +47,8 @@ pub fn leave_the_parent() -> Result<(), BackendError> {
 pub fn guard_memory() -> Result<(), BackendError> {
     prctl::set_dumpable(false).map_err(BackendError::failed("cannot make the worker undumpable"))?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(BackendError::failed("cannot forbid core dumps"))?;
-    mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE).map_err(BackendError::failed(
+    precedence::lock_memory().map_err(BackendError::failed(
         "cannot lock the worker's memory, which would keep the key from swap \
          (it needs CAP_IPC_LOCK or a high RLIMIT_MEMLOCK, 'ulimit -l')",
     ))
-}
-
-/// Where allowed: memory allocations never wait for pages that only this process can write, and the out-of-memory killer
-/// looks elsewhere. Both need CAP_SYS_RESOURCE, which containers often lack.
-pub fn ask_for_precedence() {
-    // SAFETY: the call has integer arguments only and changes a flag of this task.
-    if unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) } != 0 {
-        tracing::info!("PR_SET_IO_FLUSHER: {}", std::io::Error::last_os_error());
-    }
-    if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
-        tracing::info!("oom_score_adj: {error}");
-    }
 }

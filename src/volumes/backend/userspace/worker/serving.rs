@@ -24,7 +24,6 @@ use super::{
         control::{self, Order, OrderReply},
         export::{Export, Exported, Happening},
         image::Image,
-        memory_lock,
         paths::Paths,
         protocol::{self, Attach, Request, WorkerReply},
         state::{Process, State},
@@ -33,6 +32,7 @@ use super::{
 };
 use crate::{
     base::{key::VolumeKey, mapping_name::MappingName},
+    sys::precedence,
     volumes::backend::{BackendError, ExportKind},
 };
 
@@ -74,7 +74,7 @@ impl Serving {
         let state = State::begin(request).map_err(cannot(request, "read /proc/self/stat"))?;
         let directory = Directory::create(&state, &paths).map_err(cannot(request, "make the mapping's directory"))?;
         log_to(&paths.directory(name).join("worker.log")).map_err(cannot(request, "open its log"))?;
-        memory_lock::ask_for_precedence();
+        precedence::ask_for_precedence();
         forward_signals(events.clone()).map_err(cannot(request, "wait for signals"))?;
 
         let mut ciphers = Ciphers::one(&geometry, &key);
