@@ -35,8 +35,8 @@ pub fn two_hundred(cloud: &Cloud) {
             volumes,
             bytes: 64 << 20,
             least_kills: volumes / 5,
-            least_outages: volumes / 20,
-            most_milliseconds: 20_000,
+            least_outages: volumes / 10,
+            most_milliseconds: 8000,
         },
     );
 }
