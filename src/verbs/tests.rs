@@ -741,7 +741,7 @@ fn to_the_middle(site: &Site, path: &Path, old: &KeyReference, replaces: &KeyRef
     case.prove(Circumstances::default()).unwrap().store_successor(key, sealed, replaces.clone()).unwrap();
     let device = Device::look(path).unwrap();
     prepared.write(&OpenOptions::new().read(true).write(true).open(path).unwrap()).unwrap();
-    rekey::run(&device, &passphrase, rekey::Run::Begin, 64 << 10, &mut |done, _| done == 0).unwrap();
+    rekey::run(&device, None, &passphrase, rekey::Run::Begin, 64 << 10, &mut |done, _| done == 0).unwrap();
     assert_eq!(rekey::state(&device).unwrap(), State::Clean);
     new
 }

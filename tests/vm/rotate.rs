@@ -82,7 +82,7 @@ impl Written {
 
     fn attach(&self, machine: &mut Machine) {
         machine.ok(&format!(
-            "cryptattach attach {} data && fsck.ext4 -p /dev/mapper/data && mount /dev/mapper/data /mnt",
+            "cryptattach attach {} data && {{ fsck.ext4 -p /dev/mapper/data || [ $? = 1 ]; }} && mount /dev/mapper/data /mnt",
             self.disk.path()
         ));
     }
@@ -95,7 +95,7 @@ impl Written {
         ));
     }
 
-    fn status(machine: &mut Machine) -> Value {
+    fn status(&self, machine: &mut Machine) -> Value {
         serde_json::from_str(&machine.ok("cryptattach status data --json")).unwrap()
     }
 }
@@ -150,7 +150,43 @@ fn paused(machine: &mut Machine) {
     machine.unplug(&written.disk);
 }
 
+/// Killed at any time; where that has left a stretch suspended, its users are got out of it first. All that was acknowledged is
+/// there each time.
 fn killed(machine: &mut Machine, times: u32) {
-    let _ = Duration::from_secs(u64::from(times));
-    let _ = Written::status(machine);
+    let mut written = Written::new(machine, "", "");
+    let (mut kills, mut left_over, mut hanging) = (0, 0, 0);
+    while kills < times {
+        written.begin(machine, "--hotzone 512 --delete-old");
+        machine.eventually("[ -s /tmp/progress ] || [ -e /tmp/code ]");
+        machine.sh(&format!("sleep 0.{:02}; kill -9 $(pidof cryptattach)", (kills * 37 + 5) % 100));
+        machine.eventually("[ -e /tmp/code ]");
+        if machine.ok("cat /tmp/code") == "0" {
+            continue;
+        }
+        kills += 1;
+        let status = written.status(machine);
+        let Some(trouble) = status["trouble"].as_str() else {
+            assert!(written.is_written(machine), "nothing is left below it, and the writer goes on");
+            continue;
+        };
+        left_over += 1;
+        hanging += u32::from(trouble.contains("waits"));
+        assert!(trouble.contains("was killed, and has left its devices below it"), "{trouble}");
+        let path = written.disk.path();
+        let refused = machine.fails(75, &format!("cryptattach key rotate {path}"));
+        assert!(refused.contains("cryptattach detach data"), "{refused}");
+        // It is mounted, so only what waits is ended.
+        machine.fails(75, "cryptattach detach data --force");
+        written.stop(machine);
+        machine.ok("umount /mnt && cryptattach detach data && ! dmsetup ls | grep data");
+        written.attach(machine);
+        written.verify(machine);
+        written.go_on(machine);
+    }
+    println!("{kills} kills, {left_over} with devices left over, {hanging} with I/O that waits");
+    written.begin(machine, "");
+    machine.eventually("[ -e /tmp/code ]");
+    assert_eq!(machine.ok("cat /tmp/code"), "0", "{}", machine.ok("tail -3 /tmp/progress"));
+    written.verify_again(machine);
+    machine.unplug(&written.disk);
 }
