@@ -28,7 +28,7 @@ impl List {
         let mut lines = Vec::new();
         for status in mappings {
             let rotation = rotations.iter().position(|standing| Some(standing.volume) == status.volume);
-            let rotation = rotation.map(|at| rotations.remove(at).rotation.of_mapping(&status.name));
+            let rotation = rotation.map(|at| rotations.remove(at).rotation.of_mapping(&status));
             lines.push(Line::Attached(Box::new(Shown { status, rotation })));
         }
         lines.extend(rotations.into_iter().map(Line::Detached));

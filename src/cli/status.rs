@@ -38,7 +38,7 @@ impl Status {
             Err(error) => return Err(error),
         };
         let standing = config.and_then(|config| standing::of(&config, &status.source));
-        let rotation = standing.map(|standing| standing.rotation.of_mapping(&status.name));
+        let rotation = standing.map(|standing| standing.rotation.of_mapping(&status));
         let shown = Shown { status, rotation };
         output::print(global.json, &shown, || {
             let mut lines = text(&shown.status);

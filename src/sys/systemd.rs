@@ -24,6 +24,11 @@ pub fn hotplug_unit(volume: uuid::Uuid) -> String {
     format!("cryptattach-hotplug@{}.service", escape(volume.to_string().as_bytes()))
 }
 
+/// The unit that goes on with the rotation of a volume's key.
+pub fn rekey_unit(volume: uuid::Uuid) -> String {
+    format!("cryptattach-rekey@{}.service", escape(volume.to_string().as_bytes()))
+}
+
 /// A text as part of a unit's name (systemd-escape(1)).
 pub fn escape(text: &[u8]) -> String {
     let mut escaped = String::new();

@@ -11,13 +11,19 @@ use crate::{
     base::{key::StoreName, mapping_name::MappingName},
     config::{Config, VolumeConfig},
     keys::{seal::identities, store},
-    sys::systemd::{escape_path, unit},
+    sys::systemd::{escape_path, rekey_unit, unit},
     unlock,
-    verbs::boot::command_line::{CommandLine, Stage},
+    verbs::{
+        boot::command_line::{CommandLine, Stage},
+        rotate::standing,
+    },
 };
 
 /// The template that attaches a volume of the configuration.
 const TEMPLATE: &str = "/usr/lib/systemd/system/cryptattach@.service";
+
+/// The template that goes on with a rotation.
+const REKEY: &str = "/usr/lib/systemd/system/cryptattach-rekey@.service";
 
 /// Writes, for each volume: what its unit waits for, and that /dev/mapper/NAME needs the unit, so that a mount or swap on it
 /// brings it up (systemd.generator(7)).
@@ -28,11 +34,21 @@ pub fn generate(config: &Config, into: &Path) -> io::Result<()> {
     if !CommandLine::read(Stage::System).luks {
         return Ok(());
     }
-    let mut generated = Ok(());
+    let mut generated = go_on_with_rotations(config, into);
     for (name, volume) in &config.volumes {
         generated = generate_for(config, name, volume, into).and(generated);
     }
     generated
+}
+
+/// Whatever ended a rotation of this host before its end, it goes on once the system is up.
+fn go_on_with_rotations(config: &Config, into: &Path) -> io::Result<()> {
+    for volume in standing::unfinished(config) {
+        let wants = into.join("multi-user.target.wants");
+        fs::create_dir_all(&wants)?;
+        symlink(REKEY, wants.join(rekey_unit(volume)))?;
+    }
+    Ok(())
 }
 
 fn generate_for(config: &Config, name: &MappingName, volume: &VolumeConfig, into: &Path) -> io::Result<()> {
@@ -130,6 +146,21 @@ mod tests {
         );
         let link = folder.path().join("dev-mapper-data\\x2d1.device.requires/cryptattach@data\\x2d1.service");
         assert_eq!(fs::read_link(link).unwrap(), Path::new(TEMPLATE));
+    }
+
+    #[test]
+    fn a_rotation_that_has_not_ended_goes_on() {
+        let state = tempfile::tempdir().unwrap();
+        let volume = "7d1f0c3d-7d44-4c1b-9d0a-52b1a6f0c3de";
+        let key = |end: &str| format!("local/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3{end}");
+        let journal = |old, new| serde_json::json!({"device": "/dev/vdb", "old": old, "new": new, "begun": true});
+        fs::create_dir(state.path().join("rekey")).unwrap();
+        fs::write(state.path().join("rekey").join(volume), journal(key("de"), key("df")).to_string()).unwrap();
+        let folder = generated(&format!("state = '{}'\ndefault_store = 'local'\n{STORES}", state.path().display()));
+        let unit = "cryptattach-rekey@7d1f0c3d\\x2d7d44\\x2d4c1b\\x2d9d0a\\x2d52b1a6f0c3de.service";
+        let link = folder.path().join("multi-user.target.wants").join(unit);
+        assert_eq!(fs::read_link(link).unwrap(), Path::new(REKEY));
+        assert!(!generated(STORES).path().join("multi-user.target.wants").exists(), "there is none");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The key of a volume is rotated while dm-crypt has it and a file system upon it is written to: to the end, paused, killed.
 
-use std::{process::Command, sync::LazyLock, time::Duration};
+use std::{process::Command, sync::LazyLock};
 
 use serde_json::Value;
 
@@ -164,6 +164,7 @@ fn killed(machine: &mut Machine, times: u32) {
             continue;
         }
         kills += 1;
+        println!("{}", machine.sh("cat /tmp/code; tail -n 1 /tmp/progress; dmsetup info -c; cryptattach status data").stdout);
         let status = written.status(machine);
         let Some(trouble) = status["trouble"].as_str() else {
             assert!(written.is_written(machine), "nothing is left below it, and the writer goes on");
@@ -182,6 +183,7 @@ fn killed(machine: &mut Machine, times: u32) {
         written.attach(machine);
         written.verify(machine);
         written.go_on(machine);
+        println!("goes on");
     }
     println!("{kills} kills, {left_over} with devices left over, {hanging} with I/O that waits");
     written.begin(machine, "");

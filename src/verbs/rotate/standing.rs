@@ -12,10 +12,13 @@ use crate::{
     config::{Config, VolumeConfig},
     sys::device::{Device, resolved},
     verbs::encrypt,
-    volumes::header::{
-        encrypting,
-        reencryption::{self, State},
-        rekey,
+    volumes::{
+        backend::{BackendKind, MappingStatus},
+        header::{
+            encrypting,
+            reencryption::{self, State},
+            rekey,
+        },
     },
 };
 
@@ -86,6 +89,11 @@ pub fn all(config: &Config) -> Vec<Standing> {
     standings
 }
 
+/// The volumes that a rotation on this host has not ended, for those who have it go on.
+pub fn unfinished(config: &Config) -> impl Iterator<Item = Uuid> {
+    journal::all(config).into_iter().map(|(volume, _)| volume)
+}
+
 /// That of the volume on a device, if its key is being rotated, or if it is being encrypted, here or by another host.
 pub fn of(config: &Config, device: &Path) -> Option<Standing> {
     let looked = Device::look(device).ok()?;
@@ -147,9 +155,12 @@ impl Standing {
 }
 
 impl Rotation {
-    /// The same of a volume that is attached: it goes on once it is not.
-    pub fn of_mapping(self, name: &MappingName) -> Self {
-        Self { next: self.next.map(|next| format!("cryptattach detach {name} && {next}")), ..self }
+    /// The same of a volume that is attached: dm-crypt's goes on as it is, any other once it is detached.
+    pub fn of_mapping(self, status: &MappingStatus) -> Self {
+        if status.backend == BackendKind::DmCrypt && status.trouble.is_none() {
+            return self;
+        }
+        Self { next: self.next.map(|next| format!("cryptattach detach {} && {next}", status.name)), ..self }
     }
 }
 

@@ -19,7 +19,7 @@ use zeroize::Zeroize;
 use super::{
     Activate, Backend, BackendError, BackendKind, Deferred, Mapping, MappingStatus,
     once::{self, Occupied},
-    online::{self, TEMPORARY},
+    online,
     userspace::{Paths, Userspace},
 };
 use crate::{
@@ -88,7 +88,7 @@ impl DmCrypt {
 
     /// A mapping of libcryptsetup's.
     pub(super) fn find_ours(&self, name: &MappingName) -> Result<Option<Found>, BackendError> {
-        let is_mapping = |uuid: &str| uuid.starts_with(DM_UUID_PREFIX) && !uuid.starts_with(TEMPORARY);
+        let is_mapping = |uuid: &str| uuid.starts_with(DM_UUID_PREFIX) && !online::is_below(uuid);
         Ok(self.find(name)?.filter(|found| is_mapping(&found.uuid)))
     }
 

@@ -21,8 +21,8 @@ use crate::{
     volumes::header::library,
 };
 
-/// libcryptsetup's mark on what it puts below a mapping for a while.
-pub(super) const TEMPORARY: &str = "CRYPT-TEMP-";
+/// libcryptsetup's marks on what it puts below a mapping for a while (lib/utils_dm.h).
+const BELOW: [&str; 2] = ["CRYPT-SUBDEV-", "CRYPT-TEMP-"];
 /// libcryptsetup's locks.
 pub const LOCKS: &str = "/run/cryptsetup";
 
@@ -41,6 +41,11 @@ impl Stack {
     }
 }
 
+/// Whether a device of this UUID is one below a mapping, and none itself.
+pub(super) fn is_below(uuid: &str) -> bool {
+    BELOW.iter().any(|mark| uuid.starts_with(mark))
+}
+
 /// Whether a process re-encrypts the volume now, be it ours or cryptsetup: libcryptsetup holds a lock meanwhile.
 pub fn is_running(volume: Uuid) -> bool {
     lock::is_held(format!("{LOCKS}/LN_LUKS2-reencryption-{volume}").as_ref())
@@ -54,7 +59,7 @@ impl DmCrypt {
             // A name that the device-mapper does not take is none of its devices.
             let Ok(id) = DmName::new(&part) else { continue };
             let Some(found) = self.look(id)? else { continue };
-            if !found.uuid.starts_with(TEMPORARY) {
+            if !is_below(&found.uuid) {
                 continue;
             }
             if found.info.flags().contains(DmFlags::DM_SUSPEND) {
