@@ -24,12 +24,14 @@ use crate::{
     volumes::header::rekey,
 };
 
-/// Give a detached volume, or all of a container, new volume keys: encrypts all data anew, in place
+/// Give a volume, or all of a container, new volume keys: encrypts all data anew, in place
 ///
 /// The old and the new key are both stored until the end, and the header names both. SIGTERM or Ctrl-C pauses it (exit
 /// code 83); the same command goes on, also after a crash and on another host. The old key stays in its store unless
 /// --delete-old is given; it opens snapshots and copies from before. Discarded sectors become random data: run fstrim
 /// afterwards.
+///
+/// A volume that dm-crypt has stays attached, and is used meanwhile. One that is mapped in userspace has to be detached.
 ///
 /// With --passphrase the volume key stays: the keyslot of a volume formatted with --keyslot gets a new passphrase. The
 /// volume may be attached. Whoever has an old header and the old passphrase still has the volume key.
@@ -47,7 +49,7 @@ pub struct Rotate {
     #[arg(value_name = "DEVICE|NAME")]
     device: Option<PathBuf>,
     /// All volumes on this host whose headers name a key of this store, one after the other, the oldest key first. Those
-    /// that are attached are left
+    /// that are attached in userspace are left
     #[arg(long, value_name = "NAME")]
     container: Option<StoreName>,
     /// The keys may be known to others: delete each old key as soon as its volume has a new one, and begin with the most

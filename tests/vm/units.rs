@@ -9,6 +9,7 @@ pub const STORIES: &[Story] = &[
     ("systemd-cryptsetup opens volumes by the key socket and by the token", crypttab),
     ("volumes are attached and mounted at boot, and detached cleanly at shutdown", boot),
     ("a userspace worker has a scope, and writers at their memory limit do not hang", scope),
+    ("a rotation that a reboot has ended goes on by itself, below what is mounted", rotation),
     ("units may do little", hardened),
 ];
 
@@ -96,6 +97,34 @@ fn boot(machine: &mut Machine) {
     for disk in &disks {
         machine.unplug(disk);
     }
+}
+
+fn rotation(machine: &mut Machine) {
+    let disk = machine.plug(80 * MIB, DiskOptions::default());
+    let path = disk.path();
+    machine.ok(&format!("cryptattach format {path}"));
+    let uuid = machine.ok(&format!("cryptsetup luksUUID {path}"));
+    let before = machine.ok(&format!(
+        "cp /etc/cryptattach/cryptattach.toml /etc/fstab /root
+         printf '\\n[volumes.rotated]\\ndevice = \"UUID={uuid}\"\\n' >>/etc/cryptattach/cryptattach.toml
+         systemctl daemon-reload && systemctl start cryptattach@rotated && mkfs.ext4 -q /dev/mapper/rotated
+         mkdir -p /rotated && echo '/dev/mapper/rotated /rotated ext4 defaults 0 2' >>/etc/fstab
+         systemctl daemon-reload && mount /rotated && head -c 30M /dev/urandom >/rotated/data && sync
+         systemd-run --quiet cryptattach key rotate {path} --rate 1 --json
+         sha256sum /rotated/data"
+    ));
+    machine.eventually("cryptattach status rotated | grep -E 're-encrypting, [1-9][0-9]* %, running'");
+    machine.reboot();
+    machine.ok("journalctl -b -1 -o cat | grep 'is paused'");
+    machine.eventually(&format!(
+        "journalctl --sync; journalctl -b -o cat -u 'cryptattach-rekey@*' | grep '\"attached\":\"rotated\"'"
+    ));
+    let status = machine.ok("cryptattach status rotated --json; ls /dev/mapper | xargs; systemctl --failed");
+    assert!(!status.contains("\"rotation\"") && !status.contains("overlay"), "{status}");
+    assert_eq!(machine.ok("echo 3 >/proc/sys/vm/drop_caches; sha256sum /rotated/data"), before);
+    machine.ok("umount /rotated && systemctl stop cryptattach@rotated && cp /root/cryptattach.toml /etc/cryptattach && cp /root/fstab /etc
+         systemctl daemon-reload && systemctl reset-failed");
+    machine.unplug(&disk);
 }
 
 fn scope(machine: &mut Machine) {
