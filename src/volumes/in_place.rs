@@ -10,11 +10,14 @@ use cryptattach_xts::Xts;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use openssl::sha::sha256;
 
-use super::header::{
-    HeaderImage,
-    copies::Copies,
-    encrypting::{self, FIRST_BYTES, Part, Progress, SHIFT_BYTES, UNIT_BYTES},
-    header_image,
+use super::{
+    filesystem,
+    header::{
+        HeaderImage,
+        copies::Copies,
+        encrypting::{self, FIRST_BYTES, Part, Progress, SHIFT_BYTES, UNIT_BYTES},
+        header_image,
+    },
 };
 use crate::base::hex;
 
@@ -202,6 +205,10 @@ pub fn run(
     watch: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<bool, Fault> {
     let mut ready: Option<(Part, Vec<u8>)> = None;
+    // All superblocks went before the header came: whoever has made a file system since, or has put one back, has data there.
+    if let Some(at) = filesystem::superblock(file)? {
+        return Err(Fault::Changed(at));
+    }
     heal(file, &mut copies)?;
     loop {
         let Some(now) = encrypting::progress(&copies.json, device_bytes) else { return Ok(true) };

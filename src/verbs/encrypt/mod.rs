@@ -30,6 +30,7 @@ use crate::{
     sys::{
         device::{Device, DeviceError},
         stop::Stop,
+        users,
     },
     unlock::{
         self,
@@ -39,7 +40,8 @@ use crate::{
     },
     verbs::error::Error,
     volumes::{
-        backend, filesystem,
+        backend,
+        filesystem::{self, Unfit},
         header::{self, NewHeader, SectorSize, Volume, copies::Copies, encrypting, reencryption},
         in_place::{self, Fault, Found, Record, Start},
     },
@@ -84,6 +86,11 @@ pub fn encrypt(config: &Config, request: &Request<'_>, tell: &mut dyn FnMut(u64,
     let stop = Stop::by_signals().map_err(Error::io("block signals"))?;
     let device = Device::look(request.device)?;
     backend::require_free(&device)?;
+    // The kernel has no objection to a device that is mounted by another name.
+    let holders = users::beside(device.identity);
+    if !holders.is_empty() {
+        return Err(DeviceError::Busy { path: device.path, holders }.into());
+    }
     if request.shrink {
         shrink::shrink(&device)?;
     }
@@ -159,7 +166,11 @@ impl Job<'_> {
     fn commit_or_begin(&self, record: &Record, tell: &mut dyn FnMut(u64, u64)) -> Result<Encrypted, Error> {
         let volume = encrypting::volume(&self.device, &record.copies)?;
         let reference = self.reference(&volume)?;
-        let is_fit = || Ok::<_, Error>(filesystem::find(&self.device.path, &self.file)?.is_ok());
+        // One that was not unmounted in good order is refused as that: its superblock is there, so it counts, and not the record.
+        let is_fit = || {
+            let found = filesystem::find(&self.device.path, &self.file)?;
+            Ok::<_, Error>(!matches!(found, Err(Unfit::Other(_))))
+        };
         let key = match self.proven(volume).and_then(|proven| Ok(proven.key()?)) {
             // A record of long ago.
             Err(error) if error.exit() == Exit::NoKey && is_fit()? => return self.begin(tell),
