@@ -214,6 +214,12 @@ impl Job<'_> {
         let Self { device, request, stop, .. } = self;
         let uuid = copies.uuid().ok_or_else(|| unlock::Error::NoReference(device.path.clone()))?;
         let (_, _alone) = rotate::claim(self.config, uuid)?;
+        // It was begun on another host, or another device of that name has been encrypted since.
+        if !journal::exists(self.config, uuid) {
+            let key = self.reference(&encrypting::volume(device, &copies)?)?;
+            let path = path::absolute(&device.path).map_err(Error::io("resolve the device's path"))?;
+            journal::write(self.config, uuid, &Journal { device: path, key, named: true })?;
+        }
         let mut throttle = self.throttle();
         let step = throttle.stretch(request.step_bytes);
         let mut so_far = (0, 1);
@@ -249,7 +255,12 @@ impl Job<'_> {
     fn drop_unused(&self) -> Result<(), Error> {
         for (volume, Journal { key, named, .. }) in journal::of(self.config, &self.device.path) {
             if named {
-                tracing::warn!("the key {key} of an earlier run stays in its store: a copy of the device may name it");
+                // Another device may have had this one's name.
+                tracing::warn!(
+                    "the key {key} of an earlier run stays in its store: the volume {volume} needs it if its encryption is to go on, \
+                     on another device that was called {0} then or on a copy of {0}",
+                    self.device.path.display()
+                );
             } else {
                 let container = Container::open(self.config, &key.store, None, Use::Keys)?;
                 match container.store().delete(&key.key) {
