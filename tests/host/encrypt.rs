@@ -500,6 +500,25 @@ fn a_header_that_lies_about_it_is_refused() {
         assert!(fs::read(volume).unwrap() == lying, "{write}");
         midway = before;
     }
+    // It says that all is in its place but for what is to be wiped, or that there is less: nothing of it is believed.
+    let at_start = filled.before(&recorded, |at| at == HEADER + MIB as usize);
+    for of in [None, Some(5 * MIB)] {
+        fs::write(volume, &at_start).unwrap();
+        crate::luks2::change(volume.as_ref(), |json| {
+            let progress = &mut json["tokens"]["0"]["encrypting"];
+            match of {
+                Some(of) => progress["of"] = of.into(),
+                None => {
+                    progress["left"] = 0.into();
+                    progress.as_object_mut().unwrap().remove("next");
+                }
+            }
+        });
+        let image = fs::read(volume).unwrap();
+        let refused = site.fails(65, &["encrypt", volume]);
+        assert!(of.is_some() || refused.contains("somebody has changed"), "{refused}");
+        assert!(fs::read(volume).unwrap() == image);
+    }
     // A token of another volume's key.
     let (other, _) = site.volume("other", &[]);
     let others: serde_json::Value =
