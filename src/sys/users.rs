@@ -9,8 +9,10 @@ use std::{
 };
 
 use crate::sys::{
-    block::{BlockDevice, DeviceNumber},
+    block::{BlockDevice, DeviceNumber, number_in},
+    device::Identity,
     mounts::{self, Mount, decoded},
+    stores::Footing,
     sysfs::{Seen, Sysfs, attribute, base_name, entries},
 };
 
@@ -26,6 +28,33 @@ pub fn of_path(path: &Path) -> Vec<String> {
 pub fn is_behind_loop(path: &Path) -> bool {
     let sysfs = Sysfs::this();
     sysfs.look(path).is_ok_and(|seen| !Used::File(seen.path).loops(&sysfs).is_empty())
+}
+
+/// Who uses the bytes of a device or file by another name, each in words: what is mounted above or below it, and loop devices
+/// over it, or over the file that it shows. The kernel lets somebody else have those for himself at the same time.
+pub fn beside(identity: Identity) -> Vec<String> {
+    let sysfs = Sysfs::this();
+    let ours = Footing::of(identity);
+    let own = match identity {
+        Identity::BlockDevice { number, .. } => Some(DeviceNumber(number)),
+        Identity::File { .. } => None,
+    };
+    let others = entries(&sysfs.at("sys/class/block")).into_iter().filter_map(|path| number_in(&path));
+    let mut holders = BTreeSet::new();
+    for number in others.filter(|number| Some(*number) != own) {
+        let theirs = Footing::of(Identity::BlockDevice { number: number.0, sequence: None });
+        let Some(device) = BlockDevice::with_number(&sysfs, number).filter(|_| theirs.overlaps(&ours)) else {
+            continue;
+        };
+        // A partition of a loop device comes and goes with that.
+        let is_over_us = !ours.stands_on(&theirs) && device.parent_disk().is_none();
+        if is_over_us && device.name.starts_with("loop") {
+            holders.insert(format!("behind the loop device {}", device.name));
+        }
+        holders.extend(mounted(&sysfs, &device).into_iter().map(|where_to| format!("as {} {where_to}", device.name)));
+        holders.extend(Used::Device(device.clone()).as_swap(&sysfs).map(|used| format!("as {} {used}", device.name)));
+    }
+    holders.into_iter().collect()
 }
 
 fn of_path_on(sysfs: &Sysfs, path: &Path) -> Vec<String> {

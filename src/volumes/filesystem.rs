@@ -73,6 +73,15 @@ pub fn find(path: &Path, device: &File) -> Result<Result<FileSystem, Unfit>, Vol
     Ok(parse(&start).unwrap_or(Err(Unfit::Other(found))))
 }
 
+/// Where a device has a superblock that is read here, whatever else is on it.
+pub fn superblock(device: &File) -> io::Result<Option<u64>> {
+    let mut start = vec![0; START_BYTES];
+    device.read_exact_at(&mut start, 0)?;
+    let is_at_start = ext(&start[1024..2048]).or_else(|| xfs(&start[..512])).is_some();
+    let is_later = || btrfs(&start[64 << 10..]).is_some();
+    Ok(if is_at_start { Some(0) } else { is_later().then_some(64 << 10) })
+}
+
 /// What the superblock says; `None` if there is none of those.
 fn parse(start: &[u8]) -> Option<Result<FileSystem, Unfit>> {
     ext(&start[1024..2048]).or_else(|| xfs(&start[..512])).or_else(|| btrfs(&start[64 << 10..]))

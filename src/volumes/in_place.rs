@@ -10,11 +10,14 @@ use cryptattach_xts::Xts;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use openssl::sha::sha256;
 
-use super::header::{
-    HeaderImage,
-    copies::Copies,
-    encrypting::{self, FIRST_BYTES, Part, Progress, SHIFT_BYTES, UNIT_BYTES},
-    header_image,
+use super::{
+    filesystem,
+    header::{
+        HeaderImage,
+        copies::Copies,
+        encrypting::{self, FIRST_BYTES, Part, Progress, SHIFT_BYTES, UNIT_BYTES},
+        header_image,
+    },
 };
 use crate::base::hex;
 
@@ -37,6 +40,9 @@ pub enum Fault {
     /// What is there is not what the header says.
     #[error("what stands at byte {0} is not what is to be encrypted next")]
     Changed(u64),
+    /// The header was not written by who had the volume key.
+    #[error("somebody has changed what its header says of how far it is")]
+    Forged,
     /// The device does not give back what was written.
     #[error("what was written to byte {0} reads back as something else")]
     ReadBack(u64),
@@ -102,7 +108,7 @@ pub fn prepare(
     write_checked(file, at, &first)?;
     let first = Part { at, bytes: FIRST_BYTES, sha256: hex::encode(&sha256(&first)) };
     let next = next(file, xts, of, step)?.map(|(part, _)| part);
-    let progress = Progress { of, left: of, next, first, wiped: 0 };
+    let progress = Progress { of, left: of, next, first, wiped: 0, mac: String::new() }.sealed(xts);
     let not_ours = || io::Error::new(io::ErrorKind::InvalidData, "the new header has no token of ours");
     let copies = Copies::read(image.file())?.ok_or_else(not_ours)?;
     copies.write(image.file(), &encrypting::with(&copies.json, Some(progress)).ok_or_else(not_ours)?)?;
@@ -145,6 +151,9 @@ impl Record {
     /// was written from this record.
     pub fn start(&self, file: &File, xts: &Xts) -> io::Result<Start> {
         const SECTOR: usize = 512;
+        if !self.progress.is_sealed(xts) {
+            return Ok(Start::Used(0));
+        }
         let mut plain = read(file, self.progress.first.at, FIRST_BYTES)?;
         xts.decrypt_in_place(0, &mut plain);
         let now = read(file, 0, FIRST_BYTES)?;
@@ -202,6 +211,14 @@ pub fn run(
     watch: &mut dyn FnMut(u64, u64) -> bool,
 ) -> Result<bool, Fault> {
     let mut ready: Option<(Part, Vec<u8>)> = None;
+    // All superblocks went before the header came: whoever has made a file system since, or has put one back, has data there.
+    if let Some(at) = filesystem::superblock(file)? {
+        return Err(Fault::Changed(at));
+    }
+    let is_forged = |progress: Progress| !progress.is_sealed(xts);
+    if encrypting::progress(&copies.json, device_bytes).is_some_and(is_forged) {
+        return Err(Fault::Forged);
+    }
     heal(file, &mut copies)?;
     loop {
         let Some(now) = encrypting::progress(&copies.json, device_bytes) else { return Ok(true) };
@@ -244,6 +261,7 @@ pub fn run(
             }
         };
         let is_last = after.is_none();
+        let after = after.map(|after| after.sealed(xts));
         let json = encrypting::with(&copies.json, after).ok_or(io::ErrorKind::InvalidData).map_err(io::Error::from)?;
         copies.write(file, &json)?;
         copies = read_back(file)?;

@@ -400,6 +400,15 @@ fn a_device_that_was_used_between_two_runs_is_encrypted_as_it_is_then() {
         assert!(output.status.success() && said.contains("was used since its encryption was begun"), "{said}");
         filled.check_encrypted(change);
     }
+    // It was mounted, and the host crashed: what the record has is older, so the file system is to be put right first.
+    filled.before(&recorded, |at| at == 0);
+    sh(&format!("debugfs -w -R 'feature needs_recovery' {} 2>&1", filled.volume));
+    let refused = filled.site.fails(75, &["encrypt", &filled.volume]);
+    assert!(refused.contains("was not unmounted in good order") && refused.contains("e2fsck -f"), "{refused}");
+    sh(&format!("e2fsck -fy {} 2>&1 || [ $? = 1 ]", filled.volume));
+    filled.plain = fs::read(&filled.volume).unwrap()[..6 << 20].to_vec();
+    filled.site.ok(&["encrypt", &filled.volume]);
+    filled.check_encrypted("after e2fsck");
     // Its key is gone: the record is one of long ago.
     filled.before(&recorded, |at| at == 0);
     filled.plain = recorded.base[..6 << 20].to_vec();
@@ -426,6 +435,51 @@ fn a_device_that_was_used_between_two_runs_is_encrypted_as_it_is_then() {
     filled.check_encrypted("by the record's word");
 }
 
+/// What a tool puts back leaves out what the file system does not use: there the second copy of the header may be left.
+#[test]
+fn a_file_system_that_is_put_back_over_a_paused_run_stays_as_it_is() {
+    let filled = plain(6, 0);
+    let recorded = record(&filled, &["encrypt", &filled.volume]);
+    for write in [HEADER + MIB as usize, HEADER, 32 << 10] {
+        let mut image = filled.before(&recorded, |at| at == write);
+        image[..16 << 10].copy_from_slice(&recorded.base[..16 << 10]);
+        image[32 << 10..6 << 20].copy_from_slice(&recorded.base[32 << 10..6 << 20]);
+        fs::write(&filled.volume, &image).unwrap();
+        let refused = filled.site.fails(65, &["encrypt", &filled.volume]);
+        assert!(refused.contains("what stands at byte 0 is not"), "{write}: {refused}");
+        assert!(fs::read(&filled.volume).unwrap() == image, "{write}");
+    }
+}
+
+/// The kernel lets somebody have a device for himself that is mounted by another name.
+#[test]
+fn what_is_mounted_by_another_name_is_refused() {
+    let Filled { site, volume, plain } = plain(6, 0);
+    let link = site.path("link").display().to_string();
+    fs::hard_link(&volume, &link).unwrap();
+    let one = LoopDevice::new(Path::new(&volume), "");
+    let refused = |device: &str, words: &str| {
+        let said = site.fails(75, &["encrypt", device]);
+        assert!(said.contains(words), "{device}: {said}");
+        assert!(fs::read(&volume).unwrap().starts_with(&plain), "{device}");
+    };
+    refused(&link, "behind the loop device");
+    for over in [volume.as_str(), one.path()] {
+        let other = LoopDevice::new(Path::new(over), "");
+        // Mounted for reading, it looks unused.
+        sh(&format!("mount -o ro {} {}", other.path(), site.path("mnt").display()));
+        refused(one.path(), "mounted on");
+        sh(&format!("umount {}", site.path("mnt").display()));
+        refused(one.path(), "behind the loop device");
+    }
+    let above = LoopDevice::new(Path::new(one.path()), "");
+    sh(&format!("mount -o ro {} {}", one.path(), site.path("mnt").display()));
+    refused(above.path(), "mounted on");
+    sh(&format!("umount {}", site.path("mnt").display()));
+    // A loop device over a loop device is encrypted as any other.
+    site.ok(&["encrypt", above.path()]);
+}
+
 /// Whoever writes to the disk does not have a volume encrypted again, nor under the key of another one.
 #[test]
 fn a_header_that_lies_about_it_is_refused() {
@@ -445,6 +499,25 @@ fn a_header_that_lies_about_it_is_refused() {
         assert!(refused.contains("is not what is to be encrypted next"), "{write}: {refused}");
         assert!(fs::read(volume).unwrap() == lying, "{write}");
         midway = before;
+    }
+    // It says that all is in its place but for what is to be wiped, or that there is less: nothing of it is believed.
+    let at_start = filled.before(&recorded, |at| at == HEADER + MIB as usize);
+    for of in [None, Some(5 * MIB)] {
+        fs::write(volume, &at_start).unwrap();
+        crate::luks2::change(volume.as_ref(), |json| {
+            let progress = &mut json["tokens"]["0"]["encrypting"];
+            match of {
+                Some(of) => progress["of"] = of.into(),
+                None => {
+                    progress["left"] = 0.into();
+                    progress.as_object_mut().unwrap().remove("next");
+                }
+            }
+        });
+        let image = fs::read(volume).unwrap();
+        let refused = site.fails(65, &["encrypt", volume]);
+        assert!(of.is_some() || refused.contains("somebody has changed"), "{refused}");
+        assert!(fs::read(volume).unwrap() == image);
     }
     // A token of another volume's key.
     let (other, _) = site.volume("other", &[]);

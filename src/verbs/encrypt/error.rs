@@ -69,7 +69,7 @@ impl Advice for EncryptError {
             Self::Unfit { unfit: Unfit::Unclean(_), .. } => Exit::Busy,
             Self::Unfit { .. } | Self::Encrypted(_) | Self::NoRoom { .. } => Exit::InTheWay,
             Self::Paused { .. } => Exit::Paused,
-            Self::HalfWritten { .. } | Self::Fault { source: Fault::Changed(_), .. } => Exit::Header,
+            Self::HalfWritten { .. } | Self::Fault { source: Fault::Changed(_) | Fault::Forged, .. } => Exit::Header,
             Self::Shrink { .. } | Self::Fault { .. } => Exit::Io,
         }
     }
@@ -111,7 +111,7 @@ impl Advice for EncryptError {
                  says how to have it back"
                     .into()
             }
-            Self::Fault { source: Fault::Changed(_), .. } => {
+            Self::Fault { source: Fault::Changed(_) | Fault::Forged, .. } => {
                 "write nothing to the device: its header may be an older one, or somebody has written to it; nothing was encrypted \
                  twice"
                     .into()

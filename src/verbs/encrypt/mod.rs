@@ -30,6 +30,7 @@ use crate::{
     sys::{
         device::{Device, DeviceError},
         stop::Stop,
+        users,
     },
     unlock::{
         self,
@@ -39,7 +40,8 @@ use crate::{
     },
     verbs::error::Error,
     volumes::{
-        backend, filesystem,
+        backend,
+        filesystem::{self, Unfit},
         header::{self, NewHeader, SectorSize, Volume, copies::Copies, encrypting, reencryption},
         in_place::{self, Fault, Found, Record, Start},
     },
@@ -84,6 +86,11 @@ pub fn encrypt(config: &Config, request: &Request<'_>, tell: &mut dyn FnMut(u64,
     let stop = Stop::by_signals().map_err(Error::io("block signals"))?;
     let device = Device::look(request.device)?;
     backend::require_free(&device)?;
+    // The kernel has no objection to a device that is mounted by another name.
+    let holders = users::beside(device.identity);
+    if !holders.is_empty() {
+        return Err(DeviceError::Busy { path: device.path, holders }.into());
+    }
     if request.shrink {
         shrink::shrink(&device)?;
     }
@@ -159,7 +166,11 @@ impl Job<'_> {
     fn commit_or_begin(&self, record: &Record, tell: &mut dyn FnMut(u64, u64)) -> Result<Encrypted, Error> {
         let volume = encrypting::volume(&self.device, &record.copies)?;
         let reference = self.reference(&volume)?;
-        let is_fit = || Ok::<_, Error>(filesystem::find(&self.device.path, &self.file)?.is_ok());
+        // One that was not unmounted in good order is refused as that: its superblock is there, so it counts, and not the record.
+        let is_fit = || {
+            let found = filesystem::find(&self.device.path, &self.file)?;
+            Ok::<_, Error>(!matches!(found, Err(Unfit::Other(_))))
+        };
         let key = match self.proven(volume).and_then(|proven| Ok(proven.key()?)) {
             // A record of long ago.
             Err(error) if error.exit() == Exit::NoKey && is_fit()? => return self.begin(tell),
@@ -203,6 +214,12 @@ impl Job<'_> {
         let Self { device, request, stop, .. } = self;
         let uuid = copies.uuid().ok_or_else(|| unlock::Error::NoReference(device.path.clone()))?;
         let (_, _alone) = rotate::claim(self.config, uuid)?;
+        // It was begun on another host, or another device of that name has been encrypted since.
+        if !journal::exists(self.config, uuid) {
+            let key = self.reference(&encrypting::volume(device, &copies)?)?;
+            let path = path::absolute(&device.path).map_err(Error::io("resolve the device's path"))?;
+            journal::write(self.config, uuid, &Journal { device: path, key, named: true })?;
+        }
         let mut throttle = self.throttle();
         let step = throttle.stretch(request.step_bytes);
         let mut so_far = (0, 1);
@@ -238,7 +255,12 @@ impl Job<'_> {
     fn drop_unused(&self) -> Result<(), Error> {
         for (volume, Journal { key, named, .. }) in journal::of(self.config, &self.device.path) {
             if named {
-                tracing::warn!("the key {key} of an earlier run stays in its store: a copy of the device may name it");
+                // Another device may have had this one's name.
+                tracing::warn!(
+                    "the key {key} of an earlier run stays in its store: the volume {volume} needs it if its encryption is to go on, \
+                     on another device that was called {0} then or on a copy of {0}",
+                    self.device.path.display()
+                );
             } else {
                 let container = Container::open(self.config, &key.store, None, Use::Keys)?;
                 match container.store().delete(&key.key) {

@@ -1,11 +1,13 @@
 //! A volume that is being encrypted in place, as its header tells it: a requirement that no other program knows, and in our
 //! token how far it is. docs/encrypt.md has the whole way.
 
+use cryptattach_xts::Xts;
+use openssl::{memcmp, sha::sha256};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{HEADER_BYTES, Volume, VolumeError, copies::Copies, reencryption::our_token, rekey::view};
-use crate::sys::device::Device;
+use crate::{base::hex, sys::device::Device};
 
 /// Of the header: whoever does not know it leaves the volume alone.
 pub const REQUIREMENT: &str = "cryptattach-encrypt";
@@ -15,6 +17,9 @@ pub const SHIFT_BYTES: u64 = HEADER_BYTES;
 pub const FIRST_BYTES: u64 = 1 << 20;
 /// All that is moved lies at multiples of it.
 pub const UNIT_BYTES: u64 = 4096;
+
+/// Beyond all devices.
+const NOWHERE: u64 = 1 << 62;
 
 /// How far it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +38,9 @@ pub struct Progress {
     /// Once all are in their place: so many bytes behind them are overwritten.
     #[serde(default)]
     pub wiped: u64,
+    /// Of all that, by the volume key: nobody else makes the header say that more is done than is.
+    #[serde(default)]
+    pub mac: String,
 }
 
 /// A part of the device.
@@ -46,6 +54,28 @@ pub struct Part {
 }
 
 impl Progress {
+    /// With its code of authentication.
+    pub fn sealed(self, xts: &Xts) -> Self {
+        let mac = self.code(xts);
+        Self { mac, ..self }
+    }
+
+    /// Whether whoever has written it had the volume key.
+    pub fn is_sealed(&self, xts: &Xts) -> bool {
+        memcmp::eq(self.code(xts).as_bytes(), self.mac.as_bytes().get(..64).unwrap_or(&[0; 64]))
+    }
+
+    /// The hash of its words, encrypted as a sector that no device has.
+    fn code(&self, xts: &Xts) -> String {
+        let Self { of, left, next, first, wiped, mac: _ } = self;
+        let part = |part: &Part| format!("{} {} {}", part.at, part.bytes, part.sha256);
+        let words = format!("{of} {left} {wiped} {} {:?}", part(first), next.as_ref().map(part));
+        let mut sector = [0; UNIT_BYTES as usize];
+        sector[..32].copy_from_slice(&sha256(words.as_bytes()));
+        xts.encrypt_in_place(NOWHERE, &mut sector);
+        hex::encode(&sha256(&sector))
+    }
+
     /// Bytes that are done, and the bytes of all.
     pub fn done(&self) -> (u64, u64) {
         let done = self.of.saturating_sub(self.left).saturating_add(self.wiped);
@@ -59,7 +89,7 @@ impl Progress {
     }
 
     fn is_bounded(&self, device_bytes: u64) -> bool {
-        let Self { of, left, next, first, wiped } = self;
+        let Self { of, left, next, first, wiped, mac: _ } = self;
         let numbers = [*of, *left, first.at].into_iter().chain(next.iter().flat_map(|next| [next.at, next.bytes]));
         let are_whole = numbers.into_iter().all(|number| number.is_multiple_of(UNIT_BYTES) && number <= device_bytes);
         let is_first_apart = first.bytes == FIRST_BYTES
@@ -125,7 +155,16 @@ mod tests {
     fn right() -> Progress {
         let part = |at, bytes| Part { at, bytes, sha256: String::new() };
         let next = Some(part(3 << 20, 2 << 20));
-        Progress { of: 40 << 20, left: 5 << 20, next, first: part(63 << 20, FIRST_BYTES), wiped: 0 }
+        Progress { of: 40 << 20, left: 5 << 20, next, first: part(63 << 20, FIRST_BYTES), wiped: 0, mac: String::new() }
+    }
+
+    #[test]
+    fn whoever_has_no_key_says_nothing_of_it() {
+        let xts = |byte| Xts::new(cryptattach_xts::Key::of(&[[byte; 32], [7; 32]].concat()).unwrap(), 4096, 0);
+        let sealed = right().sealed(&xts(1));
+        assert!(sealed.is_sealed(&xts(1)) && !sealed.is_sealed(&xts(2)) && !right().is_sealed(&xts(1)));
+        let done = Progress { left: 0, next: None, ..sealed.clone() };
+        assert!(!done.is_sealed(&xts(1)) && !Progress { of: 39 << 20, ..sealed }.is_sealed(&xts(1)));
     }
 
     #[test]

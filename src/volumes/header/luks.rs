@@ -19,7 +19,7 @@ use super::{
     CIPHER, Format, Header, HeaderImage, LuksHeader, SectorSize, Volume, VolumeError, allow_list, header_image,
     keyslots, library,
     metadata::Metadata,
-    signatures,
+    reencryption, signatures,
     token::{ClevisToken, Token},
 };
 use crate::{
@@ -81,7 +81,8 @@ impl UntrustedHeader {
     pub fn parse(device: Device, detached: Option<PathBuf>, image: HeaderImage) -> Result<Self, VolumeError> {
         let path = detached.as_ref().unwrap_or(&device.path).clone();
         let damaged = |source| VolumeError::Damaged { path: path.clone(), source };
-        if image.finish().map_err(|e| damaged(e.into()))? {
+        let is_finished = image.finish().map_err(|e| damaged(e.into()))?;
+        if is_finished {
             tracing::warn!(
                 "all data of {0} has its new key, but the re-encryption was stopped before its header said so; 'cryptattach key \
                  rotate {0}' finishes the header; never resume it with cryptsetup, which may begin again and destroy the data",
@@ -95,12 +96,7 @@ impl UntrustedHeader {
             Some(_) => VolumeError::Library { action: "read the header of", path: path.clone(), source: error },
         })?;
         // libcryptsetup has written over the damaged copy, in memory.
-        if image.metadata().map_err(|e| damaged(e.into()))? != as_read {
-            tracing::warn!(
-                "one of the two copies of the LUKS header of {0} is damaged; using the other one; back {0}'s header up, then repair it: cryptsetup repair {0}",
-                path.display()
-            );
-        }
+        let is_repaired = image.metadata().map_err(|e| damaged(e.into()))? != as_read;
         let uuid = library::call(|| context.status_handle().get_uuid()).map_err(|e| damaged(e.into()))?;
         let format = library::call(|| context.format_handle().get_type()).map_err(|e| damaged(e.into()))?;
         let contents = if format == EncryptionFormat::Luks2 {
@@ -109,6 +105,17 @@ impl UntrustedHeader {
         } else {
             Contents::Luks1(Luks1::parse(&image.first_block().map_err(|e| damaged(e.into()))?))
         };
+        if is_repaired {
+            // No backup is made of the header of a volume mid-way, and cryptsetup is to be kept from it.
+            let is_midway =
+                is_finished || matches!(&contents, Contents::Luks2(_, json) if reencryption::is_rotation(json));
+            let at = path.display();
+            let next = match is_midway {
+                true => format!("'cryptattach key rotate {at}' writes both again"),
+                false => format!("back {at}'s header up, then repair it: cryptsetup repair {at}"),
+            };
+            tracing::warn!("one of the two copies of the LUKS header of {at} is damaged; using the other one; {next}");
+        }
         Ok(Self { device, detached, path, image, uuid, contents })
     }
 
