@@ -116,9 +116,9 @@ fn rotation(machine: &mut Machine) {
     machine.eventually("cryptattach status rotated | grep -E 're-encrypting, [1-9][0-9]* %, running'");
     machine.reboot();
     machine.ok("journalctl -b -1 -o cat | grep 'is paused'");
-    machine.eventually(&format!(
-        "journalctl --sync; journalctl -b -o cat -u 'cryptattach-rekey@*' | grep '\"attached\":\"rotated\"'"
-    ));
+    machine.eventually(
+        "journalctl --sync; journalctl -b -o cat -u 'cryptattach-rekey@*' | grep '\"attached\":\"rotated\"'",
+    );
     let status = machine.ok("cryptattach status rotated --json; ls /dev/mapper | xargs; systemctl --failed");
     assert!(!status.contains("\"rotation\"") && !status.contains("overlay"), "{status}");
     assert_eq!(machine.ok("echo 3 >/proc/sys/vm/drop_caches; sha256sum /rotated/data"), before);

@@ -208,7 +208,7 @@ mod tests {
     fn a_mapping_that_is_more_than_dm_crypt_is_refused() {
         let target = |kind: &str, parameters: &str| (0, 8, kind.to_owned(), parameters.to_owned());
         let ours = target("crypt", "aes-xts-plain64 :64:logon:cryptsetup:x-d0 0 254:16 32768 1 sector_size:4096");
-        assert_eq!(unlike_ours(&[ours.clone()]), None);
+        assert_eq!(unlike_ours(std::slice::from_ref(&ours)), None);
         assert_eq!(unlike_ours(&[ours.clone(), ours.clone()]), None, "two keys");
         for other in [
             target("linear", "253:1 0"),
