@@ -1,5 +1,5 @@
 # The same targets in CI and on a laptop. Each installs what it misses.
-.PHONY: deb demo fuzz test test-unit test-fuzz test-host test-openstack test-vm bench bench-ublk bench-attach bench-boot bench-initramfs bench-keys bench-rotate bench-sources bench-stores bench-tpm torture torture-keys
+.PHONY: deb demo fuzz test test-unit test-fuzz test-host test-openstack test-vm bench bench-ublk bench-attach bench-boot bench-initramfs bench-keys bench-rotate bench-sources bench-stores bench-tpm torture crashes torture-keys
 
 deb:
 	scripts/deb
@@ -25,6 +25,10 @@ bench-ublk:
 
 torture:
 	benches/torture
+
+# An hour.
+crashes:
+	benches/crashes
 
 torture-keys:
 	benches/torture-keys
