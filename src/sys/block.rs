@@ -66,6 +66,11 @@ impl BlockDevice {
         Some(Self { name: base_name(&directory), directory, number })
     }
 
+    /// Its node. sysfs writes '!' for the '/' of a name (Documentation/ABI/stable/sysfs-block).
+    pub fn node(&self) -> PathBuf {
+        Path::new("/dev").join(self.name.replace('!', "/"))
+    }
+
     /// An attribute, by its path below the device's directory.
     pub fn attribute(&self, path: &str) -> Option<String> {
         attribute(&self.directory.join(path))

@@ -151,10 +151,11 @@ fn a_backup_of_a_directory_is_restored_into_bao_and_back() {
     assert_eq!(site.json(&["container", "rotate", "s"])["resealed"], 1);
     site.ok(&["container", "backup", "s", site.keys("second")]);
 
-    // What bao has deleted comes back under its own id.
+    // What bao has deleted comes back under its own id, if it is asked for.
     site.ok(&["key", "delete", &key, "--yes"]);
     site.fails(67, &["test", &volume, "--allow-shared"]);
-    assert_eq!(site.json(&["container", "restore", "s", site.keys("second")])["written"], 1);
+    assert!(site.fails(68, &["container", "restore", "s", site.keys("second")]).contains("this host has deleted"));
+    assert_eq!(site.json(&["container", "restore", "s", site.keys("second"), "--older"])["written"], 1);
     vault.test(&volume);
 
     vault.change(bao, directory);

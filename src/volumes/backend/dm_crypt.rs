@@ -267,14 +267,19 @@ impl Backend for DmCrypt {
     fn status(&self, name: &MappingName) -> Result<Option<MappingStatus>, BackendError> {
         let Some(found) = self.find_ours(name)? else { return Ok(None) };
         // Not the table itself: it shows the key of a LUKS1 or plain mapping, which libcryptsetup knows to keep off.
-        let mut table =
-            library::call(|| table(name)).map_err(BackendError::failed(format!("cannot read the mapping '{name}'")))?;
+        let stack = self.stack(name)?;
+        let mut table = match &stack {
+            // libcryptsetup reads a sector of each device, which may wait there for ever.
+            Some(stack) => self.table_below(name, stack)?,
+            None => library::call(|| table(name))
+                .map_err(BackendError::failed(format!("cannot read the mapping '{name}'")))?,
+        };
         if table.key_size_bits == 0 {
             table.key_size_bits = self.keyring_key_bits(name).unwrap_or(0);
         }
         let device = device_path(name);
         let volume = volume_uuid(&found.uuid);
-        let left_over = self.stack(name)?.filter(|_| !volume.is_some_and(online::is_running));
+        let left_over = stack.filter(|_| !volume.is_some_and(online::is_running));
         let trouble = match left_over {
             Some(stack) => Some(chain(&BackendError::LeftOver { name: name.clone(), hangs: stack.hangs() })),
             None => (found.info.flags().contains(DmFlags::DM_DEFERRED_REMOVE))
@@ -400,12 +405,13 @@ fn plain_context(volume: &Volume, key: &VolumeKey, opened: &Opened) -> Result<Cr
     Ok(context)
 }
 
-struct Table {
-    source: PathBuf,
-    cipher: String,
-    key_size_bits: u32,
-    sector_size_bytes: u32,
-    size_bytes: u64,
+#[derive(Default)]
+pub(super) struct Table {
+    pub(super) source: PathBuf,
+    pub(super) cipher: String,
+    pub(super) key_size_bits: u32,
+    pub(super) sector_size_bytes: u32,
+    pub(super) size_bytes: u64,
 }
 
 fn table(name: &MappingName) -> Result<Table, LibcryptErr> {

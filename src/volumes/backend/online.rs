@@ -6,10 +6,14 @@
 //! all three, perhaps suspended: whoever reads or writes there waits, and so would a run that goes on.
 
 use devicemapper::{DevId, DmFlags, DmName, DmOptions};
+use nix::libc;
 use uuid::Uuid;
 use zeroize::Zeroize;
 
-use super::{BackendError, dm_crypt::DmCrypt};
+use super::{
+    BackendError,
+    dm_crypt::{DmCrypt, Table},
+};
 use crate::{
     base::mapping_name::MappingName,
     sys::{
@@ -23,6 +27,8 @@ use crate::{
 
 /// libcryptsetup's marks on what it puts below a mapping for a while (lib/utils_dm.h).
 const BELOW: [&str; 2] = ["CRYPT-SUBDEV-", "CRYPT-TEMP-"];
+/// What stands for the stretch that is being written, behind the mapping's name.
+const HOTZONE: &str = "hotzone-forward";
 /// libcryptsetup's locks.
 pub const LOCKS: &str = "/run/cryptsetup";
 
@@ -55,7 +61,7 @@ impl DmCrypt {
     /// What stands below a mapping for a rotation's sake.
     pub fn stack(&self, name: &MappingName) -> Result<Option<Stack>, BackendError> {
         let mut stack = Stack { names: Vec::new(), suspended: None };
-        for part in ["overlay", "hotzone-forward"].map(|part| format!("{name}-{part}")) {
+        for part in ["overlay", HOTZONE].map(|part| format!("{name}-{part}")) {
             // A name that the device-mapper does not take is none of its devices.
             let Ok(id) = DmName::new(&part) else { continue };
             let Some(found) = self.look(id)? else { continue };
@@ -137,6 +143,23 @@ impl DmCrypt {
         Ok(read().map_err(BackendError::failed(format!("cannot read the table of '{name}'")))?.1)
     }
 
+    /// What is known of a mapping that has a rotation's devices below it, by the table of the lower one that encrypts.
+    pub(super) fn table_below(&self, name: &MappingName, stack: &Stack) -> Result<Table, BackendError> {
+        let size_bytes = self.table(name.as_str())?.iter().map(|target| target.1 * 512).sum();
+        let hotzone = DmName::new(&format!("{name}-{HOTZONE}")).ok().map(|id| self.look(id)).transpose()?.flatten();
+        let hotzone = hotzone.map(|found| DeviceNumber(found.info.device().into()));
+        let mut targets = stack.names.first().map(|overlay| self.table(overlay)).transpose()?.unwrap_or_default();
+        // The parts beside the stretch stand on the device itself.
+        let described = targets.iter().find_map(|target| {
+            let table = described(&target.3).filter(|_| target.2 == "crypt")?;
+            Some(table).filter(|(_, number)| Some(*number) != hotzone)
+        });
+        targets.iter_mut().for_each(|target| target.3.zeroize());
+        let Some((table, number)) = described else { return Ok(Table { size_bytes, ..Table::default() }) };
+        let source = BlockDevice::with_number(&Sysfs::this(), number).map(|device| device.node()).unwrap_or_default();
+        Ok(Table { source, size_bytes, ..table })
+    }
+
     /// Has what waits for a killed run fail: users of the mapping get I/O errors, and can close it.
     pub(super) fn fail_hanging(&self, stack: &Stack) -> Result<(), BackendError> {
         let Some((name, sectors)) = &stack.suspended else { return Ok(()) };
@@ -163,6 +186,23 @@ impl DmCrypt {
         }
         Ok(())
     }
+}
+
+/// `CIPHER :BYTES:logon:NAME IV MAJOR:MINOR START [COUNT OPTION...]`
+fn described(parameters: &str) -> Option<(Table, DeviceNumber)> {
+    let words: Vec<_> = parameters.split(' ').collect();
+    let [cipher, key, _, number, _, options @ ..] = &words[..] else { return None };
+    let key_bytes: u32 = key.strip_prefix(':')?.split(':').next()?.parse().ok()?;
+    let (major, minor) = number.split_once(':')?;
+    let number = DeviceNumber(libc::makedev(major.parse().ok()?, minor.parse().ok()?));
+    let sector = options.iter().find_map(|option| option.strip_prefix("sector_size:")?.parse().ok());
+    let table = Table {
+        cipher: (*cipher).to_owned(),
+        key_size_bits: key_bytes * 8,
+        sector_size_bytes: sector.unwrap_or(512),
+        ..Table::default()
+    };
+    Some((table, number))
 }
 
 /// Start and length in sectors, type, parameters.
@@ -202,6 +242,20 @@ mod tests {
             assert_eq!(unfit_version(Some(version)), None);
         }
         assert!(unfit_version(None).is_some());
+    }
+
+    #[test]
+    fn a_table_is_described_without_its_key() {
+        let (table, number) =
+            described("aes-xts-plain64 :64:logon:cryptsetup:x-d0 1024 254:48 33792 2 allow_discards sector_size:4096")
+                .unwrap();
+        assert_eq!(number, DeviceNumber(libc::makedev(254, 48)));
+        assert_eq!(
+            (table.cipher.as_str(), table.key_size_bits, table.sector_size_bytes),
+            ("aes-xts-plain64", 512, 4096)
+        );
+        assert_eq!(described("aes-xts-plain64 :32:logon:x 0 7:1 0").unwrap().0.sector_size_bytes, 512);
+        assert!(["", "254:16 0", "aes-xts-plain64 00ff 0 7:1 0"].iter().all(|other| described(other).is_none()));
     }
 
     #[test]
