@@ -17,6 +17,7 @@ use crate::{
         attach::{self, Options, Request},
         error::Error,
         explain,
+        rotate::standing,
     },
     volumes::{
         backend::{BackendKind, ExportKind, ThisHost},
@@ -72,6 +73,9 @@ pub struct Attach {
     /// dm-crypt: encrypt without a work queue
     #[arg(long)]
     no_write_workqueue: bool,
+    /// Have systemd go on with an unfinished rotation of the volume's key, once it is attached
+    #[arg(long, conflicts_with = "read_only")]
+    go_on: bool,
     #[command(flatten)]
     plain: Plain,
     #[command(flatten)]
@@ -141,7 +145,13 @@ impl Attach {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         let wanted = self.wanted(global);
         let device = wanted.as_ref().map_or_else(|_| self.device.clone(), |(_, wanted)| Some(wanted.device.clone()));
-        let mapping = wanted.and_then(|(config, wanted)| attach::attach(&config, &ThisHost, self.request(&wanted)));
+        let mapping = wanted.and_then(|(config, wanted)| {
+            let mapping = attach::attach(&config, &ThisHost, self.request(&wanted))?;
+            if self.go_on && !wanted.read_only {
+                standing::go_on(&config, &wanted.device);
+            }
+            Ok(mapping)
+        });
         explain::note("attach", device.as_deref(), self.volume.as_ref().or(self.name.as_ref()), mapping.as_ref());
         let mapping = mapping?;
         if mapping.already_active {

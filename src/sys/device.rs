@@ -251,12 +251,21 @@ impl Device {
         }
     }
 
-    /// Opens it for writing and for nobody else, see [`Device::claim`].
+    /// Opens it for writing and for nobody else, see [`Device::claim`]; nor may anybody use its bytes by another name, to which
+    /// the kernel does not object.
     pub fn open_exclusive(&self) -> Result<File, DeviceError> {
         if self.read_only {
             return Err(DeviceError::ReadOnly(self.path.clone()));
         }
-        self.claim(true)
+        let file = self.claim(true)?;
+        self.require_unused_beside()?;
+        Ok(file)
+    }
+
+    /// Refuses a device whose bytes somebody uses by another name: another loop device of the same file, a partition of that.
+    pub fn require_unused_beside(&self) -> Result<(), DeviceError> {
+        let holders = users::beside(self.identity);
+        if holders.is_empty() { Ok(()) } else { Err(DeviceError::Busy { path: self.path.clone(), holders }) }
     }
 
     /// Opens a block device for writing beside the mapping that has it.
@@ -265,14 +274,12 @@ impl Device {
     }
 
     /// Opens it for nobody else: a block device with `O_EXCL`, so that a mounted one is busy; a file locked as a whole
-    /// (fcntl(2), F_OFD_SETLK), and for writing only if no loop device stands for it. Other programs' flock(2), by which
-    /// cryptsetup reads and writes headers, goes on beside that lock.
+    /// (fcntl(2), F_OFD_SETLK). Other programs' flock(2), by which cryptsetup reads and writes headers, goes on beside that lock.
     pub fn claim(&self, write: bool) -> Result<File, DeviceError> {
         let exclusive = if matches!(self.kind, DeviceKind::Block(_)) { libc::O_EXCL } else { 0 };
         let file =
             self.reopen_with(OpenOptions::new().read(true).write(write).custom_flags(libc::O_CLOEXEC | exclusive))?;
-        let is_taken = || lock_whole(&file, write).is_err() || write && users::is_behind_loop(&self.path);
-        if exclusive == 0 && is_taken() {
+        if exclusive == 0 && lock_whole(&file, write).is_err() {
             return Err(DeviceError::Busy { path: self.path.clone(), holders: users::of_path(&self.path) });
         }
         Ok(file)

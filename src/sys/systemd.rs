@@ -1,7 +1,8 @@
 //! What systemd calls its units, and whether it runs.
 
-use std::{fmt::Write as _, os::unix::ffi::OsStrExt, path::Path};
+use std::{fmt::Write as _, io, os::unix::ffi::OsStrExt, path::Path, time::Duration};
 
+use super::programs;
 use crate::base::mapping_name::MappingName;
 
 /// The unit that attaches a volume of the configuration.
@@ -17,6 +18,14 @@ pub fn scope(name: &MappingName) -> String {
 /// Whether systemd is this system's init (sd_booted(3)).
 pub fn is_running() -> bool {
     Path::new("/run/systemd/system").is_dir()
+}
+
+/// Has systemd start a unit, and does not wait for that.
+pub fn start(unit: &str) -> io::Result<()> {
+    let mut command = programs::bare("systemctl");
+    let output = programs::output_of(command.args(["start", "--no-block", unit]), Duration::from_secs(10))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(()) } else { Err(io::Error::other(said.trim().to_owned())) }
 }
 
 /// The unit that attaches a volume which no configuration names, by its UUID.

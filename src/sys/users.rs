@@ -24,12 +24,6 @@ pub fn of_path(path: &Path) -> Vec<String> {
     of_path_on(&Sysfs::this(), path)
 }
 
-/// Whether a loop device stands for the file at `path`. Processes are not looked at, which takes much longer.
-pub fn is_behind_loop(path: &Path) -> bool {
-    let sysfs = Sysfs::this();
-    sysfs.look(path).is_ok_and(|seen| !Used::File(seen.path).loops(&sysfs).is_empty())
-}
-
 /// Who uses the bytes of a device or file by another name, each in words: what is mounted above or below it, and loop devices
 /// over it, or over the file that it shows. The kernel lets somebody else have those for himself at the same time.
 pub fn beside(identity: Identity) -> Vec<String> {

@@ -188,6 +188,12 @@ fn a_loop_device_is_rotated_too_and_only_while_nobody_has_it() {
     let filled = Filled::new(&[], DATA);
     let device = LoopDevice::new(filled.volume.as_ref(), "");
     assert!(filled.site.fails(75, &["key", "rotate", &filled.volume]).contains("behind the loop device"));
+    let second = LoopDevice::new(filled.volume.as_ref(), "");
+    for verb in [&["key", "rotate"][..], &["key", "erase", "--yes"], &["format", "--force"], &["attach"]] {
+        let refused = filled.site.fails(75, &[verb, &[device.path()]].concat());
+        assert!(refused.contains(&format!("behind the loop device {}", &second.path()["/dev/".len()..])), "{refused}");
+    }
+    drop(second);
     filled.site.ok(&["key", "rotate", device.path()]);
     drop(device);
     filled.check("rotated");

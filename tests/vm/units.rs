@@ -121,6 +121,19 @@ fn rotation(machine: &mut Machine) {
     let status = machine.ok("cryptattach status rotated --json; ls /dev/mapper | xargs; systemctl --failed");
     assert!(!status.contains("\"rotation\"") && !status.contains("overlay"), "{status}");
     assert_eq!(machine.ok("echo 3 >/proc/sys/vm/drop_caches; sha256sum /rotated/data"), before);
+
+    // A host that knows nothing of the rotation goes on with it where it attaches the volume.
+    machine.ok(&format!(
+        "timeout -s TERM 5 cryptattach key rotate {path} --rate 1; test $? = 83 && umount /rotated
+         systemctl stop cryptattach@rotated && rm -r /var/lib/cryptattach/rekey
+         systemctl start cryptattach@rotated && mount /rotated"
+    ));
+    machine.eventually(
+        "journalctl --sync; test $(journalctl -b -o cat -u 'cryptattach-rekey@*' | grep -c '\"attached\":\"rotated\"') = 2",
+    );
+    let status = machine.ok("cryptattach status rotated --json");
+    assert!(!status.contains("\"rotation\""), "{status}");
+    assert_eq!(machine.ok("echo 3 >/proc/sys/vm/drop_caches; sha256sum /rotated/data"), before);
     machine.ok("umount /rotated && systemctl stop cryptattach@rotated && cp /root/cryptattach.toml /etc/cryptattach && cp /root/fstab /etc
          systemctl daemon-reload && systemctl reset-failed");
     machine.unplug(&disk);

@@ -102,6 +102,9 @@ impl Advice for EncryptError {
                 mib()
             )
             .into(),
+            Self::Shrink { program: "resize2fs", .. } => {
+                format!("make room in it, or make the device larger by {}; nothing is encrypted yet", mib()).into()
+            }
             Self::Shrink { path, .. } => {
                 format!("e2fsck -f {} says more; nothing is encrypted yet", path.display()).into()
             }

@@ -30,7 +30,6 @@ use crate::{
     sys::{
         device::{Device, DeviceError},
         stop::Stop,
-        users,
     },
     unlock::{
         self,
@@ -86,12 +85,9 @@ pub fn encrypt(config: &Config, request: &Request<'_>, tell: &mut dyn FnMut(u64,
     let stop = Stop::by_signals().map_err(Error::io("block signals"))?;
     let device = Device::look(request.device)?;
     backend::require_free(&device)?;
-    // The kernel has no objection to a device that is mounted by another name.
-    let holders = users::beside(device.identity);
-    if !holders.is_empty() {
-        return Err(DeviceError::Busy { path: device.path, holders }.into());
-    }
     if request.shrink {
+        // Not for nothing, should the store be missing.
+        container(config, request)?;
         shrink::shrink(&device)?;
     }
     let file = device.open_exclusive()?;
@@ -101,6 +97,11 @@ pub fn encrypt(config: &Config, request: &Request<'_>, tell: &mut dyn FnMut(u64,
         Found::Record(record) => job.commit_or_begin(&record, tell),
         Found::Nothing => job.begin(tell),
     }
+}
+
+/// Where the new key goes.
+fn container(config: &Config, request: &Request<'_>) -> Result<Container, Error> {
+    Ok(Container::open(config, &config.store_or_default(request.store.as_ref())?, None, Use::Keys)?)
 }
 
 impl Job<'_> {
@@ -118,8 +119,7 @@ impl Job<'_> {
             return Err(EncryptError::NoRoom { path: device.path.clone(), kind, size_bytes, most_bytes }.into());
         }
         self.drop_unused()?;
-        let store = self.config.store_or_default(request.store.as_ref())?;
-        let container = Arc::new(Container::open(self.config, &store, None, Use::Keys)?);
+        let container = Arc::new(container(self.config, request)?);
         let reference = container.new_reference()?;
         let prepare = || -> Result<_, Error> {
             let key = VolumeKey::random(request.key_size)?;
@@ -141,7 +141,7 @@ impl Job<'_> {
             let volume = header::probe_image(device, None, &image)?;
             let case = Case::of_new_key(self.config, volume, reference.clone(), container.clone());
             let proven = case.prove(self.given())?;
-            loops::check(self.config, &store, &proven.report().key_places())?;
+            loops::check(self.config, &reference.store, &proven.report().key_places())?;
             Ok((key, image, proven))
         };
         let (key, image, proven) = prepare().inspect_err(|_| container.store().abandon(&reference.key))?;

@@ -10,7 +10,10 @@ use super::journal;
 use crate::{
     base::mapping_name::MappingName,
     config::{Config, VolumeConfig},
-    sys::device::{Device, resolved},
+    sys::{
+        device::{Device, resolved},
+        systemd,
+    },
     verbs::encrypt,
     volumes::{
         backend::{BackendKind, MappingStatus},
@@ -92,6 +95,15 @@ pub fn all(config: &Config) -> Vec<Standing> {
 /// The volumes that a rotation on this host has not ended, for those who have it go on.
 pub fn unfinished(config: &Config) -> impl Iterator<Item = Uuid> {
     journal::all(config).into_iter().map(|(volume, _)| volume)
+}
+
+/// Has systemd go on with the rotation of a volume that is attached now, wherever it was begun.
+pub fn go_on(config: &Config, device: &Path) {
+    let paused =
+        of(config, device).filter(|it| matches!((it.rotation.kind, it.rotation.state), (Kind::Rotate, Worker::Paused)));
+    if let Some(Err(error)) = paused.map(|it| systemd::start(&systemd::rekey_unit(it.volume))) {
+        tracing::warn!("the rotation of the key of {} does not go on: {error}", device.display());
+    }
 }
 
 /// That of the volume on a device, if its key is being rotated, or if it is being encrypted, here or by another host.

@@ -196,6 +196,7 @@ impl Backend for DmCrypt {
         };
         let userspace = Userspace::default();
         let _claim = once::claim(&Paths::default(), &[self, &userspace], &volume.device, &options.name)?;
+        volume.device.require_unused_beside()?;
         let opened = Opened::again(&volume.device)?;
         activate(unlocked, &opened, options)?.map_err(failed)?;
         // The kernel's own word: libcryptsetup was given a path and not the open device. Nobody else can write to that now; a
