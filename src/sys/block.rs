@@ -59,6 +59,11 @@ pub(crate) struct BlockDevice {
     pub number: DeviceNumber,
 }
 
+/// The node of the device that sysfs calls so: it writes '!' for the '/' of a name (Documentation/ABI/stable/sysfs-block).
+pub fn node(name: &str) -> PathBuf {
+    Path::new("/dev").join(name.replace('!', "/"))
+}
+
 impl BlockDevice {
     /// The device with this number; `None` if sysfs shows none.
     pub fn with_number(sysfs: &Sysfs, number: DeviceNumber) -> Option<Self> {
@@ -66,9 +71,9 @@ impl BlockDevice {
         Some(Self { name: base_name(&directory), directory, number })
     }
 
-    /// Its node. sysfs writes '!' for the '/' of a name (Documentation/ABI/stable/sysfs-block).
+    /// Its node.
     pub fn node(&self) -> PathBuf {
-        Path::new("/dev").join(self.name.replace('!', "/"))
+        node(&self.name)
     }
 
     /// An attribute, by its path below the device's directory.

@@ -8,7 +8,7 @@ use std::{
         fd::AsRawFd,
         unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     },
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
 };
 
 use nix::libc;
@@ -240,6 +240,11 @@ impl Device {
             logical_block_bytes: logical.unsigned_abs(),
             physical_block_bytes: physical,
         })
+    }
+
+    /// Its path for whoever reads it later, perhaps in another folder.
+    pub fn lasting_path(&self) -> Result<PathBuf, DeviceError> {
+        path::absolute(&self.path).map_err(DeviceError::io("resolve the path of", &self.path))
     }
 
     /// Whether it is a file, or a loop device, which stands for one.

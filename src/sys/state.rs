@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
@@ -13,7 +14,7 @@ use nix::fcntl::Flock;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    base::{advice::Advice, exit::Exit},
+    base::{advice::Advice, chain::chain, exit::Exit},
     sys::{
         durable::{Folder, folder_of, stems},
         lock,
@@ -68,6 +69,21 @@ pub fn mark(path: &Path) -> Result<(), StateError> {
 /// The names of what is remembered in a folder.
 pub fn names(folder: &Path) -> Result<Vec<String>, StateError> {
     stems(folder, "").map_err(|source| StateError { action: "read", path: folder.to_owned(), source })
+}
+
+/// All that is remembered in a folder, each by its name. What cannot be read hides nothing else.
+pub fn all<N: FromStr, T: DeserializeOwned>(folder: &Path) -> Vec<(N, T)> {
+    let names = names(folder).unwrap_or_default();
+    let each = names.iter().filter_map(|name| Some((name.parse().ok()?, read_or_warn(&folder.join(name))?)));
+    each.collect()
+}
+
+/// What is remembered, where a file that cannot be read is only worth a word.
+pub fn read_or_warn<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    read(path).unwrap_or_else(|error| {
+        tracing::warn!("{}", chain(&error));
+        None
+    })
 }
 
 /// Forgets it; whether anything was remembered.

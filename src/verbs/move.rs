@@ -22,7 +22,7 @@ use crate::{
     keys::store::{StoreError, Stored},
     sys::{
         device::{Identity, by_uuid},
-        durable, state,
+        state,
         stop::Stop,
     },
     unlock::{
@@ -180,8 +180,7 @@ impl<'a> Job<'a> {
     /// The keys that are in the container, and those whose move was killed in the last moment.
     fn keys(&self, from: &StoreName) -> Result<Vec<KeyReference>, Error> {
         let mut keys: BTreeSet<_> = self.from.store().list()?.into_iter().collect();
-        let begun = durable::stems(&self.config.state.join("move").join(from.as_str()), "");
-        let begun = begun.map_err(Error::io("read the state directory"))?;
+        let begun = state::names(&self.config.state.join("move").join(from.as_str()))?;
         keys.extend(begun.iter().filter_map(|name| name.parse::<KeyId>().ok()));
         Ok(keys.into_iter().map(|key| self.from.reference(key)).collect())
     }

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    base::{chain::chain, key::KeyReference},
+    base::key::KeyReference,
     config::Config,
-    sys::{device::resolved, durable, state},
+    sys::{device::resolved, state},
     verbs::error::Error,
 };
 
@@ -23,8 +23,12 @@ pub(in crate::verbs) struct Journal {
     pub named: bool,
 }
 
+fn folder(config: &Config) -> PathBuf {
+    config.state.join("encrypt")
+}
+
 fn path(config: &Config, volume: Uuid) -> PathBuf {
-    config.state.join("encrypt").join(volume.to_string())
+    folder(config).join(volume.to_string())
 }
 
 pub(super) fn write(config: &Config, volume: Uuid, journal: &Journal) -> Result<(), Error> {
@@ -48,13 +52,5 @@ pub(super) fn of(config: &Config, device: &Path) -> impl Iterator<Item = (Uuid, 
 
 /// All of this host. One that cannot be read hides no other.
 pub(in crate::verbs) fn all(config: &Config) -> Vec<(Uuid, Journal)> {
-    let volumes = durable::stems(&config.state.join("encrypt"), "").unwrap_or_default();
-    let volumes = volumes.iter().filter_map(|name| name.parse().ok());
-    let read = |volume| {
-        state::read(&path(config, volume)).unwrap_or_else(|error| {
-            tracing::warn!("{}", chain(&error));
-            None
-        })
-    };
-    volumes.filter_map(|volume| Some((volume, read(volume)?))).collect()
+    state::all(&folder(config))
 }

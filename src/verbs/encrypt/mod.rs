@@ -5,12 +5,7 @@ mod error;
 pub(super) mod journal;
 mod shrink;
 
-use std::{
-    fs::File,
-    path::{self, Path},
-    sync::Arc,
-    time::Instant,
-};
+use std::{fs::File, path::Path, sync::Arc, time::Instant};
 
 use cryptattach_xts::{Key, Xts};
 use serde::Serialize;
@@ -148,9 +143,7 @@ impl Job<'_> {
         let xts = cipher(&key, proven.volume())?;
         let uuid = uuid(proven.volume())?;
         let (_, alone) = rotate::claim(self.config, uuid)?;
-        // Whoever reads the journal may be in another folder.
-        let path = path::absolute(&device.path).map_err(Error::io("resolve the device's path"))?;
-        let journal = Journal { device: path, key: reference, named: false };
+        let journal = Journal { device: device.lasting_path()?, key: reference, named: false };
         journal::write(self.config, uuid, &journal)?;
         proven.store_key(key, None)?;
         journal::write(self.config, uuid, &Journal { named: true, ..journal })?;
@@ -217,8 +210,8 @@ impl Job<'_> {
         // It was begun on another host, or another device of that name has been encrypted since.
         if !journal::exists(self.config, uuid) {
             let key = self.reference(&encrypting::volume(device, &copies)?)?;
-            let path = path::absolute(&device.path).map_err(Error::io("resolve the device's path"))?;
-            journal::write(self.config, uuid, &Journal { device: path, key, named: true })?;
+            let journal = Journal { device: device.lasting_path()?, key, named: true };
+            journal::write(self.config, uuid, &journal)?;
         }
         let mut throttle = self.throttle();
         let step = throttle.stretch(request.step_bytes);

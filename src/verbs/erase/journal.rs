@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     sys::{
         device::{Identity, resolved},
-        durable, state,
+        state,
     },
     unlock::receipt::{Answer, HeaderWas, KeyWas},
     verbs::error::Error,
@@ -74,7 +74,7 @@ pub(super) fn begun_at(config: &Config, request: &Request<'_>) -> Result<Option<
     let folder = folder(config);
     let place = |device: &Path, header: Option<&Path>| (resolved(device), header.map(resolved));
     let asked = place(request.device, request.header);
-    for name in durable::stems(&folder, "").map_err(Error::io("read the state directory"))? {
+    for name in state::names(&folder)? {
         let journal = state::read::<Journal>(&folder.join(&name))?;
         if let Some(journal) = journal
             && place(&journal.device, journal.detached.as_deref()) == asked

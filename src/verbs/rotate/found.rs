@@ -12,7 +12,7 @@ use crate::{
     base::key::{KeyReference, StoreName},
     config::{Config, crypttab},
     keys::store::{KeyStore, StoreError, Stored},
-    sys::{device::Device, stores::Footing},
+    sys::{block, device::Device, stores::Footing},
     verbs::error::Error,
     volumes::header::{
         reencryption::{self, State},
@@ -95,8 +95,7 @@ fn places(config: &Config, name: &StoreName) -> Result<Vec<Place>, Error> {
     let devices = fs::read_dir("/sys/class/block").into_iter().flatten().flatten();
     let mut devices: Vec<_> = devices.map(|entry| entry.file_name()).collect();
     devices.sort();
-    // sysfs writes '!' for the '/' of a name (Documentation/ABI/stable/sysfs-block).
-    let device = |name: &std::ffi::OsString| other(Path::new("/dev").join(name.to_string_lossy().replace('!', "/")));
+    let device = |name: &std::ffi::OsString| other(block::node(&name.to_string_lossy()));
     Ok(listed.chain(entries).chain(devices.iter().map(device)).collect())
 }
 

@@ -9,12 +9,7 @@ use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{
-    base::{chain::chain, key::KeyReference},
-    config::Config,
-    sys::{durable, state},
-    verbs::error::Error,
-};
+use crate::{base::key::KeyReference, config::Config, sys::state, verbs::error::Error};
 
 /// The file.
 #[derive(Serialize, Deserialize)]
@@ -62,7 +57,7 @@ fn path(config: &Config, volume: Uuid) -> PathBuf {
 
 /// That of a volume.
 pub(super) fn of(config: &Config, volume: Uuid) -> Option<Journal> {
-    read(&path(config, volume))
+    state::read_or_warn(&path(config, volume))
 }
 
 /// The rotation that needs this key, as this host knows.
@@ -71,17 +66,7 @@ pub(in crate::verbs) fn needs(config: &Config, key: &KeyReference) -> Option<Pat
     needed.map(|(_, journal)| journal.device)
 }
 
-/// All of this host.
+/// All of this host. One that cannot be read hides no other.
 pub(super) fn all(config: &Config) -> Vec<(Uuid, Journal)> {
-    let volumes = durable::stems(&folder(config), "").unwrap_or_default();
-    let volumes = volumes.iter().filter_map(|name| name.parse().ok());
-    volumes.filter_map(|volume| Some((volume, of(config, volume)?))).collect()
-}
-
-/// One that cannot be read hides no other.
-fn read(path: &Path) -> Option<Journal> {
-    state::read(path).unwrap_or_else(|error| {
-        tracing::warn!("{}", chain(&error));
-        None
-    })
+    state::all(&folder(config))
 }

@@ -15,7 +15,7 @@ use std::{
     cell::RefCell,
     fs::{DirBuilder, File},
     os::unix::fs::DirBuilderExt,
-    path::{self, Path, PathBuf},
+    path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
 };
@@ -274,8 +274,7 @@ impl Job<'_> {
             Ok((key, passphrase, case.prove(self.given())?, prepared))
         };
         let (key, passphrase, successor, prepared) = prepare().inspect_err(|_| container.store().abandon(&new.key))?;
-        // Whoever reads the journal may be in another folder.
-        let device = path::absolute(&self.device.path).map_err(Error::io("resolve the device's path"))?;
+        let device = self.device.lasting_path()?;
         let (old, new) = (old.clone(), new.clone());
         let journal = Journal { device, old: old.clone(), new, named: false, begun: false, sequence: 0 };
         state::write(&self.journal, &journal)?;

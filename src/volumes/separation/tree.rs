@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use super::disk::{Leaf, Memory};
 use crate::{
     base::chain::printable,
-    sys::block::{BlockDevice, DeviceNumber},
+    sys::block::{self, BlockDevice, DeviceNumber},
 };
 
 /// One step of a lineage, and what is below it.
@@ -206,12 +206,10 @@ impl Node {
 
     /// The path of a device, or of a file that stands for one.
     fn opened(&self) -> Option<PathBuf> {
-        // The kernel writes a slash in a name so.
-        let device = |name: &str| Path::new("/dev").join(name.replace('!', "/"));
         match &self.step {
             Step::Path { path, .. } => Some(path.clone()),
-            Step::Device(found) => Some(device(&found.name)),
-            Step::Leaf(Leaf::Disk(disk)) => Some(device(&disk.name)),
+            Step::Device(found) => Some(block::node(&found.name)),
+            Step::Leaf(Leaf::Disk(disk)) => Some(block::node(&disk.name)),
             Step::Leaf(_) | Step::FileSystem { .. } | Step::Threshold { .. } | Step::Gap { .. } => None,
         }
     }
