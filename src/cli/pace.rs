@@ -12,6 +12,7 @@ const WINDOW: Duration = Duration::from_secs(30);
 #[derive(Default)]
 pub struct Pace {
     moments: VecDeque<(Instant, u64)>,
+    told: Option<Instant>,
 }
 
 impl Pace {
@@ -27,6 +28,13 @@ impl Pace {
         let rate = done.saturating_sub(first) as f64 / seconds;
         let is_known = seconds > 0.0 && rate > 0.0;
         is_known.then(|| (rate as u64, (all.saturating_sub(done) as f64 / rate).ceil() as u64))
+    }
+
+    /// Whether a program is to be told: once a second, and at the end.
+    pub fn is_due(&mut self, now: Instant, is_end: bool) -> bool {
+        let is_due = is_end || self.told.is_none_or(|told| now.duration_since(told) >= Duration::from_secs(1));
+        self.told = if is_due { Some(now) } else { self.told };
+        is_due
     }
 }
 

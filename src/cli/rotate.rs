@@ -167,14 +167,14 @@ fn report_lines(report: &Report) -> Vec<String> {
 /// Shows how far it is: to people with a bar, to programs with a line a second on standard error. What becomes of a volume is
 /// told at once.
 pub(super) fn with_progress<T>(json: bool, work: impl FnOnce(&mut dyn FnMut(Event<'_>)) -> T) -> T {
-    let (mut pace, mut told) = (Pace::default(), None::<Instant>);
+    let mut pace = Pace::default();
     let bar = if json { ProgressBar::hidden() } else { ProgressBar::new(0) };
     let style = ProgressStyle::with_template("{bar:40} {percent} %{msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     let done = work(&mut |event| match event {
         Event::Bytes(done, all) => {
             let now = Instant::now();
-            let pace = pace.at(now, done, all);
+            let (is_due, pace) = (pace.is_due(now, done >= all), pace.at(now, done, all));
             if !json {
                 bar.set_length(all);
                 bar.set_position(done);
@@ -182,8 +182,7 @@ pub(super) fn with_progress<T>(json: bool, work: impl FnOnce(&mut dyn FnMut(Even
                 bar.set_message(pace.map_or_else(String::new, |(rate, seconds)| {
                     format!(", {}/s, {} left", output::size(rate), left(seconds))
                 }));
-            } else if done >= all || told.is_none_or(|told| now.duration_since(told) >= Duration::from_secs(1)) {
-                told = Some(now);
+            } else if is_due {
                 let (rate, left) = pace.unzip();
                 output::say_json(&json!({
                     "event": "progress", "done_bytes": done, "all_bytes": all, "bytes_per_second": rate, "seconds_left": left,

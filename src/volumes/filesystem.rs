@@ -70,21 +70,20 @@ pub fn find(path: &Path, device: &File) -> Result<Result<FileSystem, Unfit>, Vol
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(Err(Unfit::Other(found))),
         read => read.map_err(DeviceError::io("read", path))?,
     }
-    Ok(parse(&start).unwrap_or(Err(Unfit::Other(found))))
+    Ok(parse(&start).map_or(Err(Unfit::Other(found)), |(_, found)| found))
 }
 
 /// Where a device has a superblock that is read here, whatever else is on it.
 pub fn superblock(device: &File) -> io::Result<Option<u64>> {
     let mut start = vec![0; START_BYTES];
     device.read_exact_at(&mut start, 0)?;
-    let is_at_start = ext(&start[1024..2048]).or_else(|| xfs(&start[..512])).is_some();
-    let is_later = || btrfs(&start[64 << 10..]).is_some();
-    Ok(if is_at_start { Some(0) } else { is_later().then_some(64 << 10) })
+    Ok(parse(&start).map(|(at, _)| at))
 }
 
-/// What the superblock says; `None` if there is none of those.
-fn parse(start: &[u8]) -> Option<Result<FileSystem, Unfit>> {
-    ext(&start[1024..2048]).or_else(|| xfs(&start[..512])).or_else(|| btrfs(&start[64 << 10..]))
+/// Where the superblock's part of the device begins, and what it says; `None` if there is none of those.
+fn parse(start: &[u8]) -> Option<(u64, Result<FileSystem, Unfit>)> {
+    let at_start = ext(&start[1024..2048]).or_else(|| xfs(&start[..512])).map(|found| (0, found));
+    at_start.or_else(|| btrfs(&start[64 << 10..]).map(|found| (64 << 10, found)))
 }
 
 /// Documentation/filesystems/ext4/super.rst
@@ -213,13 +212,13 @@ mod tests {
         for fill in [0, 0xff] {
             let mut start = vec![fill; START_BYTES];
             start[1024 + 56..][..2].copy_from_slice(&0xEF53_u16.to_le_bytes());
-            assert!(!matches!(parse(&start), Some(Ok(_))));
+            assert!(!matches!(parse(&start), Some((_, Ok(_)))));
             let mut start = vec![fill; START_BYTES];
             start[..4].copy_from_slice(b"XFSB");
-            assert!(!matches!(parse(&start), Some(Ok(_))));
+            assert!(!matches!(parse(&start), Some((_, Ok(_)))));
             let mut start = vec![fill; START_BYTES];
             start[(64 << 10) + 64..][..8].copy_from_slice(b"_BHRfS_M");
-            assert!(!matches!(parse(&start), Some(Ok(_))));
+            assert!(!matches!(parse(&start), Some((_, Ok(_)))));
         }
     }
 }
