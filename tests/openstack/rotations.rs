@@ -18,6 +18,7 @@ use std::{
 
 use crate::{
     Story,
+    chance::Chance,
     cloud::{Cloud, SEALING, Site, with_input},
     lockbox,
     shell::sh,
@@ -266,24 +267,4 @@ fn for_each<T: Sync, R: Send>(all: &[T], work: &(dyn Fn(&T) -> R + Sync)) -> Vec
     };
     thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(work))));
     done.into_inner().unwrap().into_values().collect()
-}
-
-/// What is random enough for moments, and can be had again.
-struct Chance(u64);
-
-impl Chance {
-    fn new() -> Self {
-        let seed = std::env::var("CHANCE").ok().and_then(|seed| seed.parse().ok());
-        let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) << 20 | 1);
-        println!("CHANCE={seed}");
-        Self(seed)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        // xorshift64 (Marsaglia 2003).
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end
-    }
 }

@@ -2,16 +2,16 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     sync::LazyLock,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use base64ct::{Base64, Encoding};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::qemu::Qmp;
@@ -41,6 +41,14 @@ pub enum Init {
     Plain,
     /// systemd, and the agent as a unit; the Debian package waits on the disk of tools.
     Systemd,
+}
+
+/// A guest without systemd that has just booted, kept as files: it is powered on as it was then, again and again, in a moment.
+pub struct Booted {
+    kept: TempDir,
+    tools: TempDir,
+    root: String,
+    options: [String; 6],
 }
 
 /// A disk of the machine, and the file behind it.
@@ -82,12 +90,7 @@ impl Machine {
     /// Boots the release that this host runs, or another one, by QEMU's own loader; makes the guest's image if it is not there yet.
     pub fn boot_release(init: Init, release: Option<&str>) -> Self {
         let image = image(release);
-        let file = |name: &str| image.join(name).into_os_string().into_string().unwrap();
-        let append = match init {
-            Init::Plain => COMMAND_LINE.to_owned(),
-            Init::Systemd => COMMAND_LINE.replace("init=/sbin/guest-init", "systemd.show_status=true"),
-        };
-        Self::start(init, &image, &["-kernel", &file("kernel"), "-initrd", &file("initrd"), "-append", &append])
+        Self::start(init, &image, &by_loader(init, &image).each_ref().map(String::as_str))
     }
 
     /// Boots what these options of QEMU's say, from the root file system of an image.
@@ -100,9 +103,14 @@ impl Machine {
 
     /// Likewise, from a disk of one's own, as QEMU's `-drive` describes it; and does not wait until it is up.
     pub fn power_on(init: Init, root: &str, booted: &[&str]) -> Self {
-        let folder = tempfile::Builder::new().prefix("cryptattach-vm").tempdir_in("/var/tmp").unwrap();
+        let folder = folder();
+        let image = folder.path().join("tools.img");
+        tools(init, &folder.path().join("tools"), &image);
+        Self::run(init, root, &image, booted, folder)
+    }
+
+    fn run(init: Init, root: &str, tools: &Path, booted: &[&str], folder: TempDir) -> Self {
         let at = |name: &str| folder.path().join(name).into_os_string().into_string().unwrap();
-        tools(init, &at("tools"), &at("tools.img"));
         let reboots: &[&str] = if init == Init::Plain { &["-no-reboot"] } else { &[] };
         let console = File::create(at("console")).unwrap();
         let mut qemu = Command::new("qemu-system-x86_64")
@@ -112,7 +120,7 @@ impl Machine {
             .args(["-qmp", &format!("unix:{},server=on,wait=off", at("qmp"))])
             .args(["-drive", &format!("if=none,id=root,{root}")])
             .args(["-device", "virtio-blk-pci,drive=root,serial=root"])
-            .args(["-drive", &format!("if=none,id=tools,format=raw,snapshot=on,file={}", at("tools.img"))])
+            .args(["-drive", &format!("if=none,id=tools,format=raw,snapshot=on,file={}", tools.display())])
             .args(["-device", "virtio-blk-pci,drive=tools,serial=tools"])
             .args(booted)
             .args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"])
@@ -192,6 +200,23 @@ impl Machine {
         self.wait_for_end();
     }
 
+    /// Cuts the power: whatever the guest has not given to its disks is gone.
+    pub fn cut(mut self) {
+        self.qemu.kill().unwrap();
+        self.qemu.wait().unwrap();
+    }
+
+    /// Writes or reads all that the machine is.
+    fn migrate(&mut self, command: &str, to: &str) {
+        let events = json!({"capabilities": [{"capability": "events", "state": true}]});
+        self.qmp.run("migrate-set-capabilities", events);
+        self.qmp.run("migrate-set-parameters", json!({"max-bandwidth": 1_u64 << 40}));
+        self.qmp.run(command, json!({"uri": to}));
+        let status = |line: &Value| (line["event"] == "MIGRATION").then(|| line["data"]["status"].clone());
+        let end = self.qmp.await_line(|line| status(line).is_some_and(|it| it == "completed" || it == "failed"));
+        assert_eq!(end["data"]["status"], "completed", "{end}");
+    }
+
     fn wait_for_end(&mut self) {
         let deadline = Instant::now() + COMMAND_TIMEOUT;
         while self.qemu.try_wait().unwrap().is_none() {
@@ -240,12 +265,18 @@ impl Machine {
 
     /// Plugs in a disk with a file's content.
     pub fn plug_file(&mut self, file: &Path, options: DiskOptions) -> Disk {
+        self.plug_node(&json!({"driver": "file", "filename": file, "locking": "off"}), file, options)
+    }
+
+    /// Plugs in the disk that a server of NBD has at a socket.
+    pub fn plug_served(&mut self, socket: &Path, options: DiskOptions) -> Disk {
+        self.plug_node(&json!({"driver": "nbd", "server": {"type": "unix", "path": socket}}), socket, options)
+    }
+
+    fn plug_node(&mut self, below: &Value, file: &Path, options: DiskOptions) -> Disk {
         self.disks += 1;
         let serial = format!("d{}", self.disks);
-        let block = json!({
-            "driver": "raw", "node-name": serial, "read-only": options.read_only,
-            "file": {"driver": "file", "filename": file, "locking": "off"},
-        });
+        let block = json!({"driver": "raw", "node-name": serial, "read-only": options.read_only, "file": below});
         self.qmp.run("blockdev-add", block);
         let disk = Disk { serial, file: file.to_owned(), options };
         self.replug(&disk);
@@ -294,19 +325,78 @@ impl Drop for Machine {
     }
 }
 
+impl Booted {
+    /// Boots the release that this host runs, and keeps it after this.
+    pub fn new(prepare: impl FnOnce(&mut Machine)) -> Self {
+        let (image, kept) = (image(None), folder());
+        let root = kept.path().join("root.qcow2");
+        let made = Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+            .args([&image.join("root.img"), &root])
+            .status();
+        assert!(made.unwrap().success());
+        let options = by_loader(Init::Plain, &image);
+        let root = format!("format=qcow2,file={}", root.display());
+        let mut machine = Machine::power_on(Init::Plain, &root, &options.each_ref().map(String::as_str));
+        machine.wait_for_agent();
+        prepare(&mut machine);
+        machine.ok("sync");
+        machine.qmp.run("stop", json!({}));
+        machine.migrate("migrate", &format!("exec:cat >{}", kept.path().join("memory").display()));
+        machine.qmp.run("quit", json!({}));
+        machine.wait_for_end();
+        // Its disk of tools is in there.
+        let tools = std::mem::replace(&mut machine.folder, folder());
+        Self { kept, tools, root, options }
+    }
+
+    /// The machine as it was then, at this time of the day, and as if nobody had drawn the same random numbers before.
+    pub fn power_on(&self) -> Machine {
+        let options: Vec<_> = self.options.iter().map(String::as_str).chain(["-incoming", "defer"]).collect();
+        let (root, tools) = (format!("snapshot=on,{}", self.root), self.tools.path().join("tools.img"));
+        let mut machine = Machine::run(Init::Plain, &root, &tools, &options, folder());
+        machine.migrate("migrate-incoming", &format!("exec:cat {}", self.kept.path().join("memory").display()));
+        machine.qmp.run("cont", json!({}));
+        let mut random = [0; 64];
+        File::open("/dev/urandom").unwrap().read_exact(&mut random).unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        // RNDRESEEDCRNG
+        machine.ok(&format!(
+            "date -s @{now} && echo {} >/dev/urandom && perl -e 'ioctl(STDOUT, 0x5207, 0) or die' >/dev/urandom",
+            Base64::encode_string(&random)
+        ));
+        machine
+    }
+}
+
+/// QEMU's options that boot an image's kernel.
+fn by_loader(init: Init, image: &Path) -> [String; 6] {
+    let file = |name: &str| image.join(name).into_os_string().into_string().unwrap();
+    let append = match init {
+        Init::Plain => COMMAND_LINE.to_owned(),
+        Init::Systemd => COMMAND_LINE.replace("init=/sbin/guest-init", "systemd.show_status=true"),
+    };
+    ["-kernel".into(), file("kernel"), "-initrd".into(), file("initrd"), "-append".into(), append]
+}
+
+fn folder() -> TempDir {
+    tempfile::Builder::new().prefix("cryptattach-vm").tempdir_in("/var/tmp").unwrap()
+}
+
 /// The guest of a release, of this host's unless one is named: its kernel, initrd and root file system; made if it is not there yet.
 pub fn image(release: Option<&str>) -> PathBuf {
     crate::image::make("vm", release.as_slice())
 }
 
 /// A read-only disk with the binary, or the package with it.
-fn tools(init: Init, folder: &str, image: &str) {
+fn tools(init: Init, folder: &Path, image: &Path) {
     fs::create_dir(folder).unwrap();
     match init {
-        Init::Plain => fs::copy(env!("CARGO_BIN_EXE_cryptattach"), format!("{folder}/cryptattach")).unwrap(),
-        Init::Systemd => fs::copy(&*PACKAGE, format!("{folder}/cryptattach.deb")).unwrap(),
+        Init::Plain => fs::copy(env!("CARGO_BIN_EXE_cryptattach"), folder.join("cryptattach")).unwrap(),
+        Init::Systemd => fs::copy(&*PACKAGE, folder.join("cryptattach.deb")).unwrap(),
     };
-    let made = Command::new("mke2fs").args(["-q", "-t", "ext4", "-d", folder, image, "256M"]).output().unwrap();
+    let made =
+        Command::new("mke2fs").args(["-q", "-t", "ext4", "-d"]).args([folder, image]).arg("256M").output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 

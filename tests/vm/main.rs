@@ -3,6 +3,8 @@
 //! time, for a machine that boots keeps one processor busy. Run by `scripts/test vm`; its arguments are those of `cargo test`.
 //! The benchmarks are ignored stories.
 
+#[path = "../common/chance.rs"]
+mod chance;
 #[path = "../common/container_key.rs"]
 mod container_key;
 #[path = "../common/image.rs"]
@@ -27,6 +29,7 @@ mod machine;
 mod mapping;
 mod measured;
 mod midway;
+mod power;
 mod rotate;
 mod separation;
 mod speed;
@@ -50,7 +53,8 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(2);
     // The longest stories first.
-    let mut trials: Vec<Trial> = tpm::STORIES.iter().map(own_machine).chain(installed::trials()).collect();
+    let mut trials: Vec<Trial> =
+        tpm::STORIES.iter().chain(power::STORIES).map(own_machine).chain(installed::trials()).collect();
     let plain =
         [mapping::STORIES, hooks::STORIES, formats::STORIES, midway::STORIES, separation::STORIES, rotate::STORIES]
             .concat();
@@ -63,6 +67,7 @@ fn main() -> ExitCode {
     trials.extend(shared.into_iter().map(|(_, trial)| trial));
     let benches = sharing(|| boot(Init::Plain), &[("bench-attach", speed::compare)])
         .chain(sharing(ublk::boot, &[("bench-ublk", ublk::compare)]));
+    let benches = benches.chain([own_machine(&("power-cuts", power::many))]);
     trials.extend(benches.map(|trial| trial.with_ignored_flag(true)));
     libtest_mimic::run(&arguments, trials).exit_code()
 }

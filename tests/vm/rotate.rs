@@ -106,7 +106,7 @@ impl Written {
 }
 
 /// The program, as the guest's processor runs it.
-static WRITER: LazyLock<Vec<u8>> = LazyLock::new(|| {
+pub static WRITER: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("writer");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vm/writer.c");

@@ -1,6 +1,6 @@
 /* Writes stamped blocks of 4096 bytes to a file, past the page cache, and tells which of them have reached the disk.
  *   writer fill FILE BLOCKS
- *   writer write FILE FIRST TOLD       from sequence number FIRST on, until killed; TOLD has the last acknowledged number
+ *   writer write FILE FIRST TOLD       from sequence number FIRST on, until killed; TOLD has the last acknowledged number, and outlives the machine if it is on a disk
  *   writer verify FILE FIRST-LAST...   each acknowledged block, or a later one in its place; and no block that nobody wrote */
 #define _GNU_SOURCE
 #include <err.h>
@@ -49,7 +49,7 @@ int main(int argc, char **argv) {
         return fsync(file) ? 1 : 0;
     }
     if (!strcmp(argv[1], "write")) {
-        int told = open(argv[4], O_WRONLY | O_CREAT, 0600);
+        int told = open(argv[4], O_WRONLY | O_CREAT | O_DSYNC, 0600);
         for (uint64_t sequence = strtoull(argv[3], NULL, 10);;) {
             for (int one = 0; one < TOGETHER; one++, sequence++) {
                 uint64_t block = mix(sequence) % blocks;
