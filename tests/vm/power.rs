@@ -10,7 +10,7 @@ use std::{
     fs::File,
     os::unix::fs::FileExt,
     path::PathBuf,
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -27,7 +27,7 @@ pub const STORIES: &[(&str, fn())] = &[("power cuts while a key is rotated lose 
 
 const MIB: u64 = 1 << 20;
 /// Of the file that fills the volume, 4096 bytes each.
-const BLOCKS: u64 = 4700;
+const BLOCKS: u64 = 4300;
 /// A rotation, and what comes before and after it, takes about so long.
 const MOST_MILLISECONDS: u64 = 7000;
 
@@ -91,7 +91,8 @@ fn cut(cuts: u64) {
             During::Online | During::Offline => {
                 running.recover(chance.below(4) == 0);
                 running.verify(&site.acknowledged);
-                let rate = ["", "--rate 4", "--rate 8", "--rate 16"][chance.below(4) as usize];
+                let rate =
+                    ["--json", "--json --rate 4", "--json --rate 8", "--json --rate 16"][chance.below(4) as usize];
                 if during == During::Online {
                     let told = &running.told;
                     let write =
@@ -104,7 +105,12 @@ fn cut(cuts: u64) {
                 (MOST_MILLISECONDS, rate)
             }
         };
-        let moment = chance.below(most);
+        // From the beginning, or from when data is rewritten.
+        let is_late = during != During::Recovery && chance.below(4) != 0;
+        if is_late {
+            running.wait_for_a_stretch();
+        }
+        let moment = chance.below(if is_late { most / 3 } else { most });
         thread::sleep(Duration::from_millis(moment));
         running.cut();
         if during == During::Online
@@ -117,7 +123,8 @@ fn cut(cuts: u64) {
         met.entry(during).or_default()[state] += 1;
         volatile += u64::from(is_volatile);
         println!(
-            "cut {number}: {during:?} {how}, after {moment} ms{}; it leaves {}; {} acknowledged; {:.1?}",
+            "cut {number}: {during:?} {how}, after {moment} ms{}{}; it leaves {}; {} acknowledged; {:.1?}",
+            if is_late { " from the first stretch on" } else { "" },
             if is_volatile { ", with the disks' caches" } else { "" },
             ["no re-encryption", "one between two stretches", "one in a stretch"][state],
             site.acknowledged.last().filter(|(of, _)| *of == first).map_or(0, |(first, last)| last - first + 1),
@@ -161,7 +168,7 @@ impl Site {
             "mkfs.ext4 -q {keys} && mount {keys} /keys && cd /keys &&
              cryptattach init --config /keys/cryptattach.toml --store cinder --path /keys/cinder --no-escrow &&
              sed -i '1i state = \"/keys/state\"' cryptattach.toml && cryptattach format {volume} &&
-             cryptattach attach {volume} data && mkfs.ext4 -q -b 4096 -m 0 -O ^resize_inode -J size=4 /dev/mapper/data &&
+             cryptattach attach {volume} data && mkfs.ext4 -q -b 4096 -m 0 -J size=4 /dev/mapper/data &&
              mount /dev/mapper/data /mnt && /root/writer fill /mnt/blocks {BLOCKS} && umount /mnt &&
              cryptattach detach data && cd / && umount /keys"
         ));
@@ -191,6 +198,7 @@ impl Site {
                 .arg(&file)
                 .args(["cache=writeback", "cache-min-block-size=4K"])
                 .env("TMPDIR", self.folder.path())
+                .stderr(Stdio::null())
                 .spawn();
             caches.push(served.expect("nbdkit is missing: scripts/prerequisites vm"));
             while !socket.exists() {
@@ -230,6 +238,11 @@ impl Running {
         let volume = &self.volume;
         self.machine
             .ok(&format!("(cryptattach {verb} {volume} {options} >/tmp/said 2>&1 </dev/null &) >/dev/null 2>&1"));
+    }
+
+    /// Waits until this rotation has written something.
+    fn wait_for_a_stretch(&mut self) {
+        self.machine.eventually("grep -q '\"done_bytes\":[1-9]' /tmp/said || ! pidof cryptattach");
     }
 
     /// Attaches and mounts the volume, as a boot does; or has the rotation come to its end before.

@@ -156,17 +156,26 @@ fn paused(machine: &mut Machine) {
     machine.unplug(&written.disk);
 }
 
-/// Killed while it waits between two stretches: what it has put below the mapping stays, and has to go before anything goes on.
+/// Killed while it waits between two stretches, then within one, while all that is asked of that waits: what it has put below the
+/// mapping stays, and has to go before anything goes on.
 fn killed(machine: &mut Machine) {
     let mut written = Written::new(machine, "", "");
     let path = written.disk.path();
-    for _ in 0..2 {
+    let waits = "dmsetup info data-hotzone-forward 2>/dev/null | grep -q SUSPENDED";
+    for moment in [
+        "grep -q '\"done_bytes\":[1-9]' /tmp/progress && kill -9 $(pidof cryptattach)".to_owned(),
+        // Halted before it is looked at once more: that stays so.
+        format!(
+            "p=$(pidof cryptattach) && {waits} && kill -STOP $p && if {waits}; then kill -9 $p; else kill -CONT $p; exit 1; fi"
+        ),
+    ] {
         written.begin(machine, "--rate 2");
-        machine.eventually("grep -q '\"done_bytes\":[1-9]' /tmp/progress && kill -9 $(pidof cryptattach)");
+        machine.eventually(&format!("for i in $(seq 50); do ( {moment} ) && exit 0; done; exit 1"));
         machine.eventually("[ -e /tmp/code ]");
         let status = written.status(machine);
         let trouble = status["trouble"].as_str().unwrap_or_else(|| panic!("{status}"));
         assert!(trouble.contains("was killed, and has left its devices below it"), "{trouble}");
+        assert!(trouble.contains("waits") || !moment.contains("SUSPENDED"), "{trouble}");
         let refused = machine.fails(75, &format!("cryptattach key rotate {path}"));
         assert!(refused.contains("run: cryptattach detach data"), "{refused}");
         // It is mounted; what waits for the stretch that it was killed in can be ended, nothing else.
