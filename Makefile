@@ -1,5 +1,5 @@
 # The same targets in CI and on a laptop. Each installs what it misses.
-.PHONY: deb demo fuzz test test-unit test-fuzz test-host test-openstack test-vm bench bench-ublk bench-attach bench-boot bench-initramfs bench-keys bench-rotate bench-sources bench-stores bench-tpm torture crashes torture-keys
+.PHONY: deb demo fuzz test test-unit test-fuzz test-host test-openstack test-vm bench bench-ublk bench-attach bench-boot bench-initramfs bench-keys bench-rotate bench-sources bench-stores bench-tpm torture crashes power-cuts torture-keys
 
 deb:
 	scripts/deb
@@ -29,6 +29,9 @@ torture:
 # An hour.
 crashes:
 	benches/crashes
+
+power-cuts:
+	benches/power-cuts
 
 torture-keys:
 	benches/torture-keys
