@@ -91,8 +91,7 @@ fn cut(cuts: u64) {
             During::Online | During::Offline => {
                 running.recover(chance.below(4) == 0);
                 running.verify(&site.acknowledged);
-                let rate =
-                    ["--json", "--json --rate 4", "--json --rate 8", "--json --rate 16"][chance.below(4) as usize];
+                let rate = ["--json", "--json", "--json --rate 4", "--json --rate 16"][chance.below(4) as usize];
                 if during == During::Online {
                     let told = &running.told;
                     let write =
@@ -110,7 +109,7 @@ fn cut(cuts: u64) {
         if is_late {
             running.wait_for_a_stretch();
         }
-        let moment = chance.below(if is_late { most / 3 } else { most });
+        let moment = chance.below(if is_late { most / 4 } else { most });
         thread::sleep(Duration::from_millis(moment));
         running.cut();
         if during == During::Online
@@ -243,9 +242,10 @@ impl Running {
             .ok(&format!("(cryptattach {verb} {volume} {options} >/tmp/said 2>&1 </dev/null &) >/dev/null 2>&1"));
     }
 
-    /// Waits until this rotation has written something.
+    /// Waits until the rotation is about to write.
     fn wait_for_a_stretch(&mut self) {
-        self.machine.eventually("grep -q '\"done_bytes\":[1-9]' /tmp/said || ! pidof cryptattach");
+        self.machine.eventually("grep -q done_bytes /tmp/said || [ -e /tmp/code ]");
+        self.machine.ok("[ ! -e /tmp/code ] || grep -qx 0 /tmp/code || { cat /tmp/said; exit 1; }");
     }
 
     /// Attaches and mounts the volume, as a boot does; or has the rotation come to its end before.
