@@ -238,8 +238,9 @@ impl Running {
     /// Does something in the background.
     fn begin(&mut self, verb: &str, options: &str) {
         let volume = &self.volume;
-        self.machine
-            .ok(&format!("(cryptattach {verb} {volume} {options} >/tmp/said 2>&1 </dev/null &) >/dev/null 2>&1"));
+        self.machine.ok(&format!(
+            "(sh -c 'cryptattach {verb} {volume} {options} >/tmp/said 2>&1 </dev/null; echo $? >/tmp/code' &) >/dev/null 2>&1"
+        ));
     }
 
     /// Waits until the rotation is about to write.
