@@ -72,3 +72,4 @@ mod tpm_interop;
 mod tpm_measured;
 mod tpm_nv;
 mod trial;
+mod words;
