@@ -46,6 +46,7 @@ mod foreign;
 mod format;
 mod header;
 mod holder;
+mod json;
 mod lockbox;
 mod loops;
 #[path = "move.rs"]
