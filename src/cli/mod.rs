@@ -25,6 +25,7 @@ mod list;
 mod lockbox;
 mod man;
 mod r#move;
+mod names;
 mod output;
 mod pace;
 mod paper;
@@ -136,6 +137,8 @@ enum Verb {
     Man(man::Man),
     #[command(hide = true)]
     Completions(integrate::Completions),
+    #[command(hide = true)]
+    Names(names::Names),
     #[command(name = "systemd-generator", hide = true)]
     Generator(integrate::Generator),
     #[command(name = "udev-probe", hide = true)]
@@ -270,6 +273,7 @@ fn run(cli: &Cli, reports: Reports) -> Result<u8, Error> {
         Verb::Explain(explain) => explain.run(global),
         Verb::Man(man) => man.run(),
         Verb::Completions(completions) => completions.run(),
+        Verb::Names(names) => names.run(global),
         Verb::Generator(generator) => generator.run(global),
         Verb::Probe(probe) => probe.run(global),
         Verb::UserspaceWorker => Ok(()),
