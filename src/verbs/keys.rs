@@ -29,7 +29,8 @@ pub fn delete(config: &Config, container: &Container, key: &KeyReference, force:
 
 /// Refuses the key of a volume that is attached here. Other programs say so of theirs by a consumer.
 pub fn require_detached(backends: &dyn Backends, container: &Container, key: &KeyReference) -> Result<(), Error> {
-    let Stored::Sealed(sealed) = container.store().get(&key.key)? else { return Ok(()) };
+    // One that cannot be read can be deleted all the same.
+    let Ok(Stored::Sealed(sealed)) = container.store().get(&key.key) else { return Ok(()) };
     let Some(volume) = sealed.claimed_context().ok().and_then(|context| context.volume) else { return Ok(()) };
     match detach::list(backends)?.into_iter().find(|mapping| mapping.volume == Some(volume)) {
         Some(mapping) => Err(Error::Attached { key: key.clone(), name: mapping.name }),

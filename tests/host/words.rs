@@ -92,6 +92,9 @@ fn the_key_of_an_attached_volume_is_deleted_by_force_only() {
     site.ok(&["test", &volume]);
     site.ok(&["key", "delete", &reference, "--yes", "--force"]);
     site.ok(&["detach", &name]);
+    let (_, damaged) = site.volume("w", &[]);
+    fs::write(site.sealed(&damaged), "{}").unwrap();
+    site.ok(&["key", "delete", &damaged, "--yes"]);
 }
 
 #[test]
