@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args};
 use serde_json::json;
 
-use super::{AnswerOption, Global, SeparationOptions, output};
+use super::{AnswerOption, Global, SeparationOptions, output, words};
 use crate::{
     base::{
         key::{KeyReference, KeySize},
@@ -42,8 +42,10 @@ use crate::{
   cryptattach attach /dev/vdc old --plain --key-size 512 --key cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de")]
 pub struct Attach {
     /// The encrypted block device or file
+    #[arg(value_parser = words::device())]
     device: Option<PathBuf>,
     /// The mapping's name [default: luks-UUID]
+    #[arg(value_parser = words::mapping())]
     name: Option<MappingName>,
     /// Name of a volume in the configuration ([volumes.NAME])
     #[arg(long, value_name = "NAME", conflicts_with_all = ["device", "name", "key", "header", "read_only", "allow_discards", "plain"])]

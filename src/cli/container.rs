@@ -4,14 +4,14 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, Subcommand};
 
-use super::{AnswerOption, Global, backup, bar::with_bar, holder::HolderVerb, output, paper};
+use super::{AnswerOption, Global, backup, bar::with_bar, holder::HolderVerb, key::openers, output, paper};
 use crate::{
     base::key::StoreName,
     config::{Config, IdentitySpec, LeafName, Policy},
     keys::store::Access,
     unlock::{
         self,
-        container::{By, Rotation},
+        container::{By, Container as Open, Rotation, Use},
     },
     verbs::{
         container::{self, New, Request},
@@ -92,7 +92,10 @@ pub struct Create {
     writers: Vec<String>,
 }
 
-/// Show a container's access lists and container keys
+/// Show a container: its access lists, its container key, and by name who opens it
+///
+/// Says of each opener since when at least, and by which proof a host was admitted. All of that is what the store says:
+/// 'container rehearse' and 'test' prove it.
 #[derive(Args)]
 pub struct Show {
     /// The store [default: default_store of the configuration, or its only store]
@@ -224,6 +227,8 @@ impl Show {
 
 fn show(config: &Config, name: &StoreName, json: bool) -> Result<(), Error> {
     let (mut facts, told) = container::facts(config, name)?;
+    let opened_by = Open::open(config, name, None, Use::Keys)?.opened_by()?;
+    facts.own.insert("opened_by".to_owned(), serde_json::json!(opened_by));
     let sealing = &config.store(name)?.sealing;
     if sealing.has_policy() {
         facts.own.insert("opens".to_owned(), sealing.policy.to_string().into());
@@ -243,6 +248,7 @@ fn show(config: &Config, name: &StoreName, json: bool) -> Result<(), Error> {
         lines.extend(facts.fingerprint.iter().map(|fingerprint| format!("  fingerprint      {fingerprint}")));
         let under_way = || format!("  rotation         under way: 'cryptattach container rotate {name}' finishes it");
         lines.extend(facts.rotating.then(under_way));
+        lines.extend(opened_by.iter().flat_map(openers));
         lines
     })
 }

@@ -5,7 +5,6 @@ use serde_json::json;
 
 use super::{Global, output};
 use crate::{
-    base::mapping_name::MappingName,
     verbs::{detach, error::Error},
     volumes::backend::{Deferred, ThisHost},
 };
@@ -18,8 +17,9 @@ use crate::{
   cryptattach detach data
   cryptattach detach data --deferred          if it is in use, when its last user closes it")]
 pub struct Detach {
-    /// The mapping's name
-    name: MappingName,
+    /// The mapping's name, its plaintext device, or the encrypted device
+    #[arg(value_name = "NAME|DEVICE")]
+    mapping: String,
     /// If the mapping is in use, remove it when its last user closes it
     #[arg(long)]
     deferred: bool,
@@ -32,12 +32,13 @@ pub struct Detach {
 impl Detach {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         let deferred = if self.deferred { Deferred::Yes } else { Deferred::No };
+        let name = detach::named(&ThisHost, &self.mapping)?;
         if self.force {
-            detach::fail_hanging(&ThisHost, &self.name)?;
+            detach::fail_hanging(&ThisHost, &name)?;
         }
-        let backend = detach::detach(&ThisHost, &self.name, deferred)?;
+        let backend = detach::detach(&ThisHost, &name, deferred)?;
         if global.json {
-            output::print(true, &json!({"name": self.name, "backend": backend}), String::new)?;
+            output::print(true, &json!({"name": name, "backend": backend}), String::new)?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{AnswerOption, Global, SeparationOptions, attach::key_size, output, rotate::with_progress};
+use super::{AnswerOption, Global, SeparationOptions, attach::key_size, output, rotate::with_progress, words};
 use crate::{
     base::key::{KeySize, StoreName},
     verbs::{
@@ -27,6 +27,7 @@ use crate::{
   cryptattach encrypt /dev/vg/data --rate 50  leaves the disk to others: at most 50 MiB/s")]
 pub struct Encrypt {
     /// The block device or file
+    #[arg(value_parser = words::device())]
     device: PathBuf,
     /// The store for the key [default: default_store of the configuration, or its only store]
     #[arg(long)]

@@ -7,7 +7,7 @@ use std::{
 
 use clap::Args;
 
-use super::{AnswerOption, SeparationOptions, key::device_of, output};
+use super::{AnswerOption, SeparationOptions, key::device_of, output, words};
 use crate::{
     config::Config,
     verbs::{
@@ -27,7 +27,7 @@ use crate::{
   cryptattach receipt verify data-erased.json")]
 pub struct Erase {
     /// The encrypted block device or file, or a name of [volumes.NAME]
-    #[arg(value_name = "DEVICE|NAME")]
+    #[arg(value_name = "DEVICE|NAME", value_parser = words::device())]
     device: PathBuf,
     /// A detached LUKS header
     #[arg(long, value_name = "FILE")]

@@ -16,10 +16,14 @@ use crate::{
     },
 };
 
+/// So many failures are told whole if no volume is named, and so many in a line each.
+const WHOLE: usize = 3;
+const IN_SHORT: usize = 12;
+
 /// Explain why a volume was not attached, and what to do
 ///
 /// Shows the failures of this boot, including those of units and hot-plug, until the volume is attached. Without a
-/// name, shows those of all volumes, and what 'cryptattach boot' has opened and left behind. Says how far the rotations
+/// name, shows those of all volumes, the latest in full, and what 'cryptattach boot' has opened and left behind. Says how far the rotations
 /// of volume keys are.
 #[derive(Args)]
 #[command(after_help = "Examples:
@@ -74,7 +78,14 @@ impl Found {
     }
 
     fn lines(&self, about: Option<&str>) -> Vec<String> {
-        let mut lines = texts(&self.failures);
+        let whole = if about.is_some() { self.failures.len() } else { WHOLE.min(self.failures.len()) };
+        let (latest, before) = self.failures.split_at(whole);
+        let mut lines = texts(latest);
+        lines.extend(before.iter().take(IN_SHORT).map(short));
+        if before.len() > IN_SHORT {
+            let more = before.len() - IN_SHORT;
+            lines.push(format!("and {more} before these; 'cryptattach explain --json' has all"));
+        }
         lines.extend(self.rotations.iter().map(|standing| {
             let name = standing.name.as_ref().map(|name| format!(" ('{name}')")).unwrap_or_default();
             format!("{}{name}: {}", standing.source.display(), standing.rotation)
@@ -85,6 +96,12 @@ impl Found {
         }
         lines
     }
+}
+
+/// How it is seen among many: a boot of a large machine may leave hundreds.
+fn short(failure: &LastFailure) -> String {
+    let (head, told) = (head(failure), failure.told.error());
+    format!("{head}: {told}")
 }
 
 fn texts(failures: &[LastFailure]) -> Vec<String> {
@@ -98,10 +115,13 @@ fn with_boot(mut failures: Vec<String>) -> Vec<String> {
 }
 
 fn text(failure: &LastFailure) -> Vec<String> {
+    [head(failure)].into_iter().chain(failure.told.lines()).collect()
+}
+
+fn head(failure: &LastFailure) -> String {
     let LastFailure { time, action, device, name, told } = failure;
     let name = name.as_ref().map(|name| format!(" as '{name}'")).unwrap_or_default();
     let code = told.exit_code;
     let device = device.as_ref().map(|device| format!(" {}", device.display())).unwrap_or_default();
-    let head = format!("{}: {action}{device}{name}: exit code {code}", date(*time));
-    [head].into_iter().chain(told.lines()).collect()
+    format!("{}: {action}{device}{name}: exit code {code}", date(*time))
 }

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// The files that the program uses, as `--help` and the man page show them.
-const FILES: &str = "Files:
+pub const FILES: &str = "Files:
   /etc/cryptattach/cryptattach.toml   configuration (--config, CRYPTATTACH_CONFIG)
   /var/log/cryptattach.jsonl          audit record
   /var/lib/cryptattach/               the container keys that this host trusts, its enrolment and lockbox; the hosts that it admitted

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{
     AnswerOption, Global, SeparationOptions,
     attach::{key_size, sector_size},
-    output,
+    output, words,
 };
 use crate::{
     base::key::{KeySize, StoreName},
@@ -31,6 +31,7 @@ use crate::{
   truncate -s 1G volume.img && cryptattach format volume.img")]
 pub struct Format {
     /// The block device or file
+    #[arg(value_parser = words::device())]
     device: PathBuf,
     /// The store for the key [default: default_store of the configuration, or its only store]
     #[arg(long)]

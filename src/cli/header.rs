@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{AnswerOption, Global, SeparationOptions, output};
+use super::{AnswerOption, Global, SeparationOptions, output, words};
 use crate::{
     base::key::KeyReference,
     verbs::{error::Error, header},
@@ -25,6 +25,7 @@ pub enum Header {
 #[command(name = "backup", after_help = "Example:\n  cryptattach header backup /dev/vdb /media/usb/vdb.header")]
 pub struct Backup {
     /// The volume's device
+    #[arg(value_parser = words::device())]
     device: PathBuf,
     /// The new file
     file: PathBuf,
@@ -42,6 +43,7 @@ pub struct Backup {
 )]
 pub struct Restore {
     /// The volume's device
+    #[arg(value_parser = words::device())]
     device: PathBuf,
     /// The backup
     file: PathBuf,

@@ -1,11 +1,11 @@
 //! What systemd, udev and shells ask for; no verbs for people.
 
 use std::{
-    env,
+    env, fs, io,
     path::{Path, PathBuf},
 };
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command, CommandFactory};
 use clap_complete::Shell;
 
 use super::{Cli, Global, output};
@@ -28,12 +28,68 @@ pub struct Completions {
 
 impl Completions {
     pub(super) fn run(&self) -> Result<(), Error> {
+        let action = format!("write completions to {}", self.directory.display());
+        self.write().map_err(Error::io(action))
+    }
+
+    fn write(&self) -> io::Result<()> {
+        let mut cli = for_people(&Cli::command());
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            let action = format!("write completions to {}", self.directory.display());
-            clap_complete::generate_to(shell, &mut Cli::command(), "cryptattach", &self.directory)
-                .map_err(Error::io(action))?;
+            let path = clap_complete::generate_to(shell, &mut cli, "cryptattach", &self.directory)?;
+            let text = fs::read_to_string(&path)?;
+            fs::write(&path, with_names(shell, &text))?;
         }
         Ok(())
+    }
+}
+
+/// Without the verbs that units, udev and shells call.
+fn for_people(command: &Command) -> Command {
+    // A name has to be known for good; this process ends soon.
+    let name: &'static str = Box::leak(command.get_name().to_owned().into_boxed_str());
+    let below = command.get_subcommands().filter(|below| !below.is_hide_set()).map(for_people);
+    let shown = Command::new(name).args(command.get_arguments()).groups(command.get_groups()).subcommands(below);
+    let shown = shown.disable_help_subcommand(true);
+    command.get_about().cloned().map_or(shown.clone(), |about| shown.about(about))
+}
+
+/// A shell's completions, which ask 'cryptattach names' as well. To a shell it is all the same whether there is a configuration.
+fn with_names(shell: Shell, text: &str) -> String {
+    match shell {
+        // Of clap's words those that stand for a value are left out.
+        Shell::Bash => {
+            text.to_owned()
+                + r#"
+_cryptattach_named() {
+    _cryptattach "$@"
+    local word words=()
+    for word in "${COMPREPLY[@]}"; do
+        case $word in '<'* | '['* | '') ;; *) words+=("$word") ;; esac
+    done
+    local names=$(cryptattach names -- "${COMP_WORDS[@]:1:COMP_CWORD-1}" 2>/dev/null)
+    COMPREPLY=("${words[@]}" $(compgen -W "$names" -- "${COMP_WORDS[COMP_CWORD]}"))
+}
+complete -F _cryptattach_named -o nosort -o bashdefault -o default cryptattach
+"#
+        }
+        // The file is the function _cryptattach until that has run for the first time.
+        Shell::Zsh => text.replacen("_cryptattach() {", "_cryptattach_words() {", 1).replacen(
+            "\nif [ \"$funcstack[1]\"",
+            r#"
+_cryptattach() {
+    local -a names
+    names=(${(f)"$(cryptattach names -- ${words[2,CURRENT-1]} 2>/dev/null)"})
+    (( $#names )) && compadd -a names
+    _cryptattach_words "$@"
+}
+
+if [ "$funcstack[1]""#,
+            1,
+        ),
+        _ => {
+            text.to_owned()
+                + "complete -c cryptattach -a \"(cryptattach names -- (commandline -opc)[2..-1] 2>/dev/null)\"\n"
+        }
     }
 }
 

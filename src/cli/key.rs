@@ -12,27 +12,31 @@ use nix::sys::socket::{UnixAddr, getpeername};
 use serde_json::{Value, json};
 
 use super::{
-    AnswerOption, Global, SeparationOptions, attach::Plain, erase::Erase, r#move::Move, output, rotate::Rotate,
+    AnswerOption, Global, SeparationOptions, attach::Plain, erase::Erase, r#move::Move, output, rotate::Rotate, words,
 };
 use crate::{
     base::{
+        chain::chain,
         clock::date,
         key::{KeyReference, SecretBytes, StoreName},
         mapping_name::MappingName,
     },
-    config::{Config, VolumeConfig, crypttab},
-    keys::store::{Released, Stored},
+    config::{Config, DeviceSpec, VolumeConfig, crypttab},
+    keys::store::{self, Released, Stored},
     unlock::{
         self,
-        container::{Container, Use},
+        case::no_reference,
+        container::{Container, OpenedBy, Opener, Use},
     },
     verbs::{
         clevis::{self, Exported},
+        detach,
         error::Error,
         explain,
         import::{self, Request},
         keys, passphrase,
     },
+    volumes::{backend::ThisHost, header},
 };
 
 const PASSPHRASE: &str = "the passphrase";
@@ -61,11 +65,19 @@ pub struct List {
     store: Option<StoreName>,
 }
 
-/// Show the volume, age and recipients of a sealed key, without opening it
+/// Show where a key is, its volume and age, and by name who opens it, without opening it
+///
+/// Says of each opener since when at least, and by which proof a host was admitted. All of that is what the store says:
+/// 'container rehearse' and 'test' prove it.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  cryptattach key show /dev/vdb
+  cryptattach key show data                   a mapping, or a volume of the configuration
+  cryptattach key show cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de")]
 pub struct Show {
-    /// The key (STORE/KEY-ID)
-    key: KeyReference,
+    /// The key (STORE/KEY-ID), or the volume whose header names it
+    #[arg(value_name = "KEY|DEVICE|NAME")]
+    about: String,
 }
 
 /// Delete a key permanently: nobody can read its volume's data again
@@ -76,15 +88,17 @@ pub struct Delete {
     /// Confirm the deletion
     #[arg(long)]
     yes: bool,
-    /// Delete it although it has consumers (services that have said that they need it), or a rotation needs it
+    /// Delete it although its volume is attached here, a rotation needs it, or it has consumers (services that have said that
+    /// they need it)
     #[arg(long, requires = "yes")]
     force: bool,
 }
 
 /// Import the key of a volume that another program made; only --token changes the volume
 ///
-/// Prints the key's reference (STORE/KEY-ID), for attach --key. Without --key-file, a LUKS2 token of clevis has the
-/// passphrase: its Tang servers are asked, and clevis itself opens its other pins. clevis goes on to open the volume.
+/// Prints the key's reference (STORE/KEY-ID), for attach --key. Without --key-file, the terminal asks for a passphrase,
+/// or a LUKS2 token of clevis has it: its Tang servers are asked, and clevis itself opens its other pins. clevis goes on
+/// to open the volume.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach key import /dev/vdb --key-file passphrase.txt
@@ -95,9 +109,10 @@ pub struct Delete {
   cryptattach key import /dev/vdc --plain --key-size 256 --key-file volume.key")]
 pub struct Import {
     /// The encrypted block device or file
+    #[arg(value_parser = words::device())]
     device: PathBuf,
     /// File with a keyslot's passphrase, read to the last byte (LUKS), or with the volume key (plain); '-' is standard
-    /// input [default: what the volume's clevis token has]
+    /// input [default: what the volume's clevis token has, else what the terminal is told]
     #[arg(long, value_name = "FILE", required_if_eq("plain", "true"))]
     key_file: Option<PathBuf>,
     /// Import nothing; open the clevis token, and print its policy as lines of our configuration
@@ -130,6 +145,7 @@ pub struct Import {
   cryptattach key export /dev/vdb --clevis --key-file passphrase.txt     if its key is in no store")]
 pub struct Export {
     /// The encrypted block device or file
+    #[arg(value_parser = words::device())]
     device: PathBuf,
     /// A token for clevis
     #[arg(long, required = true)]
@@ -164,7 +180,7 @@ pub struct Passphrase {
     /// The key (STORE/KEY-ID) [default with --for: the one in the LUKS2 token]
     key: Option<KeyReference>,
     /// The volume that the passphrase opens
-    #[arg(long = "for", value_name = "DEVICE")]
+    #[arg(long = "for", value_name = "DEVICE", value_parser = words::device())]
     device: Option<PathBuf>,
     /// The passphrase that the volume's clevis token has; no key of ours is used
     #[arg(long, requires = "device", conflicts_with = "key")]
@@ -220,24 +236,32 @@ impl List {
 
 impl Show {
     fn run(&self, config: &Config, json: bool) -> Result<(), Error> {
-        let container = Container::open(config, &self.key.store, None, Use::Keys)?;
-        let sealed = match container.store().get(&self.key.key)? {
+        let key = &self.key(config)?;
+        let container = Container::open(config, &key.store, None, Use::Keys)?;
+        let place = store::kind(config.store(&key.store)?)?.describe();
+        let sealed = match container.store().get(&key.key)? {
             Stored::Sealed(sealed) => sealed,
-            Stored::Released(released) => return self.show_released(&released, json),
+            Stored::Released(released) => return show_released(key, &place, &released, json),
         };
         let context = sealed
             .claimed_context()
-            .map_err(|source| unlock::Error::KeyRefused { reference: self.key.clone(), source: source.into() })?;
+            .map_err(|source| unlock::Error::KeyRefused { reference: key.clone(), source: source.into() })?;
         let recipients: Vec<Value> = sealed
             .recipients
             .iter()
             .map(|recipient| json!({"alg": recipient.header.get("alg"), "kid": recipient.header.get("kid")}))
             .collect();
-        let value = json!({"key": self.key, "claims": context, "recipients": recipients});
+        // A key that nobody vouches for, or whose container key is gone, is shown all the same.
+        let by = container.opened_by_key(&key.key, &sealed);
+        let opened_by = by.as_ref().ok();
+        let value = json!({
+            "key": key, "place": place, "claims": context, "recipients": recipients, "opened_by": opened_by,
+        });
         output::print(json, &value, || {
             let volume = context.volume.map_or_else(|| "plain dm-crypt".to_owned(), |uuid| format!("LUKS {uuid}"));
             let mut lines = vec![
-                self.key.to_string(),
+                key.to_string(),
+                format!("  store        {place}"),
                 format!("  volume       {volume}"),
                 format!("  container    {}", context.container),
                 format!("  created      {}", date(context.created)),
@@ -245,26 +269,66 @@ impl Show {
             ];
             lines.extend(context.project.iter().map(|project| format!("  project      {project}")));
             let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
-            lines.extend(recipients.iter().map(|r| format!("  recipient    {} {}", text(&r["kid"]), text(&r["alg"]))));
+            let recipients = recipients.iter();
+            lines.extend(recipients.map(|r| format!("  sealed to    {} ({})", text(&r["kid"]), text(&r["alg"]))));
+            match &by {
+                Ok(by) => lines.extend(openers(by)),
+                Err(error) => lines.push(format!("  opened by    not known: {}", chain(error))),
+            }
             lines
         })
+    }
+
+    /// The key itself, or that of a volume: by its device, its name in the configuration, or its mapping.
+    fn key(&self, config: &Config) -> Result<KeyReference, Error> {
+        if let Ok(key) = self.about.parse() {
+            return Ok(key);
+        }
+        let given = DeviceSpec::path_of(&self.about).unwrap_or_else(|_| PathBuf::from(&self.about));
+        let (device, header) = match device_of(config, &given) {
+            (device, header) if device != given || device.exists() => (device, header),
+            _ => (detach::status(&ThisHost, &detach::named(&ThisHost, &self.about)?)?.source, None),
+        };
+        let volume = header::probe(&device, header.as_deref())?;
+        volume.reference().cloned().ok_or_else(|| no_reference(&volume).into())
     }
 }
 
-impl Show {
-    fn show_released(&self, released: &Released, json: bool) -> Result<(), Error> {
-        let Released { object, used_for } = released;
-        let value = json!({"key": self.key, "unsealed": object.facts, "used_for": used_for});
-        output::print(json, &value, || {
-            let facts = &object.facts;
-            let mut lines = vec![self.key.to_string(), "  NOT sealed   the store itself can read it".to_owned()];
-            lines.push(format!("  type         {}", facts.kind));
-            lines.extend(facts.name.iter().map(|name| format!("  name         {}", name)));
-            lines.extend(facts.created.map(|created| format!("  created      {}", date(created))));
-            lines.extend(used_for.iter().map(|volume| format!("  used for     {}", volume)));
-            lines
-        })
+/// Who opens what is sealed under a container key, as a table.
+pub(super) fn openers(by: &OpenedBy) -> Vec<String> {
+    fn rows(openers: &[Opener], depth: usize, rows_of: &mut Vec<[String; 5]>) {
+        for Opener { name, kid, alg, since, proof, of } in openers {
+            let text = |text: &Option<String>| text.clone().unwrap_or_default();
+            let since = since.map(date).unwrap_or_default();
+            rows_of.push([format!("{}{name}", "  ".repeat(depth)), since, text(kid), text(alg), text(proof)]);
+            rows(of, depth + 1, rows_of);
+        }
     }
+    let mut all = Vec::new();
+    rows(&by.openers, 0, &mut all);
+    let table = output::table(["NAME", "SINCE (AT LEAST)", "KEY ID", "ALGORITHM", "PROOF"], all);
+    let mut lines =
+        vec![format!("whoever opens the container key {} (by its own word: nothing was opened)", by.container_key)];
+    lines.extend(table.into_iter().map(|line| format!("  {line}")));
+    lines
+}
+
+fn show_released(key: &KeyReference, place: &str, released: &Released, json: bool) -> Result<(), Error> {
+    let Released { object, used_for } = released;
+    let value = json!({"key": key, "place": place, "unsealed": object.facts, "used_for": used_for});
+    output::print(json, &value, || {
+        let facts = &object.facts;
+        let mut lines = vec![
+            key.to_string(),
+            format!("  store        {place}"),
+            "  NOT sealed   the store itself can read it".to_owned(),
+            format!("  type         {}", facts.kind),
+        ];
+        lines.extend(facts.name.iter().map(|name| format!("  name         {name}")));
+        lines.extend(facts.created.map(|created| format!("  created      {}", date(created))));
+        lines.extend(used_for.iter().map(|volume| format!("  used for     {volume}")));
+        lines
+    })
 }
 
 impl Delete {
@@ -276,6 +340,9 @@ impl Delete {
                 "deleting {} makes its volume unreadable for ever; confirm with --yes",
                 self.key
             )));
+        }
+        if !self.force {
+            keys::require_detached(&ThisHost, &container, &self.key)?;
         }
         keys::delete(config, &container, &self.key, self.force)?;
         output::say(format!("deleted the key {}: nobody can read its volume's data again", self.key));

@@ -5,7 +5,8 @@ use serde::Serialize;
 
 use super::{Global, output, status::Shown};
 use crate::{
-    base::{chain::printable, mapping_name::MappingName},
+    base::mapping_name::MappingName,
+    config::Config,
     verbs::{
         detach,
         error::Error,
@@ -23,50 +24,61 @@ pub struct List {}
 
 impl List {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
-        let mappings = detach::list(&ThisHost)?;
-        let mut rotations: Vec<_> = global.config().iter().flat_map(standing::all).collect();
-        let mut lines = Vec::new();
-        for status in mappings {
-            let rotation = rotations.iter().position(|standing| Some(standing.volume) == status.volume);
-            let rotation = rotation.map(|at| rotations.remove(at).rotation.of_mapping(&status));
-            lines.push(Line::Attached(Box::new(Shown { status, rotation })));
-        }
-        lines.extend(rotations.into_iter().map(Line::Detached));
-        if lines.is_empty() && !global.json {
-            return Ok(());
-        }
-        output::print(global.json, &lines, || lines.iter().map(text).collect::<Vec<_>>())
+        let lines = lines(global.config().ok().as_ref())?;
+        output::print(global.json, &lines, || match lines.is_empty() {
+            true => vec!["nothing is attached".to_owned()],
+            false => table(&lines),
+        })
     }
+}
+
+/// All mappings, and the rotations of volumes that have none.
+pub(super) fn lines(config: Option<&Config>) -> Result<Vec<Line>, Error> {
+    let mut rotations: Vec<_> = config.into_iter().flat_map(standing::all).collect();
+    let mut lines = Vec::new();
+    for status in detach::list(&ThisHost)? {
+        let rotation = rotations.iter().position(|standing| Some(standing.volume) == status.volume);
+        let rotation = rotation.map(|at| rotations.remove(at).rotation.of_mapping(&status));
+        lines.push(Line::Attached(Box::new(Shown { status, rotation })));
+    }
+    lines.extend(rotations.into_iter().map(Line::Detached));
+    Ok(lines)
 }
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Line {
+pub(super) enum Line {
     Attached(Box<Shown>),
     Detached(Standing),
 }
 
-fn text(line: &Line) -> String {
+pub(super) fn table(lines: &[Line]) -> Vec<String> {
+    output::table(["NAME", "DEVICE", "SOURCE", "BACKEND", "SIZE", "STATE"], lines.iter().map(row))
+}
+
+fn row(line: &Line) -> [String; 6] {
     match line {
         Line::Attached(shown) => {
             let Shown { status, rotation } = &**shown;
-            let mark = match (&status.trouble, rotation) {
-                (Some(_), _) => " (trouble, see status)",
-                (None, Some(_)) => " (its key is being rotated, see status)",
-                (None, None) => "",
+            let state = match (&status.trouble, rotation) {
+                (Some(_), _) => "trouble (see status)",
+                (None, Some(_)) => "its key is being rotated (see status)",
+                (None, None) if status.read_only => "attached, read-only",
+                (None, None) => "attached",
             };
-            format!(
-                "{}\t{}\t{}\t{}\t{}{mark}",
-                status.name,
-                status.device.display(),
-                printable(&status.source.display().to_string()),
-                status.backend,
+            [
+                status.name.to_string(),
+                status.device.display().to_string(),
+                status.source.display().to_string(),
+                status.backend.to_string(),
                 output::size(status.size_bytes),
-            )
+                state.to_owned(),
+            ]
         }
         Line::Detached(Standing { name, source, rotation, .. }) => {
-            let name = name.as_ref().map_or("-", MappingName::as_str);
-            format!("{name}\t-\t{}\t-\t{rotation}", printable(&source.display().to_string()))
+            let none = || "-".to_owned();
+            let name = name.as_ref().map_or_else(none, MappingName::to_string);
+            [name, none(), source.display().to_string(), none(), none(), rotation.to_string()]
         }
     }
 }

@@ -177,7 +177,7 @@ fn entry(entry: &EntryStatus) -> String {
     format!("    {}  {age} old, {left} left, {state}", entry.key)
 }
 
-fn duration(seconds: u64) -> String {
+pub(super) fn duration(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
         120..7200 => format!("{} min", seconds / 60),

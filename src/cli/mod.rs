@@ -25,6 +25,7 @@ mod list;
 mod lockbox;
 mod man;
 mod r#move;
+mod names;
 mod output;
 mod pace;
 mod paper;
@@ -35,6 +36,7 @@ mod rotate;
 mod separation;
 mod status;
 mod test;
+mod words;
 
 use std::{
     io::{self, IsTerminal},
@@ -70,7 +72,7 @@ use crate::{
 
 /// Attach encrypted block devices, with the key on another device.
 #[derive(Parser)]
-#[command(name = "cryptattach", version, max_term_width = 100, after_help = failure::after_help(), disable_help_subcommand = true)]
+#[command(name = "cryptattach", version, max_term_width = 100, after_help = failure::after_help())]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -98,10 +100,13 @@ enum Verb {
     Init(init::Init),
     Format(format::Format),
     Encrypt(encrypt::Encrypt),
+    #[command(aliases = ["open", "luksOpen", "unlock"])]
     Attach(attach::Attach),
+    #[command(aliases = ["close", "luksClose", "lock"])]
     Detach(detach::Detach),
     Resize(resize::Resize),
     Status(status::Status),
+    #[command(alias = "ls")]
     List(list::List),
     Separation(separation::Separation),
     Test(test::Test),
@@ -132,6 +137,8 @@ enum Verb {
     Man(man::Man),
     #[command(hide = true)]
     Completions(integrate::Completions),
+    #[command(hide = true)]
+    Names(names::Names),
     #[command(name = "systemd-generator", hide = true)]
     Generator(integrate::Generator),
     #[command(name = "udev-probe", hide = true)]
@@ -206,8 +213,9 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { Exit::Usage.into() } else { 0 });
+            let code = if error.use_stderr() { Exit::Usage.into() } else { 0 };
+            words::tell_misuse(error, std::env::args_os());
+            return ExitCode::from(code);
         }
     };
     if let Verb::UserspaceWorker = cli.verb {
@@ -265,6 +273,7 @@ fn run(cli: &Cli, reports: Reports) -> Result<u8, Error> {
         Verb::Explain(explain) => explain.run(global),
         Verb::Man(man) => man.run(),
         Verb::Completions(completions) => completions.run(),
+        Verb::Names(names) => names.run(global),
         Verb::Generator(generator) => generator.run(global),
         Verb::Probe(probe) => probe.run(global),
         Verb::UserspaceWorker => Ok(()),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args};
 
-use super::{AnswerOption, SeparationOptions, bar::with_bar, key::device_of, output};
+use super::{AnswerOption, SeparationOptions, bar::with_bar, key::device_of, output, words};
 use crate::{
     base::key::{KeyReference, StoreName},
     config::Config,
@@ -36,7 +36,7 @@ pub struct Move {
     to: StoreName,
     /// The volume that the key opens: a device or file, or a name of [volumes.NAME] [default: the LUKS volume of that UUID,
     /// in the configuration or below /dev/disk/by-uuid]
-    #[arg(long, value_name = "DEVICE|NAME", requires = "key")]
+    #[arg(long, value_name = "DEVICE|NAME", requires = "key", value_parser = words::device())]
     volume: Option<PathBuf>,
     /// A detached LUKS header
     #[arg(long, value_name = "FILE", requires = "volume")]

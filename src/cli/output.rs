@@ -6,6 +6,9 @@ use serde::Serialize;
 
 use crate::{base::chain::printable, verbs::error::Error};
 
+/// Version of what `--json` prints (docs/json.md). It grows when a member goes or means something else, not when one comes.
+pub const SCHEMA: u32 = 1;
+
 /// What people read. A line may quote a store, a disk or another host: nothing in it begins another line or moves a cursor.
 pub struct Lines(Vec<String>);
 
@@ -33,7 +36,11 @@ impl Lines {
 /// Prints `value` as one line of JSON if `json`, else `text`.
 pub fn print<L: Into<Lines>>(json: bool, value: &impl Serialize, text: impl FnOnce() -> L) -> Result<(), Error> {
     let text = if json { line_of_json(value).map_err(io::Error::from) } else { Ok(text().into().text()) };
-    text.and_then(|text| io::stdout().lock().write_all(text.as_bytes())).map_err(Error::io("write to standard output"))
+    match text.and_then(|text| io::stdout().lock().write_all(text.as_bytes())) {
+        // Whoever read has what they wanted: `cryptattach key list | head`.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(Error::io("write to standard output")),
+    }
 }
 
 /// Says something to people on standard error. Nobody may be listening, which is no failure of what was done.
@@ -54,6 +61,19 @@ fn line_of_json(value: &impl Serialize) -> serde_json::Result<String> {
         false => letter.to_string(),
     });
     Ok(escaped.collect::<String>() + "\n")
+}
+
+/// Rows in columns below their names, as wide as they must be. A cell may quote anything, too.
+pub fn table<const N: usize>(names: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> Vec<String> {
+    let rows: Vec<_> =
+        [names.map(str::to_owned)].into_iter().chain(rows).map(|row| row.map(|cell| printable(&cell))).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+    let widths: [usize; N] = std::array::from_fn(width);
+    let line = |row: &[String; N]| {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
 }
 
 /// 1073741824 -> "1 GiB"; rounded down to three digits.
@@ -81,6 +101,12 @@ mod tests {
         let json = line_of_json(&"\u{9b}2J\n").unwrap();
         assert_eq!(json, "\"\\u009b2J\\n\"\n");
         assert_eq!(serde_json::from_str::<String>(&json).unwrap(), "\u{9b}2J\n");
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_they_must_be() {
+        let rows = [["a".to_owned(), "b\tc".to_owned()], ["long\n".to_owned(), String::new()]];
+        assert_eq!(table(["NAME", "X"], rows), ["NAME   X", "a      b\u{fffd}c", "long\u{fffd}"]);
     }
 
     #[test]

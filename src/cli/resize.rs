@@ -7,8 +7,9 @@ use serde_json::json;
 
 use super::{Global, SeparationOptions, attach::Plain, output};
 use crate::{
-    base::{key::KeyReference, mapping_name::MappingName},
+    base::key::KeyReference,
     verbs::{
+        detach,
         error::Error,
         resize::{self, Request},
     },
@@ -22,8 +23,9 @@ use crate::{
 #[command(after_help = "Examples:
   cryptattach resize data")]
 pub struct Resize {
-    /// The mapping's name
-    name: MappingName,
+    /// The mapping's name, its plaintext device, or the encrypted device
+    #[arg(value_name = "NAME|DEVICE")]
+    mapping: String,
     /// The key (STORE/KEY-ID) [default: the one in the LUKS2 token]
     #[arg(long, value_name = "REFERENCE")]
     key: Option<KeyReference>,
@@ -39,8 +41,9 @@ pub struct Resize {
 impl Resize {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         let config = global.config()?;
+        let name = detach::named(&ThisHost, &self.mapping)?;
         let request = Request {
-            name: &self.name,
+            name: &name,
             key: self.key.clone(),
             header: self.header.as_deref(),
             plain: self.plain.parameters(),
@@ -49,6 +52,6 @@ impl Resize {
             target: None,
         };
         let size_bytes = resize::resize(&config, &ThisHost, request)?;
-        output::print(global.json, &json!({"name": self.name, "size_bytes": size_bytes}), || size_bytes.to_string())
+        output::print(global.json, &json!({"name": name, "size_bytes": size_bytes}), || size_bytes.to_string())
     }
 }

@@ -9,7 +9,7 @@ use clap::{ArgGroup, Args};
 use indicatif::{FormattedDuration, ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{AnswerOption, SeparationOptions, key::device_of, output, pace::Pace};
+use super::{AnswerOption, SeparationOptions, key::device_of, output, pace::Pace, words};
 use crate::{
     base::{clock::date, key::StoreName},
     config::Config,
@@ -46,7 +46,7 @@ use crate::{
   cryptattach key rotate --container keys --because-leaked")]
 pub struct Rotate {
     /// The encrypted block device or file, or a name of [volumes.NAME]
-    #[arg(value_name = "DEVICE|NAME")]
+    #[arg(value_name = "DEVICE|NAME", value_parser = words::device())]
     device: Option<PathBuf>,
     /// All volumes on this host whose headers name a key of this store, one after the other, the oldest key first. Those
     /// that are attached in userspace are left

@@ -7,7 +7,7 @@ use std::{
 
 use clap::Args;
 
-use super::{Global, key::read_secret, output};
+use super::{Global, key::read_secret, output, words};
 use crate::{
     base::key::{KeyId, KeyReference},
     config::SeparationPolicy,
@@ -32,6 +32,7 @@ use crate::{
   cryptattach separation /dev/vdb --key cinder/3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de")]
 pub struct Separation {
     /// The encrypted block device or file
+    #[arg(value_parser = words::device())]
     device: PathBuf,
     /// The key [default: the one in the LUKS2 token; a device without a token is checked against the default store]
     #[arg(long, value_name = "REFERENCE")]

@@ -1,37 +1,52 @@
 //! `cryptattach status`
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde::Serialize;
 
-use super::{Global, output};
+use super::{
+    Global,
+    list::{self, Line},
+    lockbox::duration,
+    output,
+};
 use crate::{
-    base::mapping_name::MappingName,
+    unlock::lockbox,
     verbs::{
         detach,
         error::Error,
+        overview::{self, Latch, Overview},
         rotate::standing::{self, Rotation, Standing},
     },
     volumes::backend::{MappingStatus, ThisHost},
 };
 
-/// Show the state of an attached volume, or how far the rotation of its key is
+/// Show the state of this host, or of one volume: mapping, rotation of its key
+///
+/// Without a name, shows on one screen which volumes are attached, which stores answer, the lockbox and what of it
+/// expires, and whether the TPM's keys are shut until the next boot.
 #[derive(Args)]
 #[command(after_help = "Examples:
+  cryptattach status
   cryptattach status data
   cryptattach status data --json")]
 pub struct Status {
-    /// The mapping's name
-    name: MappingName,
+    /// The mapping's name, its plaintext device, or the encrypted device
+    #[arg(value_name = "NAME|DEVICE")]
+    mapping: Option<String>,
 }
 
 impl Status {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
+        let Some(mapping) = &self.mapping else { return of_host(global) };
         let config = global.config().ok();
-        let status = match detach::status(&ThisHost, &self.name) {
+        let name = detach::named(&ThisHost, mapping)?;
+        let status = match detach::status(&ThisHost, &name) {
             Ok(status) => status,
             Err(error @ Error::NotAttached(_)) => {
                 let mut standings = config.iter().flat_map(standing::all);
-                let standing = standings.find(|standing| standing.name.as_ref() == Some(&self.name));
+                let standing = standings.find(|standing| standing.name.as_ref() == Some(&name));
                 let standing = standing.ok_or(error)?;
                 return output::print(global.json, &standing, || detached(&standing));
             }
@@ -46,6 +61,71 @@ impl Status {
             lines
         })
     }
+}
+
+/// The whole host.
+#[derive(Serialize)]
+struct HostStatus {
+    /// Version of what '--json' prints: docs/json.md.
+    schema: u32,
+    version: &'static str,
+    configuration: PathBuf,
+    volumes: Vec<Line>,
+    #[serde(flatten)]
+    overview: Overview,
+}
+
+fn of_host(global: &Global) -> Result<(), Error> {
+    let config = global.config()?;
+    let shown = HostStatus {
+        schema: output::SCHEMA,
+        version: env!("CARGO_PKG_VERSION"),
+        configuration: config.path.clone(),
+        volumes: list::lines(Some(&config))?,
+        overview: overview::overview(&config),
+    };
+    output::print(global.json, &shown, || host_lines(&shown))
+}
+
+fn host_lines(shown: &HostStatus) -> Vec<String> {
+    let HostStatus { version, configuration, volumes, overview, .. } = shown;
+    let mut lines = vec![format!("cryptattach {version}, configured in {}", configuration.display()), String::new()];
+    match volumes.is_empty() {
+        true => lines.push("no volume is attached".to_owned()),
+        false => lines.extend(list::table(volumes)),
+    }
+    lines.push(String::new());
+    let stores = overview.stores.iter().map(|store| {
+        let answer = match &store.why {
+            None => format!("answers, in {:.0} ms", store.seconds * 1000.0),
+            Some(why) => format!("DOES NOT ANSWER: {why}"),
+        };
+        [store.store.to_string(), store.place.clone(), answer]
+    });
+    lines.extend(output::table(["STORE", "PLACE", "STATE"], stores));
+    lines.push(String::new());
+    lines.push(format!("lockbox    {}", overview.lockbox.as_ref().map_or_else(|| "none".to_owned(), lockbox)));
+    let latch = match &overview.latch {
+        None => "no key of this host is in a TPM".to_owned(),
+        Some(Latch::Latched) => "PCR 15 is extended: the TPM opens no key of this host until the next boot".to_owned(),
+        Some(Latch::Open) => "PCR 15 is NOT extended: whoever is root may use the key in the TPM".to_owned(),
+        Some(Latch::Unknown(why)) => format!("not known: {why}"),
+    };
+    lines.push(format!("TPM latch  {latch}"));
+    lines.push(match overview.failures {
+        0 => "failures   none since the last boot".to_owned(),
+        failures => format!("failures   {failures} since the last boot: 'cryptattach explain' tells them"),
+    });
+    lines
+}
+
+fn lockbox(lockbox: &lockbox::Status) -> String {
+    let state = if lockbox.open { "open" } else { "closed" };
+    let soon = lockbox.entries.iter().filter_map(|entry| entry.expires_in_seconds).min();
+    let soon = soon.map(|seconds| format!(", the first expires in {}", duration(seconds))).unwrap_or_default();
+    let unusable = lockbox.entries.iter().filter(|entry| entry.why.is_some()).count();
+    let unusable = if unusable > 0 { format!(", {unusable} of them NOT usable") } else { String::new() };
+    format!("of '{}' {state}, {} entries{unusable}{soon}", lockbox.host, lockbox.entries.len())
 }
 
 /// A mapping, and where the rotation of its volume's key stands.

@@ -4,7 +4,7 @@ use std::{env, io, os::unix::process::CommandExt, path::PathBuf, process::Comman
 
 use clap::Args;
 
-use super::{AnswerOption, Global, SeparationOptions, attach::Plain, failure, output};
+use super::{AnswerOption, Global, SeparationOptions, attach::Plain, failure, output, words};
 use crate::{
     base::key::KeyReference,
     config::Config,
@@ -26,6 +26,7 @@ use crate::{
   cryptattach test /dev/vdb --json")]
 pub struct Test {
     /// The encrypted block device or file
+    #[arg(value_parser = words::device())]
     device: PathBuf,
     /// The key (STORE/KEY-ID) [default: the one in the LUKS2 token]
     #[arg(long, value_name = "REFERENCE")]

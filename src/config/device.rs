@@ -8,6 +8,9 @@ use std::{
 
 use uuid::Uuid;
 
+/// What a device may be named by, besides its path.
+const TAGS: [&str; 5] = ["UUID", "LABEL", "PARTUUID", "PARTLABEL", "ID"];
+
 /// A device as in fstab(5) and crypttab(5): `UUID=`, `LABEL=`, `PARTUUID=`, `PARTLABEL=`, `ID=` and a value, or the path of a
 /// device or file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +45,14 @@ impl DeviceSpec {
                 && resolved(&self.path).is_some_and(|own| paths.iter().any(|path| resolved(path).as_ref() == Some(&own))))
     }
 
+    /// The path of a device as a command line names it: a path of any kind is one.
+    pub fn path_of(text: &str) -> Result<PathBuf, ParseDeviceSpecError> {
+        match text.split_once('=') {
+            Some((by, _)) if TAGS.contains(&by) => Ok(text.parse::<Self>()?.path),
+            _ => Ok(text.into()),
+        }
+    }
+
     fn uuid(&self) -> Option<Uuid> {
         Uuid::try_parse(self.text.strip_prefix("UUID=")?.trim_matches('"')).ok()
     }
@@ -53,7 +64,7 @@ impl FromStr for DeviceSpec {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let invalid = || ParseDeviceSpecError(text.to_owned());
         let path = match text.split_once('=') {
-            Some((by @ ("UUID" | "LABEL" | "PARTUUID" | "PARTLABEL" | "ID"), value)) => {
+            Some((by, value)) if TAGS.contains(&by) => {
                 let value = value.trim_matches('"');
                 if matches!(value, "" | "." | "..") {
                     return Err(invalid());

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use crate::{
     base::{chain::chain, mapping_name::MappingName},
+    config::DeviceSpec,
+    sys::device::resolved,
     verbs::error::Error,
     volumes::backend::{BackendError, BackendKind, Backends, Deferred, MappingStatus},
 };
@@ -25,6 +27,35 @@ pub fn fail_hanging(backends: &dyn Backends, name: &MappingName) -> Result<(), E
         backend.fail_hanging(name)?;
     }
     Ok(())
+}
+
+/// The name in the path of a plaintext device.
+pub fn name_in(text: &str) -> Option<&str> {
+    let folders = ["/dev/mapper/", "/dev/disk/by-cryptattach/"];
+    folders.iter().find_map(|folder| text.strip_prefix(folder))
+}
+
+/// The mapping that is meant by its name, its plaintext device, or the encrypted device (or file) below it.
+pub fn named(backends: &dyn Backends, text: &str) -> Result<MappingName, Error> {
+    let name = name_in(text).unwrap_or(text).parse::<MappingName>();
+    let path = DeviceSpec::path_of(text).unwrap_or_else(|_| text.into());
+    if !path.exists() {
+        return name.map_err(|_| Error::NothingOn(path));
+    }
+    for (_, backend) in backends.available() {
+        match &name {
+            Ok(name) if backend.device(name)?.is_some() => return Ok(name.clone()),
+            _ => {}
+        }
+    }
+    let meant = resolved(&path);
+    let mut mappings = list(backends)?.into_iter();
+    let mapping = mappings.find(|status| [&status.device, &status.source].iter().any(|path| resolved(path) == meant));
+    match (mapping, name) {
+        (Some(mapping), _) => Ok(mapping.name),
+        (None, Ok(name)) => Ok(name),
+        (None, Err(_)) => Err(Error::NothingOn(path)),
+    }
 }
 
 /// What is known of a mapping.

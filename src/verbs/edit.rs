@@ -5,12 +5,7 @@ use std::{fs, path::Path};
 use toml::Value;
 
 use super::{error::Error, setup};
-use crate::{
-    base::key::StoreName,
-    config::Config,
-    keys::store,
-    sys::durable::{Folder, folder_of},
-};
+use crate::{base::key::StoreName, config::Config, keys::store};
 
 /// A configuration that is not written yet, and of which every part is understood.
 pub struct Edited {
@@ -38,12 +33,8 @@ impl Edited {
     /// Writes it, whole or not at all, with the mode and the owner that the file has.
     pub fn write(self) -> Result<Config, Error> {
         let path = &self.config.path;
-        let write = || {
-            let path = path.canonicalize()?;
-            let name = path.file_name().and_then(|name| name.to_str()).ok_or(std::io::ErrorKind::InvalidInput)?;
-            Folder::lock(folder_of(&path))?.replace_content(name, self.text.as_bytes())
-        };
-        write().map_err(Error::io(format!("write {}", path.display())))?;
+        let whole = path.canonicalize().map_err(Error::io(format!("write {}", path.display())))?;
+        setup::replace(&whole, &self.text)?;
         Ok(setup::configuration(path)?)
     }
 }

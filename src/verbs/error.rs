@@ -84,9 +84,18 @@ pub enum Error {
     /// systemd-cryptsetup asks for a volume that is not listed.
     #[error("neither /etc/crypttab nor the configuration has a volume '{0}'")]
     UnknownToCrypttab(String),
+    /// The passphrase opens nothing, and may not have been meant so.
+    #[error(transparent)]
+    NewlineInKeyFile(Box<Error>),
+    /// A key whose volume is in use.
+    #[error("the volume of the key {key} is attached as '{name}': its data is lost once that is detached")]
+    Attached { key: KeyReference, name: MappingName },
     /// Nothing is attached by that name.
     #[error("nothing is attached as '{0}'")]
     NotAttached(MappingName),
+    /// Nothing is attached that is on that device.
+    #[error("nothing on {} is attached", .0.display())]
+    NothingOn(PathBuf),
     /// The name is another volume's.
     #[error("'{name}' is the mapping of another volume than that of the key {key}")]
     OtherVolume {
@@ -245,7 +254,7 @@ impl Advice for Error {
             Self::AuditBroken { .. } => Exit::AuditBroken,
             Self::UnknownToCrypttab(_) => Exit::Config,
             Self::NoSuchKey { .. } => Exit::NoKey,
-            Self::NotAttached(_) | Self::VolumeElsewhere { .. } => Exit::Missing,
+            Self::NotAttached(_) | Self::NothingOn(_) | Self::VolumeElsewhere { .. } => Exit::Missing,
             Self::Io { .. } => Exit::Io,
             Self::NotBlank { .. }
             | Self::OtherVolume { .. }
@@ -254,7 +263,8 @@ impl Advice for Error {
             | Self::Copied { .. }
             | Self::Exists(_)
             | Self::StoreExists(_) => Exit::InTheWay,
-            Self::AtWork { .. } | Self::Rotating { .. } => Exit::Busy,
+            Self::NewlineInKeyFile(source) => source.exit(),
+            Self::AtWork { .. } | Self::Rotating { .. } | Self::Attached { .. } => Exit::Busy,
             Self::Paused { .. } | Self::Kept(_) | Self::NotAllRotated { .. } | Self::MovePaused { .. } => Exit::Paused,
             Self::Stopped(_) => Exit::Io,
             Self::HeaderRestored { .. } => Exit::Header,
@@ -281,6 +291,14 @@ impl Advice for Error {
             Self::Backend(error) => return error.next_step(),
             Self::Header(error) => return error.next_step(),
             Self::Name(error) => return error.next_step(),
+            Self::NewlineInKeyFile(_) => {
+                "the key file ends with a newline, which counts as a part of the passphrase: write it without ('printf %s')".into()
+            }
+            Self::Attached { key, name } => format!(
+                "copy its data elsewhere and detach it ('cryptattach detach {name}'), or delete the key nevertheless: cryptattach key \
+                 delete {key} --yes --force"
+            )
+            .into(),
             Self::NoName(_) => "name the mapping: cryptattach attach DEVICE NAME".into(),
             Self::NotBlank { .. } => "check that this is the right device; --force overwrites its contents".into(),
             Self::HalfFormatted { device, reference, .. } => format!(
@@ -340,7 +358,7 @@ impl Advice for Error {
                 format!("the same command goes on with those; 'cryptattach key rotate --container {container} --anew' begins again").into()
             }
             Self::HeaderRestored { .. } => "write nothing to the volume; restore a backup of the header from after that, and keep both keys".into(),
-            Self::NotAttached(_) => "'cryptattach list' shows the attached volumes".into(),
+            Self::NotAttached(_) | Self::NothingOn(_) => "'cryptattach list' shows the attached volumes".into(),
             Self::OtherVolume { name, .. } | Self::LeadsToMapping { name, .. } => {
                 format!("find out which volume '{name}' is ('cryptattach status {name}'), and detach it if it is a leftover").into()
             }

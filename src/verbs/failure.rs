@@ -25,6 +25,11 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// A command line that is wrong.
+    pub fn usage(error: String, next: String) -> Self {
+        Self { causes: Vec::new(), error, exit_code: Exit::Usage.into(), next: Some(next) }
+    }
+
     /// The error with its causes and its advice.
     pub fn of(error: &Error) -> Self {
         let told = causes(error).skip(1).map(|cause| message(cause).trim_end().to_owned()).collect();
@@ -34,6 +39,13 @@ impl Failure {
             exit_code: exit(error).into(),
             next: next_step(error),
         }
+    }
+}
+
+impl Failure {
+    /// What failed, without its causes.
+    pub fn error(&self) -> &str {
+        &self.error
     }
 }
 

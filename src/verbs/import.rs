@@ -6,6 +6,7 @@ use std::{path::Path, sync::Arc};
 use crate::{
     base::key::{KeyReference, SecretBytes, StoreName, VolumeKey},
     config::Config,
+    sys::terminal,
     unlock::{
         case::{Case, Circumstances, Strictness},
         container::{Container, Use},
@@ -23,7 +24,8 @@ pub struct Request<'a> {
     pub header: Option<&'a Path>,
     /// The volume is plain dm-crypt and looks like this.
     pub plain: Option<PlainParameters>,
-    /// LUKS: a keyslot's passphrase. Plain: the volume key itself. If there is none, a token of clevis has the passphrase.
+    /// LUKS: a keyslot's passphrase. Plain: the volume key itself. If there is none, a token of clevis has the passphrase, or the
+    /// person at the terminal.
     pub secret: Option<SecretBytes>,
     /// Write into the LUKS2 header where the key is, so that attach and boot find it.
     pub token: bool,
@@ -45,6 +47,12 @@ pub fn import(config: &Config, request: Request<'_>) -> Result<KeyReference, Err
         let proven = case.prove(Circumstances { strictness: request.separation, ..Circumstances::default() })?;
         let key = match request.secret {
             Some(secret) => volume_key(proven.volume(), secret)?,
+            None if proven.volume().luks().is_some_and(|header| header.clevis.is_empty()) => {
+                let question = format!("passphrase of {}: ", request.device.display());
+                // Without a terminal there is nobody to ask.
+                let answer = terminal::ask(&question, &|| false).ok().flatten();
+                volume_key(proven.volume(), answer.ok_or_else(|| Error::NoClevis(request.device.to_owned()))?)?
+            }
             None => clevis::open(config, proven.volume())?.volume_key,
         };
         proven.volume().verify_key(&key)?;
@@ -59,11 +67,15 @@ pub fn import(config: &Config, request: Request<'_>) -> Result<KeyReference, Err
     Ok(reference)
 }
 
-fn volume_key(volume: &Volume, secret: SecretBytes) -> Result<VolumeKey, VolumeError> {
-    match volume.luks() {
-        Some(_) => volume.open_keyslot(&secret),
-        None => {
-            VolumeKey::from_secret(secret).ok_or_else(|| VolumeError::WrongKey { path: volume.device.path.clone() })
+fn volume_key(volume: &Volume, secret: SecretBytes) -> Result<VolumeKey, Error> {
+    if volume.luks().is_none() {
+        let key = VolumeKey::from_secret(secret);
+        return Ok(key.ok_or_else(|| VolumeError::WrongKey { path: volume.device.path.clone() })?);
+    }
+    match volume.open_keyslot(&secret) {
+        Err(source @ VolumeError::WrongPassphrase { .. }) if secret.expose().ends_with(b"\n") => {
+            Err(Error::NewlineInKeyFile(Box::new(source.into())))
         }
+        opened => Ok(opened?),
     }
 }

@@ -27,6 +27,7 @@ use crate::{
         leaf::{self, Hands},
         setup::{self, NewPlace, NewStore, absolute},
     },
+    volumes::separation,
 };
 
 /// The new store.
@@ -109,10 +110,25 @@ pub fn init(config: &Path, request: &Request<'_>) -> Result<Made, Error> {
         leaf::new_or_left(&extended.config, leaf, hands)?;
     }
     let place = store::kind(extended.config.store(store)?)?.describe();
-    Container::open(&extended.config, store, None, Use::Keys)?.make_first_key()?;
+    let container = Container::open(&extended.config, store, None, Use::Keys)?;
+    container.make_first_key()?;
     extended.write()?;
+    foretell(&container);
     let recovery = recovery.map(|(leaf, _)| leaf.to_string());
     Ok(Made { store: store.clone(), place, owner, identity, escrow, recovery })
+}
+
+/// Says at once what would otherwise be said of each volume, or after a reboot.
+fn foretell(container: &Container) {
+    let of_keys = container.new_reference().ok().and_then(|new| {
+        let places = container.store().places(&new.key).ok();
+        container.store().abandon(&new.key);
+        places
+    });
+    let places: Vec<_> = of_keys.into_iter().flatten().chain(container.own_places().iter().cloned()).collect();
+    for outlook in separation::outlook(&places) {
+        tracing::warn!("{outlook}");
+    }
 }
 
 /// This host's key in its TPM: the disk that a store in the TPM is for must not have what opens its keys.

@@ -3,7 +3,7 @@
 use crate::{
     base::{chain::chain, key::KeyReference},
     config::Config,
-    keys::store::StoreError,
+    keys::store::{StoreError, Stored},
     unlock::{
         self,
         audit::{self, Event},
@@ -12,7 +12,8 @@ use crate::{
         lockbox::Lockbox,
         tenant::Acting,
     },
-    verbs::{error::Error, rotate},
+    verbs::{detach, error::Error, rotate},
+    volumes::backend::Backends,
 };
 
 /// Deletes a key for ever: in its store, and its entry in this host's lockbox. One that others need, or a rotation that is under
@@ -24,6 +25,17 @@ pub fn delete(config: &Config, container: &Container, key: &KeyReference, force:
     container.delete(&key.key, force)?;
     deleted(config, key, None);
     Ok(())
+}
+
+/// Refuses the key of a volume that is attached here. Other programs say so of theirs by a consumer.
+pub fn require_detached(backends: &dyn Backends, container: &Container, key: &KeyReference) -> Result<(), Error> {
+    // One that cannot be read can be deleted all the same.
+    let Ok(Stored::Sealed(sealed)) = container.store().get(&key.key) else { return Ok(()) };
+    let Some(volume) = sealed.claimed_context().ok().and_then(|context| context.volume) else { return Ok(()) };
+    match detach::list(backends)?.into_iter().find(|mapping| mapping.volume == Some(volume)) {
+        Some(mapping) => Err(Error::Attached { key: key.clone(), name: mapping.name }),
+        None => Ok(()),
+    }
 }
 
 /// Deletes a key for ever whose place another one has taken. A run that was killed may have done it: it is put on record once

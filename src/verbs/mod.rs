@@ -25,6 +25,7 @@ pub mod keys;
 pub mod leaf;
 pub mod r#move;
 pub mod new_passphrase;
+pub mod overview;
 pub mod passphrase;
 pub mod policy;
 pub mod resize;

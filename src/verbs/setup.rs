@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
-    io::{self, Write},
+    io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -15,7 +15,7 @@ use crate::{
         seal::identities,
         store::{self, Directory},
     },
-    sys::durable::folder_of,
+    sys::durable::{Folder, folder_of},
     unlock::loops,
     verbs::error::Error,
 };
@@ -95,7 +95,8 @@ pub fn new_leaf(config: &Path, folder: &Path) -> Result<(LeafName, PathBuf), Err
 /// A configuration that has one section more than its file has.
 pub struct Extended {
     pub config: Config,
-    section: String,
+    /// The whole file.
+    text: String,
 }
 
 impl NewStore<'_> {
@@ -106,10 +107,23 @@ impl NewStore<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             text => text.map_err(Error::io(format!("read {}", path.display())))?,
         };
-        let config = Config::parse(&(text + &section), path)?;
+        let text = self.default_in(&text, path)? + &text + &section;
+        let config = Config::parse(&text, path)?;
         store::check(&config)?;
         loops::check(&config, self.name, &[])?;
-        Ok(Extended { config, section })
+        Ok(Extended { config, text })
+    }
+
+    /// The line that names the store which commands mean that name none: the first one stays it when a second one comes.
+    fn default_in(&self, text: &str, path: &Path) -> Result<String, Error> {
+        let before = Config::parse(text, path)?;
+        let mut stores = before.stores.keys();
+        let default = match (before.default_store, stores.next(), stores.next()) {
+            (None, None, _) => self.name,
+            (None, Some(only), None) => only,
+            _ => return Ok(String::new()),
+        };
+        Ok(format!("default_store = {}\n", toml::Value::String(default.to_string())))
     }
 
     fn section(&self) -> String {
@@ -134,19 +148,28 @@ impl NewStore<'_> {
 }
 
 impl Extended {
-    /// Writes the section to the file; one that cannot be written whole is not in it.
+    /// Writes the file, whole or not at all.
     pub fn write(self) -> Result<Config, Error> {
-        let Self { config, section } = self;
+        let Self { config, text } = self;
         let write = || {
             fs::create_dir_all(folder_of(&config.path))?;
-            let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&config.path)?;
-            let before = file.metadata()?.len();
-            let written = file.write_all(section.as_bytes()).and_then(|()| file.sync_all());
-            written.inspect_err(|_| drop(file.set_len(before)))
+            // Through a link, and with the mode and owner that the file has.
+            let made = OpenOptions::new().append(true).create(true).mode(0o600).open(&config.path);
+            made.and_then(|_| config.path.canonicalize())
         };
-        write().map_err(Error::io(format!("write {}", config.path.display())))?;
+        let path = write().map_err(Error::io(format!("write {}", config.path.display())))?;
+        replace(&path, &text)?;
         Ok(config)
     }
+}
+
+/// Replaces the content of a configuration, whole or not at all.
+pub(super) fn replace(path: &Path, text: &str) -> Result<(), Error> {
+    let write = || {
+        let name = path.file_name().and_then(|name| name.to_str()).ok_or(io::ErrorKind::InvalidInput)?;
+        Folder::lock(folder_of(path))?.replace_content(name, text.as_bytes())
+    };
+    write().map_err(Error::io(format!("write {}", path.display())))
 }
 
 /// An identity whose file is there and is of its kind, with its whole path.

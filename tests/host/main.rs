@@ -46,6 +46,7 @@ mod foreign;
 mod format;
 mod header;
 mod holder;
+mod json;
 mod lockbox;
 mod loops;
 #[path = "move.rs"]
@@ -72,3 +73,4 @@ mod tpm_interop;
 mod tpm_measured;
 mod tpm_nv;
 mod trial;
+mod words;

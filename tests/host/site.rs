@@ -73,6 +73,11 @@ impl Site {
         path
     }
 
+    /// A new sparse file for a volume, as text for arguments.
+    pub fn volume_file(&self, name: &str) -> String {
+        self.file(name, 64 << 20).into_os_string().into_string().unwrap()
+    }
+
     /// The command with this site's configuration.
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cryptattach"));

@@ -24,7 +24,9 @@ use crate::{
     verbs::error::Error,
 };
 
-/// List the hosts that this machine has admitted, and their state in the stores
+/// List the hosts that this machine has admitted: since when, by which proof, and their state in the stores
+///
+/// With -v, their keys as well.
 #[derive(Args)]
 pub struct List {
     /// List removed hosts, too
@@ -49,12 +51,27 @@ impl List {
             shown.map(|admitted| Listed { store_says: store_says(&config, &admitted), admitted }).collect();
         output::print(global.json, &listed, || match listed.as_slice() {
             [] => vec!["no host is admitted".to_owned()],
-            hosts => hosts.iter().flat_map(Listed::text).collect(),
+            hosts if global.verbose > 0 => hosts.iter().flat_map(Listed::text).collect(),
+            hosts => {
+                output::table(["HOST", "ADMITTED", "PROOF", "LOCKBOX KEY", "STORES"], hosts.iter().map(Listed::row))
+            }
         })
     }
 }
 
 impl Listed {
+    fn row(&self) -> [String; 5] {
+        let Admitted { host, lockbox_store, admitted, vouched, stores, .. } = &self.admitted;
+        let removed = self.admitted.removed.map(|at| format!(", removed {}", date(at))).unwrap_or_default();
+        [
+            host.to_string(),
+            date(*admitted) + &removed,
+            vouched.to_string(),
+            format!("{lockbox_store}: {}", self.store_says),
+            names(stores),
+        ]
+    }
+
     fn text(&self) -> Vec<String> {
         let Admitted { host, kid, generation, lockbox_key, lockbox_store, admitted, .. } = &self.admitted;
         let removed = self.admitted.removed.map(|at| format!(", removed on {}", date(at))).unwrap_or_default();

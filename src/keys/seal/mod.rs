@@ -52,8 +52,9 @@ mod tree;
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use base64ct::{Base64UrlUnpadded, Encoding};
@@ -67,11 +68,12 @@ pub use content::ContentKey;
 pub use identities::{ContainerKey, Entry, EntryContext, Identity, LockboxKey, OwnerKey, OwnerRecipient, TpmIdentity};
 pub use leaves::LeafError;
 pub use payload::{Content, Payload};
-pub use tree::{Node, Said, Shape, Threshold, Told};
+pub use tree::{Node, Said, SealedTo, Shape, Threshold, Told};
 
 use crate::{
     base::{
         advice::Advice,
+        chain::chain,
         exit::Exit,
         key::{
             BoundContext, JoseHeader, JweRecipient, KeyId, MAX_RECIPIENTS, MalformedSealedKey, SealedKey, SecretBytes,
@@ -201,6 +203,15 @@ impl Opened {
     }
 }
 
+/// Says once that an identity is missing: another one may open what this one would have.
+pub fn warn_of_missing(error: &SealError) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let text = chain(error);
+    if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone()) {
+        tracing::warn!("{text}; the other identities are tried");
+    }
+}
+
 /// The identities of this host, tried in order.
 #[derive(Default)]
 pub struct Identities {
@@ -219,9 +230,22 @@ impl Identities {
         Self { identities, ..Self::default() }
     }
 
-    /// Those that the configuration names.
+    /// Those that the configuration names. A file that is missing is no error as long as another one is there: so the escrow's
+    /// key recovers beside the owner's that is lost.
     pub fn read(specs: &[IdentitySpec], tpm: &TpmConfig) -> Result<Self, SealError> {
-        Ok(Self::of(specs.iter().map(|spec| identities::kind(spec).open(tpm)).collect::<Result<_, _>>()?))
+        let (mut found, mut missing) = (Vec::new(), Vec::new());
+        for spec in specs {
+            match identities::kind(spec).open(tpm) {
+                Ok(identity) => found.push(identity),
+                Err(error) if error.is_missing_file() => missing.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        match missing.pop() {
+            Some(error) if found.is_empty() => return Err(error),
+            last => missing.into_iter().chain(last).for_each(|error| warn_of_missing(&error)),
+        }
+        Ok(Self::of(found))
     }
 
     /// These identities are tried as well, before the others.
@@ -285,6 +309,11 @@ impl Identities {
     /// The leaves of a sealed key's policy whose servers have newer keys than those that it is sealed to.
     pub fn outdated(&self, sealed: &SealedKey) -> Vec<LeafName> {
         Node::of(sealed).map(|node| self.openers(&[]).outdated(&node)).unwrap_or_default()
+    }
+
+    /// Whom a key is sealed to, by the names that people have for them. Nothing is opened, and nobody asked.
+    pub fn whom(&self, sealed: &SealedKey) -> Result<Vec<SealedTo>, SealError> {
+        Ok(self.openers(&[]).whom(&Node::of(sealed)?))
     }
 
     fn decrypt_plain(&self, sealed: &SealedKey) -> Result<SecretBytes, SealError> {
@@ -462,6 +491,17 @@ pub enum SealError {
 impl From<LeafError> for SealError {
     fn from(error: LeafError) -> Self {
         Self::Leaf(Box::new(error))
+    }
+}
+
+impl SealError {
+    /// Whether the file of an identity is not there.
+    pub fn is_missing_file(&self) -> bool {
+        match self {
+            Self::Read { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            Self::Tpm(error) => matches!(error, TpmError::NotEnrolled(_)),
+            _ => false,
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod tests;
 mod trust;
 mod usage;
 mod via_lockbox;
+mod whom;
 
 use std::{
     collections::BTreeMap,
@@ -32,6 +33,7 @@ pub(in crate::unlock) use trust::Seen;
 pub use trust::{Author, TrustError};
 pub use usage::Unused;
 pub use via_lockbox::ViaLockbox;
+pub use whom::{OpenedBy, Opener};
 
 use crate::{
     base::{

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// The leaves of a store's policy that are not built in.
-type Leaves = Vec<(LeafName, Box<dyn Kind>)>;
+pub(super) type Leaves = Vec<(LeafName, Box<dyn Kind>)>;
 
 fn leaves_of(sealing: &Sealing, network: Network) -> Result<Leaves, ConfigError> {
     let leaf = |(name, config)| Ok((LeafName::clone(name), leaves::kind(name, config, network)?));
@@ -314,7 +314,14 @@ impl Container {
     pub(super) fn identities(&self) -> Result<Identities, Error> {
         let lockbox_key = self.lockbox.as_ref().and_then(Lockbox::key);
         let lockbox_key = lockbox_key.map(|key| Box::new(key.clone()) as Box<dyn Identity>);
-        let identities = Identities::read(&self.sealing.identities, &self.sealing.tpm)?.with(lockbox_key);
+        let identities = match Identities::read(&self.sealing.identities, &self.sealing.tpm) {
+            Err(error) if error.is_missing_file() && (lockbox_key.is_some() || !self.sealing.leaves.is_empty()) => {
+                seal::warn_of_missing(&error);
+                Identities::default()
+            }
+            identities => identities?,
+        };
+        let identities = identities.with(lockbox_key);
         let mut leaves = leaves_of(&self.sealing, self.network)?;
         leaves.extend(other_leaves(&self.sealing, self.network));
         let names = self.names_of_keys(&leaves);
@@ -328,9 +335,18 @@ impl Container {
 
     /// What people call the holders of keys, as far as their public keys are on this host.
     fn names_of_keys(&self, leaves: &Leaves) -> BTreeMap<String, String> {
-        if !self.sealing.has_policy() {
-            return BTreeMap::new();
-        }
+        if self.sealing.has_policy() { self.names_by_policy(leaves) } else { BTreeMap::new() }
+    }
+
+    /// All leaves, and the names of all keys.
+    pub(super) fn all_names(&self) -> Result<(Leaves, BTreeMap<String, String>), Error> {
+        let mut leaves = leaves_of(&self.sealing, self.network)?;
+        leaves.extend(other_leaves(&self.sealing, self.network));
+        let names = self.names_by_policy(&leaves);
+        Ok((leaves, names))
+    }
+
+    fn names_by_policy(&self, leaves: &Leaves) -> BTreeMap<String, String> {
         let Sealing { owner, escrow, hosts, .. } = &self.sealing;
         let built_in =
             [(LeafName::OWNER, owner.as_slice()), (LeafName::ESCROW, escrow.as_slice()), (LeafName::HOSTS, hosts)];

@@ -52,6 +52,15 @@ impl Container {
         self.store.container_keys().ok_or_else(|| Error::NoContainerKeys(self.name.clone()))
     }
 
+    /// Asks the store for as little as it has to know.
+    pub fn is_there(&self) -> Result<(), Error> {
+        match self.store.container_keys() {
+            Some(keys) => drop(keys.current()?),
+            None => drop(self.store.list()?),
+        }
+        Ok(())
+    }
+
     /// Makes the container's first key, unless it has one: an administrator need not be able to open that.
     pub fn make_first_key(&self) -> Result<(), Error> {
         match self.container_keys()?.current()? {

@@ -166,9 +166,13 @@ impl Advice for TrustError {
             )
             .into(),
             Self::Jump { .. } => "restore this key from a replica or backup of the key store".into(),
-            Self::Older { .. } | Self::Another { .. } | Self::Unproven(_) | Self::Gone { .. } => {
-                "if the administrator of the keys says that this key's fingerprint is right ('cryptattach container show'), remove the container's file from the state directory".into()
-            }
+            Self::Older { id, .. } | Self::Another { id, .. } | Self::Unproven(id) | Self::Gone { id, .. } => format!(
+                "if the administrator of the keys says that this key's fingerprint is right ('cryptattach container show'), remove \
+                 containers/{container} from the state directory; if another configuration has a store '{container}', give this \
+                 one a state directory of its own (state = \"DIR\")",
+                container = id.container
+            )
+            .into(),
         })
     }
 }

@@ -57,6 +57,13 @@ struct Context {
     hosts: BTreeMap<HostName, JoseHeader>,
 }
 
+impl Context {
+    fn of(sealed: &SealedKey) -> Result<Self, SealError> {
+        let member = sealed.protected_header()?.remove("cryptattach").unwrap_or_default();
+        Ok(serde_json::from_value(member).map_err(|error| MalformedSealedKey::Context(error.to_string()))?)
+    }
+}
+
 #[derive(Serialize)]
 struct Written<'a> {
     container_key: Base64<'a>,
@@ -157,12 +164,20 @@ impl ContainerKey {
         Ok(sealed)
     }
 
+    /// When a container key was sealed, and for which hosts, by their key ids: its own word, of which nothing is proven.
+    pub fn claims(sealed: &SealedKey) -> Result<(u64, BTreeMap<String, HostName>), SealError> {
+        let Context { created, hosts, .. } = Context::of(sealed)?;
+        let kid = |(host, jwk): (HostName, JoseHeader)| match host_recipient(&host, &jwk)?.shape() {
+            Shape::Key(kid) => Ok(Some((kid, host))),
+            Shape::Threshold { .. } => Ok(None),
+        };
+        let hosts = hosts.into_iter().map(kid).collect::<Result<Vec<_>, SealError>>()?;
+        Ok((created, hosts.into_iter().flatten().collect()))
+    }
+
     /// Opens one and checks that it is the one that was asked for.
     pub fn open(sealed: &SealedKey, identities: &Identities, id: &ContainerKeyId) -> Result<Self, SealError> {
-        let mut protected = sealed.protected_header()?;
-        let member = protected.remove("cryptattach").unwrap_or_default();
-        let context: Context =
-            serde_json::from_value(member).map_err(|error| MalformedSealedKey::Context(error.to_string()))?;
+        let context = Context::of(sealed)?;
         if context.version != VERSION {
             return Err(SealError::Unsupported(format!("it has version {}", context.version)));
         }

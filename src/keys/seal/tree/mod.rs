@@ -213,7 +213,33 @@ impl Node {
     }
 }
 
+/// Somebody whom a node is sealed to, by the name that people have for them; or a threshold of such.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedTo {
+    /// "owner", a leaf's name, "2 of 3", "any".
+    pub name: String,
+    /// The id of their key.
+    pub kid: Option<String>,
+    pub alg: Option<String>,
+    pub of: Vec<SealedTo>,
+}
+
 impl Openers<'_> {
+    /// Whom a node is sealed to; nobody is asked.
+    pub fn whom(&self, node: &Node) -> Vec<SealedTo> {
+        let any = |mut of: Vec<SealedTo>| match of.len() {
+            1 => of.remove(0),
+            _ => SealedTo { name: "any".to_owned(), kid: None, alg: None, of },
+        };
+        let whom = |entry: &Entry| SealedTo {
+            name: self.told(entry).part,
+            kid: entry.kid().map(str::to_owned),
+            alg: entry.header.get("alg").and_then(Value::as_str).map(str::to_owned),
+            of: entry.threshold.iter().flat_map(|(_, shares)| shares).map(|share| any(self.whom(share))).collect(),
+        };
+        node.entries.iter().map(whom).collect()
+    }
+
     /// The leaves whose servers have newer keys than those that a node is sealed to.
     pub fn outdated(&self, node: &Node) -> Vec<LeafName> {
         let mut sealed_to = Vec::new();

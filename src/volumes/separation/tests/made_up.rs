@@ -4,7 +4,7 @@ use std::{fs, io, net::IpAddr, os::unix::fs::symlink, path::Path};
 
 use tempfile::TempDir;
 
-use super::super::{Lineage, Report, Surroundings, check_on};
+use super::super::{Lineage, Outlook, Report, Surroundings, check_on, outlook::outlook_on};
 use crate::{
     base::key::Place,
     sys::sysfs::{Seen, Sysfs},
@@ -66,6 +66,19 @@ impl MadeUp {
             .with_mount("8:1", "/", "ext4 /dev/sda1 rw")
             .with_mount("8:17", "/keys", "ext4 /dev/sdb1 rw")
             .with_mount("0:21", "/run", "tmpfs tmpfs rw")
+    }
+
+    /// Likewise without sdb.
+    pub fn with_one_disk() -> Self {
+        let host = Self { directory: TempDir::new().expect("a directory"), mounts: String::new() };
+        host.with_disk("sda", "8:0", &[("device/wwid", "naa.5000aa")])
+            .with_partition("sda", "sda1", "8:1")
+            .with_mount("8:1", "/", "ext4 /dev/sda1 rw")
+            .with_mount("0:21", "/run", "tmpfs tmpfs rw")
+    }
+
+    pub fn outlook(&self, places: &[Place]) -> Vec<Outlook> {
+        outlook_on(&self.seen(), places)
     }
 
     fn write(&self, path: &str, text: &str) {

@@ -470,3 +470,28 @@ mod here {
         assert_ne!(check(&file, None, &[place], &Surroundings::default()).verdict.word(), "apart");
     }
 }
+
+#[test]
+fn a_store_on_every_disk_and_one_in_memory_are_told_before_there_is_a_volume() {
+    use crate::base::key::Place;
+    let outlook = |host: &MadeUp, paths: &[&str]| {
+        let places: Vec<_> = paths.iter().map(|path| Place::path("sealed keys", *path, true)).collect();
+        let lines = host.outlook(&places).iter().map(ToString::to_string).collect::<Vec<_>>();
+        lines.join("\n")
+    };
+    let two = MadeUp::host();
+    assert_eq!(outlook(&two, &["/keys"]), "");
+    assert!(
+        outlook(&two, &["/keys", "/etc"])
+            .starts_with("all disks of this machine (sda, sdb) have what opens these keys")
+    );
+    let one = MadeUp::with_one_disk();
+    let told = outlook(&one, &["/etc"]);
+    assert!(told.starts_with(
+        "the only disk of this machine (sda) has what opens these keys (sealed keys /etc): 'format' refuses"
+    ));
+    assert!(told.contains("--tpm-nv"));
+    // What opens nothing is no hindrance.
+    assert_eq!(one.outlook(&[Place::path("configuration", "/etc", false)]), []);
+    assert!(outlook(&one, &["/run/keys"]).starts_with("in memory, and lost with the next boot"));
+}

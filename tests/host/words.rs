@@ -1,0 +1,165 @@
+//! The words that people try first, and what is said at once rather than later.
+
+use std::{fs, process::Stdio};
+
+use serde_json::Value;
+
+use crate::site::{Site, sh};
+
+#[test]
+fn a_mapping_goes_by_its_name_its_plaintext_and_its_device() {
+    let site = Site::new();
+    let (volume, _) = site.volume("v", &[]);
+    let name = site.name("words");
+    // As cryptsetup says it.
+    site.ok(&["open", &volume, &format!("/dev/mapper/{name}"), "--backend", "userspace"]);
+    let by_name = site.ok(&["status", &name]);
+    for word in [format!("/dev/mapper/{name}"), format!("/dev/disk/by-cryptattach/{name}"), volume.clone()] {
+        assert_eq!(site.ok(&["status", &word]), by_name, "{word}");
+    }
+    assert!(site.ok(&["list"]).starts_with("NAME"));
+    site.ok(&["close", &volume]);
+    assert!(site.fails(66, &["detach", &name]).contains("nothing is attached as"));
+    assert!(site.fails(66, &["detach", &volume]).contains(&format!("nothing on {volume} is attached")));
+}
+
+#[test]
+fn a_reader_that_has_enough_is_no_failure() {
+    let site = Site::new();
+    site.volume("v", &[]);
+    let run = site.command().args(["key", "list"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut run = run;
+    drop(run.stdout.take());
+    let output = run.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn a_second_store_breaks_no_command_and_one_in_memory_is_told() {
+    let site = Site::new();
+    let other =
+        site.run(&["init", "--store", "other", "--path", site.keys("other"), "--escrow", site.keys("escrow.pem")]);
+    let told = String::from_utf8(other.stderr).unwrap();
+    assert!(other.status.success() && told.contains("in memory, and lost with the next boot"), "{told}");
+    let (_, reference) = site.volume("v", &[]);
+    assert!(reference.starts_with("cinder/"), "{reference}");
+    assert!(fs::read_to_string(site.keys("cryptattach.toml")).unwrap().starts_with("default_store = \"cinder\"\n"));
+}
+
+#[test]
+fn the_escrow_key_recovers_beside_an_owner_key_that_is_lost() {
+    let site = Site::new();
+    let (volume, _) = site.volume("v", &[]);
+    let (file, owner) = (site.keys("cryptattach.toml"), site.keys("cinder.owner.key"));
+    let config = fs::read_to_string(file).unwrap();
+    fs::remove_file(owner).unwrap();
+    assert!(site.fails(78, &["test", &volume]).contains("cannot read the key file"));
+    let both = config.replace(&format!("\"{owner}\"]"), &format!("\"{owner}\", \"{}\"]", site.keys("escrow.key")));
+    fs::write(file, both).unwrap();
+    let output = site.run(&["test", &volume]);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && told.matches("cinder.owner.key").count() == 1, "{told}");
+    assert!(told.contains("the other identities are tried"), "{told}");
+}
+
+#[test]
+fn a_newline_at_the_end_of_a_key_file_gets_a_hint_and_the_terminal_asks() {
+    let site = Site::new();
+    let volume = site.file("v", 64 << 20).into_os_string().into_string().unwrap();
+    sh(&format!(
+        "printf secret | cryptsetup luksFormat -q --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 {volume} -"
+    ));
+    fs::write(site.keys("line"), "secret\n").unwrap();
+    let told = site.fails(68, &["key", "import", &volume, "--key-file", site.keys("line")]);
+    assert!(told.contains("opens no keyslot") && told.contains("ends with a newline"), "{told}");
+    // script(1) gives it a terminal of its own.
+    let program = env!("CARGO_BIN_EXE_cryptattach");
+    let asked = format!("{program} --config {} key import {volume}", site.keys("cryptattach.toml"));
+    sh(&format!(
+        "(sleep 1; echo secret; sleep 1) | script -qec '{asked}' /dev/null | grep -q '^passphrase of {volume}'"
+    ));
+    assert_eq!(site.ok(&["key", "list"]).lines().count(), 1);
+}
+
+#[test]
+fn the_key_of_an_attached_volume_is_deleted_by_force_only() {
+    let site = Site::new();
+    let (volume, reference) = site.volume("v", &[]);
+    let name = site.name("attached");
+    site.attach(&volume, &name, &[]);
+    let told = site.fails(75, &["key", "delete", &reference, "--yes"]);
+    assert!(told.contains(&format!("is attached as '{name}'")), "{told}");
+    site.ok(&["test", &volume]);
+    site.ok(&["key", "delete", &reference, "--yes", "--force"]);
+    site.ok(&["detach", &name]);
+    let (_, damaged) = site.volume("w", &[]);
+    fs::write(site.sealed(&damaged), "{}").unwrap();
+    site.ok(&["key", "delete", &damaged, "--yes"]);
+}
+
+#[test]
+fn two_configurations_with_one_state_and_a_store_of_one_name_are_told_which_file() {
+    let site = Site::new();
+    site.volume("v", &[]);
+    let second = site.keys("second.toml");
+    fs::write(second, "state = \"site-state\"\n[audit]\nfile = \"audit\"\n").unwrap();
+    fs::rename(site.keys("cinder.owner.key"), site.keys("first.key")).unwrap();
+    fs::rename(site.keys("cinder.owner.pem"), site.keys("first.pem")).unwrap();
+    let escrow = site.keys("escrow.pem");
+    site.ok(&["--config", second, "init", "--store", "cinder", "--path", site.keys("2"), "--escrow", escrow]);
+    site.ok(&["--config", second, "format", &site.volume_file("w"), "--allow-shared"]);
+    fs::rename(site.keys("first.key"), site.keys("cinder.owner.key")).unwrap();
+    let told = site.fails(68, &["format", &site.volume_file("x")]);
+    assert!(
+        told.contains("containers/cinder") && told.contains("another configuration has a store 'cinder'"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_host_is_seen_on_one_screen_and_a_store_that_is_gone_is_named() {
+    let site = Site::new();
+    let (volume, _) = site.volume("v", &[]);
+    let name = site.name("seen");
+    site.attach(&volume, &name, &[]);
+    let told = site.ok(&["status"]);
+    for part in [&name, "answers, in", "lockbox    none", "TPM latch  no key", "failures"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    fs::rename(site.keys("cinder"), site.keys("away")).unwrap();
+    assert!(site.ok(&["status"]).contains("DOES NOT ANSWER: cannot open the key store"));
+    let status = site.json(&["status"]);
+    assert_eq!((&status["schema"], &status["stores"][0]["reachable"]), (&Value::from(1), &Value::from(false)));
+    fs::rename(site.keys("away"), site.keys("cinder")).unwrap();
+    site.ok(&["detach", &name]);
+}
+
+#[test]
+fn a_key_is_seen_by_its_volume_with_the_names_of_those_who_open_it() {
+    let site = Site::new();
+    let (volume, reference) = site.volume("v", &[]);
+    let name = site.name("shown");
+    site.attach(&volume, &name, &[]);
+    // Nothing is opened for it.
+    fs::rename(site.keys("cinder.owner.key"), site.keys("lost")).unwrap();
+    let told = site.ok(&["key", "show", &volume]);
+    for word in [reference.as_str(), &name] {
+        assert_eq!(site.ok(&["key", "show", word]), told, "{word}");
+    }
+    for part in ["store        the directory", "owner   ", "escrow  ", "cinder.owner.pem", "cinder/kek/1"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    let shown = site.json(&["container", "show"]);
+    let names: Vec<_> = shown["opened_by"]["openers"].as_array().unwrap().iter().map(|one| &one["name"]).collect();
+    assert_eq!(names, ["owner", "escrow"]);
+    let since = |shown: &Value| shown["opened_by"]["openers"][0]["since"].as_u64().unwrap();
+    let first = since(&shown);
+    fs::rename(site.keys("lost"), site.keys("cinder.owner.key")).unwrap();
+    sh("sleep 1.1");
+    site.ok(&["container", "rotate", "cinder"]);
+    // The container key before still says so.
+    let rotated = site.json(&["container", "show"]);
+    assert_eq!((since(&rotated), &rotated["opened_by"]["container_key"]), (first, &Value::from("cinder/kek/2")));
+    site.ok(&["detach", &name]);
+    assert!(site.fails(65, &["key", "show", &site.volume_file("none")]).contains("no LUKS header"));
+}
