@@ -117,7 +117,8 @@ impl Options {
     }
 
     fn wishes(&self) -> Result<Wishes, Error> {
-        let policy = |text: &String| text.parse::<Policy>().map_err(|why| Error::Usage(format!("--opens '{text}': {why}")));
+        let policy =
+            |text: &String| text.parse::<Policy>().map_err(|why| Error::Usage(format!("--opens '{text}': {why}")));
         let opens = self.opens.as_ref().map(policy).transpose()?;
         let Self { store, name, tang, pcrs, escrow, no_recovery, no_initramfs, replace, .. } = self.clone();
         Ok(Wishes { store, name, pcrs, tang, opens, escrow, no_recovery, no_initramfs, replace })
@@ -151,7 +152,9 @@ impl Bind {
             return output::print(global.json, &json!({"plan": plan}), || lines);
         }
         let hands = paper::at_terminal(plan.recovery).map_err(|_| {
-            Error::Usage("a recovery key is shown at a terminal only: run this at one, or with --no-recovery".to_owned())
+            Error::Usage(
+                "a recovery key is shown at a terminal only: run this at one, or with --no-recovery".to_owned(),
+            )
         })?;
         request.hands = hands.as_ref().map(|hands| hands as &dyn Hands);
         request.secret = options.key_file.as_ref().map(|file| key::read_secret("the key file", file)).transpose()?;
@@ -167,7 +170,9 @@ impl Bind {
 }
 
 fn ask(question: &str) -> Result<SecretBytes, Error> {
-    let nobody = |_| Error::Usage("nobody can be asked for a passphrase of the volume here: name a file with --key-file".to_owned());
+    let nobody = |_| {
+        Error::Usage("nobody can be asked for a passphrase of the volume here: name a file with --key-file".to_owned())
+    };
     let answer = terminal::ask(question, &|| false).map_err(nobody)?;
     answer.ok_or_else(|| Error::Usage("nothing was changed".to_owned()))
 }

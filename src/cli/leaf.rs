@@ -94,9 +94,8 @@ impl New {
 impl Pin {
     fn run(&self, global: &Global) -> Result<(), Error> {
         let config = global.config()?;
-        let pinned = leaf::pin(&config, &self.name, self.thumbprint.as_deref(), |pin, offer| {
-            confirmed(&self.name, pin, offer)
-        })?;
+        let pinned =
+            leaf::pin(&config, &self.name, self.thumbprint.as_deref(), |pin, offer| confirmed(&self.name, pin, offer))?;
         let shown = json!({"leaf": self.name.to_string(), "thumbprint": pinned});
         output::print(global.json, &shown, || format!("leaf '{}' is pinned to {pinned}", self.name))
     }

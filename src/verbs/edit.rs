@@ -40,7 +40,9 @@ pub fn without_tables(path: &Path, tables: &[(&str, &str)]) -> Result<Edited, Er
     let by_hand = || {
         let names = tables.iter().map(|(part, name)| format!("[{part}.{name}]")).collect::<Vec<_>>();
         let (path, names) = (path.display(), names.join(" and "));
-        Error::Usage(format!("{path} is not written as tables of single lines: remove {names} there, and run this again"))
+        Error::Usage(format!(
+            "{path} is not written as tables of single lines: remove {names} there, and run this again"
+        ))
     };
     understood(path, without(&text, tables).ok_or_else(by_hand)?)
 }

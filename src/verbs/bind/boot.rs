@@ -31,7 +31,8 @@ pub enum Maker {
 impl Maker {
     /// The one that is installed.
     pub fn here() -> Option<Self> {
-        let is_there = |name: &str| ["/usr/sbin", "/usr/bin"].iter().any(|folder| Path::new(folder).join(name).exists());
+        let is_there =
+            |name: &str| ["/usr/sbin", "/usr/bin"].iter().any(|folder| Path::new(folder).join(name).exists());
         [Self::InitramfsTools, Self::Dracut].into_iter().find(|maker| is_there(maker.command()[0]))
     }
 

@@ -37,7 +37,7 @@ pub struct Journal {
 }
 
 /// What was made for all volumes.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Made {
     /// The configuration's file.
@@ -77,6 +77,12 @@ pub fn made(config: &Config) -> Result<Made, Error> {
     Ok(state::read(&folder(config).join(HOST))?.unwrap_or_default())
 }
 
+/// Notes it; nothing, if nothing is left of it.
 pub fn note_made(config: &Config, made: &Made) -> Result<(), Error> {
-    Ok(state::write(&folder(config).join(HOST), made)?)
+    let path = folder(config).join(HOST);
+    match *made == Made::default() {
+        true => state::remove(&path)?,
+        false => state::write(&path, made).map(|()| true)?,
+    };
+    Ok(())
 }

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use self::{
     boot::{Entry, Maker},
-    journal::Journal,
+    journal::{Journal, Made},
     plan::{Boot, Machine, Plan, Thieves, TpmFound, TpmKey, Wishes},
 };
 use crate::{
@@ -44,19 +44,15 @@ use crate::{
         case::Strictness,
         container::{Container, Use},
     },
-    verbs::{
-        boot::root,
-        clevis, edit,
-        error::Error,
-        import, keys,
-        leaf::Hands,
-        rotate, setup, test,
-    },
+    verbs::{boot::root, clevis, edit, error::Error, import, keys, leaf::Hands, rotate, setup, test},
     volumes::header::{self, Binding, Format, Volume, VolumeError},
 };
 
 /// How often a person may type the passphrase.
 const TRIES: usize = 3;
+
+/// Says which of the keys that a leaf's server offers is the right one.
+pub type Choose = dyn Fn(&LeafName, &dyn leaves::Pin, &dyn leaves::Offer) -> Result<String, Error>;
 
 /// Which volume, how, and who helps.
 pub struct Request<'a> {
@@ -71,8 +67,7 @@ pub struct Request<'a> {
     pub hands: Option<&'a dyn Hands>,
     /// The signing key of a Tang server.
     pub thumbprint: Option<&'a str>,
-    /// Says which of its keys is the right one.
-    pub choose: &'a dyn Fn(&LeafName, &dyn leaves::Pin, &dyn leaves::Offer) -> Result<String, Error>,
+    pub choose: &'a Choose,
     /// Opens a container whose key the TPM does not open any more in this boot.
     pub attendant: Attendant,
     /// Hears the plan, and what is being done.
@@ -172,7 +167,7 @@ impl Job<'_> {
         }
         let mut tries = 1;
         loop {
-            let secret = ask(&format!("Passphrase of {}: ", device.display()))?;
+            let secret = ask(&format!("A passphrase of {} (nothing is shown): ", device.display()))?;
             match volume.open_keyslot(&secret) {
                 Ok(_) => return Ok(secret),
                 Err(error @ VolumeError::WrongPassphrase { .. }) if tries < TRIES => {
@@ -259,7 +254,9 @@ impl Job<'_> {
             return Ok(());
         }
         if self.config.volumes.contains_key(&name) {
-            return Err(Error::Usage(format!("the configuration has another volume '{name}': choose a name with --name")));
+            return Err(Error::Usage(format!(
+                "the configuration has another volume '{name}': choose a name with --name"
+            )));
         }
         self.note(|journal| journal.volume = Some(name.clone()))?;
         let table = format!("[volumes.\"{name}\"]\ndevice = \"UUID={}\"\n", self.uuid);
@@ -303,7 +300,8 @@ impl Job<'_> {
         while let Some(binding) = luks2(self.request.device)?.0.bindings()?.into_iter().find(is_taken_over) {
             let (volume, _) = luks2(self.request.device)?;
             if !tried || !volume.luks().is_some_and(|luks| luks.asks_people) {
-                let why = if tried { "no passphrase of a person opens the volume" } else { "the new way was not tried" };
+                let why =
+                    if tried { "no passphrase of a person opens the volume" } else { "the new way was not tried" };
                 tracing::warn!("{binding} stays: {why}");
                 break;
             }
@@ -320,7 +318,8 @@ impl Job<'_> {
         let is_in_tpm = kind.needs_tpm();
         let place = if is_in_tpm { "the TPM".to_owned() } else { kind.describe() };
         let by_tpm = machine.key.filter(|_| identities::need_tpm(&store.sealing.identities));
-        let has_servers = |(name, leaf)| leaves::kind(name, leaf, config.network).is_ok_and(|kind| !kind.servers().is_empty());
+        let has_servers =
+            |(name, leaf)| leaves::kind(name, leaf, config.network).is_ok_and(|kind| !kind.servers().is_empty());
         let needs_servers = store.sealing.leaves.iter().any(has_servers) || kind.needs_network();
         let thieves = plan::thieves(&place, is_in_tpm, by_tpm, machine.tpm, needs_servers);
         let device = self.request.device.to_owned();
@@ -350,8 +349,17 @@ pub fn unbind(path: &Path, device: &Path, no_initramfs: bool, tell: &dyn Fn(Vec<
     if let Some(name) = journal.volume.as_ref().filter(|name| config.volumes.contains_key(name)) {
         edit::without_tables(path, &[("volumes", name.as_str())])?.write()?;
     }
-    let made = journal::made(&config)?;
-    let stays = [store::unmake(path, &made)?, store::unmake_tpm_key(path, &made)?].into_iter().flatten().collect();
+    let mut made = journal::made(&config)?;
+    let mut stays = Vec::new();
+    match store::unmake(path, &made)? {
+        Some(why) => stays.push(why),
+        None => made = Made { store: None, config: false, ..made },
+    }
+    match store::unmake_tpm_key(path, &made)? {
+        Some(why) => stays.push(why),
+        None => made.tpm_key = None,
+    }
+    journal::note_made(&config, &made)?;
     let is_node = matches!(volume.device.identity, Identity::BlockDevice { .. });
     if let Some(maker) = Maker::here().filter(|_| is_node && !no_initramfs && journal.volume.is_none()) {
         tell(vec![format!("making the initramfs anew: {}", maker.command().join(" "))]);
@@ -365,7 +373,8 @@ pub fn unbind(path: &Path, device: &Path, no_initramfs: bool, tell: &dyn Fn(Vec<
 fn require_another_way(volume: &Volume) -> Result<(), Error> {
     let Some(reference) = volume.reference() else { return Ok(()) };
     let claimed = volume.claimed_keyslots()?;
-    let has_other = volume.luks().is_some_and(|luks| luks.keyslots.iter().any(|slot| !claimed.contains(&slot.number())));
+    let has_other =
+        volume.luks().is_some_and(|luks| luks.keyslots.iter().any(|slot| !claimed.contains(&slot.number())));
     match has_other {
         true => Ok(()),
         false => Err(Error::LastWay { device: volume.device.path.clone(), key: reference.clone() }),
@@ -397,7 +406,8 @@ fn luks2(device: &Path) -> Result<(Volume, Uuid), Error> {
     match volume.luks().filter(|luks| luks.format == Format::Luks2).map(|luks| luks.uuid) {
         Some(uuid) => Ok((volume, uuid)),
         None => {
-            let (path, why) = (device.to_owned(), "only LUKS2 headers have tokens: 'cryptsetup convert' makes one of LUKS1");
+            let (path, why) =
+                (device.to_owned(), "only LUKS2 headers have tokens: 'cryptsetup convert' makes one of LUKS1");
             Err(VolumeError::NoToken { path, why: why.to_owned() }.into())
         }
     }

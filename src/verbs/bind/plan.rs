@@ -183,7 +183,10 @@ pub fn plan(machine: &Machine, wishes: &Wishes) -> Result<Plan, Error> {
     let by_tpm = known.is_none_or(|(_, by_tpm)| *by_tpm);
     let new_tpm_key = new_store && machine.key.is_none();
     if wishes.pcrs.is_some() && !new_tpm_key {
-        return usage("--pcrs is for a new key in the TPM, and none is made: 'cryptattach host enrol --replace' makes one".to_owned());
+        return usage(
+            "--pcrs is for a new key in the TPM, and none is made: 'cryptattach host enrol --replace' makes one"
+                .to_owned(),
+        );
     }
     let pcrs = wishes.pcrs.or_else(|| (!tpm.configured).then(|| lasting(tpm))).filter(|_| new_tpm_key);
     let boot = match machine.boot_lists {
@@ -230,7 +233,9 @@ impl Plan {
             (false, false) => "a volume in a file",
         };
         let sealed = match (self.new_store, machine.key, self.pcrs) {
-            (true, None, Some(pcrs)) => format!("made in the TPM's memory, opened by a new key in the TPM (PCR {pcrs})"),
+            (true, None, Some(pcrs)) => {
+                format!("made in the TPM's memory, opened by a new key in the TPM (PCR {pcrs})")
+            }
             (true, None, None) => "made in the TPM's memory, opened by a new key in the TPM".to_owned(),
             (true, Some(key), _) => format!("made in the TPM's memory, opened by this host's key in the TPM ({key})"),
             (false, Some(key), _) if self.by_tpm => format!("opened by this host's key in the TPM ({key})"),
@@ -270,7 +275,8 @@ impl Plan {
         }
         if !self.others.is_empty() {
             let others = self.others.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            let then = if wishes.replace { "removed once the new way was tried" } else { "they stay; --replace removes them" };
+            let then =
+                if wishes.replace { "removed once the new way was tried" } else { "they stay; --replace removes them" };
             lines.push(format!("others  {others}: {then}"));
         }
         lines
@@ -299,7 +305,13 @@ pub struct Thieves {
 }
 
 /// What opens a store: its place in words; the key in the TPM, if that does; whether servers are needed, too.
-pub fn thieves(place: &str, is_in_tpm: bool, key: Option<TpmKey>, tpm: Option<TpmFound>, needs_servers: bool) -> Thieves {
+pub fn thieves(
+    place: &str,
+    is_in_tpm: bool,
+    key: Option<TpmKey>,
+    tpm: Option<TpmFound>,
+    needs_servers: bool,
+) -> Thieves {
     let disk = match is_in_tpm {
         true => "nothing: the sealed key is in this machine's TPM".to_owned(),
         false => format!("nothing, as long as the thief has not {place} as well"),
@@ -320,7 +332,10 @@ pub fn thieves(place: &str, is_in_tpm: bool, key: Option<TpmKey>, tpm: Option<Tp
         () if key.has_pin => "nothing without the PIN".to_owned(),
         () if covers_image => "nothing: another system, or a changed initramfs, measures other values".to_owned(),
         () if secure_boot == Some(true) && chain == BootChain::UnifiedKernelImage => {
-            format!("EVERYTHING{within}, if Secure Boot starts their system: the kernel's image is not among PCR {}", key.pcrs)
+            format!(
+                "EVERYTHING{within}, if Secure Boot starts their system: the kernel's image is not among PCR {}",
+                key.pcrs
+            )
         }
         () => format!(
             "EVERYTHING{within}: whoever changes the initramfs, which PCR {} do not cover; a PIN or signed unified kernel images \
@@ -388,7 +403,8 @@ mod tests {
     #[test]
     fn a_data_volume_goes_into_the_store_that_there_is() {
         let data = Machine { is_root: false, is_listed: false, tpm: None, ..laptop() };
-        let on_stick = Machine { stores: vec![store("stick", false)], default_store: "stick".parse().ok(), ..data.clone() };
+        let on_stick =
+            Machine { stores: vec![store("stick", false)], default_store: "stick".parse().ok(), ..data.clone() };
         let made = plan(&on_stick, &Wishes::default()).unwrap();
         assert!(!made.new_store && !made.recovery && !made.new_tpm_key && made.initramfs.is_none());
         assert_eq!((made.store.as_str(), made.boot), ("stick", Boot::Section));
@@ -405,7 +421,10 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_before_anything_is_made() {
         let wish = |store: &str| Wishes { store: store.parse().ok(), ..Wishes::default() };
-        let reference = KeyReference { store: "stick".parse().unwrap(), key: "3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de".parse().unwrap() };
+        let reference = KeyReference {
+            store: "stick".parse().unwrap(),
+            key: "3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de".parse().unwrap(),
+        };
         let stores = vec![store("stick", false)];
         let bound = Machine { bound: Some(reference.clone()), stores, ..laptop() };
         assert!(refused(&bound, &wish("disk")).contains("key move"));
@@ -415,7 +434,9 @@ mod tests {
         let tang = Wishes { tang: Some("http://t1".to_owned()), ..wish("stick") };
         assert!(refused(&Machine { bound: None, ..bound }, &tang).contains("container policy"));
         assert!(refused(&Machine { tpm: None, ..laptop() }, &wish("disk")).contains("no TPM to make it in"));
-        assert!(refused(&Machine { boot_lists: Some(false), ..laptop() }, &Wishes::default()).contains("[[boot.volumes]]"));
+        assert!(
+            refused(&Machine { boot_lists: Some(false), ..laptop() }, &Wishes::default()).contains("[[boot.volumes]]")
+        );
     }
 
     #[test]
