@@ -172,7 +172,7 @@ fn whoever_is_stopped_goes_on_by_the_same_command() {
     ok(unbind().output().unwrap());
     let whole_unbind = start.elapsed();
     assert_eq!(machine.traces(&volume), before);
-    let tries = 7;
+    let tries = 5;
     for number in 1..tries {
         machine.killed(machine.bind(&volume), whole * number / tries);
         opens_by_passphrase(&volume);
@@ -231,10 +231,12 @@ fn at_the_terminal_a_passphrase_is_asked_for_and_words_are_handed_over() {
     let told = site.fails(64, &["bind", &volume]);
     assert!(told.contains("--no-recovery"), "{told}");
     let mut wrong = true;
-    let said = at_terminal(site, &[], &["bind", &volume], |question| match question.contains("A passphrase of") {
-        true if std::mem::take(&mut wrong) => "another".to_owned(),
-        true => PASSPHRASE.to_owned(),
-        false => words_of(question),
+    let said = at_terminal(site, &[], &["bind", &volume], |question| match () {
+        () if question.contains("A passphrase of") && std::mem::take(&mut wrong) => "another".to_owned(),
+        () if question.contains("A passphrase of") => PASSPHRASE.to_owned(),
+        () if question.contains("Type the words back") => words_of(question),
+        // A line of the log that ends like a question.
+        () => String::new(),
     });
     assert_eq!(said.code, Some(0));
     assert!(said.shown.contains("opens no keyslot") && said.shown.contains("opened as a boot would open it"));
@@ -316,7 +318,7 @@ fn what_clevis_has_bound_is_taken_over_once_the_new_way_was_tried() {
 
     // Where no person has a passphrase, clevis' keyslot is the last one.
     let volume = clevis::bound(site, "only", "device:/dev/none", "tang", &clevis::pin(&tang));
-    sh(&format!("cryptsetup luksKillSlot -q {volume} 0 --key-file {}", site.keys("pass")));
+    sh(&format!("cryptsetup luksKillSlot -q {volume} 0"));
     let output = site.command().args(["bind", &volume, "--no-recovery", "--replace", "--json"]).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(ok(output).contains(r#""replaced":[]"#) && told.contains("stays: no passphrase of a person"), "{told}");
