@@ -57,7 +57,7 @@ pub fn pass(volume: &str, keyslot: u32) -> String {
     sh(&format!("clevis luks pass -d {volume} -s {keyslot}"))
 }
 
-fn append(site: &Site, text: &str) {
+pub fn append(site: &Site, text: &str) {
     let config = site.keys("cryptattach.toml");
     fs::write(config, fs::read_to_string(config).unwrap() + text).unwrap();
 }

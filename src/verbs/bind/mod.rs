@@ -42,7 +42,7 @@ use crate::{
     unlock::{
         self,
         case::Strictness,
-        container::{Container, Use},
+        container::{self, Container, Use},
     },
     verbs::{boot::root, clevis, edit, error::Error, import, keys, leaf::Hands, rotate, setup, test},
     volumes::header::{self, Binding, Format, Volume, VolumeError},
@@ -318,9 +318,7 @@ impl Job<'_> {
         let is_in_tpm = kind.needs_tpm();
         let place = if is_in_tpm { "the TPM".to_owned() } else { kind.describe() };
         let by_tpm = machine.key.filter(|_| identities::need_tpm(&store.sealing.identities));
-        let has_servers =
-            |(name, leaf)| leaves::kind(name, leaf, config.network).is_ok_and(|kind| !kind.servers().is_empty());
-        let needs_servers = store.sealing.leaves.iter().any(has_servers) || kind.needs_network();
+        let needs_servers = kind.needs_network() || !container::servers_to_open(&config, store, false)?.is_empty();
         let thieves = plan::thieves(&place, is_in_tpm, by_tpm, machine.tpm, needs_servers);
         let device = self.request.device.to_owned();
         let (lacks, replaced) = (Vec::new(), Vec::new());

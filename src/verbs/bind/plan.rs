@@ -264,14 +264,13 @@ impl Plan {
             format!("store   '{}'  {sealed}{}", self.store, besides.into_iter().flatten().collect::<String>()),
             format!("boot    {boot}{image}"),
         ];
-        if let (Some(_), Some(key), Some(tpm)) = (self.initramfs, machine.key.filter(|_| self.by_tpm), machine.tpm) {
-            let changed = key.pcrs.common(changing(tpm.chain));
-            if !changed.is_empty() {
-                lines.push(format!(
-                    "note    the new initramfs changes PCR {changed}: the next boot asks for the passphrase, unless its state is signed; \
-                     'cryptattach host enrol --replace' makes a key for it then"
-                ));
-            }
+        let bound = self.pcrs.or(machine.key.filter(|_| self.by_tpm).map(|key| key.pcrs)).unwrap_or_default();
+        let changed = bound.common(changing(machine.tpm.map_or(BootChain::Unmeasured, |tpm| tpm.chain)));
+        if self.initramfs.is_some() && !changed.is_empty() {
+            lines.push(format!(
+                "note    the new initramfs changes PCR {changed}, which the key in the TPM is bound to: the next boot asks for the \
+                 passphrase"
+            ));
         }
         if !self.others.is_empty() {
             let others = self.others.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -391,6 +390,10 @@ mod tests {
         let lines = made.lines(&machine, &wishes);
         assert_eq!(lines.len(), 3);
         assert!(lines[1].contains("PCR 7") && lines[1].contains("14 words"), "{lines:?}");
+        let wishes = Wishes { pcrs: Some(PcrSet::of(&[7, 9])), ..wishes };
+        let lines = plan(&machine, &wishes).unwrap().lines(&machine, &wishes);
+        assert!(lines[3].contains("changes PCR 9"), "{lines:?}");
+        let wishes = Wishes::default();
         let off = Machine { tpm: Some(TpmFound { secure_boot: Some(false), ..GRUB }), ..laptop() };
         assert_eq!(plan(&off, &wishes).unwrap().pcrs, Some(PcrSet::of(&[4, 7])));
         let site = Machine { tpm: Some(TpmFound { configured: true, ..GRUB }), ..laptop() };

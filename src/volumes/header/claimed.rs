@@ -38,6 +38,7 @@ pub struct Binding {
 impl std::fmt::Display for Binding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let keyslots = self.keyslots.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+        let keyslots = if keyslots.is_empty() { "none" } else { &keyslots };
         write!(f, "{} (token {}, keyslot {keyslots})", self.kind, self.token)
     }
 }
@@ -197,5 +198,27 @@ impl Volume {
             }
             Err(source) => Err(VolumeError::Library { action, path, source }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_others_have_bound_is_told_whatever_is_in_it() {
+        let tokens = json!({
+            "0": {"type": "cryptattach", "keyslots": ["0"]},
+            "1": {"type": "clevis", "keyslots": ["1", "x", 2, "-3", "99999999999"]},
+            "2": {"type": "systemd-tpm2", "keyslots": "1"},
+            "x": {"type": "other", "keyslots": ["4"]},
+            "4": {"keyslots": ["4"]},
+            "5": [],
+        });
+        let found: Vec<_> = Binding::all(&json!({ "tokens": tokens })).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["clevis (token 1, keyslot 1)", "systemd-tpm2 (token 2, keyslot none)"]);
+        assert!(Binding::all(&json!({"tokens": []})).is_empty() && Binding::all(&json!(null)).is_empty());
     }
 }
