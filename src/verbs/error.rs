@@ -350,8 +350,8 @@ impl Advice for Error {
             Self::NotBound(_) => {
                 "'cryptattach key delete' deletes a key, and 'cryptsetup token remove' the token that names it".into()
             }
-            Self::LastWay { device, .. } => {
-                format!("add a passphrase first: 'cryptattach key passphrase' or an attached volume lets 'cryptsetup luksAddKey {}' in", device.display()).into()
+            Self::LastWay { .. } => {
+                "leave it bound, or bring a header back that has a passphrase ('cryptattach header restore')".into()
             }
             Self::NotAttached(_) => "'cryptattach list' shows the attached volumes".into(),
             Self::OtherVolume { name, .. } | Self::LeadsToMapping { name, .. } => {

@@ -221,6 +221,14 @@ fn a_tpm_without_room_is_told_and_the_same_command_goes_on_once_it_has() {
     machine.tested(&volume);
     machine.site.ok(&["unbind", &volume]);
     assert_eq!(machine.traces(&volume), before);
+
+    // A cleared TPM has nothing to be taken back; what it was for goes all the same.
+    ok(machine.bind(&volume).output().unwrap());
+    machine.swtpm.tool(&["tpm2_clear"]);
+    let told = String::from_utf8(machine.bind(&volume).output().unwrap().stderr).unwrap();
+    assert!(told.contains("cleared"), "{told}");
+    machine.site.ok(&["unbind", &volume]);
+    assert_eq!(tokens(&volume), before[3]);
 }
 
 #[test]
@@ -314,6 +322,7 @@ fn what_clevis_has_bound_is_taken_over_once_the_new_way_was_tried() {
     machine.tested(&volume);
     opens_by_passphrase(&volume);
     site.ok(&["unbind", &volume]);
+    assert!(!site.path("keys/disk.owner.pem").exists());
 
     // systemd-cryptenroll's, in a keyslot of its own.
     let volume = machine.volume("systemd");

@@ -23,7 +23,9 @@ use self::{
 };
 use crate::{
     base::{
+        advice::Advice,
         chain::chain,
+        exit::Exit,
         key::{KeyReference, SecretBytes},
         mapping_name::MappingName,
         person::Attendant,
@@ -80,7 +82,7 @@ pub struct Bound {
     pub device: PathBuf,
     pub volume: Uuid,
     pub key: KeyReference,
-    /// It was bound before, and nothing was changed.
+    /// It was bound before; nothing was changed.
     pub already: bool,
     pub plan: Plan,
     /// Whether it was tried as a boot would; not in a boot that has latched the TPM.
@@ -123,7 +125,8 @@ pub fn bind(request: &Request<'_>) -> Result<Bound, Error> {
     if let Some(key) = volume.reference().filter(|_| job.journal.done)
         && !request.wishes.replace
     {
-        return job.bound(machine, plan, key.clone(), true);
+        let tried = job.try_out(&plan)?;
+        return Ok(Bound { tried, ..job.bound(machine, plan, key.clone(), true)? });
     }
     (request.tell)(plan.lines(&machine, request.wishes));
     let secret = match volume.reference() {
@@ -322,7 +325,7 @@ impl Job<'_> {
         let thieves = plan::thieves(&place, is_in_tpm, by_tpm, machine.tpm, needs_servers);
         let device = self.request.device.to_owned();
         let (lacks, replaced) = (Vec::new(), Vec::new());
-        Ok(Bound { device, volume: self.uuid, key, already, plan, tried: already, lacks, replaced, thieves })
+        Ok(Bound { device, volume: self.uuid, key, already, plan, tried: false, lacks, replaced, thieves })
     }
 }
 
@@ -332,6 +335,7 @@ pub fn unbind(path: &Path, device: &Path, no_initramfs: bool, tell: &dyn Fn(Vec<
     let (volume, uuid) = luks2(device)?;
     let _alone = (journal::claim(&config)?, rotate::claim(&config, uuid)?);
     let Some(mut journal) = journal::read(&config, uuid)? else { return Err(Error::NotBound(device.to_owned())) };
+    let mut stays = Vec::new();
     if let Some(noted) = journal.key.clone() {
         require_another_way(&volume)?;
         // What the header names now: a rotation or a move has put another one in its place.
@@ -341,15 +345,14 @@ pub fn unbind(path: &Path, device: &Path, no_initramfs: bool, tell: &dyn Fn(Vec<
         if volume.reference().is_some() {
             volume.remove_token(&now)?;
         }
-        delete(&config, &now)?;
+        stays.extend(unless_cleared(delete(&config, &now).map(|()| None))?);
     }
     journal.crypttab.as_ref().map(Entry::take_back).transpose()?;
     if let Some(name) = journal.volume.as_ref().filter(|name| config.volumes.contains_key(name)) {
         edit::without_tables(path, &[("volumes", name.as_str())])?.write()?;
     }
     let mut made = journal::made(&config)?;
-    let mut stays = Vec::new();
-    match store::unmake(path, &made)? {
+    match unless_cleared(store::unmake(path, &made))? {
         Some(why) => stays.push(why),
         None => made = Made { store: None, config: false, ..made },
     }
@@ -365,6 +368,14 @@ pub fn unbind(path: &Path, device: &Path, no_initramfs: bool, tell: &dyn Fn(Vec<
     }
     journal::remove(&config, uuid)?;
     Ok(Unbound { device: device.to_owned(), volume: uuid, key: journal.key, stays })
+}
+
+/// Why something stays. A TPM that is not the one of then, or was cleared, has nothing to be taken back.
+fn unless_cleared(stays: Result<Option<String>, Error>) -> Result<Option<String>, Error> {
+    match stays {
+        Err(error) if error.exit() == Exit::Tpm => Ok(Some(format!("the TPM could not be asked: {}", chain(&error)))),
+        stays => stays,
+    }
 }
 
 /// Refuses to take the last key away: whatever else opens a keyslot is not ours.

@@ -199,8 +199,9 @@ pub fn plan(machine: &Machine, wishes: &Wishes) -> Result<Plan, Error> {
                 machine.volume
             ));
         }
-        None if machine.is_root && machine.is_listed => Boot::Known,
-        None if by_tpm || machine.is_listed || machine.is_root => Boot::Crypttab,
+        // Without a line in crypttab the kernel's command line names it.
+        None if machine.is_root => Boot::Known,
+        None if by_tpm || machine.is_listed => Boot::Crypttab,
         None => Boot::Section,
     };
     let is_in_image = matches!(boot, Boot::Known | Boot::Crypttab);
