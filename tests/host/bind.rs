@@ -237,11 +237,14 @@ fn at_the_terminal_a_passphrase_is_asked_for_and_words_are_handed_over() {
     let (site, volume) = (&machine.site, machine.volume("volume"));
     let told = site.fails(64, &["bind", &volume]);
     assert!(told.contains("--no-recovery"), "{told}");
-    let mut wrong = true;
+    let (mut wrong, mut words) = (true, String::new());
     let said = at_terminal(site, &[], &["bind", &volume], |question| match () {
         () if question.contains("A passphrase of") && std::mem::take(&mut wrong) => "another".to_owned(),
         () if question.contains("A passphrase of") => PASSPHRASE.to_owned(),
-        () if question.contains("Type the words back") => words_of(question),
+        () if question.contains("Type the words back") => {
+            words = words_of(question);
+            words.clone()
+        }
         // A line of the log that ends like a question.
         () => String::new(),
     });
@@ -252,7 +255,6 @@ fn at_the_terminal_a_passphrase_is_asked_for_and_words_are_handed_over() {
     // A second volume in a boot whose TPM is latched: the words open the store.
     site.ok(&["policy", "latch"]);
     let other = machine.volume("other");
-    let words = words_of(&said.shown);
     let said = at_terminal(site, &[], &["bind", &other, "--key-file", site.keys("pass")], |_| words.clone());
     assert!(said.code == Some(0) && said.shown.contains("could NOT be tried"));
     let mut machine = machine;
