@@ -46,7 +46,7 @@ use crate::{
         case::Strictness,
         container::{self, Container, Use},
     },
-    verbs::{boot::root, clevis, edit, error::Error, import, keys, leaf::Hands, rotate, setup, test},
+    verbs::{boot::root, edit, error::Error, import, keys, leaf::Hands, rotate, setup, test},
     volumes::header::{self, Binding, Format, Volume, VolumeError},
 };
 
@@ -131,7 +131,7 @@ pub fn bind(request: &Request<'_>) -> Result<Bound, Error> {
     (request.tell)(plan.lines(&machine, request.wishes));
     let secret = match volume.reference() {
         Some(_) => None,
-        None => Some(job.secret(&volume)?),
+        None => job.secret(&volume)?,
     };
     job.prepare(&plan)?;
     let key = job.seal(&volume, &plan, secret)?;
@@ -157,22 +157,20 @@ impl Job<'_> {
         journal::write(&self.config, self.uuid, &self.journal)
     }
 
-    /// A passphrase that opens a keyslot, known before anything is made.
-    fn secret(&self, volume: &Volume) -> Result<SecretBytes, Error> {
+    /// A passphrase that opens a keyslot, known before anything is made; `None` if clevis has it, whose place is to be taken.
+    fn secret(&self, volume: &Volume) -> Result<Option<SecretBytes>, Error> {
         let Request { secret, ask, device, .. } = self.request;
         if let Some(secret) = secret {
-            return fitting(volume, secret);
+            return fitting(volume, secret).map(Some);
         }
-        if self.request.wishes.replace
-            && let Ok(opened) = clevis::open(&self.config, volume)
-        {
-            return Ok(opened.passphrase);
+        if self.request.wishes.replace && volume.luks().is_some_and(|luks| !luks.clevis.is_empty()) {
+            return Ok(None);
         }
         let mut tries = 1;
         loop {
             let secret = ask(&format!("A passphrase of {} (nothing is shown): ", device.display()))?;
             match volume.open_keyslot(&secret) {
-                Ok(_) => return Ok(secret),
+                Ok(_) => return Ok(Some(secret)),
                 Err(error @ VolumeError::WrongPassphrase { .. }) if tries < TRIES => {
                     (self.request.tell)(vec![chain(&error)]);
                     tries += 1;
