@@ -363,6 +363,7 @@ impl Import {
             secret: self.key_file.as_ref().map(|file| read_secret("the key file", file)).transpose()?,
             token: self.token,
             separation: self.separation.strictness(),
+            announce: &|_| Ok(()),
         };
         let reference = import::import(config, request)?;
         output::print(json, &json!({"key": reference}), || reference.to_string())

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{AnswerOption, Global, output, paper::Paper};
 use crate::{
     config::LeafName,
-    keys::seal::leaves::Pin as LeafPin,
+    keys::seal::leaves::{Offer, Pin as LeafPin},
     verbs::{error::Error, leaf},
 };
 
@@ -94,30 +94,31 @@ impl New {
 impl Pin {
     fn run(&self, global: &Global) -> Result<(), Error> {
         let config = global.config()?;
-        let pinned = leaf::pin(&config, &self.name, self.thumbprint.as_deref(), |pin, offer| {
-            self.ask(pin, offer.thumbprints())
-        })?;
+        let pinned =
+            leaf::pin(&config, &self.name, self.thumbprint.as_deref(), |pin, offer| confirmed(&self.name, pin, offer))?;
         let shown = json!({"leaf": self.name.to_string(), "thumbprint": pinned});
         output::print(global.json, &shown, || format!("leaf '{}' is pinned to {pinned}", self.name))
     }
+}
 
-    fn ask(&self, pin: &dyn LeafPin, thumbprints: &[String]) -> Result<String, Error> {
-        let [first, ..] = thumbprints else { return Err(Error::Usage("no key was offered".to_owned())) };
-        let shown = thumbprints.iter().map(|thumbprint| format!("  {thumbprint}"));
-        let head = format!("the key of leaf '{}' is vouched for by:", self.name);
-        output::say([head].into_iter().chain(shown).collect::<Vec<_>>());
-        let compare_with = pin.compare_with();
-        if !io::stdin().is_terminal() {
-            return Err(Error::Usage(format!(
-                "nobody can be asked whether that is right; compare it with {compare_with} and use --thumbprint {first}"
-            )));
-        }
-        output::say(format!("Compare it with {compare_with}. Is it the same? (yes/no)"));
-        let mut answer = String::new();
-        io::stdin().lock().read_line(&mut answer).map_err(Error::io("read the answer"))?;
-        match answer.trim() {
-            "yes" => Ok(first.clone()),
-            _ => Err(Error::Usage(format!("the leaf '{}' was not pinned", self.name))),
-        }
+/// Shows who vouches for a leaf's key, and has a person compare that.
+pub(super) fn confirmed(name: &LeafName, pin: &dyn LeafPin, offer: &dyn Offer) -> Result<String, Error> {
+    let thumbprints = offer.thumbprints();
+    let [first, ..] = thumbprints else { return Err(Error::Usage("no key was offered".to_owned())) };
+    let shown = thumbprints.iter().map(|thumbprint| format!("  {thumbprint}"));
+    let head = format!("the key of leaf '{name}' is vouched for by:");
+    output::say([head].into_iter().chain(shown).collect::<Vec<_>>());
+    let compare_with = pin.compare_with();
+    if !io::stdin().is_terminal() {
+        return Err(Error::Usage(format!(
+            "nobody can be asked whether that is right; compare it with {compare_with} and use --thumbprint {first}"
+        )));
+    }
+    output::say(format!("Compare it with {compare_with}. Is it the same? (yes/no)"));
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer).map_err(Error::io("read the answer"))?;
+    match answer.trim() {
+        "yes" => Ok(first.clone()),
+        _ => Err(Error::Usage(format!("the leaf '{name}' was not pinned"))),
     }
 }

@@ -4,6 +4,7 @@ mod attach;
 mod audit;
 mod backup;
 mod bar;
+mod bind;
 mod boot;
 mod container;
 mod detach;
@@ -97,6 +98,8 @@ struct Global {
 
 #[derive(Subcommand)]
 enum Verb {
+    Bind(bind::Bind),
+    Unbind(bind::Unbind),
     Init(init::Init),
     Format(format::Format),
     Encrypt(encrypt::Encrypt),
@@ -249,6 +252,8 @@ fn run(cli: &Cli, reports: Reports) -> Result<u8, Error> {
     let global = &cli.global;
     match &cli.verb {
         Verb::Boot(boot) => return boot.run(global, reports),
+        Verb::Bind(bind) => bind.run(global),
+        Verb::Unbind(unbind) => unbind.run(global),
         Verb::Init(init) => init.run(global),
         Verb::Format(format) => format.run(global),
         Verb::Encrypt(encrypt) => encrypt.run(global),

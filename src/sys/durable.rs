@@ -63,13 +63,7 @@ impl Folder {
 
     /// The same, with mode and owner of the one of that name, which others may have to read.
     pub fn replace_content(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let path = self.path.join(name);
-        let (before, written) = (fs::metadata(&path)?, self.written(bytes)?);
-        fchown(written.as_file(), Some(before.uid()), Some(before.gid()))?;
-        // After its owner: that takes away some bits.
-        written.as_file().set_permissions(before.permissions())?;
-        written.as_file().sync_all()?;
-        written.persist(path).map_err(|refused| refused.error)?;
+        persist_as(self.written(bytes)?, &self.path.join(name))?;
         self.folder.sync_all()
     }
 
@@ -101,6 +95,22 @@ pub fn read_bounded(path: &Path, most: usize) -> io::Result<Vec<u8>> {
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     written(path, bytes)?.persist(path).map_err(|refused| refused.error)?;
     File::open(folder_of(path))?.sync_all()
+}
+
+/// Likewise, with mode and owner of the one of that name.
+pub fn replace_content(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    persist_as(written(path, bytes)?, path)?;
+    File::open(folder_of(path))?.sync_all()
+}
+
+/// In place of the file at this path, with its mode and owner.
+fn persist_as(written: NamedTempFile, path: &Path) -> io::Result<()> {
+    let before = fs::metadata(path)?;
+    fchown(written.as_file(), Some(before.uid()), Some(before.gid()))?;
+    // After its owner: that takes away some bits.
+    written.as_file().set_permissions(before.permissions())?;
+    written.as_file().sync_all()?;
+    written.persist(path).map(drop).map_err(|refused| refused.error)
 }
 
 /// Likewise a new one, which its owner alone can read; `AlreadyExists` if there is one of that name.

@@ -1,6 +1,7 @@
-//! Members of a store's section in the configuration, changed by a program: all else in the file stays as it is, comments included.
+//! Members of a store's section in the configuration, and whole tables, changed by a program: all else in the file stays as it is,
+//! comments included.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use toml::Value;
 
@@ -16,10 +17,68 @@ pub struct Edited {
 /// The configuration in this file with other members of a store.
 pub fn edited(path: &Path, name: &StoreName, members: &[(&str, Value)]) -> Result<Edited, Error> {
     let text = fs::read_to_string(path).map_err(Error::io(format!("read {}", path.display())))?;
-    let text = with_members(&text, name, members)?;
+    understood(path, with_members(&text, name, members)?)
+}
+
+/// The configuration in this file, or an empty one, with one more table at its end.
+pub fn with_table(path: &Path, table: &str) -> Result<Edited, Error> {
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        text => text.map_err(Error::io(format!("read {}", path.display())))?,
+    };
+    understood(path, format!("{text}\n{table}"))
+}
+
+/// The configuration in this file without these tables, each the name of a part and a name in it.
+pub fn without_tables(path: &Path, tables: &[(&str, &str)]) -> Result<Edited, Error> {
+    let text = fs::read_to_string(path).map_err(Error::io(format!("read {}", path.display())))?;
+    let by_hand = || {
+        let names = tables.iter().map(|(part, name)| format!("[{part}.{name}]")).collect::<Vec<_>>();
+        let (path, names) = (path.display(), names.join(" and "));
+        Error::Usage(format!(
+            "{path} is not written as tables of single lines: remove {names} there, and run this again"
+        ))
+    };
+    understood(path, without(&text, tables).ok_or_else(by_hand)?)
+}
+
+fn understood(path: &Path, text: String) -> Result<Edited, Error> {
     let config = Config::parse(&text, path)?;
     store::check(&config)?;
     Ok(Edited { config, text })
+}
+
+fn without(text: &str, tables: &[(&str, &str)]) -> Option<String> {
+    let is_gone = |header: &str| {
+        let header = header.split('#').next().unwrap_or_default().trim();
+        let is = |(part, name): &(&str, &str)| {
+            header == format!("[{part}.{name}]") || header == format!("[{part}.\"{name}\"]")
+        };
+        tables.iter().any(is)
+    };
+    let (mut kept, mut is_kept) = (String::new(), true);
+    for line in text.split_inclusive('\n') {
+        if line.trim_start().starts_with('[') {
+            is_kept = !is_gone(line);
+            // The blank line before a table is the table's.
+            if !is_kept && (kept.ends_with("\n\n") || kept == "\n") {
+                kept.pop();
+            }
+        }
+        if is_kept {
+            kept.push_str(line);
+        }
+    }
+    // Not a guess: nothing else has changed.
+    let mut expected = text.parse::<toml::Table>().ok()?;
+    for (part, name) in tables {
+        let table = expected.get_mut(*part).and_then(Value::as_table_mut);
+        let is_last = table.is_some_and(|table| table.remove(*name).is_some() && table.is_empty());
+        if is_last {
+            expected.remove(*part);
+        }
+    }
+    (kept.parse::<toml::Table>().ok()? == expected).then_some(kept)
 }
 
 /// A member of a store's section, as the file has it.
@@ -30,6 +89,11 @@ pub fn member(path: &Path, name: &StoreName, member: &str) -> Result<Option<Valu
 }
 
 impl Edited {
+    /// Whether nothing is left in it.
+    pub fn is_empty(&self) -> bool {
+        self.text.trim().is_empty()
+    }
+
     /// Writes it, whole or not at all, with the mode and the owner that the file has.
     pub fn write(self) -> Result<Config, Error> {
         let path = &self.config.path;
@@ -77,6 +141,18 @@ fn with_members(text: &str, name: &StoreName, members: &[(&str, Value)]) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_that_was_added_is_removed_and_nothing_else() {
+        let before = "# mine\n[stores.b]\nopens = \"x\" # y\n";
+        let added = format!("{before}\n[stores.a]\ntype = 't'\n\n[leaves.paper]\nrecovery = 'f'\n\n");
+        let tables = [("stores", "a"), ("leaves", "paper")];
+        assert_eq!(without(&added, &tables).as_deref(), Some(before));
+        assert_eq!(without("\n[stores.a]\ntype = 't'\n", &tables[..1]).as_deref(), Some(""));
+        assert_eq!(without(before, &tables).as_deref(), Some(before));
+        assert_eq!(without("[stores]\na.type = 't'\n", &tables), None);
+        assert_eq!(without("a = \"\"\"\n[stores.a]\n\"\"\"\n", &tables), None);
+    }
 
     #[test]
     fn only_these_members_of_the_store_change_in_the_file() {

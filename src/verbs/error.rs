@@ -224,6 +224,12 @@ pub enum Error {
     /// A receipt.
     #[error(transparent)]
     Receipt(#[from] ReceiptError),
+    /// `unbind` of what `bind` has not bound.
+    #[error("{} was not bound by 'cryptattach bind' on this host", .0.display())]
+    NotBound(PathBuf),
+    /// Nothing would open the volume any more.
+    #[error("{} has no keyslot for a passphrase: the key {key} is all that opens it", .device.display())]
+    LastWay { device: PathBuf, key: KeyReference },
     /// The user must agree or choose first.
     #[error("{0}")]
     Usage(String),
@@ -254,13 +260,14 @@ impl Advice for Error {
             Self::AuditBroken { .. } => Exit::AuditBroken,
             Self::UnknownToCrypttab(_) => Exit::Config,
             Self::NoSuchKey { .. } => Exit::NoKey,
-            Self::NotAttached(_) | Self::NothingOn(_) | Self::VolumeElsewhere { .. } => Exit::Missing,
+            Self::NotAttached(_) | Self::NothingOn(_) | Self::NotBound(_) | Self::VolumeElsewhere { .. } => Exit::Missing,
             Self::Io { .. } => Exit::Io,
             Self::NotBlank { .. }
             | Self::OtherVolume { .. }
             | Self::LeadsToMapping { .. }
             | Self::OthersOpen { .. }
             | Self::Copied { .. }
+            | Self::LastWay { .. }
             | Self::Exists(_)
             | Self::StoreExists(_) => Exit::InTheWay,
             Self::NewlineInKeyFile(source) => source.exit(),
@@ -358,6 +365,12 @@ impl Advice for Error {
                 format!("the same command goes on with those; 'cryptattach key rotate --container {container} --anew' begins again").into()
             }
             Self::HeaderRestored { .. } => "write nothing to the volume; restore a backup of the header from after that, and keep both keys".into(),
+            Self::NotBound(_) => {
+                "'cryptattach key delete' deletes a key, and 'cryptsetup token remove' the token that names it".into()
+            }
+            Self::LastWay { .. } => {
+                "leave it bound, or bring a header back that has a passphrase ('cryptattach header restore')".into()
+            }
             Self::NotAttached(_) | Self::NothingOn(_) => "'cryptattach list' shows the attached volumes".into(),
             Self::OtherVolume { name, .. } | Self::LeadsToMapping { name, .. } => {
                 format!("find out which volume '{name}' is ('cryptattach status {name}'), and detach it if it is a leftover").into()

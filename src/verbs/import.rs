@@ -31,6 +31,8 @@ pub struct Request<'a> {
     pub token: bool,
     /// How strict to be about separation.
     pub separation: Strictness,
+    /// Hears of the key before it is stored: a run that is killed after that leaves a key that nothing names.
+    pub announce: &'a dyn Fn(&KeyReference) -> Result<(), Error>,
 }
 
 /// Seals and stores the volume's key; `attach --key` opens the volume with it from then on.
@@ -56,6 +58,7 @@ pub fn import(config: &Config, request: Request<'_>) -> Result<KeyReference, Err
             None => clevis::open(config, proven.volume())?.volume_key,
         };
         proven.volume().verify_key(&key)?;
+        (request.announce)(&reference)?;
         Ok((proven, key))
     };
     let (proven, key) = prepare().inspect_err(|_| container.store().abandon(&reference.key))?;

@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod audit;
 pub mod backup;
+pub mod bind;
 pub mod boot;
 pub mod clevis;
 pub mod container;

@@ -213,6 +213,7 @@ fn a_key_from_before_a_re_encryption_no_longer_fits_and_import_keeps_the_new_one
             secret: Some(passphrase),
             token: false,
             separation: Strictness::default(),
+            announce: &|_| Ok(()),
         },
     )
     .unwrap();
@@ -327,6 +328,7 @@ fn import_keeps_the_key_that_a_passphrase_opens() {
         secret: Some(SecretBytes::copy_of(secret).unwrap()),
         token: false,
         separation: Strictness::default(),
+        announce: &|_| Ok(()),
     };
     refuses!(
         other,

@@ -24,13 +24,13 @@ const NO_TPM: &str = "device:/dev/none";
 const LIMITS: &str = "[network]\nconnect_seconds = 8.0\ntry_seconds = 8.0\ntotal_seconds = 8.0\n";
 
 /// What clevis is told of a server.
-fn pin(tang: &Tangd) -> Value {
+pub fn pin(tang: &Tangd) -> Value {
     let advertised = sh(&format!("curl -sf {}/adv", tang.url));
     json!({"url": tang.url, "adv": serde_json::from_str::<Value>(&advertised).unwrap()})
 }
 
 /// A volume that cryptsetup has made, whose passphrase is in `pass`.
-fn luks(site: &Site, name: &str) -> String {
+pub fn luks(site: &Site, name: &str) -> String {
     let (pass, volume) = (site.keys("pass"), site.file(name, 64 << 20).into_os_string().into_string().unwrap());
     fs::write(pass, "a passphrase").unwrap();
     // With room for a large token.
@@ -40,7 +40,7 @@ fn luks(site: &Site, name: &str) -> String {
 }
 
 /// The same, bound by clevis: keyslot 1.
-fn bound(site: &Site, name: &str, tcti: &str, pin: &str, config: &Value) -> String {
+pub fn bound(site: &Site, name: &str, tcti: &str, pin: &str, config: &Value) -> String {
     let volume = luks(site, name);
     let file = site.path("pin.json");
     fs::write(&file, config.to_string()).unwrap();
@@ -53,11 +53,11 @@ fn bound(site: &Site, name: &str, tcti: &str, pin: &str, config: &Value) -> Stri
 }
 
 /// What clevis opens the volume with.
-fn pass(volume: &str, keyslot: u32) -> String {
+pub fn pass(volume: &str, keyslot: u32) -> String {
     sh(&format!("clevis luks pass -d {volume} -s {keyslot}"))
 }
 
-fn append(site: &Site, text: &str) {
+pub fn append(site: &Site, text: &str) {
     let config = site.keys("cryptattach.toml");
     fs::write(config, fs::read_to_string(config).unwrap() + text).unwrap();
 }

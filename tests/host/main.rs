@@ -34,6 +34,7 @@ mod backup;
 #[path = "bao.rs"]
 mod bao_stories;
 mod bare;
+mod bind;
 mod busy;
 mod clevis;
 mod container;

@@ -22,13 +22,13 @@ use crate::{
 const LONGEST: &str = "60";
 
 /// What a terminal has shown, and the exit code.
-struct Conversation {
-    shown: String,
-    code: Option<i32>,
+pub struct Conversation {
+    pub shown: String,
+    pub code: Option<i32>,
 }
 
 /// Runs the command at a terminal of its own. `answer` is asked for each question.
-fn at_terminal(
+pub fn at_terminal(
     site: &Site,
     environment: &[(&str, &str)],
     arguments: &[&str],
@@ -67,7 +67,7 @@ fn at_terminal(
 }
 
 /// The words on a page.
-fn words_of(page: &str) -> String {
+pub fn words_of(page: &str) -> String {
     let words = page.split_whitespace().collect::<Vec<_>>();
     let numbered = (1..=14).map(|number| {
         let at = words.windows(2).position(|pair| pair[0] == number.to_string() && pair[1].bytes().all(is_letter));

@@ -78,6 +78,10 @@ pub trait Kind {
     fn make(&self, _: &StoreName, _: &StoreConfig, _: &Access<'_>) -> Option<Result<(), StoreError>> {
         None
     }
+    /// Removes what a store has beside keys, if it has no keys; whether it did. `None` if that is not done by a program.
+    fn unmake(&self, _: &StoreName, _: &StoreConfig) -> Option<Result<bool, StoreError>> {
+        None
+    }
     /// Shuts it for the rest of this boot, at the boot's end; `None` if that is not wanted.
     fn shut(&self, _: &StoreName, _: &StoreConfig) -> Option<Result<(), StoreError>> {
         None

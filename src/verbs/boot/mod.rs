@@ -21,7 +21,7 @@ mod plan;
 mod progress;
 mod prompt;
 mod record;
-mod root;
+pub(super) mod root;
 mod shut_stores;
 mod signals;
 mod volumes;

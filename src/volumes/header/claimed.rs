@@ -9,6 +9,7 @@ use libcryptsetup_rs::{
     CryptDevice, CryptInit, LibcryptErr, TokenInput,
     consts::{flags::CryptVolumeKey, vals::EncryptionFormat},
 };
+use serde::Serialize;
 use serde_json::Value;
 
 use super::{
@@ -17,12 +18,43 @@ use super::{
     library,
     luks::{least_pbkdf, load_header},
     reencryption::{self, State},
-    token::Token,
+    token::{TYPE, Token},
 };
 use crate::{
     base::key::{KeyReference, KeySize, SecretBytes, VolumeKey},
     sys::device::DeviceError,
 };
+
+/// A token of another program: what opens which keyslots. The header's word alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Binding {
+    /// "clevis", "systemd-tpm2", ...
+    pub kind: String,
+    /// Its number.
+    pub token: u32,
+    pub keyslots: Vec<u32>,
+}
+
+impl std::fmt::Display for Binding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let keyslots = self.keyslots.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+        let keyslots = if keyslots.is_empty() { "none" } else { &keyslots };
+        write!(f, "{} (token {}, keyslot {keyslots})", self.kind, self.token)
+    }
+}
+
+impl Binding {
+    fn all(json: &Value) -> Vec<Self> {
+        let tokens = json.get("tokens").and_then(Value::as_object).into_iter().flatten();
+        let binding = |(number, token): (&String, &Value)| {
+            let kind = token.get("type")?.as_str().filter(|kind| *kind != TYPE)?.to_owned();
+            let keyslots = token.get("keyslots").and_then(Value::as_array).into_iter().flatten();
+            let keyslots = keyslots.filter_map(|keyslot| keyslot.as_str()?.parse().ok()).collect();
+            Some(Self { kind, token: number.parse().ok()?, keyslots })
+        };
+        tokens.filter_map(binding).collect()
+    }
+}
 
 /// Our token on the device, as libcryptsetup is about to change it.
 struct Ours<'a> {
@@ -86,13 +118,46 @@ impl Volume {
         })
     }
 
+    /// What other programs have bound to it.
+    pub fn bindings(&self) -> Result<Vec<Binding>, VolumeError> {
+        Ok(self.json()?.map_or_else(Vec::new, |json| Binding::all(&json)))
+    }
+
+    /// Removes what another program has bound: its keyslots, wiped, and its token. One that has changed meanwhile stays.
+    pub fn remove_binding(&self, binding: &Binding) -> Result<(), VolumeError> {
+        self.change("remove a keyslot from", |ours| {
+            for number in &binding.keyslots {
+                ours.context.keyslot_handle().destroy(*number)?;
+            }
+            ours.context.token_handle().json_set(TokenInput::RemoveToken(binding.token)).map(|_| Some(()))
+        })
+    }
+
+    /// Removes our token, and the keyslots that it claims: nobody has their passphrase once its key is deleted.
+    pub fn remove_token(&self, reference: &KeyReference) -> Result<(), VolumeError> {
+        self.change("remove the token from", |ours| {
+            if ours.token.old_reference() != *reference {
+                return Ok(None);
+            }
+            for number in ours.token.keyslots.iter().filter_map(|number| number.parse().ok()) {
+                ours.context.keyslot_handle().destroy(number)?;
+            }
+            ours.context.token_handle().json_set(TokenInput::RemoveToken(ours.number)).map(|_| Some(()))
+        })
+    }
+
+    /// The header's JSON as it was checked; none if it has none.
+    fn json(&self) -> Result<Option<Value>, VolumeError> {
+        let Some(luks) = self.luks() else { return Ok(None) };
+        let copies =
+            Copies::read(luks.image.file()).map_err(DeviceError::io("read the header of", &self.device.path))?;
+        Ok(copies.map(|copies| copies.json))
+    }
+
     /// Our token as it was checked, and the whole header.
     fn our_token(&self) -> Result<(Value, Token), VolumeError> {
         let none = || self.no_token("it has none of ours".to_owned());
-        let luks = self.luks().ok_or_else(none)?;
-        let copies =
-            Copies::read(luks.image.file()).map_err(DeviceError::io("read the header of", &self.device.path))?;
-        let json = copies.ok_or_else(none)?.json;
+        let json = self.json()?.ok_or_else(none)?;
         if reencryption::is_rotation(&json) {
             return Err(self.no_token("a rotation of its key has begun".to_owned()));
         }
@@ -133,5 +198,27 @@ impl Volume {
             }
             Err(source) => Err(VolumeError::Library { action, path, source }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_others_have_bound_is_told_whatever_is_in_it() {
+        let tokens = json!({
+            "0": {"type": "cryptattach", "keyslots": ["0"]},
+            "1": {"type": "clevis", "keyslots": ["1", "x", 2, "-3", "99999999999"]},
+            "2": {"type": "systemd-tpm2", "keyslots": "1"},
+            "x": {"type": "other", "keyslots": ["4"]},
+            "4": {"keyslots": ["4"]},
+            "5": [],
+        });
+        let found: Vec<_> = Binding::all(&json!({ "tokens": tokens })).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["clevis (token 1, keyslot 1)", "systemd-tpm2 (token 2, keyslot none)"]);
+        assert!(Binding::all(&json!({"tokens": []})).is_empty() && Binding::all(&json!(null)).is_empty());
     }
 }

@@ -48,6 +48,11 @@ struct Cost {
 }
 
 impl Keyslot {
+    /// Its number.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
     /// A keyslot of LUKS2; each trial ends with the digest, which takes `digest_work`.
     pub fn luks2(number: &str, described: &Described, key_bytes: u32, digest_work: u64) -> Result<Self, Refusal> {
         let kdf = described.kdf.as_ref().ok_or_else(|| refused(format!("keyslot {number} has no key derivation")))?;

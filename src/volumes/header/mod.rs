@@ -37,6 +37,7 @@ use crate::{
     sys::device::{Device, DeviceError},
 };
 pub use allow_list::Refusal;
+pub use claimed::Binding;
 pub use header_image::HeaderImage;
 pub use keyslots::Keyslot;
 pub use library::LibraryError;

@@ -106,6 +106,10 @@ impl Kind for TpmNvConfig {
         Some(self.store(name, config).facts().map(drop))
     }
 
+    fn unmake(&self, name: &StoreName, config: &StoreConfig) -> Option<Result<bool, StoreError>> {
+        Some(self.store(name, config).unmake())
+    }
+
     fn facts(&self, name: &StoreName, config: &StoreConfig) -> Option<Result<Facts, StoreError>> {
         Some(self.store(name, config).facts())
     }
@@ -179,6 +183,22 @@ impl TpmNv {
             _ => AT.to_owned(),
         };
         StoreError::NotFound { id: id.to_string(), at }
+    }
+
+    /// The container keys, the last one first, and then which is the current one: a run that was killed can be repeated.
+    fn unmake(&self) -> Result<bool, StoreError> {
+        if !self.hosts()?.is_empty() {
+            return Ok(false);
+        }
+        self.write(|values, writer| {
+            if !self.keys(values)?.is_empty() {
+                return Ok(false);
+            }
+            let is_own = |label: &Label| label.as_container_key(&self.container).is_some();
+            let own: Vec<_> = values.labels()?.into_iter().filter(is_own).collect();
+            own.into_iter().rev().try_for_each(|label| writer.remove(label))?;
+            writer.remove(Label::current(&self.container)).map(|()| true)
+        })
     }
 
     /// A sealed key under a name.
