@@ -29,7 +29,8 @@ pub fn with_table(path: &Path, table: &str) -> Result<Edited, Error> {
     understood(path, format!("{text}\n{table}"))
 }
 
-/// The configuration in this file without these tables, each the name of a part and a name in it.
+/// The configuration in this file without these tables, each the name of a part and a name in it; nor is a store the default one
+/// that is gone.
 pub fn without_tables(path: &Path, tables: &[(&str, &str)]) -> Result<Edited, Error> {
     let text = fs::read_to_string(path).map_err(Error::io(format!("read {}", path.display())))?;
     let by_hand = || {
@@ -56,8 +57,17 @@ fn without(text: &str, tables: &[(&str, &str)]) -> Option<String> {
         };
         tables.iter().any(is)
     };
+    // Not a guess: at the end nothing else has changed.
+    let mut expected = text.parse::<toml::Table>().ok()?;
+    let is_store = |value: &Value| tables.iter().any(|(part, name)| *part == "stores" && value.as_str() == Some(name));
+    let default = expected.get("default_store").is_some_and(is_store).then(|| expected.remove("default_store"));
     let (mut kept, mut is_kept) = (String::new(), true);
-    for line in text.split_inclusive('\n') {
+    let mut lines = text.split_inclusive('\n');
+    if default.is_some() {
+        let is_default = |line: &str| line.trim_start().starts_with("default_store");
+        kept = lines.by_ref().take_while(|line| !is_default(line)).collect();
+    }
+    for line in lines {
         if line.trim_start().starts_with('[') {
             is_kept = !is_gone(line);
             // The blank line before a table is the table's.
@@ -69,8 +79,6 @@ fn without(text: &str, tables: &[(&str, &str)]) -> Option<String> {
             kept.push_str(line);
         }
     }
-    // Not a guess: nothing else has changed.
-    let mut expected = text.parse::<toml::Table>().ok()?;
     for (part, name) in tables {
         let table = expected.get_mut(*part).and_then(Value::as_table_mut);
         let is_last = table.is_some_and(|table| table.remove(*name).is_some() && table.is_empty());
@@ -150,6 +158,9 @@ mod tests {
         assert_eq!(without(&added, &tables).as_deref(), Some(before));
         assert_eq!(without("\n[stores.a]\ntype = 't'\n", &tables[..1]).as_deref(), Some(""));
         assert_eq!(without(before, &tables).as_deref(), Some(before));
+        let default = |name| format!("# a\ndefault_store = '{name}' # b\n{added}");
+        assert_eq!(without(&default("a"), &tables).unwrap(), format!("# a\n{before}"));
+        assert_eq!(without(&default("b"), &tables).unwrap(), format!("# a\ndefault_store = 'b' # b\n{before}"));
         assert_eq!(without("[stores]\na.type = 't'\n", &tables), None);
         assert_eq!(without("a = \"\"\"\n[stores.a]\n\"\"\"\n", &tables), None);
     }

@@ -260,7 +260,9 @@ impl Advice for Error {
             Self::AuditBroken { .. } => Exit::AuditBroken,
             Self::UnknownToCrypttab(_) => Exit::Config,
             Self::NoSuchKey { .. } => Exit::NoKey,
-            Self::NotAttached(_) | Self::NothingOn(_) | Self::NotBound(_) | Self::VolumeElsewhere { .. } => Exit::Missing,
+            Self::NotAttached(_) | Self::NothingOn(_) | Self::NotBound(_) | Self::VolumeElsewhere { .. } => {
+                Exit::Missing
+            }
             Self::Io { .. } => Exit::Io,
             Self::NotBlank { .. }
             | Self::OtherVolume { .. }

@@ -103,7 +103,7 @@ pub fn unmake(path: &Path, noted: &Made) -> Result<Option<String>, Error> {
     let config = super::or_empty(path)?;
     let Ok(made) = config.store(name) else { return Ok(None) };
     let used = [
-        (config.default_store.as_ref() == Some(name), "it is the default_store"),
+        (config.default_store.as_ref() == Some(name) && config.stores.len() > 1, "it is the default_store"),
         (config.lockbox.as_ref().is_some_and(|lockbox| lockbox.store == *name), "[lockbox] names it"),
     ];
     if let Some((_, why)) = used.into_iter().find(|(is_used, _)| *is_used) {
