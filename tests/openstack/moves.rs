@@ -58,7 +58,7 @@ fn site<'a>(cloud: &'a Cloud, bao: &BaoServer, count: usize) -> (Site<'a>, Vec<S
 }
 
 /// The key that the header names.
-fn named(volume: &str) -> String {
+pub fn named(volume: &str) -> String {
     let token: Value = serde_json::from_str(&sh(&format!("cryptsetup token export --token-id 0 {volume}"))).unwrap();
     format!("{}/{}", token["store"].as_str().unwrap(), token["key"].as_str().unwrap())
 }

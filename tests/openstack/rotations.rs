@@ -21,6 +21,7 @@ use crate::{
     chance::Chance,
     cloud::{Cloud, SEALING, Site, with_input},
     lockbox,
+    moves::named,
     shell::sh,
 };
 
@@ -108,8 +109,10 @@ fn torture(cloud: &Cloud, many: Many) {
     assert!(left.is_empty(), "{left:?}");
     // A list may be late, for nothing replicates here what a server has missed: each old key is asked for below.
     let listed = site.ok(&["key", "list"]);
-    let (old, listed) = (before.iter().filter(|before| listed.contains(&before.key)).count(), listed.lines().count());
-    let kept = listed - before.len() - old;
+    let (old, others): (Vec<_>, Vec<_>) =
+        listed.lines().partition(|key| before.iter().any(|before| before.key == *key));
+    let now: Vec<_> = before.iter().map(|before| named(&before.path)).collect();
+    let (old, kept) = (old.len(), others.iter().filter(|key| !now.iter().any(|now| now == *key)).count());
     let thief = thief(cloud, &site, &backup);
     sh(&format!("rm -r {0} && cp -a {1} {0}", entries.display(), copy.display()));
     let codes = Codes::default();
