@@ -13,8 +13,7 @@ use crate::{
         mapping_name::MappingName,
         pcr_set::PcrSet,
     },
-    config::{LeafName, Policy},
-    keys::seal::leaves::{Offer, Pin},
+    config::Policy,
     sys::terminal,
     verbs::{
         bind::{self, Bound, Request, Unbound, plan::Wishes},
@@ -129,12 +128,7 @@ impl Bind {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
         let options = self.options.clone().or(self.answers()?);
         let wishes = options.wishes()?;
-        let choose = |name: &LeafName, pin: &dyn Pin, offer: &dyn Offer| leaf::confirmed(name, pin, offer);
-        let tell = |lines: Vec<String>| {
-            if !global.json {
-                output::say(lines);
-            }
-        };
+        let tell = told(global);
         let mut request = Request {
             config: &global.config,
             device: &self.device,
@@ -143,7 +137,7 @@ impl Bind {
             ask: &ask,
             hands: None,
             thumbprint: options.thumbprint.as_deref(),
-            choose: &choose,
+            choose: &leaf::confirmed,
             attendant: self.answer.attendant()?,
             tell: &tell,
         };
@@ -166,6 +160,16 @@ impl Bind {
         let Some(path) = &self.answers else { return Ok(Options::default()) };
         let text = fs::read_to_string(path).map_err(Error::io(format!("read {}", path.display())))?;
         toml::from_str(&text).map_err(|error| Error::Usage(format!("{}: {error}", path.display())))
+    }
+}
+
+/// Tells people what is being done; a program gets the result.
+fn told(global: &Global) -> impl Fn(Vec<String>) {
+    let json = global.json;
+    move |lines| {
+        if !json {
+            output::say(lines);
+        }
     }
 }
 
@@ -213,12 +217,7 @@ pub struct Unbind {
 
 impl Unbind {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
-        let tell = |lines: Vec<String>| {
-            if !global.json {
-                output::say(lines);
-            }
-        };
-        let unbound = bind::unbind(&global.config, &self.device, self.no_initramfs, &tell)?;
+        let unbound = bind::unbind(&global.config, &self.device, self.no_initramfs, &told(global))?;
         output::print(global.json, &unbound, || {
             let Unbound { device, key, stays, .. } = &unbound;
             let mut lines = vec![format!("{} is not bound any more; a passphrase opens it", device.display())];

@@ -105,8 +105,7 @@ impl Edited {
     /// Writes it, whole or not at all, with the mode and the owner that the file has.
     pub fn write(self) -> Result<Config, Error> {
         let path = &self.config.path;
-        let whole = path.canonicalize().map_err(Error::io(format!("write {}", path.display())))?;
-        setup::replace(&whole, &self.text)?;
+        setup::replace(path, &self.text)?;
         Ok(setup::configuration(path)?)
     }
 }

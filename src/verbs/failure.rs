@@ -42,13 +42,6 @@ impl Failure {
     }
 }
 
-impl Failure {
-    /// What failed, without its causes.
-    pub fn error(&self) -> &str {
-        &self.error
-    }
-}
-
 /// The exit code for an error.
 pub fn exit(error: &Error) -> Exit {
     if is_permission_denied(error) { Exit::PermissionDenied } else { error.exit() }
@@ -63,6 +56,11 @@ fn next_step(error: &Error) -> Option<String> {
 }
 
 impl Failure {
+    /// What failed, without its causes.
+    pub fn error(&self) -> &str {
+        &self.error
+    }
+
     /// As people read it.
     pub fn lines(&self) -> Vec<String> {
         let error = [format!("cryptattach: {}", self.error)].into_iter();

@@ -84,12 +84,16 @@ pub fn new_leaf(config: &Path, folder: &Path) -> Result<(LeafName, PathBuf), Err
         Err(ConfigError::Missing(_)) => BTreeMap::default(),
         config => config?.leaves,
     };
-    let names = std::iter::once("paper".to_owned()).chain((2..).map(|number| format!("paper{number}")));
-    let mut names = names.filter_map(|name| name.parse::<LeafName>().ok());
-    let name = names.find(|name| !taken.contains_key(name));
-    let name = name.ok_or_else(|| Error::Usage("there is no name left for a leaf".to_owned()))?;
+    let name = free_leaf("paper", &taken)?;
     let file = folder.join(format!("{name}.json"));
     Ok((name, file))
+}
+
+/// The first of "paper", "paper2", "paper3", ... that is no leaf's name yet.
+pub fn free_leaf<T>(stem: &str, taken: &BTreeMap<LeafName, T>) -> Result<LeafName, Error> {
+    let names = std::iter::once(stem.to_owned()).chain((2..).map(|number| format!("{stem}{number}")));
+    let name = names.filter_map(|name| name.parse::<LeafName>().ok()).find(|name| !taken.contains_key(name));
+    name.ok_or_else(|| Error::Usage("there is no name left for a leaf".to_owned()))
 }
 
 /// A configuration that has one section more than its file has.
@@ -153,19 +157,18 @@ impl Extended {
         let Self { config, text } = self;
         let write = || {
             fs::create_dir_all(folder_of(&config.path))?;
-            // Through a link, and with the mode and owner that the file has.
-            let made = OpenOptions::new().append(true).create(true).mode(0o600).open(&config.path);
-            made.and_then(|_| config.path.canonicalize())
+            OpenOptions::new().append(true).create(true).mode(0o600).open(&config.path)
         };
-        let path = write().map_err(Error::io(format!("write {}", config.path.display())))?;
-        replace(&path, &text)?;
+        write().map_err(Error::io(format!("write {}", config.path.display())))?;
+        replace(&config.path, &text)?;
         Ok(config)
     }
 }
 
-/// Replaces the content of a configuration, whole or not at all.
+/// Replaces the content of a configuration, whole or not at all; through a link.
 pub(super) fn replace(path: &Path, text: &str) -> Result<(), Error> {
     let write = || {
+        let path = &path.canonicalize()?;
         let name = path.file_name().and_then(|name| name.to_str()).ok_or(io::ErrorKind::InvalidInput)?;
         Folder::lock(folder_of(path))?.replace_content(name, text.as_bytes())
     };

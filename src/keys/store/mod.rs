@@ -327,7 +327,8 @@ impl Advice for StoreError {
     fn next_step(&self) -> Option<Cow<'static, str>> {
         let step = match self {
             Self::NotFound { .. } => {
-                "check the store in the configuration; if the key was moved and this header is an older one: 'cryptattach header restore --key' names the new place; a copy may be in a backup of the store"
+                "check the store in the configuration; if the key was moved and this header is an older one: \
+                 'cryptattach header restore --key' names the new place; a copy may be in a backup of the store"
             }
             Self::Malformed { .. } => "restore this key from a replica or backup of the key store",
             Self::Io { .. } | Self::Vacant(_) => {

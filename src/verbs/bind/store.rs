@@ -64,30 +64,27 @@ fn with_tang(request: &Request<'_>, store: &StoreName, url: &str) -> Result<Poli
     let kind = |name: &LeafName, leaf: &LeafConfig| leaves::kind(name, leaf, config.network).ok();
     let found = |is_it: &dyn Fn(&dyn leaves::Kind) -> bool| {
         let is = |(name, leaf): &(&LeafName, &LeafConfig)| kind(name, leaf).is_some_and(|kind| is_it(&*kind));
-        config.leaves.iter().find(is).map(|(name, _)| name.to_string())
-    };
-    let free = |stem: &str| {
-        let names = [stem.to_owned()].into_iter().chain((2..).map(|number| format!("{stem}{number}")));
-        names.into_iter().find(|name| !config.leaves.keys().any(|leaf| leaf.as_str() == name)).unwrap_or_default()
+        config.leaves.iter().find(is).map(|(name, _)| name.clone())
     };
     let owner = config.store(store)?.sealing.owner.clone().map(PathBuf::from).unwrap_or_default();
     let mut tables = String::new();
-    let mut leaf = |found: Option<String>, stem: &str, member: &str, value: &str| {
-        found.unwrap_or_else(|| {
-            let name = free(stem);
-            let value = toml::Value::String(value.to_owned());
-            tables += &format!("[leaves.{name}]\n{member} = {value}\n\n");
-            name
-        })
+    let mut leaf = |found: Option<LeafName>, stem: &str, member: &str, value: &str| {
+        found.map_or_else(
+            || {
+                let (name, value) = (setup::free_leaf(stem, &config.leaves)?, toml::Value::String(value.to_owned()));
+                tables += &format!("[leaves.{name}]\n{member} = {value}\n\n");
+                Ok::<_, Error>(name)
+            },
+            Ok,
+        )
     };
-    let tpm = leaf(found(&|kind| kind.files().contains(&&*owner)), "tpm", "public", &owner.to_string_lossy());
-    let tang = leaf(found(&|kind| clevis::is_of(kind, &address)), "tang", "tang", url);
+    let tpm = leaf(found(&|kind| kind.files().contains(&&*owner)), "tpm", "public", &owner.to_string_lossy())?;
+    let tang = leaf(found(&|kind| clevis::is_of(kind, &address)), "tang", "tang", url)?;
     if !tables.is_empty() {
         edit::with_table(request.config, &tables)?.write()?;
     }
     let config = setup::configuration(request.config)?;
-    let name = tang.parse::<LeafName>().map_err(Error::Usage)?;
-    leaf::pin(&config, &name, request.thumbprint, |pin, offer| (request.choose)(&name, pin, offer))?;
+    leaf::pin(&config, &tang, request.thumbprint, |pin, offer| (request.choose)(&tang, pin, offer))?;
     let sealing = &config.store(store)?.sealing;
     let escrow = sealing.escrow.as_ref().map(|_| LeafName::ESCROW.to_owned());
     let paper = container::recovery_leaf(&config, store).ok().map(|leaf| leaf.to_string());
