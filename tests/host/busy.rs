@@ -77,7 +77,7 @@ fn a_copy_of_the_mount_in_another_namespace_keeps_no_worker() {
     fs::write(&device, "written before").unwrap();
     let begun = std::time::Instant::now();
     site.ok(&["detach", &name]);
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     let device = site.attach(&volume, &name, &["--read-only"]);
     assert!(fs::read(&device).unwrap().starts_with(b"written before"));
     site.ok(&["detach", &name]);

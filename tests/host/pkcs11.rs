@@ -378,7 +378,7 @@ fn a_module_that_hangs_is_killed_with_its_children() {
         let begun = Instant::now();
         let told = tokens.refused();
         assert!(told.contains("does not answer within"), "{told}");
-        assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
         tokens.all_are_gone();
         // Whether the PIN was taken is known in the last case only.
         tokens.change(&format!("MODE = \"{mode}\""), "MODE = \"none\"");
@@ -396,10 +396,11 @@ fn a_module_that_hangs_holds_nobody_up_who_has_another_leaf() {
     tokens.configure(&format!("[leaves.t1]\ntang = \"{}\"\nthumbprint = \"{}\"\n", tang.url, tang.thumbprint()));
     tokens.site.ok(&["container", "policy", "cinder", "any(escrow, hsm, t1)"]);
     tokens.set_mode("hang");
+    tokens.change("total_seconds = 3.0", "total_seconds = 30.0");
     fs::remove_file(tokens.log()).unwrap();
     let begun = Instant::now();
     let tested = tokens.test().unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     assert!(tested["policy"].to_string().contains(r#""part":"hsm","said":"not-needed""#), "{tested}");
     tokens.all_are_gone();
 }

@@ -67,8 +67,8 @@ fn boot(machine: &mut Machine) {
     machine.ok(&format!(
         "printf '\\n[volumes.my-data]\\ndevice = \"UUID={data_uuid}\"\\n[volumes.remote]\\ndevice = \"UUID={remote_uuid}\"\\nnetwork = true\\n' >>/etc/cryptattach/cryptattach.toml
          echo 'tab UUID={compatible_uuid} none luks' >/etc/crypttab
-         systemctl daemon-reload && systemctl start cryptattach@my\\\\x2ddata cryptattach@remote
-         mkfs.ext4 -q /dev/mapper/my-data && mkfs.ext4 -q /dev/mapper/remote && mkdir -p /data /remote
+         systemctl daemon-reload && systemctl start cryptattach@my\\\\x2ddata cryptattach@remote &&
+         mkfs.ext4 -q /dev/mapper/my-data && mkfs.ext4 -q /dev/mapper/remote && mkdir -p /data /remote &&
          echo '/dev/mapper/my-data /data ext4 defaults 0 2' >>/etc/fstab
          echo '/dev/mapper/remote /remote ext4 _netdev 0 2' >>/etc/fstab
          systemctl daemon-reload && mount /data && mount /remote && echo before >/data/told"
@@ -99,6 +99,9 @@ fn boot(machine: &mut Machine) {
     }
 }
 
+/// A rotation that has rewritten some of the data, and is slow enough to be met in the middle.
+const AT_WORK: &str = "cryptattach status rotated | grep -E 're-encrypting, [1-9][0-9]* %, running'";
+
 fn rotation(machine: &mut Machine) {
     let disk = machine.plug(80 * MIB, DiskOptions::default());
     let path = disk.path();
@@ -107,13 +110,13 @@ fn rotation(machine: &mut Machine) {
     let before = machine.ok(&format!(
         "cp /etc/cryptattach/cryptattach.toml /etc/fstab /root
          printf '\\n[volumes.rotated]\\ndevice = \"UUID={uuid}\"\\n' >>/etc/cryptattach/cryptattach.toml
-         systemctl daemon-reload && systemctl start cryptattach@rotated && mkfs.ext4 -q /dev/mapper/rotated
-         mkdir -p /rotated && echo '/dev/mapper/rotated /rotated ext4 defaults 0 2' >>/etc/fstab
-         systemctl daemon-reload && mount /rotated && head -c 30M /dev/urandom >/rotated/data && sync
-         systemd-run --quiet cryptattach key rotate {path} --rate 1 --json
+         systemctl daemon-reload && systemctl start cryptattach@rotated && mkfs.ext4 -q /dev/mapper/rotated &&
+         mkdir -p /rotated && echo '/dev/mapper/rotated /rotated ext4 defaults 0 2' >>/etc/fstab &&
+         systemctl daemon-reload && mount /rotated && head -c 30M /dev/urandom >/rotated/data && sync &&
+         systemd-run --quiet cryptattach key rotate {path} --rate 1 --json &&
          sha256sum /rotated/data"
     ));
-    machine.eventually("cryptattach status rotated | grep -E 're-encrypting, [1-9][0-9]* %, running'");
+    machine.eventually(AT_WORK);
     machine.reboot();
     machine.eventually(
         "journalctl --sync; journalctl -b -o cat -u 'cryptattach-rekey@*' | grep '\"attached\":\"rotated\"'",
@@ -124,17 +127,21 @@ fn rotation(machine: &mut Machine) {
 
     // A host that knows nothing of the rotation goes on with it where it attaches the volume.
     machine.ok(&format!(
-        "timeout -s TERM 5 cryptattach key rotate {path} --rate 1; test $? = 83 && umount /rotated
-         systemctl stop cryptattach@rotated && rm -r /var/lib/cryptattach/rekey
-         systemctl start cryptattach@rotated && mount /rotated"
+        "systemd-run --quiet --unit=again -p SuccessExitStatus=83 -p RemainAfterExit=yes cryptattach key rotate {path} --rate 1"
     ));
+    machine.eventually(AT_WORK);
+    machine.ok(
+        "systemctl kill again && until [ \"$(systemctl show -P SubState again)\" = exited ]; do sleep 0.1; done &&
+         test $(systemctl show -P ExecMainStatus again) = 83 && umount /rotated && systemctl stop again cryptattach@rotated &&
+         rm -r /var/lib/cryptattach/rekey && systemctl start cryptattach@rotated && mount /rotated",
+    );
     machine.eventually(
         "journalctl --sync; test $(journalctl -b -o cat -u 'cryptattach-rekey@*' | grep -c '\"attached\":\"rotated\"') = 2",
     );
     let status = machine.ok("cryptattach status rotated --json");
     assert!(!status.contains("\"rotation\""), "{status}");
     assert_eq!(machine.ok("echo 3 >/proc/sys/vm/drop_caches; sha256sum /rotated/data"), before);
-    machine.ok("umount /rotated && systemctl stop cryptattach@rotated && cp /root/cryptattach.toml /etc/cryptattach && cp /root/fstab /etc
+    machine.ok("umount /rotated && systemctl stop cryptattach@rotated && cp /root/cryptattach.toml /etc/cryptattach && cp /root/fstab /etc &&
          systemctl daemon-reload && systemctl reset-failed");
     machine.unplug(&disk);
 }

@@ -452,7 +452,7 @@ mod tests {
         let started = Instant::now();
         let error = Node::of(&hostile).err().unwrap().to_string();
         assert!(error.contains("'p2c' that is not from 1 to 2000000"), "{error}");
-        assert!(started.elapsed() < Duration::from_millis(100));
+        assert!(started.elapsed() < Duration::from_secs(1));
         let mut hostile = sealed(&[Box::new(Threshold::of(2, vec![many(3), many(2)]).unwrap())]);
         assert!(Node::of(&hostile).err().unwrap().to_string().contains("more than 4"));
         hostile.recipients[0].header["sss"]["t"] = 1.into();

@@ -193,7 +193,7 @@ fn a_race_ends_with_the_last_share_or_when_there_cannot_be_enough() {
         let (values, said) = race(jobs, need, &Cancel::never());
         assert!(values.len() >= had && (had > 0 || values.len() < need), "{values:?}");
         assert_eq!(said.len(), number);
-        assert!(started.elapsed() < Duration::from_secs(2), "the slow one is not waited for");
+        assert!(started.elapsed() < Duration::from_secs(8), "the slow one is not waited for");
         assert_eq!(running.load(SeqCst), 0, "nobody is left behind");
     }
 }

@@ -25,7 +25,7 @@ impl Site {
         let (folder, url) = (tempfile::tempdir().unwrap(), serve(answer));
         std::fs::write(folder.path().join("token"), "token").unwrap();
         let text = format!(
-            "[network]\ntotal_seconds = 1.0\n[servers.main]\nbao = ['{url}']\ntoken_file = 'token'\n[stores.s]\ntype = 'bao'\n\
+            "[network]\ntotal_seconds = 30.0\n[servers.main]\nbao = ['{url}']\ntoken_file = 'token'\n[stores.s]\ntype = 'bao'\n\
              server = 'main'\npath = 'kv/a/b'\nowner = 'o'\nno_escrow = true\n"
         );
         let config = Config::parse(&text, &folder.path().join("c.toml")).unwrap();

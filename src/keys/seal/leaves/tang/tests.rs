@@ -215,11 +215,14 @@ fn answer(mut stream: TcpStream, manner: Manner, keys: &Keys, log: &Mutex<Vec<St
 
 pub struct Site {
     pub folder: tempfile::TempDir,
+    /// The limits of each way to ask.
+    seconds: f64,
 }
 
 impl Site {
+    /// It waits longer than any test should take.
     pub fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+        Self { folder: tempfile::tempdir().unwrap(), seconds: 30.0 }
     }
 
     fn leaf(&self, table: &str) -> Result<Box<dyn Kind>, ConfigError> {
@@ -228,8 +231,8 @@ impl Site {
     }
 
     fn config(&self, table: &str) -> Result<(LeafName, Config), ConfigError> {
-        let text =
-            format!("[network]\nconnect_seconds = 1.0\ntry_seconds = 1.0\ntotal_seconds = 1.0\n[leaves.t1]\n{table}\n");
+        let limits = ["connect", "try", "total"].map(|of| format!("{of}_seconds = {:?}\n", self.seconds)).concat();
+        let text = format!("[network]\n{limits}[leaves.t1]\n{table}\n");
         let config = Config::parse(&text, &self.folder.path().join("c.toml"))?;
         Ok(("t1".parse().unwrap(), config))
     }
@@ -271,7 +274,7 @@ fn a_leaf_opens_on_each_curve_and_sealing_asks_no_server_again() {
 
 #[test]
 fn a_server_that_lies_is_an_error_and_none_holds_anybody_up() {
-    let (site, server) = (Site::new(), Server::start(Manner::Honest));
+    let (site, server) = (Site { seconds: 1.0, ..Site::new() }, Server::start(Manner::Honest));
     let leaf = site.leaf_at(&[&server.url], &server.keys.thumbprint());
     let (_, entry) = sealed(&*leaf, site.folder.path());
     let cases = [
@@ -291,7 +294,7 @@ fn a_server_that_lies_is_an_error_and_none_holds_anybody_up() {
         let started = Instant::now();
         let error = open(&*leaf, &entry).err().unwrap().to_string();
         assert!(error.contains(told), "{manner:?}: {error}");
-        assert!(started.elapsed() < Duration::from_secs(5), "{manner:?} took {:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(15), "{manner:?} took {:?}", started.elapsed());
     }
 }
 
@@ -304,7 +307,7 @@ fn of_several_urls_the_good_one_is_enough_whatever_the_others_do() {
         let (key, entry) = sealed(&*leaf, site.folder.path());
         let started = Instant::now();
         assert!(open(&*leaf, &entry).unwrap().expose() == key.expose(), "{manner:?}");
-        assert!(started.elapsed() < Duration::from_millis(900), "{manner:?} is not waited for");
+        assert!(started.elapsed() < Duration::from_secs(15), "{manner:?} is not waited for");
     }
 }
 
@@ -344,7 +347,7 @@ fn what_is_not_needed_any_more_ends_at_once() {
         outer.cancel();
         assert!(opening.join().unwrap().contains("not needed any more"));
     });
-    assert!(started.elapsed() < Duration::from_millis(800));
+    assert!(started.elapsed() < Duration::from_secs(15));
 }
 
 #[test]

@@ -77,7 +77,7 @@ impl Server {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("token"), "token").unwrap();
         let text = format!(
-            "state = 'state'\n[network]\ntotal_seconds = 1.0\n[servers.main]\nbao = ['{url}']\ntoken_file = 'token'\n\
+            "state = 'state'\n[network]\ntotal_seconds = 30.0\n[servers.main]\nbao = ['{url}']\ntoken_file = 'token'\n\
              [leaves.v]\ntransit = 'owner'\nserver = 'main'\n"
         );
         let mut config = Config::parse(&text, &folder.path().join("c.toml")).unwrap();
