@@ -22,6 +22,7 @@ use std::{
     path::Path,
     process::ExitCode,
     sync::{Arc, Mutex},
+    time::Instant,
 };
 
 use libtest_mimic::{Arguments, Trial};
@@ -48,7 +49,9 @@ fn main() -> ExitCode {
         Trial::test(name, move || {
             let left = sites.lock().unwrap().pop();
             let site = left.unwrap_or_else(Site::make);
+            let start = Instant::now();
             story(&site, name);
+            println!("{name} took {:.0?}", start.elapsed());
             sites.lock().unwrap().push(site);
             Ok(())
         })

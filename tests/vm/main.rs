@@ -75,8 +75,11 @@ fn main() -> ExitCode {
 /// A story that boots machines of its own.
 fn own_machine((name, story): &(&str, fn())) -> Trial {
     let story = *story;
+    let taking = format!("{name} took");
     Trial::test(*name, move || {
+        let start = Instant::now();
         story();
+        println!("{taking} {:.0?}", start.elapsed());
         Ok(())
     })
 }
@@ -85,12 +88,14 @@ fn own_machine((name, story): &(&str, fn())) -> Trial {
 fn sharing(boot: fn() -> Machine, stories: &[Story]) -> impl Iterator<Item = Trial> {
     let shared = Arc::new(Mutex::new(None));
     stories.iter().map(move |(name, story)| {
-        let (story, shared) = (*story, Arc::clone(&shared));
+        let (story, shared, taking) = (*story, Arc::clone(&shared), format!("{name} took"));
         Trial::test(*name, move || {
             let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+            let start = Instant::now();
             // A story that fails takes its machine along: the next one boots another.
             let mut machine = shared.take().unwrap_or_else(boot);
             story(&mut machine);
+            println!("{taking} {:.0?}", start.elapsed());
             *shared = Some(machine);
             Ok(())
         })

@@ -32,7 +32,7 @@ const BLOCKS: u64 = 4300;
 const MOST_MILLISECONDS: u64 = 7000;
 
 fn few() {
-    cut(3);
+    cut(2);
 }
 
 /// `CUTS` of them.
