@@ -23,13 +23,20 @@ struct Site {
 const APPROLE: &str = "approle = { role_id = 'role_id', secret_id = 'secret_id' }";
 
 impl Site {
+    /// It waits longer than any test should take.
     fn new(urls: &[&str], login: &str) -> Self {
+        Self::within(30.0, urls, login)
+    }
+
+    /// The limit of each way to ask is in seconds.
+    fn within(limit: f64, urls: &[&str], login: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for file in ["role_id", "secret_id", "token"] {
             fs::write(folder.path().join(file), format!("the {file}\n")).unwrap();
         }
         let text = format!(
-            "[network]\nconnect_seconds = 30.0\ntry_seconds = 30.0\ntotal_seconds = 30.0\n[servers.main]\nbao = {}\n{login}\n",
+            "[network]\nconnect_seconds = {limit:?}\ntry_seconds = {limit:?}\ntotal_seconds = {limit:?}\n\
+             [servers.main]\nbao = {}\n{login}\n",
             json!(urls)
         );
         let config = Config::parse(&text, &folder.path().join("c.toml")).unwrap();
@@ -94,12 +101,12 @@ fn each_status_is_told_apart() {
         ),
     ];
     for (status, body, exit, told, is) in cases {
-        let error = Site::new(&[&says(status, "", body).0], APPROLE).ask().err().unwrap();
+        let error = Site::within(1.0, &[&says(status, "", body).0], APPROLE).ask().err().unwrap();
         assert!(is(&error) && error.exit() == exit && error.to_string().contains(told), "{status}: {error}");
         assert!(error.next_step().is_some() && !error.to_string().contains('\u{1b}'), "{error}");
     }
     for status in [200, 204, 400, 404] {
-        assert_eq!(Site::new(&[&says(status, "", "").0], APPROLE).ask().unwrap().status.as_u16(), status);
+        assert_eq!(Site::within(1.0, &[&says(status, "", "").0], APPROLE).ask().unwrap().status.as_u16(), status);
     }
 }
 
@@ -114,11 +121,11 @@ fn a_refused_log_in_is_told_and_no_secret_with_it() {
     ];
     for (status, body, told) in cases {
         let url = serve(move |_| (status, String::new(), body.to_owned()));
-        let error = Site::new(&[&url], APPROLE).ask().err().unwrap().to_string();
+        let error = Site::within(1.0, &[&url], APPROLE).ask().err().unwrap().to_string();
         assert!(error.contains(told) && !error.contains("the secret_id"), "{error}");
     }
     let (url, _) = says(200, "", "");
-    let site = Site::new(&[&url], APPROLE);
+    let site = Site::within(1.0, &[&url], APPROLE);
     fs::remove_file(site.folder.path().join("secret_id")).unwrap();
     let error = site.ask().err().unwrap();
     assert!(matches!(&error, BaoError::File { server, .. } if server == "main") && error.exit() == Exit::Config);
