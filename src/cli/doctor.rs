@@ -15,7 +15,7 @@ use crate::{
 
 /// Check that an initramfs has all that this machine's configuration needs, and nothing that it must not have
 ///
-/// Compares the output of 'boot --image-parts' with that of lsinitramfs or lsinitrd: paths and sizes, not contents.
+/// Compares the output of 'boot --image-parts' with that of lsinitramfs, lsinitrd or lsinitcpio: paths and sizes, not contents.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach doctor --image /boot/initrd.img-$(uname -r)")]

@@ -145,7 +145,7 @@ fn of_markdown(text: &str) -> Roff {
             _ => drop(page.text([roman(plain(line))])),
         }
     }
-    let also = [bold("cryptattach"), roman("(1), /usr/share/doc/cryptattach/examples/cryptattach.toml")];
+    let also = [bold("cryptattach"), roman("(1), /etc/cryptattach/cryptattach.toml.example")];
     page.control("SH", ["SEE ALSO"]).text(also);
     page
 }

@@ -125,7 +125,7 @@ fn a_line_that_a_full_disk_cut_off_is_told_and_the_chain_goes_on() {
 
 #[test]
 fn logrotate_takes_the_files_and_the_chain_goes_on() {
-    let packaged = include_str!("../../debian/cryptattach.logrotate");
+    let packaged = include_str!("../../packaging/cryptattach.logrotate");
     for how in ["", "copytruncate", "dateext\ndateformat -%s"] {
         let recorded = Recorded::new();
         let rules = recorded.site.path("rules");

@@ -110,9 +110,14 @@ pub fn examine(config: &Config, path: &Path, crypttab: Option<&str>) -> Result<V
     Ok(findings)
 }
 
-/// What calls us: initramfs-tools' script, or the unit of dracut and others.
-const STARTS: [&str; 2] = ["/scripts/local-top/cryptattach", "/usr/lib/systemd/system/cryptattach-boot.service"];
-const ASKS: [&str; 2] = ["/lib/cryptsetup/askpass", "/usr/bin/systemd-ask-password"];
+/// What calls us: initramfs-tools' script, the unit of dracut and mkinitcpio, or mkinitcpio's hook where it has no systemd.
+const STARTS: [&str; 3] = [
+    "/scripts/local-top/cryptattach",
+    "/usr/lib/systemd/system/cryptattach-boot.service",
+    "/hooks/cryptattach",
+];
+/// The last is mkinitcpio's own, which asks after us.
+const ASKS: [&str; 3] = ["/lib/cryptsetup/askpass", "/usr/bin/systemd-ask-password", "/hooks/encrypt"];
 const NETWORKS: [&str; 5] = [
     "/bin/ipconfig",
     "/usr/bin/ipconfig",

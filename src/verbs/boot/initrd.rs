@@ -1,6 +1,7 @@
-//! What is in an image, as the program of its maker lists it: `lsinitramfs` (initramfs-tools) or `lsinitrd` (dracut).
+//! What is in an image, as the program of its maker lists it: `lsinitramfs` (initramfs-tools), `lsinitrd` (dracut) or
+//! `lsinitcpio` (mkinitcpio).
 //!
-//! Both print what `cpio --list --verbose` prints, so links and sizes are known; contents are not read.
+//! All print what `cpio --list --verbose` prints, so links and sizes are known; contents are not read.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +16,7 @@ use std::{
 /// Links are followed at most this often, as path_resolution(7) has it.
 const MOST_LINKS: usize = 40;
 /// Programs that list an image, each with its options.
-const PROGRAMS: [(&str, &[&str]); 2] = [("lsinitramfs", &["-l"]), ("lsinitrd", &[])];
+const PROGRAMS: [(&str, &[&str]); 3] = [("lsinitramfs", &["-l"]), ("lsinitrd", &[]), ("lsinitcpio", &["-v"])];
 /// Seconds that such a program may take.
 const PATIENCE: &str = "120";
 /// What timeout(1) exits with when the time is up.
@@ -43,7 +44,7 @@ impl Initrd {
         let find = |program| env::split_paths(search).map(|folder| folder.join(program)).find(|path| path.is_file());
         let found = PROGRAMS.into_iter().find_map(|(program, options)| Some((program, find(program)?, options)));
         let Some((program, path, options)) = found else {
-            let why = "neither lsinitramfs nor lsinitrd is installed; install initramfs-tools or dracut";
+            let why = "none of lsinitramfs, lsinitrd, lsinitcpio is installed; install initramfs-tools, dracut or mkinitcpio";
             return Err(io::Error::new(io::ErrorKind::NotFound, why));
         };
         let listed = Command::new("timeout")
@@ -175,7 +176,7 @@ mod tests {
         let why = || list().err().unwrap().to_string();
         assert!(why().contains("No such file"), "{}", why());
         fs::write(&image, "").unwrap();
-        assert!(why().contains("install initramfs-tools or dracut"), "{}", why());
+        assert!(why().contains("install initramfs-tools, dracut or mkinitcpio"), "{}", why());
         let script = |text: &str| {
             fs::write(&program, format!("#!/bin/sh\n{text}\n")).unwrap();
             fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
