@@ -46,7 +46,7 @@ use crate::{
         case::Strictness,
         container::{self, Container, Use},
     },
-    verbs::{boot::root, edit, error::Error, import, keys, leaf::Hands, rotate, setup, test},
+    verbs::{boot::root, edit, error::Error, import, key_file, keys, leaf::Hands, rotate, setup, test},
     volumes::header::{self, Binding, Format, Volume, VolumeError},
 };
 
@@ -62,8 +62,9 @@ pub struct Request<'a> {
     pub config: &'a Path,
     pub device: &'a Path,
     pub wishes: &'a Wishes,
-    /// A passphrase of the volume; whoever is at the terminal is asked unless given.
-    pub secret: Option<SecretBytes>,
+    /// Reads the file with a passphrase of the volume, which need not be there any more once it is bound; whoever is at the
+    /// terminal is asked unless given.
+    pub key_file: Option<&'a dyn Fn() -> Result<SecretBytes, Error>>,
     pub ask: &'a dyn Fn(&str) -> Result<SecretBytes, Error>,
     /// Gets the recovery key.
     pub hands: Option<&'a dyn Hands>,
@@ -159,9 +160,11 @@ impl Job<'_> {
 
     /// A passphrase that opens a keyslot, known before anything is made; `None` if clevis has it, whose place is to be taken.
     fn secret(&self, volume: &Volume) -> Result<Option<SecretBytes>, Error> {
-        let Request { secret, ask, device, .. } = self.request;
-        if let Some(secret) = secret {
-            return fitting(volume, secret).map(Some);
+        let Request { key_file, ask, device, .. } = self.request;
+        if let Some(read) = key_file {
+            let mut secret = read()?;
+            key_file::open(volume, &mut secret)?;
+            return Ok(Some(secret));
         }
         if self.request.wishes.replace && volume.luks().is_some_and(|luks| !luks.clevis.is_empty()) {
             return Ok(None);
@@ -417,21 +420,6 @@ fn luks2(device: &Path) -> Result<(Volume, Uuid), Error> {
                 (device.to_owned(), "only LUKS2 headers have tokens: 'cryptsetup convert' makes one of LUKS1");
             Err(VolumeError::NoToken { path, why: why.to_owned() }.into())
         }
-    }
-}
-
-/// The secret, or the secret without the newline at its end if that is what opens the volume: editors and echo(1) add one.
-fn fitting(volume: &Volume, secret: &SecretBytes) -> Result<SecretBytes, Error> {
-    let mut secret = SecretBytes::copy_of(secret.expose())?;
-    match volume.open_keyslot(&secret) {
-        Ok(_) => Ok(secret),
-        Err(VolumeError::WrongPassphrase { .. }) if secret.expose().ends_with(b"\n") => {
-            secret.truncate(secret.len() - 1);
-            volume.open_keyslot(&secret)?;
-            tracing::warn!("the key file ends with a newline that is no part of the passphrase; it was left out");
-            Ok(secret)
-        }
-        Err(error) => Err(error.into()),
     }
 }
 
