@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use crate::{
     clevis,
-    person::{at_terminal, words_of},
+    page_words::words_of,
+    person::at_terminal,
     shell::{LoopDevice, sh},
     site::Site,
     swtpm::Swtpm,

@@ -27,6 +27,8 @@ mod token_program;
 mod tpm_process;
 #[path = "../common/wiretap.rs"]
 mod wiretap;
+#[path = "../common/page_words.rs"]
+mod page_words;
 
 mod attach;
 mod audit;

@@ -11,6 +11,8 @@ mod container_key;
 mod image;
 #[path = "../common/manufacture.rs"]
 mod manufacture;
+#[path = "../common/page_words.rs"]
+mod page_words;
 #[path = "../common/qemu.rs"]
 mod qemu;
 #[path = "../common/sealing.rs"]
@@ -21,6 +23,7 @@ mod shell;
 #[path = "../common/tpm_process.rs"]
 mod tpm_process;
 
+mod bind;
 mod formats;
 mod hooks;
 mod hotplug;
@@ -54,7 +57,7 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(2);
     // The longest stories first.
     let mut trials: Vec<Trial> =
-        tpm::STORIES.iter().chain(power::STORIES).map(own_machine).chain(installed::trials()).collect();
+        tpm::STORIES.iter().chain(power::STORIES).chain(&bind::STORIES).map(own_machine).chain(installed::trials()).collect();
     let plain =
         [mapping::STORIES, hooks::STORIES, formats::STORIES, midway::STORIES, separation::STORIES, rotate::STORIES]
             .concat();
@@ -113,7 +116,7 @@ fn boot_release(init: Init, release: Option<&str>) -> Machine {
     // One that boots has its configuration where it is found before anything is mounted.
     let config = match init {
         Init::Plain => "/keys/cryptattach.toml",
-        Init::Systemd => "/etc/cryptattach/cryptattach.toml",
+        Init::Systemd | Init::OneDisk => "/etc/cryptattach/cryptattach.toml",
     };
     machine.ok(&format!(
         "mkfs.ext4 -q {} && echo {0} /keys ext4 nofail >>/etc/fstab && mount {0} /keys && cd /keys &&
