@@ -2,9 +2,7 @@
 //! passphrase opens, a TPM on the board. One command binds it, and it boots without a keystroke from then on. `bench-bind` tells
 //! the same with what others need for it.
 
-use std::{
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -50,9 +48,10 @@ impl Laptop {
 
     fn power_on(&mut self) -> Machine {
         let code = if self.has_secure_boot { "OVMF_CODE_4M.secboot.fd" } else { "OVMF_CODE_4M.fd" };
-        let mut options: Vec<String> = ["-machine", "q35,smm=on", "-global", "driver=cfi.pflash01,property=secure,value=on"]
-            .map(str::to_owned)
-            .into();
+        let mut options: Vec<String> =
+            ["-machine", "q35,smm=on", "-global", "driver=cfi.pflash01,property=secure,value=on"]
+                .map(str::to_owned)
+                .into();
         for (option, file) in [
             (",readonly=on", format!("/usr/share/OVMF/{code}")),
             ("", self.folder.path().join("variables").display().to_string()),
@@ -121,8 +120,7 @@ impl<'m> Terminal<'m> {
             if at == 1 {
                 return (format!("# {}", shown.trim_end_matches("# ")), start.elapsed().as_secs_f64());
             }
-            let answer =
-                if new.contains("Type the words back") { words_of(&shown) } else { PASSPHRASE.to_owned() };
+            let answer = if new.contains("Type the words back") { words_of(&shown) } else { PASSPHRASE.to_owned() };
             self.machine.type_line(&answer);
         }
     }
@@ -138,5 +136,9 @@ fn one_command() {
         println!("{shown}\n-- {seconds:.1} s");
     }
     machine.reboot();
-    println!("{}", machine.ok("cat /run/cryptattach/boot.json; systemctl --failed; cryptattach status; journalctl -b -t cryptattach"));
+    println!(
+        "{}",
+        machine
+            .ok("cat /run/cryptattach/boot.json; systemctl --failed; cryptattach status; journalctl -b -t cryptattach")
+    );
 }

@@ -56,8 +56,13 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(2);
     // The longest stories first.
-    let mut trials: Vec<Trial> =
-        tpm::STORIES.iter().chain(power::STORIES).chain(&bind::STORIES).map(own_machine).chain(installed::trials()).collect();
+    let mut trials: Vec<Trial> = tpm::STORIES
+        .iter()
+        .chain(power::STORIES)
+        .chain(&bind::STORIES)
+        .map(own_machine)
+        .chain(installed::trials())
+        .collect();
     let plain =
         [mapping::STORIES, hooks::STORIES, formats::STORIES, midway::STORIES, separation::STORIES, rotate::STORIES]
             .concat();

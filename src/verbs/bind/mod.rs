@@ -5,13 +5,12 @@
 
 pub mod boot;
 mod journal;
+pub mod machine;
 pub mod plan;
 mod store;
+pub mod thieves;
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -19,7 +18,9 @@ use uuid::Uuid;
 use self::{
     boot::{Entry, Maker},
     journal::{Journal, Made},
-    plan::{Boot, Machine, Plan, Thieves, TpmFound, TpmKey, Wishes},
+    machine::{Machine, crypttab_text, is_latched, look, tpm_key},
+    plan::{Boot, Plan, Wishes},
+    thieves::Thieves,
 };
 use crate::{
     base::{
@@ -30,23 +31,18 @@ use crate::{
         mapping_name::MappingName,
         person::Attendant,
     },
-    config::{Config, ConfigError, LeafName, StoreConfig, crypttab},
+    config::{Config, ConfigError, LeafName, crypttab},
     keys::{
         seal::{identities, leaves},
         store::{self as stores, StoreError},
-        tpm::{IdentityFile, Tpm},
     },
-    sys::{
-        block::DeviceNumber,
-        device::Identity,
-        sysfs::{self, Sysfs},
-    },
+    sys::device::Identity,
     unlock::{
         self,
         case::Strictness,
         container::{self, Container, Use},
     },
-    verbs::{boot::root, edit, error::Error, import, key_file, keys, leaf::Hands, rotate, setup, test},
+    verbs::{edit, error::Error, import, key_file, keys, leaf::Hands, rotate, setup, test},
     volumes::header::{self, Binding, Format, Volume, VolumeError},
 };
 
@@ -323,7 +319,7 @@ impl Job<'_> {
         let place = if is_in_tpm { "the TPM".to_owned() } else { kind.describe() };
         let by_tpm = machine.key.filter(|_| identities::need_tpm(&store.sealing.identities));
         let needs_servers = kind.needs_network() || !container::servers_to_open(&config, store, false)?.is_empty();
-        let thieves = plan::thieves(&place, is_in_tpm, by_tpm, machine.tpm, needs_servers);
+        let thieves = thieves::thieves(&place, is_in_tpm, by_tpm, machine.tpm, needs_servers);
         let device = self.request.device.to_owned();
         let (lacks, replaced) = (Vec::new(), Vec::new());
         Ok(Bound { device, volume: self.uuid, key, already, plan, tried: false, lacks, replaced, thieves })
@@ -421,66 +417,4 @@ fn luks2(device: &Path) -> Result<(Volume, Uuid), Error> {
             Err(VolumeError::NoToken { path, why: why.to_owned() }.into())
         }
     }
-}
-
-fn crypttab_text() -> Result<String, Error> {
-    match fs::read_to_string(crypttab::PATH) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        text => text.map_err(Error::io(format!("read {}", crypttab::PATH))),
-    }
-}
-
-/// What the machine has.
-fn look(config: &Config, volume: &Volume, uuid: Uuid) -> Result<Machine, Error> {
-    let sysfs = Sysfs::this();
-    let paths = [volume.device.path.clone()];
-    let number = match volume.device.identity {
-        Identity::BlockDevice { number, .. } => Some(DeviceNumber(number)),
-        _ => None,
-    };
-    let is_it = |entry: &crypttab::Entry| entry.device.is(&paths, Some(uuid));
-    let listed = &config.boot.volumes;
-    let tpm = Tpm::open(&config.tpm).and_then(|tpm| {
-        let (chain, secure_boot) = (tpm.boot_chain()?, tpm.event_log().secure_boot());
-        let configured = config.tpm.pcrs.is_some() || config.tpm.site_key.is_some();
-        Ok(TpmFound { chain, secure_boot, configured })
-    });
-    let by_tpm = |store: &StoreConfig| identities::need_tpm(&store.sealing.identities);
-    Ok(Machine {
-        device: volume.device.path.clone(),
-        volume: uuid,
-        bound: volume.reference().cloned(),
-        others: volume.bindings()?,
-        is_node: number.is_some(),
-        is_root: number.is_some_and(|number| root::is_own(&sysfs, Path::new("/"), &[number])),
-        boot_lists: (!listed.is_empty()).then(|| listed.iter().any(|listed| listed.device.is(&paths, Some(uuid)))),
-        is_listed: crypttab::parse(&crypttab_text()?).iter().any(is_it),
-        disks: disks(&sysfs),
-        tpm: tpm.inspect_err(|error| tracing::debug!("{}", chain(error))).ok(),
-        key: tpm_key(config),
-        stores: config.stores.iter().map(|(name, store)| (name.clone(), by_tpm(store))).collect(),
-        default_store: config.store_or_default(None).ok(),
-        made: journal::made(config)?.store,
-        maker: Maker::here(),
-    })
-}
-
-/// Disks that stay in the machine.
-fn disks(sysfs: &Sysfs) -> usize {
-    let is_zero = |path: &Path| sysfs::attribute(path).is_none_or(|value| value == "0");
-    let stays = |disk: &PathBuf| {
-        disk.join("device").exists() && !is_zero(&disk.join("size")) && is_zero(&disk.join("removable"))
-    };
-    sysfs::entries(&sysfs.at("sys/block")).iter().filter(|disk| stays(disk)).count()
-}
-
-/// What this host's key in the TPM is bound to.
-fn tpm_key(config: &Config) -> Option<TpmKey> {
-    let policy = IdentityFile::read(&config.tpm.identity).ok()?.policy;
-    Some(TpmKey { pcrs: policy.pcrs.pcrs(), is_signed: policy.signed.is_some(), has_pin: policy.pin })
-}
-
-/// Whether the TPM opens nothing more in this boot.
-fn is_latched(config: &Config) -> bool {
-    config.tpm.latch.is_wanted() && Tpm::open(&config.tpm).and_then(|tpm| tpm.is_latched()).unwrap_or(false)
 }
