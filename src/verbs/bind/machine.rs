@@ -1,8 +1,7 @@
 //! What the machine has that a volume is bound on.
 
 use std::{
-    fs::{self, OpenOptions},
-    io,
+    fs::OpenOptions,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -10,7 +9,10 @@ use std::{
 use nix::fcntl::OFlag;
 use uuid::Uuid;
 
-use super::{boot::Maker, journal};
+use super::{
+    boot::{Maker, crypttab_text},
+    journal,
+};
 use crate::{
     base::{
         chain::chain,
@@ -102,13 +104,6 @@ impl std::fmt::Display for TpmKey {
     }
 }
 
-pub fn crypttab_text() -> Result<String, Error> {
-    match fs::read_to_string(crypttab::PATH) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        text => text.map_err(Error::io(format!("read {}", crypttab::PATH))),
-    }
-}
-
 /// Looks.
 pub fn look(config: &Config, volume: &Volume, uuid: Uuid) -> Result<Machine, Error> {
     let sysfs = Sysfs::this();
@@ -135,7 +130,7 @@ pub fn look(config: &Config, volume: &Volume, uuid: Uuid) -> Result<Machine, Err
         is_root: holds("/"),
         is_boot_encrypted: holds("/boot"),
         boot_lists: (!listed.is_empty()).then(|| listed.iter().any(|listed| listed.device.is(&paths, Some(uuid)))),
-        is_listed: crypttab::parse(&crypttab_text()?).iter().any(is_it),
+        is_listed: crypttab::parse(&crypttab_text()?.unwrap_or_default()).iter().any(is_it),
         disks: disks(&sysfs),
         strangers: number.map(|number| strangers(&sysfs, number)).unwrap_or_default(),
         tpm: tpm.inspect_err(|error| tracing::debug!("{}", chain(error))).ok(),

@@ -16,9 +16,9 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use self::{
-    boot::{Entry, Maker},
+    boot::{Entry, Maker, crypttab_text},
     journal::{Journal, Made},
-    machine::{Machine, crypttab_text, is_latched, look, tpm_key},
+    machine::{Machine, is_latched, look, tpm_key},
     plan::{Boot, Plan, Wishes},
     thieves::Thieves,
 };
@@ -235,7 +235,7 @@ impl Job<'_> {
         match plan.boot {
             Boot::File | Boot::Known => Ok(()),
             Boot::Crypttab => {
-                let (text, path) = (crypttab_text()?, [volume.device.path.clone()]);
+                let (text, path) = (crypttab_text()?.unwrap_or_default(), [volume.device.path.clone()]);
                 let is_it = |entry: &crypttab::Entry| entry.device.is(&path, Some(self.uuid));
                 let new = format!("{name} UUID={}", self.uuid);
                 if let Some(entry) = Entry::wanted(&text, &is_it, &new, Maker::here()) {
