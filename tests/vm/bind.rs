@@ -115,9 +115,9 @@ impl<'m> Terminal<'m> {
         self.machine.type_line(command);
         let mut shown = String::new();
         loop {
-            let (new, at) = self.see(&["nothing is shown): ", PROMPT]);
+            let (new, at) = self.see(&["shown): ", "(press TAB for no echo)", "LUKS password: ", PROMPT]);
             shown += &new;
-            if at == 1 {
+            if at == 3 {
                 return (format!("# {}", shown.trim_end_matches("# ")), start.elapsed().as_secs_f64());
             }
             let answer = if new.contains("Type the words back") { words_of(&shown) } else { PASSPHRASE.to_owned() };
@@ -126,19 +126,82 @@ impl<'m> Terminal<'m> {
     }
 }
 
+/// Powers it on, a person types the passphrase, and root types these commands; then it boots, and again, without a keystroke.
+/// What was shown, with the seconds of each command.
+fn journey(laptop: &mut Laptop, commands: &[&str], boots: usize) -> Vec<(String, f64)> {
+    let mut machine = laptop.power_on_with_a_person();
+    machine.ok("mount -o ro /dev/sda /tools && cp /tools/cryptattach.deb /root");
+    let mut terminal = Terminal::log_in(&mut machine);
+    let mut told = Vec::new();
+    for command in commands {
+        let (shown, seconds) = terminal.types(command);
+        let (code, _) = terminal.types("echo code=$?");
+        assert!(code.contains("code=0"), "{shown}\n{code}");
+        told.push((shown, seconds));
+    }
+    machine.ok("sync");
+    for _ in 0..boots {
+        let before = machine.shown().len();
+        let start = Instant::now();
+        machine.reboot();
+        let seconds = start.elapsed().as_secs_f64();
+        let shown = machine.shown()[before..].to_owned();
+        assert!(!shown.contains(QUESTION) && !shown.contains("enter passphrase"), "nobody is asked:\n{shown}");
+        let mut terminal = Terminal::log_in(&mut machine);
+        let (shown, _) = terminal.types("uptime --since; findmnt -no SOURCE /; cryptattach status 2>/dev/null");
+        told.push((format!("# reboot\n{shown}"), seconds));
+    }
+    told
+}
+
+const INSTALL: &str = "apt install -qq -y ./cryptattach.deb";
+
 fn one_command() {
     let mut laptop = Laptop::new(true);
-    let mut machine = laptop.power_on_with_a_person();
-    machine.ok("mount -o ro /dev/sr0 /tools && cp /tools/cryptattach.deb /root");
-    let mut terminal = Terminal::log_in(&mut machine);
-    for command in ["apt install -y ./cryptattach.deb", &format!("cryptattach bind {DEVICE}"), "echo $?"] {
-        let (shown, seconds) = terminal.types(command);
-        println!("{shown}\n-- {seconds:.1} s");
+    let bind = format!("cryptattach bind {DEVICE}");
+    let told = journey(&mut laptop, &[INSTALL, &bind], 1);
+    for (shown, seconds) in &told {
+        println!("{shown}\n-- {seconds:.1} s\n");
     }
-    machine.reboot();
-    println!(
-        "{}",
-        machine
-            .ok("cat /run/cryptattach/boot.json; systemctl --failed; cryptattach status; journalctl -b -t cryptattach")
-    );
+    let bound = &told[1].0;
+    for line in [
+        "the root's, LUKS2",
+        "on a machine with one disk",
+        "made in the TPM's memory",
+        "/boot is not encrypted, and PCR 7",
+        "is bound, and opened as a boot would open it",
+    ] {
+        assert!(bound.contains(line), "{line}: {bound}");
+    }
+    assert!(!bound.contains("Secure Boot is not on"), "{bound}");
+}
+
+/// Prints the terminal of the whole journey, and what others need for the same.
+pub fn compare() {
+    let peers: [(&str, &[&str]); 3] = [
+        ("cryptattach", &[INSTALL, &format!("cryptattach bind {DEVICE}")]),
+        ("systemd-cryptenroll", &[
+            "apt install -qq -y /srv/peers/dracut/*.deb",
+            &format!("systemd-cryptenroll --tpm2-device=auto --tpm2-pcrs=7 {DEVICE}"),
+            "sed -i 's/luks,discard/luks,discard,tpm2-device=auto/' /etc/crypttab",
+            "dracut --force --regenerate-all",
+        ]),
+        ("clevis", &[
+            "apt install -qq -y /srv/peers/initramfs-tools/*.deb",
+            &format!("clevis luks bind -d {DEVICE} tpm2 '{{\"pcr_ids\":\"7\"}}'"),
+            "update-initramfs -u -k all",
+        ]),
+    ];
+    let mut rows = Vec::new();
+    for (name, commands) in peers {
+        let told = journey(&mut Laptop::new(true), commands, 2);
+        println!("== {name}");
+        for (shown, seconds) in &told {
+            println!("{shown}\n[{seconds:.0} s]\n");
+        }
+        let all: f64 = told[..commands.len()].iter().map(|(_, seconds)| seconds).sum();
+        let after: f64 = told[1..commands.len()].iter().map(|(_, seconds)| seconds).sum();
+        rows.push(format!("| {name} | {} | {all:.0} | {after:.0} |", commands.len()));
+    }
+    println!("| | commands | seconds | of it without apt |\n|---|---:|---:|---:|\n{}", rows.join("\n"));
 }

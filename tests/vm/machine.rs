@@ -41,7 +41,7 @@ pub enum Init {
     Plain,
     /// systemd, and the agent as a unit; the Debian package waits on the disk of tools.
     Systemd,
-    /// The same on a machine with one disk: the package is on a CD, which is no disk that stays.
+    /// The same on a machine with one disk: the package is on a stick, which is no disk that stays.
     OneDisk,
 }
 
@@ -125,7 +125,7 @@ impl Machine {
             .args(["-device", "virtio-scsi-pci"])
             .args(["-drive", &format!("if=none,id=tools,format=raw,snapshot=on,file={}", tools.display())])
             .args(match init {
-                Init::OneDisk => ["-device", "scsi-cd,drive=tools"],
+                Init::OneDisk => ["-device", "scsi-hd,drive=tools,removable=on"],
                 _ => ["-device", "virtio-blk-pci,drive=tools,serial=tools"],
             })
             .args(booted)
