@@ -1,5 +1,5 @@
 # The same targets in CI and on a laptop. Each installs what it misses.
-.PHONY: deb demo fuzz test test-unit test-fuzz test-host test-openstack test-vm bench bench-ublk bench-attach bench-boot bench-initramfs bench-keys bench-rotate bench-sources bench-stores bench-tpm torture crashes power-cuts torture-keys
+.PHONY: deb demo fuzz test test-unit test-fuzz test-host test-openstack test-vm bench bench-ublk bench-attach bench-bind bench-boot bench-initramfs bench-keys bench-rotate bench-sources bench-stores bench-tpm torture crashes power-cuts torture-keys
 
 deb:
 	scripts/deb
@@ -38,6 +38,9 @@ torture-keys:
 
 bench-attach:
 	benches/attach
+
+bench-bind:
+	benches/bind
 
 bench-boot:
 	benches/boot

@@ -62,7 +62,8 @@ pub struct Bind {
 #[derive(Args, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 struct Options {
-    /// File with a passphrase of the volume, read to the last byte; '-' is standard input [default: the terminal asks]
+    /// File with a passphrase of the volume, with or without a newline at its end; '-' is standard input [default: the terminal
+    /// asks]
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
     /// The store for the key [default: default_store of the configuration, or its only store, or a new one in the TPM]
@@ -133,7 +134,7 @@ impl Bind {
             config: &global.config,
             device: &self.device,
             wishes: &wishes,
-            secret: None,
+            key_file: None,
             ask: &ask,
             hands: None,
             thumbprint: options.thumbprint.as_deref(),
@@ -151,7 +152,8 @@ impl Bind {
             )
         })?;
         request.hands = hands.as_ref().map(|hands| hands as &dyn Hands);
-        request.secret = options.key_file.as_ref().map(|file| key::read_secret("the key file", file)).transpose()?;
+        let read = options.key_file.as_ref().map(|file| || key::read_secret("the key file", file));
+        request.key_file = read.as_ref().map(|read| read as _);
         let bound = bind::bind(&request)?;
         output::print(global.json, &bound, || text(&bound))
     }

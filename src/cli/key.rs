@@ -111,8 +111,8 @@ pub struct Import {
     /// The encrypted block device or file
     #[arg(value_parser = words::device())]
     device: PathBuf,
-    /// File with a keyslot's passphrase, read to the last byte (LUKS), or with the volume key (plain); '-' is standard
-    /// input [default: what the volume's clevis token has, else what the terminal is told]
+    /// File with a keyslot's passphrase, with or without a newline at its end (LUKS), or with the volume key (plain); '-' is
+    /// standard input [default: what the volume's clevis token has, else what the terminal is told]
     #[arg(long, value_name = "FILE", required_if_eq("plain", "true"))]
     key_file: Option<PathBuf>,
     /// Import nothing; open the clevis token, and print its policy as lines of our configuration
@@ -150,7 +150,8 @@ pub struct Export {
     /// A token for clevis
     #[arg(long, required = true)]
     clevis: bool,
-    /// File with a keyslot's passphrase; '-' is standard input [default: the volume's key is used]
+    /// File with a keyslot's passphrase, with or without a newline at its end; '-' is standard input [default: the volume's key
+    /// is used]
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
     /// With --key-file: the store whose policy counts [default: default_store of the configuration, or its only store]

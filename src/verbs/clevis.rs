@@ -19,7 +19,7 @@ use crate::{
         case::{Asked, Case, Circumstances, Strictness, random_passphrase},
         container::{Container, Use},
     },
-    verbs::{as_texts, error::Error},
+    verbs::{as_texts, error::Error, key_file},
     volumes::header::{self, ClevisToken, Volume},
 };
 
@@ -145,9 +145,9 @@ pub fn export(config: &Config, request: Export<'_>) -> Result<Exported, Error> {
     let volume = header::probe(request.device, request.header)?;
     let policy_of = |store: &StoreName| Container::open(config, store, None, Use::Keys)?.for_clevis();
     match request.secret {
-        Some((secret, store)) => {
+        Some((mut secret, store)) => {
             let policy = policy_of(&config.store_or_default(store.as_ref())?)?;
-            add(config, &volume, &volume.open_keyslot(&secret)?, policy)
+            add(config, &volume, &key_file::open(&volume, &mut secret)?, policy)
         }
         None => {
             let case = Case::find(config, volume, Asked { key: request.key, ..Asked::default() })?;

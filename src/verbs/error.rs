@@ -84,9 +84,6 @@ pub enum Error {
     /// systemd-cryptsetup asks for a volume that is not listed.
     #[error("neither /etc/crypttab nor the configuration has a volume '{0}'")]
     UnknownToCrypttab(String),
-    /// The passphrase opens nothing, and may not have been meant so.
-    #[error(transparent)]
-    NewlineInKeyFile(Box<Error>),
     /// A key whose volume is in use.
     #[error("the volume of the key {key} is attached as '{name}': its data is lost once that is detached")]
     Attached { key: KeyReference, name: MappingName },
@@ -272,7 +269,6 @@ impl Advice for Error {
             | Self::LastWay { .. }
             | Self::Exists(_)
             | Self::StoreExists(_) => Exit::InTheWay,
-            Self::NewlineInKeyFile(source) => source.exit(),
             Self::AtWork { .. } | Self::Rotating { .. } | Self::Attached { .. } => Exit::Busy,
             Self::Paused { .. } | Self::Kept(_) | Self::NotAllRotated { .. } | Self::MovePaused { .. } => Exit::Paused,
             Self::Stopped(_) => Exit::Io,
@@ -300,9 +296,6 @@ impl Advice for Error {
             Self::Backend(error) => return error.next_step(),
             Self::Header(error) => return error.next_step(),
             Self::Name(error) => return error.next_step(),
-            Self::NewlineInKeyFile(_) => {
-                "the key file ends with a newline, which counts as a part of the passphrase: write it without ('printf %s')".into()
-            }
             Self::Attached { key, name } => format!(
                 "copy its data elsewhere and detach it ('cryptattach detach {name}'), or delete the key nevertheless: cryptattach key \
                  delete {key} --yes --force"

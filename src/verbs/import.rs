@@ -11,7 +11,7 @@ use crate::{
         case::{Case, Circumstances, Strictness},
         container::{Container, Use},
     },
-    verbs::{clevis, error::Error},
+    verbs::{clevis, error::Error, key_file},
     volumes::header::{self, PlainParameters, Volume, VolumeError},
 };
 
@@ -70,15 +70,10 @@ pub fn import(config: &Config, request: Request<'_>) -> Result<KeyReference, Err
     Ok(reference)
 }
 
-fn volume_key(volume: &Volume, secret: SecretBytes) -> Result<VolumeKey, Error> {
+fn volume_key(volume: &Volume, mut secret: SecretBytes) -> Result<VolumeKey, Error> {
     if volume.luks().is_none() {
         let key = VolumeKey::from_secret(secret);
         return Ok(key.ok_or_else(|| VolumeError::WrongKey { path: volume.device.path.clone() })?);
     }
-    match volume.open_keyslot(&secret) {
-        Err(source @ VolumeError::WrongPassphrase { .. }) if secret.expose().ends_with(b"\n") => {
-            Err(Error::NewlineInKeyFile(Box::new(source.into())))
-        }
-        opened => Ok(opened?),
-    }
+    key_file::open(volume, &mut secret)
 }

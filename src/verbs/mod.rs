@@ -22,6 +22,7 @@ pub mod hook;
 pub mod hotplug;
 pub mod import;
 pub mod init;
+mod key_file;
 pub mod keys;
 pub mod leaf;
 pub mod r#move;

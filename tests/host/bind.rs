@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use crate::{
     clevis,
-    person::{at_terminal, words_of},
+    page_words::words_of,
+    person::at_terminal,
     shell::{LoopDevice, sh},
     site::Site,
     swtpm::Swtpm,
@@ -113,7 +114,8 @@ fn one_command_binds_a_disk_and_one_takes_it_back() {
         system.display()
     ));
     fs::write(system.join("sbin/update-initramfs"), "#!/bin/sh\necho \"$*\" >>/boot/made\n").unwrap();
-    let crypttab = "# the system's\nroot UUID=11111111-2222-3333-4444-555555555555 none luks,discard\n";
+    // A comment in Latin-1 goes back as it was.
+    let crypttab = b"# the system's Schl\xfcssel\nroot UUID=11111111-2222-3333-4444-555555555555 none luks,discard\n";
     fs::write(system.join("etc/crypttab"), crypttab).unwrap();
     let device = LoopDevice::new(machine.volume("volume").as_ref(), "");
     let (volume, before) = (device.path(), machine.traces(device.path()));
@@ -123,18 +125,19 @@ fn one_command_binds_a_disk_and_one_takes_it_back() {
     let bind = ["bind", volume, "--no-recovery", "--name", "data", "--key-file", pass];
     let plan = ok(in_own_system(site, &[&bind[..], &["--dry-run"]].concat()));
     assert!(
-        plan.contains("PCR 4+7") && plan.contains("update-initramfs -u -k all") && plan.lines().count() == 3,
+        plan.contains("PCR 4+7") && plan.contains("update-initramfs -u -k all") && plan.lines().count() == 4,
         "{plan}"
     );
+    assert!(plan.contains("note    Secure Boot is not on"), "{plan}");
     assert_eq!(machine.traces(volume), before, "nothing is changed");
 
     let bound: Value = serde_json::from_str(&ok(in_own_system(site, &[&bind[..], &["--json"]].concat()))).unwrap();
     assert_eq!((&bound["tried"], &bound["already"]), (&true.into(), &false.into()));
     assert_eq!(bound["plan"]["boot"], "crypttab");
     assert!(bound["thieves"]["stick"].as_str().unwrap().starts_with("EVERYTHING"), "{bound}");
-    let line = fs::read_to_string(system.join("etc/crypttab")).unwrap();
-    let uuid = bound["volume"].as_str().unwrap();
-    assert_eq!(line, format!("{crypttab}data UUID={uuid} none luks,nofail,initramfs\n"));
+    let written = fs::read(system.join("etc/crypttab")).unwrap();
+    let line = format!("data UUID={} none luks,nofail,initramfs\n", bound["volume"].as_str().unwrap());
+    assert_eq!(written, [&crypttab[..], line.as_bytes()].concat());
     assert_eq!(fs::read_to_string(system.join("boot/made")).unwrap(), "-u -k all\n");
     assert_eq!(machine.tested(volume)["key"], bound["key"]);
     opens_by_passphrase(volume);
@@ -147,7 +150,7 @@ fn one_command_binds_a_disk_and_one_takes_it_back() {
 
     ok(in_own_system(site, &["unbind", volume]));
     assert_eq!(machine.traces(volume), before);
-    assert_eq!(fs::read_to_string(system.join("etc/crypttab")).unwrap(), crypttab);
+    assert_eq!(fs::read(system.join("etc/crypttab")).unwrap(), crypttab);
     assert_eq!(fs::read_to_string(system.join("boot/made")).unwrap().lines().count(), 2);
     opens_by_passphrase(volume);
     let told = site.fails(66, &["unbind", volume]);
@@ -280,7 +283,10 @@ fn a_store_that_is_there_is_used_and_stays() {
     let bound = site.json(&["bind", &volume, "--answers", answers]);
     assert!(bound["key"].as_str().unwrap().starts_with("cinder/") && bound["tried"] == true, "{bound}");
     assert_eq!(bound["plan"]["boot"], "file");
+    // A fleet runs it again, when the passphrase is gone.
+    fs::rename(pass, site.keys("kept")).unwrap();
     assert_eq!(site.json(&["bind", &volume, "--answers", answers])["already"], true);
+    fs::rename(site.keys("kept"), pass).unwrap();
     assert_eq!(site.json(&["test", &volume])["key"], bound["key"]);
     fs::write(answers, "passphrase = 'a passphrase'\n").unwrap();
     let told = site.fails(64, &["bind", &volume, "--answers", answers]);
@@ -348,6 +354,43 @@ fn what_clevis_has_bound_is_taken_over_once_the_new_way_was_tried() {
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(ok(output).contains(r#""replaced":[]"#) && told.contains("stays: no passphrase of a person"), "{told}");
     clevis::pass(&volume, 1);
+}
+
+#[test]
+fn what_cannot_be_bound_is_refused_with_a_way_out_and_another_system_is_named() {
+    let machine = Machine::new();
+    let site = &machine.site;
+    let bind = |volume: &str| ["bind", volume, "--dry-run"].map(str::to_owned);
+    let refused = |code: i32, volume: &str| site.fails(code, &bind(volume).each_ref().map(String::as_str));
+
+    let old = site.file("old", 8 << 20).display().to_string();
+    sh(&format!("printf x | cryptsetup luksFormat -q --type luks1 --pbkdf-force-iterations 1000 {old} -"));
+    let told = refused(76, &old);
+    assert!(told.contains("cryptsetup convert"), "{told}");
+    let blank = site.file("blank", 8 << 20).display().to_string();
+    let told = refused(72, &blank);
+    assert!(told.contains("has no LUKS header"), "{told}");
+
+    // Beside the volume a file system that this system does not use, one that it does, and firmware's.
+    let disk = site.file("disk", 96 << 20).display().to_string();
+    let volume = machine.volume("volume");
+    sh(&format!(
+        "printf 'label: gpt\nsize=64M\nsize=8M\nsize=8M\nsize=8M\n' | sfdisk --quiet {disk} && \
+         dd if={volume} of={disk} bs=1M seek=1 conv=notrunc status=none"
+    ));
+    let device = LoopDevice::new(disk.as_ref(), "--partscan");
+    let part = |number: u32| format!("{}p{number}", device.path());
+    sh(&format!("mkfs.ext4 -q {} && mkfs.vfat {} >/dev/null && mkswap -q {}", part(2), part(3), part(4)));
+    let plan = site.ok(&bind(&part(1)).each_ref().map(String::as_str));
+    assert!(plan.contains(&format!("note    {} (ext4) may be another system", part(2))), "{plan}");
+    assert!(!plan.contains(&part(3)) && !plan.contains(&part(4)), "{plan}");
+
+    // Without a TPM.
+    let path = site.keys("cryptattach.toml");
+    let text = fs::read_to_string(path).unwrap().replace(&machine.swtpm.tcti(), "device:/dev/none");
+    fs::write(path, text).unwrap();
+    let told = refused(64, &volume);
+    assert!(told.contains("no TPM") && told.contains("cryptattach init"), "{told}");
 }
 
 #[test]

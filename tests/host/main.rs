@@ -10,6 +10,8 @@ mod luks2;
 mod manufacture;
 #[path = "../common/opens.rs"]
 mod opens;
+#[path = "../common/page_words.rs"]
+mod page_words;
 #[path = "../common/sealing.rs"]
 mod sealing;
 #[path = "../common/shell.rs"]

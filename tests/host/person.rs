@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::{
     page,
+    page_words::words_of,
     policy::Policies,
     site::{Site, sh},
     tpm::Host,
@@ -64,20 +65,6 @@ pub fn at_terminal(
     let shown = String::from_utf8_lossy(&shown).into_owned();
     println!("$ cryptattach {}\n{shown}  -> {code:?}\n", arguments.join(" "));
     Conversation { shown, code }
-}
-
-/// The words on a page.
-pub fn words_of(page: &str) -> String {
-    let words = page.split_whitespace().collect::<Vec<_>>();
-    let numbered = (1..=14).map(|number| {
-        let at = words.windows(2).position(|pair| pair[0] == number.to_string() && pair[1].bytes().all(is_letter));
-        words[at.expect("the word of this number") + 1]
-    });
-    numbered.collect::<Vec<_>>().join(" ")
-}
-
-fn is_letter(byte: u8) -> bool {
-    byte.is_ascii_lowercase()
 }
 
 /// Makes the leaf `paper`: its words, which are typed back.

@@ -41,6 +41,8 @@ pub enum Init {
     Plain,
     /// systemd, and the agent as a unit; the Debian package waits on the disk of tools.
     Systemd,
+    /// The same on a machine with one disk: the package is on a stick, which is no disk that stays.
+    OneDisk,
 }
 
 /// A guest without systemd that has just booted, kept as files: it is powered on as it was then, again and again, in a moment.
@@ -120,8 +122,12 @@ impl Machine {
             .args(["-qmp", &format!("unix:{},server=on,wait=off", at("qmp"))])
             .args(["-drive", &format!("if=none,id=root,{root}")])
             .args(["-device", "virtio-blk-pci,drive=root,serial=root"])
+            .args(["-device", "virtio-scsi-pci"])
             .args(["-drive", &format!("if=none,id=tools,format=raw,snapshot=on,file={}", tools.display())])
-            .args(["-device", "virtio-blk-pci,drive=tools,serial=tools"])
+            .args(match init {
+                Init::OneDisk => ["-device", "scsi-hd,drive=tools,removable=on"],
+                _ => ["-device", "virtio-blk-pci,drive=tools,serial=tools"],
+            })
             .args(booted)
             .args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"])
             .args(["-chardev", &format!("socket,id=agent,path={},server=on,wait=off", at("agent"))])
@@ -138,6 +144,11 @@ impl Machine {
         Self { agent, qmp, keyboard, qemu, folder, disks: 0 }
     }
 
+    /// Types a line.
+    pub fn type_line(&mut self, line: &str) {
+        writeln!(self.keyboard, "{line}").unwrap();
+    }
+
     /// Types a line once the console has shown this.
     pub fn answer(&mut self, question: &str, line: &str) {
         let deadline = Instant::now() + BOOT_TIMEOUT;
@@ -145,13 +156,18 @@ impl Machine {
             assert!(Instant::now() < deadline, "'{question}' is not shown; the console:\n{}", self.console());
             std::thread::sleep(Duration::from_millis(100));
         }
-        writeln!(self.keyboard, "{line}").unwrap();
+        self.type_line(line);
+    }
+
+    /// All that the console has shown.
+    pub fn shown(&self) -> String {
+        let shown = fs::read(self.folder.path().join("console")).unwrap_or_default();
+        String::from_utf8_lossy(&shown).into_owned()
     }
 
     /// Whether the console has shown this at any time.
     pub fn has_shown(&self, text: &str) -> bool {
-        let shown = fs::read(self.folder.path().join("console")).unwrap_or_default();
-        String::from_utf8_lossy(&shown).contains(text)
+        self.shown().contains(text)
     }
 
     /// Shuts the guest down and boots it again; its disks stay plugged in.
@@ -374,7 +390,7 @@ fn by_loader(init: Init, image: &Path) -> [String; 6] {
     let file = |name: &str| image.join(name).into_os_string().into_string().unwrap();
     let append = match init {
         Init::Plain => COMMAND_LINE.to_owned(),
-        Init::Systemd => COMMAND_LINE.replace("init=/sbin/guest-init", "systemd.show_status=true"),
+        Init::Systemd | Init::OneDisk => COMMAND_LINE.replace("init=/sbin/guest-init", "systemd.show_status=true"),
     };
     ["-kernel".into(), file("kernel"), "-initrd".into(), file("initrd"), "-append".into(), append]
 }
@@ -393,15 +409,18 @@ fn tools(init: Init, folder: &Path, image: &Path) {
     fs::create_dir(folder).unwrap();
     match init {
         Init::Plain => fs::copy(env!("CARGO_BIN_EXE_cryptattach"), folder.join("cryptattach")).unwrap(),
-        Init::Systemd => fs::copy(&*PACKAGE, folder.join("cryptattach.deb")).unwrap(),
+        Init::Systemd | Init::OneDisk => fs::copy(&*PACKAGE, folder.join("cryptattach.deb")).unwrap(),
     };
     let made =
         Command::new("mke2fs").args(["-q", "-t", "ext4", "-d"]).args([folder, image]).arg("256M").output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
-/// The Debian package of what was just built.
+/// The Debian package of what was just built, or the one that a benchmark has built.
 static PACKAGE: LazyLock<PathBuf> = LazyLock::new(|| {
+    if let Some(package) = std::env::var_os("CRYPTATTACH_PACKAGE") {
+        return package.into();
+    }
     let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/deb")).arg("--dev").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim_end().into()

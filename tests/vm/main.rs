@@ -11,6 +11,8 @@ mod container_key;
 mod image;
 #[path = "../common/manufacture.rs"]
 mod manufacture;
+#[path = "../common/page_words.rs"]
+mod page_words;
 #[path = "../common/qemu.rs"]
 mod qemu;
 #[path = "../common/sealing.rs"]
@@ -21,6 +23,7 @@ mod shell;
 #[path = "../common/tpm_process.rs"]
 mod tpm_process;
 
+mod bind;
 mod formats;
 mod hooks;
 mod hotplug;
@@ -53,8 +56,13 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(2);
     // The longest stories first.
-    let mut trials: Vec<Trial> =
-        tpm::STORIES.iter().chain(power::STORIES).map(own_machine).chain(installed::trials()).collect();
+    let mut trials: Vec<Trial> = tpm::STORIES
+        .iter()
+        .chain(power::STORIES)
+        .chain(&bind::STORIES)
+        .map(own_machine)
+        .chain(installed::trials())
+        .collect();
     let plain =
         [mapping::STORIES, hooks::STORIES, formats::STORIES, midway::STORIES, separation::STORIES, rotate::STORIES]
             .concat();
@@ -67,7 +75,7 @@ fn main() -> ExitCode {
     trials.extend(shared.into_iter().map(|(_, trial)| trial));
     let benches = sharing(|| boot(Init::Plain), &[("bench-attach", speed::compare)])
         .chain(sharing(ublk::boot, &[("bench-ublk", ublk::compare)]));
-    let benches = benches.chain([own_machine(&("power-cuts", power::many))]);
+    let benches = benches.chain([own_machine(&("power-cuts", power::many)), own_machine(&("bench-bind", bind::compare))]);
     trials.extend(benches.map(|trial| trial.with_ignored_flag(true)));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
@@ -118,7 +126,7 @@ fn boot_release(init: Init, release: Option<&str>) -> Machine {
     // One that boots has its configuration where it is found before anything is mounted.
     let config = match init {
         Init::Plain => "/keys/cryptattach.toml",
-        Init::Systemd => "/etc/cryptattach/cryptattach.toml",
+        Init::Systemd | Init::OneDisk => "/etc/cryptattach/cryptattach.toml",
     };
     machine.ok(&format!(
         "mkfs.ext4 -q {} && echo {0} /keys ext4 nofail >>/etc/fstab && mount {0} /keys && cd /keys &&

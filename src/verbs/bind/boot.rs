@@ -139,17 +139,25 @@ fn exchanged(text: &str, old: &str, new: Option<&str>) -> String {
     text.lines().filter_map(line).collect()
 }
 
-/// The bytes stay as they are where nothing is changed: a comment may be Latin-1, and then no program edits the file.
+/// The file's lines, each byte a character, so that they go back as they were: a comment may be Latin-1. `None` if there is none.
+pub fn crypttab_text() -> Result<Option<String>, Error> {
+    match fs::read(crypttab::PATH) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io(format!("read {}", crypttab::PATH))(error)),
+        Ok(bytes) => Ok(Some(bytes.into_iter().map(char::from).collect())),
+    }
+}
+
 fn rewrite(change: impl FnOnce(&str) -> Option<String>) -> Result<(), Error> {
+    let text = crypttab_text()?;
+    let Some(changed) = change(text.as_deref().unwrap_or_default()) else { return Ok(()) };
+    let bytes: Vec<u8> = changed.chars().filter_map(|byte| u8::try_from(byte).ok()).collect();
     let path = Path::new(crypttab::PATH);
-    let failed = || Error::io(format!("write {}", path.display()));
-    let text = match fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return change("").map_or(Ok(()), |text| durable::create(path, text.as_bytes()).map_err(failed()));
-        }
-        text => text.map_err(failed())?,
+    let written = match text {
+        None => durable::create(path, &bytes),
+        Some(_) => durable::replace_content(path, &bytes),
     };
-    change(&text).map_or(Ok(()), |text| durable::replace_content(path, text.as_bytes()).map_err(failed()))
+    written.map_err(Error::io(format!("write {}", path.display())))
 }
 
 #[cfg(test)]

@@ -5,21 +5,22 @@
 
 pub mod boot;
 mod journal;
+pub mod machine;
 pub mod plan;
 mod store;
+pub mod thieves;
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use uuid::Uuid;
 
 use self::{
-    boot::{Entry, Maker},
+    boot::{Entry, Maker, crypttab_text},
     journal::{Journal, Made},
-    plan::{Boot, Machine, Plan, Thieves, TpmFound, TpmKey, Wishes},
+    machine::{Machine, is_latched, look, tpm_key},
+    plan::{Boot, Plan, Wishes},
+    thieves::Thieves,
 };
 use crate::{
     base::{
@@ -30,23 +31,18 @@ use crate::{
         mapping_name::MappingName,
         person::Attendant,
     },
-    config::{Config, ConfigError, LeafName, StoreConfig, crypttab},
+    config::{Config, ConfigError, LeafName, crypttab},
     keys::{
         seal::{identities, leaves},
         store::{self as stores, StoreError},
-        tpm::{IdentityFile, Tpm},
     },
-    sys::{
-        block::DeviceNumber,
-        device::Identity,
-        sysfs::{self, Sysfs},
-    },
+    sys::device::Identity,
     unlock::{
         self,
         case::Strictness,
         container::{self, Container, Use},
     },
-    verbs::{boot::root, edit, error::Error, import, keys, leaf::Hands, rotate, setup, test},
+    verbs::{edit, error::Error, import, key_file, keys, leaf::Hands, rotate, setup, test},
     volumes::header::{self, Binding, Format, Volume, VolumeError},
 };
 
@@ -62,8 +58,9 @@ pub struct Request<'a> {
     pub config: &'a Path,
     pub device: &'a Path,
     pub wishes: &'a Wishes,
-    /// A passphrase of the volume; whoever is at the terminal is asked unless given.
-    pub secret: Option<SecretBytes>,
+    /// Reads the file with a passphrase of the volume, which need not be there any more once it is bound; whoever is at the
+    /// terminal is asked unless given.
+    pub key_file: Option<&'a dyn Fn() -> Result<SecretBytes, Error>>,
     pub ask: &'a dyn Fn(&str) -> Result<SecretBytes, Error>,
     /// Gets the recovery key.
     pub hands: Option<&'a dyn Hands>,
@@ -159,9 +156,11 @@ impl Job<'_> {
 
     /// A passphrase that opens a keyslot, known before anything is made; `None` if clevis has it, whose place is to be taken.
     fn secret(&self, volume: &Volume) -> Result<Option<SecretBytes>, Error> {
-        let Request { secret, ask, device, .. } = self.request;
-        if let Some(secret) = secret {
-            return fitting(volume, secret).map(Some);
+        let Request { key_file, ask, device, .. } = self.request;
+        if let Some(read) = key_file {
+            let mut secret = read()?;
+            key_file::open(volume, &mut secret)?;
+            return Ok(Some(secret));
         }
         if self.request.wishes.replace && volume.luks().is_some_and(|luks| !luks.clevis.is_empty()) {
             return Ok(None);
@@ -236,7 +235,7 @@ impl Job<'_> {
         match plan.boot {
             Boot::File | Boot::Known => Ok(()),
             Boot::Crypttab => {
-                let (text, path) = (crypttab_text()?, [volume.device.path.clone()]);
+                let (text, path) = (crypttab_text()?.unwrap_or_default(), [volume.device.path.clone()]);
                 let is_it = |entry: &crypttab::Entry| entry.device.is(&path, Some(self.uuid));
                 let new = format!("{name} UUID={}", self.uuid);
                 if let Some(entry) = Entry::wanted(&text, &is_it, &new, Maker::here()) {
@@ -320,7 +319,7 @@ impl Job<'_> {
         let place = if is_in_tpm { "the TPM".to_owned() } else { kind.describe() };
         let by_tpm = machine.key.filter(|_| identities::need_tpm(&store.sealing.identities));
         let needs_servers = kind.needs_network() || !container::servers_to_open(&config, store, false)?.is_empty();
-        let thieves = plan::thieves(&place, is_in_tpm, by_tpm, machine.tpm, needs_servers);
+        let thieves = thieves::thieves(&place, is_in_tpm, by_tpm, machine.tpm, needs_servers);
         let device = self.request.device.to_owned();
         let (lacks, replaced) = (Vec::new(), Vec::new());
         Ok(Bound { device, volume: self.uuid, key, already, plan, tried: false, lacks, replaced, thieves })
@@ -418,81 +417,4 @@ fn luks2(device: &Path) -> Result<(Volume, Uuid), Error> {
             Err(VolumeError::NoToken { path, why: why.to_owned() }.into())
         }
     }
-}
-
-/// The secret, or the secret without the newline at its end if that is what opens the volume: editors and echo(1) add one.
-fn fitting(volume: &Volume, secret: &SecretBytes) -> Result<SecretBytes, Error> {
-    let mut secret = SecretBytes::copy_of(secret.expose())?;
-    match volume.open_keyslot(&secret) {
-        Ok(_) => Ok(secret),
-        Err(VolumeError::WrongPassphrase { .. }) if secret.expose().ends_with(b"\n") => {
-            secret.truncate(secret.len() - 1);
-            volume.open_keyslot(&secret)?;
-            tracing::warn!("the key file ends with a newline that is no part of the passphrase; it was left out");
-            Ok(secret)
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn crypttab_text() -> Result<String, Error> {
-    match fs::read_to_string(crypttab::PATH) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        text => text.map_err(Error::io(format!("read {}", crypttab::PATH))),
-    }
-}
-
-/// What the machine has.
-fn look(config: &Config, volume: &Volume, uuid: Uuid) -> Result<Machine, Error> {
-    let sysfs = Sysfs::this();
-    let paths = [volume.device.path.clone()];
-    let number = match volume.device.identity {
-        Identity::BlockDevice { number, .. } => Some(DeviceNumber(number)),
-        _ => None,
-    };
-    let is_it = |entry: &crypttab::Entry| entry.device.is(&paths, Some(uuid));
-    let listed = &config.boot.volumes;
-    let tpm = Tpm::open(&config.tpm).and_then(|tpm| {
-        let (chain, secure_boot) = (tpm.boot_chain()?, tpm.event_log().secure_boot());
-        let configured = config.tpm.pcrs.is_some() || config.tpm.site_key.is_some();
-        Ok(TpmFound { chain, secure_boot, configured })
-    });
-    let by_tpm = |store: &StoreConfig| identities::need_tpm(&store.sealing.identities);
-    Ok(Machine {
-        device: volume.device.path.clone(),
-        volume: uuid,
-        bound: volume.reference().cloned(),
-        others: volume.bindings()?,
-        is_node: number.is_some(),
-        is_root: number.is_some_and(|number| root::is_own(&sysfs, Path::new("/"), &[number])),
-        boot_lists: (!listed.is_empty()).then(|| listed.iter().any(|listed| listed.device.is(&paths, Some(uuid)))),
-        is_listed: crypttab::parse(&crypttab_text()?).iter().any(is_it),
-        disks: disks(&sysfs),
-        tpm: tpm.inspect_err(|error| tracing::debug!("{}", chain(error))).ok(),
-        key: tpm_key(config),
-        stores: config.stores.iter().map(|(name, store)| (name.clone(), by_tpm(store))).collect(),
-        default_store: config.store_or_default(None).ok(),
-        made: journal::made(config)?.store,
-        maker: Maker::here(),
-    })
-}
-
-/// Disks that stay in the machine.
-fn disks(sysfs: &Sysfs) -> usize {
-    let is_zero = |path: &Path| sysfs::attribute(path).is_none_or(|value| value == "0");
-    let stays = |disk: &PathBuf| {
-        disk.join("device").exists() && !is_zero(&disk.join("size")) && is_zero(&disk.join("removable"))
-    };
-    sysfs::entries(&sysfs.at("sys/block")).iter().filter(|disk| stays(disk)).count()
-}
-
-/// What this host's key in the TPM is bound to.
-fn tpm_key(config: &Config) -> Option<TpmKey> {
-    let policy = IdentityFile::read(&config.tpm.identity).ok()?.policy;
-    Some(TpmKey { pcrs: policy.pcrs.pcrs(), is_signed: policy.signed.is_some(), has_pin: policy.pin })
-}
-
-/// Whether the TPM opens nothing more in this boot.
-fn is_latched(config: &Config) -> bool {
-    config.tpm.latch.is_wanted() && Tpm::open(&config.tpm).and_then(|tpm| tpm.is_latched()).unwrap_or(false)
 }

@@ -2,21 +2,18 @@
 
 use std::path::PathBuf;
 
-use serde::Serialize;
-use uuid::Uuid;
-
-use super::boot::Maker;
+use super::{
+    boot::Maker,
+    machine::{Machine, TpmFound, TpmKey},
+};
 use crate::{
-    base::{
-        key::{KeyReference, StoreName},
-        mapping_name::MappingName,
-        pcr_set::PcrSet,
-    },
+    base::{key::StoreName, mapping_name::MappingName, pcr_set::PcrSet},
     config::Policy,
     keys::tpm::BootChain,
     verbs::error::Error,
     volumes::header::Binding,
 };
+use serde::Serialize;
 
 /// The store that is made in the TPM unless another name is given.
 const IN_TPM: &str = "disk";
@@ -39,53 +36,6 @@ pub struct Wishes {
     pub no_initramfs: bool,
     /// Take the place of what clevis and systemd have bound.
     pub replace: bool,
-}
-
-/// What the machine has.
-#[derive(Clone, Debug)]
-pub struct Machine {
-    pub device: PathBuf,
-    pub volume: Uuid,
-    /// The key that the volume's token names.
-    pub bound: Option<KeyReference>,
-    /// What others have bound.
-    pub others: Vec<Binding>,
-    /// Not a file.
-    pub is_node: bool,
-    /// The root file system rests on it.
-    pub is_root: bool,
-    /// `[[boot.volumes]]`: whether the volume is among them, if there are any.
-    pub boot_lists: Option<bool>,
-    /// The configuration or crypttab has the volume already.
-    pub is_listed: bool,
-    pub disks: usize,
-    pub tpm: Option<TpmFound>,
-    /// This host's key in the TPM, if there is one.
-    pub key: Option<TpmKey>,
-    /// The stores, and whether what opens them is in the TPM.
-    pub stores: Vec<(StoreName, bool)>,
-    pub default_store: Option<StoreName>,
-    /// The store that an earlier run has made, or begun to.
-    pub made: Option<StoreName>,
-    pub maker: Option<Maker>,
-}
-
-/// The TPM, and what it says of this boot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TpmFound {
-    pub chain: BootChain,
-    pub secure_boot: Option<bool>,
-    /// The configuration says what a new key is bound to: `pcrs` or `site_key`.
-    pub configured: bool,
-}
-
-/// What a key in the TPM is bound to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TpmKey {
-    pub pcrs: PcrSet,
-    /// A site signs boot states.
-    pub is_signed: bool,
-    pub has_pin: bool,
 }
 
 /// What is going to be done.
@@ -222,7 +172,7 @@ pub fn plan(machine: &Machine, wishes: &Wishes) -> Result<Plan, Error> {
 const NO_TPM: TpmFound = TpmFound { chain: BootChain::Unmeasured, secure_boot: None, configured: true };
 
 impl Plan {
-    /// In three lines, and one more for what others have bound.
+    /// In three lines, and one more for each thing that the person should know before.
     pub fn lines(&self, machine: &Machine, wishes: &Wishes) -> Vec<String> {
         let disks = match machine.disks {
             1 => "one disk".to_owned(),
@@ -265,14 +215,7 @@ impl Plan {
             format!("store   '{}'  {sealed}{}", self.store, besides.into_iter().flatten().collect::<String>()),
             format!("boot    {boot}{image}"),
         ];
-        let bound = self.pcrs.or(machine.key.filter(|_| self.by_tpm).map(|key| key.pcrs)).unwrap_or_default();
-        let changed = bound.common(changing(machine.tpm.map_or(BootChain::Unmeasured, |tpm| tpm.chain)));
-        if self.initramfs.is_some() && !changed.is_empty() {
-            lines.push(format!(
-                "note    the new initramfs changes PCR {changed}, which the key in the TPM is bound to: the next boot asks for the \
-                 passphrase"
-            ));
-        }
+        lines.extend(self.notes(machine).into_iter().map(|note| format!("note    {note}")));
         if !self.others.is_empty() {
             let others = self.others.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             let then =
@@ -281,74 +224,46 @@ impl Plan {
         }
         lines
     }
-}
 
-impl std::fmt::Display for TpmKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let parts = [
-            self.is_signed.then(|| "signed boot states".to_owned()),
-            (!self.pcrs.is_empty()).then(|| format!("PCR {}", self.pcrs)),
-            self.has_pin.then(|| "a PIN".to_owned()),
-        ];
-        let parts: Vec<_> = parts.into_iter().flatten().collect();
-        f.write_str(if parts.is_empty() { "any boot state" } else { "" })?;
-        f.write_str(&parts.join(", "))
-    }
-}
-
-/// What somebody gets who takes something away, or comes with something.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Thieves {
-    pub disk: String,
-    pub machine: String,
-    pub stick: String,
-}
-
-/// What opens a store: its place in words; the key in the TPM, if that does; whether servers are needed, too.
-pub fn thieves(
-    place: &str,
-    is_in_tpm: bool,
-    key: Option<TpmKey>,
-    tpm: Option<TpmFound>,
-    needs_servers: bool,
-) -> Thieves {
-    let disk = match is_in_tpm {
-        true => "nothing: the sealed key is in this machine's TPM".to_owned(),
-        false => format!("nothing, as long as the thief has not {place} as well"),
-    };
-    let Some(key) = key else {
-        let machine = format!("nothing, unless {place} and what opens it come along");
-        return Thieves { disk, stick: machine.clone(), machine };
-    };
-    let chain = tpm.map_or(BootChain::Unmeasured, |tpm| tpm.chain);
-    let secure_boot = tpm.and_then(|tpm| tpm.secure_boot);
-    let within = if needs_servers { ", in a network where its servers answer" } else { "" };
-    let own = match key.has_pin {
-        true => "nothing without the PIN".to_owned(),
-        false => format!("what its own boot opens{within}: a login prompt"),
-    };
-    let covers_image = key.is_signed || key.pcrs.contains(11) || [4, 8, 9].iter().all(|pcr| key.pcrs.contains(*pcr));
-    let stick = match () {
-        () if key.has_pin => "nothing without the PIN".to_owned(),
-        () if covers_image => "nothing: another system, or a changed initramfs, measures other values".to_owned(),
-        () if secure_boot == Some(true) && chain == BootChain::UnifiedKernelImage => {
-            format!(
-                "EVERYTHING{within}, if Secure Boot starts their system: the kernel's image is not among PCR {}",
-                key.pcrs
-            )
+    /// What the TPM's key does not keep out.
+    fn notes(&self, machine: &Machine) -> Vec<String> {
+        let bound_to = |pcrs| TpmKey { pcrs, is_signed: false, has_pin: false };
+        let key = self.pcrs.map(bound_to).or(machine.key).filter(|_| self.by_tpm);
+        let (Some(tpm), Some(key)) = (machine.tpm, key) else { return Vec::new() };
+        let changed = key.pcrs.common(changing(tpm.chain));
+        let is_open = self.initramfs.is_some() && !key.has_pin && !key.covers_image();
+        let mut notes = Vec::new();
+        if self.initramfs.is_some() && !changed.is_empty() {
+            notes.push(format!(
+                "the new initramfs changes PCR {changed}, which the key in the TPM is bound to: the next boot asks for the passphrase"
+            ));
         }
-        () => format!(
-            "EVERYTHING{within}: whoever changes the initramfs, which PCR {} do not cover; a PIN or signed unified kernel images \
-             prevent it (tpm.md)",
-            key.pcrs
-        ),
-    };
-    Thieves { disk, machine: own, stick }
+        if is_open && tpm.secure_boot != Some(true) {
+            notes
+                .push("Secure Boot is not on: firmware starts whatever boot loader a stick or the disk has".to_owned());
+        }
+        if is_open && machine.is_root && !machine.is_boot_encrypted && tpm.chain != BootChain::UnifiedKernelImage {
+            notes.push(format!(
+                "/boot is not encrypted, and PCR {} do not cover the initramfs there: who changes it gets the key; a PIN prevents that \
+                 (docs/one-machine.md)",
+                key.pcrs
+            ));
+        }
+        if !machine.strangers.is_empty() {
+            let who = machine.strangers.join(", ");
+            let then = if is_open { "whoever starts it may get the key, and its setup" } else { "its setup" };
+            notes.push(format!("{who} may be another system: {then} may clear the TPM; keep the passphrase"));
+        }
+        notes
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
+    use crate::base::key::KeyReference;
 
     const GRUB: TpmFound = TpmFound { chain: BootChain::Grub, secure_boot: Some(true), configured: false };
 
@@ -364,6 +279,8 @@ mod tests {
             boot_lists: None,
             is_listed: true,
             disks: 1,
+            strangers: Vec::new(),
+            is_boot_encrypted: true,
             tpm: Some(GRUB),
             key: None,
             stores: Vec::new(),
@@ -444,6 +361,25 @@ mod tests {
     }
 
     #[test]
+    fn what_the_key_does_not_keep_out_is_said_before() {
+        let notes = |machine: &Machine| {
+            let wishes = Wishes::default();
+            plan(machine, &wishes).unwrap().lines(machine, &wishes).split_off(3).join("\n")
+        };
+        assert_eq!(notes(&laptop()), "");
+        let off = TpmFound { secure_boot: Some(false), ..GRUB };
+        assert!(notes(&Machine { tpm: Some(off), ..laptop() }).starts_with("note    Secure Boot is not on"));
+        let usual = Machine { is_boot_encrypted: false, ..laptop() };
+        assert!(notes(&usual).contains("/boot is not encrypted, and PCR 7 do not cover"));
+        let two = Machine { strangers: vec!["/dev/vda4 (ntfs)".to_owned()], ..laptop() };
+        assert!(notes(&two).contains("/dev/vda4 (ntfs) may be another system: whoever starts it"));
+        let pin = Some(TpmKey { pcrs: PcrSet::of(&[7]), is_signed: false, has_pin: true });
+        let kept = Machine { key: pin, tpm: Some(off), is_boot_encrypted: false, ..two };
+        assert!(notes(&kept).contains("another system: its setup may clear"), "{}", notes(&kept));
+        assert_eq!(notes(&kept).lines().count(), 1);
+    }
+
+    #[test]
     fn a_run_that_was_stopped_goes_on_with_its_own_store() {
         let stores = vec![store("disk", true), store("stick", false)];
         let key = Some(TpmKey { pcrs: PcrSet::of(&[7]), is_signed: false, has_pin: false });
@@ -451,20 +387,5 @@ mod tests {
         let tang = Wishes { tang: Some("http://t1".to_owned()), ..Wishes::default() };
         let made = plan(&begun, &tang).unwrap();
         assert!(made.store.as_str() == "disk" && !made.new_store && !made.recovery);
-    }
-
-    #[test]
-    fn what_a_thief_gets_is_said_as_it_is() {
-        let key = |pcrs: &[u8]| TpmKey { pcrs: PcrSet::of(pcrs), is_signed: false, has_pin: false };
-        let told = |key, found, servers| thieves("the TPM", true, Some(key), Some(found), servers);
-        assert!(told(key(&[7]), GRUB, false).stick.starts_with("EVERYTHING: "));
-        assert!(told(key(&[7]), GRUB, true).machine.contains("network"));
-        assert!(told(key(&[4, 7, 8, 9]), GRUB, false).stick.starts_with("nothing"));
-        assert!(told(TpmKey { has_pin: true, ..key(&[7]) }, GRUB, false).stick.contains("PIN"));
-        let unified = TpmFound { chain: BootChain::UnifiedKernelImage, ..GRUB };
-        assert!(told(key(&[7, 12, 13]), unified, false).stick.contains("if Secure Boot starts"));
-        assert!(told(key(&[7, 11]), unified, false).stick.starts_with("nothing"));
-        let stick = thieves("the directory /mnt/keys", false, None, None, false);
-        assert!(stick.disk.contains("/mnt/keys") && stick.machine.contains("come along"));
     }
 }
