@@ -212,7 +212,7 @@ impl Admit {
                 "Nothing but the host itself says that these values are a good boot state's (--pcr-values).".into(),
             );
         }
-        lines.push("Admit this host? (yes/no)".to_owned());
+        lines.push("Admit this host? (yes/no): ".to_owned());
         output::say(lines);
         let mut answer = String::new();
         let read = io::stdin().lock().take(64).read_line(&mut answer);
