@@ -148,8 +148,7 @@ fn signed_policies_are_checked_against_the_sites_key_and_the_counter() {
     host.asks();
     // No value of a PCR needs to be believed.
     let output = host.file("answer");
-    let admitted =
-        stage.ok(&["host", "admit", &host.file("request"), "--ca", stage.authority(), "--output", &output]);
+    let admitted = stage.ok(&["host", "admit", &host.file("request"), "--ca", stage.authority(), "--output", &output]);
     assert!(admitted.contains("the PCRs are as signed by the site's key"), "{admitted}");
     host.takes();
 }
@@ -195,7 +194,8 @@ fn at_a_terminal_the_administrator_sees_who_asks_and_says_yes() {
     assert!(no.shown.contains("was not admitted: nothing is changed"), "{}", no.shown);
     assert_eq!(stage.ok(&["host", "list"]), "no host is admitted");
     let yes = at_terminal(&stage.site, &[], &admit, |_| "yes".to_owned());
-    for part in ["asks to be admitted", &fingerprint, "certificate by swtpm-localca", "nobody has checked", "PCR 4+7"] {
+    for part in ["asks to be admitted", &fingerprint, "certificate by swtpm-localca", "nobody has checked", "PCR 7 = "]
+    {
         assert!(yes.shown.contains(part), "{part}: {}", yes.shown);
     }
     assert!(stage.ok(&["host", "list"]).contains("fingerprint, compared"));
@@ -228,7 +228,7 @@ fn a_request_and_its_answer_go_through_the_store() {
     let letter = |name: &str| stage.keys(&format!("cinder/join/{name}.request"));
     fs::copy(other.file("request"), letter("compute-9")).unwrap();
     let refused = stage.fails(80, &["host", "admit", "compute-9", "--trust-first-use"]);
-    assert!(refused.contains("it is the request of 'compute-8"), "{refused}");
+    assert!(refused.contains(&format!("it is the request of '{}'", other.name())), "{refused}");
     fs::write(letter("compute-9"), "{}").unwrap();
     assert!(stage.fails(80, &["host", "admit", "compute-9", "--trust-first-use"]).contains("does not say what it is"));
 }

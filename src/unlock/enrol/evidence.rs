@@ -23,7 +23,7 @@ pub(super) fn refused(statement: &Statement, part: Part, why: impl Into<String>)
     EnrolError::Refused { host: statement.host.clone(), part, why: why.into() }
 }
 
-/// Checks everything but the endorsement key and its connection with the attestation key: that is what the challenge is for.
+/// Checks everything but the endorsement key and its connection with the attestation key: that is what the answer is for.
 pub fn check(request: &Request, statement: &Statement, site: &Site) -> Result<(), EnrolError> {
     check_attestation_key(statement)?;
     let policy = check_policy(request, statement, site)?;

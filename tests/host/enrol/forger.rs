@@ -8,7 +8,7 @@ use cryptattach::{
     keys::tpm::{
         Certified, Counter, EndorsementKind, Policy, SessionKind, Tpm, attestation_templates, public::identity_p256,
     },
-    unlock::enrol::{Attestation, Request, Document, EndorsementKey, Statement},
+    unlock::enrol::{Attestation, Document, EndorsementKey, Request, Statement},
 };
 use openssl::{
     bn::{BigNum, BigNumContext},

@@ -60,11 +60,11 @@ fn what_tpm2_tools_open_is_the_share_that_the_host_takes() {
     for (algorithm, host) in [("rsa", stage.host("compute-7")), ("ecc", stage.bare_host("compute-8"))] {
         host.asks();
         assert!(stage.run_admission(&host, &["--trust-first-use"]).status.success());
-        let share = activate(&host, algorithm);
         host.takes();
         let key = fs::read_to_string(host.file("host.tpm.pem")).unwrap();
-        assert!(key.contains(&format!("\"admission\":\"{share}\"")), "{key}");
         host.ok(&["lockbox", "open"]);
+        let share = activate(&host, algorithm);
+        assert!(key.contains(&format!("\"admission\":\"{share}\"")), "{key}");
     }
 }
 
