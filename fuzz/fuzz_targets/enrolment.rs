@@ -1,8 +1,8 @@
-//! The three documents of an enrolment.
+//! The two documents of an enrolment.
 #![no_main]
 use std::path::Path;
 
-use cryptattach::unlock::enrol::{Bundle, Challenge, Document, EnrolAnswer};
+use cryptattach::unlock::enrol::{Answer, Document, Request};
 use cryptattach_fuzz::check_error;
 use serde_json::Value;
 
@@ -20,11 +20,10 @@ fn check<T: Document>(data: &[u8]) -> Option<T> {
 }
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    check::<Challenge>(data);
-    check::<EnrolAnswer>(data);
-    if let Some(bundle) = check::<Bundle>(data) {
-        bundle.creation.signature().map_or_else(|error| check_error(&error), drop);
-        match bundle.statement(Path::new("bundle")) {
+    check::<Answer>(data);
+    if let Some(request) = check::<Request>(data) {
+        request.creation.signature().map_or_else(|error| check_error(&error), drop);
+        match request.statement(Path::new("request")) {
             Ok(statement) => drop(statement.to_json().expect("what was read")),
             Err(error) => check_error(&error),
         }

@@ -43,7 +43,7 @@ exits! {
     PermissionDenied = 77, "permission denied, here or by the key store";
     Config = 78, "the configuration is missing or wrong, or an initramfs does not fit it";
     Tpm = 79, "the TPM does not open the key: another boot state, another TPM, a wrong PIN, or no TPM at all";
-    ProofRefused = 80, "a host's proof is refused: a bundle, challenge or answer that is wrong, changed, used already or too old";
+    ProofRefused = 80, "a host's proof is refused: a request or answer that is wrong, changed, used already, too old or for another host";
     BootUnfinished = 81, "boot: not all volumes could be attached in time";
     BootUnlatched = 82, "boot: the TPM does not prove that PCR 15 is extended, and latch = \"required\"";
     Paused = 83, "encrypt, key rotate, key move: paused, or volumes of the container are left; the same command goes on";

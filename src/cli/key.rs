@@ -210,7 +210,7 @@ impl Key {
         match self {
             Self::List(list) => list.run(&config, global.json),
             Self::Show(show) => show.run(&config, global.json),
-            Self::Delete(delete) => delete.run(&config),
+            Self::Delete(delete) => delete.run(&config, global.json),
             Self::Import(import) => import.run(&config, global.json),
             Self::Export(export) => export.run(&config, global.json),
             Self::Passphrase(passphrase) => passphrase.run(&config),
@@ -333,7 +333,7 @@ fn show_released(key: &KeyReference, place: &str, released: &Released, json: boo
 }
 
 impl Delete {
-    fn run(&self, config: &Config) -> Result<(), Error> {
+    fn run(&self, config: &Config, json: bool) -> Result<(), Error> {
         let container = Container::open(config, &self.key.store, None, Use::Keys)?;
         if !self.yes {
             container.store().get(&self.key.key)?;
@@ -346,8 +346,9 @@ impl Delete {
             keys::require_detached(&ThisHost, &container, &self.key)?;
         }
         keys::delete(config, &container, &self.key, self.force)?;
-        output::say(format!("deleted the key {}: nobody can read its volume's data again", self.key));
-        Ok(())
+        output::print(json, &json!({"key": self.key, "deleted": true}), || {
+            format!("deleted the key {}: nobody can read its volume's data again", self.key)
+        })
     }
 }
 

@@ -45,7 +45,7 @@ pub struct Open {
 }
 
 /// A SHA-256 thumbprint in base64url (RFC 7638).
-fn fingerprint(text: &str) -> Result<String, String> {
+pub(super) fn fingerprint(text: &str) -> Result<String, String> {
     match Base64UrlUnpadded::decode_vec(text) {
         Ok(digest) if digest.len() == 32 => Ok(text.to_owned()),
         _ => Err("43 characters of base64url".to_owned()),

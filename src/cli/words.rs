@@ -23,7 +23,7 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     (&["import", "luks"], "key import"),
     (&["luksHeaderBackup", "backup"], "header backup' or 'cryptattach container backup"),
     (&["luksHeaderRestore", "restore"], "header restore' or 'cryptattach container restore"),
-    (&["enroll", "enrol", "join"], "host enrol"),
+    (&["enroll", "enrol", "join"], "host join"),
     (&["admit"], "host admit"),
     (&["move"], "key move"),
     (&["logs", "log", "why"], "explain"),

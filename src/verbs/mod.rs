@@ -1,5 +1,6 @@
 //! What a verb does. Each takes typed requests and gives typed answers; [`crate::cli`] has the words.
 
+pub mod admit;
 pub mod attach;
 pub mod audit;
 pub mod backup;
@@ -22,6 +23,7 @@ pub mod hook;
 pub mod hotplug;
 pub mod import;
 pub mod init;
+pub mod join;
 mod key_file;
 pub mod keys;
 pub mod leaf;

@@ -188,10 +188,9 @@ impl Site {
                 admin=\"$CRYPTATTACH --config admin.toml\" host=\"$CRYPTATTACH --config host.toml\"
                 {
                     $admin container create box
-                    $host host enrol --output bundle
-                    $admin host challenge bundle --trust-first-use --output challenge
-                    $host host answer challenge --output answer
-                    $admin host admit answer --store box
+                    $host host join --output request
+                    $admin host admit request --trust-first-use --store box --output answer
+                    $host host join answer
                 } >&2
                 import=\"$admin key import --key-file $TREE/passphrase --allow-shared --store box\"
                 root=$($import $TREE/root.img) data=$($import ../data.img)

@@ -104,7 +104,7 @@ fn make(site: &Site) -> Sources {
         "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out escrow.key
         openssl pkey -in escrow.key -pubout -out escrow.pem
         host=\"$CRYPTATTACH --config host.toml\"
-        $host host enrol --output bundle >&2
+        $host host join --output request >&2
         $host init --store disk --tpm-nv --escrow escrow.pem >&2
         mv disk.owner.pem host.pem && sed -i s/disk.owner.pem/host.pem/ host.toml && cat policies.toml >>host.toml
         for store in disk both two any; do

@@ -24,7 +24,7 @@ const ROOM: u64 = 18 * MIB;
 const MARK: &str = "this is known plaintext, line ";
 
 /// A file with an ext4 file system of `mib` MiB at its start, full of random data and of known plaintext.
-fn plain(mib: u64, more: u64) -> Filled {
+pub fn plain(mib: u64, more: u64) -> Filled {
     let site = Site::new();
     let folder = site.path("files");
     fs::create_dir(&folder).unwrap();

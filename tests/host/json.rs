@@ -9,14 +9,21 @@ use std::{
 
 use serde_json::Value;
 
-use crate::{moving::with_vault, site::Site};
+use crate::{
+    clevis, encrypt,
+    enrol::stage::Stage,
+    moving::with_vault,
+    policy::Policies,
+    site::{LoopDevice, Site, sh},
+};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/json.md");
 const BEGIN: &str = "<!-- members: begin -->\n";
 const END: &str = "<!-- members: end -->\n";
 
 /// What stands in these depends on the machine.
-const OF_THE_MACHINE: [&str; 7] = ["devices", "tree", "swap", "evidence", "gaps", "not_compared", "fit"];
+const OF_THE_MACHINE: [&str; 10] =
+    ["devices", "tree", "swap", "evidence", "gaps", "not_compared", "fit", "pcrs", "values", "why_not"];
 
 /// The outputs of each verb.
 #[derive(Default)]
@@ -78,6 +85,112 @@ fn collect(value: &Value, path: String, members: &mut BTreeMap<String, Member>) 
         }
         _ => {}
     }
+}
+
+/// Leaves, and volumes that other programs have made.
+fn with_people(seen: &mut Seen) {
+    let policies = Policies::new();
+    let (site, tcti) = (&policies.site, &policies.tcti);
+    let mut run = |verb: &str, arguments: &[&str]| {
+        let words: Vec<&str> = verb.split(' ').chain(arguments.iter().copied()).collect();
+        let output = site.command().args(&words).arg("--json").env("CRYPTATTACH_TCTI", tcti).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        seen.note(verb, serde_json::from_slice(&output.stdout).unwrap())
+    };
+    run("leaf pin", &["t1"]);
+    let (passphrase, pass) = (site.keys("passphrase"), site.keys("pass"));
+    fs::write(passphrase, "correct horse battery staple\n").unwrap();
+    clevis::append(site, "[leaves.anna]\npassphrase = \"anna.json\"\n");
+    run("leaf new", &["anna", "--answer", passphrase]);
+    run("container policy", &["cinder", "any(owner, escrow, t1)"]);
+    let volume = clevis::luks(site, "luks");
+    let imported = run("key import", &[&volume, "--key-file", pass, "--token", "--allow-shared"]);
+    run("key export", &[&policies.volume, "--clevis", "--allow-shared"]);
+    run("key delete", &[imported["key"].as_str().unwrap(), "--yes"]);
+}
+
+/// What needs a TPM, here and elsewhere.
+fn with_a_host(seen: &mut Seen) {
+    let stage = Stage::new();
+    stage.site_key("site.pem");
+    let mut host = stage.host("compute-7");
+    let signatures = host.file("signatures.json");
+    fs::write(&signatures, "{}").unwrap();
+    host.configure("site_key = '../site.pem'\n");
+    let config = fs::read_to_string(host.file("cryptattach.toml")).unwrap();
+    let config = config.replace("signatures = []", "signatures = ['signatures.json']");
+    fs::write(host.file("cryptattach.toml"), config).unwrap();
+    let (request, answer) = (host.file("request"), host.file("answer"));
+    seen.note("host join", host.json(&["host", "join", "--output", &request]));
+    let admit = ["host", "admit", &request, "--output", &answer, "--ca", stage.authority()];
+    seen.note("host admit", stage.json(&admit));
+    seen.note("host join", host.json(&["host", "join", &answer]));
+    seen.note("host join", host.json(&["host", "join"]));
+    seen.note("host list", stage.json(&["host", "list"]));
+    seen.note("policy show", host.json(&["policy", "show"]));
+    let key = stage.keys("site.key");
+    let signed = host.json(&["policy", "sign", "--private-key", key, "--current", "4+7", "--epoch", "1"]);
+    seen.note("policy sign", signed.clone());
+    fs::write(signatures, signed.to_string()).unwrap();
+    seen.note("policy show", host.json(&["policy", "show"]));
+    seen.note("policy test", host.json(&["policy", "test"]));
+    seen.note("lockbox status", host.json(&["lockbox", "status"]));
+    seen.note("lockbox open", host.json(&["lockbox", "open"]));
+    seen.note("lockbox open", host.json(&["lockbox", "open"]));
+    let key = stage.volume_and_key("volume").1;
+    seen.note("lockbox add", host.json(&["lockbox", "add", &key]));
+    seen.note("lockbox status", host.json(&["lockbox", "status"]));
+    seen.note("lockbox forget", host.json(&["lockbox", "forget", &key]));
+    seen.note("lockbox close", host.json(&["lockbox", "close"]));
+    host.reboots();
+    seen.note("policy revoke-old", host.json(&["policy", "revoke-old"]));
+    seen.note("policy latch", host.json(&["policy", "latch"]));
+    seen.note("audit anchor", host.json(&["audit", "anchor"]));
+    seen.note("audit anchor --to tpm", host.json(&["audit", "anchor", "--to", "tpm"]));
+    seen.note("host remove", stage.json(&["host", "remove", host.name()]));
+    seen.note("host list", stage.json(&["host", "list", "--removed"]));
+}
+
+fn with_a_plain_disk(seen: &mut Seen) {
+    let filled = encrypt::plain(8, 0);
+    seen.note("encrypt", filled.site.json(&["encrypt", &filled.volume]));
+}
+
+/// A boot prints nothing, and leaves its record.
+fn with_a_boot(seen: &mut Seen) {
+    let site = Site::new();
+    let (volume, _) = site.volume("booted", &[]);
+    let (disk, name) = (LoopDevice::new(volume.as_ref(), ""), site.name("booted"));
+    let entries = format!("{name} {} none luks\nlate /dev/none none luks,nofail\n", disk.path());
+    fs::write(site.keys("crypttab"), entries).unwrap();
+    let config = fs::read_to_string(site.keys("cryptattach.toml")).unwrap();
+    fs::write(site.keys("booting.toml"), format!("{config}\n[boot]\ntotal_seconds = 5\n")).unwrap();
+    let script = format!(
+        "for own in /run/cryptattach /dev/disk/by-cryptattach; do mkdir -p $own; mount -t tmpfs -o mode=0755 none $own; done
+        ca() {{ {} --config {} $*; }}
+        ca boot --crypttab {} >&2 || true
+        cat /run/cryptattach/boot.json; ca detach {name} >&2",
+        env!("CARGO_BIN_EXE_cryptattach"),
+        site.keys("booting.toml"),
+        site.keys("crypttab"),
+    );
+    let record = sh(&format!("unshare -m --propagation private sh -euc '{script}'"));
+    seen.note("/run/cryptattach/boot.json", serde_json::from_str(&record).unwrap());
+
+    // lsinitramfs lists like cpio. An initramfs without anything in it is not fit, and says so beside the findings.
+    let folder = site.path("image");
+    let image = folder.join("image").display().to_string();
+    fs::create_dir(&folder).unwrap();
+    sh(&format!(
+        "cd {} && mkdir etc && echo x >etc/x && find etc | cpio -o -H newc --quiet >image &&
+         printf '#!/bin/sh\\nexec cpio -itv --quiet <%s\\n' {image} >lsinitramfs && chmod 755 lsinitramfs",
+        folder.display()
+    ));
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    let doctor = ["doctor", "--image", &image, "--crypttab", site.keys("crypttab"), "--json"];
+    let output = site.command().args(doctor).env("PATH", path).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    seen.note("doctor", serde_json::from_slice(&output.stdout).expect(&said));
 }
 
 #[test]
@@ -147,6 +260,10 @@ fn the_page_has_each_member_that_is_printed_and_no_other() {
     seen.note("(a failure)", failure);
     let usage = site.run(&["attach", &other, "--json", "--nonsense"]);
     seen.note("(a failure)", last(&usage.stderr));
+    with_people(&mut seen);
+    with_a_host(&mut seen);
+    with_a_plain_disk(&mut seen);
+    with_a_boot(&mut seen);
 
     let page = fs::read_to_string(PAGE).unwrap();
     let (before, rest) = page.split_once(BEGIN).unwrap();

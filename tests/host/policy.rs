@@ -24,7 +24,7 @@ pub struct Policies {
 
 impl Policies {
     /// The store `cinder` is sealed to its owner, whose private key is here.
-    fn new() -> Self {
+    pub fn new() -> Self {
         let site = Site::new();
         let (volume, _) = site.volume("volume", &[]);
         Self::with(site, volume, NO_TPM.to_owned())

@@ -180,17 +180,23 @@ fn one_command() {
 pub fn compare() {
     let peers: [(&str, &[&str]); 3] = [
         ("cryptattach", &[INSTALL, &format!("cryptattach bind {DEVICE}")]),
-        ("systemd-cryptenroll", &[
-            "apt install -qq -y /srv/peers/dracut/*.deb",
-            &format!("systemd-cryptenroll --tpm2-device=auto --tpm2-pcrs=7 {DEVICE}"),
-            "sed -i 's/luks,discard/luks,discard,tpm2-device=auto/' /etc/crypttab",
-            "dracut --force --regenerate-all",
-        ]),
-        ("clevis", &[
-            "apt install -qq -y /srv/peers/initramfs-tools/*.deb",
-            &format!("clevis luks bind -d {DEVICE} tpm2 '{{\"pcr_ids\":\"7\"}}'"),
-            "update-initramfs -u -k all",
-        ]),
+        (
+            "systemd-cryptenroll",
+            &[
+                "apt install -qq -y /srv/peers/dracut/*.deb",
+                &format!("systemd-cryptenroll --tpm2-device=auto --tpm2-pcrs=7 {DEVICE}"),
+                "sed -i 's/luks,discard/luks,discard,tpm2-device=auto/' /etc/crypttab",
+                "dracut --force --regenerate-all",
+            ],
+        ),
+        (
+            "clevis",
+            &[
+                "apt install -qq -y /srv/peers/initramfs-tools/*.deb",
+                &format!("clevis luks bind -d {DEVICE} tpm2 '{{\"pcr_ids\":\"7\"}}'"),
+                "update-initramfs -u -k all",
+            ],
+        ),
     ];
     let mut rows = Vec::new();
     for (name, commands) in peers {

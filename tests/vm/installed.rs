@@ -161,9 +161,8 @@ fn enrol(machine: &mut Machine) {
     machine.put("/etc/cryptattach/cryptattach.toml", CONFIG.as_bytes());
     let site = "cryptattach --config /keys/administrator/site.toml";
     machine.ok(&format!(
-        "cd /keys && cryptattach host enrol --output bundle &&
-         {site} host challenge bundle --trust-first-use --trust-pcr-values --output challenge &&
-         cryptattach host answer challenge --output answer && {site} host admit answer --store cinder &&
+        "cd /keys && cryptattach host join --output request &&
+         {site} host admit request --trust-first-use --trust-pcr-values --output answer && cryptattach host join answer &&
          printf {PASSPHRASE} >/run/passphrase &&
          {site} key import /dev/disk/by-id/virtio-root --store cinder --token --key-file /run/passphrase && rm /run/passphrase"
     ));

@@ -79,13 +79,12 @@ impl Server {
         );
         let shown: serde_json::Value = serde_json::from_str(&machine.ok("cryptattach policy show --json")).unwrap();
         machine.put("/keys/pcrs.json", shown["pcrs"].to_string().as_bytes());
-        println!("{}", machine.ok("cd /keys && cryptattach host enrol --output bundle && cryptattach policy show"));
+        println!("{}", machine.ok("cd /keys && cryptattach host join --output request && cryptattach policy show"));
         println!(
             "{}",
             machine.ok(
-                "cd /keys && cryptattach --config site.toml host challenge bundle --ca authority --pcr-values pcrs.json --output challenge &&
-                 cryptattach host answer challenge --output answer &&
-                 cryptattach --config site.toml host admit answer --store cinder"
+                "cd /keys && cryptattach --config site.toml host admit request --ca authority --pcr-values pcrs.json --output answer &&
+                 cryptattach host join answer"
             )
         );
         machine.ok(&format!(
@@ -145,7 +144,7 @@ fn once_per_boot() {
     }
     println!("{}", thief.fails(68, &format!("cryptattach attach {VOLUME} data")));
     // Nor if it has a storage root key of its own.
-    thief.ok("cryptattach --config /keys/site.toml host enrol --name thief --output /tmp/bundle");
+    thief.ok("cryptattach --config /keys/site.toml host join --name thief --output /tmp/request");
     assert!(refused(&mut thief, "cryptattach lockbox open").contains("did not make the key"));
     thief.ok("test ! -e /dev/mapper/data && umount /keys");
 }

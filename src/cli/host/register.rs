@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Global, names, record, withdraw};
+use super::Global;
 use crate::{
     base::{
         chain::chain,
@@ -21,7 +21,11 @@ use crate::{
         container::{Container, Use},
         enrol::{Administrator, Admitted, EnrolError},
     },
-    verbs::error::Error,
+    verbs::{
+        admit::{names, withdraw},
+        error::Error,
+        join::record,
+    },
 };
 
 /// List the hosts that this machine has admitted: since when, by which proof, and their state in the stores

@@ -65,7 +65,9 @@ use uuid::Uuid;
 
 pub use asking::Asking;
 pub use content::ContentKey;
-pub use identities::{ContainerKey, Entry, EntryContext, Identity, LockboxKey, OwnerKey, OwnerRecipient, TpmIdentity};
+pub use identities::{
+    Candidate, ContainerKey, Entry, EntryContext, Identity, LockboxKey, OwnerKey, OwnerRecipient, TpmIdentity,
+};
 pub use leaves::LeafError;
 pub use payload::{Content, Payload};
 pub use tree::{Node, Said, SealedTo, Shape, Threshold, Told};
@@ -462,6 +464,9 @@ pub enum SealError {
         /// Our key ids.
         ours: String,
     },
+    /// This host has not taken the answer that the administrator gave it.
+    #[error("it opens with what the administrator's answer brings, which this host has not taken")]
+    NotJoined,
     /// Not enough of its policy's leaves opened it.
     #[error("its policy is not met: {0}")]
     PolicyNotMet(Box<Told>),
@@ -514,6 +519,7 @@ impl Advice for SealError {
             | Self::Other { .. }
             | Self::OtherVolume { .. }
             | Self::NotForUs { .. }
+            | Self::NotJoined
             | Self::Tampered
             | Self::Payload(_)
             | Self::TooFewShares { .. }
@@ -529,6 +535,7 @@ impl Advice for SealError {
         let step = match self {
             Self::Read { .. } | Self::KeyFile { .. } => "check owner, escrow and identities in the configuration",
             Self::NotForUs { .. } => "add the private key to the store's identities; the escrow key opens it, too",
+            Self::NotJoined => "take the file that 'host admit' wrote for this host: cryptattach host join ANSWER",
             Self::Tampered | Self::Malformed(_) | Self::Payload(_) => {
                 "restore this key from a replica or backup of the key store"
             }

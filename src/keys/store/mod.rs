@@ -168,6 +168,18 @@ pub trait HostKeys {
     fn delete(&self, host: &HostName) -> Result<(), StoreError>;
     /// All hosts that have one, in order.
     fn hosts(&self) -> Result<Vec<HostName>, StoreError>;
+    /// Where a host that asks to join and its administrator leave letters for each other, if it has room for that.
+    fn letters(&self) -> Option<&dyn Letters> {
+        None
+    }
+}
+
+/// Small texts that are neither secret nor trusted, by names such as `join/compute-7.request`.
+pub trait Letters {
+    /// What stands there, if anything does.
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError>;
+    /// Puts it there, in place of what stood there.
+    fn put(&self, name: &str, text: &[u8]) -> Result<(), StoreError>;
 }
 
 /// Objects that a store keeps unsealed.

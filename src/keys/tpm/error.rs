@@ -286,7 +286,7 @@ impl Advice for TpmError {
             Self::Busy { .. } | Self::TimedOut { .. } => {
                 "check whether another program uses the TPM; if this persists, power the machine off and on"
             }
-            Self::NotEnrolled(_) => "'cryptattach host enrol' makes one; 'identity' in [tpm] says where it is",
+            Self::NotEnrolled(_) => "'cryptattach host join' makes one; 'identity' in [tpm] says where it is",
             Self::File { .. } | Self::Malformed { .. } => "check the command line, and [tpm] in the configuration",
             Self::Refused { .. }
             | Self::Answer { .. }

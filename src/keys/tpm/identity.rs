@@ -53,6 +53,7 @@ impl Tpm {
             private: created.private.clone(),
             storage_root: root.name(),
             policy: policy.clone(),
+            admission: None,
         };
         Ok(NewIdentity { file, created })
     }

@@ -1,9 +1,9 @@
 //! A key in its file: "TSS2 PRIVATE KEY", the form of openssl-tpm2-engine, tpm2-openssl and tpm2-tools
 //! (draft-bottomley-tpm2-keys).
 //!
-//! In front of the PEM block stands one line of ours, `cryptattach-identity: {...}`: the storage root key's name and the
-//! policy. Readers of PEM skip it (RFC 7468 section 5.2), and it cannot lie: the policy's digest is in the key itself. The
-//! draft's own optional member for policies is left out: Debian's tpm2-tools and tpm2-openssl refuse files that have it, and
+//! In front of the PEM block stands one line of ours, `cryptattach-identity: {...}`: the storage root key's name, the
+//! policy, and the share that the host has for its admission. Readers of PEM skip it (RFC 7468 section 5.2), and it cannot
+//! lie: the policy's digest is in the key itself, and with a wrong share nothing opens. The draft's own optional member for policies is left out: Debian's tpm2-tools and tpm2-openssl refuse files that have it, and
 //! it has no words for counters.
 
 use std::{
@@ -21,10 +21,11 @@ use serde::{Deserialize, Serialize};
 use tss_esapi::structures::Public;
 
 use super::{
-    Name, Policy, TpmError,
+    Digest, Name, Policy, TpmError,
     public::{from_sized, to_pkey, to_sized},
     signature::read,
 };
+use crate::base::hex;
 
 /// The PEM label.
 pub const LABEL: &str = "TSS2 PRIVATE KEY";
@@ -44,13 +45,22 @@ pub struct IdentityFile {
     pub storage_root: Name,
     /// When it can be used.
     pub policy: Policy,
+    /// What the host got for proving that the key is in its TPM.
+    pub admission: Option<Share>,
 }
+
+/// A share of the key of a host's lockbox key. It is worth nothing without the TPM, which opens the other share.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Share(#[serde(with = "hex")] pub Digest);
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Preface {
     storage_root: Name,
     policy: Policy,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    admission: Option<Share>,
 }
 
 #[derive(Sequence)]
@@ -110,6 +120,7 @@ impl IdentityFile {
             private: private.to_vec(),
             storage_root: preface.storage_root,
             policy: preface.policy,
+            admission: preface.admission,
         };
         file.check().map_err(|error| format!("cannot be used: {error}"))?;
         Ok(file)
@@ -142,7 +153,8 @@ impl IdentityFile {
         let der = key.to_der().map_err(structure)?;
         let pem = der::pem::encode_string(LABEL, der::pem::LineEnding::LF, &der)
             .map_err(|error| TpmError::Structure(error.to_string()))?;
-        let preface = Preface { storage_root: self.storage_root, policy: self.policy.clone() };
+        let (storage_root, policy, admission) = (self.storage_root, self.policy.clone(), self.admission);
+        let preface = Preface { storage_root, policy, admission };
         let preface = serde_json::to_string(&preface).map_err(|error| TpmError::Structure(error.to_string()))?;
         Ok(format!("{PREFACE}{preface}\n{pem}"))
     }
@@ -180,7 +192,8 @@ mod tests {
         if let Public::Ecc { unique, .. } = &mut public {
             *unique = point;
         }
-        IdentityFile { public, private: vec![9; 126], storage_root: Name::of(b"parent"), policy }
+        let storage_root = Name::of(b"parent");
+        IdentityFile { public, private: vec![9; 126], storage_root, policy, admission: Some(Share([8; 32])) }
     }
 
     #[test]
@@ -189,6 +202,7 @@ mod tests {
         let read = IdentityFile::parse(file.to_pem().unwrap().as_bytes()).unwrap();
         assert_eq!(read.public, file.public);
         assert_eq!((read.private, read.storage_root, read.policy), (file.private, file.storage_root, file.policy));
+        assert_eq!(read.admission.unwrap().0, [8; 32]);
     }
 
     #[test]

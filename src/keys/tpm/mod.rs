@@ -53,7 +53,7 @@ pub use error::{Code, TpmError};
 pub use esys::{Esys, Handle, silence};
 pub use event_log::{Event, EventLog, parse as parse_event_log};
 pub use identity::{Identity, NewIdentity};
-pub use key_file::IdentityFile;
+pub use key_file::{IdentityFile, Share};
 pub use latch::{KEYS_WERE_OPENED, latch, pcr_after};
 pub use mismatch::{Explanation, Finding};
 pub use name::Name;

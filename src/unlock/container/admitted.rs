@@ -15,7 +15,7 @@ use crate::{
     config::LeafName,
     keys::{
         seal::{self, ContainerKey, OwnerRecipient, Recipient},
-        store::{HostKeys, StoreError},
+        store::{HostKeys, Letters, StoreError},
     },
     unlock::Error,
 };
@@ -25,6 +25,12 @@ impl Container {
     pub fn host_keys(&self) -> Result<&dyn HostKeys, Error> {
         let unsupported = || crate::unlock::lockbox::LockboxError::Unsupported(self.name.clone());
         Ok(self.store.host_keys().ok_or_else(unsupported)?)
+    }
+
+    /// Where hosts that ask to join and their administrator leave letters for each other.
+    pub fn letters(&self) -> Result<&dyn Letters, Error> {
+        let unsupported = || crate::unlock::lockbox::LockboxError::NoLetters(self.name.clone());
+        Ok(self.host_keys()?.letters().ok_or_else(unsupported)?)
     }
 
     /// Whom a host's lockbox key is sealed to besides its own identity.

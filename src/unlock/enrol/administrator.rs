@@ -1,27 +1,18 @@
-//! The administrator's side: from a bundle to a challenge, from an answer to an admission. No TPM is needed.
+//! The administrator's side: from a request to an answer. No TPM is needed.
 //!
-//! What is kept of a challenge is the digest of the only right answer: not even who reads the administrator's files can answer in
-//! a host's place.
+//! The answer admits whoever opens it, and that is the TPM of the request: so nobody has to come back with a proof.
 
 use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use openssl::{
-    memcmp,
-    pkey::{PKey, Public},
-    sha::sha256,
-};
-use serde::{Deserialize, Serialize};
-
 use super::{
-    Bundle, Challenge, Document, EnrolAnswer, EnrolError, Part, Register, Statement, Trust, Vouched,
-    credential::{self, SECRET_BYTES, answer_mac},
-    document::sized,
+    Answer, EnrolError, Part, Register, Request, Statement, Trust, Vouched,
+    credential::{self, Credential, SECRET_BYTES},
     endorsement::Endorsed,
     evidence::{self, refused},
-    register::{Admitted, remove},
+    register::Admitted,
 };
 use crate::{
     base::{
@@ -32,21 +23,20 @@ use crate::{
     },
     config::TpmConfig,
     keys::{
-        seal::OwnerRecipient,
+        seal::{self, OwnerRecipient},
         tpm::{
-            Counter, Digest, Name, PcrValues, Policy, Revocation, SignedPcrs, SiteKey, TpmError,
+            Counter, Digest, PcrValues, Policy, Revocation, SignedPcrs, SiteKey, TpmError,
             public::{name_of, to_pkey},
         },
     },
-    sys::{durable, state},
+    sys::state,
     unlock::lockbox,
 };
 
-/// How old a bundle may be.
+/// How old a request may be.
 const MOST_AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// How far the clocks of host and administrator may differ.
 const CLOCKS: Duration = Duration::from_secs(60 * 60);
-const END: &str = ".json";
 
 /// What this site asks of the policies of its hosts' keys.
 pub struct Site {
@@ -56,7 +46,7 @@ pub struct Site {
     pub counter: Counter,
     /// The PCRs that must be bound to values, and no others; `None`: any.
     pub pcrs: Option<PcrSet>,
-    /// The values that the administrator knows to be right; `None`: those that the bundle says.
+    /// The values that the administrator knows to be right; `None`: those that the request says.
     pub values: Option<PcrValues>,
     /// Whether PCR 15 must not have been extended.
     pub latch: bool,
@@ -137,66 +127,75 @@ impl Site {
     }
 }
 
-/// A challenge, and what the administrator should see before it is sent.
-pub struct Issued {
-    /// The challenge, for the host.
-    pub challenge: Challenge,
+/// A host whose request is in order; whether its key is in its TPM, its TPM will show.
+pub struct Candidate {
+    pub host: HostName,
     pub policy: Policy,
+    /// When it asked, in seconds since 1970, by its clock.
+    pub asked: u64,
     /// Fingerprint of its endorsement key.
     pub endorsement_key: Digest,
     /// What that is believed for.
     pub vouched: Vouched,
-}
-
-/// What is kept of a challenge until it is answered.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Pending {
-    host: HostName,
-    #[serde(with = "hex")]
+    /// Who says that the endorsement key is a real TPM's, as its certificate says. Nobody has checked that.
+    pub claimed: Option<String>,
+    /// As the register knows the host, if it is admitted now.
+    pub known: Option<Admitted>,
     enrolment: Digest,
-    #[serde(with = "sized")]
-    identity: tss_esapi::structures::Public,
-    storage_root: Name,
-    policy: Policy,
-    #[serde(with = "hex")]
-    endorsement_key: Digest,
-    vouched: Vouched,
-    expires: u64,
-    /// SHA-256 of the right answer's MAC.
-    #[serde(with = "hex")]
-    answer: Digest,
+    statement: Statement,
+    endorsed: Endorsed,
 }
 
-/// A host that has proved itself: whom to seal to.
+/// What admits a host: whom its lockbox key is sealed to, and what its TPM opens to be that.
 pub struct Admission {
-    id: Digest,
-    pending: Pending,
-    key: PKey<Public>,
+    candidate: Candidate,
+    credential: Credential,
     kid: String,
 }
 
+impl Candidate {
+    /// Whether this very request has admitted the host.
+    pub fn is_admitted(&self) -> bool {
+        self.known.as_ref().is_some_and(|known| known.enrolment == self.enrolment)
+    }
+
+    /// A new share for the host, in a credential that only its TPM opens; and the recipient that its lockbox key is sealed to.
+    pub fn admission(self) -> Result<(Admission, seal::Candidate), EnrolError> {
+        let share = SecretBytes::random(SECRET_BYTES)?;
+        let credential = credential::make(&self.endorsed.key, &name_of(&self.statement.attestation_key)?, &share)?;
+        let identity = OwnerRecipient::of_public(to_pkey(&self.statement.identity)?)?;
+        let kid = identity.kid().to_owned();
+        Ok((Admission { candidate: self, credential, kid }, seal::Candidate { identity, share }))
+    }
+}
+
 impl Admission {
-    /// The host.
-    pub fn host(&self) -> &HostName {
-        &self.pending.host
-    }
-
-    /// Its identity key: whom its lockbox key is sealed to.
-    pub fn recipient(&self) -> Result<OwnerRecipient, EnrolError> {
-        Ok(OwnerRecipient::of_public(self.key.clone())?)
-    }
-
-    /// What the register is to say of it.
-    pub fn admitted(&self, lockbox: &lockbox::Admission, lockbox_store: StoreName, stores: Vec<StoreName>) -> Admitted {
-        Admitted {
-            host: self.pending.host.clone(),
-            kid: self.kid.clone(),
-            endorsement_key: self.pending.endorsement_key,
-            vouched: self.pending.vouched.clone(),
-            storage_root: self.pending.storage_root,
-            policy: self.pending.policy.clone(),
-            enrolment: self.pending.enrolment,
+    /// What the register is to say of the host, and what the host is to get.
+    pub fn admitted(
+        self,
+        lockbox: &lockbox::Admission,
+        lockbox_store: StoreName,
+        stores: Vec<StoreName>,
+    ) -> (Admitted, Answer) {
+        let Self { candidate, credential, kid } = self;
+        let answer = Answer {
+            host: candidate.host.clone(),
+            enrolment: candidate.enrolment,
+            endorsement_key: candidate.endorsed.name,
+            credential: credential.id_object,
+            secret: credential.encrypted_seed,
+            store: lockbox_store.clone(),
+            generation: lockbox.generation,
+            lockbox_key: lockbox.fingerprint.clone(),
+        };
+        let admitted = Admitted {
+            host: candidate.host,
+            kid,
+            endorsement_key: candidate.endorsement_key,
+            vouched: candidate.vouched,
+            storage_root: candidate.statement.storage_root,
+            policy: candidate.policy,
+            enrolment: candidate.enrolment,
             before: Vec::new(),
             admitted: now(),
             generation: lockbox.generation,
@@ -204,20 +203,21 @@ impl Admission {
             lockbox_store,
             stores,
             removed: None,
-        }
+        };
+        (admitted, answer)
     }
 }
 
 /// The administrator's machine.
 pub struct Administrator {
-    challenges: PathBuf,
+    answers: PathBuf,
     register: Register,
 }
 
 impl Administrator {
     /// The one with this state directory.
     pub fn of(state: &Path) -> Self {
-        Self { challenges: state.join("challenges"), register: Register::of(state) }
+        Self { answers: state.join("answers"), register: Register::of(state) }
     }
 
     /// The hosts that are admitted.
@@ -225,93 +225,55 @@ impl Administrator {
         &self.register
     }
 
-    /// Checks a bundle and makes a challenge that only the TPM in it can answer.
-    pub fn challenge(&self, path: &Path, trust: &Trust, site: &Site, valid: Duration) -> Result<Issued, EnrolError> {
-        let bundle: Bundle = Bundle::read(path)?;
-        let statement = bundle.statement(path)?;
+    /// Checks a request, which came in this file.
+    pub fn examine(&self, request: &Request, path: &Path, trust: &Trust, site: &Site) -> Result<Candidate, EnrolError> {
+        let (statement, enrolment) = (request.statement(path)?, request.digest());
         check_time(&statement)?;
-        evidence::check(&bundle, &statement, site)?;
+        evidence::check(request, &statement, site)?;
         let endorsed = trust.choose(&statement)?;
-        self.check_known(&statement.host, &endorsed.fingerprint, &bundle.digest())?;
-        self.forget_expired()?;
-        self.issue(statement, bundle.digest(), endorsed, valid)
-    }
-
-    fn issue(
-        &self,
-        statement: Statement,
-        enrolment: Digest,
-        endorsed: Endorsed,
-        valid: Duration,
-    ) -> Result<Issued, EnrolError> {
-        let secret = SecretBytes::random(SECRET_BYTES)?;
-        let credential = credential::make(&endorsed.key, &name_of(&statement.attestation_key)?, &secret)?;
-        let mut id = [0; 32];
-        openssl::rand::rand_bytes(&mut id)?;
-        let challenge = Challenge {
-            id,
+        let known = self.known(&statement.host, &endorsed.fingerprint, &enrolment)?;
+        Ok(Candidate {
             host: statement.host.clone(),
-            enrolment,
-            endorsement_key: endorsed.name,
-            credential: credential.id_object,
-            secret: credential.encrypted_seed,
-            expires: now() + valid.as_secs(),
-        };
-        let pending = Pending {
-            host: statement.host,
-            enrolment,
-            identity: statement.identity,
-            storage_root: statement.storage_root,
-            policy: statement.policy,
+            policy: statement.policy.clone(),
+            asked: statement.created,
             endorsement_key: endorsed.fingerprint,
-            vouched: endorsed.vouched,
-            expires: challenge.expires,
-            answer: sha256(&answer_mac(&secret, &id, &enrolment, &challenge.host)?),
-        };
-        state::write(&self.file(&id), &pending)?;
-        let Pending { policy, endorsement_key, vouched, .. } = pending;
-        Ok(Issued { challenge, policy, endorsement_key, vouched })
+            vouched: endorsed.vouched.clone(),
+            claimed: endorsed.claimed.clone(),
+            known,
+            enrolment,
+            statement,
+            endorsed,
+        })
     }
 
-    /// Checks an answer. The challenge stays open until [`Administrator::admitted`] says that the host has what it should.
-    pub fn verify(&self, answer: &EnrolAnswer) -> Result<Admission, EnrolError> {
-        let id = answer.challenge;
-        let pending: Option<Pending> = state::read(&self.file(&id))?;
-        let pending = pending.ok_or_else(|| EnrolError::NoChallenge(hex::encode(&id)))?;
-        let host = pending.host.clone();
-        if pending.expires < now() {
-            remove(&self.file(&id))?;
-            return Err(EnrolError::Expired { host, ago_seconds: now() - pending.expires });
-        }
-        if (&answer.host, &answer.enrolment) != (&pending.host, &pending.enrolment) {
-            let words =
-                |host: &HostName, digest: &Digest| format!("'{host}', enrolment {}", &hex::encode(digest)[..16]);
-            return Err(EnrolError::OtherAnswer {
-                answered: words(&answer.host, &answer.enrolment),
-                challenged: words(&pending.host, &pending.enrolment),
-            });
-        }
-        if !memcmp::eq(&sha256(&answer.mac), &pending.answer) {
-            return Err(EnrolError::WrongAnswer(host));
-        }
-        // Of the challenges that were open at once, for one bundle or one name, only one is good for an admission.
-        self.check_known(&host, &pending.endorsement_key, &pending.enrolment)?;
-        let key = to_pkey(&pending.identity)?;
-        let kid = OwnerRecipient::of_public(key.clone())?.kid().to_owned();
-        Ok(Admission { id, pending, key, kid })
+    /// The host has all that it was to get: it stands in the register, and its answer can be had again.
+    pub fn admitted(&self, admitted: Admitted, answer: &Answer) -> Result<Admitted, EnrolError> {
+        state::write(&self.file(&answer.host), answer)?;
+        let before = self.register.get(&admitted.host)?.map(Admitted::all_requests).unwrap_or_default();
+        let admitted = Admitted { before, ..admitted };
+        self.register.put(&admitted)?;
+        Ok(admitted)
     }
 
-    /// The host has all that it was to get: it stands in the register, and its challenge is closed.
-    pub fn admitted(&self, admission: &Admission, admitted: &Admitted) -> Result<(), EnrolError> {
-        let before = self.register.get(&admitted.host)?.map(Admitted::all_bundles).unwrap_or_default();
-        self.register.put(&Admitted { before, ..admitted.clone() })?;
-        remove(&self.file(&admission.id))
+    /// The answer to the request that admitted this host.
+    pub fn answer(&self, admitted: &Admitted) -> Result<Answer, EnrolError> {
+        let answer: Option<Answer> = state::read(&self.file(&admitted.host))?;
+        let is_to_it = |answer: &Answer| answer.enrolment == admitted.enrolment;
+        let used = || EnrolError::Replayed { host: admitted.host.clone(), admitted: admitted.admitted };
+        answer.filter(is_to_it).ok_or_else(used)
     }
 
-    /// One bundle admits one host once; a host's name and its TPM belong together.
-    fn check_known(&self, host: &HostName, endorsement_key: &Digest, enrolment: &Digest) -> Result<(), EnrolError> {
-        if let Some(known) = self.register.get(host)?.filter(|known| known.was_by(enrolment)) {
-            return Err(EnrolError::Replayed { host: known.host, admitted: known.admitted });
+    /// The host as it is admitted now. One request admits one host once; a host's name and its TPM belong together.
+    fn known(
+        &self,
+        host: &HostName,
+        endorsement_key: &Digest,
+        enrolment: &Digest,
+    ) -> Result<Option<Admitted>, EnrolError> {
+        let known = self.register.get(host)?;
+        let is_now = |known: &Admitted| known.removed.is_none() && known.enrolment == *enrolment;
+        if let Some(known) = known.as_ref().filter(|known| known.was_by(enrolment) && !is_now(known)) {
+            return Err(EnrolError::Replayed { host: known.host.clone(), admitted: known.admitted });
         }
         for known in self.register.all()?.into_iter().filter(|known| known.removed.is_none()) {
             let (same_name, same_tpm) = (known.host == *host, known.endorsement_key == *endorsement_key);
@@ -323,22 +285,11 @@ impl Administrator {
                 return Err(EnrolError::OtherName { host: host.clone(), known: known.host });
             }
         }
-        Ok(())
+        Ok(known.filter(|known| known.removed.is_none()))
     }
 
-    fn forget_expired(&self) -> Result<(), EnrolError> {
-        let failed = |source| EnrolError::File { action: "read", path: self.challenges.clone(), source };
-        for name in durable::stems(&self.challenges, END).map_err(failed)? {
-            let path = self.challenges.join(format!("{name}{END}"));
-            if state::read::<Pending>(&path)?.is_some_and(|pending| pending.expires < now()) {
-                remove(&path)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn file(&self, id: &Digest) -> PathBuf {
-        self.challenges.join(format!("{}{END}", hex::encode(id)))
+    fn file(&self, host: &HostName) -> PathBuf {
+        self.answers.join(format!("{host}.json"))
     }
 }
 

@@ -1,5 +1,4 @@
-//! TPM2_MakeCredential without a TPM (TPM 2.0 Part 1, sections 11.4.10, 24 and annexes B.10.4 and C.6.4), and the answer that
-//! shows that a credential was opened.
+//! TPM2_MakeCredential without a TPM (TPM 2.0 Part 1, sections 11.4.10, 24 and annexes B.10.4 and C.6.4).
 
 use openssl::{
     bn::{BigNum, BigNumContext},
@@ -17,7 +16,7 @@ use openssl::{
 };
 
 use crate::{
-    base::key::{HostName, SecretBytes, SecretMemoryError},
+    base::key::{SecretBytes, SecretMemoryError},
     keys::tpm::{Digest, Name},
 };
 
@@ -67,16 +66,6 @@ pub fn make(
     let integrity_key = kdfa(&seed, "INTEGRITY", &[], 256)?;
     let mac = hmac(&integrity_key, &[&encrypted, object.as_bytes()])?;
     Ok(Credential { id_object: [&(mac.len() as u16).to_be_bytes(), &mac[..], &encrypted].concat(), encrypted_seed })
-}
-
-/// What a host answers: an HMAC under the secret over all that names the challenge. The secret itself stays in the host.
-pub fn answer_mac(
-    secret: &SecretBytes,
-    challenge: &Digest,
-    enrolment: &Digest,
-    host: &HostName,
-) -> Result<Digest, ErrorStack> {
-    hmac(secret, &[b"cryptattach enrolment answer 1\n", challenge, enrolment, host.as_str().as_bytes()])
 }
 
 /// A random seed, by RSA-OAEP. The label's zero byte belongs to it (annex B.4).

@@ -1,10 +1,6 @@
-//! The three documents that travel between host and administrator: JSON, versioned, never larger than a few pages.
+//! The two documents that travel between host and administrator: JSON, versioned, never larger than a few pages.
 
-use std::{
-    fs::File,
-    io::{self, Read, Write},
-    path::Path,
-};
+use std::{io, path::Path};
 
 use openssl::sha::sha256;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -15,12 +11,15 @@ use tss_esapi::{
 
 use super::EnrolError;
 use crate::{
-    base::{hex, key::HostName},
+    base::{
+        hex,
+        key::{HostName, StoreName},
+    },
     keys::tpm::{Certified, Digest, Name, Policy, TpmError, public},
-    sys::durable::folder_of,
+    sys::durable,
 };
 
-/// The largest document; a bundle with two certificates has 8 KiB.
+/// The largest document; a request with two certificates has 8 KiB.
 const MOST_BYTES: u64 = 64 * 1024;
 /// The version that we write and read.
 const VERSION: u32 = 1;
@@ -33,9 +32,7 @@ pub trait Document: Serialize + DeserializeOwned {
     /// Reads a document.
     fn read(path: &Path) -> Result<Self, EnrolError> {
         let failed = |source| EnrolError::File { action: "read", path: path.to_owned(), source };
-        let mut json = Vec::new();
-        // One byte more than fits shows that there is more.
-        File::open(path).map_err(failed)?.take(MOST_BYTES + 1).read_to_end(&mut json).map_err(failed)?;
+        let json = durable::read_bounded(path, MOST_BYTES as usize).map_err(failed)?;
         Self::parse(&json).map_err(|why| EnrolError::Document { path: path.to_owned(), expected: Self::TYPE, why })
     }
 
@@ -44,17 +41,32 @@ pub trait Document: Serialize + DeserializeOwned {
         parse(json)
     }
 
-    /// Writes it into a new file.
-    fn write(&self, path: &Path) -> Result<(), EnrolError> {
-        let write = || {
-            let mut file = tempfile::NamedTempFile::new_in(folder_of(path))?;
-            serde_json::to_writer_pretty(&mut file, &Written { kind: Self::TYPE, version: VERSION, content: self })?;
-            file.write_all(b"\n")?;
-            file.as_file().sync_all()?;
-            file.persist_noclobber(path).map_err(|refused| refused.error).map(drop)
-        };
-        write().map_err(|source: io::Error| EnrolError::File { action: "write", path: path.to_owned(), source })
+    /// The document's JSON.
+    fn to_json(&self) -> Result<Vec<u8>, EnrolError> {
+        let mut json = serde_json::to_vec_pretty(&Written { kind: Self::TYPE, version: VERSION, content: self })
+            .map_err(|error| TpmError::Structure(error.to_string()))?;
+        json.push(b'\n');
+        Ok(json)
     }
+
+    /// Whether a file has this very document.
+    fn is_in(&self, path: &Path) -> bool {
+        self.to_json().is_ok_and(|json| is_in(path, &json))
+    }
+
+    /// Writes it into a new file; one that has this very document already is left as it is.
+    fn write(&self, path: &Path) -> Result<(), EnrolError> {
+        let json = self.to_json()?;
+        match durable::create(path, &json) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_in(path, &json) => Ok(()),
+            written => written.map_err(|source| EnrolError::File { action: "write", path: path.to_owned(), source }),
+        }
+    }
+}
+
+/// Whether a file has this content.
+fn is_in(path: &Path, content: &[u8]) -> bool {
+    durable::read_bounded(path, content.len()).is_ok_and(|found| found == content)
 }
 
 #[derive(Serialize)]
@@ -95,10 +107,10 @@ fn parse<T: Document>(json: &[u8]) -> Result<T, String> {
     T::deserialize(value).map_err(damaged)
 }
 
-/// What a host says of itself, and how its keys were made.
+/// What a host asks with: what it says of itself, and how its keys were made.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Bundle {
+pub struct Request {
     /// The [`Statement`], as the bytes that are signed: JSON.
     #[serde(with = "base64")]
     statement: Vec<u8>,
@@ -109,11 +121,11 @@ pub struct Bundle {
     pub counter: Option<Attestation>,
 }
 
-impl Document for Bundle {
-    const TYPE: &'static str = "cryptattach enrolment bundle";
+impl Document for Request {
+    const TYPE: &'static str = "cryptattach enrolment request";
 }
 
-/// The part of a bundle that is signed: both attestations carry its SHA-256.
+/// The part of a request that is signed: both attestations carry its SHA-256.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Statement {
@@ -179,7 +191,7 @@ impl Statement {
     }
 }
 
-impl Bundle {
+impl Request {
     /// Of a statement's bytes, and what was signed over their digest.
     pub fn of(statement: Vec<u8>, creation: Attestation, counter: Option<Attestation>) -> Self {
         Self { statement, creation, counter }
@@ -201,50 +213,31 @@ impl Bundle {
     }
 }
 
-/// What only the TPM of a bundle can answer.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// The administrator's answer: what admits the host, if its TPM opens it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Challenge {
-    /// Its number, random.
-    #[serde(with = "hex")]
-    pub id: Digest,
+pub struct Answer {
     pub host: HostName,
-    /// Digest of the bundle's statement.
+    /// Digest of the request's statement.
     #[serde(with = "hex")]
     pub enrolment: Digest,
     /// Name of the endorsement key that the credential is for.
     pub endorsement_key: Name,
-    /// The credential (TPMS_ID_OBJECT), encrypted.
+    /// The credential (TPMS_ID_OBJECT): the share, encrypted.
     #[serde(with = "base64")]
     pub credential: Vec<u8>,
     /// The seed that it is encrypted under, encrypted to the endorsement key (TPM2B_ENCRYPTED_SECRET without its length).
     #[serde(with = "base64")]
     pub secret: Vec<u8>,
-    /// Seconds since 1970 until which an answer counts.
-    pub expires: u64,
+    /// The store that has the host's lockbox key.
+    pub store: StoreName,
+    /// That key's generation.
+    pub generation: u64,
+    /// Its fingerprint.
+    pub lockbox_key: String,
 }
 
-impl Document for Challenge {
-    const TYPE: &'static str = "cryptattach enrolment challenge";
-}
-
-/// The answer to a challenge.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EnrolAnswer {
-    /// Number of the challenge.
-    #[serde(with = "hex")]
-    pub challenge: Digest,
-    pub host: HostName,
-    /// Digest of the bundle's statement.
-    #[serde(with = "hex")]
-    pub enrolment: Digest,
-    /// HMAC-SHA256 of all that under the secret in the challenge (docs/enrolment.md).
-    #[serde(with = "hex")]
-    pub mac: Digest,
-}
-
-impl Document for EnrolAnswer {
+impl Document for Answer {
     const TYPE: &'static str = "cryptattach enrolment answer";
 }
 
@@ -302,25 +295,35 @@ mod tests {
     fn reads_what_it_wrote_and_names_what_is_wrong() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("answer");
-        let answer =
-            EnrolAnswer { challenge: [1; 32], host: "compute-7".parse().unwrap(), enrolment: [2; 32], mac: [3; 32] };
+        let answer = Answer {
+            host: "compute-7".parse().unwrap(),
+            enrolment: [2; 32],
+            endorsement_key: Name::of(b"key"),
+            credential: vec![3],
+            secret: vec![4],
+            store: "cinder".parse().unwrap(),
+            generation: 5,
+            lockbox_key: "6".to_owned(),
+        };
         answer.write(&path).unwrap();
-        assert_eq!(EnrolAnswer::read(&path).unwrap().mac, [3; 32]);
-        assert!(matches!(answer.write(&path), Err(EnrolError::File { action: "write", .. })), "never overwrites");
+        assert_eq!(Answer::read(&path).unwrap(), answer);
+        answer.write(&path).unwrap();
+        let other = Answer { generation: 6, ..answer.clone() };
+        assert!(matches!(other.write(&path), Err(EnrolError::File { action: "write", .. })), "never overwrites");
 
         let whole = std::fs::read_to_string(&path).unwrap();
         let cases = [
             (whole[..whole.len() - 9].to_owned(), "damaged"),
-            (whole.replace("answer", "bundle"), "it is a 'cryptattach enrolment bundle'"),
+            (whole.replace("answer", "request"), "it is a 'cryptattach enrolment request'"),
             (whole.replace("\"version\": 1", "\"version\": 2"), "version 2"),
             (whole.replace("\"host\"", "\"hast\""), "unknown field `hast`"),
-            (whole.replace("0303", "03"), "64 hexadecimal"),
+            (whole.replace("0202", "02"), "64 hexadecimal"),
             (whole.replace("compute-7", "../compute-7"), "not a host name"),
             ("[]".to_owned(), "does not say what it is"),
             (" ".repeat(1 + MOST_BYTES as usize), "more than 65536"),
         ];
         for (text, expected) in cases {
-            let why = parse::<EnrolAnswer>(text.as_bytes()).unwrap_err();
+            let why = parse::<Answer>(text.as_bytes()).unwrap_err();
             assert!(why.contains(expected), "{why} has no '{expected}'");
         }
     }

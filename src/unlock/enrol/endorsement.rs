@@ -89,6 +89,8 @@ pub struct Endorsed {
     pub name: Name,
     pub fingerprint: Digest,
     pub vouched: Vouched,
+    /// Who certified it, and for which TPM, as its certificate says.
+    pub claimed: Option<String>,
 }
 
 /// SHA-256 of the key's SubjectPublicKeyInfo: what people compare.
@@ -124,7 +126,7 @@ impl Trust {
             match vouched {
                 Ok(vouched) => {
                     let name = public::name_of(&entry.public)?;
-                    return Ok(Endorsed { key, name, fingerprint, vouched });
+                    return Ok(Endorsed { key, name, fingerprint, vouched, claimed: claimed(entry) });
                 }
                 Err(why) => reasons.push(why),
             }
@@ -144,6 +146,16 @@ fn endorsement_key(entry: &EndorsementKey) -> Result<Result<PKey<Public>, String
         Err(error) => return Ok(Err(format!("it is not a key ({})", chain(&error)))),
     };
     Ok(if is_flawed(&key)? { Err(format!("it {FLAWED}")) } else { Ok(key) })
+}
+
+/// What the certificate says, checked or not.
+fn claimed(entry: &EndorsementKey) -> Option<String> {
+    let certificate = X509::from_der(entry.certificate.as_deref()?).ok()?;
+    Some(says(&certificate).to_string())
+}
+
+fn says(certificate: &X509Ref) -> Vouched {
+    Vouched::Certificate { issuer: in_words(certificate.issuer_name()), tpm: tpm_of(certificate) }
 }
 
 fn certified(
@@ -171,7 +183,7 @@ fn certified(
         Ok(false) => return Ok(Err(format!("{} is not for an endorsement key", of()))),
         Err(error) => return Ok(Err(format!("{} cannot be read ({error})", of()))),
     }
-    Ok(Ok(Vouched::Certificate { issuer: in_words(certificate.issuer_name()), tpm: tpm_of(&certificate) }))
+    Ok(Ok(says(&certificate)))
 }
 
 /// All certificates in a folder, each of them trusted as it is: an intermediate authority's need not come with its root's.

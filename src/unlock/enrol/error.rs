@@ -16,7 +16,7 @@ use crate::{
     sys::state::StateError,
 };
 
-/// A part of a bundle.
+/// A part of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// The endorsement key, or its certificate.
@@ -65,15 +65,15 @@ pub enum EnrolError {
     #[error("{} is not a valid {expected}: {why}", .path.display())]
     Document {
         path: PathBuf,
-        /// "enrolment bundle", "enrolment challenge" or "enrolment answer".
+        /// "enrolment request" or "enrolment answer".
         expected: &'static str,
         /// What it is instead, or where it is damaged.
         why: String,
     },
-    /// Something in a bundle is not what is asked of a host.
-    #[error("the {part} in the bundle of '{host}' is refused: {why}")]
+    /// Something in a request is not what is asked of a host.
+    #[error("the {part} in the request of '{host}' is refused: {why}")]
     Refused {
-        /// The host, as the bundle calls it.
+        /// The host, as the request calls it.
         host: HostName,
         /// Which part.
         part: Part,
@@ -82,55 +82,48 @@ pub enum EnrolError {
     /// The folder with the makers' certificates is of no use.
     #[error("the folder {} has no certificate authority: {why}", .path.display())]
     Authorities { path: PathBuf, why: String },
-    /// A bundle has been used already.
-    #[error("the bundle of '{host}' has already been used: it admitted the host on {}", date(*.admitted))]
+    /// A request has been used already.
+    #[error("the request of '{host}' has already been used: it admitted the host on {}", date(*.admitted))]
     Replayed {
         host: HostName,
         /// When, in seconds since 1970.
         admitted: u64,
     },
     /// The host is known with another TPM.
-    #[error("'{host}' is known with another TPM: its endorsement key was {known}; the bundle has {seen}")]
+    #[error("'{host}' is known with another TPM: its endorsement key was {known}; the request has {seen}")]
     OtherTpm {
         host: HostName,
         /// Fingerprint of the key that it was admitted with.
         known: String,
-        /// Fingerprint of the bundle's.
+        /// Fingerprint of the request's.
         seen: String,
     },
     /// The TPM is known with another host.
-    #[error("the TPM in the bundle of '{host}' is that of '{known}', which is admitted")]
+    #[error("the TPM in the request of '{host}' is that of '{known}', which is admitted")]
     OtherName { host: HostName, known: HostName },
-    /// A challenge is too old.
-    #[error("the challenge for '{host}' expired {ago_seconds} seconds ago")]
-    Expired {
+    /// The host is admitted, by another request.
+    #[error("'{host}' was admitted on {}, by another request: this one would replace its lockbox key", date(*.admitted))]
+    Admitted {
         host: HostName,
-        /// Seconds since then.
-        ago_seconds: u64,
+        /// When, in seconds since 1970.
+        admitted: u64,
     },
-    /// This host has not been enrolled.
-    #[error("this host has no enrolment: {} does not exist", .0.display())]
+    /// This host has not asked.
+    #[error("this host has not asked to join: {} does not exist", .0.display())]
     NotEnrolled(PathBuf),
-    /// A challenge is for somebody else.
-    #[error("the challenge is for {0}")]
+    /// An answer is for somebody else.
+    #[error("the answer is for {0}")]
     NotForThisHost(String),
-    /// The TPM does not open the challenge.
-    #[error("the TPM does not open the challenge: it was made for another TPM, or was changed")]
+    /// The TPM does not open the answer.
+    #[error("the TPM does not open the answer: it was made for another TPM, or was changed")]
     NotForThisTpm(#[source] TpmError),
-    /// An answer is to no challenge that is open.
-    #[error("the challenge {0} is not open: it was already answered, has expired, or was made elsewhere")]
-    NoChallenge(String),
-    /// An answer names another host or enrolment than its challenge.
-    #[error("the answer is from {answered}, but its challenge was for {challenged}")]
-    OtherAnswer {
-        /// Of whom it is.
-        answered: String,
-        /// Whom it should be of.
-        challenged: String,
+    /// No host of this name has left a request.
+    #[error("there is neither a file '{name}' nor a request of a host '{name}' in {at}")]
+    NoRequest {
+        name: HostName,
+        /// The stores that were asked.
+        at: String,
     },
-    /// An answer is wrong.
-    #[error("the answer of '{0}' is wrong: its TPM did not open the challenge, or it was changed")]
-    WrongAnswer(HostName),
     /// No such host is admitted.
     #[error("the host '{0}' is not admitted")]
     NotAdmitted(HostName),
@@ -162,7 +155,8 @@ impl Advice for EnrolError {
             },
             Self::State(error) => error.exit(),
             Self::Authorities { .. } => Exit::Config,
-            Self::NotEnrolled(_) | Self::NotAdmitted(_) => Exit::Missing,
+            Self::Admitted { .. } => Exit::InTheWay,
+            Self::NotEnrolled(_) | Self::NotAdmitted(_) | Self::NoRequest { .. } => Exit::Missing,
             Self::Crypto(_) => Exit::System,
             Self::Memory(error) => error.exit(),
             Self::Document { .. }
@@ -170,12 +164,8 @@ impl Advice for EnrolError {
             | Self::Replayed { .. }
             | Self::OtherTpm { .. }
             | Self::OtherName { .. }
-            | Self::Expired { .. }
             | Self::NotForThisHost(_)
             | Self::NotForThisTpm(_)
-            | Self::NoChallenge(_)
-            | Self::OtherAnswer { .. }
-            | Self::WrongAnswer(_)
             | Self::Seal(_) => Exit::ProofRefused,
         }
     }
@@ -184,28 +174,29 @@ impl Advice for EnrolError {
         Some(match self {
             Self::Document { .. } => "fetch the file again from where it was made".into(),
             Self::Refused { part: Part::EndorsementKey, .. } => {
-                "check the folder of the makers' certificates (--ca); or compare the endorsement key's fingerprint with the one that 'host enrol' shows on the host's own console, and name it with --ek".into()
+                "check the folder of the makers' certificates (--ca); or compare the endorsement key's fingerprint with the one that 'host join' shows on the host's own console, and name it with --ek".into()
             }
             Self::Refused { part: Part::Policy | Part::Counter, .. } => {
-                "if the host can be trusted, compare [tpm] here and on the host ('cryptattach policy show'), then run 'cryptattach host enrol --replace' there".into()
+                "if the host can be trusted, compare [tpm] here and on the host ('cryptattach policy show'), then run 'cryptattach host join --replace' there".into()
             }
             Self::Refused { .. } => {
-                "do not admit this host before it is clear who made the bundle; 'cryptattach host enrol --replace' makes a new one".into()
+                "do not admit this host before it is clear who made the request; 'cryptattach host join --replace' makes a new one".into()
             }
             Self::Authorities { .. } => {
                 "put the certificates (PEM or DER) of the makers of your TPMs there".into()
             }
-            Self::Replayed { .. } => "run 'cryptattach host enrol --replace' on the host for a new one".into(),
+            Self::Replayed { .. } => "run 'cryptattach host join --replace' on the host for a new one".into(),
             Self::OtherTpm { host, .. } | Self::OtherName { known: host, .. } => {
                 format!("if that is right, first remove the old host: cryptattach host remove {host}").into()
             }
-            Self::Expired { .. } | Self::NoChallenge(_) | Self::NotForThisTpm(_) => {
-                "make another challenge from the host's bundle: cryptattach host challenge".into()
+            Self::Admitted { .. } => {
+                "ask on the host's own console whether it has asked to join again; if it has, add --replace: until it has taken the answer, it opens no more after its next boot".into()
             }
-            Self::NotForThisHost(_) | Self::OtherAnswer { .. } | Self::WrongAnswer(_) => {
-                "check which host each file belongs to; then make another challenge from this host's latest bundle".into()
+            Self::NotForThisTpm(_) | Self::NotForThisHost(_) => {
+                "check which host each file belongs to; 'cryptattach host join' writes this host's request again, and 'cryptattach host admit' the answer to it".into()
             }
-            Self::NotEnrolled(_) => "run 'cryptattach host enrol' first".into(),
+            Self::NotEnrolled(_) => "run 'cryptattach host join' first".into(),
+            Self::NoRequest { .. } => "on the host, 'cryptattach host join --store STORE' leaves its request there; or bring its file".into(),
             Self::NotAdmitted(_) => "'cryptattach host list' shows the admitted hosts".into(),
             Self::Tpm(error) => return error.next_step(),
             Self::State(error) => return error.next_step(),

@@ -1,4 +1,4 @@
-//! Whether a bundle proves what it says. All of it in software, from the bundle's bytes and the site's own word.
+//! Whether a request proves what it says. All of it in software, from the request's bytes and the site's own word.
 
 use openssl::{bn::BigNum, ecdsa::EcdsaSig, hash::MessageDigest, sign::Verifier};
 use tss_esapi::{
@@ -8,7 +8,7 @@ use tss_esapi::{
     traits::{Marshall, UnMarshall},
 };
 
-use super::{Bundle, EnrolError, Part, Site, Statement, document::Attestation};
+use super::{EnrolError, Part, Request, Site, Statement, document::Attestation};
 use crate::{
     base::{chain::chain, hex},
     keys::tpm::{
@@ -18,17 +18,17 @@ use crate::{
     },
 };
 
-/// A refusal of a part of this host's bundle.
+/// A refusal of a part of this host's request.
 pub(super) fn refused(statement: &Statement, part: Part, why: impl Into<String>) -> EnrolError {
     EnrolError::Refused { host: statement.host.clone(), part, why: why.into() }
 }
 
-/// Checks everything but the endorsement key and its connection with the attestation key: that is what the challenge is for.
-pub fn check(bundle: &Bundle, statement: &Statement, site: &Site) -> Result<(), EnrolError> {
+/// Checks everything but the endorsement key and its connection with the attestation key: that is what the answer is for.
+pub fn check(request: &Request, statement: &Statement, site: &Site) -> Result<(), EnrolError> {
     check_attestation_key(statement)?;
-    let policy = check_policy(bundle, statement, site)?;
+    let policy = check_policy(request, statement, site)?;
     check_identity(statement, &policy)?;
-    check_creation(bundle, statement)
+    check_creation(request, statement)
 }
 
 fn check_attestation_key(statement: &Statement) -> Result<(), EnrolError> {
@@ -53,7 +53,7 @@ fn check_identity(statement: &Statement, policy: &Policy) -> Result<(), EnrolErr
     let digest = policy.digest()?;
     if auth_policy(key) != digest {
         return no(format!(
-            "its policy differs from the one in the bundle: {}; expected {}",
+            "its policy differs from the one in the request: {}; expected {}",
             hex::encode(auth_policy(key)),
             hex::encode(&digest)
         ));
@@ -65,22 +65,22 @@ fn check_identity(statement: &Statement, policy: &Policy) -> Result<(), EnrolErr
     to_pkey(key).map(drop).or_else(|error| no(format!("it is not a key ({})", chain(&error))))
 }
 
-fn check_policy(bundle: &Bundle, statement: &Statement, site: &Site) -> Result<Policy, EnrolError> {
+fn check_policy(request: &Request, statement: &Statement, site: &Site) -> Result<Policy, EnrolError> {
     let no = |why: String| refused(statement, Part::Policy, why);
     let expected = site.policy_for(&statement.policy).map_err(no)?;
     expected.check().map_err(|error| no(chain(&error)))?;
     if let Some(revocation) = expected.signed.as_ref().and_then(|signed| signed.revocation) {
-        check_counter(bundle, statement, revocation.counter.name().as_bytes(), revocation.base)?;
+        check_counter(request, statement, revocation.counter.name().as_bytes(), revocation.base)?;
     }
     Ok(expected)
 }
 
 /// What epochs are counted from is not the host's to choose: too high a value would keep old signatures alive. A lower one than
 /// the counter has, of the key that the host had before, lets fewer of them count.
-fn check_counter(bundle: &Bundle, statement: &Statement, name: &[u8], base: u64) -> Result<(), EnrolError> {
+fn check_counter(request: &Request, statement: &Statement, name: &[u8], base: u64) -> Result<(), EnrolError> {
     let no = |why: &str| Err(refused(statement, Part::Counter, why));
-    let Some(attestation) = &bundle.counter else { return no("there is none") };
-    match verified(statement, Part::Counter, attestation, &bundle.digest())? {
+    let Some(attestation) = &request.counter else { return no("there is none") };
+    match verified(statement, Part::Counter, attestation, &request.digest())? {
         AttestInfo::Nv { info } if info.index_name().value() != name => no("it is for another NV index"),
         AttestInfo::Nv { info } if info.offset() != 0 || value(&info).is_none_or(|value| value < base) => {
             no("the counter has another value than the policy says")
@@ -94,9 +94,9 @@ fn value(counter: &NvCertifyInfo) -> Option<u64> {
     counter.nv_contents().value().try_into().ok().map(u64::from_be_bytes)
 }
 
-fn check_creation(bundle: &Bundle, statement: &Statement) -> Result<(), EnrolError> {
+fn check_creation(request: &Request, statement: &Statement) -> Result<(), EnrolError> {
     let no = |why: &str| Err(refused(statement, Part::Creation, why));
-    match verified(statement, Part::Creation, &bundle.creation, &bundle.digest())? {
+    match verified(statement, Part::Creation, &request.creation, &request.digest())? {
         AttestInfo::Creation { info } if info.object_name().value() == name_of(&statement.identity)?.as_bytes() => {
             Ok(())
         }
@@ -123,7 +123,7 @@ fn verified(
         return Err(no("the signed data has more in it than a TPM signs"));
     }
     if attest.extra_data().value() != enrolment {
-        return Err(no("it is for another enrolment, or the bundle was changed"));
+        return Err(no("it is for another enrolment, or the request was changed"));
     }
     Ok(attest.attested().clone())
 }
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn no_byte_that_a_bundle_may_have_makes_the_parsers_panic() {
+    fn no_byte_that_a_request_may_have_makes_the_parsers_panic() {
         let key = crate::keys::tpm::public::to_sized(&attestation_templates().unwrap()[0]).unwrap();
         assert!(Attest::unmarshall(&attest()).is_ok());
         for whole in [attest(), key] {

@@ -1,4 +1,4 @@
-//! The host's side: its TPM makes the keys, says how it made them, and answers.
+//! The host's side: its TPM makes the keys, says how it made them, and opens the answer.
 
 use std::path::{Path, PathBuf};
 
@@ -6,42 +6,31 @@ use serde::{Deserialize, Serialize};
 use tss_esapi::structures::Public;
 
 use super::{
-    Bundle, Challenge, EnrolAnswer, EnrolError, Statement,
-    credential::answer_mac,
+    Answer, EnrolError, Request, Statement,
     document::{Attestation, EndorsementKey, base64, sized},
     endorsement::fingerprint,
 };
 use crate::{
     base::{
         clock::now,
-        hex,
         key::{HostName, SecretBytes},
     },
     keys::tpm::{
-        Digest, EndorsementKind, Handle, IdentityFile, Name, Policy, Tpm, TpmError,
+        Digest, EndorsementKind, Handle, IdentityFile, Name, Policy, Share, Tpm, TpmError,
         public::{name_of, to_pkey},
     },
     sys::state,
 };
 
-/// An enrolment that was begun.
-pub struct Enrolled {
-    /// The identity key, for its file.
-    pub file: IdentityFile,
-    /// What the administrator is to get.
-    pub bundle: Bundle,
-    /// Fingerprints of the endorsement keys, and whether each has a certificate: for people to compare.
-    pub endorsement_keys: Vec<(Digest, bool)>,
-    answering: Answering,
-}
-
-/// What the host keeps to answer the challenge with: the file `enrolment.json` of the state directory.
+/// A host's request, and what the host needs to take the answer: the file `enrolment.json` of the state directory.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Answering {
-    host: HostName,
-    #[serde(with = "hex")]
-    enrolment: Digest,
+pub struct Asked {
+    pub host: HostName,
+    /// What the administrator is to get.
+    pub request: Request,
+    /// The identity key, as it stands in its file at first.
+    key: String,
     storage_root: Name,
     endorsement_keys: Vec<(EndorsementKind, Name)>,
     #[serde(with = "sized")]
@@ -51,11 +40,37 @@ struct Answering {
     private: Vec<u8>,
 }
 
-impl Enrolled {
-    /// Keeps what the answer will need; the enrolment before is forgotten.
+/// What a host has for having joined.
+pub struct Joined {
+    /// Of the content key of its lockbox key.
+    pub share: Share,
+    /// The public part of the identity key that the answer is for.
+    pub key: Public,
+}
+
+impl Asked {
+    /// Keeps it; the request before is forgotten.
     pub fn keep(&self, state: &Path) -> Result<(), EnrolError> {
-        Ok(state::write(&kept(state), &self.answering)?)
+        Ok(state::write(&kept(state), self)?)
     }
+
+    /// The identity key, not admitted yet.
+    pub fn key(&self) -> Result<IdentityFile, EnrolError> {
+        let damaged = |why| TpmError::Structure(format!("the identity key of the enrolment {why}"));
+        Ok(IdentityFile::parse(self.key.as_bytes()).map_err(damaged)?)
+    }
+
+    /// Fingerprints of the endorsement keys, and who certified each, if anybody: for people to compare.
+    pub fn endorsement_keys(&self) -> Result<Vec<(Digest, bool)>, EnrolError> {
+        let statement = self.request.statement(Path::new("enrolment.json"))?;
+        let each = statement.endorsement_keys.iter();
+        each.map(|key| Ok((fingerprint(&*to_pkey(&key.public)?)?, key.certificate.is_some()))).collect()
+    }
+}
+
+/// The last request of this host, if it has asked.
+pub fn asked(state: &Path) -> Result<Option<Asked>, EnrolError> {
+    Ok(state::read(&kept(state))?)
 }
 
 fn kept(state: &Path) -> PathBuf {
@@ -63,7 +78,7 @@ fn kept(state: &Path) -> PathBuf {
 }
 
 /// Makes an identity key under this policy, and the proof of how it was made.
-pub fn enrol(tpm: &Tpm, host: &HostName, policy: &Policy, pin: Option<&SecretBytes>) -> Result<Enrolled, EnrolError> {
+pub fn request(tpm: &Tpm, host: &HostName, policy: &Policy, pin: Option<&SecretBytes>) -> Result<Asked, EnrolError> {
     let identity = tpm.create_identity(policy, pin)?;
     let endorsement = endorsement_keys(tpm)?;
     let root = tpm.storage_root(Some(identity.file.storage_root))?;
@@ -90,21 +105,16 @@ pub fn enrol(tpm: &Tpm, host: &HostName, policy: &Policy, pin: Option<&SecretByt
         esys.certify_creation(&signer, key.handle(), &identity.created, &enrolment)?
     };
     let counter = certify_counter(tpm, &signer, policy, &enrolment)?;
-    let bundle = Bundle::of(statement, Attestation::of(creation)?, counter);
-
     let names = endorsement.iter().map(|(kind, key)| Ok((*kind, name_of(&key.public)?)));
-    let answering = Answering {
+    Ok(Asked {
         host: host.clone(),
-        enrolment,
+        request: Request::of(statement, Attestation::of(creation)?, counter),
+        key: identity.file.to_pem()?,
         storage_root: identity.file.storage_root,
         endorsement_keys: names.collect::<Result<_, TpmError>>()?,
         attestation_key: attestation_key.public,
         private: attestation_key.private,
-    };
-    let fingerprints = endorsement
-        .iter()
-        .map(|(_, key)| Ok::<_, EnrolError>((fingerprint(&*to_pkey(&key.public)?)?, key.certificate.is_some())));
-    Ok(Enrolled { endorsement_keys: fingerprints.collect::<Result<_, _>>()?, file: identity.file, bundle, answering })
+    })
 }
 
 fn endorsement_keys(tpm: &Tpm) -> Result<Vec<(EndorsementKind, EndorsementKey)>, TpmError> {
@@ -127,42 +137,33 @@ fn certify_counter(
     Attestation::of(tpm.esys().certify_nv(signer, &index, COUNTER_BYTES, enrolment)?).map(Some)
 }
 
-/// Answers a challenge to the last enrolment of this host.
-pub fn answer(tpm: &Tpm, challenge: &Challenge, state: &Path) -> Result<EnrolAnswer, EnrolError> {
-    let path = kept(state);
-    let answering: Answering = state::read(&path)?.ok_or(EnrolError::NotEnrolled(path))?;
-    let kind = check_for_us(challenge, &answering)?;
-    let secret = activate(tpm, challenge, &answering, kind)?;
-    let (challenge, host, enrolment) = (challenge.id, answering.host, answering.enrolment);
-    Ok(EnrolAnswer { mac: answer_mac(&secret, &challenge, &enrolment, &host)?, challenge, host, enrolment })
+/// Has the TPM open the answer to the last request of this host.
+pub fn take(tpm: &Tpm, answer: &Answer, state: &Path) -> Result<Joined, EnrolError> {
+    let asked = asked(state)?.ok_or_else(|| EnrolError::NotEnrolled(kept(state)))?;
+    let kind = check_for_us(answer, &asked)?;
+    let share = activate(tpm, answer, &asked, kind)?;
+    let share = share.expose().try_into().map_err(|_| EnrolError::NotForThisTpm(TpmError::TooLong))?;
+    Ok(Joined { share: Share(share), key: asked.key()?.public })
 }
 
-fn check_for_us(challenge: &Challenge, answering: &Answering) -> Result<EndorsementKind, EnrolError> {
-    let Answering { host, enrolment, endorsement_keys, .. } = answering;
-    if challenge.host != *host {
-        return Err(EnrolError::NotForThisHost(format!("'{}', this host is '{host}'", challenge.host)));
+fn check_for_us(answer: &Answer, asked: &Asked) -> Result<EndorsementKind, EnrolError> {
+    let Asked { host, endorsement_keys, .. } = asked;
+    if answer.host != *host {
+        return Err(EnrolError::NotForThisHost(format!("'{}', this host is '{host}'", answer.host)));
     }
-    if challenge.enrolment != *enrolment {
-        let what = "another enrolment than the last one of this host";
+    if answer.enrolment != asked.request.digest() {
+        let what = "another request than the last one of this host";
         return Err(EnrolError::NotForThisHost(what.to_owned()));
     }
-    if challenge.expires < now() {
-        return Err(EnrolError::Expired { host: host.clone(), ago_seconds: now() - challenge.expires });
-    }
-    let kind = endorsement_keys.iter().find(|(_, name)| *name == challenge.endorsement_key);
+    let kind = endorsement_keys.iter().find(|(_, name)| *name == answer.endorsement_key);
     kind.map(|(kind, _)| *kind).ok_or_else(|| EnrolError::NotForThisHost("the TPM of another host".to_owned()))
 }
 
-fn activate(
-    tpm: &Tpm,
-    challenge: &Challenge,
-    answering: &Answering,
-    kind: EndorsementKind,
-) -> Result<SecretBytes, EnrolError> {
-    let root = tpm.storage_root(Some(answering.storage_root))?;
-    let signer = tpm.esys().load(root.handle(), &answering.private, &answering.attestation_key)?;
+fn activate(tpm: &Tpm, answer: &Answer, asked: &Asked, kind: EndorsementKind) -> Result<SecretBytes, EnrolError> {
+    let root = tpm.storage_root(Some(asked.storage_root))?;
+    let signer = tpm.esys().load(root.handle(), &asked.private, &asked.attestation_key)?;
     let endorsement_key = tpm.endorsement_key(kind)?;
-    let Challenge { credential, secret, .. } = challenge;
+    let Answer { credential, secret, .. } = answer;
     tpm.activate_credential(&root, &endorsement_key, &signer, credential, secret).map_err(|error| match error {
         TpmError::Refused { command: "ActivateCredential", .. } | TpmError::TooLong => EnrolError::NotForThisTpm(error),
         error => error.into(),

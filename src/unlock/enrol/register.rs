@@ -1,9 +1,6 @@
 //! What the administrator's machine remembers: which hosts were admitted, by which proof.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +17,7 @@ use crate::{
 /// Ends the names of the register's files.
 const END: &str = ".json";
 
-/// A host that was admitted. A removed one is kept: its bundle must not be used again.
+/// A host that was admitted. A removed one is kept: its request must not be used again.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Admitted {
@@ -36,10 +33,10 @@ pub struct Admitted {
     pub storage_root: Name,
     /// The policy of its identity key.
     pub policy: Policy,
-    /// Digest of its bundle's statement.
+    /// Digest of its request's statement.
     #[serde(with = "hex")]
     pub enrolment: Digest,
-    /// The bundles that it was admitted by before.
+    /// The requests that it was admitted by before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub before: Vec<Enrolment>,
     /// Seconds since 1970 at which it was admitted.
@@ -57,19 +54,19 @@ pub struct Admitted {
     pub removed: Option<u64>,
 }
 
-/// A bundle, by the digest of its statement.
+/// A request, by the digest of its statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Enrolment(#[serde(with = "hex")] pub Digest);
 
 impl Admitted {
-    /// Whether it was ever admitted by this bundle.
+    /// Whether it was ever admitted by this request.
     pub(super) fn was_by(&self, enrolment: &Digest) -> bool {
         self.enrolment == *enrolment || self.before.contains(&Enrolment(*enrolment))
     }
 
-    /// All bundles that it was ever admitted by.
-    pub(super) fn all_bundles(self) -> Vec<Enrolment> {
+    /// All requests that it was ever admitted by.
+    pub(super) fn all_requests(self) -> Vec<Enrolment> {
         self.before.into_iter().chain([Enrolment(self.enrolment)]).collect()
     }
 }
@@ -105,13 +102,5 @@ impl Register {
 
     fn file(&self, host: &HostName) -> PathBuf {
         self.folder.join(format!("{host}{END}"))
-    }
-}
-
-/// Removes a file of the state directory; it may be gone already.
-pub(super) fn remove(path: &Path) -> Result<(), EnrolError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed.map_err(|source| EnrolError::File { action: "remove", path: path.to_owned(), source }),
     }
 }

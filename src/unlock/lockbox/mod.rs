@@ -166,6 +166,9 @@ pub enum LockboxError {
     /// The store's kind keeps no lockbox keys.
     #[error("the store '{0}' cannot keep lockbox keys: only a store of type {types} can", types = store::with_host_keys())]
     Unsupported(StoreName),
+    /// The store's kind keeps no requests and answers of hosts.
+    #[error("the store '{0}' keeps no requests and answers of hosts")]
+    NoLetters(StoreName),
     /// The store has no lockbox key for this host.
     #[error(
         "the host '{host}' is not admitted, or was removed: the store '{store}' has no lockbox key for it; {closed}"
@@ -268,7 +271,7 @@ pub enum LockboxError {
 impl Advice for LockboxError {
     fn exit(&self) -> Exit {
         match self {
-            Self::NotConfigured(_) | Self::Unsupported(_) => Exit::Config,
+            Self::NotConfigured(_) | Self::Unsupported(_) | Self::NoLetters(_) => Exit::Config,
             Self::Removed { .. } => Exit::NoKey,
             Self::Latched { .. } => Exit::Tpm,
             Self::NotLatched { source, .. } => source.exit(),
@@ -320,6 +323,7 @@ impl Advice for LockboxError {
             Self::State(error) => return error.next_step(),
             Self::Io { .. } => "check 'path' in [lockbox], and that its device is present and has free space".into(),
             Self::Unsupported(_) => "name another 'store' in [lockbox]".into(),
+            Self::NoLetters(_) => "carry the request and the answer as files: without --store".into(),
             Self::ReadBack(_) | Self::Foreign(_) => return None,
             Self::Keyring(error) => return error.next_step(),
             Self::Memory(error) => return error.next_step(),

@@ -1,6 +1,6 @@
 //! Opening the lockbox, once per boot, and closing it.
 
-use std::{fmt, fs, io};
+use std::{fmt, fs, io, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -202,11 +202,23 @@ impl Lockbox {
         }
     }
 
+    /// From now on this key alone is expected, unless a later one was opened meanwhile.
+    pub fn expect(&self, generation: u64, fingerprint: &str) -> Result<(), LockboxError> {
+        let path = self.trusted();
+        let is_later = state::read::<Trusted>(&path)?.is_some_and(|known| known.generation > generation);
+        let expected = Trusted { generation, fingerprint: fingerprint.to_owned() };
+        if is_later { Ok(()) } else { Ok(state::write(&path, &expected)?) }
+    }
+
+    fn trusted(&self) -> PathBuf {
+        self.state.join("host").join(format!("{}.json", self.config.host))
+    }
+
     /// Goes on with the key that this host has opened before, or that a person vouches for.
     fn trust(&self, key: &LockboxKey, expected: Option<&str>) -> Result<(), LockboxError> {
         let LockboxKeyId { host, generation } = key.id();
         let (host, is) = (host.clone(), key.fingerprint());
-        let path = self.state.join("host").join(format!("{host}.json"));
+        let path = self.trusted();
         let now = Trusted { generation: *generation, fingerprint: is.to_owned() };
         let another =
             |trusted: &str| LockboxError::Another { host: host.clone(), is: is.into(), trusted: trusted.into() };

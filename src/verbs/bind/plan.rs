@@ -134,7 +134,7 @@ pub fn plan(machine: &Machine, wishes: &Wishes) -> Result<Plan, Error> {
     let new_tpm_key = new_store && machine.key.is_none();
     if wishes.pcrs.is_some() && !new_tpm_key {
         return usage(
-            "--pcrs is for a new key in the TPM, and none is made: 'cryptattach host enrol --replace' makes one"
+            "--pcrs is for a new key in the TPM, and none is made: 'cryptattach host join --replace' makes one"
                 .to_owned(),
         );
     }

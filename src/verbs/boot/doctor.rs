@@ -111,11 +111,8 @@ pub fn examine(config: &Config, path: &Path, crypttab: Option<&str>) -> Result<V
 }
 
 /// What calls us: initramfs-tools' script, the unit of dracut and mkinitcpio, or mkinitcpio's hook where it has no systemd.
-const STARTS: [&str; 3] = [
-    "/scripts/local-top/cryptattach",
-    "/usr/lib/systemd/system/cryptattach-boot.service",
-    "/hooks/cryptattach",
-];
+const STARTS: [&str; 3] =
+    ["/scripts/local-top/cryptattach", "/usr/lib/systemd/system/cryptattach-boot.service", "/hooks/cryptattach"];
 /// The last is mkinitcpio's own, which asks after us.
 const ASKS: [&str; 3] = ["/lib/cryptsetup/askpass", "/usr/bin/systemd-ask-password", "/hooks/encrypt"];
 const NETWORKS: [&str; 5] = [

@@ -59,8 +59,7 @@ fn certify(host: &Host<'_>, maker: &str, extensions: &str, days: u32) {
     }));
     host.swtpm.tool(&["tpm2_nvdefine", "0x1c0000a", "-C", "o", "-s", &size, "-a", attributes]);
     host.swtpm.tool(&["tpm2_nvwrite", "0x1c0000a", "-C", "o", "-i", &host.file("ek.cer")]);
-    host.ok(&["host", "enrol", "--replace", "--output", &host.file("new-bundle")]);
-    fs::rename(host.file("new-bundle"), host.file("bundle")).unwrap();
+    host.asks_again();
 }
 
 #[test]
@@ -69,11 +68,10 @@ fn a_p256_key_with_its_makers_certificate_is_believed_in() {
     let host = stage.bare_host("compute-7");
     let maker = maker(&stage, "maker");
     certify(&host, &maker, GOOD, 99);
-    let challenged = stage.run_challenge(&host, &["--ca", &format!("{maker}/trusted")]);
-    let said = String::from_utf8(challenged.stdout).unwrap();
+    let admitted = stage.run_admission(&host, &["--ca", &format!("{maker}/trusted")]);
+    let said = String::from_utf8(admitted.stdout).unwrap();
     assert!(said.contains("certificate by Maker EK CA for id:53544D20, ST33, id:00010101"), "{said}");
-    host.answer();
-    stage.admit(&host);
+    host.takes();
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What a malicious host can do: everything, with a real TPM and the right attestation key. It makes bundles that lie in one
+//! What a malicious host can do: everything, with a real TPM and the right attestation key. It makes requests that lie in one
 //! point, and has its TPM sign them.
 
 use std::fs;
@@ -8,7 +8,7 @@ use cryptattach::{
     keys::tpm::{
         Certified, Counter, EndorsementKind, Policy, SessionKind, Tpm, attestation_templates, public::identity_p256,
     },
-    unlock::enrol::{Attestation, Bundle, Document, EndorsementKey, Statement},
+    unlock::enrol::{Attestation, Document, EndorsementKey, Request, Statement},
 };
 use openssl::{
     bn::{BigNum, BigNumContext},
@@ -25,14 +25,14 @@ use tss_esapi::{
 
 use super::stage::Host;
 
-/// What goes into a bundle; as it should be, until a test changes it.
+/// What goes into a request; as it should be, until a test changes it.
 pub struct Plan {
     pub host: HostName,
     pub created: u64,
     pub endorsement_keys: Vec<EndorsementKey>,
     pub attestation_key: Public,
     pub identity: Public,
-    /// What the bundle says.
+    /// What the request says.
     pub policy: Policy,
     /// Swaps what the TPM has signed.
     pub certify: Certify,
@@ -56,7 +56,7 @@ pub enum Certify {
     },
 }
 
-/// Makes a bundle that lies, in place of the host's own.
+/// Makes a request that lies, in place of the host's own.
 pub fn forge(host: &Host<'_>, change: impl FnOnce(&mut Plan)) {
     let tpm = Tpm::open(&host.tpm_config()).unwrap();
     let policy = tpm.policy_here(&host.tpm_config(), false).unwrap();
@@ -70,8 +70,8 @@ pub fn forge(host: &Host<'_>, change: impl FnOnce(&mut Plan)) {
         certify: Certify::TheIdentity,
     };
     change(&mut plan);
-    let _ = fs::remove_file(host.file("bundle"));
-    make(&tpm, plan).write(host.file("bundle").as_ref()).unwrap();
+    let _ = fs::remove_file(host.file("request"));
+    make(&tpm, plan).write(host.file("request").as_ref()).unwrap();
 }
 
 pub fn endorsement_keys(tpm: &Tpm) -> Vec<EndorsementKey> {
@@ -82,7 +82,7 @@ pub fn endorsement_keys(tpm: &Tpm) -> Vec<EndorsementKey> {
     tpm.endorsement_kinds().unwrap().into_iter().map(key).collect()
 }
 
-fn make(tpm: &Tpm, plan: Plan) -> Bundle {
+fn make(tpm: &Tpm, plan: Plan) -> Request {
     let (esys, root) = (tpm.esys(), tpm.storage_root(None).unwrap());
     let create = |template: &Public| {
         let session = esys.start_session(SessionKind::Hmac, Some(root.handle())).unwrap();
@@ -125,7 +125,7 @@ fn make(tpm: &Tpm, plan: Plan) -> Bundle {
     };
     let counter = counter.filter(|_| plan.certify != Certify::NotTheCounter).map(certify_counter);
     let attestation = |certified| Attestation::of(resign(certified)).unwrap();
-    Bundle::of(statement, attestation(creation), counter.map(attestation))
+    Request::of(statement, attestation(creation), counter.map(attestation))
 }
 
 fn coordinates(key: &EcKey<openssl::pkey::Private>) -> (EccParameter, EccParameter) {

@@ -55,35 +55,16 @@ fn sized(bytes: &[u8]) -> (&[u8], &[u8]) {
 }
 
 #[test]
-fn a_host_that_answers_by_tpm2_tools_is_admitted() {
+fn what_tpm2_tools_open_is_the_share_that_the_host_takes() {
     let stage = Stage::new();
-    for (number, (algorithm, host)) in
-        [("rsa", stage.host("compute-7")), ("ecc", stage.bare_host("compute-8"))].into_iter().enumerate()
-    {
-        host.enrolled();
-        assert!(stage.run_challenge(&host, &["--trust-first-use"]).status.success());
-        let secret = activate(&host, algorithm);
-        let json = |name: &str| serde_json::from_slice::<Value>(&fs::read(host.file(name)).unwrap()).unwrap();
-        let challenge = json("challenge");
-        let text = |name: &str| challenge[name].as_str().unwrap().to_owned();
-        sh(&format!(
-            "cd {} && {{ echo 'cryptattach enrolment answer 1'; printf {}{} | xxd -r -p; printf {}; }} > message",
-            host.file(""),
-            text("id"),
-            text("enrolment"),
-            text("host")
-        ));
-        let mac = sh(&format!(
-            "openssl dgst -sha256 -mac HMAC -macopt hexkey:{secret} {} | sed 's/.* //'",
-            host.file("message")
-        ));
-        let answer = serde_json::json!({
-            "type": "cryptattach enrolment answer", "version": 1, "challenge": challenge["id"],
-            "host": challenge["host"], "enrolment": challenge["enrolment"], "mac": mac.trim(),
-        });
-        fs::write(host.file("answer"), answer.to_string()).unwrap();
-        stage.admit(&host);
-        assert_eq!(stage.json(&["host", "list"]).as_array().unwrap().len(), number + 1);
+    for (algorithm, host) in [("rsa", stage.host("compute-7")), ("ecc", stage.bare_host("compute-8"))] {
+        host.asks();
+        assert!(stage.run_admission(&host, &["--trust-first-use"]).status.success());
+        host.takes();
+        let key = fs::read_to_string(host.file("host.tpm.pem")).unwrap();
+        host.ok(&["lockbox", "open"]);
+        let share = activate(&host, algorithm);
+        assert!(key.contains(&format!("\"admission\":\"{share}\"")), "{key}");
     }
 }
 
@@ -92,10 +73,10 @@ fn activate(host: &Host<'_>, algorithm: &str) -> String {
     let json = |name: &str| serde_json::from_slice::<Value>(&fs::read(host.file(name)).unwrap()).unwrap();
     let bytes = |value: &Value| Base64::decode_vec(value.as_str().unwrap()).unwrap();
     let with_len = |bytes: Vec<u8>| [&(bytes.len() as u16).to_be_bytes()[..], &bytes].concat();
-    let (kept, challenge) = (json("state/enrolment.json"), json("challenge"));
+    let (kept, answer) = (json("state/enrolment.json"), json("answer"));
     fs::write(host.file("ak.pub"), bytes(&kept["attestation_key"])).unwrap();
     fs::write(host.file("ak.priv"), with_len(bytes(&kept["private"]))).unwrap();
-    let credential = [&MAGIC[..], &with_len(bytes(&challenge["credential"])), &with_len(bytes(&challenge["secret"]))];
+    let credential = [&MAGIC[..], &with_len(bytes(&answer["credential"])), &with_len(bytes(&answer["secret"]))];
     fs::write(host.file("credential"), credential.concat()).unwrap();
     sh(&format!(
         "cd {} && export TPM2TOOLS_TCTI={} && {{ \

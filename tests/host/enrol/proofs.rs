@@ -1,6 +1,4 @@
-//! Bundles that lie: each in one point, signed by a real TPM, and refused for that point.
-
-use std::fs;
+//! Requests that lie: each in one point, signed by a real TPM, and refused for that point.
 
 use base64ct::{Base64, Encoding};
 use cryptattach::keys::tpm::{
@@ -25,13 +23,13 @@ fn the_forger_is_admitted_as_long_as_it_tells_the_truth() {
     let host = stage.host("compute-7");
     host.configure("site_key = '../site.pem'\n");
     forge(&host, |_| {});
-    stage.challenge(&host);
+    stage.admit(&host);
     // A TPM that has no P-256.
     forge(&host, |plan| {
         plan.attestation_key = attestation_templates().unwrap()[1].clone();
         plan.identity = identity_rsa(&plan.policy.digest().unwrap(), false).unwrap();
     });
-    stage.challenge(&host);
+    stage.admit_again(&host);
 }
 
 #[test]
@@ -73,9 +71,9 @@ fn policies_that_are_not_the_sites_are_refused() {
     stage.refuses_part(&host, "policy", "it binds PCR 4 to 0909");
     weaken(&host, |policy| policy.pcrs = Default::default());
     stage.refuses_part(&host, "policy", "it does not name a PCR");
-    // The bundle says the right policy, the key has another.
+    // The request says the right policy, the key has another.
     forge(&host, |plan| plan.identity = identity_p256(&[5; 32], false).unwrap());
-    stage.refuses_part(&host, "identity key", "its policy differs from the one in the bundle: 0505");
+    stage.refuses_part(&host, "identity key", "its policy differs from the one in the request: 0505");
 
     stage.configure("pcrs = [4, 7]");
     forge(&host, |_| {});
@@ -85,9 +83,9 @@ fn policies_that_are_not_the_sites_are_refused() {
     stage.refuses_part(&host, "policy", "it does not trust signatures by the site's key");
     // Values that nobody vouches for.
     stage.configure("");
-    host.enrolled();
-    let (bundle, output) = (host.file("bundle"), host.file("challenge"));
-    let arguments = ["host", "challenge", &bundle, "--output", &output, "--ca", stage.authority()];
+    host.asks();
+    let (request, output) = (host.file("request"), host.file("answer"));
+    let arguments = ["host", "admit", &request, "--output", &output, "--ca", stage.authority()];
     assert!(stage.fails(80, &arguments).contains("which nothing confirms"));
     let output = stage.run(&[&arguments[..], &["--trust-pcr-values"]].concat());
     assert!(output.status.success());
@@ -119,8 +117,7 @@ fn the_counter_is_the_tpms_own_and_the_sites() {
     stage.refuses_part(&host, "certification of the counter", "has another value than the policy says");
     // A host that enrols again goes on with its epochs: fewer old signatures count, not more.
     with(&|policy| signed(policy).revocation.as_mut().unwrap().base -= 1, Certify::TheIdentity);
-    stage.challenge(&host);
-    fs::remove_file(host.file("challenge")).unwrap();
+    stage.admit(&host);
     with(&|_| {}, Certify::NotTheCounter);
     stage.refuses_part(&host, "certification of the counter", "there is none");
     with(&|policy| signed(policy).revocation = None, Certify::TheIdentity);
@@ -157,44 +154,48 @@ fn the_attestation_is_of_this_key_in_this_enrolment_by_a_tpm() {
     forge(&host, |plan| plan.certify = Certify::InSoftware { magic: 0x1234_5678 });
     stage.refuses_part(&host, "certification of the counter", "a TPM did not make the signed data");
 
-    // Software that lies well gets a challenge. No TPM opens it: none has that attestation key.
-    host.enrolled();
+    // Software that lies well gets an answer. No TPM opens it: none has that attestation key.
+    host.asks();
     forge(&host, |plan| plan.certify = Certify::InSoftware { magic: 0xFF54_4347 });
-    stage.challenge(&host);
-    assert!(host.does_not_answer(80).contains("another enrolment than the last"));
-    forget_which_enrolment(&host);
-    let refused = host.does_not_answer(80);
-    assert!(refused.contains("the TPM does not open the challenge"), "{refused}");
+    stage.admit(&host);
+    assert!(host.does_not_take(80).contains("another request than the last"));
+    forget_which_request(&host);
+    let refused = host.does_not_take(80);
+    assert!(refused.contains("the TPM does not open the answer"), "{refused}");
+    // And so the lockbox key, which is sealed to it, is out of its reach.
+    let refused = host.fails(68, &["lockbox", "open"]);
+    assert!(refused.contains("is refused"), "{refused}");
 }
 
-/// A host that lies to its own program, too: it answers for whatever bundle it was challenged for.
-fn forget_which_enrolment(host: &Host<'_>) {
-    let challenge: Value = serde_json::from_slice(&std::fs::read(host.file("challenge")).unwrap()).unwrap();
-    host.edit("state/enrolment.json", |kept| kept["enrolment"] = challenge["enrolment"].clone());
+/// A host that lies to its own program, too: it takes the answer to whatever request it was admitted by.
+fn forget_which_request(host: &Host<'_>) {
+    let mut request: Value = serde_json::from_slice(&std::fs::read(host.file("request")).unwrap()).unwrap();
+    request.as_object_mut().unwrap().retain(|name, _| name != "type" && name != "version");
+    host.edit("state/enrolment.json", |kept| kept["request"] = request);
 }
 
 #[test]
-fn edited_bundles_are_refused() {
+fn edited_requests_are_refused() {
     let stage = Stage::new();
     let host = stage.host("compute-7");
-    host.enrolled();
-    let whole = std::fs::read(host.file("bundle")).unwrap();
+    host.asks();
+    let whole = std::fs::read(host.file("request")).unwrap();
     let certification = "certification of the identity key";
     let statement = |change: &dyn Fn(&mut Value)| {
-        std::fs::write(host.file("bundle"), &whole).unwrap();
-        host.edit("bundle", |bundle| {
-            let json = Base64::decode_vec(bundle["statement"].as_str().unwrap()).unwrap();
+        std::fs::write(host.file("request"), &whole).unwrap();
+        host.edit("request", |request| {
+            let json = Base64::decode_vec(request["statement"].as_str().unwrap()).unwrap();
             let mut statement: Value = serde_json::from_slice(&json).unwrap();
             change(&mut statement);
-            bundle["statement"] = Base64::encode_string(statement.to_string().as_bytes()).into();
+            request["statement"] = Base64::encode_string(statement.to_string().as_bytes()).into();
         });
     };
     statement(&|statement| statement["host"] = "compute-9".into());
-    stage.refuses_part(&host, certification, "or the bundle was changed");
+    stage.refuses_part(&host, certification, "or the request was changed");
     statement(&|statement| statement["nonce"] = "0".repeat(64).into());
-    stage.refuses_part(&host, certification, "or the bundle was changed");
+    stage.refuses_part(&host, certification, "or the request was changed");
     statement(&|statement| statement["created"] = (statement["created"].as_u64().unwrap() + 1).into());
-    stage.refuses_part(&host, certification, "or the bundle was changed");
+    stage.refuses_part(&host, certification, "or the request was changed");
     statement(&|statement| statement["policy"]["pcrs"]["4"] = "9".repeat(64).into());
     stage.refuses_part(&host, "policy", "it binds PCR 4");
     for member in ["host", "nonce", "identity", "policy"] {
@@ -207,24 +208,24 @@ fn edited_bundles_are_refused() {
     assert!(stage.refuses(&host, &["--trust-first-use"]).contains("its statement is damaged"));
 
     for (member, why) in [("attest", "the signature is not"), ("signature", "the signature is not")] {
-        std::fs::write(host.file("bundle"), &whole).unwrap();
-        host.edit("bundle", |bundle| {
-            let mut bytes = Base64::decode_vec(bundle["creation"][member].as_str().unwrap()).unwrap();
+        std::fs::write(host.file("request"), &whole).unwrap();
+        host.edit("request", |request| {
+            let mut bytes = Base64::decode_vec(request["creation"][member].as_str().unwrap()).unwrap();
             *bytes.last_mut().unwrap() ^= 1;
-            bundle["creation"][member] = Base64::encode_string(&bytes).into();
+            request["creation"][member] = Base64::encode_string(&bytes).into();
         });
         stage.refuses_part(&host, certification, why);
     }
     for len in [0, 1, whole.len() / 2, whole.len() - 3] {
-        std::fs::write(host.file("bundle"), &whole[..len]).unwrap();
+        std::fs::write(host.file("request"), &whole[..len]).unwrap();
         assert!(stage.refuses(&host, &["--trust-first-use"]).contains("it is damaged"), "{len}");
     }
-    std::fs::write(host.file("bundle"), [&whole[..], &[b' '; 1 << 16]].concat()).unwrap();
+    std::fs::write(host.file("request"), [&whole[..], &[b' '; 1 << 16]].concat()).unwrap();
     assert!(stage.refuses(&host, &["--trust-first-use"]).contains("more than 65536 bytes"));
 }
 
 #[test]
-fn bundles_are_neither_old_nor_of_tomorrow() {
+fn requests_are_neither_old_nor_of_tomorrow() {
     let stage = Stage::new();
     let host = stage.host("compute-7");
     forge(&host, |plan| plan.created -= 8 * 24 * 60 * 60);
@@ -237,16 +238,17 @@ fn bundles_are_neither_old_nor_of_tomorrow() {
 fn another_tpms_endorsement_key_helps_nobody() {
     let stage = Stage::new();
     let (thief, victim) = (stage.host("compute-7"), stage.host("compute-8"));
-    victim.enrolled();
+    victim.asks();
     let keys = endorsement_keys(&cryptattach::keys::tpm::Tpm::open(&victim.tpm_config()).unwrap());
-    thief.enrolled();
+    thief.asks();
     // It has a certificate of an authority, and the key that belongs to it; but not in its TPM.
     forge(&thief, |plan| plan.endorsement_keys = keys.clone());
-    stage.challenge(&thief);
-    forget_which_enrolment(&thief);
-    assert!(thief.does_not_answer(80).contains("for the TPM of another host"));
-    std::fs::copy(thief.file("challenge"), victim.file("challenge")).unwrap();
-    assert!(victim.does_not_answer(80).contains("this host is"));
+    stage.admit(&thief);
+    forget_which_request(&thief);
+    assert!(thief.does_not_take(80).contains("for the TPM of another host"));
+    std::fs::copy(thief.file("answer"), victim.file("answer")).unwrap();
+    assert!(victim.does_not_take(80).contains("this host is"));
+    stage.ok(&["host", "remove", thief.name()]);
 
     // Nor does a certificate of another key, or a key that is in no TPM's template.
     let own = endorsement_keys(&cryptattach::keys::tpm::Tpm::open(&thief.tpm_config()).unwrap());
@@ -267,6 +269,6 @@ fn another_tpms_endorsement_key_helps_nobody() {
         plan.endorsement_keys[0].certificate = None;
     });
     stage.refuses_part(&thief, "endorsement key", "its TPM has no certificate for it");
-    let output = stage.run_challenge(&thief, &["--trust-first-use"]);
+    let output = stage.run_admission(&thief, &["--trust-first-use"]);
     assert!(output.status.success() && String::from_utf8_lossy(&output.stderr).contains("no proof that"));
 }

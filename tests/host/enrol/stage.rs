@@ -16,7 +16,7 @@ use crate::{
 
 /// The administrator's machine, with a store `cinder` and an authority that certifies TPMs.
 pub struct Stage {
-    site: Site,
+    pub site: Site,
 }
 
 /// A host and its TPM; its files are in a folder of its own.
@@ -45,11 +45,10 @@ impl Stage {
         self.host_with(name, Swtpm::start())
     }
 
-    /// A certified host that has enrolled, and a challenge for it.
-    pub fn challenged_host(&self, name: &str) -> Host<'_> {
+    /// A certified host that has asked to join.
+    pub fn asking_host(&self, name: &str) -> Host<'_> {
         let host = self.host(name);
-        host.enrolled();
-        self.challenge(&host);
+        host.asks();
         host
     }
 
@@ -107,55 +106,55 @@ impl Stage {
     }
 
     /// With the authority's certificates and the values of PCRs that the host has now.
-    pub fn challenge(&self, host: &Host<'_>) -> String {
-        self.with_challenge(host, &["--ca", self.authority()], |arguments| self.ok(arguments))
+    pub fn admit(&self, host: &Host<'_>) -> String {
+        self.with_admission(host, &["--ca", self.authority()], |arguments| self.ok(arguments))
     }
 
-    /// Refuses the host's bundle with 80; standard error.
+    /// One that is admitted already.
+    pub fn admit_again(&self, host: &Host<'_>) -> String {
+        self.with_admission(host, &["--ca", self.authority(), "--replace"], |arguments| self.ok(arguments))
+    }
+
+    /// Refuses the host's request with 80; standard error. Nothing is written.
     #[track_caller]
     pub fn refuses(&self, host: &Host<'_>, trust: &[&str]) -> String {
-        self.with_challenge(host, trust, |arguments| self.fails(80, arguments))
+        let refused = self.with_admission(host, trust, |arguments| self.fails(80, arguments));
+        assert!(!Path::new(&host.file("answer")).exists());
+        refused
     }
 
-    /// Refuses a bundle of the host's, although its endorsement key is believed in.
+    /// Refuses a request of the host's, although its endorsement key is believed in.
     #[track_caller]
     pub fn refuses_part(&self, host: &Host<'_>, part: &str, why: &str) {
         let refused = self.refuses(host, &["--ca", self.authority()]);
         assert!(
-            refused.contains(&format!("the {part} in the bundle of")) && refused.contains(why),
+            refused.contains(&format!("the {part} in the request of")) && refused.contains(why),
             "not: {part}: {why}"
         );
-        assert!(!Path::new(&host.file("challenge")).exists());
     }
 
-    pub fn run_challenge(&self, host: &Host<'_>, trust: &[&str]) -> Output {
-        self.with_challenge(host, trust, |arguments| self.site.run(arguments))
+    /// Does not admit again who is admitted.
+    #[track_caller]
+    pub fn with_existing(&self, host: &Host<'_>) -> String {
+        self.with_admission(host, &["--ca", self.authority()], |arguments| self.fails(73, arguments))
+    }
+
+    pub fn run_admission(&self, host: &Host<'_>, trust: &[&str]) -> Output {
+        self.with_admission(host, trust, |arguments| self.site.run(arguments))
     }
 
     #[track_caller]
-    fn with_challenge<T>(&self, host: &Host<'_>, trust: &[&str], run: impl FnOnce(&[&str]) -> T) -> T {
-        let _ = fs::remove_file(host.file("challenge"));
-        let (bundle, output, values) = (host.file("bundle"), host.file("challenge"), host.pcr_values());
-        run(&[&["host", "challenge", &bundle, "--output", &output, "--pcr-values", &values], trust].concat())
+    fn with_admission<T>(&self, host: &Host<'_>, trust: &[&str], run: impl FnOnce(&[&str]) -> T) -> T {
+        let _ = fs::remove_file(host.file("answer"));
+        let (request, output, values) = (host.file("request"), host.file("answer"), host.pcr_values());
+        run(&[&["host", "admit", &request, "--output", &output, "--pcr-values", &values], trust].concat())
     }
 
-    pub fn admit(&self, host: &Host<'_>) -> String {
-        self.ok(&["host", "admit", &host.file("answer"), "--store", "cinder"])
-    }
-
-    #[track_caller]
-    pub fn does_not_admit(&self, host: &Host<'_>) -> String {
-        let refused = self.fails(80, &["host", "admit", &host.file("answer"), "--store", "cinder"]);
-        assert!(self.json(&["host", "list"]).as_array().unwrap().iter().all(|known| known["host"] != host.name()));
-        refused
-    }
-
-    /// The host proves itself and is admitted.
+    /// The host asks, is admitted and takes the answer.
     pub fn enrols(&self, host: &Host<'_>) {
-        host.enrolled();
-        self.challenge(host);
-        host.answer();
+        host.asks();
         self.admit(host);
+        host.takes();
     }
 
     /// A new volume of the administrator's.
@@ -166,15 +165,6 @@ impl Stage {
     /// One, with its key's reference.
     pub fn volume_and_key(&self, name: &str) -> (String, String) {
         self.site.volume(name, &[])
-    }
-
-    /// The one open challenge, as the administrator keeps it.
-    pub fn pending(&self) -> PathBuf {
-        let files = fs::read_dir(self.site.keys("site-state/challenges")).unwrap().flatten();
-        let mut open = files.filter(|file| file.file_name() != ".lock");
-        let path = open.next().expect("a challenge is open").path();
-        assert!(open.next().is_none());
-        path
     }
 }
 
@@ -231,11 +221,18 @@ impl Host<'_> {
         self.stage.site.fails(code, &self.with_config(arguments))
     }
 
-    /// Its bundle is made.
-    pub fn enrolled(&self) {
-        let _ = fs::remove_file(self.file("bundle"));
-        self.ok(&["host", "enrol", "--output", &self.file("bundle")]);
+    /// Its request is made.
+    pub fn asks(&self) -> String {
+        let _ = fs::remove_file(self.file("request"));
+        let said = self.ok(&["host", "join", "--output", &self.file("request")]);
         assert!(self.swtpm.leftovers().is_empty(), "left in the TPM: {}", self.swtpm.leftovers());
+        said
+    }
+
+    /// Likewise, with a new key.
+    pub fn asks_again(&self) {
+        let _ = fs::remove_file(self.file("request"));
+        self.ok(&["host", "join", "--replace", "--output", &self.file("request")]);
     }
 
     /// What it says on standard error with `-v`, of a command that succeeds.
@@ -268,15 +265,15 @@ impl Host<'_> {
         self.boot();
     }
 
-    pub fn answer(&self) {
-        let _ = fs::remove_file(self.file("answer"));
-        self.ok(&["host", "answer", &self.file("challenge"), "--output", &self.file("answer")]);
+    pub fn takes(&self) -> String {
+        let said = self.ok(&["host", "join", &self.file("answer")]);
         assert!(self.swtpm.leftovers().is_empty(), "left in the TPM: {}", self.swtpm.leftovers());
+        said
     }
 
     #[track_caller]
-    pub fn does_not_answer(&self, code: i32) -> String {
-        self.fails(code, &["host", "answer", &self.file("challenge"), "--output", &self.file("answer")])
+    pub fn does_not_take(&self, code: i32) -> String {
+        self.fails(code, &["host", "join", &self.file("answer")])
     }
 
     /// The present values of its PCRs, in a file.

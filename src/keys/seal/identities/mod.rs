@@ -1,5 +1,6 @@
 //! Identities: what opens a sealed key, a file per kind; and what the rest of the program has to know of a kind.
 
+mod candidate;
 mod container_key;
 mod lockbox_key;
 mod pem;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use base64ct::{Base64UrlUnpadded, Encoding};
 use serde_json::Value;
 
+pub use candidate::Candidate;
 pub use container_key::ContainerKey;
 pub use lockbox_key::{Entry, EntryContext, LockboxKey};
 pub use pem::{FLAWED, OwnerKey, OwnerRecipient, is_flawed};

@@ -7,7 +7,7 @@ use openssl::{
     pkey::{Id, PKeyRef, Public},
 };
 
-use super::{Identity, Kind};
+use super::{Identity, Kind, candidate};
 use crate::{
     base::key::{JoseHeader, Place},
     config::{ConfigPath, TpmConfig},
@@ -63,6 +63,16 @@ impl Identity for TpmIdentity {
     }
 
     fn unwrap(&self, encrypted_key: &[u8], header: &JoseHeader) -> Result<Option<ContentKey>, SealError> {
+        if !candidate::needs_share(header) {
+            return self.ask_tpm(encrypted_key, header);
+        }
+        let share = self.file.admission.ok_or(SealError::NotJoined)?;
+        self.ask_tpm(encrypted_key, header)?.map(|key| candidate::joined(&key, &share)).transpose()
+    }
+}
+
+impl TpmIdentity {
+    fn ask_tpm(&self, encrypted_key: &[u8], header: &JoseHeader) -> Result<Option<ContentKey>, SealError> {
         // What the entry says is checked before the TPM is troubled with it.
         let ephemeral = (self.algorithm == ecdh_es::ALG).then(|| ecdh_es::ephemeral_key(header)).transpose()?;
         let tpm = Tpm::open(&self.config)?;

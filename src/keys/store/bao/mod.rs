@@ -19,7 +19,9 @@ use serde::Deserialize;
 use serde_json::json;
 
 pub use self::objects::Found;
-use super::{Access, ContainerKeys, Current, Facts, HostKeys, KeyStore, Kind, Server, StoreError, StoreType, Stored};
+use super::{
+    Access, ContainerKeys, Current, Facts, HostKeys, KeyStore, Kind, Letters, Server, StoreError, StoreType, Stored,
+};
 use crate::{
     base::key::{Epoch, HostName, KeyId, Location, MalformedSealedKey, Place, SealedKey, StoreName},
     config::{ConfigError, Network, Section, ServerConfig, StoreConfig},
@@ -302,6 +304,28 @@ impl HostKeys for BaoKv {
 
     fn hosts(&self) -> Result<Vec<HostName>, StoreError> {
         Ok(self.names(&["host"])?.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    fn letters(&self) -> Option<&dyn Letters> {
+        Some(self)
+    }
+}
+
+impl Letters for BaoKv {
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let text = |found| if let Found::There { text, .. } = found { Some(text.into_bytes()) } else { None };
+        Ok(text(BaoKv::read(self, name)?))
+    }
+
+    fn put(&self, name: &str, text: &[u8]) -> Result<(), StoreError> {
+        let version = match BaoKv::read(self, name)? {
+            Found::Nothing => 0,
+            Found::There { version, .. } | Found::Deleted { version } => version,
+        };
+        match self.write(name, text.to_vec(), version)? {
+            true => Ok(()),
+            false => Err(StoreError::Exists { id: name.to_owned(), at: self.to_string() }),
+        }
     }
 }
 

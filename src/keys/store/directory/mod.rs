@@ -17,7 +17,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Access, ContainerKeys, Current, Facts, HostKeys, KeyStore, Kind, StoreError, StoreType, Stored};
+use super::{Access, ContainerKeys, Current, Facts, HostKeys, KeyStore, Kind, Letters, StoreError, StoreType, Stored};
 use crate::{
     base::key::{Epoch, HostName, KeyId, MAX_SEALED_BYTES, MalformedSealedKey, Place, SealedKey, StoreName},
     config::{ConfigError, ConfigPath, Section, StoreConfig},
@@ -326,6 +326,27 @@ impl HostKeys for Directory {
 
     fn hosts(&self) -> Result<Vec<HostName>, StoreError> {
         self.names("host")
+    }
+
+    fn letters(&self) -> Option<&dyn Letters> {
+        Some(self)
+    }
+}
+
+impl Letters for Directory {
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = self.path()?.join(name);
+        match durable::read_bounded(&path, MAX_SEALED_BYTES) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            read => read.map(Some).map_err(io_error("read", &path)),
+        }
+    }
+
+    fn put(&self, name: &str, text: &[u8]) -> Result<(), StoreError> {
+        let path = self.path()?.join(name);
+        let file = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let put = || Folder::make(durable::folder_of(&path))?.replace(file, text);
+        put().map_err(io_error("write", &path))
     }
 }
 

@@ -19,13 +19,13 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{
-    Access, ContainerKeys, Current, Facts, HostKeys, KeyStore, Kind, RingAnswer, StoreError, StoreType, Stored,
-    cloud::Service,
+    Access, ContainerKeys, Current, Facts, HostKeys, KeyStore, Kind, Letters, RingAnswer, StoreError, StoreType,
+    Stored, cloud::Service,
 };
 use crate::{
     base::{
         chain::chain,
-        key::{Epoch, HostName, KeyId, Place, Ring, SealedKey, StoreName},
+        key::{Epoch, HostName, KeyId, MAX_SEALED_BYTES, Place, Ring, SealedKey, StoreName},
     },
     config::{CloudConfig, ConfigError, Network, Section, StoreConfig},
     keys::net::{
@@ -368,6 +368,20 @@ impl HostKeys for Swift {
     fn hosts(&self) -> Result<Vec<HostName>, StoreError> {
         let names = self.names("host/")?;
         Ok(names.iter().filter_map(|name| name.strip_prefix("host/")?.parse().ok()).collect())
+    }
+
+    fn letters(&self) -> Option<&dyn Letters> {
+        Some(self)
+    }
+}
+
+impl Letters for Swift {
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.small_object(name, MAX_SEALED_BYTES)?.map(|text| text.expose().to_vec()))
+    }
+
+    fn put(&self, name: &str, text: &[u8]) -> Result<(), StoreError> {
+        self.put_object(name, text)
     }
 }
 

@@ -116,6 +116,17 @@ impl Swift {
         }
     }
 
+    /// Writes it, in place of what is there.
+    pub(super) fn put_object(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        if let Some(answer) = self.put(name, bytes, false)? {
+            self.expect("write to", answer)?;
+        }
+        match self.object(name, Read::Newest)? {
+            Some(stored) if stored.expose() == bytes => Ok(()),
+            _ => Err(self.lost(name)),
+        }
+    }
+
     pub(super) fn replace_object(&self, name: &str, key: &SealedKey) -> Result<(), StoreError> {
         let bytes = key.to_json();
         let Some(stored) = self.newest(name)? else { return Err(self.absent(name)) };
