@@ -41,7 +41,7 @@ const VERSION: u32 = 1;
 
 /// Attach volumes and keep keys for OpenStack (os-brick, castellan): JSON on standard input and output
 ///
-/// docs/openstack.md describes the requests and answers.
+/// docs/openstack-reference.md describes the requests and answers.
 #[derive(Subcommand)]
 pub enum Hook {
     /// Attach a volume; format it at its first attach

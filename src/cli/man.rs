@@ -1,4 +1,4 @@
-//! `cryptattach man`: the man pages, from the same definitions as the help texts, and that of the configuration from its page.
+//! `cryptattach man`: the man pages, from the same definitions as the help texts, and those of sections 5 and 7 from their pages.
 
 use std::{
     fs,
@@ -20,9 +20,15 @@ use crate::{base::exit, verbs::error::Error};
 pub struct Man {
     /// The directory
     directory: PathBuf,
-    /// docs/configuration.md, for cryptattach.toml(5)
-    configuration: Option<PathBuf>,
+    /// docs/configuration.md, for cryptattach.toml(5), and docs/boot.md, for cryptattach-boot(7)
+    pages: Vec<PathBuf>,
 }
+
+/// What is made of a page of docs/: its name, section and one line on it.
+const OF_PAGES: [(&str, &str, &str, &str); 2] = [
+    ("configuration.md", "cryptattach.toml", "5", "configuration of cryptattach"),
+    ("boot.md", "cryptattach-boot", "7", "how volumes are unlocked at boot"),
+];
 
 impl Man {
     pub(super) fn run(&self) -> Result<(), Error> {
@@ -30,10 +36,17 @@ impl Man {
         cli.build();
         let action = format!("write man pages to {}", self.directory.display());
         self.pages(&cli, None).map_err(Error::io(action))?;
-        let Some(page) = &self.configuration else { return Ok(()) };
-        let text = fs::read_to_string(page).map_err(Error::io(format!("read {}", page.display())))?;
-        let file = self.directory.join("cryptattach.toml.5");
-        fs::write(&file, of_markdown(&text).to_roff()).map_err(Error::io(format!("write {}", file.display())))
+        for page in &self.pages {
+            let of = OF_PAGES.iter().find(|(file, ..)| page.ends_with(file));
+            let Some((_, name, section, about)) = of else {
+                return Err(Error::Usage(format!("no man page is made of {}", page.display())));
+            };
+            let text = fs::read_to_string(page).map_err(Error::io(format!("read {}", page.display())))?;
+            let file = self.directory.join(format!("{name}.{section}"));
+            let made = of_markdown(&text, name, section, about).to_roff();
+            fs::write(&file, made).map_err(Error::io(format!("write {}", file.display())))?;
+        }
+        Ok(())
     }
 
     fn pages(&self, command: &Command, above: Option<&Command>) -> io::Result<()> {
@@ -48,7 +61,9 @@ impl Man {
 }
 
 fn write_page(command: &Command, above: Option<&Command>, out: &mut dyn Write) -> io::Result<()> {
-    let page = Page::new(command.clone().override_usage(synopsis(command))).manual("cryptattach");
+    // An empty date would have the other words of the title take its place.
+    let page = Page::new(command.clone().override_usage(synopsis(command)));
+    let page = page.date(" ").source("cryptattach").manual("cryptattach");
     page.render_title(out)?;
     page.render_name_section(out)?;
     page.render_synopsis_section(out)?;
@@ -85,6 +100,7 @@ fn write_page(command: &Command, above: Option<&Command>, out: &mut dyn Write) -
     for other in above.into_iter().chain(command.get_subcommands()).filter(|other| !other.is_hide_set()) {
         also.extend(see(other.get_display_name().unwrap_or("cryptattach"), "(1), "));
     }
+    also.extend(above.is_none().then(|| see("cryptattach-boot", "(7), ")).into_iter().flatten());
     also.extend(see("cryptattach.toml", "(5), ").into_iter().chain(see("cryptsetup", "(8)")));
     rest.text(also);
     rest.to_writer(out)
@@ -118,41 +134,52 @@ fn literally<'a>(page: &mut Roff, lines: impl Iterator<Item = &'a str>) {
     page.control("fi", []);
 }
 
-/// What our own pages have of Markdown: headings, paragraphs, lists, indented text, tables of `member`, default, meaning.
-fn of_markdown(text: &str) -> Roff {
+/// What our own pages have of Markdown: headings, paragraphs, lists, indented text, tables of a term, perhaps a default, and
+/// its meaning.
+fn of_markdown(text: &str, name: &str, section: &str, about: &str) -> Roff {
     let mut page = Roff::new();
-    page.control("TH", ["cryptattach.toml", "5", "", "", "cryptattach"]);
-    page.control("SH", ["NAME"]).text([roman("cryptattach.toml - configuration of cryptattach")]);
+    page.control("TH", [name, section, " ", "cryptattach", "cryptattach"]);
+    page.control("SH", ["NAME"]).text([roman(format!("{name} - {about}"))]);
     page.control("SH", ["DESCRIPTION"]);
     let mut is_literal = false;
-    for line in text.lines().skip(1) {
+    let mut lines = text.lines().skip(1).peekable();
+    while let Some(line) = lines.next() {
         if is_literal != line.starts_with("    ") {
             is_literal = !is_literal;
             page.control(if is_literal { "nf" } else { "fi" }, []);
         }
+        if is_literal {
+            page.text([roman(line)]);
+            continue;
+        }
         let cells: Vec<_> = line.trim_matches('|').split(" | ").map(|cell| plain(cell.trim())).collect();
+        let is_head = lines.peek().is_some_and(|next| next.starts_with("|---"));
         match line.split_once(' ') {
-            _ if line.starts_with("|---") || line.starts_with("| member ") => {}
+            _ if is_head || line.starts_with("|---") => {}
             _ if line.is_empty() => drop(page.control("PP", [])),
             Some(("##", title)) => drop(page.control("SH", [title.to_uppercase().as_str()])),
             Some(("###", title)) => drop(page.control("SS", [title])),
             Some(("-", item)) => drop(page.control("IP", ["\\(bu", "2"]).text([roman(plain(item))])),
+            Some((number, item)) if number.strip_suffix('.').is_some_and(|number| number.parse::<u8>().is_ok()) => {
+                page.control("IP", [number, "4"]).text([roman(plain(item))]);
+            }
             Some(("|", _)) => {
                 page.control("TP", []).text([bold(cells[0].clone())]);
                 let default = cells.get(1).filter(|_| cells.len() > 2).map(|default| format!(" (default: {default})"));
                 page.text([roman(cells.last().cloned().unwrap_or_default() + &default.unwrap_or_default())]);
             }
-            _ => drop(page.text([roman(plain(line))])),
+            _ => drop(page.text([roman(plain(line.trim_start()))])),
         }
     }
-    let also = [bold("cryptattach"), roman("(1), /etc/cryptattach/cryptattach.toml.example")];
+    let example = "(1), /etc/cryptattach/cryptattach.toml.example, pages in /usr/share/doc/cryptattach";
+    let also = [bold("cryptattach"), roman(example)];
     page.control("SH", ["SEE ALSO"]).text(also);
     page
 }
 
 /// Without marks; of a link the text, and in brackets where it leads.
 fn plain(line: &str) -> String {
-    let line = line.replace('`', "");
+    let line = line.replace('`', "").replace("**", "");
     let mut parts = line.split("](").map(str::to_owned).collect::<Vec<_>>();
     let last = parts.len() - 1;
     for part in &mut parts[..last] {
@@ -170,8 +197,8 @@ mod tests {
     use super::*;
 
     fn written(folder: &Path) -> impl Fn(&str) -> String {
-        let configuration = Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md"));
-        Man { directory: folder.to_owned(), configuration }.run().unwrap();
+        let pages = OF_PAGES.map(|(file, ..)| Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(file)).to_vec();
+        Man { directory: folder.to_owned(), pages }.run().unwrap();
         let folder = folder.to_owned();
         move |name| fs::read_to_string(folder.join(name)).unwrap()
     }
@@ -197,7 +224,13 @@ mod tests {
         for part in ["default_store", ".SH STORES", "no_escrow", "(default: false)"] {
             assert!(toml.contains(part), "{part}: {toml}");
         }
-        assert!(!toml.contains("|---"));
+        let boot = page("cryptattach-boot.7");
+        for part in [".SH \"WHAT HAPPENS\"", ".IP 1. 4", "luks.uuid=UUID", "boot.json"] {
+            assert!(boot.contains(part), "{part}: {boot}");
+        }
+        for text in [&toml, &boot] {
+            assert!(!text.contains("|---") && !text.contains("**"), "{text}");
+        }
         assert_eq!(
             plain("`a` is a [policy](policies.md#x) of [b] [c](d)"),
             "a is a policy (policies.md#x) of [b] c (d)"

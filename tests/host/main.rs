@@ -55,6 +55,7 @@ mod loops;
 #[path = "move.rs"]
 mod moving;
 mod page;
+mod pages;
 mod passphrase;
 mod person;
 mod pkcs11;

@@ -14,12 +14,15 @@ mod container_key;
 mod failures;
 mod fresh;
 mod hooks;
+mod journey;
 mod keys;
 mod lies;
 mod lockbox;
 mod moves;
 #[path = "../common/opens.rs"]
 mod opens;
+#[path = "../host/page.rs"]
+mod page;
 mod placement;
 mod rotations;
 #[path = "../common/sealing.rs"]
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         stores::STORIES,
         keys::STORIES,
         access::STORIES,
+        journey::STORIES,
         failures::STORIES,
         lies::STORIES,
         lockbox::STORIES,

@@ -1,6 +1,6 @@
 //! The administrator's verbs: `list`, `remove`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
 use serde::Serialize;
@@ -51,10 +51,13 @@ impl List {
         let config = global.config()?;
         let all = Administrator::of(&config.state).register().all()?;
         let shown = all.into_iter().filter(|host| self.removed || host.removed.is_none());
-        let listed: Vec<_> =
-            shown.map(|admitted| Listed { store_says: store_says(&config, &admitted), admitted }).collect();
+        let mut silent = BTreeMap::new();
+        let listed: Vec<_> = shown
+            .map(|admitted| Listed { store_says: store_says(&config, &admitted, &mut silent), admitted })
+            .collect();
         output::print(global.json, &listed, || match listed.as_slice() {
-            [] => vec!["no host is admitted".to_owned()],
+            // Another user than the one who admits hosts has another register.
+            [] => vec![format!("no host is admitted, by what {} has", config.state.display())],
             hosts if global.verbose > 0 => hosts.iter().flat_map(Listed::text).collect(),
             hosts => {
                 output::table(["HOST", "ADMITTED", "PROOF", "LOCKBOX KEY", "STORES"], hosts.iter().map(Listed::row))
@@ -92,8 +95,12 @@ impl Listed {
     }
 }
 
-/// Whether the store still has the lockbox key that the host was admitted with.
-fn store_says(config: &Config, admitted: &Admitted) -> String {
+/// Whether the store still has the lockbox key that the host was admitted with. A store that fails is asked once, and not for
+/// each of its hosts: the waits would have no end.
+fn store_says(config: &Config, admitted: &Admitted, silent: &mut BTreeMap<StoreName, String>) -> String {
+    if let Some(why) = silent.get(&admitted.lockbox_store) {
+        return format!("unknown ({why})");
+    }
     let generation = || {
         let keeper = Container::open(config, &admitted.lockbox_store, None, Use::Keys)?;
         let sealed = keeper.host_keys()?.get(&admitted.host)?;
@@ -103,7 +110,11 @@ fn store_says(config: &Config, admitted: &Admitted) -> String {
         Ok(generation) if generation == admitted.generation => "there".to_owned(),
         Ok(generation) => format!("ANOTHER, of generation {generation}"),
         Err(Error::Unlock(unlock::Error::Store(StoreError::NotFound { .. }))) => "missing".to_owned(),
-        Err(error) => format!("unknown ({})", chain(&error)),
+        Err(error) => {
+            let why = chain(&error);
+            silent.insert(admitted.lockbox_store.clone(), why.clone());
+            format!("unknown ({why})")
+        }
     }
 }
 

@@ -139,7 +139,9 @@ impl Swift {
         let text = |name: &str| answer.header(name).unwrap_or_default().to_owned();
         let objects = text("x-container-object-count");
         let (readers, writers) = (text("x-container-read"), text("x-container-write"));
-        let list = |text: &str| if text.is_empty() { "nobody".to_owned() } else { text.replace(',', ", ") };
+        // Swift tells its lists to those only who may change them.
+        let list =
+            |text: &str| if text.is_empty() { "none told to this user".to_owned() } else { text.replace(',', ", ") };
         let own = [("objects", &objects), ("readers", &readers), ("writers", &writers)];
         let own = own.into_iter().map(|(name, value)| (name.to_owned(), json!(value))).collect();
         Ok(Facts {
