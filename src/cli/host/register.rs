@@ -15,11 +15,12 @@ use crate::{
     },
     cli::output,
     config::Config,
-    keys::store::StoreError,
+    keys::store::{HostKeys, StoreError},
     unlock::{
         self,
         container::{Container, Use},
         enrol::{Administrator, Admitted, EnrolError},
+        lockbox,
     },
     verbs::{
         admit::{names, withdraw},
@@ -28,9 +29,10 @@ use crate::{
     },
 };
 
-/// List the hosts that this machine has admitted: since when, by which proof, and their state in the stores
+/// List the hosts that this machine has admitted: since when, by which proof, last seen, and their state in the stores
 ///
-/// With -v, their keys as well.
+/// A host is seen when its 'lockbox open' reaches the store that keeps its lockbox key, if it may write there. With -v,
+/// their keys as well.
 #[derive(Args)]
 pub struct List {
     /// List removed hosts, too
@@ -44,6 +46,8 @@ struct Listed {
     admitted: Admitted,
     /// What the store says of its lockbox key.
     store_says: String,
+    /// When the host was last there, as the store has it, in seconds since 1970; null if that is not known.
+    last_seen: Option<u64>,
 }
 
 impl List {
@@ -51,25 +55,46 @@ impl List {
         let config = global.config()?;
         let all = Administrator::of(&config.state).register().all()?;
         let shown = all.into_iter().filter(|host| self.removed || host.removed.is_none());
-        let listed: Vec<_> =
-            shown.map(|admitted| Listed { store_says: store_says(&config, &admitted), admitted }).collect();
+        let listed: Vec<_> = shown.map(|admitted| Listed::of(&config, admitted)).collect();
         output::print(global.json, &listed, || match listed.as_slice() {
             [] => vec!["no host is admitted".to_owned()],
             hosts if global.verbose > 0 => hosts.iter().flat_map(Listed::text).collect(),
             hosts => {
-                output::table(["HOST", "ADMITTED", "PROOF", "LOCKBOX KEY", "STORES"], hosts.iter().map(Listed::row))
+                const HEAD: [&str; 6] = ["HOST", "ADMITTED", "LAST SEEN", "PROOF", "LOCKBOX KEY", "STORES"];
+                output::table(HEAD, hosts.iter().map(Listed::row))
             }
         })
     }
 }
 
 impl Listed {
-    fn row(&self) -> [String; 5] {
+    fn of(config: &Config, admitted: Admitted) -> Self {
+        let keeper = Container::open(config, &admitted.lockbox_store, None, Use::Keys);
+        let keys = keeper
+            .as_ref()
+            .map_err(|error| chain(error))
+            .and_then(|keeper| keeper.host_keys().map_err(|error| chain(&error)));
+        match keys {
+            Ok(keys) => Self {
+                store_says: store_says(keys, &admitted),
+                last_seen: lockbox::last_seen(keys, &admitted.host),
+                admitted,
+            },
+            Err(why) => Self { store_says: format!("unknown ({why})"), last_seen: None, admitted },
+        }
+    }
+
+    fn seen(&self) -> String {
+        self.last_seen.map_or_else(|| "not known".to_owned(), date)
+    }
+
+    fn row(&self) -> [String; 6] {
         let Admitted { host, lockbox_store, admitted, vouched, stores, .. } = &self.admitted;
         let removed = self.admitted.removed.map(|at| format!(", removed {}", date(at))).unwrap_or_default();
         [
             host.to_string(),
             date(*admitted) + &removed,
+            self.seen(),
             vouched.to_string(),
             format!("{lockbox_store}: {}", self.store_says),
             names(stores),
@@ -82,6 +107,7 @@ impl Listed {
         vec![
             format!("{host}"),
             format!("  admitted on       {}{removed}", date(*admitted)),
+            format!("  last seen         {}", self.seen()),
             format!("  endorsement key   {}", hex::encode(&self.admitted.endorsement_key)),
             format!("  trusted by        {}", self.admitted.vouched),
             format!("  identity key      {kid}"),
@@ -93,16 +119,11 @@ impl Listed {
 }
 
 /// Whether the store still has the lockbox key that the host was admitted with.
-fn store_says(config: &Config, admitted: &Admitted) -> String {
-    let generation = || {
-        let keeper = Container::open(config, &admitted.lockbox_store, None, Use::Keys)?;
-        let sealed = keeper.host_keys()?.get(&admitted.host)?;
-        Ok::<_, Error>(sealed.claimed_generation().unwrap_or(0))
-    };
-    match generation() {
+fn store_says(keys: &dyn HostKeys, admitted: &Admitted) -> String {
+    match keys.get(&admitted.host).map(|sealed| sealed.claimed_generation().unwrap_or(0)) {
         Ok(generation) if generation == admitted.generation => "there".to_owned(),
         Ok(generation) => format!("ANOTHER, of generation {generation}"),
-        Err(Error::Unlock(unlock::Error::Store(StoreError::NotFound { .. }))) => "missing".to_owned(),
+        Err(StoreError::NotFound { .. }) => "missing".to_owned(),
         Err(error) => format!("unknown ({})", chain(&error)),
     }
 }
