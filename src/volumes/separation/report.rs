@@ -50,9 +50,7 @@ impl fmt::Display for Report {
         if let Some((path, lineage)) = &self.header {
             write_lineage(f, "detached header", &path.display(), lineage)?;
         }
-        for (place, lineage) in &self.places {
-            write_lineage(f, &place.what, &place.at, lineage)?;
-        }
+        write_places(f, &self.places)?;
         for swap in &self.swap {
             let what = match swap.kind {
                 SwapKind::Pages => "swap",
@@ -71,16 +69,42 @@ impl fmt::Display for Report {
 }
 
 fn write_lineage(f: &mut fmt::Formatter<'_>, what: &str, at: &dyn fmt::Display, lineage: &Lineage) -> fmt::Result {
-    match &lineage.tree.step {
+    writeln!(f, "{}", heading(what, at, lineage))?;
+    below(lineage).iter().try_for_each(|node| node.write(f, 2))
+}
+
+/// The places of the key: what they rest on is told once for all that rest on the same.
+fn write_places(f: &mut fmt::Formatter<'_>, places: &[(Place, Lineage)]) -> fmt::Result {
+    let mut groups: Vec<(Vec<String>, &[Node])> = Vec::new();
+    for (place, lineage) in places {
+        let (heading, below) = (heading(&place.what, &place.at, lineage), below(lineage));
+        match groups.iter_mut().find(|(_, rests_on)| *rests_on == below) {
+            Some((headings, _)) if headings.contains(&heading) => {}
+            Some((headings, _)) => headings.push(heading),
+            None => groups.push((vec![heading], below)),
+        }
+    }
+    for (headings, below) in groups {
+        headings.iter().try_for_each(|heading| writeln!(f, "{heading}"))?;
+        below.iter().try_for_each(|node| node.write(f, 2))?;
+    }
+    Ok(())
+}
+
+fn heading(what: &str, at: &dyn fmt::Display, lineage: &Lineage) -> String {
+    printable(&match &lineage.tree.step {
         // The path itself is the heading.
-        step @ Step::Path { .. } => {
-            writeln!(f, "{}", printable(&format!("{what}  {step}")))?;
-            lineage.tree.below.iter().try_for_each(|node| node.write(f, 2))
-        }
-        _ => {
-            writeln!(f, "{}", printable(&format!("{what}  {at}")))?;
-            lineage.tree.write(f, 2)
-        }
+        step @ Step::Path { .. } => format!("{what}  {step}"),
+        _ => format!("{what}  {at}"),
+    })
+    .to_string()
+}
+
+/// What is written below the heading.
+fn below(lineage: &Lineage) -> &[Node] {
+    match &lineage.tree.step {
+        Step::Path { .. } => &lineage.tree.below,
+        _ => std::slice::from_ref(&lineage.tree),
     }
 }
 
