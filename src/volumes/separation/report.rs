@@ -70,15 +70,15 @@ impl fmt::Display for Report {
 
 fn write_lineage(f: &mut fmt::Formatter<'_>, what: &str, at: &dyn fmt::Display, lineage: &Lineage) -> fmt::Result {
     writeln!(f, "{}", heading(what, at, lineage))?;
-    below(lineage).iter().try_for_each(|node| node.write(f, 2))
+    write!(f, "{}", Below(lineage))
 }
 
 /// The places of the key: what they rest on is told once for all that rest on the same.
 fn write_places(f: &mut fmt::Formatter<'_>, places: &[(Place, Lineage)]) -> fmt::Result {
-    let mut groups: Vec<(Vec<String>, &[Node])> = Vec::new();
+    let mut groups: Vec<(Vec<String>, String)> = Vec::new();
     for (place, lineage) in places {
-        let (heading, below) = (heading(&place.what, &place.at, lineage), below(lineage));
-        match groups.iter_mut().find(|(_, rests_on)| *rests_on == below) {
+        let (heading, below) = (heading(&place.what, &place.at, lineage), Below(lineage).to_string());
+        match groups.iter_mut().find(|(_, told)| *told == below) {
             Some((headings, _)) if headings.contains(&heading) => {}
             Some((headings, _)) => headings.push(heading),
             None => groups.push((vec![heading], below)),
@@ -86,7 +86,7 @@ fn write_places(f: &mut fmt::Formatter<'_>, places: &[(Place, Lineage)]) -> fmt:
     }
     for (headings, below) in groups {
         headings.iter().try_for_each(|heading| writeln!(f, "{heading}"))?;
-        below.iter().try_for_each(|node| node.write(f, 2))?;
+        f.write_str(&below)?;
     }
     Ok(())
 }
@@ -101,10 +101,15 @@ fn heading(what: &str, at: &dyn fmt::Display, lineage: &Lineage) -> String {
 }
 
 /// What is written below the heading.
-fn below(lineage: &Lineage) -> &[Node] {
-    match &lineage.tree.step {
-        Step::Path { .. } => &lineage.tree.below,
-        _ => std::slice::from_ref(&lineage.tree),
+struct Below<'a>(&'a Lineage);
+
+impl fmt::Display for Below<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tree = &self.0.tree;
+        match &tree.step {
+            Step::Path { .. } => tree.below.iter().try_for_each(|node| node.write(f, 2)),
+            _ => tree.write(f, 2),
+        }
     }
 }
 
