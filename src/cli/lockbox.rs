@@ -111,6 +111,9 @@ impl Open {
         if !opening.already_open {
             record(config, "lockbox open", lockbox, None);
         }
+        if opening.from == Some(LockboxKeyFrom::Store) {
+            lockbox.leave_time(config);
+        }
         output::print(json, &opening, || said(lockbox, &opening))
     }
 }

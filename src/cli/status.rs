@@ -12,6 +12,7 @@ use super::{
     output,
 };
 use crate::{
+    base::clock::date,
     unlock::lockbox,
     verbs::{
         detach,
@@ -25,7 +26,7 @@ use crate::{
 /// Show the state of this host, or of one volume: mapping, rotation of its key
 ///
 /// Without a name, shows on one screen which volumes are attached, which stores answer, the lockbox and what of it
-/// expires, and whether the TPM's keys are shut until the next boot.
+/// expires, whether the TPM's keys are shut until the next boot, and which timers run next.
 #[derive(Args)]
 #[command(after_help = "Examples:
   cryptattach status
@@ -112,6 +113,10 @@ fn host_lines(shown: &HostStatus) -> Vec<String> {
         Some(Latch::Unknown(why)) => format!("not known: {why}"),
     };
     lines.push(format!("TPM latch  {latch}"));
+    lines.extend(overview.timers.iter().map(|timer| {
+        let next = timer.next.map_or_else(|| "not planned".to_owned(), |next| format!("next on {}", date(next)));
+        format!("timer      {} starts {}, {next}", timer.unit, timer.activates)
+    }));
     lines.push(match overview.failures {
         0 => "failures   none since the last boot".to_owned(),
         failures => format!("failures   {failures} since the last boot: 'cryptattach explain' tells them"),

@@ -2,6 +2,8 @@
 
 use std::{fmt::Write as _, io, os::unix::ffi::OsStrExt, path::Path, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use super::programs;
 use crate::base::mapping_name::MappingName;
 
@@ -26,6 +28,47 @@ pub fn start(unit: &str) -> io::Result<()> {
     let output = programs::output_of(command.args(["start", "--no-block", unit]), Duration::from_secs(10))?;
     let said = String::from_utf8_lossy(&output.stderr);
     if output.status.success() { Ok(()) } else { Err(io::Error::other(said.trim().to_owned())) }
+}
+
+/// A timer that starts a unit of ours, or is one.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Timer {
+    pub unit: String,
+    /// What it starts.
+    pub activates: String,
+    /// When it runs next, in seconds since 1970; `None`: not by itself.
+    pub next: Option<u64>,
+}
+
+/// The timers of ours; none where systemd does not run or does not say.
+pub fn timers() -> Vec<Timer> {
+    if !is_running() {
+        return Vec::new();
+    }
+    let mut command = programs::bare("systemctl");
+    let listed = command.args(["list-timers", "--all", "--output=json"]);
+    let output = programs::output_of(listed, Duration::from_secs(5)).ok().filter(|output| output.status.success());
+    output.map(|output| timers_in(&output.stdout)).unwrap_or_default()
+}
+
+/// Out of what `systemctl list-timers` prints (systemd 249 or later): times are in microseconds.
+fn timers_in(json: &[u8]) -> Vec<Timer> {
+    #[derive(Deserialize)]
+    struct Listed {
+        unit: Option<String>,
+        activates: Option<String>,
+        next: Option<u64>,
+    }
+    let listed: Vec<Listed> = serde_json::from_slice(json).unwrap_or_default();
+    let timer = |Listed { unit, activates, next }| {
+        let timer = Timer {
+            unit: unit.unwrap_or_default(),
+            activates: activates.unwrap_or_default(),
+            next: next.filter(|next| (1..u64::MAX).contains(next)).map(|next| next / 1_000_000),
+        };
+        [&timer.unit, &timer.activates].iter().any(|name| name.starts_with("cryptattach")).then_some(timer)
+    };
+    listed.into_iter().filter_map(timer).collect()
 }
 
 /// The unit that attaches a volume which no configuration names, by its UUID.
@@ -66,6 +109,22 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+
+    /// As systemd 252 prints them; 257 has null where nothing is planned.
+    #[test]
+    fn timers_of_ours_are_found_among_the_others() {
+        let json = br#"[{"next":1795866000000000,"left":1,"last":0,"passed":0,"unit":"apt-daily.timer","activates":"apt-daily.service"},
+            {"next":1795866001500000,"left":1,"last":0,"passed":0,"unit":"renew.timer","activates":"cryptattach-renew.service"},
+            {"next":null,"left":null,"last":null,"passed":null,"unit":"cryptattach-x.timer","activates":null},
+            {"next":18446744073709551615,"unit":"cryptattach-y.timer","activates":"y.service"}]"#;
+        let found = timers_in(json);
+        let next: Vec<_> = found.iter().map(|timer| (timer.unit.as_str(), timer.next)).collect();
+        assert_eq!(
+            next,
+            [("renew.timer", Some(1_795_866_001)), ("cryptattach-x.timer", None), ("cryptattach-y.timer", None)]
+        );
+        assert!(timers_in(b"no json").is_empty());
+    }
 
     #[test]
     fn escapes_as_systemd_does() {

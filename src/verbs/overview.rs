@@ -1,5 +1,5 @@
-//! This host in one look: its stores, its lockbox, its TPM's latch, what expires, what failed. Nothing is changed, and no store is
-//! waited for longer than a person looks at an empty screen.
+//! This host in one look: its stores, its lockbox, its TPM's latch, what expires, what runs next, what failed. Nothing is
+//! changed, and no store is waited for longer than a person looks at an empty screen.
 
 use std::{path::Path, thread, time::Instant};
 
@@ -9,6 +9,7 @@ use crate::{
     base::{chain::chain, key::StoreName},
     config::Config,
     keys::{store, tpm::Tpm},
+    sys::systemd::{self, Timer},
     unlock::{
         container::{Container, Use},
         lockbox::{self, Lockbox},
@@ -30,6 +31,8 @@ pub struct Overview {
     pub lockbox: Option<lockbox::Status>,
     /// `None`: this host has no key in a TPM.
     pub latch: Option<Latch>,
+    /// What systemd starts of ours by the clock.
+    pub timers: Vec<Timer>,
     /// How many failures 'explain' has.
     pub failures: usize,
 }
@@ -75,6 +78,7 @@ pub fn overview(config: &Config) -> Overview {
         stores,
         lockbox: lockbox.and_then(|lockbox| lockbox.status(config).ok()),
         latch: config.tpm.identity.exists().then(|| latch(config)),
+        timers: systemd::timers(),
         failures: explain::all(Path::new(FOLDER)).map_or(0, |failures| failures.len()),
     }
 }

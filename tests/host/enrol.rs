@@ -30,9 +30,19 @@ fn a_host_proves_itself_is_admitted_opens_volumes_and_is_removed() {
     println!("{asked}\n{admitted}\n{taken}");
     assert!(stage.ok(&["host", "list"]).contains("cinder: there"));
 
-    let fingerprint = stage.json(&["host", "list"])[0]["lockbox_key"].as_str().unwrap().to_owned();
+    let listed = stage.json(&["host", "list"])[0].clone();
+    assert_eq!(listed["last_seen"], serde_json::Value::Null);
+    let fingerprint = listed["lockbox_key"].as_str().unwrap().to_owned();
     assert!(taken.contains(&fingerprint), "{taken}");
     assert!(!host.says(&["lockbox", "open"]).contains("for the first time"), "the answer has said which key");
+    let seen = stage.json(&["host", "list"])[0]["last_seen"].as_u64().unwrap();
+    assert!(seen >= listed["admitted"].as_u64().unwrap() && seen <= cryptattach::base::clock::now());
+    // What is no time was never seen, and costs nothing.
+    let letter = stage.keys(&format!("cinder/join/{}.seen", host.name()));
+    for text in ["99999999999", "soon", ""] {
+        fs::write(letter, text).unwrap();
+        assert!(stage.ok(&["host", "list"]).contains("not known"), "{text}");
+    }
     let volume = host.volume("first");
     host.attaches(&volume);
 

@@ -137,6 +137,7 @@ fn with_a_host(seen: &mut Seen) {
     seen.note("lockbox status", host.json(&["lockbox", "status"]));
     seen.note("lockbox open", host.json(&["lockbox", "open"]));
     seen.note("lockbox open", host.json(&["lockbox", "open"]));
+    seen.note("host list", stage.json(&["host", "list"]));
     let key = stage.volume_and_key("volume").1;
     seen.note("lockbox add", host.json(&["lockbox", "add", &key]));
     seen.note("lockbox status", host.json(&["lockbox", "status"]));

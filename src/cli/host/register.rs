@@ -20,6 +20,7 @@ use crate::{
         self,
         container::{Container, Use},
         enrol::{Administrator, Admitted, EnrolError},
+        lockbox,
     },
     verbs::{
         admit::{names, withdraw},
@@ -28,9 +29,10 @@ use crate::{
     },
 };
 
-/// List the hosts that this machine has admitted: since when, by which proof, and their state in the stores
+/// List the hosts that this machine has admitted: since when, by which proof, last seen, and their state in the stores
 ///
-/// With -v, their keys as well.
+/// A host is seen when its 'lockbox open' reaches the store that keeps its lockbox key, if it may write there. With -v,
+/// their keys as well.
 #[derive(Args)]
 pub struct List {
     /// List removed hosts, too
@@ -44,6 +46,8 @@ struct Listed {
     admitted: Admitted,
     /// What the store says of its lockbox key.
     store_says: String,
+    /// When the host was last there, as the store has it, in seconds since 1970; null if that is not known.
+    last_seen: Option<u64>,
 }
 
 impl List {
@@ -52,27 +56,45 @@ impl List {
         let all = Administrator::of(&config.state).register().all()?;
         let shown = all.into_iter().filter(|host| self.removed || host.removed.is_none());
         let mut silent = BTreeMap::new();
-        let listed: Vec<_> = shown
-            .map(|admitted| Listed { store_says: store_says(&config, &admitted, &mut silent), admitted })
-            .collect();
+        let listed: Vec<_> = shown.map(|admitted| Listed::of(&config, admitted, &mut silent)).collect();
         output::print(global.json, &listed, || match listed.as_slice() {
             // Another user than the one who admits hosts has another register.
             [] => vec![format!("no host is admitted, by what {} has", config.state.display())],
             hosts if global.verbose > 0 => hosts.iter().flat_map(Listed::text).collect(),
             hosts => {
-                output::table(["HOST", "ADMITTED", "PROOF", "LOCKBOX KEY", "STORES"], hosts.iter().map(Listed::row))
+                const HEAD: [&str; 6] = ["HOST", "ADMITTED", "LAST SEEN", "PROOF", "LOCKBOX KEY", "STORES"];
+                output::table(HEAD, hosts.iter().map(Listed::row))
             }
         })
     }
 }
 
 impl Listed {
-    fn row(&self) -> [String; 5] {
+    /// A store that fails is asked once, and not for each of its hosts: the waits would have no end.
+    fn of(config: &Config, admitted: Admitted, silent: &mut BTreeMap<StoreName, String>) -> Self {
+        let store = &admitted.lockbox_store;
+        let asked = silent
+            .get(store)
+            .map_or_else(|| ask(config, &admitted).map_err(|error| chain(&error)), |why| Err(why.clone()));
+        let (store_says, last_seen) = asked.unwrap_or_else(|why| {
+            let told = format!("unknown ({why})");
+            silent.insert(store.clone(), why);
+            (told, None)
+        });
+        Self { store_says, last_seen, admitted }
+    }
+
+    fn seen(&self) -> String {
+        self.last_seen.map_or_else(|| "not known".to_owned(), date)
+    }
+
+    fn row(&self) -> [String; 6] {
         let Admitted { host, lockbox_store, admitted, vouched, stores, .. } = &self.admitted;
         let removed = self.admitted.removed.map(|at| format!(", removed {}", date(at))).unwrap_or_default();
         [
             host.to_string(),
             date(*admitted) + &removed,
+            self.seen(),
             vouched.to_string(),
             format!("{lockbox_store}: {}", self.store_says),
             names(stores),
@@ -85,6 +107,7 @@ impl Listed {
         vec![
             format!("{host}"),
             format!("  admitted on       {}{removed}", date(*admitted)),
+            format!("  last seen         {}", self.seen()),
             format!("  endorsement key   {}", hex::encode(&self.admitted.endorsement_key)),
             format!("  trusted by        {}", self.admitted.vouched),
             format!("  identity key      {kid}"),
@@ -95,27 +118,17 @@ impl Listed {
     }
 }
 
-/// Whether the store still has the lockbox key that the host was admitted with. A store that fails is asked once, and not for
-/// each of its hosts: the waits would have no end.
-fn store_says(config: &Config, admitted: &Admitted, silent: &mut BTreeMap<StoreName, String>) -> String {
-    if let Some(why) = silent.get(&admitted.lockbox_store) {
-        return format!("unknown ({why})");
-    }
-    let generation = || {
-        let keeper = Container::open(config, &admitted.lockbox_store, None, Use::Keys)?;
-        let sealed = keeper.host_keys()?.get(&admitted.host)?;
-        Ok::<_, Error>(sealed.claimed_generation().unwrap_or(0))
-    };
-    match generation() {
+/// Whether the store still has the lockbox key that the host was admitted with, and when the host was last there.
+fn ask(config: &Config, admitted: &Admitted) -> Result<(String, Option<u64>), Error> {
+    let keeper = Container::open(config, &admitted.lockbox_store, None, Use::Keys)?;
+    let keys = keeper.host_keys()?;
+    let says = match keys.get(&admitted.host).map(|sealed| sealed.claimed_generation().unwrap_or(0)) {
         Ok(generation) if generation == admitted.generation => "there".to_owned(),
         Ok(generation) => format!("ANOTHER, of generation {generation}"),
-        Err(Error::Unlock(unlock::Error::Store(StoreError::NotFound { .. }))) => "missing".to_owned(),
-        Err(error) => {
-            let why = chain(&error);
-            silent.insert(admitted.lockbox_store.clone(), why.clone());
-            format!("unknown ({why})")
-        }
-    }
+        Err(StoreError::NotFound { .. }) => "missing".to_owned(),
+        Err(error) => return Err(error.into()),
+    };
+    Ok((says, lockbox::last_seen(keys, &admitted.host)))
 }
 
 /// Remove a host: delete its lockbox key, and rotate each of its stores to a container key without it

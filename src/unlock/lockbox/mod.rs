@@ -12,6 +12,7 @@ mod admission;
 mod entries;
 mod latch;
 mod opening;
+mod seen;
 mod status;
 
 use std::{
@@ -23,6 +24,7 @@ use std::{
 pub use admission::{Admission, admit, withdraw};
 pub use entries::{EntryError, NewEntry};
 pub use opening::{Closed, LockboxKeyFrom, Opening, Unsealed};
+pub use seen::last_seen;
 pub use status::{EntryStatus, State, Status};
 
 use crate::{

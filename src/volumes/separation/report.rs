@@ -50,9 +50,7 @@ impl fmt::Display for Report {
         if let Some((path, lineage)) = &self.header {
             write_lineage(f, "detached header", &path.display(), lineage)?;
         }
-        for (place, lineage) in &self.places {
-            write_lineage(f, &place.what, &place.at, lineage)?;
-        }
+        write_places(f, &self.places)?;
         for swap in &self.swap {
             let what = match swap.kind {
                 SwapKind::Pages => "swap",
@@ -71,15 +69,46 @@ impl fmt::Display for Report {
 }
 
 fn write_lineage(f: &mut fmt::Formatter<'_>, what: &str, at: &dyn fmt::Display, lineage: &Lineage) -> fmt::Result {
-    match &lineage.tree.step {
-        // The path itself is the heading.
-        step @ Step::Path { .. } => {
-            writeln!(f, "{}", printable(&format!("{what}  {step}")))?;
-            lineage.tree.below.iter().try_for_each(|node| node.write(f, 2))
+    writeln!(f, "{}", heading(what, at, lineage))?;
+    write!(f, "{}", Below(lineage))
+}
+
+/// The places of the key: what they rest on is told once for all that rest on the same.
+fn write_places(f: &mut fmt::Formatter<'_>, places: &[(Place, Lineage)]) -> fmt::Result {
+    let mut groups: Vec<(Vec<String>, String)> = Vec::new();
+    for (place, lineage) in places {
+        let (heading, below) = (heading(&place.what, &place.at, lineage), Below(lineage).to_string());
+        match groups.iter_mut().find(|(_, told)| *told == below) {
+            Some((headings, _)) if headings.contains(&heading) => {}
+            Some((headings, _)) => headings.push(heading),
+            None => groups.push((vec![heading], below)),
         }
-        _ => {
-            writeln!(f, "{}", printable(&format!("{what}  {at}")))?;
-            lineage.tree.write(f, 2)
+    }
+    for (headings, below) in groups {
+        headings.iter().try_for_each(|heading| writeln!(f, "{heading}"))?;
+        f.write_str(&below)?;
+    }
+    Ok(())
+}
+
+fn heading(what: &str, at: &dyn fmt::Display, lineage: &Lineage) -> String {
+    printable(&match &lineage.tree.step {
+        // The path itself is the heading.
+        step @ Step::Path { .. } => format!("{what}  {step}"),
+        _ => format!("{what}  {at}"),
+    })
+    .to_string()
+}
+
+/// What is written below the heading.
+struct Below<'a>(&'a Lineage);
+
+impl fmt::Display for Below<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tree = &self.0.tree;
+        match &tree.step {
+            Step::Path { .. } => tree.below.iter().try_for_each(|node| node.write(f, 2)),
+            _ => tree.write(f, 2),
         }
     }
 }

@@ -281,6 +281,20 @@ fn on_one_host_for_all_the_replicas_are_told_once_and_how_to_have_it_so() {
 }
 
 #[test]
+fn what_several_places_rest_on_is_told_once() {
+    let case = Case::new().served_by_iscsi("10.0.0.5:3260").known(STORAGE);
+    let (object, container) = (object_on("10.0.0.6"), replica(Ring::Container, "10.0.0.6", "sdb1"));
+    let alone = case.check("/dev/sda2", std::slice::from_ref(&object)).to_string();
+    let both = case.check("/dev/sda2", &[object.clone(), object, container]).to_string();
+    let below = |text: &str| text.lines().filter(|line| *line == "  device sdb1 of 10.0.0.6").count();
+    let heads = |text: &str| text.lines().filter(|line| line.starts_with("sealed key  swift://")).count();
+    assert_eq!((heads(&alone), below(&alone)), (1, 1), "{alone}");
+    assert_eq!((heads(&both), below(&both)), (1, 1), "{both}");
+    let two = case.check("/dev/sda2", &[object_on("10.0.0.6"), object_on("10.0.0.7")]).to_string();
+    assert_eq!(heads(&two), 2, "{two}");
+}
+
+#[test]
 fn what_cannot_be_told_from_the_volumes_host_is_a_gap() {
     let case = Case::new().served_by_iscsi("10.0.0.5:3260").known("[[host]]\nname = 's2'\naddresses = ['10.0.0.6']\n");
     for address in ["storage1", "fd00::5", "0.0.0.0", "fe80::5", "169.254.0.5"] {
