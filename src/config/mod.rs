@@ -407,13 +407,14 @@ mod tests {
     fn resolves_paths_beside_itself() {
         let config = read(
             "[stores.cinder]\ntype = 'directory'\npath = '/srv/keys'\nowner = 'owner.pem'\nescrow = 'e.pem'\n\
-             identities = ['owner.key', 'tpm:host.tpm.pem']\n",
+             identities = ['owner.key', 'tpm:host.tpm.pem']\n[tpm]\nidentity = 'this.tpm.pem'\n",
         )
         .unwrap();
         let name = config.store_or_default(None).unwrap();
         let store = config.store(&name).unwrap();
         let beside = |name: &str| ConfigPath::from(config.path.with_file_name(name));
         assert_eq!(store.sealing.owner, Some(beside("owner.pem")));
+        assert_eq!(config.tpm.identity, beside("this.tpm.pem"));
         let (pem, tpm) = (IdentitySpec::of("", beside("owner.key")), IdentitySpec::of("tpm", beside("host.tpm.pem")));
         assert_eq!(store.sealing.identities, [pem, tpm]);
     }

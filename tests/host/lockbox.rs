@@ -164,6 +164,8 @@ fn opened_once_it_attaches_while_the_store_is_away() {
     // The container key opens with the lockbox key: for a new volume, and for the first attach.
     let (volume, reference) = hosted.volume("one");
     assert!(!hosted.entry(&reference).exists(), "format looks at the store only");
+    hosted.ok(&["test", &volume]);
+    assert!(!hosted.entry(&reference).exists(), "what only looks adds nothing");
     hosted.attaches(&volume);
     let status = hosted.status();
     assert_eq!((&status["open"], &status["entries"][0]["state"]), (&true.into(), &"valid".into()), "{status}");

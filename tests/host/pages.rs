@@ -28,6 +28,8 @@ impl Reader {
             .replace("/dev/vdb", self.device.path())
             .replace("/dev/mapper/data", &format!("/dev/disk/by-cryptattach/{name}"))
             .replace(" data\n", &format!(" {name}\n"))
+            // A stick has more room than this site's memory.
+            .replace("/media/usb/vdb.header", self.site.path("vdb.header").to_str().unwrap())
             .replace("/media/safe/", sticks)
             .replace("/media/usb/", sticks)
             .replace("/mnt/keys/", sticks)

@@ -151,6 +151,25 @@ fn a_host_is_seen_on_one_screen_and_a_store_that_is_gone_is_named() {
 }
 
 #[test]
+fn a_look_at_a_host_does_not_wait_for_a_silent_store_as_an_attach_does() {
+    let site = Site::new();
+    // Nobody listens there.
+    fs::write(
+        site.keys("clouds.yaml"),
+        "clouds: {gone: {auth: {auth_url: 'http://127.0.0.1:1/v3', username: a, password: b, project_name: c}}}",
+    )
+    .unwrap();
+    let config = site.keys("cryptattach.toml");
+    let store = "[stores.gone]\ntype = \"swift\"\ncloud = \"gone\"\nclouds = \"clouds.yaml\"\nowner = \"cinder.owner.pem\"\n\
+                 no_escrow = true\nidentities = [\"cinder.owner.key\"]\n";
+    fs::write(config, fs::read_to_string(config).unwrap() + store).unwrap();
+    let output = site.run(&["status"]);
+    let (told, warned) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(told.contains("answers, in") && told.contains("DOES NOT ANSWER: cannot look at"), "{told}");
+    assert!(warned.contains("trying again for up to 5 s"), "{warned}");
+}
+
+#[test]
 fn a_key_is_seen_by_its_volume_with_the_names_of_those_who_open_it() {
     let site = Site::new();
     let (volume, reference) = site.volume("v", &[]);
