@@ -173,7 +173,7 @@ fn one_command() {
     ] {
         assert!(bound.contains(line), "{line}: {bound}");
     }
-    assert!(!bound.contains("Secure Boot is not on"), "{bound}");
+    assert!(!bound.contains("Secure Boot is not on") && !bound.contains("MISSING"), "{bound}");
 }
 
 /// Prints the terminal of the whole journey, and what others need for the same.
