@@ -411,10 +411,6 @@ fn luks2(device: &Path) -> Result<(Volume, Uuid), Error> {
     let volume = header::probe(device, None)?;
     match volume.luks().filter(|luks| luks.format == Format::Luks2).map(|luks| luks.uuid) {
         Some(uuid) => Ok((volume, uuid)),
-        None => {
-            let (path, why) =
-                (device.to_owned(), "only LUKS2 headers have tokens: 'cryptsetup convert' makes one of LUKS1");
-            Err(VolumeError::NoToken { path, why: why.to_owned() }.into())
-        }
+        None => Err(VolumeError::NotLuks2 { path: device.to_owned() }.into()),
     }
 }

@@ -211,7 +211,9 @@ fn has_module(initrd: &Initrd, name: &str) -> bool {
 fn libraries() -> BTreeSet<PathBuf> {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let paths = maps.lines().filter_map(|line| line.split_once('/').map(|(_, path)| format!("/{path}")));
-    paths.filter(|path| path.contains(".so") && !path.contains("/ossl-modules/")).map(PathBuf::from).collect()
+    // What libcryptsetup loads where it finds a token is for others, and no boot of ours needs it.
+    let is_needed = |path: &String| !["/ossl-modules/", "/libcryptsetup-token-"].iter().any(|part| path.contains(part));
+    paths.filter(|path| path.contains(".so") && is_needed(path)).map(PathBuf::from).collect()
 }
 
 /// The configuration's private keys that are in the image, although no boot needs them there. They are known by their paths: what

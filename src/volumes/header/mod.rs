@@ -244,7 +244,7 @@ impl Volume {
                 None => return Ok(luks),
                 Some(reference) => format!("it has one already, for {reference}"),
             },
-            _ => "only LUKS2 headers have tokens".to_owned(),
+            _ => return Err(VolumeError::NotLuks2 { path: self.device.path.clone() }),
         };
         Err(self.no_token(why))
     }
@@ -263,7 +263,7 @@ impl Volume {
     ) -> Result<u32, VolumeError> {
         match self.luks() {
             Some(luks) if luks.format == Format::Luks2 => luks.add_keyslot(&self.device.path, key, passphrase, token),
-            _ => Err(self.no_token("only LUKS2 headers have tokens".to_owned())),
+            _ => Err(VolumeError::NotLuks2 { path: self.device.path.clone() }),
         }
     }
 
@@ -344,6 +344,9 @@ pub enum VolumeError {
     /// A header takes no token of ours.
     #[error("no token can be written to {}: {why}", .path.display())]
     NoToken { path: PathBuf, why: String },
+    /// It is LUKS1, or plain.
+    #[error("the header of {} is not LUKS2, and only that has tokens", .path.display())]
+    NotLuks2 { path: PathBuf },
     /// The header on the device is another one than a moment ago.
     #[error("the header of {} has been changed meanwhile by another program", .path.display())]
     HeaderChanged { path: PathBuf },
@@ -409,6 +412,7 @@ impl Advice for VolumeError {
             | Self::OtherProof { .. }
             | Self::NoKeyslot { .. }
             | Self::NoToken { .. }
+            | Self::NotLuks2 { .. }
             | Self::NotRotating { .. }
             | Self::TwoKeys { .. }
             | Self::HasEnded { .. }
@@ -431,6 +435,10 @@ impl Advice for VolumeError {
             Self::Refused { refusal, .. } => refusal.next_step(),
             Self::NoToken { .. } => {
                 "'cryptsetup luksDump' shows the header's tokens; 'cryptsetup token remove' removes one"
+            }
+            Self::NotLuks2 { .. } => {
+                "back the header up ('cryptsetup luksHeaderBackup'), then 'cryptsetup convert --type luks2' makes LUKS2 of LUKS1, while \
+                 the volume is closed"
             }
             Self::HeaderChanged { .. } => "find out which program uses the device, then try again",
             Self::NotRotating { .. } => "'cryptsetup luksDump' shows it; finish it with the program that has begun it",
