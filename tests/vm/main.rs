@@ -56,13 +56,8 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(2);
     // The longest stories first.
-    let mut trials: Vec<Trial> = tpm::STORIES
-        .iter()
-        .chain(power::STORIES)
-        .chain(&bind::STORIES)
-        .map(own_machine)
-        .chain(installed::trials())
-        .collect();
+    let mut trials: Vec<Trial> =
+        tpm::STORIES.iter().chain(power::STORIES).map(own_machine).chain(installed::trials()).collect();
     let plain =
         [mapping::STORIES, hooks::STORIES, formats::STORIES, midway::STORIES, separation::STORIES, rotate::STORIES]
             .concat();
@@ -75,8 +70,11 @@ fn main() -> ExitCode {
     trials.extend(shared.into_iter().map(|(_, trial)| trial));
     let benches = sharing(|| boot(Init::Plain), &[("bench-attach", speed::compare)])
         .chain(sharing(ublk::boot, &[("bench-ublk", ublk::compare)]));
-    let benches =
-        benches.chain([own_machine(&("power-cuts", power::many)), own_machine(&("bench-bind", bind::compare))]);
+    let benches = benches.chain([
+        own_machine(&("power-cuts", power::many)),
+        own_machine(&("bench-bind", bind::compare)),
+        own_machine(&bind::STORY),
+    ]);
     trials.extend(benches.map(|trial| trial.with_ignored_flag(true)));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
