@@ -40,6 +40,7 @@ impl LoopDevice {
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
+        let _ = Command::new("partx").arg("--delete").arg(&self.0).stderr(Stdio::null()).status();
         let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
     }
 }

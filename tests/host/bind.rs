@@ -380,6 +380,8 @@ fn what_cannot_be_bound_is_refused_with_a_way_out_and_another_system_is_named() 
     ));
     let device = LoopDevice::new(disk.as_ref(), "--partscan");
     let part = |number: u32| format!("{}p{number}", device.path());
+    // The kernel may know no tables.
+    sh(&format!("partx --update {}", device.path()));
     sh(&format!("mkfs.ext4 -q {} && mkfs.vfat {} >/dev/null && mkswap -q {}", part(2), part(3), part(4)));
     let plan = site.ok(&bind(&part(1)).each_ref().map(String::as_str));
     assert!(plan.contains(&format!("note    {} (ext4) may be another system", part(2))), "{plan}");
