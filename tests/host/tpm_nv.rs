@@ -130,7 +130,7 @@ fn a_store_in_the_tpm_is_for_the_key_in_the_tpm_unless_another_owner_is_named() 
     assert_eq!(made["place"], "the TPM's NV memory");
     fs::remove_file(site.keys("host.tpm.pem")).unwrap();
     let told = site.fails(78, &["init", "--store", "other", "--tpm-nv", "--no-escrow"]);
-    assert!(told.contains("this host has no key in its TPM") && told.contains("host enrol"), "{told}");
+    assert!(told.contains("this host has no key in its TPM") && told.contains("host join"), "{told}");
     assert!(!site.ok(&["container", "show", "disk"]).contains("other"));
     let owner = site.keys("escrow.pem");
     site.ok(&["init", "--store", "other", "--tpm-nv", "--no-escrow", "--owner", owner]);
