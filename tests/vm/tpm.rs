@@ -144,7 +144,7 @@ fn once_per_boot() {
     }
     println!("{}", thief.fails(68, &format!("cryptattach attach {VOLUME} data")));
     // Nor if it has a storage root key of its own.
-    thief.ok("cryptattach --config /keys/site.toml host join --name thief --output /tmp/request");
+    thief.ok("cryptattach --config /keys/site.toml host join --name thief --output /tmp/thief.request");
     assert!(refused(&mut thief, "cryptattach lockbox open").contains("did not make the key"));
     thief.ok("test ! -e /dev/mapper/data && umount /keys");
 }

@@ -270,7 +270,7 @@ impl Advice for TpmError {
                 "find out which program put it there (tpm2_readpublic -c 0x81000001); tpm2_evictcontrol removes it"
             }
             Self::OtherTpm { .. } | Self::NoStorageRoot => {
-                "enrol this host again; until then the owner's or the escrow's key opens its volumes"
+                "'cryptattach host join --replace' asks to be admitted again; until then the owner's or the escrow's key opens its volumes"
             }
             Self::NotThisState(explanation) if explanation.is_latch() => {
                 "power the machine off and on: the key opens once per boot; until then the owner's or the escrow's key opens"
