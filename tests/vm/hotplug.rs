@@ -48,6 +48,12 @@ fn comes_and_goes(machine: &mut Machine) {
         machine.ok("test $(readlink -f /dev/disk/by-cryptattach/data) = $(readlink -f /dev/mapper/data)");
         let known = machine.ok(&format!("udevadm info {}", disk.path()));
         assert!(known.contains("ID_CRYPTATTACH_KEY=cinder/"), "{known}");
+        // What a person stops stays so, whatever happens to the device.
+        machine.ok(&format!(
+            "systemctl stop data.mount cryptattach@data && udevadm trigger --settle {} && sleep 1 &&
+             ! systemctl is-active cryptattach@data && test -z \"$(systemctl list-jobs --no-legend)\" && systemctl start data.mount",
+            disk.path()
+        ));
         machine.unplug(&disk);
         machine.eventually("! mountpoint -q /data && ! systemctl is-active cryptattach@data.service");
         assert_eq!(machine.eventually("! dmsetup info data 2>/dev/null && ls /dev/mapper"), "control");

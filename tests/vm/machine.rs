@@ -245,7 +245,10 @@ impl Machine {
     #[track_caller]
     pub fn ok(&mut self, script: &str) -> String {
         let output = self.sh(script);
-        assert_eq!(output.code, 0, "{script}\n{}{}", output.stdout, output.stderr);
+        if output.code != 0 {
+            let journal = self.sh("journalctl --sync; journalctl -b -o short-precise --no-pager -n 80").stdout;
+            panic!("exit {}: {script}\n{}{}\n{journal}", output.code, output.stdout, output.stderr);
+        }
         output.stdout.trim_end().to_owned()
     }
 
