@@ -16,7 +16,7 @@ use nix::{
 
 use crate::{
     busy::wait_for_progress,
-    rotate::{Counts, DATA, Filled, Random, record, replay, told},
+    rotate::{Counts, DATA, Filled, Random, all_crashes, record, replay, told},
     site::{Site, sh},
 };
 
@@ -361,14 +361,16 @@ pub fn killed_before(site: &Site, call: &str, when: usize, arguments: &[&str]) -
 #[test]
 fn kill_9_before_any_system_call_that_writes_loses_nothing() {
     let mut counts = Counts::new();
-    for arguments in [&[][..], &["--keyslot"]] {
+    // Every other call for a kind of volume, the rest for the other one.
+    let step = if all_crashes() { 1 } else { 2 };
+    for (phase, arguments) in [&[][..], &["--keyslot"]].into_iter().enumerate() {
         let filled = Filled::new(arguments, DATA);
         let Filled { site, volume, .. } = &filled;
         with_vault(site);
         let old = site.ok(&["key", "list", "--store", "cinder"]);
         let (image, disk) = (fs::read(volume).unwrap(), snapshot(site));
         for call in WRITES {
-            for when in 1.. {
+            for when in (1 + phase % step..).step_by(step) {
                 filled.restore(&image, &disk);
                 if !killed_before(site, call, when, &["key", "move", &old, "--to", "vault", "--volume", volume]) {
                     break;
@@ -378,23 +380,23 @@ fn kill_9_before_any_system_call_that_writes_loses_nothing() {
             }
         }
     }
-    assert!(told(&counts) > 60);
+    assert!(told(&counts) > 60 / step as i32);
     assert_eq!(counts.len(), 4, "at each of the steps");
 }
 
 #[test]
 fn a_crash_at_any_write_to_the_header_and_lost_or_torn_blocks_lose_nothing() {
     let mut counts = Counts::new();
-    for arguments in [&["--keyslot"][..], &[]] {
+    for (phase, arguments) in [&["--keyslot"][..], &[]].into_iter().enumerate() {
         let filled = Filled::new(arguments, DATA);
         let Filled { site, volume, .. } = &filled;
         with_vault(site);
         let old = site.ok(&["key", "list", "--store", "cinder"]);
         let recorded = record(&filled, &["key", "move", &old, "--to", "vault", "--volume", volume]);
-        replay(recorded, &format!("{arguments:?}"), (true, 0), &mut counts, &|what, image, keys| {
+        replay(recorded, &format!("{arguments:?}"), (all_crashes(), phase), &mut counts, &|what, image, keys| {
             filled.restore(image, keys);
             trial(&filled, &old, what)
         });
     }
-    assert!(told(&counts) > 30);
+    assert!(told(&counts) >= 10);
 }
