@@ -387,16 +387,16 @@ fn kill_9_before_any_system_call_that_writes_loses_nothing() {
 #[test]
 fn a_crash_at_any_write_to_the_header_and_lost_or_torn_blocks_lose_nothing() {
     let mut counts = Counts::new();
-    for (phase, arguments) in [&["--keyslot"][..], &[]].into_iter().enumerate() {
+    for arguments in [&["--keyslot"][..], &[]] {
         let filled = Filled::new(arguments, DATA);
         let Filled { site, volume, .. } = &filled;
         with_vault(site);
         let old = site.ok(&["key", "list", "--store", "cinder"]);
         let recorded = record(&filled, &["key", "move", &old, "--to", "vault", "--volume", volume]);
-        replay(recorded, &format!("{arguments:?}"), (all_crashes(), phase), &mut counts, &|what, image, keys| {
+        replay(recorded, &format!("{arguments:?}"), (true, 0), &mut counts, &|what, image, keys| {
             filled.restore(image, keys);
             trial(&filled, &old, what)
         });
     }
-    assert!(told(&counts) >= 10);
+    assert!(told(&counts) > 30);
 }
