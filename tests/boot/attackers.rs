@@ -53,13 +53,14 @@ fn crypttab_victim(site: &Site) -> Parts {
     victim(site, "crypttab-victim", |_| "[boot]\ntotal_seconds = 12\n".to_owned())
 }
 
-/// A disk of the attacker's: the victim's UUID, a volume key and a passphrase of his own; with this token.
+/// A disk of the attacker's: the victim's UUID, a volume key and a passphrase of his own; with this token. One is made at a
+/// time: cryptsetup has a lock for each UUID, and does not wait for it.
 fn evil(site: &Site, token: Option<&str>) -> std::path::PathBuf {
     site.sh(
         "[ -e evil.img ] || {
             truncate -s 640M evil.new
             mke2fs -q -t ext4 -m 0 -O ^has_journal -E lazy_itable_init=0,nodiscard -d $TREE/root evil.new 608M
-            cryptsetup reencrypt -q --encrypt --force-offline-reencrypt --type luks2 --cipher aes-xts-plain64 --key-size 512 \
+            flock /run/lock/cryptattach-tests cryptsetup reencrypt -q --encrypt --force-offline-reencrypt --type luks2 --cipher aes-xts-plain64 --key-size 512 \
                 --uuid 11111111-2222-3333-4444-555555555555 --reduce-device-size 32M --resilience none \
                 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file $TREE/passphrase evil.new
             mv evil.new evil.img
