@@ -52,7 +52,7 @@ impl Boot {
     }
 
     pub(super) fn run(&self, global: &Global, reports: Reports) -> Result<u8, Error> {
-        let config = global.config()?;
+        let config = global.of_boot()?;
         let read = |path: &PathBuf| crypttab::text(path).map_err(Error::io(format!("read {}", path.display())));
         let crypttab = self.crypttab.as_ref().map(read).transpose();
         if crypttab.is_err() && self.is_boot() {

@@ -64,7 +64,7 @@ use crate::{
     keys::tpm,
     sys::{process, terminal::AtTerminal},
     verbs::{
-        boot::{self as boots, Reports},
+        boot::{self as boots, BootError, Reports},
         error::Error,
         setup,
     },
@@ -172,6 +172,16 @@ impl SeparationOptions {
 impl Global {
     fn config(&self) -> Result<Config, ConfigError> {
         setup::configuration(&self.config)
+    }
+
+    /// The configuration of a boot, which has no other than the default one.
+    fn of_boot(&self) -> Result<Config, Error> {
+        self.config().map_err(|error| match error {
+            ConfigError::Missing(path) if path.as_os_str() == config::DEFAULT_PATH => {
+                BootError::NoConfiguration(path).into()
+            }
+            error => error.into(),
+        })
     }
 
     /// The configuration for a verb that a person watches.

@@ -52,7 +52,8 @@ impl Test {
         if self.as_boot && env::vars_os().any(|(name, _)| name != "TSS2_LOG") {
             return Err(Error::io("run this program without an environment")(without_environment()));
         }
-        let config = global.attended(&self.answer)?;
+        let mut config = if self.as_boot { global.of_boot() } else { Ok(global.config()?) }?;
+        config.attendant = self.answer.attendant()?;
         let keys = if self.as_boot && self.key.is_none() { test::boot_keys(&config, &self.device) } else { None };
         match keys.unwrap_or_default().as_slice() {
             [] => self.try_key(global, &config, self.key.clone()),

@@ -284,14 +284,18 @@ impl Advice for ConfigError {
             Self::Policy { .. } | Self::PolicyMisfit { .. } => {
                 Some("write it like: opens = \"any(escrow, all(tpm, 2 of (t1, t2, t3)))\"".into())
             }
+            Self::UnknownStore { name, .. } => {
+                Some(format!("name one that it has; 'cryptattach init --store {name}' makes a new one").into())
+            }
+            Self::UnknownLeaf { name, .. } => {
+                Some(format!("add it: [leaves.{name}] ('Leaves' in docs/configuration.md)").into())
+            }
+            Self::NoDefaultStore(_) => Some("name the store, or write there: default_store = \"NAME\"".into()),
             Self::Io { .. }
             | Self::Malformed { .. }
-            | Self::UnknownStore { .. }
             | Self::Store { .. }
             | Self::Leaf { .. }
             | Self::Server { .. }
-            | Self::UnknownLeaf { .. }
-            | Self::NoDefaultStore(_)
             | Self::Owner { .. }
             | Self::Escrow { .. }
             | Self::OneTenantAndKeystone(_)

@@ -130,7 +130,9 @@ impl Advice for DeviceError {
             Self::Missing(_) => "check the path ('lsblk' shows the block devices)",
             Self::Busy { .. } => "unmount or detach the device first",
             Self::ReadOnly(_) => "attach it with --read-only; it cannot be formatted",
-            Self::WrongKind(_) | Self::TooSmall { .. } | Self::Io { .. } => return None,
+            Self::WrongKind(_) => "name a block device ('lsblk' shows them), or a file that stands for one",
+            Self::TooSmall { .. } => "take a larger device, or another one ('lsblk' shows them)",
+            Self::Io { .. } => return None,
         };
         Some(step.into())
     }

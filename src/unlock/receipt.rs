@@ -154,7 +154,6 @@ pub enum ReceiptError {
 impl Advice for ReceiptError {
     fn exit(&self) -> Exit {
         match self {
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Exit::Missing,
             Self::Io { .. } => Exit::Io,
             Self::Key(error) => error.exit(),
             _ => Exit::ReceiptRefused,

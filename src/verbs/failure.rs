@@ -1,6 +1,6 @@
 //! A failure as it is told: what failed, why, what to do next, and the exit code. Kept for `explain`, and in the record of a boot.
 
-use std::error::Error as StdError;
+use std::{error::Error as StdError, io};
 
 use serde::{Deserialize, Serialize};
 
@@ -44,7 +44,17 @@ impl Failure {
 
 /// The exit code for an error.
 pub fn exit(error: &Error) -> Exit {
-    if is_permission_denied(error) { Exit::PermissionDenied } else { error.exit() }
+    match error.exit() {
+        _ if is_permission_denied(error) => Exit::PermissionDenied,
+        Exit::Io if is_not_there(error) => Exit::Missing,
+        exit => exit,
+    }
+}
+
+/// Whether a file that was named does not exist, as any of the causes.
+fn is_not_there(error: &Error) -> bool {
+    let mut io = causes(error).filter_map(|cause| cause.downcast_ref::<io::Error>());
+    io.any(|cause| cause.kind() == io::ErrorKind::NotFound)
 }
 
 fn next_step(error: &Error) -> Option<String> {
@@ -52,7 +62,9 @@ fn next_step(error: &Error) -> Option<String> {
     if is_permission_denied(error as &(dyn StdError + 'static)) && !is_root {
         return Some("run it as root".to_owned());
     }
-    error.next_step().map(Into::into)
+    let step = error.next_step();
+    let missing = || (exit(error) == Exit::Missing).then(|| "check the path: there is nothing".into());
+    step.or_else(missing).map(Into::into)
 }
 
 impl Failure {

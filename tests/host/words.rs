@@ -198,3 +198,62 @@ fn a_key_is_seen_by_its_volume_with_the_names_of_those_who_open_it() {
     site.ok(&["detach", &name]);
     assert!(site.fails(65, &["key", "show", &site.volume_file("none")]).contains("no LUKS header"));
 }
+
+#[test]
+fn whoever_names_what_is_not_there_is_told_what_to_do() {
+    let site = Site::new();
+    let (volume, key) = site.volume("v", &[]);
+    let store = site.keys("nowhere");
+    let missing = "3f2a9c1e-7d44-4c1b-9d0a-52b1a6f0c3de";
+    let none = &*format!("cinder/{missing}");
+    let commands: &[(i32, &[&str])] = &[
+        (66, &["attach", "none", "x"]),
+        (66, &["attach", &volume, "x", "--header", "none"]),
+        (67, &["attach", &volume, "x", "--key", none]),
+        (65, &["attach", "/", "x"]),
+        (78, &["attach", &volume, "x", "--config", "none"]),
+        (66, &["audit", "verify", "none"]),
+        (66, &["bind", "none"]),
+        (66, &["boot", "--needs-network", "--crypttab", "none"]),
+        (66, &["container", "restore", "cinder", "none"]),
+        (66, &["container", "rehearse", "cinder", "--identity", site.keys("escrow.key"), "--backup", "none"]),
+        (78, &["container", "rehearse", "cinder", "--identity", "none"]),
+        (78, &["container", "show", "none"]),
+        (66, &["detach", "none"]),
+        (66, &["doctor", "--image", "none"]),
+        (66, &["doctor", "--image", &volume, "--crypttab", "none"]),
+        (66, &["encrypt", "none"]),
+        (66, &["format", "none"]),
+        (66, &["header", "backup", "none", "copy"]),
+        (66, &["header", "restore", &volume, "none"]),
+        (66, &["host", "admit", "none"]),
+        (66, &["host", "join", "none"]),
+        (66, &["host", "remove", "none"]),
+        (78, &["init", "--store", "other", "--path", store, "--escrow", "none"]),
+        (66, &["key", "erase", "none"]),
+        (66, &["key", "import", &volume, "--key-file", "none"]),
+        (78, &["key", "list", "--store", "none"]),
+        (78, &["key", "move", &key, "--to", "none"]),
+        (66, &["key", "rotate", "none"]),
+        (66, &["key", "show", "none"]),
+        (78, &["leaf", "pin", "none"]),
+        (66, &["receipt", "verify", "none"]),
+        (66, &["resize", "none"]),
+        (66, &["separation", "none"]),
+        (66, &["separation", &volume, "--connection-info", "none"]),
+        (66, &["status", "none"]),
+        (66, &["test", "none"]),
+        (66, &["unbind", "none"]),
+    ];
+    let mute: Vec<_> =
+        commands.iter().filter(|(code, words)| !site.fails(*code, words).contains("\n  next: ")).collect();
+    assert!(mute.is_empty(), "{mute:?}");
+
+    // A boot has one configuration, wherever this session's is.
+    let told = sh(&format!(
+        "unshare -m --propagation private sh -c 'mkdir -p /etc/cryptattach; mount -t tmpfs none /etc/cryptattach; {} test {volume} --as-boot' \
+         2>&1 || true",
+        env!("CARGO_BIN_EXE_cryptattach")
+    ));
+    assert!(told.contains("a boot has no configuration") && !told.contains("another one"), "{told}");
+}

@@ -533,7 +533,9 @@ impl Advice for SealError {
 
     fn next_step(&self) -> Option<Cow<'static, str>> {
         let step = match self {
-            Self::Read { .. } | Self::KeyFile { .. } => "check owner, escrow and identities in the configuration",
+            Self::Read { .. } | Self::KeyFile { .. } => {
+                "check the path, here or in owner, escrow and identities in the configuration"
+            }
             Self::NotForUs { .. } => "add the private key to the store's identities; the escrow key opens it, too",
             Self::NotJoined => "take the file that 'host admit' wrote for this host: cryptattach host join ANSWER",
             Self::Tampered | Self::Malformed(_) | Self::Payload(_) => {

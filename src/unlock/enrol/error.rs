@@ -148,11 +148,8 @@ impl Advice for EnrolError {
     fn exit(&self) -> Exit {
         match self {
             Self::Tpm(error) => error.exit(),
-            Self::File { source, .. } => match source.kind() {
-                io::ErrorKind::NotFound => Exit::Missing,
-                io::ErrorKind::AlreadyExists => Exit::InTheWay,
-                _ => Exit::Io,
-            },
+            Self::File { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => Exit::InTheWay,
+            Self::File { .. } => Exit::Io,
             Self::State(error) => error.exit(),
             Self::Authorities { .. } => Exit::Config,
             Self::Admitted { .. } => Exit::InTheWay,

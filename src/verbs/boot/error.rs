@@ -1,6 +1,6 @@
 //! What can go wrong at a boot, and with what a boot needs.
 
-use std::{borrow::Cow, path::PathBuf, sync::Arc, time::Duration};
+use std::{borrow::Cow, io, path::PathBuf, sync::Arc, time::Duration};
 
 use super::image::KeptOut;
 use crate::{
@@ -43,20 +43,23 @@ pub enum BootError {
     /// The lockbox did not open, for any volume of this boot.
     #[error(transparent)]
     LockboxClosed(Arc<Error>),
+    /// The one place where a boot looks has no configuration.
+    #[error("a boot has no configuration: {} does not exist", .0.display())]
+    NoConfiguration(PathBuf),
     /// A file system with keys cannot be mounted.
     #[error("cannot mount {device} on {}", .at.display())]
     Mount {
         device: DeviceSpec,
         at: PathBuf,
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// An image cannot be read.
     #[error("cannot read the image {}", .path.display())]
     Image {
         path: PathBuf,
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// An image lacks something, or has what it should not.
     #[error("the image {} is not fit to boot this machine", .0.display())]
@@ -80,8 +83,9 @@ impl Advice for BootError {
             Self::NotLatched { required: false, .. } | Self::StoreOpen { .. } => Exit::Tpm,
             Self::LockboxShut(_) => Exit::KeyRefused,
             Self::LockboxClosed(error) => error.exit(),
+            Self::Image { source, .. } if source.kind() == io::ErrorKind::Unsupported => Exit::System,
             Self::Mount { .. } | Self::Image { .. } => Exit::Io,
-            Self::Unfit(_) | Self::KeptOut { .. } => Exit::Config,
+            Self::NoConfiguration(_) | Self::Unfit(_) | Self::KeptOut { .. } => Exit::Config,
         }
     }
 
@@ -109,7 +113,15 @@ impl Advice for BootError {
                 "let the boot find it on another disk ([[boot.mounts]]), have the TPM open the lockbox, or see 'What is in the initramfs' \
                  in docs/boot.md"
             }
-            Self::Image { .. } => return None,
+            Self::Image { source, .. } if source.kind() == io::ErrorKind::Unsupported => {
+                "install the one that makes this machine's images: initramfs-tools, dracut or mkinitcpio"
+            }
+            Self::Image { source, .. } if source.kind() == io::ErrorKind::NotFound => return None,
+            Self::Image { .. } => "check that it is an initramfs; rebuild it (update-initramfs -u, dracut -f)",
+            Self::NoConfiguration(_) => {
+                "a boot heeds neither --config nor CRYPTATTACH_CONFIG: write the configuration there ('cryptattach init', or a copy of \
+                 yours)"
+            }
         };
         Some(step.into())
     }

@@ -44,9 +44,8 @@ impl Initrd {
         let find = |program| env::split_paths(search).map(|folder| folder.join(program)).find(|path| path.is_file());
         let found = PROGRAMS.into_iter().find_map(|(program, options)| Some((program, find(program)?, options)));
         let Some((program, path, options)) = found else {
-            let why =
-                "none of lsinitramfs, lsinitrd, lsinitcpio is installed; install initramfs-tools, dracut or mkinitcpio";
-            return Err(io::Error::new(io::ErrorKind::NotFound, why));
+            let why = "none of lsinitramfs, lsinitrd, lsinitcpio is installed";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
         };
         let listed = Command::new("timeout")
             .args(["--kill-after=5", PATIENCE])

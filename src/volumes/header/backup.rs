@@ -83,7 +83,6 @@ pub enum HeaderBackupError {
 impl Advice for HeaderBackupError {
     fn exit(&self) -> Exit {
         match self {
-            Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => Exit::Missing,
             Self::File { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => Exit::InTheWay,
             Self::File { .. } => Exit::Io,
             Self::Foreign { .. } | Self::NoTrace { .. } | Self::HeaderElsewhere(_) | Self::AnotherIs { .. } => {

@@ -74,7 +74,6 @@ impl From<EnrolError> for BackupError {
 impl Advice for BackupError {
     fn exit(&self) -> Exit {
         match self {
-            Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => Exit::Missing,
             Self::File { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => Exit::InTheWay,
             Self::File { .. } => Exit::Io,
             Self::Malformed { .. } | Self::LeftOut { .. } | Self::ReadBack(_) => Exit::NoSealedKey,
