@@ -177,17 +177,32 @@ fn of_markdown(text: &str, name: &str, section: &str, about: &str) -> Roff {
     page
 }
 
-/// Without marks; of a link the text, and in brackets where it leads.
+/// Without marks; of a link the text, and in brackets the page where it leads, unless the text says that.
 fn plain(line: &str) -> String {
-    let line = line.replace('`', "").replace("**", "");
-    let mut parts = line.split("](").map(str::to_owned).collect::<Vec<_>>();
-    let last = parts.len() - 1;
-    for part in &mut parts[..last] {
-        let start = part.rfind('[').unwrap_or_default();
-        part.replace_range(start..=start, "");
-        part.push_str(" (");
+    let mut rest = line.replace('`', "").replace("**", "");
+    let mut told = String::new();
+    while let Some((before, after)) = rest.split_once("](") {
+        let (target, after) = after.split_once(')').unwrap_or((after, ""));
+        let page = target.split('#').next().unwrap_or_default();
+        let (start, text) = before.split_at(opening(before));
+        let text = text.strip_prefix('[').unwrap_or(text);
+        told = told + start + text;
+        if !page.is_empty() && page != text {
+            told += &format!(" ({page})");
+        }
+        rest = after.to_owned();
     }
-    parts.concat()
+    told + &rest
+}
+
+/// Where the bracket is that the end of the text closes; a text may have brackets of its own.
+fn opening(text: &str) -> usize {
+    let mut open = 1;
+    let is_it = |letter| {
+        open += i32::from(letter == ']') - i32::from(letter == '[');
+        open == 0
+    };
+    text.rfind(is_it).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -231,9 +246,15 @@ mod tests {
         for text in [&toml, &boot] {
             assert!(!text.contains("|---") && !text.contains("**"), "{text}");
         }
+        assert_eq!(plain("`a` is a [policy](policies.md#x) of [b] [c](d)"), "a is a policy (policies.md) of [b] c (d)");
         assert_eq!(
-            plain("`a` is a [policy](policies.md#x) of [b] [c](d)"),
-            "a is a policy (policies.md#x) of [b] c (d)"
+            plain("[boot.md](boot.md), [tpm.md](tpm.md#x); [below](#y), a [`[servers.NAME]`](#servers)"),
+            "boot.md, tpm.md; below, a [servers.NAME]"
         );
+        for text in [&toml, &boot] {
+            let words: Vec<&str> = text.split_whitespace().collect();
+            let twice = words.windows(2).find(|pair| pair[0].ends_with(".md") && pair[1].contains(pair[0]));
+            assert!(twice.is_none(), "{twice:?}: {text}");
+        }
     }
 }
