@@ -275,6 +275,9 @@ pub enum BackendError {
     /// The key does not belong to the volume, or this cannot be checked.
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    /// A program of another version has written down what it has attached.
+    #[error("{} is of version {version}; this program reads version {ours}", .path.display())]
+    OtherVersion { path: PathBuf, version: u32, ours: u32 },
     /// A step failed; `action` says which ("cannot ...").
     #[error("{action}")]
     Failed {
@@ -297,7 +300,7 @@ impl Advice for BackendError {
             | Self::NotOnline { .. }
             | Self::BeingRotated(_)
             | Self::LeftOver { .. } => Exit::Busy,
-            Self::Unavailable(_) | Self::Failed { .. } => Exit::System,
+            Self::Unavailable(_) | Self::OtherVersion { .. } | Self::Failed { .. } => Exit::System,
         }
     }
 
@@ -324,6 +327,9 @@ impl Advice for BackendError {
             Self::Foreign { .. } => "choose another name".into(),
             Self::Unavailable(_) => "--backend userspace maps the volume without device-mapper".into(),
             Self::NotActive(_) => "'cryptattach list' shows the attached volumes".into(),
+            Self::OtherVersion { .. } => {
+                "another version of cryptattach has attached that volume: detach it with that one, or restart the machine".into()
+            }
             Self::Failed { .. } => return None,
         })
     }

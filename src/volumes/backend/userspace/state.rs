@@ -110,7 +110,22 @@ impl State {
         match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(BackendError::failed(action)(error)),
-            Ok(json) => serde_json::from_slice(&json).map(Some).map_err(BackendError::failed(action)),
+            Ok(json) => Self::parse(&json, &path, action).map(Some),
+        }
+    }
+
+    /// The version is looked at first: another one may have other members.
+    fn parse(json: &[u8], path: &Path, action: String) -> Result<Self, BackendError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        match serde_json::from_slice(json) {
+            Ok(Versioned { version: VERSION }) => serde_json::from_slice(json).map_err(BackendError::failed(action)),
+            Ok(Versioned { version }) => {
+                Err(BackendError::OtherVersion { path: path.to_owned(), version, ours: VERSION })
+            }
+            Err(error) => Err(BackendError::failed(action)(error)),
         }
     }
 
@@ -214,6 +229,12 @@ mod tests {
         let read = State::load(&paths, &name).unwrap().unwrap();
         assert_eq!((read.identity, read.worker, read.size_bytes), (state.identity, state.worker, 1 << 30));
         assert_eq!(paths.names().unwrap(), std::slice::from_ref(&name));
+        let file = paths.directory(&name).join("state.json");
+        let mut of_another: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        (of_another["version"], of_another["more"]) = (2.into(), "what only version 2 has".into());
+        fs::write(&file, of_another.to_string()).unwrap();
+        let error = State::load(&paths, &name).unwrap_err();
+        assert!(matches!(error, BackendError::OtherVersion { version: 2, ours: 1, .. }), "{error}");
         paths.remove_directory(&name).unwrap();
         assert!(paths.names().unwrap().is_empty());
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0, "nothing is left");
