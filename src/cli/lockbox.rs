@@ -26,6 +26,7 @@ use crate::{
 pub enum LockboxVerb {
     Open(Open),
     Close(Close),
+    #[command(alias = "list")]
     Status(Status),
     Add(Add),
     Forget(Forget),
@@ -169,7 +170,7 @@ fn words(known: &Known) -> Vec<String> {
     lines
 }
 
-fn entry(entry: &EntryStatus) -> String {
+pub(super) fn entry(entry: &EntryStatus) -> String {
     let time = |seconds: Option<u64>| seconds.map_or("?".to_owned(), duration);
     let state = match (entry.state, &entry.why) {
         (State::Valid, _) => "valid".to_owned(),

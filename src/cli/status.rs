@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     Global,
     list::{self, Line},
-    lockbox::duration,
+    lockbox::{self as lockbox_lines, duration},
     output,
 };
 use crate::{
@@ -106,6 +106,7 @@ fn host_lines(shown: &HostStatus) -> Vec<String> {
     lines.extend(output::table(["STORE", "PLACE", "STATE"], stores));
     lines.push(String::new());
     lines.push(format!("lockbox    {}", overview.lockbox.as_ref().map_or_else(|| "none".to_owned(), lockbox)));
+    lines.extend(overview.lockbox.iter().flat_map(soonest));
     let latch = match &overview.latch {
         None => "no key of this host is in a TPM".to_owned(),
         Some(Latch::Latched) => "PCR 15 is extended: the TPM opens no key of this host until the next boot".to_owned(),
@@ -131,6 +132,17 @@ fn lockbox(lockbox: &lockbox::Status) -> String {
     let unusable = lockbox.entries.iter().filter(|entry| entry.why.is_some()).count();
     let unusable = if unusable > 0 { format!(", {unusable} of them NOT usable") } else { String::new() };
     format!("of '{}' {state}, {} entries{unusable}{soon}", lockbox.host, lockbox.entries.len())
+}
+
+/// The entries that expire first, as many as a screen has room for.
+fn soonest(lockbox: &lockbox::Status) -> Vec<String> {
+    const ROOM: usize = 5;
+    let mut entries: Vec<_> = lockbox.entries.iter().collect();
+    entries.sort_by_key(|entry| entry.expires_in_seconds);
+    let mut lines: Vec<_> = entries.iter().take(ROOM).map(|entry| lockbox_lines::entry(entry)).collect();
+    let more = entries.len().saturating_sub(ROOM);
+    lines.extend((more > 0).then(|| format!("    and {more} more: 'cryptattach lockbox status' shows them")));
+    lines
 }
 
 /// A mapping, and where the rotation of its volume's key stands.

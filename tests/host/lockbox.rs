@@ -170,6 +170,10 @@ fn opened_once_it_attaches_while_the_store_is_away() {
     let status = hosted.status();
     assert_eq!((&status["open"], &status["entries"][0]["state"]), (&true.into(), &"valid".into()), "{status}");
     assert_eq!(status["entries"][0]["key"], reference.as_str());
+    let screen = hosted.ok(&["status"]);
+    let entry = screen.lines().find(|line| line.trim_start().starts_with(&reference)).expect(&screen);
+    assert!(entry.contains(" left, valid"), "{screen}");
+    assert!(hosted.ok(&["lockbox", "list"]).contains(entry), "{screen}");
 
     hosted.store_goes();
     assert!(hosted.ok(&["separation", &volume]).contains("unproven"), "as attach judges");

@@ -11,7 +11,10 @@ use super::{
     tree::{Node, Step},
     verdict::{Gap, SharedDevice, Verdict},
 };
-use crate::base::{chain::printable, key::Place};
+use crate::base::{
+    chain::printable,
+    key::{Location, Place, Replica},
+};
 
 /// What a separation check found.
 ///
@@ -50,6 +53,7 @@ impl fmt::Display for Report {
         if let Some((path, lineage)) = &self.header {
             write_lineage(f, "detached header", &path.display(), lineage)?;
         }
+        write_replicas(f, &self.places)?;
         write_places(f, &self.places)?;
         for swap in &self.swap {
             let what = match swap.kind {
@@ -73,10 +77,28 @@ fn write_lineage(f: &mut fmt::Formatter<'_>, what: &str, at: &dyn fmt::Display, 
     write!(f, "{}", Below(lineage))
 }
 
-/// The places of the key: what they rest on is told once for all that rest on the same.
+/// The replicas in an object store: each device once, with all that it has.
+fn write_replicas(f: &mut fmt::Formatter<'_>, places: &[(Place, Lineage)]) -> fmt::Result {
+    let mut devices: Vec<(Vec<String>, String)> = Vec::new();
+    for (place, lineage) in places {
+        let Location::Replica(Replica { ring, .. }) = &place.at else { continue };
+        let (ring, below) = (ring.to_string(), Below(lineage).to_string());
+        match devices.iter_mut().find(|(_, told)| *told == below) {
+            Some((rings, _)) if rings.contains(&ring) => {}
+            Some((rings, _)) => rings.push(ring),
+            None => devices.push((vec![ring], below)),
+        }
+    }
+    if !devices.is_empty() {
+        writeln!(f, "sealed key  in Swift, whose replicas are")?;
+    }
+    devices.iter().try_for_each(|(rings, below)| write!(f, "  {}: {}", rings.join(", "), below.trim_start()))
+}
+
+/// The other places of the key: what they rest on is told once for all that rest on the same.
 fn write_places(f: &mut fmt::Formatter<'_>, places: &[(Place, Lineage)]) -> fmt::Result {
     let mut groups: Vec<(Vec<String>, String)> = Vec::new();
-    for (place, lineage) in places {
+    for (place, lineage) in places.iter().filter(|(place, _)| !matches!(place.at, Location::Replica(_))) {
         let (heading, below) = (heading(&place.what, &place.at, lineage), Below(lineage).to_string());
         match groups.iter_mut().find(|(_, told)| *told == below) {
             Some((headings, _)) if headings.contains(&heading) => {}

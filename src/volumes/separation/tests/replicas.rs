@@ -227,12 +227,21 @@ fn at_the_level_of_devices_a_replica_on_this_host_is_followed_to_its_disk() {
         "unproven: the object's replica on 10.0.0.9 device d1: it is on this host, like the volume's disk sda";
     assert!(case().verdict(&place).starts_with(unknown), "{}", case().verdict(&place));
 
-    let swift = [replica(Ring::Object, "127.0.0.1", "d2")];
+    let on = |ring, host, device| replica(ring, host, device);
+    let swift = [
+        on(Ring::Object, "127.0.0.1", "d2"),
+        on(Ring::Object, "10.0.0.6", "d1"),
+        on(Ring::Container, "127.0.0.1", "d2"),
+        on(Ring::Container, "127.0.0.1", "d2"),
+    ];
     let report = case().check("/dev/sda2", &swift);
-    assert!(
-        report.to_string().contains("  device d2 of 127.0.0.1 -> /srv/node/d2\n    ext4 on partition sdb1"),
-        "{report}"
-    );
+    let tree = "sealed key  in Swift, whose replicas are\n  \
+                  object, container: device d2 of 127.0.0.1 -> /srv/node/d2\n    \
+                    ext4 on partition sdb1 -> disk sdb (WWN 5000bb)\n  \
+                  object: device d1 of 10.0.0.6\n\
+                apart: ";
+    assert!(report.to_string().contains(tree), "{report}");
+    assert_eq!(serde_json::to_value(&report).unwrap()["places"].as_array().unwrap().len(), swift.len());
     assert_eq!(report.verdict.word(), "apart");
 }
 
@@ -284,14 +293,20 @@ fn on_one_host_for_all_the_replicas_are_told_once_and_how_to_have_it_so() {
 fn what_several_places_rest_on_is_told_once() {
     let case = Case::new().served_by_iscsi("10.0.0.5:3260").known(STORAGE);
     let (object, container) = (object_on("10.0.0.6"), replica(Ring::Container, "10.0.0.6", "sdb1"));
-    let alone = case.check("/dev/sda2", std::slice::from_ref(&object)).to_string();
-    let both = case.check("/dev/sda2", &[object.clone(), object, container]).to_string();
-    let below = |text: &str| text.lines().filter(|line| *line == "  device sdb1 of 10.0.0.6").count();
-    let heads = |text: &str| text.lines().filter(|line| line.starts_with("sealed key  swift://")).count();
-    assert_eq!((heads(&alone), below(&alone)), (1, 1), "{alone}");
-    assert_eq!((heads(&both), below(&both)), (1, 1), "{both}");
-    let two = case.check("/dev/sda2", &[object_on("10.0.0.6"), object_on("10.0.0.7")]).to_string();
-    assert_eq!(heads(&two), 2, "{two}");
+    let told = |places: &[Place]| {
+        let report = case.check("/dev/sda2", places).to_string();
+        report
+            .lines()
+            .skip_while(|line| !line.starts_with("sealed key"))
+            .map(|line| format!("{line}\n"))
+            .collect::<String>()
+    };
+    let head = "sealed key  in Swift, whose replicas are\n";
+    let one = told(&[object.clone(), object.clone(), container]);
+    assert!(one.starts_with(&format!("{head}  object, container: device sdb1 of 10.0.0.6\napart: ")), "{one}");
+    let two = told(&[object, object_on("10.0.0.7")]);
+    let lines = "  object: device sdb1 of 10.0.0.6\n  object: device sdb1 of 10.0.0.7\n";
+    assert!(two.starts_with(&format!("{head}{lines}apart: ")), "{two}");
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn what_sysfs_knows_of_an_iscsi_device_is_enough_and_counts_beside_the_target() 
     assert!(
         report.to_string().contains(
             "disk sdc (WWN 6001405) -> iSCSI target iqn.1:v at 10.0.0.5:3260, [fd00::6]:3260, 10.0.0.7:3260\n\
-         sealed key  swift://10.0.0.7:6200/sdb1\n  device sdb1 of 10.0.0.7\nshared: "
+         sealed key  in Swift, whose replicas are\n  object: device sdb1 of 10.0.0.7\nshared: "
         ),
         "{report}"
     );
