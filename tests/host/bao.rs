@@ -23,6 +23,7 @@ use serde_json::Value;
 
 use crate::{
     bao::{BaoServer, POLICY},
+    enrol::stage::{Host as Joining, Stage, edit},
     page,
     site::{LoopDevice, Site, sh},
     store_suite,
@@ -524,4 +525,105 @@ fn a_host_with_a_lockbox_attaches_while_the_server_is_sealed_and_until_it_is_rem
     assert!(told.contains("not admitted") || told.contains("removed"), "{told}");
     let (attached, told) = attach();
     assert!(!attached, "{told}");
+}
+
+/// What a host may that attaches and joins, as docs/openbao.md has it.
+const JOINS: &str = r#"
+path "kv/data/cryptattach/keys/*"            { capabilities = ["read"] }
+path "kv/data/cryptattach/keys/join/NAME.*"  { capabilities = ["create", "update", "read"] }
+"#;
+
+/// A host that logs in with a policy of its own.
+fn joining<'s>(stage: &'s Stage, bao: &BaoServer, name: &str) -> Joining<'s> {
+    let host = stage.host(name);
+    let policy = host.file("host.hcl");
+    fs::write(&policy, JOINS.replace("NAME", host.name())).unwrap();
+    bao.bao(&["policy", "write", host.name(), &policy]);
+    let own = format!("-policy={}", host.name());
+    fs::write(host.file("token"), bao.bao(&["token", "create", &own, "-ttl=5m", "-field=token"])).unwrap();
+    let text = fs::read_to_string(host.file("cryptattach.toml")).unwrap();
+    let (before, rest) = text.split_once("[stores.cinder]").unwrap();
+    let (_, after) = rest.split_once("[lockbox]").unwrap();
+    let store = format!(
+        "[servers.main]\nbao = ['{}']\nca = '../ca.pem'\ntoken_file = 'token'\n[stores.s]\ntype = 'bao'\nserver = 'main'\n\
+         path = 'kv/cryptattach/keys'\nowner = '../owner.pem'\nescrow = '../escrow.pem'\n[lockbox]",
+        bao.url
+    );
+    let text = format!("{before}{store}{after}").replace("store = 'cinder'", "store = 's'");
+    fs::write(host.file("cryptattach.toml"), text).unwrap();
+    host
+}
+
+#[test]
+fn a_host_joins_through_the_server_and_its_neighbour_does_not_in_its_name() {
+    let vault = Vault::new();
+    vault.site.ok(&["container", "create", "s"]);
+    let Vault { bao, site } = vault;
+    fs::create_dir(site.keys("authority")).unwrap();
+    let stage = Stage { site };
+    let (host, neighbour) = (joining(&stage, &bao, "compute-7"), joining(&stage, &bao, "compute-8"));
+    let join = ["host", "join", "--store", "s"];
+    assert!(host.ok(&join).contains(&format!("host admit {}", host.name())));
+
+    // The neighbour may leave letters of its own, and none in the host's name.
+    neighbour.ok(&join);
+    let posing = neighbour.file("posing.toml");
+    let text = fs::read_to_string(neighbour.file("cryptattach.toml")).unwrap();
+    let text = text.replace(neighbour.name(), host.name()).replace("'state'", "'posing'");
+    fs::write(&posing, text.replace("host.tpm.pem", "posing.tpm.pem")).unwrap();
+    let refused = neighbour.fails(77, &["--config", &posing, "host", "join", "--store", "s"]);
+    assert!(refused.contains("does not let this host do that"), "{refused}");
+
+    // Whoever rules the server changes letters.
+    let letter = |host: &Joining<'_>, kind: &str| format!("cryptattach/keys/join/{}.{kind}", host.name());
+    let read = |at: &str| bao.bao(&["kv", "get", "-mount=kv", "-field=jwe", at]);
+    let write = |at: &str, file: &str| drop(bao.bao(&["kv", "put", "-mount=kv", at, &format!("jwe=@{file}")]));
+    let admit = ["host", "admit", host.name(), "--ca", stage.authority(), "--pcr-values", &host.pcr_values()];
+    let (asked, file) = (letter(&host, "request"), stage.keys("letter"));
+    let request = read(&asked);
+    fs::write(file, read(&letter(&neighbour, "request"))).unwrap();
+    write(&asked, file);
+    let refused = stage.fails(80, &admit);
+    assert!(refused.contains(&format!("it is the request of '{}'", neighbour.name())), "{refused}");
+    fs::write(file, &request).unwrap();
+    edit(file.as_ref(), |request| request["statement"] = neighbours(&read(&letter(&neighbour, "request"))));
+    write(&asked, file);
+    stage.fails(80, &admit);
+    assert!(stage.ok(&["host", "list"]).starts_with("no host is admitted"));
+    assert!(host.ok(&join).contains("request of"), "the host puts it right");
+
+    stage.ok(&admit);
+    let answered = letter(&host, "answer");
+    let answer = read(&answered);
+    fs::write(neighbour.file("answer"), &answer).unwrap();
+    assert!(neighbour.does_not_take(80).contains("this host is"));
+    fs::write(file, &answer).unwrap();
+    edit(file.as_ref(), |answer| answer["credential"] = "AAAA".into());
+    write(&answered, file);
+    assert!(host.fails(80, &join).contains("the TPM does not open the answer"));
+    host.fails(68, &["lockbox", "open"]);
+    fs::write(file, &answer).unwrap();
+    write(&answered, file);
+    assert!(host.ok(&join).contains("has joined"));
+    host.ok(&["lockbox", "open"]);
+    let listed = stage.json(&["host", "list"]);
+    assert!(listed[0]["store_says"] == "there" && listed[0]["last_seen"].is_u64(), "{listed}");
+
+    // A dead store holds the list up once, and not for each of its hosts.
+    stage.ok(&["host", "admit", neighbour.name(), "--ca", stage.authority(), "--trust-pcr-values"]);
+    bao.seal();
+    let output = stage.run(&["host", "list", "-v"]);
+    let (shown, said) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{said}");
+    assert_eq!(shown.matches("unknown (").count(), 2, "{shown}");
+    let alone = stage.run(&["container", "show", "s", "-v"]);
+    let tries = |said: &str| said.matches("trying again").count();
+    let of_one = tries(&String::from_utf8(alone.stderr).unwrap());
+    assert!(of_one > 0 && tries(&said) <= of_one + 1, "{of_one}: {said}");
+    let rows = stage.json(&["host", "list"]);
+    assert_eq!((rows.as_array().unwrap().len(), &rows[0]["last_seen"]), (2, &Value::Null), "{rows}");
+}
+
+fn neighbours(request: &str) -> Value {
+    serde_json::from_str::<Value>(request).unwrap()["statement"].clone()
 }

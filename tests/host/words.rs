@@ -257,3 +257,30 @@ fn whoever_names_what_is_not_there_is_told_what_to_do() {
     ));
     assert!(told.contains("a boot has no configuration") && !told.contains("another one"), "{told}");
 }
+
+/// The machine of this test has one disk: its sysfs knows no other.
+#[test]
+fn a_store_on_the_only_disk_is_told_at_once() {
+    let site = Site::new();
+    let (store, config) = (site.path("store"), site.path("second.toml"));
+    let told = sh(&format!(
+        "set -e; link=$(readlink -f /sys/dev/block/$(findmnt -nvo MAJ:MIN -T {}))
+         unshare -m --propagation private sh -ec '
+             mount -t tmpfs none /sys/dev/block
+             for disk in '$link' '${{link%/*}}'; do
+                 [ ! -e $disk/dev ] || ln -s $disk /sys/dev/block/$(cat $disk/dev)
+             done
+             {} --config {} init --store second --path {} --escrow {} 2>&1'",
+        site.path("").display(),
+        env!("CARGO_BIN_EXE_cryptattach"),
+        config.display(),
+        store.display(),
+        site.keys("escrow.pem")
+    ));
+    let ways = ["init --tpm-nv", "on another disk or a stick", "container create"];
+    assert!(
+        told.contains("the only disk of this machine (") && told.contains("'format' refuses each volume"),
+        "{told}"
+    );
+    assert!(ways.iter().all(|way| told.contains(way)) && told.contains("store 'second' in"), "{told}");
+}

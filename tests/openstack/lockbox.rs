@@ -21,7 +21,7 @@ use crate::{
 pub const STORIES: &[Story] = &[("a_lockbox_attaches_while_the_cloud_is_away", away)];
 
 /// Taken out of the kernel's keyring when the story ends.
-pub struct Open(String);
+pub struct Open(pub String);
 
 impl Drop for Open {
     fn drop(&mut self) {

@@ -16,8 +16,11 @@ mod fresh;
 mod hooks;
 mod journey;
 mod keys;
+mod letters;
 mod lies;
 mod lockbox;
+#[path = "../common/manufacture.rs"]
+mod manufacture;
 mod moves;
 #[path = "../common/opens.rs"]
 mod opens;
@@ -33,7 +36,12 @@ mod speed;
 #[path = "../common/store_suite.rs"]
 mod store_suite;
 mod stores;
+#[path = "../common/swtpm.rs"]
+#[allow(dead_code)] // the host layer asks it for more
+mod swtpm;
 mod tenants;
+#[path = "../common/tpm_process.rs"]
+mod tpm_process;
 
 use std::{
     process::ExitCode,
@@ -64,6 +72,7 @@ fn main() -> ExitCode {
         stores::STORIES,
         keys::STORIES,
         access::STORIES,
+        letters::STORIES,
         journey::STORIES,
         failures::STORIES,
         lies::STORIES,

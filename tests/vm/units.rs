@@ -76,6 +76,9 @@ fn boot(machine: &mut Machine) {
 
     machine.reboot();
     machine.ok("systemctl is-system-running --wait || { systemctl --failed; exit 1; }");
+    machine.ok("systemd-run --quiet --unit=cryptattach-renew --on-calendar='*-01-01' true");
+    machine.ok("cryptattach status --json | grep -E '\"unit\":\"cryptattach-renew.timer\",\"activates\":\"cryptattach-renew.service\",\"next\":[1-9]'");
+    machine.ok("cryptattach status | grep 'cryptattach-renew.timer starts cryptattach-renew.service, next on ' && systemctl stop cryptattach-renew.timer");
     machine.ok("mountpoint -q /data && mountpoint -q /remote");
     assert_eq!(machine.ok("cat /data/told; ls /dev/mapper | xargs"), "before\ncontrol my-data remote tab");
     machine.ok("! journalctl -b | grep -i 'ordering cycle'");
