@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::{base::chain::printable, verbs::error::Error};
+use crate::{base::chain::printable, sys::terminal, verbs::error::Error};
 
 /// Version of what `--json` prints (docs/json.md). It grows when a member goes or means something else, not when one comes.
 pub const SCHEMA: u32 = 1;
@@ -63,17 +63,39 @@ fn line_of_json(value: &impl Serialize) -> serde_json::Result<String> {
     Ok(escaped.collect::<String>() + "\n")
 }
 
-/// Rows in columns below their names, as wide as they must be. A cell may quote anything, too.
+/// Rows in columns below their names, as wide as they must be. A cell may quote anything, too. What a terminal has no room for
+/// would break in the middle of its cells: there each row is a paragraph.
 pub fn table<const N: usize>(names: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> Vec<String> {
+    table_in(terminal::columns(), names, rows)
+}
+
+fn table_in<const N: usize>(
+    columns: Option<usize>,
+    names: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> Vec<String> {
     let rows: Vec<_> =
         [names.map(str::to_owned)].into_iter().chain(rows).map(|row| row.map(|cell| printable(&cell))).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+    let len = |cell: &str| cell.chars().count();
+    let width = |column: usize| rows.iter().map(|row| len(&row[column])).max().unwrap_or_default();
     let widths: [usize; N] = std::array::from_fn(width);
     let line = |row: &[String; N]| {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
-    rows.iter().map(line).collect()
+    let lines: Vec<_> = rows.iter().map(line).collect();
+    // Whoever shows it may indent it.
+    let is_too_wide = |columns| lines.iter().any(|line| len(line) + 2 > columns);
+    if !columns.is_some_and(is_too_wide) {
+        return lines;
+    }
+    let name = names.iter().map(|name| len(name)).max().unwrap_or_default();
+    let paragraph = |(at, row): (usize, &[String; N])| {
+        let cells = names.iter().zip(row).filter(|(_, cell)| !cell.is_empty());
+        let cells = cells.map(|(of, cell)| format!("{of:name$}  {cell}"));
+        (at > 0).then(String::new).into_iter().chain(cells).collect::<Vec<_>>()
+    };
+    rows[1..].iter().enumerate().flat_map(paragraph).collect()
 }
 
 /// 1073741824 -> "1 GiB"; rounded down to three digits.
@@ -106,7 +128,11 @@ mod tests {
     #[test]
     fn columns_are_as_wide_as_they_must_be() {
         let rows = [["a".to_owned(), "b\tc".to_owned()], ["long\n".to_owned(), String::new()]];
-        assert_eq!(table(["NAME", "X"], rows), ["NAME   X", "a      b\u{fffd}c", "long\u{fffd}"]);
+        for columns in [None, Some(14)] {
+            let table = table_in(columns, ["NAME", "X"], rows.clone());
+            assert_eq!(table, ["NAME   X", "a      b\u{fffd}c", "long\u{fffd}"]);
+        }
+        assert_eq!(table_in(Some(11), ["NAME", "X"], rows), ["NAME  a", "X     b\u{fffd}c", "", "NAME  long\u{fffd}"]);
     }
 
     #[test]

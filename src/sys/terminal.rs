@@ -1,9 +1,9 @@
-//! A question at the terminal whose answer nobody sees.
+//! A question at the terminal whose answer nobody sees; and how wide a terminal is.
 
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Write},
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd},
     sync::{
         Mutex, MutexGuard, TryLockError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -13,6 +13,7 @@ use std::{
 };
 
 use nix::{
+    libc,
     poll::{PollFd, PollFlags, poll},
     sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr},
 };
@@ -27,6 +28,21 @@ const MOST_BYTES: usize = 4096;
 const LOOK_MILLISECONDS: u8 = 100;
 /// What Ctrl-C is in a line.
 const INTERRUPT: u8 = 3;
+
+mod ioctl {
+    #![allow(unsafe_code)] // the wrapper that nix's macro makes is an unsafe function
+    use nix::libc;
+    nix::ioctl_read_bad!(tiocgwinsz, libc::TIOCGWINSZ, libc::winsize);
+}
+
+/// The columns of the terminal that reads standard output, if one does.
+#[allow(unsafe_code)]
+pub fn columns() -> Option<usize> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the ioctl writes one winsize (ioctl_tty(2)), and standard output stays open.
+    unsafe { ioctl::tiocgwinsz(io::stdout().as_raw_fd(), &raw mut size) }.ok()?;
+    Some(size.ws_col.into()).filter(|columns| *columns > 0)
+}
 
 /// Asks, until that `is_over`; `None` if it is over, or the person has pressed Ctrl-C or Ctrl-D.
 ///

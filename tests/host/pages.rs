@@ -10,12 +10,15 @@ use crate::{
 const ONE_MACHINE: &str = include_str!("../../docs/one-machine.md");
 const BACKUP: &str = include_str!("../../docs/backup.md");
 const RECOVERY: &str = include_str!("../../docs/recovery.md");
+const SYSADMIN: &str = include_str!("../../docs/sysadmin.md");
 const REMOVAL: &str = include_str!("../../docs/removal.md");
 
 /// Whoever types what pages say, with this site's places for theirs.
 struct Reader {
     device: LoopDevice,
     site: Site,
+    /// Where they type it.
+    folder: PathBuf,
 }
 
 impl Reader {
@@ -31,6 +34,9 @@ impl Reader {
             // A stick has more room than this site's memory.
             .replace("/media/usb/vdb.header", self.site.path("vdb.header").to_str().unwrap())
             .replace("/media/safe/", sticks)
+            .replace("plain.img", self.site.path("plain.img").to_str().unwrap())
+            .replace("FILE NAME", &format!("{} {name}", self.device.path()))
+            .replace(" NAME\n", &format!(" {name}\n"))
             .replace("/media/usb/", sticks)
             .replace("/mnt/keys/", sticks)
             .replace("cinder", "stick");
@@ -38,7 +44,7 @@ impl Reader {
         let program = PathBuf::from(env!("CARGO_BIN_EXE_cryptattach"));
         let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
         let config = self.site.keys("cryptattach.toml");
-        page::run(&self.site.path(""), &script, &[("PATH", &path), ("CRYPTATTACH_CONFIG", config)])
+        page::run(&self.folder, &script, &[("PATH", &path), ("CRYPTATTACH_CONFIG", config)])
     }
 }
 
@@ -46,7 +52,7 @@ impl Reader {
 fn an_owner_makes_backs_up_rehearses_restores_and_removes_a_volume_by_the_pages() {
     let site = Site::bare();
     let file = site.file("disk", 64 << 20);
-    let reader = Reader { device: LoopDevice::new(&file, ""), site };
+    let reader = Reader { device: LoopDevice::new(&file, ""), folder: site.path(""), site };
     let all = |_: &str| true;
 
     // The words on paper are the page's other case.
@@ -70,4 +76,19 @@ fn an_owner_makes_backs_up_rehearses_restores_and_removes_a_volume_by_the_pages(
     let erased = reader.types(&removal, "## A volume", |line| line.contains("erase"));
     assert!(erased.contains("deleted by its store"), "{erased}");
     assert!(reader.site.fails(65, &["test", reader.device.path()]).contains("has no LUKS header"));
+}
+
+#[test]
+fn a_system_administrator_makes_a_store_and_copies_a_volume_by_the_page() {
+    let site = Site::bare();
+    let file = site.file("disk", 32 << 20);
+    let reader = Reader { device: LoopDevice::new(&file, ""), folder: site.keys("").into(), site };
+    let all = |_: &str| true;
+    let made = reader.types(SYSADMIN, "## 1. Choose a store", all);
+    assert!(made.contains("container key    logs/kek/1"), "{made}");
+    reader.site.ok(&["format", reader.device.path()]);
+    reader.types(SYSADMIN, "## 4. Attach them", all);
+    assert!(reader.site.path("plain.img").metadata().unwrap().len() > 0);
+    let told = reader.types(SYSADMIN, "## 5. Prove that key and data are apart", all);
+    assert!(told.contains("\napart: "), "{told}");
 }

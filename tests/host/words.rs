@@ -284,3 +284,17 @@ fn a_store_on_the_only_disk_is_told_at_once() {
     );
     assert!(ways.iter().all(|way| told.contains(way)) && told.contains("store 'second' in"), "{told}");
 }
+
+#[test]
+fn a_table_that_a_terminal_has_no_room_for_is_paragraphs() {
+    let site = Site::new();
+    let config = site.keys("cryptattach.toml");
+    let at = |columns| {
+        let command =
+            format!("stty cols {columns}; {} --config {config} container show", env!("CARGO_BIN_EXE_cryptattach"));
+        sh(&format!("script -qec '{command}' /dev/null </dev/null")).replace('\r', "")
+    };
+    let narrow = at(80);
+    assert!(narrow.contains("  NAME              owner\n  SINCE (AT LEAST)  "), "{narrow}");
+    assert!(at(400).contains("  NAME    SINCE (AT LEAST)  "), "{}", at(400));
+}
