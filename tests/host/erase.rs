@@ -264,7 +264,7 @@ fn a_receipt_keeps_to_its_place() {
     let folder = site.path("receipts");
     let file = folder.join("v.json").display().to_string();
     // Nothing is begun.
-    assert!(site.fails(74, &["key", "erase", &path, "--receipt", &file]).contains("folder of the receipt"));
+    assert!(site.fails(66, &["key", "erase", &path, "--receipt", &file]).contains("folder of the receipt"));
     assert!(!Path::new(site.keys("site-state")).join("erase").join(&uuid).exists() && keys(&site) == key);
     fs::create_dir(&folder).unwrap();
     let killed = |trace: &str, at: &str| {
@@ -279,7 +279,7 @@ fn a_receipt_keeps_to_its_place() {
     // The folder is gone when it goes on: that is told before the question.
     fs::remove_dir(&folder).unwrap();
     for more in [&[][..], &["--receipt", &file]] {
-        let told = site.fails(74, &[&["key", "erase", &path], more].concat());
+        let told = site.fails(66, &[&["key", "erase", &path], more].concat());
         assert!(told.contains("folder of the receipt") && !told.contains("confirm with --yes"), "{told}");
     }
     // A folder of somebody's, who puts a file there while the volume is wiped.
