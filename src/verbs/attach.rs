@@ -84,7 +84,8 @@ pub(super) fn map(
         (active, _) => active,
     };
     let Request { key, tenant, volume_id, .. } = request;
-    let asked = Asked { key, tenant, name: Some(options.name.clone()), volume_id: volume_id.map(str::to_owned) };
+    let asked =
+        Asked { key, tenant, name: Some(options.name.clone()), volume_id: volume_id.map(str::to_owned), warm: true };
     let given = Circumstances { target: request.target.as_ref(), strictness: request.separation, in_memory: None };
     let case = Case::find(config, volume, asked)?;
     let from = if case.needs_store() { Source::Store } else { Source::Lockbox };

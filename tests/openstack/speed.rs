@@ -78,10 +78,7 @@ pub fn compare(cloud: &Cloud) {
 fn requests(cloud: &Cloud) {
     println!("\n{:<46} {:>10} {:>10} {:>10}", "requests per attach", "Keystone", "keys", "rings");
     let row = |name: &str, log: &str| {
-        let answered = || log.lines().filter(|line| line.contains(" http") && line.contains(" in "));
-        let of = |what: &dyn Fn(&str) -> bool| answered().filter(|line| what(line)).count();
-        let (keystone, rings) = (of(&|line| line.contains("/v3/")), of(&|line| line.contains("/endpoints/")));
-        let keys = answered().count() - keystone - rings;
+        let [keystone, keys, rings] = counted(log);
         println!("{name:<46} {keystone:>10} {keys:>10} {rings:>10}");
     };
     let attach = |site: &Site<'_>, arguments: &[&str]| {
@@ -126,8 +123,16 @@ fn requests(cloud: &Cloud) {
     row("Barbican, unsealed, token warm", &warm(&site, "barbican", &ids));
 }
 
+/// How many requests `-v` tells of: to Keystone, for keys, and for rings.
+pub fn counted(log: &str) -> [usize; 3] {
+    let answered = || log.lines().filter(|line| line.contains(" http") && line.contains(" in "));
+    let of = |what: &dyn Fn(&str) -> bool| answered().filter(|line| what(line)).count();
+    let (keystone, rings) = (of(&|line| line.contains("/v3/")), of(&|line| line.contains("/endpoints/")));
+    [keystone, answered().count() - keystone - rings, rings]
+}
+
 /// What is logged meanwhile.
-fn logged(work: impl FnOnce()) -> String {
+pub fn logged(work: impl FnOnce()) -> String {
     let log = Arc::new(Mutex::new(Vec::new()));
     let writer = {
         let log = log.clone();
