@@ -12,6 +12,7 @@ use cryptattach::{
 use crate::opens::opens;
 use crate::{
     Story,
+    access::withdraw_tokens,
     cloud::{Cloud, Site},
     shell::sh,
     speed::{counted, logged},
@@ -200,11 +201,16 @@ fn kept_tokens() -> Vec<String> {
     described.map(|word| word.trim_end_matches(':').to_owned()).collect()
 }
 
+/// As after a boot: the next attach logs in.
+pub fn forget_tokens() {
+    kept_tokens().iter().for_each(|kept| drop(kernel_keyring::remove(kept)));
+}
+
 fn attaches_of_one_boot(cloud: &Cloud) {
     let site = Site::new(cloud);
-    let volumes: Vec<_> = (0..12).map(|n| site.file(&format!("v{n}"))).collect();
+    let volumes: Vec<_> = (0..8).map(|n| site.file(&format!("v{n}"))).collect();
     let keys: Vec<String> = volumes.iter().map(|volume| site.ok(&["format", volume])).collect();
-    kept_tokens().iter().for_each(|kept| drop(kernel_keyring::remove(kept)));
+    forget_tokens();
     let attach = |volume: &str| {
         let name = site.name("v");
         let output = site.run(&["-v", "attach", volume, &name, "--backend", "userspace"]);
@@ -224,10 +230,7 @@ fn attaches_of_one_boot(cloud: &Cloud) {
     let token = json["token"].as_str().unwrap();
     let folders = format!("{} {} /run/cryptattach", site.path("").display(), site.disk().display());
     sh(&format!("! grep -rqF -- '{token}' {folders}"));
-    sh(&format!(
-        "curl -sf -X DELETE -H 'X-Auth-Token: {token}' -H 'X-Subject-Token: {token}' {}/v3/auth/tokens",
-        cloud.var("AUTH_URL").trim_end_matches("/v3")
-    ));
+    withdraw_tokens(cloud);
     let (requests, log) = attach(&volumes[2]);
     assert!(requests[0] == 1 && requests[2] == 1 && log.contains("logging in again"), "{requests:?} {log}");
     assert_eq!(attach(&volumes[3]).0, [0, 1, 1]);

@@ -23,6 +23,7 @@ use cryptattach::{
 
 use crate::{
     cloud::{Cloud, Site},
+    keys::forget_tokens,
     opens::opens,
     shell::sh,
 };
@@ -104,7 +105,9 @@ fn requests(cloud: &Cloud) {
     let volumes = ["one", "two"].map(|name| site.file(name));
     let keys = volumes.each_ref().map(|volume| site.ok(&["format", volume]));
     let ids = keys.each_ref().map(|key| key[7..].parse().unwrap());
-    row("Swift, a new process", &attach(&site, &[&volumes[0]]));
+    forget_tokens();
+    row("Swift, the first attach of a boot", &attach(&site, &[&volumes[0]]));
+    row("Swift, a later one, of another volume", &attach(&site, &[&volumes[1]]));
     row("Swift, token and container key warm", &warm(&site, "cinder", &ids));
 
     let site = Site::bare(cloud);
@@ -119,7 +122,9 @@ fn requests(cloud: &Cloud) {
         "{binary} --config {} key passphrase {key} | {format} {volume}",
         site.path("cryptattach.toml").display()
     ));
-    row("Barbican, unsealed, a new process", &attach(&site, &[&volume, "--key", &key]));
+    forget_tokens();
+    row("Barbican, unsealed, the first attach of a boot", &attach(&site, &[&volume, "--key", &key]));
+    row("Barbican, unsealed, a later one", &attach(&site, &[&volume, "--key", &key]));
     row("Barbican, unsealed, token warm", &warm(&site, "barbican", &ids));
 }
 
