@@ -289,7 +289,7 @@ mod tests {
                 let (name, value) = line.rsplit_once(' ').ok_or(line)?;
                 let of = name.split('{').next().unwrap_or_default();
                 let is_of_it = !family.is_empty() && of.starts_with(family);
-                let value = value.parse().ok().filter(|_| is_of_it && series.get(name).is_none()).ok_or(line)?;
+                let value = value.parse().ok().filter(|_| is_of_it && !series.contains_key(name)).ok_or(line)?;
                 series.insert(name, value);
             }
         }
