@@ -17,6 +17,7 @@ use crate::{
     verbs::{
         detach,
         error::Error,
+        metrics,
         overview::{self, Latch, Overview},
         rotate::standing::{self, Rotation, Standing},
     },
@@ -31,15 +32,22 @@ use crate::{
 #[command(after_help = "Examples:
   cryptattach status
   cryptattach status data
-  cryptattach status data --json")]
+  cryptattach status data --json
+  cryptattach status --metrics        write the metrics file of the configuration anew")]
 pub struct Status {
     /// The mapping's name, its plaintext device, or the encrypted device
     #[arg(value_name = "NAME|DEVICE")]
     mapping: Option<String>,
+    /// Write the metrics file for Prometheus anew, and print nothing
+    #[arg(long, conflicts_with_all = ["mapping", "json"])]
+    metrics: bool,
 }
 
 impl Status {
     pub(super) fn run(&self, global: &Global) -> Result<(), Error> {
+        if self.metrics {
+            return metrics::renew(&global.config()?);
+        }
         let Some(mapping) = &self.mapping else { return of_host(global) };
         let config = global.config().ok();
         let name = detach::named(&ThisHost, mapping)?;

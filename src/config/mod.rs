@@ -86,6 +86,8 @@ pub struct Config {
     #[serde(default)]
     pub hotplug: Hotplug,
     pub lockbox: Option<LockboxConfig>,
+    /// What this host counts, for node_exporter's textfile collector.
+    pub metrics: Option<ConfigPath>,
     /// Directory for what this host has to remember: which container keys and which lockbox key it trusts. Root's; others have
     /// one of their own.
     #[serde(default = "state")]

@@ -4,7 +4,7 @@
 //! (fsync(2)). Writers of a folder take turns, by a lock file in it; readers need no lock, for a file is whole at all times.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown},
     path::{Path, PathBuf},
@@ -94,6 +94,14 @@ pub fn read_bounded(path: &Path, most: usize) -> io::Result<Vec<u8>> {
 /// Writes a file in a folder that is not ours to lock, in place of the one of that name.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     written(path, bytes)?.persist(path).map_err(|refused| refused.error)?;
+    File::open(folder_of(path))?.sync_all()
+}
+
+/// Likewise, with this mode.
+pub fn replace_as(path: &Path, bytes: &[u8], mode: Permissions) -> io::Result<()> {
+    let written = written(path, bytes)?;
+    written.as_file().set_permissions(mode)?;
+    written.persist(path).map_err(|refused| refused.error)?;
     File::open(folder_of(path))?.sync_all()
 }
 

@@ -74,6 +74,11 @@ impl Advice for KeyringError {
 
 /// Keeps a secret under a description, in place of the one that is there.
 pub fn put(description: &str, secret: &SecretBytes) -> Result<KeyringKind, KeyringError> {
+    put_for(description, secret, None)
+}
+
+/// Likewise for so many seconds, if any are given. Then the kernel removes it.
+pub fn put_for(description: &str, secret: &SecretBytes, seconds: Option<usize>) -> Result<KeyringKind, KeyringError> {
     remove(description)?;
     // Made in this process's own keyring: only who possesses a key may close it, and a service of systemd's possesses nothing of
     // the user keyring (KeyringMode= in systemd.exec(5)).
@@ -87,6 +92,7 @@ pub fn put(description: &str, secret: &SecretBytes) -> Result<KeyringKind, Keyri
     // Without SETATTR: nobody widens the permissions again, not even its owner.
     let permissions = Permission::VIEW | Permission::READ | Permission::SEARCH;
     let closed = kept.and_then(|kept| {
+        seconds.map_or(Ok(()), |seconds| key.set_timeout(seconds))?;
         key.set_perms(KeyPermissionsBuilder::builder().user(permissions).build())?;
         own.unlink_key(key)?;
         Ok(kept)
@@ -168,6 +174,10 @@ mod tests {
         assert!(key.update(b"three").is_err());
         assert!(key.set_perms(KeyPermissionsBuilder::builder().user(Permission::ALL).build()).is_err());
         assert!(remove(&description).unwrap());
+        put_for(&description, &SecretBytes::copy_of(b"soon gone").unwrap(), Some(1)).unwrap();
+        assert!(get(&description, 16).unwrap().is_some());
+        std::thread::sleep(std::time::Duration::from_millis(2100));
+        assert!(get(&description, 16).unwrap().is_none());
         assert!(!remove(&description).unwrap());
         assert!(get(&description, 8).unwrap().is_none());
     }

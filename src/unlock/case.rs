@@ -39,6 +39,8 @@ pub struct Asked {
     pub name: Option<MappingName>,
     /// What the caller of a hook calls the volume.
     pub volume_id: Option<String>,
+    /// What earlier attaches of this boot have had of the store need not be asked for again.
+    pub warm: bool,
 }
 
 /// What the separation check may let through.
@@ -131,9 +133,10 @@ pub struct Tried {
 impl<'a> Case<'a> {
     /// The case of a volume whose key exists. The store is not asked yet.
     pub fn find(config: &'a Config, volume: Volume, asked: Asked) -> Result<Self, Error> {
-        let Asked { key, tenant, name, volume_id } = asked;
+        let Asked { key, tenant, name, volume_id, warm } = asked;
         let reference = reference(key.map(|key| volume.current(key)), &volume)?;
-        let container = Arc::new(Container::open(config, &reference.store, tenant.as_ref(), Use::Unlock)?);
+        let container = Container::open(config, &reference.store, tenant.as_ref(), Use::Unlock)?;
+        let container = Arc::new(if warm { container.warm(config)? } else { container });
         // The volumes of tenants come and go, and one must not stand in another's way.
         let pinning = if tenant.is_some() { Pinning::Check } else { Pinning::Pin };
         let case = Self { name, volume_id, pinning, ..Self::of(config, volume, reference, container) };
@@ -214,6 +217,7 @@ impl<'a> Case<'a> {
                 })?
             }
             Err(refused) => {
+                self.key.container().forget_rows();
                 self.record("refused", refused.report());
                 return Err(refused.refusal.into());
             }

@@ -7,9 +7,10 @@ use crate::{
     config::Config,
     unlock::{
         case::{Asked, Case, Circumstances, Strictness},
+        container::Source,
         tenant::Tenant,
     },
-    verbs::{error::Error, rotate},
+    verbs::{error::Error, metrics, rotate},
     volumes::{
         backend::{Activate, BackendKind, Backends, ExportKind, Mapping},
         header::{self, PlainParameters, Volume},
@@ -60,6 +61,16 @@ pub struct Options {
 
 /// Attaches a volume.
 pub fn attach(config: &Config, backends: &dyn Backends, request: Request<'_>) -> Result<Mapping, Error> {
+    metrics::counted(config, |source| map(config, backends, request, source))
+}
+
+/// The same, not counted; `source` is what gave the key.
+pub(super) fn map(
+    config: &Config,
+    backends: &dyn Backends,
+    request: Request<'_>,
+    source: &mut Option<Source>,
+) -> Result<Mapping, Error> {
     let volume = match &request.tenant {
         None => rotate::find_to_map(config, request.device, request.header, request.plain.as_ref())?,
         // Keys of tenants are not rotated.
@@ -73,14 +84,18 @@ pub fn attach(config: &Config, backends: &dyn Backends, request: Request<'_>) ->
         (active, _) => active,
     };
     let Request { key, tenant, volume_id, .. } = request;
-    let asked = Asked { key, tenant, name: Some(options.name.clone()), volume_id: volume_id.map(str::to_owned) };
+    let asked =
+        Asked { key, tenant, name: Some(options.name.clone()), volume_id: volume_id.map(str::to_owned), warm: true };
     let given = Circumstances { target: request.target.as_ref(), strictness: request.separation, in_memory: None };
-    let proven = Case::find(config, volume, asked)?.prove(given)?;
+    let case = Case::find(config, volume, asked)?;
+    let from = if case.needs_store() { Source::Store } else { Source::Lockbox };
+    let proven = case.prove(given)?;
     let key = proven.key()?;
     // A tenant is told of a mapping only if the volume's key is the tenant's, and whoever asks for a key if it opens the volume.
     if let Some(mapping) = active {
         return Ok(mapping);
     }
+    *source = Some(from);
     let key = rotate::recovered(config, key, options.read_only)?;
     let mapping = backend.activate(&key, &options)?;
     proven.record("attach");

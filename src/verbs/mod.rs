@@ -27,6 +27,7 @@ pub mod join;
 mod key_file;
 pub mod keys;
 pub mod leaf;
+pub mod metrics;
 pub mod r#move;
 pub mod new_passphrase;
 pub mod overview;

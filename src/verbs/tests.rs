@@ -81,7 +81,7 @@ fn attach_request(device: &Path) -> attach::Request<'_> {
     }
 }
 
-fn attached(site: &Site, device: &Path) -> Result<Mapping, Error> {
+pub(super) fn attached(site: &Site, device: &Path) -> Result<Mapping, Error> {
     attach::attach(&site.config, &site.backend, attach_request(device))
 }
 

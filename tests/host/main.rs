@@ -52,6 +52,7 @@ mod holder;
 mod json;
 mod lockbox;
 mod loops;
+mod metrics;
 #[path = "move.rs"]
 mod moving;
 mod page;

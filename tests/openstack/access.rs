@@ -208,7 +208,7 @@ fn tokens(cloud: &Cloud) {
 
 /// A change of the password withdraws a user's tokens; where tokens are checked, they may be remembered for a while, so
 /// those servers start anew.
-fn withdraw_tokens(cloud: &Cloud) {
+pub fn withdraw_tokens(cloud: &Cloud) {
     let (url, password) = (cloud.var("AUTH_URL"), cloud.var("PASSWORD_CINDER"));
     let (user, token) = (cloud.var("USER_ID_CINDER"), cloud.token("cinder"));
     for (old, new) in [(password, "another-for-a-moment"), ("another-for-a-moment", password)] {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::{
     Story,
     cloud::{Cloud, Site},
+    keys::forget_tokens,
     shell::sh,
 };
 
@@ -82,6 +83,7 @@ fn keystone_down(cloud: &Cloud) {
     let volume = site.file("volume");
     site.ok(&["format", &volume]);
     cloud.stop("keystone");
+    forget_tokens();
     let arguments = ["attach", &volume, "x", "--backend", "userspace"];
     let (text, _) = site.fails_within(69, Duration::from_secs(8), &arguments);
     assert!(text.contains("cannot log in") && text.contains("cannot connect to http://127.0.0.1:"), "{text}");
@@ -89,6 +91,7 @@ fn keystone_down(cloud: &Cloud) {
     site.attaches(&volume);
     // Hanging is not down.
     cloud.signal("keystone", "STOP");
+    forget_tokens();
     let (text, _) = site.fails_within(69, Duration::from_secs(8), &arguments);
     assert!(text.contains("did not answer within"), "{text}");
 }

@@ -1,17 +1,21 @@
 //! Volumes with their keys in Swift: container keys, rotation, what is on the wire.
 
-use std::{process::Stdio, thread, time::Duration};
+use std::{process::Stdio, sync::Arc, thread, time::Duration};
 
 use cryptattach::{
     config::Config,
-    unlock::container::{Container, Use},
+    keys::seal::For,
+    sys::kernel_keyring,
+    unlock::container::{Container, Use, ViaLockbox},
 };
 
 use crate::opens::opens;
 use crate::{
     Story,
+    access::withdraw_tokens,
     cloud::{Cloud, Site},
     shell::sh,
+    speed::{counted, logged},
 };
 
 pub const STORIES: &[Story] = &[
@@ -21,6 +25,7 @@ pub const STORIES: &[Story] = &[
     ("an_old_or_foreign_container_key_is_not_sealed_under", container_key_trust),
     ("a_host_that_missed_rotations_follows_while_it_can", missed_rotations),
     ("one_key_get_when_warm", requests),
+    ("attaches_of_one_boot_ask_for_little_besides_the_key", attaches_of_one_boot),
     ("logging_in_in_every_way", log_in),
     ("the_escrow_key_opens_everything", escrow),
 ];
@@ -186,6 +191,69 @@ fn requests(cloud: &Cloud) {
         site.container("cinder")
     ));
     assert_eq!(seen, "3", "one GET for each of three keys");
+}
+
+/// What earlier attaches have left in the kernel's keyring: descriptions.
+fn kept_tokens() -> Vec<String> {
+    let keys = std::fs::read_to_string("/proc/keys").unwrap();
+    let described =
+        keys.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with("cryptattach:token:")));
+    described.map(|word| word.trim_end_matches(':').to_owned()).collect()
+}
+
+/// As after a boot: the next attach logs in.
+pub fn forget_tokens() {
+    kept_tokens().iter().for_each(|kept| drop(kernel_keyring::remove(kept)));
+}
+
+fn attaches_of_one_boot(cloud: &Cloud) {
+    let site = Site::new(cloud);
+    let volumes: Vec<_> = (0..8).map(|n| site.file(&format!("v{n}"))).collect();
+    let keys: Vec<String> = volumes.iter().map(|volume| site.ok(&["format", volume])).collect();
+    forget_tokens();
+    let attach = |volume: &str| {
+        let name = site.name("v");
+        let output = site.run(&["-v", "attach", volume, &name, "--backend", "userspace"]);
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{log}");
+        site.ok(&["detach", &name]);
+        (counted(&log), log)
+    };
+    assert_eq!(attach(&volumes[0]).0, [1, 2, 3], "log-in; key and container key; three rings");
+    assert_eq!(attach(&volumes[1]).0, [0, 1, 1], "the key, and the ring that has it");
+    assert_eq!(attach(&volumes[0]).0, [0, 1, 1], "each time");
+
+    // Keystone withdraws the token that is kept: it is in no file, and the next attach logs in once.
+    let kept = kept_tokens();
+    let (json, _) = kernel_keyring::get(&kept[0], 16 << 10).unwrap().unwrap();
+    let json: serde_json::Value = serde_json::from_slice(json.expose()).unwrap();
+    let token = json["token"].as_str().unwrap();
+    let folders = format!("{} {} /run/cryptattach", site.path("").display(), site.disk().display());
+    sh(&format!("! grep -rqF -- '{token}' {folders}"));
+    withdraw_tokens(cloud);
+    let (requests, log) = attach(&volumes[2]);
+    assert!(requests[0] == 1 && requests[2] == 1 && log.contains("logging in again"), "{requests:?} {log}");
+    assert_eq!(attach(&volumes[3]).0, [0, 1, 1]);
+
+    // A rotation: its container key is asked for once. A deleted key is gone at once.
+    site.ok(&["container", "rotate", "cinder"]);
+    assert_eq!(attach(&volumes[4]).0, [0, 2, 1], "the key and its container key");
+    assert_eq!(attach(&volumes[5]).0, [0, 1, 1]);
+    site.ok(&["key", "delete", &keys[5], "--yes"]);
+    site.fails(67, &["attach", &volumes[5], &site.name("v"), "--backend", "userspace"]);
+
+    // As a boot has them: one container for all of its volumes.
+    let config = Config::read(&site.path("cryptattach.toml")).unwrap();
+    let container = Arc::new(Container::open(&config, &"cinder".parse().unwrap(), None, Use::BootByStore).unwrap());
+    let ids: Vec<_> =
+        keys.iter().enumerate().filter(|(n, _)| *n != 5).map(|(_, key)| key[7..].parse().unwrap()).collect();
+    let boot = logged(|| {
+        for id in &ids {
+            ViaLockbox::look(container.clone(), *id, For::Any, &|_| Ok(())).places().unwrap();
+            assert!(opens(&container, id));
+        }
+    });
+    assert_eq!(counted(&boot), [1, ids.len() + 1, ids.len() + 2]);
 }
 
 fn log_in(cloud: &Cloud) {

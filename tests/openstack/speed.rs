@@ -23,6 +23,7 @@ use cryptattach::{
 
 use crate::{
     cloud::{Cloud, Site},
+    keys::forget_tokens,
     opens::opens,
     shell::sh,
 };
@@ -78,10 +79,7 @@ pub fn compare(cloud: &Cloud) {
 fn requests(cloud: &Cloud) {
     println!("\n{:<46} {:>10} {:>10} {:>10}", "requests per attach", "Keystone", "keys", "rings");
     let row = |name: &str, log: &str| {
-        let answered = || log.lines().filter(|line| line.contains(" http") && line.contains(" in "));
-        let of = |what: &dyn Fn(&str) -> bool| answered().filter(|line| what(line)).count();
-        let (keystone, rings) = (of(&|line| line.contains("/v3/")), of(&|line| line.contains("/endpoints/")));
-        let keys = answered().count() - keystone - rings;
+        let [keystone, keys, rings] = counted(log);
         println!("{name:<46} {keystone:>10} {keys:>10} {rings:>10}");
     };
     let attach = |site: &Site<'_>, arguments: &[&str]| {
@@ -107,7 +105,9 @@ fn requests(cloud: &Cloud) {
     let volumes = ["one", "two"].map(|name| site.file(name));
     let keys = volumes.each_ref().map(|volume| site.ok(&["format", volume]));
     let ids = keys.each_ref().map(|key| key[7..].parse().unwrap());
-    row("Swift, a new process", &attach(&site, &[&volumes[0]]));
+    forget_tokens();
+    row("Swift, the first attach of a boot", &attach(&site, &[&volumes[0]]));
+    row("Swift, a later one, of another volume", &attach(&site, &[&volumes[1]]));
     row("Swift, token and container key warm", &warm(&site, "cinder", &ids));
 
     let site = Site::bare(cloud);
@@ -122,12 +122,22 @@ fn requests(cloud: &Cloud) {
         "{binary} --config {} key passphrase {key} | {format} {volume}",
         site.path("cryptattach.toml").display()
     ));
-    row("Barbican, unsealed, a new process", &attach(&site, &[&volume, "--key", &key]));
+    forget_tokens();
+    row("Barbican, unsealed, the first attach of a boot", &attach(&site, &[&volume, "--key", &key]));
+    row("Barbican, unsealed, a later one", &attach(&site, &[&volume, "--key", &key]));
     row("Barbican, unsealed, token warm", &warm(&site, "barbican", &ids));
 }
 
+/// How many requests `-v` tells of: to Keystone, for keys, and for rings.
+pub fn counted(log: &str) -> [usize; 3] {
+    let answered = || log.lines().filter(|line| line.contains(" http") && line.contains(" in "));
+    let of = |what: &dyn Fn(&str) -> bool| answered().filter(|line| what(line)).count();
+    let (keystone, rings) = (of(&|line| line.contains("/v3/")), of(&|line| line.contains("/endpoints/")));
+    [keystone, answered().count() - keystone - rings, rings]
+}
+
 /// What is logged meanwhile.
-fn logged(work: impl FnOnce()) -> String {
+pub fn logged(work: impl FnOnce()) -> String {
     let log = Arc::new(Mutex::new(Vec::new()));
     let writer = {
         let log = log.clone();

@@ -9,8 +9,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{Consumers, ContainerKeys, Current, HostKeys, KeyStore, StoreError, Stored};
-use crate::base::key::{Consumer, Epoch, HostName, KeyId, Location, Place, SealedKey, StoreName};
+use super::{Consumers, ContainerKeys, Current, HostKeys, KeyStore, RingAnswer, StoreError, Stored};
+use crate::base::key::{Consumer, Epoch, HostName, KeyId, Location, Place, Ring, SealedKey, StoreName};
 
 /// A dictionary in memory.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +32,8 @@ struct State {
     consumers: BTreeMap<KeyId, BTreeSet<Consumer>>,
     makes_up_ids: bool,
     asked: Vec<String>,
+    /// Whether it says of rings where they are; `None`: it has none.
+    rings: Option<bool>,
 }
 
 /// Stores that tests have handed in, by the names that their configurations give them.
@@ -96,6 +98,11 @@ impl Memory {
     /// From now on it takes no ids but its own, like Barbican.
     pub fn make_up_ids(&self) {
         self.state().makes_up_ids = true;
+    }
+
+    /// From now on it says of rings where they are, or of none.
+    pub fn tell_rings(&self, rings: bool) {
+        self.state().rings = Some(rings);
     }
 
     /// What was asked so far, in order: "get ID", "create kek/1", ...
@@ -194,6 +201,21 @@ impl KeyStore for Memory {
 
     fn create(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError> {
         self.add(&id.to_string(), key)
+    }
+
+    fn rings(&self, id: &KeyId, rows: bool) -> Result<Vec<RingAnswer>, StoreError> {
+        if self.state().rings.is_none() {
+            return Ok(Vec::new());
+        }
+        let told = self.ask(if rows { "all rings of" } else { "ring of" }, &id.to_string())?.rings == Some(true);
+        let rings = if rows { &[Ring::Object, Ring::Container, Ring::Account][..] } else { &[Ring::Object] };
+        let url = |kind| match kind {
+            Ring::Object => "http://10.0.0.5:6200/sdb1/1/a/c/o",
+            Ring::Container => "http://10.0.0.5:6201/sdb1/1/a/c",
+            Ring::Account => "http://10.0.0.5:6202/sdb1/1/a",
+        };
+        let answer = |ring| if told { Ok(format!("[\"{}\"]", url(ring)).into_bytes()) } else { Err("none".to_owned()) };
+        Ok(rings.iter().map(|ring| RingAnswer { ring: *ring, answer: answer(*ring) }).collect())
     }
 
     fn reseal(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError> {

@@ -80,8 +80,10 @@ pub trait KeyStore: Consumers + Send + Sync {
     fn places(&self, id: &KeyId) -> Result<Vec<Place>, StoreError>;
     /// From now on all that is asked of the store is one phase, with one limit in time.
     fn as_one(&mut self) {}
-    /// What the store says of where its replicas of a key, and of the rows that list it, are.
-    fn rings(&self, _: &KeyId) -> Result<Vec<RingAnswer>, StoreError> {
+    /// From now on it may go on with what earlier processes of this boot have had of it, and leaves that to later ones.
+    fn warm(&mut self) {}
+    /// What the store says of where its replicas of a key are, and with `rows`, those of the rows that list all keys.
+    fn rings(&self, _: &KeyId, _rows: bool) -> Result<Vec<RingAnswer>, StoreError> {
         Ok(Vec::new())
     }
     /// The keys that the container's keys are sealed under, if this kind of store has such.

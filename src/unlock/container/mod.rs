@@ -14,6 +14,7 @@ mod tests;
 mod trust;
 mod usage;
 mod via_lockbox;
+mod warm;
 mod whom;
 
 use std::{
@@ -33,6 +34,7 @@ pub(in crate::unlock) use trust::Seen;
 pub use trust::{Author, TrustError};
 pub use usage::Unused;
 pub use via_lockbox::ViaLockbox;
+use warm::Warm;
 pub use whom::{OpenedBy, Opener};
 
 use crate::{
@@ -62,6 +64,10 @@ pub struct Container {
     network: Network,
     /// Container keys that were opened: one public-key operation each, in locked memory of this process only.
     opened: Mutex<BTreeMap<Epoch, Arc<ContainerKey>>>,
+    /// Where the store has said that the rows rest that list its keys.
+    rows: Mutex<Rows>,
+    /// What earlier attaches of this boot have left.
+    warm: Option<Warm>,
     /// The directory where this host remembers what the store has shown it.
     state: PathBuf,
     /// What this host keeps to open keys, and where it says so.
@@ -78,6 +84,13 @@ pub struct Container {
     asking: Asking,
     /// What alone may open it, in place of all that this host has.
     alone: Option<Identities>,
+}
+
+/// Where rows rest; of several threads one asks first, and the others have its answer if it is one.
+#[derive(Default)]
+struct Rows {
+    is_asked: bool,
+    places: Option<Vec<Place>>,
 }
 
 /// How a container is used.
@@ -156,6 +169,8 @@ impl Container {
             sealing: store_config.sealing.clone(),
             network: store_config.network,
             opened: Mutex::default(),
+            rows: Mutex::default(),
+            warm: None,
             state: config.state.to_path_buf(),
             own_places,
             lockbox,
@@ -169,6 +184,17 @@ impl Container {
             },
             alone: None,
         })
+    }
+
+    /// The same, which goes on with what earlier attaches of this boot have had of the store. It has to be asked as this host:
+    /// what one caller of a hook was told is not for the next.
+    pub fn warm(mut self, config: &Config) -> Result<Self, Error> {
+        if self.tenant.as_ref().and_then(Tenant::caller).is_none() {
+            self.store.warm();
+            let kind = store::kind(config.store(&self.name)?)?;
+            self.warm = Warm::of(config, &self.name, &*kind);
+        }
+        Ok(self)
     }
 
     /// The store's dictionary.
@@ -318,10 +344,26 @@ impl Container {
             }
             None => Error::ContainerKeyRefused { id: id.clone(), source },
         };
-        let sealed = keys.get(epoch)?;
-        let key = match &self.alone {
-            Some(alone) => ContainerKey::open(&sealed, alone, &id),
-            None => ContainerKey::open(&sealed, &self.identities()?, &id),
+        let open = |sealed: &SealedKey| match &self.alone {
+            Some(alone) => Ok(ContainerKey::open(sealed, alone, &id)),
+            None => Ok::<_, Error>(ContainerKey::open(sealed, &self.identities()?, &id)),
+        };
+        let warm = self.warm.as_ref().filter(|_| self.alone.is_none());
+        let tried = warm.and_then(|warm| warm.key(epoch)).map(|sealed| Ok::<_, Error>((open(&sealed)?, sealed)));
+        let key = match tried.transpose()? {
+            Some((Ok(key), _)) if self.is_the_trusted(&key) => Ok(key),
+            tried => {
+                let sealed = keys.get(epoch)?;
+                let key = match tried {
+                    // A person is not asked twice.
+                    Some((key, before)) if before == sealed => key,
+                    _ => open(&sealed)?,
+                };
+                if let (Some(warm), Ok(_)) = (warm, &key) {
+                    warm.keep_key(epoch, &sealed);
+                }
+                key
+            }
         };
         let key = Arc::new(key.map_err(refused)?);
         opened.insert(epoch, key.clone());
@@ -357,8 +399,41 @@ impl Container {
                 *path = absolute;
             }
         }
-        places.extend(self.store.rings(id)?.into_iter().flat_map(replicas));
+        places.extend(self.replicas(id)?);
         Ok(places)
+    }
+
+    /// The next attach asks anew where the rows are: what is refused is not to be so by an old answer.
+    pub(in crate::unlock) fn forget_rows(&self) {
+        self.warm.iter().for_each(Warm::forget_rows);
+    }
+
+    /// Where the replicas of a key are, and those of the rows, which are the same for all keys.
+    fn replicas(&self, id: &KeyId) -> Result<Vec<Place>, Error> {
+        let mut rows = lock(&self.rows);
+        if rows.places.is_none() {
+            rows.places = self.warm.as_ref().and_then(Warm::rows);
+        }
+        if let Some(known) = rows.places.clone() {
+            drop(rows);
+            return Ok(self.store.rings(id, false)?.into_iter().flat_map(replicas).chain(known).collect());
+        }
+        // Held while the first one asks; if that has no answer, nobody waits for a second.
+        let is_first = !std::mem::replace(&mut rows.is_asked, true);
+        // Moved in both cases: it must not be held by who is not the first.
+        let first = Some(rows).filter(|_| is_first);
+        let answers = self.store.rings(id, true)?;
+        let (of_key, of_rows): (Vec<_>, Vec<_>) =
+            answers.into_iter().partition(|answer| matches!(answer.ring, Ring::Object));
+        let of_rows: Vec<Place> = of_rows.into_iter().flat_map(replicas).collect();
+        if warm::are_known(&of_rows) {
+            self.warm.iter().for_each(|warm| warm.keep_rows(&of_rows));
+            match first {
+                Some(mut rows) => rows.places = Some(of_rows.clone()),
+                None => lock(&self.rows).places = Some(of_rows.clone()),
+            }
+        }
+        Ok(of_key.into_iter().flat_map(replicas).chain(of_rows).collect())
     }
 }
 

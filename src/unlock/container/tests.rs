@@ -379,3 +379,98 @@ fn servers_are_waited_for_only_where_nothing_on_this_host_is_enough() {
     assert_eq!(servers("any(hosts, t)", false).len(), 2);
     assert!(servers("any(hosts, t)", true).is_empty());
 }
+
+/// A container that goes on with what is left in the folder, as attaches of one boot do.
+fn warm(site: &Site, folder: &std::path::Path) -> Container {
+    let mut container = Container::open(&site.config, &site.name, None, Use::Unlock).unwrap();
+    container.warm = Some(super::warm::Warm::at(folder.to_owned()));
+    container
+}
+
+/// What the store was asked meanwhile.
+fn asked(site: &Site, work: impl FnOnce()) -> Vec<String> {
+    let before = site.store.asked().len();
+    work();
+    site.store.asked().split_off(before)
+}
+
+#[test]
+fn a_warm_attach_asks_for_the_key_alone_and_each_time() {
+    let site = Site::with("");
+    let folder = tempfile::tempdir().unwrap();
+    site.container().make_first_key().unwrap();
+    let id = kept(&site.container());
+    let get = |container: &Container| container.fetch(&id, For::Any, Author::Container).map(drop);
+    let attach = || get(&warm(&site, folder.path()));
+    assert_eq!(asked(&site, || attach().unwrap()), [format!("get {id}"), "get kek/1".to_owned()]);
+    assert_eq!(asked(&site, || attach().unwrap()), [format!("get {id}")]);
+    // Who does not attach asks.
+    assert_eq!(asked(&site, || get(&site.container()).unwrap()).len(), 2);
+
+    // A rotation's new key is asked for, and what was left of the old one does not open what the store brings back.
+    let before = site.store.stored(id).unwrap();
+    rotate(&site);
+    assert_eq!(asked(&site, || attach().unwrap()), [format!("get {id}"), "get kek/2".to_owned()]);
+    let (_, seen) = warm(&site, folder.path()).fetch(&id, For::Any, Author::Container).unwrap();
+    site.container().remember(seen);
+    site.store.lie(id, before);
+    let refused = attach().unwrap_err();
+    assert!(matches!(refused, Error::Trust(TrustError::OldGeneration { .. })), "{refused:?}");
+    site.store.be_honest(id);
+
+    // A key that is deleted, or a host that is forbidden to ask, is not helped.
+    site.store.fail_next(StoreError::Denied { action: "read from", at: "memory".to_owned() });
+    assert!(matches!(attach(), Err(Error::Store(StoreError::Denied { .. }))));
+    crate::keys::store::KeyStore::delete(&site.store, &id).unwrap();
+    assert!(matches!(attach(), Err(Error::Store(StoreError::NotFound { .. }))));
+}
+
+#[test]
+fn what_is_planted_among_the_left_container_keys_is_not_believed() {
+    let site = Site::with("");
+    let folder = tempfile::tempdir().unwrap();
+    site.container().make_first_key().unwrap();
+    let id = kept(&site.container());
+    let attach = || warm(&site, folder.path()).fetch(&id, For::Any, Author::Container).map(drop);
+    attach().unwrap();
+    let left = folder.path().join("kek-1");
+    let good = std::fs::read_to_string(&left).unwrap();
+    let planted = ContainerKey::random(&site.name, None).unwrap();
+    let planted = planted.seal_to(site.container().key_recipients(&planted).unwrap(), 0).unwrap();
+    super::warm::Warm::at(folder.path().to_owned()).keep_key("1".parse().unwrap(), &planted);
+    let told = [format!("get {id}"), "get kek/1".to_owned()];
+    assert_eq!(asked(&site, || attach().unwrap()), told, "another key of that number");
+    let later = good.replacen("\"asked\":", "\"asked\":9", 1);
+    let earlier = good.replacen("\"asked\":1", "\"asked\":", 1);
+    for wrong in ["", "{}", &good[..good.len() / 2], &later, &earlier] {
+        std::fs::write(&left, wrong).unwrap();
+        assert_eq!(asked(&site, || attach().unwrap()), told, "{wrong}");
+    }
+    // The host trusts none any more, so what is left is no better than what a store says for the first time.
+    std::fs::remove_dir_all(site.config.state.join("containers")).unwrap();
+    assert_eq!(asked(&site, || attach().unwrap()), told);
+}
+
+#[test]
+fn rows_are_asked_for_once_and_again_after_a_refusal() {
+    let site = Site::with("");
+    let folder = tempfile::tempdir().unwrap();
+    site.container().make_first_key().unwrap();
+    let id = kept(&site.container());
+    site.store.tell_rings(false);
+    let places = |container: &Container| asked(&site, || drop(container.places_in_store(&id).unwrap())).pop().unwrap();
+    let (all, one) = (format!("all rings of {id}"), format!("ring of {id}"));
+    let container = warm(&site, folder.path());
+    assert_eq!((places(&container), places(&container)), (all.clone(), all.clone()), "no answer is kept");
+    site.store.tell_rings(true);
+    let whole = container.places_in_store(&id).unwrap();
+    assert_eq!(places(&container), one);
+    let next = warm(&site, folder.path());
+    assert_eq!(next.places_in_store(&id).unwrap(), whole);
+    assert_eq!(places(&next), one);
+    next.forget_rows();
+    assert_eq!(places(&warm(&site, folder.path())), all);
+    // Of one process, whatever it is for, but not of the next.
+    let keys = site.container();
+    assert_eq!((places(&keys), places(&keys), places(&site.container())), (all.clone(), one, all));
+}

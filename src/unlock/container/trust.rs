@@ -267,6 +267,12 @@ impl Container {
         Err(TrustError::Another { id: self.key_id(known.epoch), is, trusted: known.fingerprint.clone() }.into())
     }
 
+    /// Whether it is the very one that this host trusts.
+    pub(super) fn is_the_trusted(&self, key: &ContainerKey) -> bool {
+        let known = self.known().ok().flatten().filter(|known| known.epoch == key.epoch());
+        known.is_some_and(|known| key.fingerprint().is_ok_and(|is| is == known.fingerprint))
+    }
+
     /// The latest container key that this host has trusted.
     pub(super) fn trusted_epoch(&self) -> Result<Option<Epoch>, Error> {
         Ok(self.known()?.map(|known| known.epoch))

@@ -107,7 +107,8 @@ fn is_reachable(server: &store::Server) -> bool {
 pub struct Sources {
     config: Arc<Config>,
     deadline: Instant,
-    containers: Mutex<BTreeMap<StoreName, Arc<Container>>>,
+    /// By their names, and whether by the lockbox.
+    containers: Mutex<BTreeMap<(StoreName, bool), Arc<Container>>>,
     mounts: Mounts,
     lockbox: Opening,
     /// The latch was decided upon: a key that the TPM is asked for now would be latched by nothing.
@@ -155,13 +156,13 @@ impl Sources {
             OpenedBy::Store(reference) => {
                 self.await_store(number, &reference.store)?;
                 self.await_leaves(number, &reference.store, false)?;
-                self.case(volume, reference, self.container(&reference.store)?, Use::BootByStore)?
+                self.case(volume, reference, self.container(&reference.store, Use::BootByStore)?, Use::BootByStore)?
             }
             OpenedBy::Lockbox(reference) => {
                 self.lockbox.once(|| self.open_lockbox(number))?;
-                // Of its own: whether the lockbox is open is looked at once.
-                let container = Container::open(&self.config, &reference.store, None, Use::BootByLockbox)?;
-                let case = self.case(volume, reference, Arc::new(container), Use::BootByLockbox)?;
+                // Not before: whether the lockbox is open is looked at once.
+                let container = self.container(&reference.store, Use::BootByLockbox)?;
+                let case = self.case(volume, reference, container, Use::BootByLockbox)?;
                 if case.needs_store() {
                     self.await_store(number, &reference.store)?;
                     self.await_leaves(number, &reference.store, true)?;
@@ -321,14 +322,15 @@ impl Sources {
         self.lockbox.shut(|| lockbox.shut())
     }
 
-    /// One per store: its connections, its log-in and the container keys that it has opened are for all volumes.
-    fn container(&self, name: &StoreName) -> Result<Arc<Container>, Error> {
+    /// One per store and way: its connections, its log-in and the container keys that it has opened are for all volumes.
+    fn container(&self, name: &StoreName, used: Use) -> Result<Arc<Container>, Error> {
         let mut containers = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(container) = containers.get(name) {
+        let way = (name.clone(), used == Use::BootByLockbox);
+        if let Some(container) = containers.get(&way) {
             return Ok(container.clone());
         }
-        let container = Arc::new(Container::open(&self.config, name, None, Use::BootByStore)?);
-        containers.insert(name.clone(), container.clone());
+        let container = Arc::new(Container::open(&self.config, name, None, used)?);
+        containers.insert(way, container.clone());
         Ok(container)
     }
 

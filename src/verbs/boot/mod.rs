@@ -39,7 +39,7 @@ use std::{
 pub use error::BootError;
 pub use log::{Log, Reports};
 pub use plan::{Planned, Which, plan};
-pub use record::left_behind;
+pub use record::{RESULTS, left_behind, numbers};
 
 use self::{
     answers::Answers,

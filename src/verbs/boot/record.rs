@@ -401,6 +401,28 @@ impl Earlier {
     }
 }
 
+/// What becomes of a volume, as the record calls it.
+pub const RESULTS: [&str; 5] = ["pending", "attached", "not-ours", "not-attached", "detached"];
+
+/// What this boot left behind, for those who count.
+pub struct Numbers {
+    /// How long it took; `None` while it goes on.
+    pub seconds: Option<f64>,
+    /// One of [`RESULTS`] for each volume.
+    pub results: Vec<&'static str>,
+    /// The exit code of each failure.
+    pub reasons: Vec<u8>,
+}
+
+/// `None` if there was no boot of ours.
+pub fn numbers() -> Option<Numbers> {
+    Facts::read().map(|Facts { seconds, volumes, .. }| Numbers {
+        seconds,
+        results: volumes.iter().map(|facts| RESULTS[facts.result as usize]).collect(),
+        reasons: volumes.iter().flat_map(|facts| facts.failures.iter().map(|failure| failure.reason)).collect(),
+    })
+}
+
 /// What this boot left behind, for `explain`; nothing if there was none.
 pub fn left_behind() -> Vec<String> {
     Facts::read().as_ref().map(lines).unwrap_or_default()

@@ -28,7 +28,7 @@ use crate::{
     config::Config,
     unlock::{
         case::{Case, Circumstances, Strictness},
-        container::{Container, Use},
+        container::{Container, Source, Use},
         tenant::Tenant,
     },
     verbs::{
@@ -36,7 +36,7 @@ use crate::{
         detach,
         error::Error,
         format::{self, Ground},
-        resize,
+        metrics, resize,
     },
     volumes::{
         backend::{BackendError, Backends, Deferred, Mapping, MappingStatus},
@@ -67,6 +67,16 @@ pub struct Request {
 /// Attaches a volume; formats it first if that is its first time. One that is attached already is so for the one who has
 /// its key, and under this name.
 pub fn attach(config: &Config, backends: &dyn Backends, request: &Request, tenant: &Tenant) -> Result<Mapping, Error> {
+    metrics::counted(config, |source| map(config, backends, request, tenant, source))
+}
+
+fn map(
+    config: &Config,
+    backends: &dyn Backends,
+    request: &Request,
+    tenant: &Tenant,
+    source: &mut Option<Source>,
+) -> Result<Mapping, Error> {
     check_cipher(request)?;
     request.link.as_deref().map_or(Ok(()), can_lead)?;
     let plain = request.plain.then(|| plain(config, request));
@@ -75,7 +85,7 @@ pub fn attach(config: &Config, backends: &dyn Backends, request: &Request, tenan
         make_ready(config, backends, request, plain.as_ref(), tenant)?;
     }
     let device = attached.as_ref().map_or(&request.device, |mapping| &mapping.source);
-    let attempt = attach::attach(
+    let attempt = attach::map(
         config,
         backends,
         attach::Request {
@@ -91,6 +101,7 @@ pub fn attach(config: &Config, backends: &dyn Backends, request: &Request, tenan
             target: request.target.clone(),
             volume_id: request.volume_id.as_deref(),
         },
+        source,
     );
     let mapping = attempt.map_err(|error| match &attached {
         // The key is the tenant's, but not that of what is attached.

@@ -2,6 +2,7 @@
 //!
 //! Source: OpenStack Identity API v3, "Authentication and token management"; Swift's "Auth system", TempAuth.
 
+mod kept;
 mod verify;
 
 use std::{
@@ -18,6 +19,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 pub use verify::{TokenOwner, Verifier};
+
+use kept::Kept;
 
 use super::{
     clouds::{Cloud, CloudsError, Credentials, Named, Wanted},
@@ -53,10 +56,16 @@ pub struct Session {
     /// The service's URLs by configuration, in place of the catalogue's.
     urls: Vec<Url>,
     token: Mutex<Option<Arc<Token>>>,
+    /// What attaches before this one have left for it, and this one leaves.
+    kept: Option<Kept>,
 }
 
 struct Token {
     value: HeaderValue,
+    /// Seconds that it may be kept for others; `None`: not at all.
+    keep: Option<usize>,
+    /// Another process has got it.
+    is_kept: bool,
     /// Of the service that calls, beside that of its user.
     service: Option<HeaderValue>,
     urls: Vec<Url>,
@@ -146,14 +155,17 @@ impl From<HttpError> for AuthError {
 }
 
 #[derive(Deserialize)]
-struct Answered {
-    token: Body,
+struct Answered<'a> {
+    #[serde(borrow)]
+    token: Body<'a>,
 }
 
 #[derive(Deserialize)]
-struct Body {
+struct Body<'a> {
     #[serde(default)]
     catalog: Vec<Service>,
+    issued_at: Option<&'a str>,
+    expires_at: Option<&'a str>,
 }
 
 /// `GET /v3/auth/catalog`
@@ -191,7 +203,12 @@ impl Session {
         // What the store's configuration says comes before what clouds.yaml says.
         let of_cloud = wanted.url.as_ref().filter(|_| urls.is_empty());
         let urls = urls.iter().chain(of_cloud).map(|text| http::url(text)).collect::<Result<_, _>>()?;
-        Ok(Self { http, cloud, service, wanted, urls, token: Mutex::new(None) })
+        Ok(Self { http, cloud, service, wanted, urls, token: Mutex::new(None), kept: None })
+    }
+
+    /// Goes on with the token of an earlier process of this boot, and leaves its own to the next.
+    pub fn warm(&mut self) {
+        self.kept = Kept::of(&self.cloud, self.service, &self.wanted, &self.urls);
     }
 
     /// Sends what `build` makes for the service's URLs, with a token; once more with a new one if that is refused.
@@ -200,8 +217,11 @@ impl Session {
             |token: &Token| self.http.send(&with_tokens(build(&token.urls), &token.value, token.service.as_ref()));
         let token = self.token()?;
         let answer = send(&token)?;
-        if answer.status != StatusCode::UNAUTHORIZED {
-            return Ok(answer);
+        match answer.status {
+            StatusCode::UNAUTHORIZED => {}
+            // What the user may do is as it was when the token was made.
+            StatusCode::FORBIDDEN if token.is_kept => {}
+            _ => return Ok(answer),
         }
         if let Credentials::Token(_) | Credentials::Caller(_) = self.cloud.credentials {
             return Err(AuthError::CallerToken(answer.url).into());
@@ -232,7 +252,15 @@ impl Session {
         if let Some(token) = &*slot {
             return Ok(token.clone());
         }
-        let token = Arc::new(self.log_in()?);
+        let token = match self.kept.as_ref().and_then(Kept::token) {
+            Some(token) => token,
+            None => {
+                let token = self.log_in()?;
+                self.kept.iter().for_each(|kept| kept.keep(&token));
+                token
+            }
+        };
+        let token = Arc::new(token);
         *slot = Some(token.clone());
         Ok(token)
     }
@@ -241,6 +269,7 @@ impl Session {
         let mut slot = self.token.lock().unwrap_or_else(PoisonError::into_inner);
         if slot.as_ref().is_some_and(|token| Arc::ptr_eq(token, refused)) {
             *slot = None;
+            self.kept.iter().for_each(Kept::refused);
         }
     }
 
@@ -280,11 +309,12 @@ impl Session {
         let url = self.identity_url(&["auth", "tokens"])?;
         let request = Request::new(Method::POST, vec![url], MOST_TOKEN_BYTES).body("application/json", body);
         let answer = self.ask(&request)?;
-        let body: Answered = parse(&answer)?;
+        let Answered { token: body } = parse(&answer)?;
         let value = answer.headers.get("x-subject-token").cloned();
         let mut value = value.ok_or_else(|| wrong(&answer.url, "it has no X-Subject-Token"))?;
         value.set_sensitive(true);
-        Ok(Token { value, service: None, urls: self.endpoint(body.token.catalog)? })
+        let keep = kept::lifetime(body.issued_at, body.expires_at);
+        Ok(Token { value, keep, is_kept: false, service: None, urls: self.endpoint(body.catalog)? })
     }
 
     /// Someone else's token says nothing of its catalogue, which is asked for only where it is needed.
@@ -292,7 +322,7 @@ impl Session {
         let value = header(token, &self.cloud.auth_url)?;
         let service = service.map(|token| header(token, &self.cloud.auth_url)).transpose()?;
         if !self.urls.is_empty() {
-            return Ok(Token { value, service, urls: self.urls.clone() });
+            return Ok(Token { value, keep: None, is_kept: false, service, urls: self.urls.clone() });
         }
         let url = self.identity_url(&["auth", "catalog"])?;
         let request = Request::new(Method::GET, vec![url], MOST_TOKEN_BYTES);
@@ -301,7 +331,7 @@ impl Session {
             return Err(AuthError::CallerToken(answer.url));
         }
         let body: Catalogue = parse(&accepted(answer)?)?;
-        Ok(Token { value, service, urls: self.endpoint(body.catalog)? })
+        Ok(Token { value, keep: None, is_kept: false, service, urls: self.endpoint(body.catalog)? })
     }
 
     fn temp_auth(&self, user: &str, key: &SecretBytes) -> Result<Token, AuthError> {
@@ -317,7 +347,7 @@ impl Session {
         value.set_sensitive(true);
         let storage = storage.to_str().map_err(|_| wrong(&answer.url, "its X-Storage-Url is not text"))?;
         let urls = if self.urls.is_empty() { vec![http::url(storage)?] } else { self.urls.clone() };
-        Ok(Token { value, service: None, urls })
+        Ok(Token { value, keep: None, is_kept: false, service: None, urls })
     }
 
     fn ask(&self, request: &Request) -> Result<HttpAnswer, AuthError> {

@@ -226,6 +226,10 @@ impl KeyStore for Barbican {
         self.session.as_one();
     }
 
+    fn warm(&mut self) {
+        self.session.warm();
+    }
+
     fn new_id(&self) -> Result<KeyId, StoreError> {
         self.begin(SEALED)
     }

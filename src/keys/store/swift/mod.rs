@@ -273,20 +273,27 @@ impl KeyStore for Swift {
         Ok(Vec::new())
     }
 
-    fn rings(&self, id: &KeyId) -> Result<Vec<RingAnswer>, StoreError> {
+    fn rings(&self, id: &KeyId, rows: bool) -> Result<Vec<RingAnswer>, StoreError> {
         let accounts = self.session.urls();
         let accounts = accounts.map_err(|error| self.unreachable("ask for the rings of", error.into()))?;
         let id = id.to_string();
         let below: [(Ring, &[&str]); 3] =
             [(Ring::Object, &[&self.container, &id]), (Ring::Container, &[&self.container]), (Ring::Account, &[])];
-        let urls = below.map(|(_, below)| accounts.iter().filter_map(|url| self.endpoints_url(url, below)).collect());
-        let answers = self.session.send_all_without_token(&urls.map(Self::ring_request));
-        let ring = |((ring, _), answer)| RingAnswer { ring, answer: told(answer) };
-        Ok(below.into_iter().zip(answers).map(ring).collect())
+        let below = if rows { &below[..] } else { &below[..1] };
+        let urls =
+            below.iter().map(|(_, below)| accounts.iter().filter_map(|url| self.endpoints_url(url, below)).collect());
+        let requests: Vec<_> = urls.map(Self::ring_request).collect();
+        let answers = self.session.send_all_without_token(&requests);
+        let ring = |((ring, _), answer): (&(Ring, _), _)| RingAnswer { ring: *ring, answer: told(answer) };
+        Ok(below.iter().zip(answers).map(ring).collect())
     }
 
     fn as_one(&mut self) {
         self.session.as_one();
+    }
+
+    fn warm(&mut self) {
+        self.session.warm();
     }
 
     fn container_keys(&self) -> Option<&dyn ContainerKeys> {

@@ -36,6 +36,13 @@ fn what_is_written_is_read_again_and_told() {
     assert_eq!(lines(&read), told);
 }
 
+#[test]
+fn each_result_has_the_name_that_the_record_writes() {
+    for result in [Outcome::Pending, Outcome::Attached, Outcome::NotOurs, Outcome::NotAttached, Outcome::Detached] {
+        assert_eq!(serde_json::to_value(result).unwrap(), RESULTS[result as usize]);
+    }
+}
+
 /// This test again, in a process of its own, whose standard error takes nothing.
 const PRINTS: &str = "CRYPTATTACH_TEST_PRINTS";
 
