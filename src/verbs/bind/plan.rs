@@ -244,8 +244,8 @@ impl Plan {
         }
         if is_open && machine.is_root && !machine.is_boot_encrypted && tpm.chain != BootChain::UnifiedKernelImage {
             notes.push(format!(
-                "/boot is not encrypted, and PCR {} do not cover the initramfs there: who changes it gets the key; a PIN prevents that \
-                 (docs/one-machine.md)",
+                "/boot is not encrypted, and its initramfs is not measured into PCR {}: whoever changes it gets the key; a PIN \
+                 prevents that (docs/one-machine.md)",
                 key.pcrs
             ));
         }
@@ -370,7 +370,7 @@ mod tests {
         let off = TpmFound { secure_boot: Some(false), ..GRUB };
         assert!(notes(&Machine { tpm: Some(off), ..laptop() }).starts_with("note    Secure Boot is not on"));
         let usual = Machine { is_boot_encrypted: false, ..laptop() };
-        assert!(notes(&usual).contains("/boot is not encrypted, and PCR 7 do not cover"));
+        assert!(notes(&usual).contains("/boot is not encrypted, and its initramfs is not measured into PCR 7: "));
         let two = Machine { strangers: vec!["/dev/vda4 (ntfs)".to_owned()], ..laptop() };
         assert!(notes(&two).contains("/dev/vda4 (ntfs) may be another system: whoever starts it"));
         let pin = Some(TpmKey { pcrs: PcrSet::of(&[7]), is_signed: false, has_pin: true });
