@@ -18,9 +18,15 @@ use crate::{
 
 /// They take longer than the others together may, so they are run by name.
 pub const STORIES: &[(&str, fn())] = &[
-    ("a fresh Debian 13 with one disk boots without a keystroke once its root is bound", one_command),
-    ("bind refuses a machine without a TPM and LUKS1, and says before what a key will not keep out", refused_or_warned),
-    ("Ansible and cloud-init bind the root of a host by the examples, and change nothing the second time", fleet),
+    ("journey: a fresh Debian 13 with one disk boots without a keystroke once its root is bound", one_command),
+    (
+        "journey: bind refuses a machine without a TPM and LUKS1, and says before what a key will not keep out",
+        refused_or_warned,
+    ),
+    (
+        "journey: Ansible and cloud-init bind the root of a host by the examples, and change nothing the second time",
+        fleet,
+    ),
 ];
 
 /// make-disk has both, too.
@@ -244,7 +250,7 @@ const MADE: &str = "cryptsetup luksDump --dump-json-metadata /dev/vda3 | sha256s
 
 /// The examples as they are, but for what each site has of its own.
 fn fleet() {
-    let mut laptop = Laptop::new(true, &["ansible-core", "cloud-init"]);
+    let mut laptop = Laptop::new(true, &["ansible-core", "cloud-init", "sudo"]);
     let mut machine = laptop.power_on_with_a_person();
     machine.ok("mount -o ro /dev/sda /tools && apt-get install -qq -y /tools/cryptattach.deb");
     sh(&format!(
