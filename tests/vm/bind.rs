@@ -208,9 +208,9 @@ fn refused_or_warned() {
          echo size=32MiB | sfdisk --quiet --append --no-reread --force /dev/vda && partx --add --nr 4 /dev/vda &&
          printf passphrase | cryptsetup luksFormat -q --type luks1 --pbkdf-force-iterations 1000 --key-file - /dev/vda4",
     );
+    Terminal::log_in(&mut machine).ends(0, INSTALL);
     let before = machine.ok(MADE);
     let mut terminal = Terminal::log_in(&mut machine);
-    terminal.ends(0, INSTALL);
     let no_tpm = terminal.ends(64, &format!("cryptattach bind {DEVICE}")).0;
     let luks1 = terminal.ends(65, "cryptattach bind /dev/vda4").0;
     println!("{no_tpm}\n{luks1}");
@@ -248,10 +248,11 @@ const MADE: &str = "cryptsetup luksDump --dump-json-metadata /dev/vda3 | sha256s
          -exec sha256sum {} + 2>/dev/null | sort -k 2; \
     stat -c '%n %Y' /boot/initrd.img-* | grep -v dpkg";
 
-/// The examples as they are, but for what each site has of its own; the image has the package.
+/// The examples as they are, but for what each site has of its own. The image has the package, and the firmware no Secure Boot, as
+/// in most clouds.
 fn fleet() {
     let package = crate::machine::package();
-    let mut laptop = Laptop::new(true, &["ansible-core", "cloud-init", "sudo", package.to_str().unwrap()]);
+    let mut laptop = Laptop::new(false, &["ansible-core", "cloud-init", "sudo", package.to_str().unwrap()]);
     let at = laptop.folder.path().display().to_string();
     sh(&format!(
         "cd {at} && openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 | openssl pkey -pubout -out site-escrow.pem"
