@@ -269,7 +269,8 @@ fn fleet() {
          mcopy -i seed user-data meta-data ::"
     ));
     let seed = format!("if=none,id=seed,format=raw,readonly=on,file={at}/seed");
-    laptop.besides = ["-drive", &seed, "-device", "scsi-hd,drive=seed,removable=on"].map(str::to_owned).into();
+    // There when systemd asks its generators: cloud-init's looks for the seed.
+    laptop.besides = ["-drive", &seed, "-device", "virtio-blk-pci,drive=seed"].map(str::to_owned).into();
 
     let mut machine = laptop.power_on_with_a_person();
     let done = "cloud-init status --wait --long; cat /var/log/cloud-init-output.log";
