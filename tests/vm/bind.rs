@@ -2,7 +2,10 @@
 //! passphrase opens, a TPM on the board. One command binds it, and it boots without a keystroke from then on. `bench-bind` tells
 //! the same with what others need for it.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use tempfile::TempDir;
 
@@ -13,9 +16,18 @@ use crate::{
     shell::sh,
 };
 
-/// It takes longer than the others together may, so it is run by name.
-pub const STORY: (&str, fn()) =
-    ("a fresh Debian 13 with one disk boots without a keystroke once its root is bound", one_command);
+/// They take longer than the others together may, so they are run by name.
+pub const STORIES: &[(&str, fn())] = &[
+    ("journey: a fresh Debian 13 with one disk boots without a keystroke once its root is bound", one_command),
+    (
+        "journey: bind refuses a machine without a TPM and LUKS1, and says before what a key will not keep out",
+        refused_or_warned,
+    ),
+    (
+        "journey: Ansible and cloud-init bind the root of a host by the examples, and change nothing the second time",
+        fleet,
+    ),
+];
 
 /// make-disk has both, too.
 const DEVICE: &str = "/dev/vda3";
@@ -31,20 +43,23 @@ struct Laptop {
     folder: TempDir,
     chip: Option<Chip>,
     has_secure_boot: bool,
+    /// What is plugged in besides, as QEMU's options say it.
+    besides: Vec<String>,
 }
 
 impl Laptop {
-    fn new(has_secure_boot: bool) -> Self {
+    /// With these packages more.
+    fn new(has_secure_boot: bool, packages: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("cryptattach-vm").tempdir_in("/var/tmp").unwrap();
         let variables = if has_secure_boot { "OVMF_VARS_4M.ms.fd" } else { "OVMF_VARS_4M.fd" };
         let at = folder.path().display();
         sh(&format!(
             "cp /usr/share/OVMF/{variables} {at}/variables && mkdir {at}/authority &&
              qemu-img create -q -f qcow2 -F raw -b {}/disk.img {at}/disk",
-            disk().display()
+            crate::image::make_by("vm", "make-disk", packages).display()
         ));
         let chip = Some(Chip::new(&folder.path().join("authority")));
-        Self { folder, chip, has_secure_boot }
+        Self { folder, chip, has_secure_boot, besides: Vec::new() }
     }
 
     fn power_on(&mut self) -> Machine {
@@ -60,6 +75,7 @@ impl Laptop {
             options.extend(["-drive".to_owned(), format!("if=pflash,format=raw{option},file={file}")]);
         }
         options.extend(self.chip.as_mut().map(Chip::power_on).into_iter().flatten());
+        options.extend(self.besides.iter().cloned());
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         let disk = self.folder.path().join("disk");
         Machine::power_on(Init::OneDisk, &format!("format=qcow2,cache=unsafe,file={}", disk.display()), &options)
@@ -72,10 +88,6 @@ impl Laptop {
         machine.wait_for_agent();
         machine
     }
-}
-
-fn disk() -> std::path::PathBuf {
-    crate::image::make_by("vm", "make-disk", &[])
 }
 
 /// Root at the serial terminal.
@@ -110,6 +122,14 @@ impl<'m> Terminal<'m> {
         }
     }
 
+    /// Types a command that ends with this code.
+    fn ends(&mut self, code: i32, command: &str) -> (String, f64) {
+        let (shown, seconds) = self.types(command);
+        let (ended, _) = self.types("echo code=$?");
+        assert!(ended.contains(&format!("code={code}\n")), "{shown}\n{ended}");
+        (shown, seconds)
+    }
+
     /// Types a command; answers its questions for a passphrase and for words. What was shown, and the seconds it took.
     fn types(&mut self, command: &str) -> (String, f64) {
         let start = Instant::now();
@@ -135,30 +155,31 @@ fn journey(laptop: &mut Laptop, commands: &[&str], boots: usize) -> Vec<(String,
     let mut terminal = Terminal::log_in(&mut machine);
     let mut told = Vec::new();
     for command in commands {
-        let (shown, seconds) = terminal.types(command);
-        let (code, _) = terminal.types("echo code=$?");
-        assert!(code.contains("code=0"), "{shown}\n{code}");
-        told.push((shown, seconds));
+        told.push(terminal.ends(0, command));
     }
     machine.ok("sync");
-    for _ in 0..boots {
-        let before = machine.shown().len();
-        let start = Instant::now();
-        machine.reboot();
-        let seconds = start.elapsed().as_secs_f64();
-        let shown = machine.shown()[before..].to_owned();
-        assert!(!shown.contains(QUESTION) && !shown.contains("enter passphrase"), "nobody is asked:\n{shown}");
-        let mut terminal = Terminal::log_in(&mut machine);
-        let (shown, _) = terminal.types("uptime --since; findmnt -no SOURCE /; cryptattach status 2>/dev/null");
-        told.push((format!("{PROMPT}reboot\n{shown}"), seconds));
-    }
+    told.extend((0..boots).map(|_| boot_alone(&mut machine)));
     told
+}
+
+/// Boots it again; nobody is asked. What root sees then, and the seconds.
+fn boot_alone(machine: &mut Machine) -> (String, f64) {
+    let before = machine.shown().len();
+    let start = Instant::now();
+    machine.reboot();
+    let seconds = start.elapsed().as_secs_f64();
+    let shown = machine.shown()[before..].to_owned();
+    assert!(!shown.contains(QUESTION) && !shown.contains("enter passphrase"), "nobody is asked:\n{shown}");
+    let of_ours: String =
+        shown.lines().filter(|line| line.starts_with("cryptattach: ")).map(|line| line.to_owned() + "\n").collect();
+    let (shown, _) = Terminal::log_in(machine).types("findmnt -no SOURCE /");
+    (format!("{PROMPT}reboot\n{of_ours}{shown}"), seconds)
 }
 
 const INSTALL: &str = "apt install -qq -y ./cryptattach.deb";
 
 fn one_command() {
-    let mut laptop = Laptop::new(true);
+    let mut laptop = Laptop::new(true, &[]);
     let bind = format!("cryptattach bind {DEVICE}");
     let told = journey(&mut laptop, &[INSTALL, &bind], 1);
     for (shown, seconds) in &told {
@@ -169,7 +190,7 @@ fn one_command() {
         "the root's, LUKS2",
         "on a machine with one disk",
         "made in the TPM's memory",
-        "/boot is not encrypted, and PCR 7",
+        "/boot is not encrypted, and its initramfs is not measured into PCR 7",
         "is bound, and opened as a boot would open it",
     ] {
         assert!(bound.contains(line), "{line}: {bound}");
@@ -177,38 +198,161 @@ fn one_command() {
     assert!(!bound.contains("Secure Boot is not on") && !bound.contains("MISSING"), "{bound}");
 }
 
-/// Prints the terminal of the whole journey, and what others need for the same.
-pub fn compare() {
-    let peers: [(&str, &[&str]); 3] = [
-        ("cryptattach", &[INSTALL, &format!("cryptattach bind {DEVICE}")]),
-        (
+/// Firmware without Secure Boot and at first without a TPM, GRUB with an unencrypted /boot, another system on the disk.
+fn refused_or_warned() {
+    let mut laptop = Laptop::new(false, &[]);
+    let chip = laptop.chip.take();
+    let mut machine = laptop.power_on_with_a_person();
+    machine.ok(
+        "mount -o ro /dev/sda /tools && cp /tools/cryptattach.deb /root &&
+         echo size=32MiB | sfdisk --quiet --append --no-reread --force /dev/vda && partx --add --nr 4 /dev/vda &&
+         printf passphrase | cryptsetup luksFormat -q --type luks1 --pbkdf-force-iterations 1000 --key-file - /dev/vda4",
+    );
+    Terminal::log_in(&mut machine).ends(0, INSTALL);
+    let before = machine.ok(MADE);
+    let mut terminal = Terminal::log_in(&mut machine);
+    let no_tpm = terminal.ends(64, &format!("cryptattach bind {DEVICE}")).0;
+    let luks1 = terminal.ends(65, "cryptattach bind /dev/vda4").0;
+    println!("{no_tpm}\n{luks1}");
+    assert!(
+        no_tpm.contains("this machine has no TPM (cannot use a TPM at 'device:/dev/tpmrm0': ")
+            && !no_tpm.contains("shown): "),
+        "{no_tpm}"
+    );
+    assert!(luks1.contains("'cryptsetup convert --type luks2'"), "{luks1}");
+    assert_eq!(machine.ok(MADE), before, "nothing was made");
+    // Another system takes the place of the old volume.
+    machine.ok("wipefs -qa /dev/vda4 && mkfs.ext4 -q /dev/vda4 && sync");
+    machine.shut_down();
+
+    laptop.chip = chip;
+    let mut machine = laptop.power_on_with_a_person();
+    let (bound, _) = Terminal::log_in(&mut machine).ends(0, &format!("cryptattach bind {DEVICE}"));
+    println!("{bound}");
+    let (plan, _) = bound.split_once("(nothing is shown)").unwrap();
+    for line in [
+        "a new key in the TPM (PCR 4+7)",
+        "note    Secure Boot is not on",
+        "note    /boot is not encrypted, and its initramfs is not measured into PCR 4+7",
+        "note    /dev/vda4 (ext4) may be another system",
+    ] {
+        assert!(plan.contains(line), "{line}: {plan}");
+    }
+    assert!(bound.contains("somebody with a stick      EVERYTHING") && !bound.contains("MISSING"), "{bound}");
+    println!("{}", boot_alone(&mut machine).0);
+}
+
+/// What a run makes or changes.
+const MADE: &str = "cryptsetup luksDump --dump-json-metadata /dev/vda3 | sha256sum; \
+    find /etc/cryptattach /etc/crypttab /var/lib/cryptattach/bind -type f ! -name '*.example' \
+         -exec sha256sum {} + 2>/dev/null | sort -k 2; \
+    stat -c '%n %Y' /boot/initrd.img-* | grep -v dpkg";
+
+/// The examples as they are, but for what each site has of its own. The image has the package, and the firmware no Secure Boot, as
+/// in most clouds.
+fn fleet() {
+    let package = crate::machine::package();
+    let mut laptop = Laptop::new(false, &["ansible-core", "cloud-init", "sudo", package.to_str().unwrap()]);
+    let at = laptop.folder.path().display().to_string();
+    sh(&format!(
+        "cd {at} && openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 | openssl pkey -pubout -out site-escrow.pem"
+    ));
+    let escrow = fs::read_to_string(laptop.folder.path().join("site-escrow.pem")).unwrap();
+    let data = include_str!("../../examples/bind.cloud-init.yml");
+    let sites = "      -----BEGIN PUBLIC KEY-----\n      (the site's)\n      -----END PUBLIC KEY-----\n";
+    assert!(data.contains(sites) && data.contains("content: for the setup only\n"), "{data}");
+    let lines: String = escrow.lines().map(|line| format!("      {line}\n")).collect();
+    let data = data.replace(sites, &lines).replace("for the setup only\n", &format!("{PASSPHRASE}\n"));
+    fs::write(laptop.folder.path().join("user-data"), data).unwrap();
+    sh(&format!(
+        "cd {at} && echo instance-id: host >meta-data && truncate -s 1M seed && mkfs.vfat -n CIDATA seed >/dev/null &&
+         mcopy -i seed user-data meta-data ::"
+    ));
+    let seed = format!("if=none,id=seed,format=raw,readonly=on,file={at}/seed");
+    // There when systemd asks its generators: cloud-init's looks for the seed.
+    laptop.besides = ["-drive", &seed, "-device", "virtio-blk-pci,drive=seed"].map(str::to_owned).into();
+
+    let mut machine = laptop.power_on_with_a_person();
+    let done = "cloud-init status --wait --long; cat /var/log/cloud-init-output.log";
+    let first = machine.ok(done);
+    println!("{first}");
+    assert!(first.contains("status: done"), "{first}");
+    assert!(first.contains("/dev/vda3 is bound, and opened as a boot would open it"), "{first}");
+    machine.ok("[ ! -e /run/cryptattach.passphrase ] && cryptattach test /dev/vda3 --as-boot");
+    println!("{}", machine.ok("cryptattach unbind /dev/vda3 2>&1"));
+    machine.fails(78, "cryptattach test /dev/vda3 --as-boot");
+
+    machine.put("site-escrow.pem", escrow.as_bytes());
+    machine.put("bind.ansible.yml", include_bytes!("../../examples/bind.ansible.yml"));
+    machine.ok(&format!(
+        "rm /etc/cryptattach/bind.toml /etc/cryptattach/site-escrow.pem && umask 77 && echo vault >vault.password &&
+         echo passphrase: {PASSPHRASE} >vault.yml && ansible-vault encrypt --vault-password-file vault.password vault.yml"
+    ));
+    let play = "ANSIBLE_NOCOLOR=1 ansible-playbook --inventory localhost, --connection local bind.ansible.yml \
+                --extra-vars @vault.yml --vault-password-file vault.password 2>&1";
+    let first = machine.ok(play);
+    println!("{first}");
+    assert!(first.contains("changed=3") && first.contains("failed=0"), "{first}");
+    let made = machine.ok(MADE);
+    let second = machine.ok(play);
+    println!("{second}");
+    assert!(second.contains("changed=0") && second.contains("failed=0"), "{second}");
+    assert_eq!(machine.ok(MADE), made);
+    machine.ok("cryptattach test /dev/vda3 --as-boot && [ ! -e /run/cryptattach.passphrase ]");
+
+    // As if it were the first boot.
+    machine.ok("cloud-init clean --logs && sync");
+    boot_alone(&mut machine);
+    let second = machine.ok(done);
+    println!("{second}");
+    assert!(second.contains("status: done"), "{second}");
+    assert!(second.contains("/dev/vda3 is bound already; nothing was changed"), "{second}");
+    assert_eq!(machine.ok(MADE), made);
+    machine.ok("[ ! -e /run/cryptattach.passphrase ]");
+}
+
+/// Likewise: the whole journey of each, as a record and a line of a table.
+pub const BENCHES: &[(&str, fn())] = &[
+    ("bench-bind cryptattach", || {
+        compare("cryptattach", &[INSTALL, &format!("cryptattach bind {DEVICE}")], 2);
+    }),
+    ("bench-bind systemd-cryptenroll", || {
+        compare(
             "systemd-cryptenroll",
             &[
+                // Debian's dracut makes an image for any machine, without crypttab.
+                "echo 'hostonly=\"yes\"' >/etc/dracut.conf.d/hostonly.conf",
                 "apt install -qq -y /srv/peers/dracut/*.deb",
                 &format!("systemd-cryptenroll --tpm2-device=auto --tpm2-pcrs=7 {DEVICE}"),
                 "sed -i 's/luks,discard/luks,discard,tpm2-device=auto/' /etc/crypttab",
                 "dracut --force --regenerate-all",
             ],
-        ),
-        (
+            1,
+        );
+    }),
+    ("bench-bind clevis", || {
+        compare(
             "clevis",
             &[
                 "apt install -qq -y /srv/peers/initramfs-tools/*.deb",
                 &format!("clevis luks bind -d {DEVICE} tpm2 '{{\"pcr_ids\":\"7\"}}'"),
                 "update-initramfs -u -k all",
             ],
-        ),
-    ];
-    let mut rows = Vec::new();
-    for (name, commands) in peers {
-        let told = journey(&mut Laptop::new(true), commands, 2);
-        println!("== {name}");
-        for (shown, seconds) in &told {
-            println!("{shown}\n[{seconds:.0} s]\n");
-        }
-        let all: f64 = told[..commands.len()].iter().map(|(_, seconds)| seconds).sum();
-        let after: f64 = told[1..commands.len()].iter().map(|(_, seconds)| seconds).sum();
-        rows.push(format!("| {name} | {} | {all:.0} | {after:.0} |", commands.len()));
+            1,
+        );
+    }),
+];
+
+/// Prints the terminal of the whole journey, and a line of a table: commands, seconds, and seconds without the packages.
+fn compare(name: &str, commands: &[&str], boots: usize) {
+    let told = journey(&mut Laptop::new(true, &[]), commands, boots);
+    println!("== {name}");
+    for (shown, seconds) in &told {
+        println!("{shown}\n[{seconds:.0} s]\n");
     }
-    println!("| | commands | seconds | of it without apt |\n|---|---:|---:|---:|\n{}", rows.join("\n"));
+    let of = |is_it: fn(&&str) -> bool| -> f64 {
+        commands.iter().zip(&told).filter(|(command, _)| is_it(command)).map(|(_, (_, seconds))| seconds).sum()
+    };
+    let (all, after) = (of(|_| true), of(|command| !command.starts_with("apt ")));
+    println!("| {name} | {} | {all:.0} | {after:.0} |", commands.len());
 }

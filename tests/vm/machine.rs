@@ -419,6 +419,11 @@ fn tools(init: Init, folder: &Path, image: &Path) {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
+/// The Debian package.
+pub fn package() -> &'static Path {
+    &PACKAGE
+}
+
 /// The Debian package of what was just built, or the one that a benchmark has built.
 static PACKAGE: LazyLock<PathBuf> = LazyLock::new(|| {
     if let Some(package) = std::env::var_os("CRYPTATTACH_PACKAGE") {

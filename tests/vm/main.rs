@@ -70,11 +70,8 @@ fn main() -> ExitCode {
     trials.extend(shared.into_iter().map(|(_, trial)| trial));
     let benches = sharing(|| boot(Init::Plain), &[("bench-attach", speed::compare)])
         .chain(sharing(ublk::boot, &[("bench-ublk", ublk::compare)]));
-    let benches = benches.chain([
-        own_machine(&("power-cuts", power::many)),
-        own_machine(&("bench-bind", bind::compare)),
-        own_machine(&bind::STORY),
-    ]);
+    let benches = benches.chain([own_machine(&("power-cuts", power::many))]);
+    let benches = benches.chain(bind::BENCHES.iter().chain(bind::STORIES).map(own_machine));
     trials.extend(benches.map(|trial| trial.with_ignored_flag(true)));
     libtest_mimic::run(&arguments, trials).exit_code()
 }

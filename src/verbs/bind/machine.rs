@@ -56,6 +56,8 @@ pub struct Machine {
     /// Partitions beside it that another system may be on.
     pub strangers: Vec<String>,
     pub tpm: Option<TpmFound>,
+    /// Why there is none, in words.
+    pub no_tpm: Option<String>,
     /// This host's key in the TPM, if there is one.
     pub key: Option<TpmKey>,
     /// The stores, and whether what opens them is in the TPM.
@@ -120,6 +122,7 @@ pub fn look(config: &Config, volume: &Volume, uuid: Uuid) -> Result<Machine, Err
         let configured = config.tpm.pcrs.is_some() || config.tpm.site_key.is_some();
         Ok(TpmFound { chain, secure_boot, configured })
     });
+    let no_tpm = tpm.as_ref().err().map(|error| chain(error));
     let by_tpm = |store: &StoreConfig| identities::need_tpm(&store.sealing.identities);
     Ok(Machine {
         device: volume.device.path.clone(),
@@ -133,7 +136,8 @@ pub fn look(config: &Config, volume: &Volume, uuid: Uuid) -> Result<Machine, Err
         is_listed: crypttab::parse(&crypttab_text()?.unwrap_or_default()).iter().any(is_it),
         disks: disks(&sysfs),
         strangers: number.map(|number| strangers(&sysfs, number)).unwrap_or_default(),
-        tpm: tpm.inspect_err(|error| tracing::debug!("{}", chain(error))).ok(),
+        tpm: tpm.ok(),
+        no_tpm,
         key: tpm_key(config),
         stores: config.stores.iter().map(|(name, store)| (name.clone(), by_tpm(store))).collect(),
         default_store: config.store_or_default(None).ok(),

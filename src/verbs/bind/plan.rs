@@ -106,11 +106,11 @@ pub fn plan(machine: &Machine, wishes: &Wishes) -> Result<Plan, Error> {
     let store = match store.or_else(|| in_tpm().filter(|_| machine.stores.is_empty() && machine.tpm.is_some())) {
         Some(store) => store,
         None if machine.stores.is_empty() => {
-            return usage(
-                "this machine has no TPM, and no store is configured: make one on another device with 'cryptattach init', or bind \
-                 the volume where there is a TPM"
-                    .to_owned(),
-            );
+            return usage(format!(
+                "this machine has no TPM ({}), and no store is configured: make one on another device with 'cryptattach init', or \
+                 bind the volume where there is a TPM",
+                machine.no_tpm.as_deref().unwrap_or_default()
+            ));
         }
         None => return usage("there are several stores and no default_store: choose one with --store".to_owned()),
     };
@@ -206,7 +206,8 @@ impl Plan {
         let image = match (self.initramfs, self.boot) {
             (Some(maker), _) => format!("; initramfs by '{}'", maker.command().join(" ")),
             (None, Boot::Known | Boot::Crypttab) if !wishes.no_initramfs => {
-                "; NO initramfs-tools or dracut here: make the initramfs anew yourself".to_owned()
+                "; NO initramfs-tools or dracut here: make the initramfs anew yourself, by mkinitcpio as docs/boot.md says"
+                    .to_owned()
             }
             _ => String::new(),
         };
@@ -231,7 +232,8 @@ impl Plan {
         let key = self.pcrs.map(bound_to).or(machine.key).filter(|_| self.by_tpm);
         let (Some(tpm), Some(key)) = (machine.tpm, key) else { return Vec::new() };
         let changed = key.pcrs.common(changing(tpm.chain));
-        let is_open = self.initramfs.is_some() && !key.has_pin && !key.covers_image();
+        let is_at_boot = matches!(self.boot, Boot::Known | Boot::Crypttab);
+        let is_open = is_at_boot && !key.has_pin && !key.covers_image();
         let mut notes = Vec::new();
         if self.initramfs.is_some() && !changed.is_empty() {
             notes.push(format!(
@@ -244,8 +246,8 @@ impl Plan {
         }
         if is_open && machine.is_root && !machine.is_boot_encrypted && tpm.chain != BootChain::UnifiedKernelImage {
             notes.push(format!(
-                "/boot is not encrypted, and PCR {} do not cover the initramfs there: who changes it gets the key; a PIN prevents that \
-                 (docs/one-machine.md)",
+                "/boot is not encrypted, and its initramfs is not measured into PCR {}: whoever changes it gets the key; a PIN \
+                 prevents that (docs/one-machine.md)",
                 key.pcrs
             ));
         }
@@ -282,6 +284,7 @@ mod tests {
             strangers: Vec::new(),
             is_boot_encrypted: true,
             tpm: Some(GRUB),
+            no_tpm: None,
             key: None,
             stores: Vec::new(),
             default_store: None,
@@ -370,7 +373,10 @@ mod tests {
         let off = TpmFound { secure_boot: Some(false), ..GRUB };
         assert!(notes(&Machine { tpm: Some(off), ..laptop() }).starts_with("note    Secure Boot is not on"));
         let usual = Machine { is_boot_encrypted: false, ..laptop() };
-        assert!(notes(&usual).contains("/boot is not encrypted, and PCR 7 do not cover"));
+        assert!(notes(&usual).contains("/boot is not encrypted, and its initramfs is not measured into PCR 7: "));
+        // Whoever makes the initramfs.
+        let by_hand = Machine { maker: None, ..usual.clone() };
+        assert!(notes(&by_hand).contains("/boot is not encrypted"), "{}", notes(&by_hand));
         let two = Machine { strangers: vec!["/dev/vda4 (ntfs)".to_owned()], ..laptop() };
         assert!(notes(&two).contains("/dev/vda4 (ntfs) may be another system: whoever starts it"));
         let pin = Some(TpmKey { pcrs: PcrSet::of(&[7]), is_signed: false, has_pin: true });

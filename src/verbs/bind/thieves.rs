@@ -46,8 +46,8 @@ pub fn thieves(
             )
         }
         () => format!(
-            "EVERYTHING{within}: whoever changes the initramfs, which PCR {} do not cover; a PIN or signed unified kernel images \
-             prevent it (tpm.md)",
+            "EVERYTHING{within}: whoever changes the initramfs, which is not measured into PCR {}; a PIN or signed unified kernel \
+             images prevent it (docs/tpm.md)",
             key.pcrs
         ),
     };

@@ -345,7 +345,7 @@ pub enum VolumeError {
     #[error("no token can be written to {}: {why}", .path.display())]
     NoToken { path: PathBuf, why: String },
     /// It is LUKS1, or plain.
-    #[error("the header of {} is not LUKS2, and only that has tokens", .path.display())]
+    #[error("the header of {} is not LUKS2; only LUKS2 has tokens, which say where the key is", .path.display())]
     NotLuks2 { path: PathBuf },
     /// The header on the device is another one than a moment ago.
     #[error("the header of {} has been changed meanwhile by another program", .path.display())]
