@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File, OpenOptions, Permissions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
 };
 
@@ -91,10 +91,9 @@ pub fn read_bounded(path: &Path, most: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes a file in a folder that is not ours to lock, in place of the one of that name.
+/// Writes a file in a folder that is not ours to lock, in place of the one of that name. Its owner alone may read it.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    written(path, bytes)?.persist(path).map_err(|refused| refused.error)?;
-    File::open(folder_of(path))?.sync_all()
+    replace_as(path, bytes, Permissions::from_mode(0o600))
 }
 
 /// Likewise, with this mode.
@@ -167,8 +166,6 @@ pub fn stems(path: &Path, end: &str) -> io::Result<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
