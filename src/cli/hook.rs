@@ -66,6 +66,8 @@ pub enum Key {
     Store,
     /// Fetch an object
     Get,
+    /// Copy an object, whose value is not given out
+    Copy,
     /// Delete an object permanently
     Delete,
     /// List objects
@@ -139,6 +141,14 @@ struct Which {
     key_id: String,
     #[serde(default)]
     metadata_only: bool,
+}
+
+#[derive(Deserialize)]
+struct Copy<'a> {
+    key_id: String,
+    /// Whose the copy will be; the key's own tenant's unless given.
+    #[serde(borrow)]
+    to: Option<Auth<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -240,6 +250,13 @@ impl Key {
                 let key = reference(store, &key_id)?;
                 let object = hook::get_key(config, of, &key, !metadata_only)?;
                 answer(&Given { consumers: Some(hook::consumers(of, &key)?), ..given(&object) })
+            }
+            Self::Copy => {
+                let Copy { key_id, to } = parse(input)?;
+                let tenant = |auth: Auth<'_>| Tenant::prove(config, &store, auth.into_claim()?).map_err(Error::from);
+                let to = to.map(|auth| Ok::<_, Error>(TenantKeys::open(config, &tenant(auth)?)?)).transpose()?;
+                let copy = hook::copy_key(config, of, &reference(store.clone(), &key_id)?, to.as_ref().unwrap_or(of))?;
+                answer(&json!({"key_id": copy.key}))
             }
             Self::Delete => {
                 let Deletion { key_id, force } = parse(input)?;

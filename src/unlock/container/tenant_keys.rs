@@ -64,6 +64,11 @@ impl TenantKeys {
         }
     }
 
+    /// Keeps a copy of a key under a new id, as a key of `to`. Nobody gets its value, so the copy is as unused as the key.
+    pub fn copy(&self, id: &KeyId, to: &Self) -> Result<KeyReference, Error> {
+        self.container.copy(id, &to.container)
+    }
+
     /// Gives the value of a key out; it no longer counts as unused.
     pub fn give_out(&self, id: &KeyId) -> Result<ManagedObject, Error> {
         self.container.give_out(id)

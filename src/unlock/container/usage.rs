@@ -2,7 +2,8 @@
 //! with it.
 //!
 //! An unused key carries a mark. The mark goes before the key's value is given out, and when a volume is opened with it.
-//! A key without the mark may have been used: nothing follows from its age or from who asks.
+//! A key without the mark may have been used: nothing follows from its age or from who asks. A copy that is made here, whose
+//! value nobody gets, is as unused as the key that it is made of.
 
 use super::{Author, Container, Fetched};
 use crate::{
@@ -78,6 +79,19 @@ impl Container {
                 Ok(ManagedObject { facts, value })
             }
         }
+    }
+
+    /// Keeps a copy of a key under a new id, for another tenant of the store or the same. What is known of its use goes along.
+    pub(super) fn copy(&self, id: &KeyId, to: &Self) -> Result<KeyReference, Error> {
+        let fetched = self.fetch_object(id)?;
+        let is_used = matches!(fetched, Fetched::Released(Released { used_for: Some(_), .. }));
+        let ManagedObject { facts, value } = self.as_object(id, fetched)?;
+        let copy = to.keep_object(ManagedObject { facts: ObjectFacts { created: None, ..facts }, value })?;
+        if is_used {
+            let noted = to.store.mark_used(&copy.key, &format!("what {id}, of which it is a copy, was used for"));
+            noted.inspect_err(|_| to.store.abandon(&copy.key))?;
+        }
+        Ok(copy)
     }
 
     /// Keeps an object under a new id: in the store as it is, if the store keeps such, or else sealed.

@@ -89,6 +89,14 @@ pub fn get_key(config: &Config, of: &TenantKeys, key: &KeyReference, with_value:
     Ok(Described { key: key.clone(), facts, value: Some(value) })
 }
 
+/// Keeps a copy of an object, for `to`. Its value is not given out: a copy of an unused key is one, and the key remains so.
+pub fn copy_key(config: &Config, of: &TenantKeys, key: &KeyReference, to: &TenantKeys) -> Result<KeyReference, Error> {
+    let copy = of.copy(&key.key, to)?;
+    record(config, of, "key copy", key);
+    record(config, to, "key create", &copy);
+    Ok(copy)
+}
+
 /// Deletes an object for ever. One that others need is deleted only if that is forced.
 pub fn delete_key(config: &Config, of: &TenantKeys, key: &KeyReference, force: bool) -> Result<(), Error> {
     of.delete(&key.key, force)?;

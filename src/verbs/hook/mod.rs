@@ -14,7 +14,7 @@ use std::{
 };
 
 pub use keys::{
-    Described, add_consumer, consumers, create_key, create_pair, delete_key, get_key, list_keys, remove_consumer,
+    Described, add_consumer, consumers, copy_key, create_key, create_pair, delete_key, get_key, list_keys, remove_consumer,
     store_key,
 };
 

@@ -386,7 +386,11 @@ impl ObjectStore for Barbican {
             "payload_content_encoding": "base64",
         });
         leave_out_nulls(&mut body);
-        self.post_secret(http::secret_body(fill(&body, &text)?))
+        let id = self.post_secret(http::secret_body(fill(&body, &text)?))?;
+        if facts.fresh {
+            self.set_metadata(&id, FRESH, "true").inspect_err(|_| self.abandon(&id))?;
+        }
+        Ok(id)
     }
 }
 
