@@ -31,14 +31,40 @@ NAMES = {cls: name for name, cls in TYPES.items()}
 KEYS = ('symmetric', 'private', 'public')
 
 
+def _kept(cls, slot):
+    """A castellan class whose objects fetch their value, which the class has in `slot`, when it is first asked for.
+
+    Whoever has a key's value may use it, and the key counts as used from then on. Cinder copies keys by get and store and never
+    looks at the value: such a copy is made inside cryptattach, and the key stays as unused as it was.
+    """
+    def get(self):
+        if self.fetch is not None:
+            self._fetched, self.fetch = self.fetch(), None
+        return self._fetched
+
+    def put(self, value):
+        self._fetched, self.fetch = value, None
+
+    return type(cls.__name__, (cls,), {'__module__': __name__, slot: property(get, put), 'fetch': None, 'auth': None})
+
+
+KEPT = {name: _kept(cls, '_key' if name in KEYS else '_passphrase' if name == 'passphrase' else '_data')
+        for name, cls in TYPES.items()}
+
+
 class CryptattachKeyManager(key_manager.KeyManager):
     """Keys sealed to their owner, in the store that cryptattach's configuration names."""
 
     def __init__(self, configuration):
         self._service_user = cryptattach_openstack.ServiceUser(configuration)
 
+    def _auth(self, context):
+        return cryptattach_openstack.auth(context, self._service_user)
+
     def _hook(self, verb, context, key_id=None, **members):
-        auth = cryptattach_openstack.auth(context, self._service_user)
+        return self._run(verb, self._auth(context), key_id, **members)
+
+    def _run(self, verb, auth, key_id=None, **members):
         request = {'version': cryptattach_openstack.REQUEST_VERSION, 'auth': auth, **members}
         if key_id is not None:
             request['key_id'] = key_id
@@ -57,14 +83,14 @@ class CryptattachKeyManager(key_manager.KeyManager):
         raise exception.KeyManagerError(reason=why)
 
     @staticmethod
-    def _object(described):
+    def _object(described, types=TYPES):
         kind = described['type']
         common = {'name': described['name'], 'created': described['created'], 'id': described['key_id'],
                   'consumers': described.get('consumers', [])}
         value = base64.b64decode(described['value']) if 'value' in described else None
         if kind in KEYS:
-            return TYPES[kind](described['algorithm'], described['bit_length'], value, **common)
-        return TYPES[kind](value, **common)
+            return types[kind](described['algorithm'], described['bit_length'], value, **common)
+        return types[kind](value, **common)
 
     @staticmethod
     def _kind(object_type):
@@ -98,6 +124,10 @@ class CryptattachKeyManager(key_manager.KeyManager):
     def store(self, context, managed_object, expiration=None):
         """Keep an object; its id."""
         self._check_expiration(expiration)
+        if getattr(managed_object, 'fetch', None) is not None:
+            # It was got here, and nobody has looked at its value.
+            to = self._auth(context)
+            return self._run('copy', managed_object.auth, managed_object.id, to=to)['key_id']
         value = managed_object.get_encoded()
         if value is None:
             raise exception.KeyManagerError(reason='Cannot store object without data')
@@ -113,7 +143,14 @@ class CryptattachKeyManager(key_manager.KeyManager):
     def get(self, context, managed_object_id, metadata_only=False):
         """An object, with or without its value."""
         self._check_id(managed_object_id)
-        return self._object(self._hook('get', context, managed_object_id, metadata_only=metadata_only))
+        auth = self._auth(context)
+        described = self._run('get', auth, managed_object_id, metadata_only=True)
+        if metadata_only:
+            return self._object(described)
+        kept = self._object(described, KEPT)
+        kept.auth = auth
+        kept.fetch = lambda: base64.b64decode(self._run('get', auth, managed_object_id)['value'])
+        return kept
 
     def delete(self, context, managed_object_id, force=False):
         """Delete an object for ever; one that has consumers only by force."""

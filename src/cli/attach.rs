@@ -218,6 +218,7 @@ impl Attach {
             tenant: None,
             target: None,
             volume_id: None,
+            fills: false,
         }
     }
 }

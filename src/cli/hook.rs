@@ -109,6 +109,8 @@ struct Attach {
     key_size: Option<u32>,
     connection_info: Option<ConnectionInfo>,
     volume_id: Option<String>,
+    #[serde(default)]
+    fills: bool,
 }
 
 #[derive(Deserialize)]
@@ -314,7 +316,8 @@ pub fn stored_object(input: &SecretBytes) -> Result<ManagedObject, Error> {
 impl Create {
     fn into_facts(self) -> ObjectFacts {
         let Self { algorithm, bit_length, name } = self;
-        ObjectFacts { kind: ObjectKind::Symmetric, algorithm, bit_length, name, created: None, fresh: false }
+        let kind = ObjectKind::Symmetric;
+        ObjectFacts { kind, algorithm, bit_length, name, created: None, fresh: false, filling: None }
     }
 }
 
@@ -347,6 +350,7 @@ impl Attach {
             cipher: self.cipher,
             key_size: self.key_size.map(key_size).transpose()?,
             volume_id: self.volume_id,
+            fills: self.fills,
             // One that is not understood leaves a gap in the proof; the volume is not refused for it.
             target: self.connection_info.map(|info| {
                 Target::from_connection_info(&info).unwrap_or_else(|error| Target::Unknown { why: chain(&error) })
@@ -364,7 +368,7 @@ fn reference(store: StoreName, key_id: &str) -> Result<KeyReference, Error> {
 }
 
 /// The members whose values may be repeated when they are wrong. Others may be, or have, a token or a key.
-const NO_SECRETS: [&str; 15] = [
+const NO_SECRETS: [&str; 16] = [
     "version",
     "store",
     "device",
@@ -375,6 +379,7 @@ const NO_SECRETS: [&str; 15] = [
     "cipher",
     "key_size",
     "volume_id",
+    "fills",
     "algorithm",
     "bit_length",
     "type",

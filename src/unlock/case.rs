@@ -39,6 +39,8 @@ pub struct Asked {
     pub name: Option<MappingName>,
     /// What the caller of a hook calls the volume.
     pub volume_id: Option<String>,
+    /// The caller of a hook is going to fill the whole volume anew.
+    pub fills: bool,
     /// What earlier attaches of this boot have had of the store need not be asked for again.
     pub warm: bool,
 }
@@ -71,6 +73,7 @@ pub struct Case<'a> {
     key: ViaLockbox,
     name: Option<MappingName>,
     volume_id: Option<String>,
+    fills: bool,
     pinning: Pinning,
     /// The case of the old key, if the volume is in the middle of a rotation.
     rest: Option<Box<Case<'a>>>,
@@ -133,13 +136,13 @@ pub struct Tried {
 impl<'a> Case<'a> {
     /// The case of a volume whose key exists. The store is not asked yet.
     pub fn find(config: &'a Config, volume: Volume, asked: Asked) -> Result<Self, Error> {
-        let Asked { key, tenant, name, volume_id, warm } = asked;
+        let Asked { key, tenant, name, volume_id, fills, warm } = asked;
         let reference = reference(key.map(|key| volume.current(key)), &volume)?;
         let container = Container::open(config, &reference.store, tenant.as_ref(), Use::Unlock)?;
         let container = Arc::new(if warm { container.warm(config)? } else { container });
         // The volumes of tenants come and go, and one must not stand in another's way.
         let pinning = if tenant.is_some() { Pinning::Check } else { Pinning::Pin };
-        let case = Self { name, volume_id, pinning, ..Self::of(config, volume, reference, container) };
+        let case = Self { name, volume_id, fills, pinning, ..Self::of(config, volume, reference, container) };
         case.with_rest(Use::Unlock)
     }
 
@@ -164,7 +167,8 @@ impl<'a> Case<'a> {
             Content::Object(_) => Ok(()),
         };
         let key = ViaLockbox::look(container, reference.key, For::volume(volume.uuid()), &fits);
-        Self { config, volume, reference, key, name: None, volume_id: None, pinning: Pinning::Pin, rest: None }
+        let (name, volume_id, pinning) = (None, None, Pinning::Pin);
+        Self { config, volume, reference, key, name, volume_id, fills: false, pinning, rest: None }
     }
 
     /// The case of a volume whose key is made now: what this host knew of the volume counts no longer.
@@ -625,10 +629,13 @@ impl Proven<'_> {
 
     /// Marks a key that opens one volume as used. Failing to do so is a warning: the volume exists already.
     fn mark_used(&self, key: &Fetched) {
-        let Case { volume, reference, key: source, .. } = &self.case;
+        let Case { volume, reference, key: source, fills, .. } = &self.case;
+        if *fills && key.is_being_filled() {
+            return;
+        }
         let what = volume.uuid().map_or_else(|| "a plain volume".to_owned(), |uuid| uuid.to_string());
         if let Err(error) = source.container().mark_used(&reference.key, key, &what) {
-            tracing::warn!("the key {reference} still counts as unused: {}", chain(&error));
+            tracing::warn!("the key {reference} is not noted as used: {}", chain(&error));
         }
     }
 

@@ -42,6 +42,8 @@ pub struct Request<'a> {
     pub target: Option<Target>,
     /// What the caller calls the volume, for the audit record.
     pub volume_id: Option<&'a str>,
+    /// The caller is going to fill the whole volume anew.
+    pub fills: bool,
 }
 
 /// Options of the mapping; see [`Activate`].
@@ -83,9 +85,9 @@ pub(super) fn map(
         (Some(mapping), None) if is_of_token(&request, &volume) => return Ok(mapping),
         (active, _) => active,
     };
-    let Request { key, tenant, volume_id, .. } = request;
-    let asked =
-        Asked { key, tenant, name: Some(options.name.clone()), volume_id: volume_id.map(str::to_owned), warm: true };
+    let Request { key, tenant, volume_id, fills, .. } = request;
+    let (name, volume_id) = (Some(options.name.clone()), volume_id.map(str::to_owned));
+    let asked = Asked { key, tenant, name, volume_id, fills, warm: true };
     let given = Circumstances { target: request.target.as_ref(), strictness: request.separation, in_memory: None };
     let case = Case::find(config, volume, asked)?;
     let from = if case.needs_store() { Source::Store } else { Source::Lockbox };

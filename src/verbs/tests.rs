@@ -78,6 +78,7 @@ fn attach_request(device: &Path) -> attach::Request<'_> {
         tenant: None,
         target: None,
         volume_id: None,
+        fills: false,
     }
 }
 
@@ -420,6 +421,7 @@ fn hook_request(site: &Site, device: &str, key: &KeyReference) -> hook::Request 
         key_size: None,
         target: None,
         volume_id: None,
+        fills: false,
     }
 }
 
@@ -585,6 +587,7 @@ fn a_certificate_that_is_handed_in_is_kept_as_der_or_refused() {
             name: None,
             created: None,
             fresh: false,
+            filling: None,
         };
         let object = ManagedObject { facts, value: SecretBytes::copy_of(value).unwrap() };
         hook::store_key(&site.config, &of, object)

@@ -24,7 +24,7 @@ for sample in (samples._get_test_symmetric_key, samples._get_test_private_key, s
     for writer, reader in ((ours, theirs), (theirs, ours)):
         key_id = writer.store(user, made)
         for read in (writer.get(user, key_id), reader.get(user, key_id)):
-            assert type(read) is type(made) and read.get_encoded() == made.get_encoded(), (sample, writer)
+            assert isinstance(read, type(made)) and read.get_encoded() == made.get_encoded(), (sample, writer)
         reader.delete(user, key_id)
 private, public = ours.create_key_pair(user, 'rsa', 2048)
 assert theirs.get(user, private).get_encoded() == ours.get(user, private).get_encoded()

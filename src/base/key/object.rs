@@ -46,6 +46,10 @@ pub struct ObjectFacts {
     /// a mark that is there proves that; a key without it may have been used.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fresh: bool,
+    /// The volume of this id was formatted with it to be filled with an image, and nobody else has opened it since: nothing is
+    /// on it but what its maker writes again from the beginning if the first time fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filling: Option<String>,
 }
 
 /// A key or passphrase that another program made use of before, or will: Cinder's volume keys are such.
@@ -100,6 +104,7 @@ impl ObjectFacts {
             name: None,
             created: None,
             fresh: false,
+            filling: None,
         }
     }
 }
@@ -111,8 +116,7 @@ mod tests {
     #[test]
     fn computes_the_passphrase_as_os_brick_does() {
         let object = |kind, value: &[u8]| {
-            let facts =
-                ObjectFacts { kind, algorithm: None, bit_length: None, name: None, created: None, fresh: false };
+            let facts = ObjectFacts { kind, algorithm: None, ..ObjectFacts::symmetric(256) };
             ManagedObject { facts, value: SecretBytes::copy_of(value).unwrap() }
         };
         assert_eq!(object(ObjectKind::Symmetric, &[0, 0x1f, 0xab]).passphrase().unwrap().expose(), b"001fab");

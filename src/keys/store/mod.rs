@@ -98,8 +98,9 @@ pub trait KeyStore: Consumers + Send + Sync {
     fn released_facts(&self, _: &KeyId) -> Result<Option<ObjectFacts>, StoreError> {
         Ok(None)
     }
-    /// Notes what a key that the store keeps unsealed was used for, unless that is noted already; it is fresh no longer.
-    fn mark_used(&self, id: &KeyId, _: &str) -> Result<(), StoreError> {
+    /// Notes what a key that the store keeps unsealed was used for, and the volume that is being filled. What is noted already
+    /// stays, unless that volume was being filled. The key is fresh no longer.
+    fn mark_used(&self, id: &KeyId, _: &str, _filling: Option<&str>) -> Result<(), StoreError> {
         Err(StoreError::NotFound { id: id.to_string(), at: "a store of sealed keys, unsealed".to_owned() })
     }
     /// The objects that the store itself keeps unsealed, if this kind of store does that.

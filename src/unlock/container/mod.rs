@@ -121,6 +121,16 @@ pub(in crate::unlock) enum Fetched {
 }
 
 impl Fetched {
+    /// Whether nothing is on its volume but what is written there again from the beginning if it fails.
+    pub fn is_being_filled(&self) -> bool {
+        let (Self::Sealed(Opened { content: Content::Object(object), .. }) | Self::Released(Released { object, .. })) =
+            self
+        else {
+            return false;
+        };
+        object.facts.filling.is_some()
+    }
+
     /// The passphrase that cryptsetup and os-brick open the key's volume with; `None` if the volume has no keyslot.
     pub fn passphrase(&self) -> Result<Option<SecretBytes>, SecretMemoryError> {
         match self {

@@ -137,11 +137,11 @@ fn of_two_hosts_that_claim_an_unused_key_one_comes_first() {
     let site = Site::with("");
     let (one, other) = (site.container(), site.container());
     let id = kept(&one);
-    let (first, second) = (one.unused(&id, false).unwrap(), other.unused(&id, false).unwrap());
-    one.claim(&id, first, &volume(&site, "a")).unwrap();
-    let refused = other.claim(&id, second, &volume(&site, "b")).err();
+    let (first, second) = (one.unused(&id, false, None).unwrap(), other.unused(&id, false, None).unwrap());
+    one.claim(&id, first, &volume(&site, "a"), None).unwrap();
+    let refused = other.claim(&id, second, &volume(&site, "b"), None).err();
     assert!(matches!(refused, Some(Error::Store(StoreError::Outdated { .. }))), "{refused:?}");
-    assert!(matches!(other.unused(&id, false), Err(Error::KeyUsed { .. })));
+    assert!(matches!(other.unused(&id, false, None), Err(Error::KeyUsed { .. })));
 }
 
 #[test]
@@ -150,10 +150,10 @@ fn a_key_that_was_given_out_is_unused_no_longer_and_a_look_is_no_use() {
     let container = site.container();
     let id = kept(&container);
     assert!(container.object(&id).unwrap().facts.fresh);
-    assert!(container.unused(&id, false).is_ok());
+    assert!(container.unused(&id, false, None).is_ok());
     container.give_out(&id).unwrap();
     assert!(!container.object(&id).unwrap().facts.fresh);
-    assert!(matches!(container.unused(&id, false), Err(Error::KeyUsed { .. })));
+    assert!(matches!(container.unused(&id, false, None), Err(Error::KeyUsed { .. })));
 }
 
 /// A host whose lockbox is open, and a key in its store.

@@ -74,6 +74,7 @@ impl Container {
                     name: None,
                     created: Some(context.created),
                     fresh: false,
+                    filling: None,
                 };
                 let value = payload.passphrase.ok_or_else(|| Error::NoPassphrase(self.reference(*id)))?;
                 Ok(ManagedObject { facts, value })
@@ -86,9 +87,10 @@ impl Container {
         let fetched = self.fetch_object(id)?;
         let is_used = matches!(fetched, Fetched::Released(Released { used_for: Some(_), .. }));
         let ManagedObject { facts, value } = self.as_object(id, fetched)?;
-        let copy = to.keep_object(ManagedObject { facts: ObjectFacts { created: None, ..facts }, value })?;
+        let copy =
+            to.keep_object(ManagedObject { facts: ObjectFacts { created: None, filling: None, ..facts }, value })?;
         if is_used {
-            let noted = to.store.mark_used(&copy.key, &format!("what {id}, of which it is a copy, was used for"));
+            let noted = to.store.mark_used(&copy.key, &format!("what {id}, of which it is a copy, was used for"), None);
             noted.inspect_err(|_| to.store.abandon(&copy.key))?;
         }
         Ok(copy)
@@ -106,11 +108,14 @@ impl Container {
     }
 
     /// The key, if it is a symmetric one of enough bits and nothing was encrypted with it yet. With `unmarked`, a store's own
-    /// unsealed key counts as unused although nothing says so.
-    pub fn unused(&self, id: &KeyId, unmarked: bool) -> Result<Unused, Error> {
+    /// unsealed key counts as unused although nothing says so. Whoever is `filling` a volume from the beginning may begin again,
+    /// as long as nobody else has opened it.
+    pub fn unused(&self, id: &KeyId, unmarked: bool, filling: Option<&str>) -> Result<Unused, Error> {
         let key = self.reference(*id);
         let used = |volume: String| Err(Error::KeyUsed { key: key.clone(), volume });
+        let is_begun = |object: &ManagedObject| filling.is_some() && object.facts.filling.as_deref() == filling;
         let (object, context) = match self.fetch_object(id)? {
+            Fetched::Released(Released { object, .. }) if is_begun(&object) => (object, None),
             Fetched::Released(Released { used_for: Some(volume), .. }) => return used(volume),
             Fetched::Released(Released { object, .. }) if !object.facts.fresh && !unmarked => {
                 return Err(Error::KeyUnproven(key));
@@ -119,10 +124,11 @@ impl Container {
             Fetched::Sealed(Opened { content: Content::VolumeKey(_), .. }) => return used("a plain volume".to_owned()),
             Fetched::Sealed(Opened { content: Content::Object(object), context }) => (object, Some(context)),
         };
-        if let Some(volume) = context.as_ref().and_then(|context| context.volume) {
+        let volume = context.as_ref().and_then(|context| context.volume).filter(|_| !is_begun(&object));
+        if let Some(volume) = volume {
             return used(volume.to_string());
         }
-        if context.is_some() && !object.facts.fresh {
+        if context.is_some() && !object.facts.fresh && !is_begun(&object) {
             return used("another program (it was given out, or came from outside)".to_owned());
         }
         if object.facts.kind != ObjectKind::Symmetric || object.value.len() < LEAST_KEY_BYTES {
@@ -131,15 +137,16 @@ impl Container {
         Ok(Unused { object, context })
     }
 
-    /// Makes an unused key the volume's own. No store has compare-and-swap: that another host marked the key as well shows
+    /// Makes an unused key the volume's own, which somebody is going to fill under this id, or not. No store has compare-and-swap: that another host marked the key as well shows
     /// only afterwards, so that is looked at, too.
-    pub fn claim(&self, id: &KeyId, unused: Unused, volume: &Volume) -> Result<(), Error> {
+    pub fn claim(&self, id: &KeyId, unused: Unused, volume: &Volume, filling: Option<&str>) -> Result<(), Error> {
         let uuid = volume.uuid().map(|uuid| uuid.to_string());
         match unused.context {
-            None => self.store.mark_used(id, uuid.as_deref().unwrap_or_default())?,
+            None => self.store.mark_used(id, uuid.as_deref().unwrap_or_default(), filling)?,
             Some(context) => {
                 let context = BoundContext { volume: volume.uuid(), ..context };
-                let facts = ObjectFacts { fresh: false, ..unused.object.facts };
+                let filling = filling.map(str::to_owned);
+                let facts = ObjectFacts { fresh: false, filling, ..unused.object.facts };
                 let object = ManagedObject { facts, value: unused.object.value };
                 self.reseal(Opened { context, content: Content::Object(object) })?;
             }
@@ -165,9 +172,16 @@ impl Container {
             noted => noted,
         };
         match (noted, fetched) {
-            (Err(error), Fetched::Released(Released { object, .. })) if !object.facts.fresh => {
+            (Err(error), Fetched::Released(Released { object, .. }))
+                if !object.facts.fresh && !fetched.is_being_filled() =>
+            {
                 // Nothing depends on it: the key did not count as unused before.
                 tracing::debug!("cannot record the use of {}: {}", self.reference(*id), chain(&error));
+                Ok(())
+            }
+            // All that this lets happen is that an image overwrites the volume, which it does anyway.
+            (Err(Error::Store(error)), _) if error.is_denial() && fetched.is_being_filled() => {
+                tracing::debug!("{} still counts as being filled: {}", self.reference(*id), chain(&error));
                 Ok(())
             }
             (Err(Error::Store(error)), _) if error.is_denial() => {
@@ -180,9 +194,13 @@ impl Container {
 
     fn note_use(&self, id: &KeyId, fetched: &Fetched, what: &str) -> Result<(), Error> {
         match fetched {
-            Fetched::Released(Released { used_for: None, .. }) => Ok(self.store.mark_used(id, what)?),
-            Fetched::Sealed(Opened { content: Content::Object(object), context }) if object.facts.fresh => {
-                let facts = ObjectFacts { fresh: false, ..object.facts.clone() };
+            Fetched::Released(Released { used_for, .. }) if used_for.is_none() || fetched.is_being_filled() => {
+                Ok(self.store.mark_used(id, what, None)?)
+            }
+            Fetched::Sealed(Opened { content: Content::Object(object), context })
+                if object.facts.fresh || fetched.is_being_filled() =>
+            {
+                let facts = ObjectFacts { fresh: false, filling: None, ..object.facts.clone() };
                 let object = ManagedObject { facts, value: SecretBytes::copy_of(object.value.expose())? };
                 self.reseal(Opened { context: context.clone(), content: Content::Object(object) })
             }

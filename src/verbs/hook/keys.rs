@@ -65,7 +65,7 @@ pub fn create_pair(
 
 /// Keeps an object that comes from outside: whoever gave it may have used it.
 pub fn store_key(config: &Config, of: &TenantKeys, object: ManagedObject) -> Result<KeyReference, Error> {
-    let facts = ObjectFacts { fresh: false, ..object.facts };
+    let facts = ObjectFacts { fresh: false, filling: None, ..object.facts };
     // castellan's objects are DER, in each kind of store.
     let value = pem::from_pem(facts.kind, object.value).map_err(|error| Error::Usage(chain(&error)))?;
     keep(config, of, ManagedObject { facts, value })
@@ -85,7 +85,7 @@ pub fn get_key(config: &Config, of: &TenantKeys, key: &KeyReference, with_value:
     let ManagedObject { facts, value } = of.give_out(&key.key)?;
     record(config, of, "key get", key);
     // As they are from now on.
-    let facts = ObjectFacts { fresh: false, ..facts };
+    let facts = ObjectFacts { fresh: false, filling: None, ..facts };
     Ok(Described { key: key.clone(), facts, value: Some(value) })
 }
 

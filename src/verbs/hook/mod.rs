@@ -3,6 +3,7 @@
 //! A volume's key is here a managed object, as Cinder makes it, and its passphrase is computed from it as os-brick does,
 //! so that both can open each other's volumes. A device is formatted at its first attach only, and only if nothing is
 //! on it and its key has never been used: both, for either alone would also be true of a volume that is not where it should be.
+//! Until somebody has opened it who does not fill it, it counts as unused for whoever fills it from the beginning.
 
 mod keys;
 
@@ -14,8 +15,8 @@ use std::{
 };
 
 pub use keys::{
-    Described, add_consumer, consumers, copy_key, create_key, create_pair, delete_key, get_key, list_keys, remove_consumer,
-    store_key,
+    Described, add_consumer, consumers, copy_key, create_key, create_pair, delete_key, get_key, list_keys,
+    remove_consumer, store_key,
 };
 
 use crate::{
@@ -62,6 +63,16 @@ pub struct Request {
     pub target: Option<Target>,
     /// What the caller calls the volume, for the audit record.
     pub volume_id: Option<String>,
+    /// The caller is going to fill the whole volume anew, as Cinder does with an image.
+    pub fills: bool,
+}
+
+impl Request {
+    /// The volume's id, if the caller is going to fill it.
+    fn filling(&self) -> Option<&str> {
+        let most = 64;
+        self.volume_id.as_deref().filter(|id| self.fills && (1..=most).contains(&id.len()))
+    }
 }
 
 /// Attaches a volume; formats it first if that is its first time. One that is attached already is so for the one who has
@@ -100,6 +111,7 @@ fn map(
             tenant: Some(tenant.clone()),
             target: request.target.clone(),
             volume_id: request.volume_id.as_deref(),
+            fills: request.fills,
         },
         source,
     );
@@ -205,7 +217,7 @@ fn plain(config: &Config, request: &Request) -> PlainParameters {
 
 fn format_first(config: &Config, request: &Request, tenant: &Tenant) -> Result<(), Error> {
     let container = Arc::new(Container::open(config, &request.key.store, Some(tenant), Use::Keys)?);
-    let unused = container.unused(&request.key.key, config.hooks.format_with_unmarked_keys)?;
+    let unused = container.unused(&request.key.key, config.hooks.format_with_unmarked_keys, request.filling())?;
     let plan = format::Request {
         device: &request.device,
         store: None,
@@ -224,7 +236,7 @@ fn format_first(config: &Config, request: &Request, tenant: &Tenant) -> Result<(
     let given = Circumstances { target: request.target.as_ref(), strictness: plan.separation, in_memory: None };
     let proven = case.prove(given)?;
     // The key is this volume's before anything is written: of two hosts that attach it for the first time, one comes first.
-    container.claim(&request.key.key, unused, proven.volume())?;
+    container.claim(&request.key.key, unused, proven.volume(), request.filling())?;
     ground.check_blank()?;
     ground.write(proven.volume())?;
     header::probe(&request.device, None)?.unlock(&passphrase)?;

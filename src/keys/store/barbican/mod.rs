@@ -47,6 +47,8 @@ const CURRENT: &str = "cryptattach-resealed";
 const FRESH: &str = "cryptattach-fresh";
 /// User metadata: what a key was used for.
 const USED_FOR: &str = "cryptattach-used-for";
+/// User metadata: the volume that is being filled, see [`ObjectFacts::filling`].
+const FILLING: &str = "cryptattach-filling";
 
 const MOST_BYTES: usize = 512 * 1024;
 /// How often an order is looked at before it counts as failed; servers without a queue are done at once.
@@ -168,7 +170,8 @@ impl Barbican {
         let metadata = self.metadata(id)?;
         let used_for = metadata.get(USED_FOR).and_then(Value::as_str).map(str::to_owned);
         let fresh = metadata.contains_key(FRESH) && used_for.is_none();
-        Ok((ObjectFacts { fresh, ..secret.facts() }, used_for))
+        let filling = metadata.get(FILLING).and_then(Value::as_str).map(str::to_owned);
+        Ok((ObjectFacts { fresh, filling, ..secret.facts() }, used_for))
     }
 
     /// Replaces the form `stored`, which the secret `before` has or else the first one, by a later one.
@@ -304,10 +307,13 @@ impl KeyStore for Barbican {
         Ok(vec![Place { what: if self.sealed { "sealed key" } else { "key" }.to_owned(), at, opens: true }])
     }
 
-    fn mark_used(&self, id: &KeyId, what: &str) -> Result<(), StoreError> {
+    fn mark_used(&self, id: &KeyId, what: &str, filling: Option<&str>) -> Result<(), StoreError> {
         let mut metadata = self.metadata(id)?;
         metadata.remove(FRESH);
-        metadata.entry(USED_FOR).or_insert_with(|| what.into());
+        if metadata.remove(FILLING).is_some() || !metadata.contains_key(USED_FOR) {
+            metadata.insert(USED_FOR.to_owned(), what.into());
+        }
+        metadata.extend(filling.map(|volume| (FILLING.to_owned(), volume.into())));
         self.put_metadata(id, &metadata)?;
         if self.metadata(id)? == metadata {
             Ok(())

@@ -280,6 +280,7 @@ impl Secret {
             name: self.name,
             created,
             fresh: false,
+            filling: None,
         }
     }
 }
