@@ -311,6 +311,11 @@ impl Container {
         }
     }
 
+    /// Remembers what this host has written of a key: a store must not take that back.
+    pub(super) fn remember_written(&self, key: &KeyId, generation: u64) {
+        self.remember(Seen { generation: Some((*key, generation)), container_key: None });
+    }
+
     /// The latest generation of a key that this host has seen.
     pub(super) fn seen_generation(&self, key: &KeyId) -> Result<u64, TrustError> {
         Ok(state::read(&self.generation(key))?.unwrap_or(1))

@@ -202,7 +202,9 @@ impl Container {
             {
                 let facts = ObjectFacts { fresh: false, filling: None, ..object.facts.clone() };
                 let object = ManagedObject { facts, value: SecretBytes::copy_of(object.value.expose())? };
-                self.reseal(Opened { context: context.clone(), content: Content::Object(object) })
+                self.reseal(Opened { context: context.clone(), content: Content::Object(object) })?;
+                self.remember_written(id, context.generation + 1);
+                Ok(())
             }
             _ => Ok(()),
         }

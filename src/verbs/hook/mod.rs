@@ -6,6 +6,8 @@
 //! Until somebody has opened it who does not fill it, it counts as unused for whoever fills it from the beginning.
 
 mod keys;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fs, io,
