@@ -200,6 +200,11 @@ pub enum Error {
     /// A key of which nothing says whether it was used before.
     #[error("nothing proves that the key {0} has never been used; only an unused key can format a device")]
     KeyUnproven(KeyReference),
+    /// Whoever has the value of a key may use it without our knowledge.
+    #[error(
+        "the value of the unused key {key} is not given out: it could not be noted that the key is used from then on"
+    )]
+    NotNoted { key: KeyReference, source: Box<Error> },
     /// A volume is not formatted with a key that can be guessed.
     #[error("the key {0} is not a symmetric key of at least 256 bits")]
     KeyTooWeak(KeyReference),
@@ -228,6 +233,7 @@ impl Advice for Error {
         match self {
             Self::NoReference(_) | Self::KeyTooWeak(_) => Exit::Usage,
             Self::OnlyClevis { .. } => Exit::NoKey,
+            Self::NotNoted { source, .. } => source.exit(),
             Self::KeyUsed { .. } | Self::KeyUnproven(_) | Self::InUse { .. } => Exit::InTheWay,
             Self::Config(error) => error.exit(),
             Self::Inventory(error) => error.exit(),
@@ -308,8 +314,12 @@ impl Advice for Error {
             )
             .into(),
             Self::WhileClosed { .. } => "'cryptattach lockbox open' opens it".into(),
+            Self::NotNoted { source, .. } if source.exit() == Exit::PermissionDenied => {
+                "let the user of this host write to the store: 'cryptattach container create' with --writer; whoever attaches a volume for the first time, or gets its key, has to".into()
+            }
+            Self::NotNoted { source, .. } => return source.next_step(),
             Self::KeyUsed { .. } => {
-                "check that this is the right device: the volume's data is on another one; if the first attach was interrupted, the volume is still empty: make a new one".into()
+                "check that this is the right device: the volume's data is on another one; if the first attach was interrupted, or the volume is a copy of one that was blank then, it is still empty: make a new one".into()
             }
             Self::InUse { .. } => {
                 "have each consumer removed by the program that added it; --force (\"force\": true in a hook's request) deletes the key nevertheless".into()

@@ -50,10 +50,42 @@ class CryptattachTestCase(test_key_manager.KeyManagerTestCase, base.BaseTestCase
         self.assertRaises(exception.ManagedObjectNotFoundError, self.key_mgr.delete, self.ctxt, unknown)
 
     def test_context_without_token(self):
-        password = keystone_password.KeystonePassword(auth_url='http://127.0.0.1', username='cinder', password='x')
-        for nobody in (context.RequestContext(project_id=os.environ['PROJECT_ID_KEYS']), password):
-            error = self.assertRaises(exception.Forbidden, self.key_mgr.create_key, nobody, 'AES', 256)
-            self.assertIn('without a token', str(error))
+        nobody = context.RequestContext(project_id=os.environ['PROJECT_ID_KEYS'])
+        error = self.assertRaises(exception.Forbidden, self.key_mgr.create_key, nobody, 'AES', 256)
+        self.assertIn('without a token', str(error))
+
+    def test_password(self):
+        def password(**members):
+            return keystone_password.KeystonePassword(**{
+                'auth_url': os.environ['AUTH_URL'], 'username': 'cinder', 'password': os.environ['PASSWORD_CINDER'],
+                'user_domain_id': 'default', 'project_name': 'keys', 'project_domain_id': 'default', **members})
+
+        self.key_mgr.delete(password(), self.key_mgr.create_key(password(), 'AES', 256))
+        for wrong, refusal, says in (({'password': 'x'}, exception.Forbidden, 'refuses the log-in of cinder'),
+                                     ({'auth_url': None}, exception.Forbidden, 'auth_url'),
+                                     ({'auth_url': 'http://127.0.0.1:1/v3'}, exception.KeyManagerError, 'cannot ask')):
+            error = self.assertRaises(refusal, self.key_mgr.create_key, password(**wrong), 'AES', 256)
+            self.assertIn(says, str(error))
+
+    def test_value_is_fetched_when_it_is_asked_for(self):
+        key = self.key_mgr.create_key(self.ctxt, 'AES', 256)
+        self.addCleanup(self.key_mgr.delete, self.ctxt, key)
+        run = mock.patch.object(key_manager.subprocess, 'run', wraps=key_manager.subprocess.run)
+        with run as run:
+            got = self.key_mgr.get(self.ctxt, key)
+            self.assertEqual((256, key), (got.bit_length, got.id))
+            self.assertTrue(json.loads(run.call_args.kwargs['input'])['metadata_only'])
+            self.assertEqual(1, run.call_count)
+            self.assertEqual(32, len(got.get_encoded()))
+            self.assertIs(got.get_encoded(), got.get_encoded())
+            self.assertEqual(2, run.call_count)
+        self.key_mgr.delete(self.ctxt, self.key_mgr.store(self.ctxt, got))
+        # It was deleted meanwhile.
+        gone = self.key_mgr.create_key(self.ctxt, 'AES', 256)
+        got = self.key_mgr.get(self.ctxt, gone)
+        self.key_mgr.delete(self.ctxt, gone)
+        self.assertRaises(exception.ManagedObjectNotFoundError, got.get_encoded)
+        self.assertRaises(exception.ManagedObjectNotFoundError, self.key_mgr.store, self.ctxt, got)
 
     def test_castellans_own_tokens(self):
         for credential in (token.Token(os.environ['TOKEN']), keystone_token.KeystoneToken(os.environ['TOKEN'])):

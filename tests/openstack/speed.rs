@@ -222,6 +222,7 @@ fn object() -> ManagedObject {
         name: None,
         created: None,
         fresh: false,
+        filling: None,
     };
     ManagedObject { facts, value: SecretBytes::random(64).unwrap() }
 }

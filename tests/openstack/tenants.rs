@@ -21,6 +21,8 @@ pub const STORIES: &[Story] = &[
         through_python(cloud, "swift-caller");
     }),
     ("projects_do_not_meet_in_castellan_and_os_brick_with_barbican", |cloud| through_python(cloud, "barbican")),
+    ("copies_and_transfers_before_the_first_attach_end_no_volume_with_swift", |cloud| copies(cloud, "swift")),
+    ("copies_and_transfers_before_the_first_attach_end_no_volume_with_barbican", |cloud| copies(cloud, "barbican")),
     ("a_token_is_what_keystone_says_it_is", verified),
     ("an_admin_and_a_service_act_for_the_project_that_a_key_has", roles),
     ("a_store_that_cannot_tell_projects_apart_serves_no_hooks", not_served),
@@ -152,10 +154,18 @@ fn apart(site: &Site<'_>, refusal: i32) {
 }
 
 fn through_python(cloud: &Cloud, kind: &str) {
+    two_projects(cloud, kind, "tenants.py");
+}
+
+fn copies(cloud: &Cloud, kind: &str) {
+    two_projects(cloud, kind, "copies.py");
+}
+
+fn two_projects(cloud: &Cloud, kind: &str, script: &str) {
     let site = Site::in_store(cloud, kind);
     let (file, blank) = (site.file("volume"), site.file("blank"));
     let (device, blank) = (LoopDevice::new(file.as_ref(), ""), LoopDevice::new(blank.as_ref(), ""));
-    let mut command = python(&site, "tenants.py");
+    let mut command = python(&site, script);
     command.env("DEVICE", device.path()).env("BLANK", blank.path()).env("NAME", site.name("p"));
     command.env("OTHER_TOKEN", cloud.token_of("demo", "demo")).env("PROJECT_ID_DEMO", cloud.var("PROJECT_ID_DEMO"));
     println!("{}", tells(command));

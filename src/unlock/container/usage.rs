@@ -48,10 +48,11 @@ impl Container {
     }
 
     /// Gives the value of a key to another program: an object's, or the passphrase of a volume's keyslot, never a volume key.
-    /// The program may use it, so the key no longer counts as unused.
+    /// The program may use it, so the key no longer counts as unused: where that cannot be noted, an unused one is not given out.
     pub fn give_out(&self, id: &KeyId) -> Result<ManagedObject, Error> {
         let fetched = self.fetch_object(id)?;
-        self.mark_used(id, &fetched, GIVEN_OUT)?;
+        self.mark(id, &fetched, GIVEN_OUT)
+            .map_err(|source| Error::NotNoted { key: self.reference(*id), source: Box::new(source) })?;
         self.as_object(id, fetched)
     }
 
@@ -162,10 +163,25 @@ impl Container {
         }
     }
 
-    /// Notes that a key is used, for what, in words.
-    ///
-    /// A read-only caller cannot mark the key as used. That is safe, because it cannot format with it either.
+    /// Notes that a key is used for a volume, which is there: this host, which may not write to the store, cannot note it, but it
+    /// cannot format with it either.
     pub(in crate::unlock) fn mark_used(&self, id: &KeyId, fetched: &Fetched, what: &str) -> Result<(), Error> {
+        match self.mark(id, fetched, what) {
+            // All that this lets happen is that an image overwrites the volume, which it does anyway.
+            Err(Error::Store(error)) if error.is_denial() && fetched.is_being_filled() => {
+                tracing::debug!("{} still counts as being filled: {}", self.reference(*id), chain(&error));
+                Ok(())
+            }
+            Err(Error::Store(error)) if error.is_denial() => {
+                tracing::warn!("the key {} still counts as unused, because {}", self.reference(*id), chain(&error));
+                Ok(())
+            }
+            noted => noted,
+        }
+    }
+
+    /// Notes that a key is used, for what, in words.
+    fn mark(&self, id: &KeyId, fetched: &Fetched, what: &str) -> Result<(), Error> {
         let noted = match self.note_use(id, fetched, what) {
             // Another process has re-sealed it meanwhile.
             Err(Error::Store(StoreError::Outdated { .. })) => self.note_use(id, &self.fetch_object(id)?, what),
@@ -177,15 +193,6 @@ impl Container {
             {
                 // Nothing depends on it: the key did not count as unused before.
                 tracing::debug!("cannot record the use of {}: {}", self.reference(*id), chain(&error));
-                Ok(())
-            }
-            // All that this lets happen is that an image overwrites the volume, which it does anyway.
-            (Err(Error::Store(error)), _) if error.is_denial() && fetched.is_being_filled() => {
-                tracing::debug!("{} still counts as being filled: {}", self.reference(*id), chain(&error));
-                Ok(())
-            }
-            (Err(Error::Store(error)), _) if error.is_denial() => {
-                tracing::warn!("the key {} still counts as unused, because {}", self.reference(*id), chain(&error));
                 Ok(())
             }
             (noted, _) => noted,

@@ -89,8 +89,14 @@ pub enum AuthError {
         why: String,
     },
     /// The service refuses the token that the caller gave, and there is no other.
-    #[error("{0} refuses the caller's token: it has expired or was withdrawn")]
+    #[error("{0} refuses the caller's token (401 Unauthorized): it has expired or was withdrawn")]
     CallerToken(Url),
+    /// Likewise the one in clouds.yaml.
+    #[error("{0} refuses the token in clouds.yaml (401 Unauthorized): it has expired or was withdrawn")]
+    ConfiguredToken(Url),
+    /// The service refuses a token that is new.
+    #[error("{0} refuses the token that this host's own log-in has just got (401 Unauthorized)")]
+    NewToken(Url),
     /// Keystone does not tell this user whose a token is.
     #[error("{0} does not let this user verify tokens")]
     MayNotVerify(Url),
@@ -121,9 +127,9 @@ impl Advice for AuthError {
             Self::Clouds(error) => error.exit(),
             Self::NoEndpoint { .. } => Exit::Config,
             Self::Http(error) => error.exit(),
-            Self::Refused { .. } | Self::CallerToken(_) => Exit::PermissionDenied,
+            Self::Refused { .. } | Self::CallerToken(_) | Self::ConfiguredToken(_) => Exit::PermissionDenied,
             Self::MayNotVerify(_) => Exit::Config,
-            Self::Answer { .. } | Self::Unavailable { .. } => Exit::StoreUnavailable,
+            Self::Answer { .. } | Self::Unavailable { .. } | Self::NewToken(_) => Exit::StoreUnavailable,
             Self::Memory(error) => error.exit(),
         }
     }
@@ -133,7 +139,13 @@ impl Advice for AuthError {
             Self::Http(error) => return error.next_step(),
             Self::Clouds(error) => return error.next_step(),
             Self::Refused { .. } => "check user, project and secret in clouds.yaml, and this host's clock",
-            Self::CallerToken(_) => "repeat the request with a new token",
+            Self::CallerToken(_) => {
+                "repeat the request with a new token; a service token beside it has to be valid, too"
+            }
+            Self::ConfiguredToken(_) => "put a new token there, or a password or an application credential",
+            Self::NewToken(_) => {
+                "try again; if it stays so, the service cannot verify tokens: see its log, which Keystone it asks, and the clocks"
+            }
             Self::MayNotVerify(_) => {
                 "give the user of [hooks] keystone a role that may, 'service' by Keystone's own policy"
             }
@@ -224,11 +236,24 @@ impl Session {
             _ => return Ok(answer),
         }
         if let Credentials::Token(_) | Credentials::Caller(_) = self.cloud.credentials {
-            return Err(AuthError::CallerToken(answer.url).into());
+            return Err(self.refused(answer.url).into());
         }
         tracing::debug!("{} refuses the token; logging in again", answer.url);
         self.forget(&token);
-        Ok(send(&*self.token()?)?)
+        let answer = send(&*self.token()?)?;
+        // What the user may do has nothing to do with it.
+        match answer.status {
+            StatusCode::UNAUTHORIZED => Err(AuthError::NewToken(answer.url).into()),
+            _ => Ok(answer),
+        }
+    }
+
+    /// A token is refused that was not got by logging in.
+    fn refused(&self, url: Url) -> AuthError {
+        match self.cloud.credentials {
+            Credentials::Token(_) => AuthError::ConfiguredToken(url),
+            _ => AuthError::CallerToken(url),
+        }
     }
 
     /// Sends requests that need no token, all at once.
@@ -328,7 +353,7 @@ impl Session {
         let request = Request::new(Method::GET, vec![url], MOST_TOKEN_BYTES);
         let answer = self.http.send(&with_tokens(request, &value, service.as_ref()))?;
         if answer.status == StatusCode::UNAUTHORIZED {
-            return Err(AuthError::CallerToken(answer.url));
+            return Err(self.refused(answer.url));
         }
         let body: Catalogue = parse(&accepted(answer)?)?;
         Ok(Token { value, keep: None, is_kept: false, service, urls: self.endpoint(body.catalog)? })

@@ -99,7 +99,9 @@ fn a_token_that_is_refused_is_removed_and_the_host_logs_in_once() {
     }
     // No token will do: it ends.
     let (session, hears) = counting(|_| 401);
-    assert_eq!(ask(&session("one")), StatusCode::UNAUTHORIZED);
+    let refused = session("one").send(|urls| Request::new(Method::GET, urls.to_vec(), 1000)).err().unwrap();
+    assert!(matches!(refused, SendError::Auth(AuthError::NewToken(_))), "{refused:?}");
+    assert!(refused.to_string().contains("(401 Unauthorized)") && refused.exit() == Exit::StoreUnavailable);
     assert_eq!(hears.try_iter().collect::<Vec<_>>(), ["log-in", "t1", "log-in", "t2"]);
     session("one").kept.unwrap().refused();
 }
