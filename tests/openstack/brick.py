@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import os_brick
+import os_brick.exception
 from castellan import key_manager
 from castellan.common import exception
 from os_brick import encryptors
@@ -115,6 +116,24 @@ except processutils.ProcessExecutionError as error:
     assert error.exit_code == 73 and 'has already been used' in error.stderr, error
 connector.disconnect_volume(properties, connected)
 print('a used key formats nothing')
+
+# What is no block device: os-brick has no path to it (rbd), or it is a file, in whose place no link is put (NFS).
+export = os.environ['LOG'] + '.volume'
+with open(export, 'wb') as made:
+    made.truncate(32 << 20)
+for kind, data in (('rbd', {'name': 'volumes/volume-9'}), ('nfs', {'export': '192.0.2.7:/x', 'device_path': export})):
+    info = {'driver_volume_type': kind, 'serial': 'volume-9', 'data': data}
+    try:
+        encryptors.get_volume_encryptor(
+            root_helper='env', keymgr=manager, connection_info=info, **encryption).attach_volume(user, **encryption)
+        raise SystemExit(f'a volume of {kind} was attached')
+    except os_brick.exception.VolumeEncryptionNotSupported as error:
+        assert kind == 'rbd', error
+    except processutils.ProcessExecutionError as error:
+        assert kind == 'nfs' and error.exit_code == 64 and 'is not a symbolic link' in error.stderr, error
+with open(export, 'rb') as made:
+    assert os.path.getsize(export) == 32 << 20 and not any(made.read())
+print('what is no block device is refused')
 
 manager.delete(user, key_id)
 try:
