@@ -149,7 +149,8 @@ class CryptattachKeyManager(key_manager.KeyManager):
             return self._object(described)
         kept = self._object(described, KEPT)
         kept.auth = auth
-        kept.fetch = lambda: base64.b64decode(self._run('get', auth, managed_object_id)['value'])
+        # Who needs it is known already.
+        kept.fetch = lambda: base64.b64decode(self._run('get', auth, managed_object_id, consumers=False)['value'])
         return kept
 
     def delete(self, context, managed_object_id, force=False):

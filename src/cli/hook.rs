@@ -143,6 +143,8 @@ struct Which {
     key_id: String,
     #[serde(default)]
     metadata_only: bool,
+    /// Whether to ask who needs it; asked unless told otherwise.
+    consumers: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -248,10 +250,11 @@ impl Key {
                 answer(&json!({"key_id": key.key}))
             }
             Self::Get => {
-                let Which { key_id, metadata_only } = parse(input)?;
+                let Which { key_id, metadata_only, consumers } = parse(input)?;
                 let key = reference(store, &key_id)?;
                 let object = hook::get_key(config, of, &key, !metadata_only)?;
-                answer(&Given { consumers: Some(hook::consumers(of, &key)?), ..given(&object) })
+                let consumers = consumers.unwrap_or(true).then(|| hook::consumers(of, &key)).transpose()?;
+                answer(&Given { consumers, ..given(&object) })
             }
             Self::Copy => {
                 let Copy { key_id, to } = parse(input)?;
