@@ -40,6 +40,7 @@ pub fn keys(site: &Site, number: usize) {
             name: None,
             created: None,
             fresh: true,
+            filling: None,
         };
         container.keep_object(ManagedObject { facts, value: SecretBytes::random(32).unwrap() }).unwrap();
     }
