@@ -68,6 +68,15 @@ impl Cloud {
         }
     }
 
+    /// The processor time that a server has taken, by its main process.
+    pub fn processor_time(&self, server: &str) -> Duration {
+        let pid = fs::read_to_string(self.state.path().join(format!("run/{server}.pid"))).unwrap();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.split(' ').next().unwrap())).unwrap();
+        // proc_pid_stat(5): what follows the name begins with field 3; utime and stime are 14 and 15, in ticks of 10 ms.
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        Duration::from_millis(fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum())
+    }
+
     /// A line of the servers' env file.
     #[track_caller]
     pub fn var(&self, name: &str) -> &str {

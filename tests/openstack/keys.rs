@@ -206,6 +206,26 @@ pub fn forget_tokens() {
     kept_tokens().iter().for_each(|kept| drop(kernel_keyring::remove(kept)));
 }
 
+/// What attaches have left is root's alone, also to a process that was root and has kept root's session keyring.
+fn another_user_gets_nothing() {
+    let is_there = |kept: &String| kernel_keyring::get(kept, 16 << 10).is_ok_and(|found| found.is_some());
+    let kept = kept_tokens().into_iter().find(is_there).unwrap();
+    let keys = std::fs::read_to_string("/proc/keys").unwrap();
+    // The second word has R, D or i for one that is revoked, dead or invalidated.
+    let lives = |line: &&str| line.split_whitespace().nth(1).is_some_and(|flags| !flags.contains(['R', 'D', 'i']));
+    let line = keys.lines().filter(lives).find(|line| line.contains(&kept)).unwrap();
+    let serial = line.split_whitespace().next().unwrap();
+    let nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+    let ways = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openstack/other_user.py");
+    // The system's Python: one of root's own is not for nobody to run.
+    let ways = |who: &str| sh(&format!("PATH=/usr/bin:/bin {who} python3 - {kept} {serial} <{ways}"));
+    let ours = ways("");
+    assert!(ours.contains("read") && ours.contains("describe"), "the ways are ways: {ours}");
+    assert_eq!(ways(nobody).trim(), "");
+    sh("ls /run/cryptattach/.warm/*/kek-1");
+    sh(&format!("! {nobody} sh -c 'ls /run/cryptattach/.warm || cat /run/cryptattach/.warm/*/kek-1' 2>/dev/null"));
+}
+
 fn attaches_of_one_boot(cloud: &Cloud) {
     let site = Site::new(cloud);
     let volumes: Vec<_> = (0..8).map(|n| site.file(&format!("v{n}"))).collect();
@@ -221,6 +241,7 @@ fn attaches_of_one_boot(cloud: &Cloud) {
     };
     assert_eq!(attach(&volumes[0]).0, [1, 2, 3], "log-in; key and container key; three rings");
     assert_eq!(attach(&volumes[1]).0, [0, 1, 1], "the key, and the ring that has it");
+    another_user_gets_nothing();
     assert_eq!(attach(&volumes[0]).0, [0, 1, 1], "each time");
 
     // Keystone withdraws the token that is kept: it is in no file, and the next attach logs in once.

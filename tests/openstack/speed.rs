@@ -1,5 +1,5 @@
-//! `bench-stores`: keys per second through real Swift, sealed to an owner directly or under a container key; next to
-//! Barbican, which gives its keys out unsealed, as castellan's users do today. And the requests of one attach.
+//! `bench-stores`: keys per second through real Swift, sealed under a container key; next to Barbican, which gives its keys out
+//! unsealed, as castellan's users do today. Whose processor time that is. And the requests of one attach.
 
 use std::{
     io,
@@ -9,6 +9,11 @@ use std::{
     },
     thread,
     time::{Duration, Instant},
+};
+
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    time::TimeValLike,
 };
 
 use cryptattach::{
@@ -31,6 +36,20 @@ use crate::{
 const PARALLEL: [usize; 3] = [1, 8, 32];
 const TIME: Duration = Duration::from_secs(4);
 
+/// Whose processor time a key takes.
+const SERVERS: [&str; 8] = ["keystone", "account", "container", "object1", "object2", "object3", "proxy", "barbican"];
+
+/// What was measured with so many threads.
+struct Rate {
+    per_second: f64,
+    /// Milliseconds of processor time for one key: the servers', and this process's.
+    servers: f64,
+    ours: f64,
+}
+
+/// For each number of threads.
+type Rates = [Rate; PARALLEL.len()];
+
 pub fn compare(cloud: &Cloud) {
     let site = Site::bare(cloud);
     sh(&format!(
@@ -38,41 +57,49 @@ pub fn compare(cloud: &Cloud) {
          openssl pkey -in rsa.key -pubout -out rsa.pem",
         site.path("").display()
     ));
-    println!(
-        "\nkeys per second through one Swift proxy and three object servers on this machine, token and container key warm"
-    );
-    println!("{:<46} {:>24}   {:>24}", "", "seal + create", "get + open");
-    println!("{:<46} {}   {}", "parallel attaches", header(), header());
-    let mut first_get = 0.0;
-    for (number, (owner, under)) in
-        [("rsa", false), ("rsa", true), ("owner", false), ("owner", true)].into_iter().enumerate()
+    let mut rows = Vec::new();
+    for (name, owner, title) in
+        [("rsa", "rsa", "Swift, sealed; owner RSA-3072"), ("ec", "owner", "Swift, sealed; owner P-256")]
     {
-        let name = format!("bench{number}");
-        let container = swift(&site, &name, owner, under);
+        let container = swift(&site, name, owner);
         let ids = Mutex::new(Vec::new());
-        let creates = PARALLEL.map(|threads| {
-            rate(threads, || {
-                ids.lock().unwrap().push(container.keep_object(object()).unwrap().key);
-            })
-        });
-        let ids = ids.into_inner().unwrap();
-        let gets = PARALLEL.map(|threads| get_rate(&container, &ids, threads));
-        first_get = gets[0];
-        let owner = if owner == "rsa" { "RSA-3072" } else { "P-256" };
-        let under = if under { "under a container key" } else { "to the owner and the escrow" };
-        row(&format!("Swift, {owner}, {under}"), &creates, &gets);
+        let create = || ids.lock().unwrap().push(container.keep_object(object()).unwrap().key);
+        let creates = PARALLEL.map(|threads| rate(cloud, threads, create));
+        rows.push((title, creates, get_rates(cloud, &container, &ids.lock().unwrap())));
     }
     site.barbican("barbican", false);
     let config = Config::read(&site.path("cryptattach.toml")).unwrap();
     let barbican = Container::open(&config, &"barbican".parse().unwrap(), None, Use::Keys).unwrap();
-    let create = || barbican.store().objects().unwrap().create(&object()).unwrap();
     let ids = Mutex::new(Vec::new());
-    let creates = PARALLEL.map(|threads| rate(threads, || ids.lock().unwrap().push(create())));
-    let ids = ids.into_inner().unwrap();
-    let gets = PARALLEL.map(|threads| get_rate(&barbican, &ids, threads));
-    row("Barbican, unsealed (the peer)", &creates, &gets);
-    println!("ratio, one get + open: Swift under a container key / Barbican  {:.2}", first_get / gets[0]);
+    let create = || ids.lock().unwrap().push(barbican.store().objects().unwrap().create(&object()).unwrap());
+    let creates = PARALLEL.map(|threads| rate(cloud, threads, create));
+    rows.push(("Barbican, unsealed (the peer)", creates, get_rates(cloud, &barbican, &ids.lock().unwrap())));
+
+    println!(
+        "\nkeys per second: one Swift proxy and three object servers, or one Barbican; token and container key warm"
+    );
+    table(&rows, |rate| rate.per_second);
+    println!("\nmilliseconds of the servers' processor time per key");
+    table(&rows, |rate| rate.servers);
+    println!("\nmilliseconds of this process's processor time per key");
+    table(&rows, |rate| rate.ours);
+    let [.., (_, our_creates, our_gets), (_, creates, gets)] = &rows[..] else { unreachable!() };
+    let ratio = |ours: &Rates, theirs: &Rates| {
+        let of = |(one, other): (&Rate, &Rate)| format!("{:>8.2}", one.per_second / other.per_second);
+        ours.iter().zip(theirs).map(of).collect::<String>()
+    };
+    println!("{:<46} {}   {}", "Swift (P-256) / Barbican", ratio(our_creates, creates), ratio(our_gets, gets));
     requests(cloud);
+}
+
+fn table(rows: &[(&str, Rates, Rates)], cell: impl Fn(&Rate) -> f64) {
+    let cells = |rates: &Rates| rates.iter().map(|rate| format!("{:>8.1}", cell(rate))).collect::<String>();
+    let header = PARALLEL.map(|threads| format!("{threads:>8}")).concat();
+    println!("{:<46} {:>24}   {:>24}", "", "seal + create", "get + open");
+    println!("{:<46} {header}   {header}", "at once");
+    for (title, creates, gets) in rows {
+        println!("{title:<46} {}   {}", cells(creates), cells(gets));
+    }
 }
 
 /// Requests of one attach, as `-v` shows them: from a new process, and where token and container key are warm.
@@ -162,16 +189,7 @@ impl io::Write for Log {
     }
 }
 
-fn header() -> String {
-    PARALLEL.map(|threads| format!("{threads:>8}")).concat()
-}
-
-fn row(name: &str, creates: &[f64], gets: &[f64]) {
-    let numbers = |rates: &[f64]| rates.iter().map(|rate| format!("{rate:>8.1}")).collect::<String>();
-    println!("{name:<46} {}   {}", numbers(creates), numbers(gets));
-}
-
-fn swift(site: &Site<'_>, name: &str, owner: &str, container_key: bool) -> Container {
+fn swift(site: &Site<'_>, name: &str, owner: &str) -> Container {
     let container = site.container(name);
     site.configure(&format!(
         "[stores.{name}]\ntype = \"swift\"\ncontainer = \"{container}\"\ncloud = \"keys\"\nclouds = \"clouds.yaml\"\n\
@@ -183,24 +201,29 @@ fn swift(site: &Site<'_>, name: &str, owner: &str, container_key: bool) -> Conta
     let nobody = Access { readers: &[], writers: &[] };
     store::kind(store_config).unwrap().make(&name, store_config, &nobody).unwrap().unwrap();
     let container = Container::open(&config, &name, None, Use::Keys).unwrap();
-    if container_key {
-        container.make_first_key().unwrap();
-    }
+    container.make_first_key().unwrap();
     container
 }
 
-fn get_rate(container: &Container, ids: &[KeyId], threads: usize) -> f64 {
+fn get_rates(cloud: &Cloud, container: &Container, ids: &[KeyId]) -> Rates {
     let next = AtomicUsize::new(0);
-    rate(threads, || {
-        let id = &ids[next.fetch_add(1, Ordering::Relaxed) % ids.len()];
-        assert!(opens(container, id));
+    PARALLEL.map(|threads| {
+        rate(cloud, threads, || {
+            let id = &ids[next.fetch_add(1, Ordering::Relaxed) % ids.len()];
+            assert!(opens(container, id));
+        })
     })
 }
 
-/// How often per second `work` is done by that many threads together.
-fn rate(threads: usize, work: impl Fn() + Sync) -> f64 {
+/// How often per second `work` is done by that many threads together, and what it costs.
+fn rate(cloud: &Cloud, threads: usize, work: impl Fn() + Sync) -> Rate {
     work();
-    let (start, done) = (Instant::now(), AtomicUsize::new(0));
+    let used = || {
+        let ours = getrusage(UsageWho::RUSAGE_SELF).unwrap();
+        let ours = (ours.user_time() + ours.system_time()).num_microseconds() as f64 / 1000.0;
+        (SERVERS.map(|server| cloud.processor_time(server)).iter().sum::<Duration>().as_secs_f64() * 1000.0, ours)
+    };
+    let (before, start, done) = (used(), Instant::now(), AtomicUsize::new(0));
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
@@ -211,7 +234,8 @@ fn rate(threads: usize, work: impl Fn() + Sync) -> f64 {
             });
         }
     });
-    done.into_inner() as f64 / start.elapsed().as_secs_f64()
+    let (seconds, after, done) = (start.elapsed().as_secs_f64(), used(), done.into_inner() as f64);
+    Rate { per_second: done / seconds, servers: (after.0 - before.0) / done, ours: (after.1 - before.1) / done }
 }
 
 fn object() -> ManagedObject {

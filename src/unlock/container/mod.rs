@@ -8,6 +8,7 @@ mod each;
 mod opens;
 mod rehearsal;
 mod rotation;
+mod shared;
 mod tenant_keys;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ pub use each::{Progress, Step, for_each, lock};
 pub use opens::{asks_people, logins, may_open_without_tpm, public_keys, servers_to_open, taken_by_leaves};
 pub use rehearsal::{By, Rehearsal, prove_pair, rehearse};
 pub use rotation::Rotation;
+use shared::Shared;
 pub use tenant_keys::{Listed, TenantKeys};
 pub(in crate::unlock) use trust::Seen;
 pub use trust::{Author, TrustError};
@@ -50,7 +52,7 @@ use crate::{
     config::{Config, Network, Sealing},
     keys::{
         seal::{self, Asking, ContainerKey, Content, Expected, For, Identities, Opened, SealError, identities},
-        store::{self, KeyStore, Released, RingAnswer, StoreError, Stored, parse_endpoints},
+        store::{self, Current, KeyStore, Released, RingAnswer, StoreError, Stored, parse_endpoints},
     },
     unlock::{Error, deletions::Deletions, lockbox::Lockbox, tenant::Tenant},
 };
@@ -64,6 +66,8 @@ pub struct Container {
     network: Network,
     /// Container keys that were opened: one public-key operation each, in locked memory of this process only.
     opened: Mutex<BTreeMap<Epoch, Arc<ContainerKey>>>,
+    /// What the store says of its container key to those who make keys at the same time.
+    current: Shared<Option<Current>>,
     /// Where the store has said that the rows rest that list its keys.
     rows: Mutex<Rows>,
     /// What earlier attaches of this boot have left.
@@ -179,6 +183,7 @@ impl Container {
             sealing: store_config.sealing.clone(),
             network: store_config.network,
             opened: Mutex::default(),
+            current: Shared::default(),
             rows: Mutex::default(),
             warm: None,
             state: config.state.to_path_buf(),
@@ -324,7 +329,8 @@ impl Container {
         if !self.sealing.seals() {
             return Err(Error::NoOwner(self.name.clone()));
         }
-        match self.container_keys()?.current()? {
+        let keys = self.container_keys()?;
+        match self.current.ask(|| keys.current())? {
             Some(current) => self.trusted_key(current.epoch),
             None => match self.trusted_epoch()? {
                 Some(trusted) => Err(TrustError::NoneLeft { container: self.name.clone(), trusted }.into()),

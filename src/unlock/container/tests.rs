@@ -426,6 +426,56 @@ fn a_warm_attach_asks_for_the_key_alone_and_each_time() {
 }
 
 #[test]
+fn each_new_key_is_sealed_under_the_container_key_of_its_time() {
+    let site = Site::with("");
+    let container = site.container();
+    let sealed_under = |id: KeyId| {
+        let sealed = site.store.stored(id).unwrap();
+        sealed.recipient_kids().map(|kid| kid.rsplit_once('/').unwrap().1.to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(sealed_under(kept(&container)), ["1"]);
+    rotate(&site);
+    let looked = |asked: &[String]| asked.iter().filter(|what| *what == "current").count();
+    assert_eq!(looked(&asked(&site, || assert_eq!(sealed_under(kept(&container)), ["2"]))), 1, "each time");
+    rotate(&site);
+    // However many threads there are: a rotation that is over before they begin is heard of by all of them.
+    std::thread::scope(|scope| {
+        let all = [(); 8].map(|()| scope.spawn(|| [(); 4].map(|()| kept(&container))));
+        for id in all.into_iter().flat_map(|one| one.join().unwrap()) {
+            assert_eq!(sealed_under(id), ["3"]);
+        }
+    });
+}
+
+#[test]
+fn what_attaches_have_left_opens_nothing_new_for_a_host_that_was_removed() {
+    let (mut site, ..) = with_policy("any(owner, hosts)");
+    let folder = tempfile::tempdir().unwrap();
+    let (name, host) = ("compute-7".parse().unwrap(), OwnerKey::generate().unwrap());
+    std::fs::write(site.beside_the_keys("host.key"), host.private_pem().unwrap().expose()).unwrap();
+    site.container().make_first_key().unwrap();
+    site.container().admit_host(&name, &host.recipient().unwrap()).unwrap();
+    let old = kept(&site.container());
+    let attach = |site: &Site, id: &KeyId| {
+        warm(site, folder.path())
+            .fetch(id, For::Any, Author::Container)
+            .map(|(_, seen)| site.container().remember(seen))
+    };
+    has_identities(&mut site, &["host"]);
+    attach(&site, &old).unwrap();
+    assert_eq!(asked(&site, || attach(&site, &old).unwrap()), [format!("get {old}")], "it is warm");
+
+    has_identities(&mut site, &["owner"]);
+    site.container().rotate_without(Some(&name), Duration::ZERO, &|_| ()).unwrap();
+    let new = kept(&site.container());
+    has_identities(&mut site, &["host"]);
+    for id in [new, old] {
+        let refused = attach(&site, &id).unwrap_err();
+        assert!(matches!(refused, Error::ContainerKeyRefused { .. }), "{refused:?}");
+    }
+}
+
+#[test]
 fn what_is_planted_among_the_left_container_keys_is_not_believed() {
     let site = Site::with("");
     let folder = tempfile::tempdir().unwrap();

@@ -165,7 +165,7 @@ proxy_head = lambda port: f'''
 tail = 'copy slo dlo versioned_writes symlink proxy-logging proxy-server'
 w('swift/proxy.conf', proxy_head(px) + f'''
     [pipeline:main]
-    pipeline = catch_errors gatekeeper healthcheck proxy-logging list-endpoints bulk tempurl authtoken keystoneauth {tail}
+    pipeline = catch_errors gatekeeper healthcheck proxy-logging one_process_cache list-endpoints bulk tempurl authtoken keystoneauth {tail}
     [filter:authtoken]
     paste.filter_factory = keystonemiddleware.auth_token:filter_factory
     delay_auth_decision = true
@@ -190,7 +190,8 @@ w('swift/tempauth.conf', proxy_head(ta) + f'''
     storage_url_scheme = http
 ''' + proxy_tail)
 w('swift/one_process_cache.py', '''
-    """An in-process stand-in for memcached, for a one-process proxy (tempauth keeps its tokens in the cache)."""
+    """An in-process stand-in for memcached, which Swift is never run without, for a one-process proxy: what it knows of accounts
+    and containers, else asked for at each request, and tempauth's tokens."""
     import time
     class Cache:
         def __init__(self): self.d = {}

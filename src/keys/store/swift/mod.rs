@@ -3,8 +3,8 @@
 //!
 //! Swift is eventually consistent: a plain GET may be answered by a replica that missed an overwrite or a deletion, and
 //! not even `If-None-Match: *` is atomic. So what is read is asked for with `X-Newest`, which compares all replicas that
-//! answer, and what is written is read back before anything depends on it. Source: Swift's API reference, and what its
-//! servers were seen to do.
+//! answer, and what is written is read back before anything depends on it. Of a new key there is one form only, so that is
+//! read back from any replica. Source: Swift's API reference, and what its servers were seen to do.
 
 mod consumers;
 mod endpoints;
@@ -247,7 +247,7 @@ impl KeyStore for Swift {
     }
 
     fn create(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError> {
-        self.create_object(&id.to_string(), &key.to_json())
+        self.create_key(&id.to_string(), &key.to_json())
     }
 
     fn reseal(&self, id: &KeyId, key: &SealedKey) -> Result<(), StoreError> {

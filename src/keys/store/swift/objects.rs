@@ -37,7 +37,9 @@ struct Listed {
 enum Read {
     /// Compare all replicas that answer, however long Swift waits for one that hangs.
     Newest,
-    /// Likewise, but not for long: a storage node that hangs holds up such a request for as long as Swift waits for it.
+    /// Whichever answers, however long Swift waits for one that hangs: there is one form only.
+    One,
+    /// As [`Self::Newest`], but not for long: a storage node that hangs holds up such a request for as long as Swift waits for it.
     NewestIfSoon,
     /// Whichever answers; so much time has gone by.
     Any { spent: Duration },
@@ -59,6 +61,7 @@ impl Swift {
             let request = Request::new(Method::GET, self.urls(urls, &segments(name)), most_bytes);
             match read {
                 Read::Any { spent } => Request { spent, ..request },
+                Read::One => Request { patient: true, ..request },
                 Read::Newest => {
                     Request { patient: true, ..request }.header("x-newest", HeaderValue::from_static("true"))
                 }
@@ -103,12 +106,33 @@ impl Swift {
 
     /// Creates an object. Swift's own "create only" is not atomic, so that what stands there afterwards decides.
     pub(super) fn create_object(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        // 412 also stands for a first try whose answer was lost.
-        if let Some(answer) = self.put(name, bytes, true)?
-            && answer.status != StatusCode::PRECONDITION_FAILED
+        self.put_new(name, bytes)?;
+        self.stands_there(name, bytes)
+    }
+
+    /// Likewise a key. Its id was drawn for it, or it is a copy of the key that has the id: two who write it at the same time
+    /// write forms that open the same. So where most replicas have taken it as new, one that gives it is enough, and the
+    /// others need not be compared.
+    pub(super) fn create_key(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        match self.put_new(name, bytes)? && self.object(name, Read::One)?.is_some_and(|stored| stored.expose() == bytes)
         {
-            self.expect("write to", answer)?;
+            true => Ok(()),
+            false => self.stands_there(name, bytes),
         }
+    }
+
+    /// Writes what must not be there yet. Whether most replicas have taken it: 202 says that some know a later deletion.
+    fn put_new(&self, name: &str, bytes: &[u8]) -> Result<bool, StoreError> {
+        match self.put(name, bytes, true)? {
+            // 412 also stands for a first try whose answer was lost.
+            Some(answer) if answer.status != StatusCode::PRECONDITION_FAILED => {
+                Ok(self.expect("write to", answer)?.status == StatusCode::CREATED)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn stands_there(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
         match self.object(name, Read::Newest)? {
             Some(stored) if stored.expose() == bytes => Ok(()),
             Some(_) => Err(StoreError::Exists { id: name.to_owned(), at: self.to_string() }),
@@ -309,4 +333,76 @@ fn generation(key: &SealedKey) -> u64 {
 fn md5(bytes: &[u8]) -> String {
     let digest = hash(MessageDigest::md5(), bytes);
     digest.map(|digest| hex::encode(&digest)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::{
+        config::Network,
+        keys::{
+            net::testing::{cloud, serve},
+            store::swift::SwiftConfig,
+        },
+    };
+
+    const OURS: &str = "ours";
+
+    /// Has a server create a key: what comes of it, and what it was asked. It answers PUT with `put`, a plain GET with `one`, and
+    /// one for the newest with `newest`; "" is 404.
+    fn create(put: u16, one: &'static str, newest: &'static str) -> (Result<(), StoreError>, String) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let heard = asked.clone();
+        let url = serve(move |request| {
+            let what = match request.starts_with("put ") {
+                true => "put",
+                false if request.contains("\nx-newest: true") => "newest",
+                false => "one",
+            };
+            heard.lock().unwrap().push(what);
+            match (what, if what == "one" { one } else { newest }) {
+                ("put", _) => (put, String::new(), String::new()),
+                (_, "") => (404, String::new(), String::new()),
+                (_, body) => (200, String::new(), body.to_owned()),
+            }
+        });
+        let url = format!("{url}/v1/AUTH_x");
+        let (cloud, _folder) = cloud(&format!("{{auth_type: token, auth: {{auth_url: \"{url}\", token: t}}}}"));
+        let config = SwiftConfig { cloud, container: None, urls: vec![url], endpoints: None, caller_token: false };
+        let swift = Swift::open(&"s".parse().unwrap(), &config, &Network::default(), None).unwrap();
+        let created = swift.create_key("id", OURS.as_bytes());
+        let asked = asked.lock().unwrap().join(" ");
+        (created, asked)
+    }
+
+    #[test]
+    fn a_key_that_most_replicas_took_as_new_is_read_back_from_one() {
+        let (created, asked) = create(201, OURS, OURS);
+        assert!(created.is_ok() && asked == "put one", "{asked}");
+    }
+
+    #[test]
+    fn what_one_replica_does_not_have_all_are_asked_for() {
+        for one in ["", "another's"] {
+            let (created, asked) = create(201, one, OURS);
+            assert!(created.is_ok() && asked == "put one newest", "{asked}");
+        }
+        let (created, _) = create(201, "", "");
+        assert!(created.unwrap_err().to_string().contains("accepted the object id, but does not have it"));
+        let (created, _) = create(201, "another's", "another's");
+        assert!(matches!(created, Err(StoreError::Exists { .. })));
+    }
+
+    /// A replica that knows of a later deletion has refused it, and another one has it nevertheless.
+    #[test]
+    fn a_key_that_not_all_took_as_new_is_compared_on_all_replicas() {
+        let (created, asked) = create(202, OURS, "");
+        assert!(created.is_err() && asked == "put newest", "{asked}");
+        let (created, asked) = create(412, OURS, OURS);
+        assert!(created.is_ok() && asked == "put newest", "the answer to a first try was lost: {asked}");
+        let (created, asked) = create(412, OURS, "another's");
+        assert!(matches!(created, Err(StoreError::Exists { .. })) && asked == "put newest", "{asked}");
+    }
 }
