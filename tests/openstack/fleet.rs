@@ -10,7 +10,6 @@ mod site;
 use std::{
     env, fs,
     io::{BufRead, BufReader},
-    process::Stdio,
     sync::Mutex,
     thread,
     time::{Duration, Instant},
@@ -320,7 +319,7 @@ fn carry_out(mut order: Order, outcome: &Mutex<Outcome>) {
         thread::sleep(start.saturating_duration_since(Instant::now()));
         (order.begin, order.spread) = (now(), 0.0);
     }
-    let mut child = order.command().stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = order.spawn();
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
         let line: Line = serde_json::from_str(&line.unwrap()).unwrap();
         let mut outcome = outcome.lock().unwrap();

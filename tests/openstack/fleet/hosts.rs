@@ -1,4 +1,4 @@
-//! Hosts that boot. Each process of this kind is started by the bench, is told by the environment what it is, and prints a line
+//! Hosts that boot. Each process of this kind is started by the bench, is told what it is, and prints a line
 //! of JSON for each of its hosts, and one for itself.
 //!
 //! A host is the boot's own way from the reference of a key to the open key, with the boot's own limits: one container for all
@@ -8,7 +8,7 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{Child, Command, ExitCode, Stdio},
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use super::{count, replay};
 use crate::opens::opens;
 
-/// Where a process finds what it is.
+/// A process that has this in its environment reads what it is from its standard input: a stream is too long for an argument.
 const ORDER: &str = "CRYPTATTACH_FLEET";
 
 /// What a process is.
@@ -70,7 +70,8 @@ pub enum Line {
 
 /// Does what the environment says, if it says anything.
 pub fn ordered() -> Option<ExitCode> {
-    let order: Order = serde_json::from_str(&env::var(ORDER).ok()?).unwrap();
+    env::var_os(ORDER)?;
+    let order: Order = serde_json::from_reader(std::io::stdin()).unwrap();
     count::begin();
     let say = |line: &Line| println!("{}", serde_json::to_string(line).unwrap());
     let host = |result| say(&Line::Host(result));
@@ -97,10 +98,12 @@ pub fn now() -> f64 {
 }
 
 impl Order {
-    pub fn command(&self) -> std::process::Command {
-        let mut command = std::process::Command::new("/proc/self/exe");
-        command.env(ORDER, serde_json::to_string(self).unwrap());
-        command
+    /// Starts a process that does this.
+    pub fn spawn(&self) -> Child {
+        let mut command = Command::new("/proc/self/exe");
+        let mut child = command.env(ORDER, "").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        serde_json::to_writer(child.stdin.take().unwrap(), self).unwrap();
+        child
     }
 
     /// When a host starts. They are spread evenly, in an order that has nothing to do with their keys.
