@@ -1,5 +1,5 @@
 # The same targets in CI and on a laptop. Each installs what it misses.
-.PHONY: deb demo fuzz test test-unit test-fuzz test-host test-openstack test-vm bench bench-ublk bench-attach bench-bind journeys-bind bench-boot bench-initramfs bench-keys bench-rotate bench-sources bench-stores bench-tpm torture crashes power-cuts torture-keys
+.PHONY: deb demo fuzz test test-unit test-fuzz test-host test-openstack test-vm bench bench-ublk bench-attach bench-bind journeys-bind bench-boot bench-fleet bench-initramfs bench-keys bench-rotate bench-sources bench-stores bench-tpm torture crashes power-cuts torture-keys
 
 deb:
 	scripts/deb
@@ -47,6 +47,10 @@ journeys-bind:
 
 bench-boot:
 	benches/boot
+
+# A quarter of an hour.
+bench-fleet:
+	benches/fleet
 
 bench-initramfs:
 	benches/initramfs

@@ -12,6 +12,7 @@ mod cloud;
 #[path = "../common/container_key.rs"]
 mod container_key;
 mod failures;
+mod fleet;
 mod fresh;
 mod hooks;
 mod journey;
@@ -39,6 +40,9 @@ mod stores;
 #[path = "../common/swtpm.rs"]
 #[allow(dead_code)] // the host layer asks it for more
 mod swtpm;
+#[path = "../common/tangd.rs"]
+#[allow(dead_code)] // the host layer asks it for more
+mod tangd;
 mod tenants;
 #[path = "../common/tpm_process.rs"]
 mod tpm_process;
@@ -54,6 +58,10 @@ use libtest_mimic::{Arguments, Trial};
 type Story = (&'static str, fn(&Cloud));
 
 fn main() -> ExitCode {
+    // One of many hosts.
+    if let Some(exit) = fleet::ordered() {
+        return exit;
+    }
     let mut arguments = Arguments::from_args();
     // A story may stop a server.
     arguments.test_threads = Some(1);
@@ -86,7 +94,8 @@ fn main() -> ExitCode {
         rotations::STORIES,
     ];
     let mut trials: Vec<Trial> = stories.concat().into_iter().map(trial).collect();
-    let on_demand: [Story; 2] = [("bench-stores", speed::compare), ("torture-keys", rotations::two_hundred)];
+    let on_demand: [Story; 3] =
+        [("bench-stores", speed::compare), ("bench-fleet", fleet::storm), ("torture-keys", rotations::two_hundred)];
     trials.extend(on_demand.map(|story| trial(story).with_ignored_flag(true)));
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -138,10 +138,7 @@ fn requests(cloud: &Cloud) {
     row("Swift, token and container key warm", &warm(&site, "cinder", &ids));
 
     let site = Site::bare(cloud);
-    site.barbican("barbican", false);
-    let config = Config::read(&site.path("cryptattach.toml")).unwrap();
-    let barbican = Container::open(&config, &"barbican".parse().unwrap(), None, Use::Keys).unwrap();
-    let ids = [(); 2].map(|()| barbican.store().objects().unwrap().create(&object()).unwrap());
+    let ids = keys_in_barbican(&site, 2);
     let (volume, key) = (site.file("volume"), format!("barbican/{}", ids[0]));
     let format = "cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file -";
     let binary = env!("CARGO_BIN_EXE_cryptattach");
@@ -153,6 +150,14 @@ fn requests(cloud: &Cloud) {
     row("Barbican, unsealed, the first attach of a boot", &attach(&site, &[&volume, "--key", &key]));
     row("Barbican, unsealed, a later one", &attach(&site, &[&volume, "--key", &key]));
     row("Barbican, unsealed, token warm", &warm(&site, "barbican", &ids));
+}
+
+/// Unsealed, in a store `barbican` of that site.
+pub fn keys_in_barbican(site: &Site<'_>, keys: usize) -> Vec<KeyId> {
+    site.barbican("barbican", false);
+    let config = Config::read(&site.path("cryptattach.toml")).unwrap();
+    let barbican = Container::open(&config, &"barbican".parse().unwrap(), None, Use::Keys).unwrap();
+    (0..keys).map(|_| barbican.store().objects().unwrap().create(&object()).unwrap()).collect()
 }
 
 /// How many requests `-v` tells of: to Keystone, for keys, and for rings.

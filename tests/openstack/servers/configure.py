@@ -1,12 +1,15 @@
 """configure.py STATE DEVICES PORT_BASE: every server's configuration below STATE. No secret is fixed: all are drawn here."""
 import base64
 import getpass
+import os
 import pathlib
 import secrets
 import sys
 import textwrap
 
 state, devs, base = sys.argv[1], sys.argv[2], int(sys.argv[3])
+# As operators run Swift, for measurements: with its stock time limits, and with a cache in the proxy
+stock = 'CRYPTATTACH_OS_STOCK' in os.environ
 ip = '127.0.0.1'
 ks, bb, px, ta, con, acc, obj = (base + n for n in (0, 11, 80, 81, 201, 202, 210))
 S = pathlib.Path(state)
@@ -111,17 +114,20 @@ for i in (1, 2, 3):
     use = egg:swift#recon
     recon_cache_path = {sw}/cache/object{i}
     ''')
-proxy_tail = f'''
-    [app:proxy-server]
-    use = egg:swift#proxy
-    account_autocreate = true
-    allow_account_management = true
+impatience = '''
     # a stopped object server must be noticed in a test's time, not an operator's
     conn_timeout = 0.5
     node_timeout = 2
     recoverable_node_timeout = 1
     # stock: a device that answered 507 or erred 10 times is not asked again for 60 s, even once it is back
     error_suppression_interval = 0
+'''.strip()
+proxy_tail = f'''
+    [app:proxy-server]
+    use = egg:swift#proxy
+    account_autocreate = true
+    allow_account_management = true
+    {"" if stock else impatience}
     [filter:catch_errors]
     use = egg:swift#catch_errors
     [filter:gatekeeper]
@@ -169,6 +175,7 @@ w('swift/proxy.conf', proxy_head(px) + f'''
     [filter:authtoken]
     paste.filter_factory = keystonemiddleware.auth_token:filter_factory
     delay_auth_decision = true
+    {"cache = swift.cache" * stock}
     {authtoken('swift', 'object-store').strip()}
     [filter:keystoneauth]
     use = egg:swift#keystoneauth
@@ -234,9 +241,10 @@ w('barbican/.barbican/barbican.conf', f'''
     [simple_crypto_plugin]
     kek = {kek}
     [keystone_authtoken]
+    {"cache = swift.cache" * stock}
     {authtoken('barbican', 'key-manager').strip()}
 ''')
-w('barbican/paste.ini', '''
+w('barbican/paste.ini', f'''
     [composite:main]
     use = egg:Paste#urlmap
     /: version
@@ -244,7 +252,7 @@ w('barbican/paste.ini', '''
     [pipeline:version]
     pipeline = request_id microversion versionapp
     [pipeline:v1]
-    pipeline = request_id authtoken context microversion apiapp
+    pipeline = request_id {"one_process_cache " * stock}authtoken context microversion apiapp
     [app:apiapp]
     paste.app_factory = barbican.api.app:create_main_app
     [app:versionapp]
@@ -257,6 +265,8 @@ w('barbican/paste.ini', '''
     paste.filter_factory = barbican.api.middleware.microversion:MicroversionMiddleware.factory
     [filter:authtoken]
     paste.filter_factory = keystonemiddleware.auth_token:filter_factory
+    [filter:one_process_cache]
+    paste.filter_factory = one_process_cache:filter_factory
 ''')
 w('barbican/barbican_app.py', f'''
     from paste import deploy

@@ -10,7 +10,10 @@ mod error;
 use std::{
     collections::BTreeSet,
     net::IpAddr,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -43,6 +46,8 @@ const HEAD_START: Duration = Duration::from_millis(250);
 /// The first pause between tries; each following one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Of the time of a try.
+const MOST_DOUBLINGS: u32 = 5;
 const LONGEST_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// One client for all requests of a store: its connections and its time limits.
@@ -51,6 +56,9 @@ pub struct Http {
     /// There until it is dropped.
     runtime: Option<Runtime>,
     limits: Limits,
+    /// How often a try's time has doubled: a server that answered too late for one has much to do, and what it is asked anew
+    /// it does anew, for nobody.
+    doublings: AtomicU32,
     /// The end of what all its requests are part of, if that has one.
     end: Option<Instant>,
 }
@@ -321,6 +329,7 @@ impl Http {
             client,
             runtime: Some(Builder::new_current_thread().enable_all().build().map_err(|e| HttpError::Client(e.into()))?),
             limits: Limits { one_try: limited(network.try_seconds), total: limited(network.total_seconds) },
+            doublings: AtomicU32::new(0),
             end: None,
         })
     }
@@ -370,9 +379,15 @@ impl Http {
         let mut before: Option<Result<HttpAnswer, HttpError>> = None;
         let mut told = BTreeSet::new();
         loop {
-            let cut_short = end.saturating_duration_since(Instant::now()) < self.limits.one_try;
+            let doublings = self.doublings.load(Relaxed);
+            let one_try = self.limits.one_try.saturating_mul(1 << doublings);
+            let cut_short = end.saturating_duration_since(Instant::now()) < one_try;
             let repeated = before.is_some();
-            let outcome = self.round(request, end, repeated).await;
+            let outcome = self.round(request, one_try, end, repeated).await;
+            if matches!(outcome, Err(HttpError::TimedOut { .. })) {
+                // Once for all requests that were under way.
+                self.doublings.fetch_max((doublings + 1).min(MOST_DOUBLINGS), Relaxed);
+            }
             // A try that the end cut short says less than what the server said before.
             if cut_short
                 && matches!(outcome, Err(HttpError::TimedOut { .. }))
@@ -387,17 +402,13 @@ impl Http {
                 Err(error) if error.may_be_repeated(request.repeat) => (chain(error), None),
                 _ => return outcome,
             };
-            // A server that asks for no pause gets one.
-            let wait = asked.unwrap_or_default().max(jittered(pause));
-            if wait >= end.saturating_duration_since(Instant::now()) {
-                return outcome;
-            }
+            let left = end.saturating_duration_since(Instant::now());
+            let Some(wait) = wait(asked.unwrap_or_default(), pause, left) else { return outcome };
             // Each new state once: a server that starts answers in turn with nothing, 503, and what was asked for.
             if told.contains(&why) {
                 tracing::debug!("{why}; next try in {} ms", wait.as_millis());
             } else {
-                let left = end.saturating_duration_since(Instant::now()).as_secs_f32();
-                tracing::warn!(problem = %why, "{why}; trying again for up to {left:.0} s");
+                tracing::warn!(problem = %why, "{why}; trying again for up to {:.0} s", left.as_secs_f32());
                 told.insert(why);
             }
             before = Some(outcome);
@@ -407,12 +418,18 @@ impl Http {
     }
 
     /// Asks each server once, the later ones after a head start.
-    async fn round(&self, request: &Request, end: Instant, repeated: bool) -> Result<HttpAnswer, HttpError> {
+    async fn round(
+        &self,
+        request: &Request,
+        one_try: Duration,
+        end: Instant,
+        repeated: bool,
+    ) -> Result<HttpAnswer, HttpError> {
         let mut waiting = request.urls.iter();
         let mut asked = JoinSet::new();
         let mut last = None;
         let rest = end.saturating_duration_since(Instant::now());
-        let one_try = if request.patient { rest } else { self.limits.one_try.min(rest) };
+        let one_try = if request.patient { rest } else { one_try.min(rest) };
         let several = repeated || request.urls.len() > 1;
         // Only what may be sent twice is sent to two servers.
         let head_start = if request.repeat == Repeat::Unsent { Duration::MAX } else { HEAD_START };
@@ -507,6 +524,13 @@ fn without_query(url: &Url) -> Url {
 
 fn origin(url: &Url) -> String {
     url.origin().ascii_serialization()
+}
+
+/// How long to wait before the next try, if there is time for one. A server that asks for no pause gets one; and what it asks of
+/// many hosts at once is when the first of them may come back.
+fn wait(asked: Duration, pause: Duration, left: Duration) -> Option<Duration> {
+    let spread = pause.max(asked / 2);
+    (asked.max(pause) < left).then(|| (asked + jittered(spread)).min((asked + left) / 2))
 }
 
 /// Between half the pause and all of it, so that hosts that failed together do not come back together.

@@ -34,3 +34,30 @@ fn a_server_asks_to_wait_for_seconds_or_until_a_date_of_its_clock() {
     assert_eq!(asks(&[("retry-after", "soon")]), None);
     assert_eq!(asks(&[date]), None);
 }
+
+#[test]
+fn hosts_that_are_asked_to_come_back_after_the_same_time_do_not_come_back_together() {
+    let [asked, pause, left] = [4.0, 0.1, 60.0].map(Duration::from_secs_f64);
+    let waits: Vec<_> = (0..64).map(|_| wait(asked, pause, left).unwrap()).collect();
+    let (first, last) = (waits.iter().min().unwrap(), waits.iter().max().unwrap());
+    assert!(*first >= asked && *last <= asked * 3 / 2, "{first:?} {last:?}");
+    assert!(*last - *first > asked / 10, "{first:?} {last:?}");
+    assert!(wait(Duration::ZERO, pause, left).unwrap() >= pause / 2);
+    assert_eq!(wait(asked, pause, asked), None, "too late");
+    assert!(wait(asked, pause, asked + pause).unwrap() <= asked + pause);
+}
+
+#[test]
+fn a_server_that_is_too_slow_for_a_try_gets_more_time_for_the_next() {
+    // One after the other, also those that nobody waits for any more.
+    let url = serve(|_| {
+        std::thread::sleep(Duration::from_millis(150));
+        (200, String::new(), "done".to_owned())
+    });
+    let network = Network { try_seconds: 0.1, ..Network::default() };
+    let http = Http::new(&network, None, None).unwrap();
+    let request = Request::new(Method::GET, vec![super::url(&url).unwrap()], 100);
+    assert_eq!(http.send(&request).unwrap().body.expose(), b"done");
+    let hasty = Request { repeat: Repeat::UnlessSlow, ..request };
+    assert_eq!(http.send(&hasty).unwrap().body.expose(), b"done", "the other requests know of it");
+}
