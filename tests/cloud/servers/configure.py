@@ -1,4 +1,4 @@
-"""configure.py STATE PORT_BASE VENV: the configuration of RabbitMQ, libvirt, Glance, Cinder, Placement and Nova below STATE."""
+"""configure.py STATE PORT_BASE VENV: the configuration of MariaDB, RabbitMQ, libvirt, Glance, Cinder, Placement and Nova below STATE."""
 import pathlib
 import secrets
 import sys
@@ -25,7 +25,7 @@ def password(user):
     return path.read_text().strip()
 
 
-for user in ('placement', 'other'):
+for user in ('placement', 'other', 'database'):
     password(user)
 for folder in ('cinder/volumes', 'glance/images', 'glance/staging', 'glance/tasks', 'nova/instances', 'rabbit', 'libvirt/run'):
     (S / folder).mkdir(parents=True, exist_ok=True)
@@ -53,8 +53,8 @@ service_token_roles = service
 service_type = {service}'''
 
 
-def database(service, name):
-    return f'connection = sqlite:///{S}/{service}/{name}.sqlite?timeout=30'
+def database(name):
+    return f'connection = mysql+pymysql://cloud:{password("database")}@localhost/{name}?unix_socket={S}/mariadb.sock'
 
 
 # As docs/openstack.md says. Barbican's section is for the stories that have Barbican keep the keys.
@@ -68,6 +68,10 @@ privsep = lambda file, *names: '\n'.join(
     f'[{name}]\nhelper_command = {venv}/bin/privsep-helper --config-file {file}' for name in ('privsep_osbrick', *names))
 bus = f'rabbit://guest:guest@{ip}:{rabbit}/'
 
+# Read at each start. With sqlite, processes that write at the same time get "database is locked".
+write('mariadb.sql', f"CREATE USER IF NOT EXISTS cloud@localhost IDENTIFIED BY '{password('database')}';\n" + ''.join(
+    f'CREATE DATABASE IF NOT EXISTS {name};\nGRANT ALL ON {name}.* TO cloud@localhost;\n'
+    for name in ('cinder', 'glance', 'placement', 'nova_api', 'nova_cell0', 'nova')))
 write('rabbit/rabbitmq.conf', f'''
     listeners.tcp.1 = {ip}:{rabbit}
     loopback_users = none
@@ -125,7 +129,7 @@ volume_driver = loop_driver.LoopDriver
 volume_backend_name = loop
 loop_folder = {S}/cinder/volumes
 [database]
-{database('cinder', 'cinder')}
+{database('cinder')}
 [oslo_concurrency]
 lock_path = {S}/cinder/lock
 [oslo_messaging_notifications]
@@ -158,7 +162,7 @@ filesystem_store_datadir = {S}/glance/staging
 [os_glance_tasks_store]
 filesystem_store_datadir = {S}/glance/tasks
 [database]
-{database('glance', 'glance')}
+{database('glance')}
 [paste_deploy]
 flavor = keystone
 config_file = {venv}/etc/glance/glance-api-paste.ini
@@ -171,7 +175,7 @@ write('placement/placement.conf', f'''
 [api]
 auth_strategy = keystone
 [placement_database]
-{database('placement', 'placement')}
+{database('placement')}
 sync_on_startup = true
 {tokens('placement', 'placement')}
 ''')
@@ -196,9 +200,9 @@ auth_strategy = keystone
 [wsgi]
 api_paste_config = {venv}/etc/nova/api-paste.ini
 [api_database]
-{database('nova', 'api')}
+{database('nova_api')}
 [database]
-{database('nova', 'cell1')}
+{database('nova')}
 [conductor]
 workers = 1
 [scheduler]

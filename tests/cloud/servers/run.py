@@ -9,9 +9,9 @@ port = None if function else int(arguments.pop(0))
 sys.argv = [name, *arguments]
 # First the module: it may patch Python's threads.
 module = importlib.import_module(module)
-import loop_connector  # noqa: E402
-
-loop_connector.put_in_place()
+if name in ('nova-compute', 'cinder-volume', 'cinder-backup'):
+    import loop_connector
+    loop_connector.put_in_place()
 if function:
     sys.exit(getattr(module, function)())
 import waitress  # noqa: E402

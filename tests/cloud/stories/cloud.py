@@ -29,7 +29,15 @@ def sh(command):
 
 
 def key_list():
-    return [key['key'] for key in json.loads(sh(f'{CRYPTATTACH} key list --json'))]
+    return json.loads(sh(f'{CRYPTATTACH} key list --json'))
+
+
+def verdict(volume):
+    """Of the separation check, at the last attach with the volume's key."""
+    with open(os.path.join(os.path.dirname(os.environ['CRYPTATTACH_CONFIG']), 'audit')) as audit:
+        records = [json.loads(line) for line in audit]
+    found = [r for r in records if r['action'] == 'attach' and r['key'].endswith(volume.key())]
+    return found[-1]['separation']['verdict']
 
 
 def servers(command, names=''):
@@ -145,10 +153,12 @@ class Server:
 
     @classmethod
     def of(cls, user):
-        """The one that stories share."""
-        found = user.cloud.compute.find_server('guest')
-        if found:
-            return cls(user, found.id)
+        """The one that stories share; another one if a story has failed and left it with volumes, or broken."""
+        if found := user.cloud.compute.find_server('guest'):
+            found = user.cloud.compute.get_server(found.id)
+            if found.status == 'ACTIVE' and not found.attached_volumes:
+                return cls(user, found.id)
+            cls(user, found.id).delete()
         return cls.new(user)
 
     def is_up(self):
@@ -209,7 +219,7 @@ def loops(volume):
 
 def mapping(volume):
     """What cryptattach says of a volume that is in use."""
-    found = [entry for entry in json.loads(sh(f'{CRYPTATTACH} list --json')) if entry['device'] in loops(volume)]
+    found = [entry for entry in json.loads(sh(f'{CRYPTATTACH} list --json')) if entry['source'] in loops(volume)]
     assert len(found) == 1, found
     return found[0]
 
