@@ -169,8 +169,10 @@ class Server:
         until('the guest has booted', look)
 
     def console(self):
+        """Its whole lines that are the guest's own."""
         answer = self.user.cloud.compute.post(f'/servers/{self.id}/action', json={'os-getConsoleOutput': {}})
-        return [line.strip() for line in answer.json()['output'].splitlines() if 'GUEST' in line] if answer.ok else []
+        whole, _, _ = answer.json()['output'].rpartition('\n') if answer.ok else ('', '', '')
+        return [line.strip() for line in whole.splitlines() if 'GUEST' in line]
 
     def lines(self, volume):
         return [line for line in self.console() if volume.id[:20] in line]

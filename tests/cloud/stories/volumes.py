@@ -113,7 +113,7 @@ def retyping_an_encrypted_volume_to_plain_leaves_its_data():
     until('it is of the other type', lambda: volume.details()['volume_type'] == 'plain')
     volume.settled('available')
     assert not volume.key()
-    assert f'cinder/{key}' in key_list(), 'the page says that Cinder leaves it'
+    assert f'cinder/{key}' in key_list(), 'Cinder has left it so far'
     server.attach(volume, had=1)
     server.detach(volume)
     volume.delete()
