@@ -1,5 +1,5 @@
 # The same targets in CI and on a laptop. Each installs what it misses.
-.PHONY: deb demo fuzz test test-unit test-fuzz test-host test-openstack test-vm bench bench-ublk bench-attach bench-bind journeys-bind bench-boot bench-fleet bench-initramfs bench-keys bench-rotate bench-sources bench-stores bench-tpm torture crashes power-cuts torture-keys
+.PHONY: deb demo fuzz test test-unit test-fuzz test-host test-openstack test-vm test-cloud bench bench-ublk bench-attach bench-bind journeys-bind bench-boot bench-fleet bench-initramfs bench-keys bench-rotate bench-sources bench-stores bench-tpm torture crashes power-cuts torture-keys
 
 deb:
 	scripts/deb
@@ -14,7 +14,7 @@ fuzz:
 test:
 	scripts/test
 
-test-unit test-fuzz test-host test-openstack test-vm:
+test-unit test-fuzz test-host test-openstack test-vm test-cloud:
 	scripts/test $(@:test-%=%)
 
 bench:

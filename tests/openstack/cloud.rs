@@ -34,7 +34,11 @@ pub struct Site<'a> {
 impl Cloud {
     pub fn up() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "the openstack layer needs root: run scripts/test openstack");
-        let state = tempfile::Builder::new().prefix("cryptattach-os").tempdir_in("/var/tmp").unwrap();
+        Self::up_in(tempfile::Builder::new().prefix("cryptattach-os").tempdir_in("/var/tmp").unwrap())
+    }
+
+    /// With that folder for all that the servers write.
+    pub fn up_in(state: TempDir) -> Self {
         let mut cloud = Self { state, variables: BTreeMap::new() };
         let file = cloud.servers("up");
         let text = fs::read_to_string(file).unwrap();
@@ -354,7 +358,7 @@ const ONE_TENANT: &str = "tenants = \"one\"";
 pub const SEALING: &str = "owner = \"owner.pem\"\nescrow = \"escrow.pem\"\nidentities = [\"owner.key\"]\n";
 
 /// Every storage address of the test's Swift is of this machine; as hosts of a site they are different ones.
-const INVENTORY: &str = r#"
+pub const INVENTORY: &str = r#"
 [[host]]
 name = "controller"
 addresses = ["127.0.0.10"]

@@ -25,6 +25,8 @@ mod manufacture;
 mod moves;
 #[path = "../common/opens.rs"]
 mod opens;
+#[allow(dead_code)] // the cloud layer asks it for more
+mod operator;
 #[path = "../host/page.rs"]
 mod page;
 mod placement;
