@@ -69,7 +69,7 @@ stop_one() {
     rm -f "$RUN/$1.pid"
 }
 answers() { # NAME URL
-    for _ in $(seq 300); do
+    for _ in $(seq 1200); do
         if curl -sk -o /dev/null --max-time 2 "$2"; then return 0; fi
         alive "$1" || break
         sleep 0.1
