@@ -110,6 +110,8 @@ write('cinder/cinder.conf', f'''
 my_ip = {ip}
 host = host
 transport_url = {bus}
+# The machine may be busy.
+rpc_response_timeout = 300
 state_path = {S}/cinder
 auth_strategy = keystone
 api_paste_config = {venv}/etc/cinder/api-paste.ini
@@ -184,6 +186,8 @@ write('nova/nova.conf', f'''
 my_ip = {ip}
 host = host
 transport_url = {bus}
+# The machine may be busy.
+rpc_response_timeout = 300
 state_path = {S}/nova
 compute_driver = libvirt.LibvirtDriver
 instances_path = {S}/nova/instances
