@@ -99,7 +99,7 @@ impl Filled {
     /// Paused by SIGTERM once so much is done.
     fn pause(&self, bytes: u64) -> String {
         let mut command = self.site.command();
-        command.args(["encrypt", &self.volume, "--rate", "4", "--step", "64", "--json"]);
+        command.args(["encrypt", &self.volume, "--rate", "2", "--step", "64", "--json"]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let (mut said, mut lines) = (String::new(), BufReader::new(child.stderr.take().unwrap()));
         let is_there = |line: &str| {
@@ -303,7 +303,7 @@ fn a_half_encrypted_device_is_told_as_that_and_nobody_opens_it() {
 
 #[test]
 fn an_older_header_of_the_same_run_ruins_nothing_here_nor_on_another_host() {
-    let filled = plain(32, 0);
+    let filled = plain(24, 0);
     let Filled { site, volume, .. } = &filled;
     filled.pause(MIB);
     let older = fs::read(volume).unwrap()[..32 << 10].to_vec();
@@ -311,7 +311,7 @@ fn an_older_header_of_the_same_run_ruins_nothing_here_nor_on_another_host() {
     filled.pause(8 * MIB);
     let image = [&older[..], &fs::read(volume).unwrap()[older.len()..]].concat();
     fs::write(volume, &image).unwrap();
-    filled.pause(20 * MIB);
+    filled.pause(18 * MIB);
     let newest = fs::read(volume).unwrap();
     let refused = |image: &[u8], what: &str| {
         let image = [&older[..], &image[older.len()..]].concat();
