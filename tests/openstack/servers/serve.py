@@ -5,4 +5,5 @@ mod, host, port = sys.argv[1:4]
 sys.argv = [mod]
 app = importlib.import_module(mod).application
 import waitress
-waitress.serve(app, host=host, port=int(port), threads=1, ident=None)
+# Its stock limit is 100 connections: a hundred clients that keep one open would keep all others out for two minutes.
+waitress.serve(app, host=host, port=int(port), threads=1, ident=None, connection_limit=10000, backlog=4096, asyncore_use_poll=True)
