@@ -169,7 +169,7 @@ mod tests {
         SecretBytes::copy_of(text.as_bytes()).unwrap()
     }
 
-    /// recipes/sources: made by Python's hashlib; jose and openssl agree.
+    /// Made by Python's hashlib; jose and openssl agree.
     #[test]
     fn pbes2_as_others_derive_it() {
         let salt: Vec<u8> = (0..16).collect();
