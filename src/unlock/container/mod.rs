@@ -33,7 +33,7 @@ pub use rotation::Rotation;
 use shared::Shared;
 pub use tenant_keys::{Listed, TenantKeys};
 pub(in crate::unlock) use trust::Seen;
-pub use trust::{Author, TrustError};
+pub use trust::{Author, TrustError, forget};
 pub use usage::Unused;
 pub use via_lockbox::ViaLockbox;
 use warm::Warm;

@@ -161,10 +161,16 @@ impl Container {
         made_for: Option<String>,
     ) -> Result<Arc<ContainerKey>, Error> {
         self.opened.lock().unwrap_or_else(PoisonError::into_inner).insert(key.epoch(), key.clone());
-        let current = Current { epoch: key.epoch(), rotating: previous.is_some() };
-        self.container_keys()?.set_current(&current, &key.fingerprint()?)?;
-        // Only then: a host that was killed between would refuse what the store still says, as if that had gone back.
-        self.trust(&key, made_for)?;
+        let (keys, current) = (self.container_keys()?, Current { epoch: key.epoch(), rotating: previous.is_some() });
+        // Killed between the two, a host must not refuse what the store says from then on. A store that says nothing yet may have
+        // had another key before, which this host still trusts; one that names a key seems to have gone back.
+        if keys.current()?.is_none() {
+            self.trust(&key, made_for)?;
+            keys.set_current(&current, &key.fingerprint()?)?;
+        } else {
+            keys.set_current(&current, &key.fingerprint()?)?;
+            self.trust(&key, made_for)?;
+        }
         Ok(key)
     }
 

@@ -102,6 +102,24 @@ fn a_store_that_fails_before_the_read_back_leaves_no_key_current() {
 }
 
 #[test]
+fn the_first_key_of_a_store_that_begins_anew_is_trusted_before_the_store_names_it() {
+    let (before, site) = (Site::with(""), Site::with(""));
+    before.container().make_first_key().unwrap();
+    let trusted = |of: &Site| of.config.state.join("containers").join(of.name.as_str());
+    std::fs::create_dir_all(trusted(&site).parent().unwrap()).unwrap();
+    std::fs::copy(trusted(&before), trusted(&site)).unwrap();
+    let refused = site.container().keep_object(object()).err();
+    assert!(matches!(refused, Some(Error::Trust(TrustError::NoneLeft { .. }))), "{refused:?}");
+
+    site.store.fail_at("set current", StoreError::Denied { action: "write to", at: "memory".to_owned() });
+    site.container().make_first_key().unwrap_err();
+    let container = site.container();
+    assert!(container.is_the_trusted(&*container.container_key("1".parse().unwrap()).unwrap()));
+    site.container().make_first_key().unwrap();
+    kept(&site.container());
+}
+
+#[test]
 fn a_rotation_that_ends_before_its_key_is_announced_can_be_done_again() {
     let site = Site::with("");
     site.container().make_first_key().unwrap();

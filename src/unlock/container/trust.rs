@@ -10,7 +10,11 @@
 //!
 //! Nothing of that is written down before the key has done its work ([`Seen`]): a lie ends with the lie.
 
-use std::{borrow::Cow, path::PathBuf, sync::Arc};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +26,7 @@ use crate::{
         exit::Exit,
         key::{ContainerKeyId, Epoch, KeyId, KeyReference, StoreName},
     },
+    config::Config,
     keys::{seal::ContainerKey, store::StoreError},
     sys::state::{self, StateError},
     unlock::Error,
@@ -177,6 +182,16 @@ impl Advice for TrustError {
     }
 }
 
+fn trusted(state: &Path, name: &StoreName) -> PathBuf {
+    state.join("containers").join(name.as_str())
+}
+
+/// Forgets which container key this host trusts of a store that is no more.
+pub fn forget(config: &Config, name: &StoreName) -> Result<(), Error> {
+    state::remove(&trusted(&config.state, name)).map_err(TrustError::from)?;
+    Ok(())
+}
+
 impl Container {
     /// The key of this epoch, if it is one that this host may seal under.
     pub(super) fn trusted_key(&self, epoch: Epoch) -> Result<Arc<ContainerKey>, Error> {
@@ -326,7 +341,7 @@ impl Container {
     }
 
     fn trusted(&self) -> PathBuf {
-        self.state.join("containers").join(self.name.as_str())
+        trusted(&self.state, &self.name)
     }
 
     /// Trusts a key from now on.

@@ -16,6 +16,7 @@ use crate::{
         tpm::{self, Tpm},
     },
     sys::durable::folder_of,
+    unlock,
     verbs::{
         container, edit,
         error::Error,
@@ -116,6 +117,7 @@ pub fn unmake(path: &Path, noted: &Made) -> Result<Option<String>, Error> {
     };
     let leaves: Vec<_> = made.sealing.leaves.iter().filter(|(leaf, _)| !is_shared(leaf)).collect();
     remove_files(path, name, made, &leaves)?;
+    unlock::container::forget(&config, name)?;
     let mut tables = vec![("stores", name.as_str())];
     tables.extend(leaves.iter().map(|(leaf, _)| ("leaves", leaf.as_str())));
     let edited = edit::without_tables(path, &tables)?;
