@@ -3,7 +3,10 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread,
     time::Duration,
 };
@@ -44,6 +47,7 @@ pub const STORIES: &[Story] = &[
     ("retry_after_is_honoured", retry_after),
     ("a_last_try_that_is_cut_short_hides_no_reason", cut_short),
     ("a_silent_proxy_costs_a_head_start_only", silent_proxy),
+    ("a_deletion_whose_answer_is_lost_is_told_as_one", lost_deletion),
 ];
 
 /// What the server sends.
@@ -66,10 +70,14 @@ fn endless(header: &str) -> Lie {
     Lie::Endless(format!("HTTP/1.1 200 OK\r\n{header}\r\n\r\n"))
 }
 
+/// Below the ephemeral ports, as all servers of this layer.
+fn listen() -> TcpListener {
+    (15900..15990).find_map(|port| TcpListener::bind(("127.0.0.1", port)).ok()).unwrap()
+}
+
 /// Serves one lie to every request; the URL of its account.
 fn serve(lie: impl Fn(&str) -> Lie + Send + Sync + 'static) -> String {
-    // Below the ephemeral ports, as all servers of this layer.
-    let listener = (15900..15990).find_map(|port| TcpListener::bind(("127.0.0.1", port)).ok()).unwrap();
+    let listener = listen();
     let url = format!("http://{}/v1/AUTH_x", listener.local_addr().unwrap());
     let lie = Arc::new(lie);
     thread::spawn(move || {
@@ -252,4 +260,63 @@ fn silent_proxy(cloud: &Cloud) {
     let asked = format!("200 {real}/");
     assert!(output.status.success() && text.contains(&asked) && !text.contains("did not answer within"), "{text}");
     site.ok(&["detach", &name]);
+}
+
+fn lost_deletion(cloud: &Cloud) {
+    let project = cloud.var("PROJECT_ID_KEYS");
+    for (store, url) in [
+        ("swift", format!("{}/v1/AUTH_{project}", cloud.var("SWIFT_URL"))),
+        ("barbican", format!("{}/v1", cloud.var("BARBICAN_URL"))),
+    ] {
+        let site = Site::bare(cloud);
+        match store {
+            "swift" => site.swift("cinder", "keys", ""),
+            _ => site.barbican("cinder", true),
+        }
+        site.ok(&["container", "create", "cinder"]);
+        let volume = site.file("volume");
+        let reference = site.ok(&["format", &volume]);
+        let (authority, path) = url.trim_start_matches("http://").split_once('/').unwrap();
+        let front = loses_first_deletion(authority);
+        let text = std::fs::read_to_string(site.path("cryptattach.toml")).unwrap();
+        let urls = format!("type = \"{store}\"\nurls = [\"http://{front}/{path}\"]");
+        site.write("cryptattach.toml", &text.replace(&format!("type = \"{store}\""), &urls));
+        let output = site.run(&["key", "delete", &reference, "--yes"]);
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && told.contains("broke during the answer"), "{told}");
+        site.fails(67, &["key", "delete", &reference, "--yes"]);
+    }
+}
+
+/// Passes everything on to a server and back, but for the answer to the first DELETE: that connection ends.
+fn loses_first_deletion(server: &str) -> String {
+    let (listener, server) = (listen(), server.to_owned());
+    let front = listener.local_addr().unwrap().to_string();
+    let was_lost = Arc::new(AtomicBool::new(false));
+    thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let (mut to_server, loses) = (TcpStream::connect(&server).unwrap(), Arc::new(AtomicBool::new(false)));
+            let (mut from_client, mut from_server) = (client.try_clone().unwrap(), to_server.try_clone().unwrap());
+            let (was_lost, is_lost) = (was_lost.clone(), loses.clone());
+            thread::spawn(move || {
+                pass(&mut from_client, &mut to_server, |request| {
+                    if request.starts_with(b"DELETE ") && !was_lost.swap(true, Relaxed) {
+                        loses.store(true, Relaxed);
+                    }
+                    true
+                })
+            });
+            thread::spawn(move || pass(&mut from_server, &mut client, |_| !is_lost.load(Relaxed)));
+        }
+    });
+    front
+}
+
+fn pass(from: &mut TcpStream, to: &mut TcpStream, may: impl Fn(&[u8]) -> bool) {
+    let mut part = [0; 65536];
+    while let Ok(read @ 1..) = from.read(&mut part)
+        && may(&part[..read])
+        && to.write_all(&part[..read]).is_ok()
+    {}
+    let _ = to.shutdown(std::net::Shutdown::Both);
 }

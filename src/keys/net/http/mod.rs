@@ -377,13 +377,13 @@ impl Http {
         }
         let mut pause = FIRST_PAUSE;
         let mut before: Option<Result<HttpAnswer, HttpError>> = None;
+        let mut repeated = false;
         let mut told = BTreeSet::new();
         loop {
             let doublings = self.doublings.load(Relaxed);
             let one_try = self.limits.one_try.saturating_mul(1 << doublings);
             let cut_short = end.saturating_duration_since(Instant::now()) < one_try;
-            let repeated = before.is_some();
-            let outcome = self.round(request, one_try, end, repeated).await;
+            let outcome = self.round(request, one_try, end, &mut repeated).await;
             if matches!(outcome, Err(HttpError::TimedOut { .. })) {
                 // Once for all requests that were under way.
                 self.doublings.fetch_max((doublings + 1).min(MOST_DOUBLINGS), Relaxed);
@@ -417,20 +417,20 @@ impl Http {
         }
     }
 
-    /// Asks each server once, the later ones after a head start.
+    /// Asks each server once, the later ones after a head start. `repeated` becomes true once a server may have done it of which no
+    /// answer is taken.
     async fn round(
         &self,
         request: &Request,
         one_try: Duration,
         end: Instant,
-        repeated: bool,
+        repeated: &mut bool,
     ) -> Result<HttpAnswer, HttpError> {
         let mut waiting = request.urls.iter();
         let mut asked = JoinSet::new();
         let mut last = None;
         let rest = end.saturating_duration_since(Instant::now());
         let one_try = if request.patient { rest } else { one_try.min(rest) };
-        let several = repeated || request.urls.len() > 1;
         // Only what may be sent twice is sent to two servers.
         let head_start = if request.repeat == Repeat::Unsent { Duration::MAX } else { HEAD_START };
         loop {
@@ -439,7 +439,10 @@ impl Http {
             }
             let patience = if waiting.len() > 0 { head_start } else { Duration::MAX };
             let outcome = match timeout(patience, asked.join_next()).await {
-                Err(_) => continue,
+                Err(_) => {
+                    *repeated = true;
+                    continue;
+                }
                 Ok(None) => return last.unwrap_or_else(|| Err(HttpError::Url("no URL".to_owned()))),
                 Ok(Some(outcome)) => outcome.unwrap_or_else(|panicked| Err(HttpError::Client(panicked.into()))),
             };
@@ -448,8 +451,9 @@ impl Http {
                 Err(error) => error.may_be_repeated(request.repeat) || request.repeat == Repeat::Never,
             };
             if !try_the_next {
-                return outcome.map(|answer| HttpAnswer { repeated: several, ..answer });
+                return outcome.map(|answer| HttpAnswer { repeated: *repeated, ..answer });
             }
+            *repeated |= !matches!(&outcome, Err(error) if error.may_be_repeated(Repeat::Unsent));
             last = Some(outcome);
         }
     }

@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::*;
 use crate::keys::net::testing::serve;
@@ -60,4 +60,30 @@ fn a_server_that_is_too_slow_for_a_try_gets_more_time_for_the_next() {
     assert_eq!(http.send(&request).unwrap().body.expose(), b"done");
     let hasty = Request { repeat: Repeat::UnlessSlow, ..request };
     assert_eq!(http.send(&hasty).unwrap().body.expose(), b"done", "the other requests know of it");
+}
+
+#[test]
+fn an_answer_says_whether_a_server_may_have_done_it_before() {
+    let [asked_twice, asked_once] = [true, false].map(|fails_first| {
+        let fails = AtomicBool::new(fails_first);
+        serve(move |_| {
+            if fails.swap(false, Relaxed) {
+                (503, String::new(), String::new())
+            } else {
+                (404, String::new(), String::new())
+            }
+        })
+    });
+    let nobody = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        format!("http://{}", listener.local_addr().unwrap())
+    };
+    let http = Http::new(&Network::default(), None, None).unwrap();
+    let repeated = |urls: &[&String]| {
+        let urls = urls.iter().map(|text| super::url(text).unwrap()).collect();
+        http.send(&Request::new(Method::DELETE, urls, 100)).unwrap().repeated
+    };
+    assert!(repeated(&[&asked_twice]));
+    assert!(!repeated(&[&asked_once]));
+    assert!(!repeated(&[&nobody, &asked_once]), "nobody was asked before");
 }
