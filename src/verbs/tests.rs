@@ -410,27 +410,12 @@ fn symmetric(site: &Site) -> KeyReference {
     hook::create_key(&site.config, &site.keys_of(&Tenant::only(&site.name)), facts).unwrap()
 }
 
-fn hook_request(site: &Site, device: &str, key: &KeyReference) -> hook::Request {
-    hook::Request {
-        device: site.path(device),
-        link: None,
-        name: "data".parse().unwrap(),
-        key: key.clone(),
-        plain: false,
-        cipher: None,
-        key_size: None,
-        target: None,
-        volume_id: None,
-        fills: false,
-    }
-}
-
 #[test]
 fn a_hook_formats_a_blank_device_once_and_with_an_unused_key_only() {
     let site = Site::with("");
     let (key, device) = (symmetric(&site), site.blank("a"));
     let hook = |device: &str, key: &KeyReference| {
-        hook::attach(&site.config, &site.backend, &hook_request(&site, device, key), &Tenant::only(&site.name))
+        hook::attach(&site.config, &site.backend, &hook::tests::request(&site, device, key), &Tenant::only(&site.name))
     };
     hook("a", &key).unwrap();
     assert_eq!(site.backend.names(), ["data"]);
@@ -467,14 +452,15 @@ fn a_hook_takes_no_weak_key_and_no_other_cipher() {
     let weak = site.container().keep_object(object).unwrap();
     let attempt =
         |request: hook::Request| hook::attach(&site.config, &site.backend, &request, &Tenant::only(&site.name));
-    refuses!(site, attempt(hook_request(&site, "a", &weak)), Error::Unlock(unlock::Error::KeyTooWeak(_)));
+    refuses!(site, attempt(hook::tests::request(&site, "a", &weak)), Error::Unlock(unlock::Error::KeyTooWeak(_)));
     let key = symmetric(&site);
-    let other = hook::Request { cipher: Some("aes-cbc-essiv:sha256".to_owned()), ..hook_request(&site, "a", &key) };
+    let other =
+        hook::Request { cipher: Some("aes-cbc-essiv:sha256".to_owned()), ..hook::tests::request(&site, "a", &key) };
     refuses!(site, attempt(other), Error::Usage(_));
     let missing = KeyReference { key: KeyId::random(), ..key };
     refuses!(
         site,
-        attempt(hook_request(&site, "a", &missing)),
+        attempt(hook::tests::request(&site, "a", &missing)),
         Error::Unlock(unlock::Error::Store(StoreError::NotFound { .. }))
     );
     assert!(header_is_blank(&site.path("a")));
@@ -512,14 +498,14 @@ fn a_key_of_another_project_is_one_that_does_not_exist() {
     site.blank("a");
     let (a, b) = (Tenant::vouched_for(&site.name, "AAAA", None), Tenant::vouched_for(&site.name, "BBBB", None));
     let attach = |key: &KeyReference, tenant: &Tenant, device: &str| {
-        hook::attach(&site.config, &site.backend, &hook_request(&site, device, key), tenant)
+        hook::attach(&site.config, &site.backend, &hook::tests::request(&site, device, key), tenant)
     };
     is_not_found(attach(&key, &b, "a"));
     assert!(header_is_blank(&site.path("a")), "nothing is formatted with it");
     attach(&key, &a, "a").unwrap();
     is_not_found(attach(&key, &b, "a"));
     assert!(attach(&key, &a, "a").unwrap().already_active);
-    is_not_found(hook::extend(&site.config, &site.backend, &hook_request(&site, "a", &key), &b));
+    is_not_found(hook::extend(&site.config, &site.backend, &hook::tests::request(&site, "a", &key), &b));
 
     let of = site.keys_of(&b);
     for with_value in [false, true] {
@@ -672,14 +658,14 @@ fn a_name_that_leads_to_another_volumes_mapping_is_in_the_way() {
     let (one, other) = (symmetric(&site), symmetric(&site));
     site.blank("a");
     let attach = |request: &hook::Request| hook::attach(&site.config, &site.backend, request, &tenant);
-    let mapping = attach(&hook_request(&site, "a", &one)).unwrap();
+    let mapping = attach(&hook::tests::request(&site, "a", &one)).unwrap();
     // As os-brick names it from then on.
     let link = site.path("link");
     std::os::unix::fs::symlink(&mapping.device, &link).unwrap();
     let by_link = |key: &KeyReference, name: &str| hook::Request {
         device: link.clone(),
         name: name.parse().unwrap(),
-        ..hook_request(&site, "a", key)
+        ..hook::tests::request(&site, "a", key)
     };
     assert!(attach(&by_link(&one, "data")).unwrap().already_active);
     let refused = attach(&by_link(&other, "data")).err();

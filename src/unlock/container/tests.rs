@@ -114,7 +114,7 @@ fn the_first_key_of_a_store_that_begins_anew_is_trusted_before_the_store_names_i
     site.store.fail_at("set current", StoreError::Denied { action: "write to", at: "memory".to_owned() });
     site.container().make_first_key().unwrap_err();
     let container = site.container();
-    assert!(container.is_the_trusted(&*container.container_key("1".parse().unwrap()).unwrap()));
+    assert!(container.is_the_trusted(&container.container_key("1".parse().unwrap()).unwrap()));
     site.container().make_first_key().unwrap();
     kept(&site.container());
 }

@@ -9,6 +9,21 @@ use crate::{
     unlock::{self, container::TenantKeys, testing::Site},
 };
 
+pub fn request(site: &Site, device: &str, key: &KeyReference) -> Request {
+    Request {
+        device: site.path(device),
+        link: None,
+        name: "data".parse().unwrap(),
+        key: key.clone(),
+        plain: false,
+        cipher: None,
+        key_size: None,
+        target: None,
+        volume_id: None,
+        fills: false,
+    }
+}
+
 /// A cloud's volumes, in files, with their keys in a store in memory.
 struct Cloud {
     site: Site,
@@ -40,23 +55,12 @@ impl Cloud {
         copy_key(&self.site.config, &self.keys(), key, &self.keys()).unwrap()
     }
 
-    fn request(&self, device: &str, key: &KeyReference, image_of: Option<&str>) -> Request {
-        Request {
-            device: self.site.path(device),
-            link: None,
-            name: "data".parse().unwrap(),
-            key: key.clone(),
-            plain: false,
-            cipher: None,
-            key_size: None,
-            target: None,
+    fn try_to_attach(&self, device: &str, key: &KeyReference, image_of: Option<&str>) -> Result<(), Error> {
+        let request = Request {
             volume_id: Some(image_of.unwrap_or("v").to_owned()),
             fills: image_of.is_some(),
-        }
-    }
-
-    fn try_to_attach(&self, device: &str, key: &KeyReference, image_of: Option<&str>) -> Result<(), Error> {
-        let request = self.request(device, key, image_of);
+            ..request(&self.site, device, key)
+        };
         attach(&self.site.config, &self.site.backend, &request, &self.tenant("AAAA"))?;
         detach(&self.site.backend, &request.name).map(drop)
     }
@@ -220,7 +224,7 @@ fn no_image_is_begun_again_on_a_volume_that_was_not_made_for_one() {
     get_key(&cloud.site.config, &cloud.keys(), &given_out, true).unwrap();
     cloud.refuses_a_blank_device(&given_out, Some("v"));
     cloud.refuses_a_blank_device(&cloud.copy(&copied), Some("v"));
-    let nameless = Request { volume_id: None, ..cloud.request("a", &key, Some("v")) };
+    let nameless = Request { fills: true, ..request(&cloud.site, "a", &key) };
     assert!(nameless.filling().is_none());
 }
 
