@@ -162,9 +162,9 @@ impl Container {
     ) -> Result<Arc<ContainerKey>, Error> {
         self.opened.lock().unwrap_or_else(PoisonError::into_inner).insert(key.epoch(), key.clone());
         let (keys, current) = (self.container_keys()?, Current { epoch: key.epoch(), rotating: previous.is_some() });
-        // Killed between the two, a host must not refuse what the store says from then on. A store that says nothing yet may have
-        // had another key before, which this host still trusts; one that names a key seems to have gone back.
-        if keys.current()?.is_none() {
+        // A host that is killed between the two must go on with what the store says then. Of a store that names no key it trusts
+        // one that is no more; one that names a key would seem to have gone back.
+        if self.known()?.is_some() && keys.current()?.is_none() {
             self.trust(&key, made_for)?;
             keys.set_current(&current, &key.fingerprint()?)?;
         } else {
