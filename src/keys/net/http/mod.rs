@@ -1,7 +1,7 @@
 //! HTTP with bounds: on every wait, on every answer, on where a request may go.
 //!
 //! A request is tried until it is answered for good or its time is over; between tries it waits, with jitter, as long as
-//! the server asks for. Of several servers the second is asked when the first has not answered after a head start, and
+//! the server asks for. A try that takes too long is heard beside the next ones. Of several servers the second is asked when the first has not answered after a head start, and
 //! the first good answer wins (the idea of RFC 8305, section 5).
 
 mod cancel;
@@ -10,6 +10,7 @@ mod error;
 use std::{
     collections::BTreeSet,
     net::IpAddr,
+    pin::Pin,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU32, Ordering::Relaxed},
@@ -18,7 +19,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::{Either, join_all, select};
+use futures_util::{
+    future::{Either, join_all, ready, select},
+    stream::{self, FuturesUnordered, StreamExt},
+};
 use openssl::x509::X509;
 use reqwest::{
     Certificate, Client, ClientBuilder, Identity, Method, StatusCode, Url,
@@ -28,8 +32,7 @@ use reqwest::{
 };
 use tokio::{
     runtime::{Builder, Runtime},
-    task::JoinSet,
-    time::{sleep, timeout},
+    time::timeout,
 };
 use zeroize::Zeroizing;
 
@@ -154,6 +157,14 @@ impl HttpAnswer {
 }
 
 impl Request {
+    /// Whether there is no use in another try, or in another server.
+    fn is_settled_by(&self, outcome: &Outcome) -> bool {
+        match outcome {
+            Ok(answer) => !answer.is_temporary() || self.repeat == Repeat::Unsent,
+            Err(error) => !error.may_be_repeated(self.repeat) && self.repeat != Repeat::Never,
+        }
+    }
+
     /// A request without body that may be repeated.
     pub fn new(method: Method, urls: Vec<Url>, most_bytes: usize) -> Self {
         Self {
@@ -366,7 +377,7 @@ impl Http {
         self.runtime.as_ref().expect("it is taken on drop only")
     }
 
-    async fn tries(&self, request: &Request) -> Result<HttpAnswer, HttpError> {
+    async fn tries(&self, request: &Request) -> Outcome {
         if let Some(insecure) = request.urls.iter().find(|url| !request.in_clear && !is_secure(url)) {
             return Err(HttpError::Insecure(insecure.clone()));
         }
@@ -375,15 +386,16 @@ impl Http {
         if let Some(url) = request.urls.first().filter(|_| end <= Instant::now()) {
             return Err(HttpError::NoTime { url: without_query(url) });
         }
+        let mut tries =
+            Tries { client: &self.client, request, end, late: Outcomes::new(), reached: false, repeated: false };
         let mut pause = FIRST_PAUSE;
-        let mut before: Option<Result<HttpAnswer, HttpError>> = None;
-        let mut repeated = false;
+        let mut before: Option<Outcome> = None;
         let mut told = BTreeSet::new();
         loop {
             let doublings = self.doublings.load(Relaxed);
             let one_try = self.limits.one_try.saturating_mul(1 << doublings);
             let cut_short = end.saturating_duration_since(Instant::now()) < one_try;
-            let outcome = self.round(request, one_try, end, &mut repeated).await;
+            let outcome = tries.round(one_try).await;
             if matches!(outcome, Err(HttpError::TimedOut { .. })) {
                 // Once for all requests that were under way.
                 self.doublings.fetch_max((doublings + 1).min(MOST_DOUBLINGS), Relaxed);
@@ -412,50 +424,77 @@ impl Http {
                 told.insert(why);
             }
             before = Some(outcome);
-            sleep(wait).await;
+            if let Some(answer) = tries.pause(wait).await {
+                return answer;
+            }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
+}
 
-    /// Asks each server once, the later ones after a head start. `repeated` becomes true once a server may have done it of which no
-    /// answer is taken.
-    async fn round(
-        &self,
-        request: &Request,
-        one_try: Duration,
-        end: Instant,
-        repeated: &mut bool,
-    ) -> Result<HttpAnswer, HttpError> {
-        let mut waiting = request.urls.iter();
-        let mut asked = JoinSet::new();
-        let mut last = None;
-        let rest = end.saturating_duration_since(Instant::now());
-        let one_try = if request.patient { rest } else { one_try.min(rest) };
+/// The tries of one request. One that takes longer than its time stays under way beside the next: a server that has much to do
+/// carries it out in any case, and its answer is as good as a later one.
+struct Tries<'a> {
+    client: &'a Client,
+    request: &'a Request,
+    end: Instant,
+    late: Outcomes<'a>,
+    /// A server may have carried it out, and no answer was taken.
+    reached: bool,
+    /// It was sent again after that.
+    repeated: bool,
+}
+
+type Outcome = Result<HttpAnswer, HttpError>;
+type Outcomes<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>>;
+
+impl<'a> Tries<'a> {
+    /// Asks each server once, the later ones after a head start.
+    async fn round(&mut self, one_try: Duration) -> Outcome {
+        let Self { client, request, end, .. } = *self;
+        let left = || end.saturating_duration_since(Instant::now());
+        let one_try = if request.patient { left() } else { one_try.min(left()) };
         // Only what may be sent twice is sent to two servers.
         let head_start = if request.repeat == Repeat::Unsent { Duration::MAX } else { HEAD_START };
+        let (mut waiting, mut asked, mut last) = (request.urls.iter(), Outcomes::new(), None);
+        let (mut newest, mut until) = (None, Instant::now());
         loop {
             if let Some(url) = waiting.next() {
-                asked.spawn(once(self.client.clone(), request.clone(), url.clone(), one_try));
+                self.repeated |= self.reached || !asked.is_empty() || !self.late.is_empty();
+                asked.push(Box::pin(once(client, request, url, left())));
+                (newest, until) = (Some(url), Instant::now() + one_try);
             }
-            let patience = if waiting.len() > 0 { head_start } else { Duration::MAX };
-            let outcome = match timeout(patience, asked.join_next()).await {
-                Err(_) => {
-                    *repeated = true;
+            let Some(newest) = newest.filter(|_| !asked.is_empty()) else {
+                return last.unwrap_or_else(|| Err(HttpError::Url("no URL".to_owned())));
+            };
+            let its_time = until.saturating_duration_since(Instant::now());
+            let patience = if waiting.len() > 0 { head_start.min(its_time) } else { its_time };
+            let outcome = timeout(patience, stream::select(&mut asked, &mut self.late).next()).await;
+            let Ok(Some(outcome)) = outcome else {
+                if patience < its_time {
                     continue;
                 }
-                Ok(None) => return last.unwrap_or_else(|| Err(HttpError::Url("no URL".to_owned()))),
-                Ok(Some(outcome)) => outcome.unwrap_or_else(|panicked| Err(HttpError::Client(panicked.into()))),
+                self.late.extend(asked);
+                return Err(HttpError::TimedOut { url: without_query(newest), after: one_try });
             };
-            let try_the_next = match &outcome {
-                Ok(answer) => answer.is_temporary() && request.repeat != Repeat::Unsent,
-                Err(error) => error.may_be_repeated(request.repeat) || request.repeat == Repeat::Never,
-            };
-            if !try_the_next {
-                return outcome.map(|answer| HttpAnswer { repeated: *repeated, ..answer });
+            if request.is_settled_by(&outcome) {
+                return self.taken(outcome);
             }
-            *repeated |= !matches!(&outcome, Err(error) if error.may_be_repeated(Repeat::Unsent));
+            self.reached |= !matches!(&outcome, Err(error) if error.may_be_repeated(Repeat::Unsent));
             last = Some(outcome);
         }
+    }
+
+    /// Waits, unless a late try settles it.
+    async fn pause(&mut self, wait: Duration) -> Option<Outcome> {
+        let request = self.request;
+        let settles = self.late.by_ref().filter(|outcome| ready(request.is_settled_by(outcome)));
+        let settled = timeout(wait, settles.chain(stream::pending()).next()).await.ok().flatten();
+        settled.map(|outcome| self.taken(outcome))
+    }
+
+    fn taken(&self, outcome: Outcome) -> Outcome {
+        outcome.map(|answer| HttpAnswer { repeated: self.repeated, ..answer })
     }
 }
 
@@ -468,10 +507,10 @@ impl Drop for Http {
     }
 }
 
-async fn once(client: Client, request: Request, url: Url, limit: Duration) -> Result<HttpAnswer, HttpError> {
+async fn once(client: &Client, request: &Request, url: &Url, limit: Duration) -> Outcome {
     let started = Instant::now();
-    let answer = timeout(limit, exchange(client, request, url.clone())).await;
-    let answer = answer.unwrap_or_else(|_| Err(HttpError::TimedOut { url: without_query(&url), after: limit }));
+    let answer = timeout(limit, exchange(client, request, url)).await;
+    let answer = answer.unwrap_or_else(|_| Err(HttpError::TimedOut { url: without_query(url), after: limit }));
     let took = started.elapsed().as_millis();
     match &answer {
         Ok(answer) => tracing::debug!("{} {} in {took} ms", answer.status.as_u16(), answer.url),
@@ -480,22 +519,22 @@ async fn once(client: Client, request: Request, url: Url, limit: Duration) -> Re
     answer
 }
 
-async fn exchange(client: Client, request: Request, url: Url) -> Result<HttpAnswer, HttpError> {
-    let Request { method, headers, body, most_bytes, .. } = request;
-    let mut builder = client.request(method, url.clone()).headers(headers);
-    if let Some(body) = body {
+async fn exchange(client: &Client, request: &Request, url: &Url) -> Outcome {
+    let most_bytes = request.most_bytes;
+    let mut builder = client.request(request.method.clone(), url.clone()).headers(request.headers.clone());
+    if let Some(body) = request.body.clone() {
         builder = builder.body(body);
     }
     let failed = |error: reqwest::Error| {
         let (is_timeout, is_connect) = (error.is_timeout(), error.is_connect());
-        let (url, source) = (without_query(&url), Bottom::of(&error.without_url()));
+        let (url, source) = (without_query(url), Bottom::of(&error.without_url()));
         match (is_connect, is_timeout) {
             (true, _) => HttpError::Connect { url, source },
             _ => HttpError::Broken { url, source },
         }
     };
     let mut response = builder.send().await.map_err(failed)?;
-    let too_long = || HttpError::TooLong { url: without_query(&url), most_bytes };
+    let too_long = || HttpError::TooLong { url: without_query(url), most_bytes };
     if response.content_length().is_some_and(|length| length > most_bytes as u64) {
         return Err(too_long());
     }
@@ -517,7 +556,7 @@ async fn exchange(client: Client, request: Request, url: Url) -> Result<HttpAnsw
         len = end;
     }
     body.truncate(len);
-    Ok(HttpAnswer { url, status, headers, body, repeated: false })
+    Ok(HttpAnswer { url: url.clone(), status, headers, body, repeated: false })
 }
 
 fn without_query(url: &Url) -> Url {

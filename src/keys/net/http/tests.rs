@@ -87,3 +87,25 @@ fn an_answer_says_whether_a_server_may_have_done_it_before() {
     assert!(!repeated(&[&asked_once]));
     assert!(!repeated(&[&nobody, &asked_once]), "nobody was asked before");
 }
+
+#[test]
+fn a_try_that_took_too_long_is_heard_beside_the_next_ones() {
+    let asked = std::sync::Arc::new(AtomicU32::new(0));
+    let seen = asked.clone();
+    // One after the other: what comes after the first is not even read as long as that is under way.
+    let url = serve(move |_| match seen.fetch_add(1, Ordering::Relaxed) {
+        0 => {
+            std::thread::sleep(Duration::from_millis(500));
+            (404, String::new(), "the first".to_owned())
+        }
+        _ => loop {
+            std::thread::park();
+        },
+    });
+    let network = Network { try_seconds: 0.1, total_seconds: 60.0, ..Network::default() };
+    let http = Http::new(&network, None, None).unwrap();
+    let request = Request::new(Method::GET, vec![super::url(&url).unwrap()], 100);
+    let answer = http.send(&request).unwrap();
+    assert_eq!(answer.body.expose(), b"the first");
+    assert!(answer.repeated);
+}
