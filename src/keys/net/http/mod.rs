@@ -507,15 +507,31 @@ impl Drop for Http {
     }
 }
 
+/// A request that was sent: what came of it is told in any case.
+struct Sent<'a> {
+    url: &'a Url,
+    at: Instant,
+    is_told: bool,
+}
+
+impl Drop for Sent<'_> {
+    fn drop(&mut self) {
+        if !self.is_told {
+            tracing::debug!("{}: given up after {} ms", self.url, self.at.elapsed().as_millis());
+        }
+    }
+}
+
 async fn once(client: &Client, request: &Request, url: &Url, limit: Duration) -> Outcome {
-    let started = Instant::now();
+    let mut sent = Sent { url, at: Instant::now(), is_told: false };
     let answer = timeout(limit, exchange(client, request, url)).await;
     let answer = answer.unwrap_or_else(|_| Err(HttpError::TimedOut { url: without_query(url), after: limit }));
-    let took = started.elapsed().as_millis();
+    let took = sent.at.elapsed().as_millis();
     match &answer {
         Ok(answer) => tracing::debug!("{} {} in {took} ms", answer.status.as_u16(), answer.url),
         Err(error) => tracing::debug!("{} after {took} ms", chain(error)),
     }
+    sent.is_told = true;
     answer
 }
 
