@@ -14,7 +14,7 @@ use crate::{
 pub const STORIES: &[Story] = &[
     ("only_a_key_that_was_never_used_formats_with_swift", |cloud| never_used(cloud, "swift")),
     ("only_a_key_that_was_never_used_formats_with_barbican", |cloud| never_used(cloud, "barbican")),
-    ("a_stock_key_in_barbican_formats_only_if_the_administrator_says_so", stock_key),
+    ("a_key_of_stock_castellan_formats_only_if_the_administrator_says_so", stock_key),
     ("a_key_is_given_out_only_if_that_can_be_noted", noted),
 ];
 

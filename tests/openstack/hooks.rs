@@ -24,9 +24,16 @@ pub const STORIES: &[Story] = &[
 
 const TESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openstack");
 
-/// Python with the servers' packages and ours, from a wheel as users install it.
+/// The virtual environment with another release's os-brick and castellan, in place of the servers' (scripts/openstack-releases).
+pub fn other_clients() -> Option<String> {
+    std::env::var("CRYPTATTACH_OS_CLIENTS").ok()
+}
+
+/// Python with the clients and our package, from a wheel as users install it. The name of a story that uses it has `os_brick` or
+/// `castellan` in it.
 pub fn python(site: &Site<'_>, script: &str) -> Command {
-    let (state, venv) = (site.cloud.var("STATE"), site.cloud.var("VENV"));
+    let state = site.cloud.var("STATE");
+    let venv = other_clients().unwrap_or_else(|| site.cloud.var("VENV").to_owned());
     sh(&format!(
         "[ -d {state}/site ] || (
            cp -r {TESTS}/../../openstack {state}/package && cd {state}/package &&

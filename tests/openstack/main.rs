@@ -95,7 +95,11 @@ fn main() -> ExitCode {
         moves::STORIES,
         rotations::STORIES,
     ];
-    let mut trials: Vec<Trial> = stories.concat().into_iter().map(trial).collect();
+    let mut stories = stories.concat();
+    if hooks::other_clients().is_some() {
+        stories.retain(|(name, _)| name.contains("os_brick") || name.contains("castellan"));
+    }
+    let mut trials: Vec<Trial> = stories.into_iter().map(trial).collect();
     let on_demand: [Story; 3] =
         [("bench-stores", speed::compare), ("bench-fleet", fleet::storm), ("torture-keys", rotations::two_hundred)];
     trials.extend(on_demand.map(|story| trial(story).with_ignored_flag(true)));

@@ -21,8 +21,12 @@ pub const STORIES: &[Story] = &[
         through_python(cloud, "swift-caller");
     }),
     ("projects_do_not_meet_in_castellan_and_os_brick_with_barbican", |cloud| through_python(cloud, "barbican")),
-    ("copies_and_transfers_before_the_first_attach_end_no_volume_with_swift", |cloud| copies(cloud, "swift")),
-    ("copies_and_transfers_before_the_first_attach_end_no_volume_with_barbican", |cloud| copies(cloud, "barbican")),
+    ("castellans_copies_and_transfers_before_the_first_attach_end_no_volume_with_swift", |cloud| {
+        copies(cloud, "swift");
+    }),
+    ("castellans_copies_and_transfers_before_the_first_attach_end_no_volume_with_barbican", |cloud| {
+        copies(cloud, "barbican");
+    }),
     ("a_token_is_what_keystone_says_it_is", verified),
     ("an_admin_and_a_service_act_for_the_project_that_a_key_has", roles),
     ("a_store_that_cannot_tell_projects_apart_serves_no_hooks", not_served),
