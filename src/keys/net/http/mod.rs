@@ -20,7 +20,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{
-    future::{Either, join_all, ready, select},
+    future::{Either, join_all, pending, ready, select},
     stream::{self, FuturesUnordered, StreamExt},
 };
 use openssl::x509::X509;
@@ -32,6 +32,7 @@ use reqwest::{
 };
 use tokio::{
     runtime::{Builder, Runtime},
+    sync::{Semaphore, SemaphorePermit},
     time::timeout,
 };
 use zeroize::Zeroizing;
@@ -62,6 +63,9 @@ pub struct Http {
     /// How often a try's time has doubled: a server that answered too late for one has much to do, and what it is asked anew
     /// it does anew, for nobody.
     doublings: AtomicU32,
+    /// Turns of those that ask again because a try took too long: one at a time, and one more for each answer. A server that answers
+    /// nothing is not asked for everything again; one that answers some has lost the rest.
+    turns: Semaphore,
     /// The end of what all its requests are part of, if that has one.
     end: Option<Instant>,
 }
@@ -341,6 +345,7 @@ impl Http {
             runtime: Some(Builder::new_current_thread().enable_all().build().map_err(|e| HttpError::Client(e.into()))?),
             limits: Limits { one_try: limited(network.try_seconds), total: limited(network.total_seconds) },
             doublings: AtomicU32::new(0),
+            turns: Semaphore::new(1),
             end: None,
         })
     }
@@ -386,11 +391,19 @@ impl Http {
         if let Some(url) = request.urls.first().filter(|_| end <= Instant::now()) {
             return Err(HttpError::NoTime { url: without_query(url) });
         }
-        let mut tries =
-            Tries { client: &self.client, request, end, late: Outcomes::new(), reached: false, repeated: false };
+        let mut tries = Tries {
+            client: &self.client,
+            request,
+            end,
+            late: Outcomes::new(),
+            turns: &self.turns,
+            reached: false,
+            repeated: false,
+        };
         let mut pause = FIRST_PAUSE;
         let mut before: Option<Outcome> = None;
         let mut told = BTreeSet::new();
+        let mut turn = None;
         loop {
             let doublings = self.doublings.load(Relaxed);
             let one_try = self.limits.one_try.saturating_mul(1 << doublings);
@@ -423,10 +436,20 @@ impl Http {
                 tracing::warn!(problem = %why, "{why}; trying again for up to {:.0} s", left.as_secs_f32());
                 told.insert(why);
             }
-            before = Some(outcome);
+            let is_late = matches!(outcome, Err(HttpError::TimedOut { .. }));
             if let Some(answer) = tries.pause(wait).await {
                 return answer;
             }
+            // Its own goes back first.
+            drop(turn.take());
+            if is_late {
+                match tries.turn().await {
+                    Ok(next) => turn = Some(next),
+                    Err(Some(answer)) => return answer,
+                    Err(None) => return outcome,
+                }
+            }
+            before = Some(outcome);
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
@@ -439,6 +462,7 @@ struct Tries<'a> {
     request: &'a Request,
     end: Instant,
     late: Outcomes<'a>,
+    turns: &'a Semaphore,
     /// A server may have carried it out, and no answer was taken.
     reached: bool,
     /// It was sent again after that.
@@ -487,13 +511,34 @@ impl<'a> Tries<'a> {
 
     /// Waits, unless a late try settles it.
     async fn pause(&mut self, wait: Duration) -> Option<Outcome> {
+        timeout(wait, self.settled()).await.ok()
+    }
+
+    /// The leave to ask again, unless a late try settles it; nothing, if time is over.
+    async fn turn(&mut self) -> Result<SemaphorePermit<'a>, Option<Outcome>> {
+        let (turns, left) = (self.turns, self.end.saturating_duration_since(Instant::now()));
+        let either = select(Box::pin(turns.acquire()), Box::pin(self.settled()));
+        match timeout(left, either).await {
+            Ok(Either::Left((Ok(turn), _))) => Ok(turn),
+            Ok(Either::Right((outcome, _))) => Err(Some(outcome)),
+            Ok(Either::Left((Err(_), _))) | Err(_) => Err(None),
+        }
+    }
+
+    /// What settles it, of the late tries.
+    async fn settled(&mut self) -> Outcome {
         let request = self.request;
-        let settles = self.late.by_ref().filter(|outcome| ready(request.is_settled_by(outcome)));
-        let settled = timeout(wait, settles.chain(stream::pending()).next()).await.ok().flatten();
-        settled.map(|outcome| self.taken(outcome))
+        let mut settles = self.late.by_ref().filter(|outcome| ready(request.is_settled_by(outcome)));
+        match settles.next().await {
+            Some(outcome) => self.taken(outcome),
+            None => pending().await,
+        }
     }
 
     fn taken(&self, outcome: Outcome) -> Outcome {
+        if outcome.is_ok() {
+            self.turns.add_permits(1);
+        }
         outcome.map(|answer| HttpAnswer { repeated: self.repeated, ..answer })
     }
 }

@@ -109,3 +109,22 @@ fn a_try_that_took_too_long_is_heard_beside_the_next_ones() {
     assert_eq!(answer.body.expose(), b"the first");
     assert!(answer.repeated);
 }
+
+#[test]
+fn a_server_that_answers_nothing_is_not_asked_for_everything_again() {
+    let asked = std::sync::Arc::new(AtomicU32::new(0));
+    let seen = asked.clone();
+    // One after the other.
+    let url = serve(move |_| {
+        if seen.fetch_add(1, Ordering::Relaxed) == 0 {
+            std::thread::sleep(Duration::from_secs(2));
+        }
+        (200, String::new(), "done".to_owned())
+    });
+    let network = Network { try_seconds: 0.1, total_seconds: 60.0, ..Network::default() };
+    let http = Http::new(&network, None, None).unwrap();
+    let requests: Vec<_> = (0..20).map(|_| Request::new(Method::GET, vec![super::url(&url).unwrap()], 100)).collect();
+    assert!(http.send_all(&requests).into_iter().all(|answer| answer.unwrap().body.expose() == b"done"));
+    let asked = asked.load(Ordering::Relaxed);
+    assert!(asked < 45, "of 20 requests {asked} tries came; each by itself would have been tried four times");
+}
