@@ -4,6 +4,7 @@ another one, too. All else is os-brick's own code, the links of encrypted volume
 import os
 import signal
 import subprocess
+import time
 
 from os_brick import exception
 from os_brick import utils
@@ -19,30 +20,41 @@ def losetup(*arguments):
     return done.stdout.split()
 
 
-# A host that has a network between itself and the target, where two hosts share one kernel. A file that is seen through FUSE
-# is another one to the kernel, and to cryptattach, which refuses a volume that is behind two devices of one machine.
-NETWORK = os.environ.get('TARGET_THROUGH')
+# Where a volume is seen through FUSE that another host of this kernel has, too: while a server migrates live. It is another file
+# then to the kernel, and to cryptattach, which refuses a volume that is behind two devices of one machine.
+SECOND_VIEW = os.environ.get('SECOND_VIEW')
+
+
+def view(properties):
+    return os.path.join(SECOND_VIEW or '', os.path.basename(properties['loop_file']))
+
+
+def has_view(properties):
+    return bool(SECOND_VIEW) and os.path.exists(view(properties))
 
 
 def seen(properties):
     """The target's file as this host sees it."""
-    file = properties['loop_file']
-    return os.path.join(NETWORK, os.path.basename(file)) if NETWORK else file
+    return view(properties) if has_view(properties) else properties['loop_file']
 
 
-def export(properties):
-    file = seen(properties)
-    os.makedirs(NETWORK, exist_ok=True)
-    open(file, 'a').close()
+def begin_view(properties):
+    file = view(properties)
+    os.makedirs(SECOND_VIEW, exist_ok=True)
+    open(file, 'w').close()
     subprocess.run(['qemu-storage-daemon', '--daemonize', '--pidfile', f'{file}.pid',
                     '--blockdev', f'file,node-name=volume,filename={properties["loop_file"]},locking=off',
                     '--export', f'fuse,id=export,node-name=volume,mountpoint={file},writable=on'], check=True)
 
 
-def unexport(properties):
-    if os.path.exists(pid := f'{seen(properties)}.pid'):
-        with open(pid) as file:
-            os.kill(int(file.read()), signal.SIGTERM)
+def end_view(properties):
+    file = view(properties)
+    with open(f'{file}.pid') as pid:
+        pid = int(pid.read())
+    os.kill(pid, signal.SIGTERM)
+    while os.path.ismount(file):
+        time.sleep(0.1)
+    os.unlink(file)
 
 
 def link(properties):
@@ -62,9 +74,9 @@ def unlink(properties):
 
 
 def log_in(properties):
-    if NETWORK:
-        export(properties)
-    loop, = losetup('-f', '--show', f'--direct-io={"on" if NETWORK else "off"}', seen(properties))
+    if SECOND_VIEW and losetup('-n', '-O', 'NAME', '-j', properties['loop_file']):
+        begin_view(properties)
+    loop, = losetup('-f', '--show', f'--direct-io={"on" if has_view(properties) else "off"}', seen(properties))
     unlink(properties)
     os.makedirs('/dev/disk/by-path', exist_ok=True)
     os.symlink(loop, link(properties))
@@ -87,15 +99,15 @@ class LoopConnector:
         for loop in loops(connection_properties):
             losetup('-d', loop)
         unlink(connection_properties)
-        if NETWORK:
-            unexport(connection_properties)
+        if has_view(connection_properties):
+            end_view(connection_properties)
 
     @utils.trace
     @base.synchronized('extend_volume', external=True)
     @utils.connect_volume_undo_prepare_result
     def extend_volume(self, connection_properties):
         size = os.stat(connection_properties['loop_file']).st_size
-        if NETWORK:
+        if has_view(connection_properties):
             os.truncate(seen(connection_properties), size)
         for loop in loops(connection_properties):
             losetup('-c', loop)
