@@ -10,16 +10,16 @@ class SecondHost:
     name = 'host2'
 
     def starts(self):
-        """And is one on which servers may come."""
+        """And is one on which servers may come: after an evacuation, when it has removed what is elsewhere now."""
         servers('up', self.name)
         until('Nova knows the host', lambda: compute_service(self.name))
-        service(self.name, forced_down=False)
+        until('Nova takes the host back', lambda: change(self.name, forced_down=False).ok)
         compute_is_up(self.name)
-        # Now Nova asks the host itself to tell Placement.
-        service(self.name, status='enabled')
 
     def loses_power(self):
+        """And Nova is told at once: no server comes there."""
         servers('down', self.name)
+        assert change(self.name, forced_down=True).ok
 
     def devices(self, volume):
         """On a volume, by the link that would be udev's."""
@@ -32,9 +32,8 @@ class SecondHost:
         return one_mapping(self.devices(volume), inside=f'nsenter -m -t {init}')
 
 
-def service(host, **change):
-    answer = User('admin').cloud.compute.put(f'/os-services/{compute_service(host).id}', json=change, microversion='2.90')
-    assert answer.ok, answer.text
+def change(host, **values):
+    return User('admin').cloud.compute.put(f'/os-services/{compute_service(host).id}', json=values, microversion='2.90')
 
 
 @contextlib.contextmanager
@@ -45,18 +44,17 @@ def second_host():
     try:
         yield second
     finally:
-        service(second.name, status='disabled')
         second.loses_power()
 
 
 @contextlib.contextmanager
 def only_on_the_other():
     """New servers are not for the first host."""
-    service('host', status='disabled')
+    assert change('host', status='disabled').ok
     try:
         yield
     finally:
-        service('host', status='enabled')
+        assert change('host', status='enabled').ok
 
 
 @contextlib.contextmanager
@@ -97,7 +95,6 @@ def an_operator_evacuates_a_server_without_the_tenants_token():
         assert second.mapping(volume)['volume']
         with locked_out('demo'):
             second.loses_power()
-            service(second.name, forced_down=True)
             evacuated = Server(admin, server.id)
             evacuated.nova('POST', '/action', evacuate={})
             is_on(evacuated, 'host')
@@ -105,13 +102,11 @@ def an_operator_evacuates_a_server_without_the_tenants_token():
             assert mapping(volume)['volume'] and volume.shows_nothing()
             its = Volume(admin, volume.id)
             assert verdict(its) == 'apart' and record(its)['caller']['user'] == admin.cloud.current_user_id
-        # The dead host comes back. Before Nova uses it again it removes there what is elsewhere now.
+        # The dead host comes back.
         leftover = f'{STATE}/{second.name}/nova/instances/{server.id}'
         assert os.path.exists(leftover) and migration(server) == 'done'
-        servers('up', second.name)
-        until('Nova has looked at the host', lambda: migration(server) == 'completed')
         second.starts()
-        assert not os.path.exists(leftover)
+        assert migration(server) == 'completed' and not os.path.exists(leftover)
         demo = User('demo')
         server, volume = Server(demo, server.id), Volume(demo, volume.id)
         server.detach(volume)
