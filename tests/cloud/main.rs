@@ -46,6 +46,8 @@ const STORIES: &[&str] = &[
     "a_volume_whose_worker_was_killed_can_be_detached",
     "a_deleted_server_leaves_its_volume_free",
     "after_a_crash_another_volume_gets_the_device_and_not_the_data",
+    "an_operator_evacuates_a_server_without_the_tenants_token",
+    "a_server_migrates_live_without_the_tenants_token",
     "an_image_that_names_another_projects_key_gets_no_copy_of_it",
     "an_image_that_names_another_projects_key_does_not_delete_it",
     "qemu_opens_a_volume_of_type_luks_with_a_key_from_swift",

@@ -1,4 +1,5 @@
-"""configure.py STATE PORT_BASE VENV: the configuration of MariaDB, RabbitMQ, libvirt, Glance, Cinder, Placement and Nova below STATE."""
+"""configure.py STATE PORT_BASE VENV: the configuration of MariaDB, RabbitMQ, libvirt, Glance, Cinder, Placement and Nova below STATE.
+Of the second compute host's libvirt and Nova: below STATE/host2."""
 import pathlib
 import secrets
 import sys
@@ -27,7 +28,8 @@ def password(user):
 
 for user in ('placement', 'other', 'database'):
     password(user)
-for folder in ('cinder/volumes', 'glance/images', 'glance/staging', 'glance/tasks', 'nova/instances', 'rabbit', 'libvirt/run'):
+for folder in ('cinder/volumes', 'glance/images', 'glance/staging', 'glance/tasks', 'nova/instances', 'rabbit', 'libvirt/run',
+               'host2/nova/instances'):
     (S / folder).mkdir(parents=True, exist_ok=True)
 
 
@@ -82,24 +84,6 @@ write('rabbit/rabbitmq.conf', f'''
     log.file = false
 ''')
 write('rabbit/enabled_plugins', '[].\n')
-write('libvirt/libvirtd.conf', f'''
-    unix_sock_dir = "{S}/libvirt/run"
-    auth_unix_rw = "none"
-    auth_unix_ro = "none"
-    log_outputs = "2:file:{S}/log/libvirt-messages.log"
-    host_uuid = "{uuid.uuid4()}"
-''')
-# In a container there may be neither cgroups nor a second /dev. Consoles are files, so no virtlogd is needed.
-write('libvirt/qemu.conf', '''
-    user = "root"
-    group = "root"
-    dynamic_ownership = 0
-    remember_owner = 0
-    security_driver = "none"
-    namespaces = [ ]
-    cgroup_controllers = [ ]
-    stdio_handler = "file"
-''')
 write('cinder/rootwrap.conf', f'''
     [DEFAULT]
     filters_path = {venv}/etc/cinder/rootwrap.d
@@ -181,14 +165,35 @@ auth_strategy = keystone
 sync_on_startup = true
 {tokens('placement', 'placement')}
 ''')
-write('nova/nova.conf', f'''
+# Each with the other's folder, for it migrates servers there. libvirt takes no migration_address that is 127.0.0.1.
+for name, folder, other, address in (('host', '', 'host2/', '127.0.0.31'), ('host2', 'host2/', '', '127.0.0.32')):
+    write(f'{folder}libvirt/libvirtd.conf', f'''
+        unix_sock_dir = "{S}/{folder}libvirt/run"
+        auth_unix_rw = "none"
+        auth_unix_ro = "none"
+        log_outputs = "2:file:{S}/log/{name}-libvirt-messages.log"
+        host_uuid = "{uuid.uuid4()}"
+    ''')
+    # In a container there may be neither cgroups nor a second /dev. Consoles are files, so no virtlogd is needed.
+    write(f'{folder}libvirt/qemu.conf', f'''
+        user = "root"
+        group = "root"
+        dynamic_ownership = 0
+        remember_owner = 0
+        security_driver = "none"
+        namespaces = [ ]
+        cgroup_controllers = [ ]
+        stdio_handler = "file"
+        migration_address = "{address}"
+    ''')
+    write(f'{folder}nova/nova.conf', f'''
 [DEFAULT]
 my_ip = {ip}
-host = host
+host = {name}
 transport_url = {bus}
 # The machine may be busy.
 rpc_response_timeout = 300
-state_path = {S}/nova
+state_path = {S}/{folder}nova
 compute_driver = libvirt.LibvirtDriver
 instances_path = {S}/nova/instances
 heal_instance_info_cache_interval = -1
@@ -213,16 +218,22 @@ workers = 1
 workers = 1
 discover_hosts_in_cells_interval = 5
 [oslo_concurrency]
-lock_path = {S}/nova/lock
+lock_path = {S}/{folder}nova/lock
 [oslo_messaging_notifications]
 driver = noop
 [libvirt]
 virt_type = qemu
 cpu_mode = none
-connection_uri = qemu+unix:///system?socket={S}/libvirt/run/libvirt-sock
+connection_uri = qemu+unix:///system?socket={S}/{folder}libvirt/run/libvirt-sock
 num_pcie_ports = 12
 hw_machine_type = x86_64=q35
 images_type = raw
+# Nova formats it with an address, of which this takes nothing.
+live_migration_uri = qemu+unix:///system?socket={S}/{other}libvirt/run/libvirt-sock%.0s
+live_migration_inbound_addr = {address}
+[workarounds]
+# At a live migration Nova would take the guest's kernel for a disk with a wrong partition table.
+disable_deep_image_inspection = true
 [vnc]
 enabled = false
 [spice]
@@ -245,7 +256,7 @@ send_service_user_token = true
 {log_in('nova')}
 {tokens('nova', 'compute')}
 {KEYS}
-{privsep(f'{S}/nova/nova.conf', 'nova_sys_admin')}
+{privsep(f'{S}/{folder}nova/nova.conf', 'nova_sys_admin')}
 ''')
 # The WSGI application looks for it beside nova.conf.
 write('nova/api-paste.ini', pathlib.Path(venv, 'etc/nova/api-paste.ini').read_text())

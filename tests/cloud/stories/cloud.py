@@ -32,12 +32,16 @@ def key_list():
     return json.loads(sh(f'{CRYPTATTACH} key list --json'))
 
 
+def record(volume, host=''):
+    """Of the last attach with the volume's key, in the audit of that host: "" or "2"."""
+    with open(f'{os.path.dirname(os.environ["CRYPTATTACH_CONFIG"])}{host}/audit') as audit:
+        records = [json.loads(line) for line in audit]
+    return [r for r in records if r['action'] == 'attach' and r['key'].endswith(volume.key())][-1]
+
+
 def verdict(volume):
     """Of the separation check, at the last attach with the volume's key."""
-    with open(os.path.join(os.path.dirname(os.environ['CRYPTATTACH_CONFIG']), 'audit')) as audit:
-        records = [json.loads(line) for line in audit]
-    found = [r for r in records if r['action'] == 'attach' and r['key'].endswith(volume.key())]
-    return found[-1]['separation']['verdict']
+    return record(volume)['separation']['verdict']
 
 
 def servers(command, names=''):
@@ -221,7 +225,12 @@ def loops(volume):
 
 def mapping(volume):
     """What cryptattach says of a volume that is in use."""
-    found = [entry for entry in json.loads(sh(f'{CRYPTATTACH} list --json')) if entry['source'] in loops(volume)]
+    return one_mapping(loops(volume))
+
+
+def one_mapping(sources, inside=''):
+    """Of one of these devices; `inside` leads to another host."""
+    found = [entry for entry in json.loads(sh(f'{inside} {CRYPTATTACH} list --json')) if entry['source'] in sources]
     assert len(found) == 1, found
     return found[0]
 
@@ -238,6 +247,13 @@ def worker(volume):
     raise AssertionError('no worker')
 
 
-def compute_is_up():
-    up = lambda: any(s.binary == 'nova-compute' and s.state == 'up' for s in User('admin').cloud.compute.services())
+def compute_service(host):
+    found = [s for s in User('admin').cloud.compute.services() if s.binary == 'nova-compute' and s.host == host]
+    return found[0] if found else None
+
+
+def compute_is_up(host='host'):
+    up = lambda: (service := compute_service(host)) and service.state == 'up'
     until('Nova sees its compute host', up)
+    # The scheduler would find it by itself, a moment later.
+    sh(f'{os.environ["CLOUD_VENV"]}/bin/nova-manage --config-file {STATE}/nova/nova.conf cell_v2 discover_hosts')

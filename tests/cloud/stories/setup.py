@@ -40,5 +40,3 @@ def prepare():
         images[name] = image.id
     admin.cloud.compute.create_flavor(name='tiny', ram=160, vcpus=1, disk=1)
     compute_is_up()
-    # The scheduler would find it by itself, a moment later.
-    sh(f'{os.environ["CLOUD_VENV"]}/bin/nova-manage --config-file {os.environ["STATE"]}/nova/nova.conf cell_v2 discover_hosts')
