@@ -52,6 +52,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Of the time of a try.
 const MOST_DOUBLINGS: u32 = 5;
+/// Requests of one client, each with a connection, as of a browser to one server. More of them would wait in a busy server's queue,
+/// while connections that have their answer take its places.
+const MOST_AT_ONCE: usize = 6;
 const LONGEST_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// One client for all requests of a store: its connections and its time limits.
@@ -66,6 +69,8 @@ pub struct Http {
     /// Turns of those that ask again because a try took too long: one at a time, and one more for each answer. A server that answers
     /// nothing is not asked for everything again; one that answers some has lost the rest.
     turns: Semaphore,
+    /// What is left of [`MOST_AT_ONCE`].
+    places: Semaphore,
     /// The end of what all its requests are part of, if that has one.
     end: Option<Instant>,
 }
@@ -346,6 +351,7 @@ impl Http {
             limits: Limits { one_try: limited(network.try_seconds), total: limited(network.total_seconds) },
             doublings: AtomicU32::new(0),
             turns: Semaphore::new(1),
+            places: Semaphore::new(MOST_AT_ONCE),
             end: None,
         })
     }
@@ -388,7 +394,8 @@ impl Http {
         }
         let own_end = Instant::now() + self.limits.total.saturating_sub(request.spent);
         let end = self.end.map_or(own_end, |end| end.min(own_end));
-        if let Some(url) = request.urls.first().filter(|_| end <= Instant::now()) {
+        let place = timeout(end.saturating_duration_since(Instant::now()), self.places.acquire()).await;
+        if let Some(url) = request.urls.first().filter(|_| place.is_err() || end <= Instant::now()) {
             return Err(HttpError::NoTime { url: without_query(url) });
         }
         let mut tries = Tries {
