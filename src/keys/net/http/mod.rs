@@ -55,6 +55,8 @@ const MOST_DOUBLINGS: u32 = 5;
 /// Requests of one client, each with a connection, as of a browser to one server. More of them would wait in a busy server's queue,
 /// while connections that have their answer take its places.
 const MOST_AT_ONCE: usize = 6;
+/// Of a connection. A server has so many places (Swift's proxy 1,024): who waits for one must not wait for an idle one's end.
+const LONGEST_IDLE: Duration = Duration::from_secs(1);
 const LONGEST_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// One client for all requests of a store: its connections and its time limits.
@@ -282,6 +284,7 @@ fn builder(network: &Network) -> ClientBuilder {
     Client::builder()
         .user_agent(concat!("cryptattach/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(limited(network.connect_seconds))
+        .pool_idle_timeout(LONGEST_IDLE)
         .tls_version_min(Version::TLS_1_2)
         // A proxy from the environment would see every token.
         .no_proxy()
