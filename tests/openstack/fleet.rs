@@ -45,6 +45,8 @@ const SWIFT: &[&str] = &["keystone", "proxy", "object1", "object2", "object3", "
 struct Outcome {
     /// Until all volumes of a host were open, sorted.
     seconds: Vec<f64>,
+    /// Within so many seconds the hosts started.
+    spread: f64,
     lost: Vec<String>,
     counts: Counts,
     client_cpu: f64,
@@ -230,7 +232,7 @@ impl Outcome {
     /// Carries orders out, and does something else meanwhile.
     fn of(orders: Vec<Order>, used: &dyn Fn() -> Vec<(String, f64)>, meanwhile: impl FnOnce()) -> Self {
         let outcome = Mutex::new(Self::default());
-        let begin = orders[0].begin;
+        let (begin, spread) = (orders[0].begin, orders[0].spread);
         let before = used();
         thread::scope(|scope| {
             let outcome = &outcome;
@@ -244,6 +246,7 @@ impl Outcome {
         let after = used().into_iter().zip(before);
         outcome.server_cpu = after.map(|((name, after), (_, before))| (name, after - before)).collect();
         outcome.seconds.sort_by(f64::total_cmp);
+        outcome.spread = spread;
         outcome
     }
 
@@ -266,7 +269,7 @@ impl Outcome {
     }
 
     fn per_minute(&self) -> f64 {
-        self.seconds.len() as f64 * 60.0 / self.percentile(100)
+        self.seconds.len() as f64 * 60.0 / (self.spread + self.percentile(100))
     }
 
     fn line(&self, name: &str, hosts: usize) -> String {
