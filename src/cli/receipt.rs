@@ -28,7 +28,7 @@ pub struct Verify {
     /// The receipt
     file: PathBuf,
     /// The thumbprint of the key that has to have signed it ('receipt key' of that host) [default: this host's]
-    #[arg(long, value_name = "THUMBPRINT")]
+    #[arg(long, value_name = "THUMBPRINT", allow_hyphen_values = true)]
     signer: Option<String>,
 }
 

@@ -332,6 +332,8 @@ fn a_receipt_that_was_edited_or_signed_by_another_or_is_none_is_refused() {
     let signer = site.json(&["receipt", "key"])["thumbprint"].as_str().unwrap().to_owned();
     assert!(thief.fails(85, &["receipt", "verify", &theirs, "--signer", &signer]).contains(&signer));
     thief.ok(&["receipt", "verify", &ours, "--signer", &signer]);
+    // As one thumbprint of 64 begins.
+    assert!(site.fails(85, &["receipt", "verify", &ours, "--signer", "-another"]).contains("-another"));
     // An auditor needs the program only.
     thief.ok(&["--config", "/nonexistent", "receipt", "verify", &ours, "--signer", &signer]);
     assert!(thief.fails(78, &["--config", "/nonexistent", "receipt", "verify", &ours]).contains("/nonexistent"));
