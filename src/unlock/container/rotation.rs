@@ -164,7 +164,7 @@ impl Container {
         let (keys, current) = (self.container_keys()?, Current { epoch: key.epoch(), rotating: previous.is_some() });
         // A host that is killed between the two must go on with what the store says then. Of a store that names no key it trusts
         // one that is no more; one that names a key would seem to have gone back.
-        if self.known()?.is_some() && keys.current()?.is_none() {
+        if self.trusted_epoch()?.is_some() && keys.current()?.is_none() {
             self.trust(&key, made_for)?;
             keys.set_current(&current, &key.fingerprint()?)?;
         } else {

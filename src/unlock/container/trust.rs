@@ -293,7 +293,7 @@ impl Container {
         Ok(self.known()?.map(|known| known.epoch))
     }
 
-    pub(super) fn known(&self) -> Result<Option<Trusted>, Error> {
+    fn known(&self) -> Result<Option<Trusted>, Error> {
         Ok(state::read(&self.trusted()).map_err(TrustError::from)?)
     }
 

@@ -1,8 +1,8 @@
 //! HTTP with bounds: on every wait, on every answer, on where a request may go.
 //!
 //! A request is tried until it is answered for good or its time is over; between tries it waits, with jitter, as long as
-//! the server asks for. A try that takes too long is heard beside the next ones. Of several servers the second is asked when the first has not answered after a head start, and
-//! the first good answer wins (the idea of RFC 8305, section 5).
+//! the server asks for. A try that takes too long is heard beside the next ones. Of several servers the second is asked when
+//! the first has not answered after a head start, and the first good answer wins (the idea of RFC 8305, section 5).
 
 mod cancel;
 mod error;
@@ -419,13 +419,14 @@ impl Http {
             let one_try = self.limits.one_try.saturating_mul(1 << doublings);
             let cut_short = end.saturating_duration_since(Instant::now()) < one_try;
             let outcome = tries.round(one_try).await;
-            if matches!(outcome, Err(HttpError::TimedOut { .. })) {
+            let is_late = matches!(outcome, Err(HttpError::TimedOut { .. }));
+            if is_late {
                 // Once for all requests that were under way.
                 self.doublings.fetch_max((doublings + 1).min(MOST_DOUBLINGS), Relaxed);
             }
             // A try that the end cut short says less than what the server said before.
             if cut_short
-                && matches!(outcome, Err(HttpError::TimedOut { .. }))
+                && is_late
                 && let Some(before) = before
             {
                 return before;
@@ -446,7 +447,6 @@ impl Http {
                 tracing::warn!(problem = %why, "{why}; trying again for up to {:.0} s", left.as_secs_f32());
                 told.insert(why);
             }
-            let is_late = matches!(outcome, Err(HttpError::TimedOut { .. }));
             if let Some(answer) = tries.pause(wait).await {
                 return answer;
             }
