@@ -71,7 +71,7 @@ impl Counts {
 
 impl Subscriber for Counter {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().ends_with("::net::http") && *metadata.level() == tracing::Level::DEBUG
+        metadata.target().contains("::net::http") && *metadata.level() == tracing::Level::DEBUG
     }
 
     fn event(&self, event: &Event<'_>) {
